@@ -1,0 +1,95 @@
+"""The `llmrec` command: one verb per stage, flags from the stage's config, errors without a traceback.
+
+torch is imported by the stage that needs it, never here, so that `llmrec --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import errno
+import importlib
+import json
+import os
+import sys
+import typing
+from collections.abc import Sequence
+
+from llmrec import __version__
+from llmrec.configs import STAGES, load_config
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="llmrec",
+        description="Make an LLM recommend from a catalogue, by semantic IDs and trie-constrained decoding.",
+    )
+    parser.add_argument("--version", action="version", version=f"llmrec {__version__}")
+    verbs = parser.add_subparsers(dest="stage", metavar="STAGE", required=True)
+    for stage, config in STAGES.items():
+        summary = (config.__doc__ or "").strip()
+        verb = verbs.add_parser(stage, help=summary, description=summary, allow_abbrev=False)
+        verb.add_argument("--config", help="YAML file whose keys are the options below; flags win over it.")
+        verb.add_argument("--json", action="store_true", help="Print the result as JSON on stdout.")
+        hints = typing.get_type_hints(config)
+        for field in dataclasses.fields(config):
+            _add_flag(verb, field, hints[field.name])
+    return parser
+
+
+def _add_flag(verb: argparse.ArgumentParser, field: dataclasses.Field, hint: object) -> None:
+    is_list = "list[" in str(hint)
+    required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    default = (
+        None if required else field.default if field.default is not dataclasses.MISSING else field.default_factory()
+    )
+    note = " Required." if required else "" if default in (None, []) else f" Default: {default}."
+    names = ["--" + field.name.replace("_", "-")] + ([f"-{field.name}"] if len(field.name) == 1 else [])
+    verb.add_argument(
+        *names,
+        dest=field.name,
+        default=argparse.SUPPRESS,
+        nargs="*" if is_list else "?" if hint is bool else None,
+        const="true" if hint is bool else None,
+        metavar=field.name.upper(),
+        help=(field.metadata["help"] + note).replace("%", "%%"),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one stage; returns the exit status (0, or 2 with one line on stderr where the input is at fault)."""
+    known, unknown = build_parser().parse_known_args(argv)
+    flags = vars(known)
+    stage, path, as_json = flags.pop("stage"), flags.pop("config"), flags.pop("json")
+    flags.update({flag.lstrip("-").replace("-", "_"): None for flag in unknown if flag.startswith("-")})
+    if as_json:
+        os.environ["LLMREC_QUIET"] = "1"
+    try:
+        config = load_config(STAGES[stage], path, flags)
+        result = importlib.import_module(f"llmrec.stages.{stage}").main(config)
+        if as_json and int(os.environ.get("RANK", "0")) == 0:
+            print(json.dumps(result, indent=2, default=str))
+        return 0
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        if os.environ.get("LLMREC_TRACEBACK"):
+            raise
+        print(f"llmrec {stage}: {explain(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nllmrec {stage}: interrupted; run the same command again to continue.", file=sys.stderr)
+        return 130
+    finally:
+        if as_json:
+            del os.environ["LLMREC_QUIET"]
+
+
+def explain(error: Exception) -> str:
+    """One message for the person at the terminal: what happened and what to do."""
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{text}. Free some space, then run the same command again; it resumes."
+    return f"{text}\n(LLMREC_TRACEBACK=1 shows where.)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""What a person sees while a stage works: progress bars and tables on stderr, silent where `--json` or a rank asks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+T = TypeVar("T")
+
+
+def is_quiet() -> bool:
+    """True under `--json` and in every process but the first of an `accelerate launch`."""
+    return bool(os.environ.get("LLMREC_QUIET")) or int(os.environ.get("RANK", "0")) != 0
+
+
+def console() -> Console:
+    return Console(stderr=True, quiet=is_quiet())
+
+
+def say(text: str) -> None:
+    console().print(text, highlight=False)
+
+
+def progress(items: Iterable[T], description: str, total: int | None = None, unit: str = "") -> Iterator[T]:
+    """Yield the items under a progress bar with elapsed and remaining time."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console(), transient=True) as bar:
+        yield from bar.track(items, total=total, description=description)
+
+
+def table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print a table; numbers are right-aligned, floats have four digits."""
+    grid = Table(title=title, title_justify="left")
+    rows = [list(row) for row in rows]
+    for i, name in enumerate(header):
+        numeric = any(isinstance(row[i], int | float) for row in rows)
+        grid.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row))
+    console().print(grid)
