@@ -1,0 +1,59 @@
+"""Shared fixtures: a 12-item catalogue (3 levels x 4 codes, one deliberate collision) and real data where it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from llmrec.catalog import Catalog
+from llmrec.sid import SidTable
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+if SHARED_DATA.is_dir():
+    os.environ.setdefault("LLMREC_DATA", str(SHARED_DATA))
+
+TITLES = ("red apple", "green apple", "ripe pear", "blue plum", "red plum", "sweet melon",
+          "green tea", "black tea", "black coffee", "iced coffee", "apple juice", "plum juice")  # fmt: skip
+# Items 4 and 5 share (1, 0, 0): the deliberate collision.
+CODES = np.array([
+    [0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 3, 2], [1, 0, 0], [1, 0, 0],
+    [1, 2, 3], [2, 0, 0], [2, 0, 3], [3, 1, 1], [3, 1, 2], [3, 3, 3],
+])  # fmt: skip
+
+
+@pytest.fixture
+def item_ids() -> list[str]:
+    return [f"item-{row}" for row in range(12)]
+
+
+@pytest.fixture
+def sid_table(item_ids) -> SidTable:
+    return SidTable(item_ids, CODES, level_sizes=[4, 4, 4])
+
+
+@pytest.fixture
+def catalog(item_ids) -> Catalog:
+    """12 items and 6 users; leave-one-out: the last item is test, the one before it valid."""
+    sequences = {f"user-{u}": [(u + step * (1 + u % 3)) % 12 for step in range(5)] for u in range(6)}
+    rows = []
+    for user, items in sequences.items():
+        ids = [item_ids[i] for i in items]
+        for split, end in (("train", 2), ("valid", 3), ("test", 4)):
+            rows.append({"user_id": user, "split": split, "history": ids[:end], "target": ids[end]})
+    items = pa.table({"item_id": item_ids, "title": TITLES, "text": TITLES})
+    return Catalog(items, pa.Table.from_pylist(rows))
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real datasets; tests that need it skip elsewhere."""
+    if not os.environ.get("LLMREC_DATA"):
+        pytest.skip("LLMREC_DATA is not set: real datasets are not on this machine")
+    return Path(os.environ["LLMREC_DATA"])
