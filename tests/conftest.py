@@ -57,3 +57,49 @@ def data_dir() -> Path:
     if not os.environ.get("LLMREC_DATA"):
         pytest.skip("LLMREC_DATA is not set: real datasets are not on this machine")
     return Path(os.environ["LLMREC_DATA"])
+
+
+def word_tokenizer(words=TITLES):
+    """A throw-away word-level tokenizer of a few dozen words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from llmrec.prompts import DEFAULT_INSTRUCTION
+
+    special = ["<pad>", "<unk>", "<bos>", "<eos>"]
+    vocabulary = dict.fromkeys([*special, *" ".join([*words, DEFAULT_INSTRUCTION]).lower().split()])
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    names = dict(zip(("pad_token", "unk_token", "bos_token", "eos_token"), special, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=core, **names)
+
+
+def tiny_llm(vocab_size: int, architecture: str = "qwen3", tied: bool = True, seed: int = 0):
+    """A two-layer random causal LM of one of the architectures that users bring."""
+    import torch
+    from transformers import AutoModelForCausalLM, CONFIG_MAPPING
+
+    config = CONFIG_MAPPING[architecture](
+        vocab_size=vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=128, tie_word_embeddings=tied,
+        initializer_range=0.2, pad_token_id=0, bos_token_id=2, eos_token_id=3,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.fixture
+def tokenizer():
+    return word_tokenizer()
+
+
+@pytest.fixture
+def vocabulary(tokenizer, sid_table):
+    from llmrec.vocab import SidVocabulary
+
+    return SidVocabulary.add_to(tokenizer, sid_table.level_sizes)
+
+
+@pytest.fixture
+def llm(tokenizer, vocabulary):
+    return tiny_llm(len(tokenizer))

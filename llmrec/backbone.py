@@ -1,0 +1,64 @@
+"""The two halves of a Hugging Face causal LM, so that logits are computed only where they are read.
+
+`model(...)` projects every position onto the whole vocabulary. Training reads a few positions, decoding one level's
+rows; both run the backbone here and multiply by the output rows they need. What a model does to its logits after the
+projection (Gemma's soft cap, Cohere's and Granite's scale) is applied alike.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+def causal_lm(model: nn.Module) -> PreTrainedModel:
+    """The causal LM inside a PEFT wrapper (its LoRA layers stay active), or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def run_backbone(model: PreTrainedModel, **inputs: Any) -> Any:
+    """Forward pass without the output projection; `last_hidden_state` is (B, T, hidden)."""
+    return model.base_model(**inputs)
+
+
+def output_rows(model: PreTrainedModel, rows: slice | None = None) -> tuple[Tensor, Tensor | None]:
+    """Rows of the output matrix, and of its bias where there is one.
+
+    Returns:
+        (rows, hidden) weight and (rows,) bias.
+    """
+    head = model.get_output_embeddings()
+    bias = getattr(head, "bias", None)
+    rows = slice(None) if rows is None else rows
+    return head.weight[rows], None if bias is None else bias[rows]
+
+
+def logits(model: PreTrainedModel, hidden: Tensor, rows: slice | None = None) -> Tensor:
+    """Logits of some vocabulary rows, as the model itself would compute them.
+
+    Args:
+        model: Causal LM.
+        hidden: (…, hidden) last hidden states.
+        rows: Token ids, as a slice; the whole vocabulary when left out.
+
+    Returns:
+        (…, rows) float32.
+    """
+    weight, bias = output_rows(model, rows)
+    return finish_logits(model, nn.functional.linear(hidden.to(weight.dtype), weight, bias))
+
+
+def finish_logits(model: PreTrainedModel, scores: Tensor) -> Tensor:
+    """Scale and soft-cap projected logits as the model's config says; (…) -> (…) float32."""
+    config = model.config.get_text_config()
+    scores = scores.float()
+    if getattr(config, "logit_scale", None):
+        scores = scores * config.logit_scale
+    if getattr(config, "logits_scaling", None):
+        scores = scores / config.logits_scaling
+    cap = getattr(config, "final_logit_softcapping", None)
+    return torch.tanh(scores / cap) * cap if cap else scores

@@ -1,0 +1,138 @@
+"""A checkpoint: an ordinary Hugging Face model directory, the SID table, and llmrec.json that binds them.
+
+`extend` and `sft` write it, everything that decodes reads it. Nothing in it is executed: weights are safetensors, the
+rest is JSON and parquet, and `trust_remote_code` stays off.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from llmrec import sid
+from llmrec.artifact import MANIFEST, verify, write_json
+from llmrec.prompts import Prompt
+from llmrec.sid import SidTable
+from llmrec.vocab import SidVocabulary
+
+FILE = "llmrec.json"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What a checkpoint must know beside its weights.
+
+    Args:
+        vocabulary: Token ids of the codes.
+        prompt: What precedes a history.
+        max_history: Items of a history that are shown to the model, the latest ones.
+        normalize_over: Over what the score of a code is normalised; see `llmrec.decoding`.
+    """
+
+    vocabulary: SidVocabulary
+    prompt: Prompt
+    max_history: int
+    normalize_over: str
+
+    def save(self, directory: str | Path, table: SidTable, details: dict[str, Any] | None = None) -> None:
+        """Write llmrec.json and the table it is bound to."""
+        table.save(directory)
+        values = {
+            "schema_version": SCHEMA_VERSION,
+            "sid_table_sha256": table.sha256,
+            "vocabulary": self.vocabulary.to_dict(),
+            "prompt": self.prompt.to_dict(),
+            "max_history": self.max_history,
+            "normalize_over": self.normalize_over,
+            "details": details or {},
+        }
+        write_json(Path(directory) / FILE, values)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> tuple[Binding, SidTable, dict[str, Any]]:
+        """Read and check llmrec.json and its SID table.
+
+        Returns:
+            The binding, the table, and the details of how the checkpoint was made.
+
+        Raises:
+            ValueError: If a file is absent or unreadable, or the table is not the one the weights were trained on.
+        """
+        path = Path(directory) / FILE
+        if not path.is_file():
+            raise ValueError(
+                f"'{directory}' has no {FILE}: it is not a checkpoint of llmrec. `llmrec extend` makes one."
+            )
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            vocabulary, prompt = SidVocabulary.from_dict(values["vocabulary"]), Prompt(**values["prompt"])
+            binding = cls(vocabulary, prompt, values["max_history"], values["normalize_over"])
+            expected, details = values["sid_table_sha256"], values["details"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} cannot be read ({error!r}); run the stage that wrote it again.") from error
+        table = SidTable.load(directory)
+        if table.sha256 != expected:
+            raise ValueError(
+                f"{Path(directory) / sid.FILE} is not the table this checkpoint was trained on (sha256 {table.sha256[:12]}…, "
+                f"expected {expected[:12]}…). Restore it, or run `llmrec extend` and `llmrec sft` on the new table."
+            )
+        vocabulary.check_table(table)
+        return binding, table, details
+
+
+def resolve(source: str | Path) -> Path:
+    """Local directory of a checkpoint given by path or Hub id, verified where llmrec wrote a manifest.
+
+    Raises:
+        ValueError: If it is neither a directory nor reachable on the Hub, or a file was changed.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return verify(path, "extend", "sft") if (path / MANIFEST).is_file() else path
+    if path.with_name(path.name + ".partial").is_dir():
+        return verify(path)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(source)))
+    except Exception as error:
+        raise ValueError(
+            f"'{source}' is neither a checkpoint directory nor a model that could be fetched from the Hub "
+            f"({type(error).__name__}: {str(error).splitlines()[0]})."
+        ) from error
+
+
+def load_tokenizer(source: str | Path, **options: Any) -> PreTrainedTokenizerBase:
+    """Tokenizer of a path or Hub id, with a padding token that is not its end of sequence where there is a choice.
+
+    Raises:
+        ValueError: If it cannot be loaded.
+    """
+    tokenizer = _from_pretrained(AutoTokenizer, source, **options)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token
+    return tokenizer
+
+
+def load_model(source: str | Path, **options: Any) -> PreTrainedModel:
+    """Causal LM of a path or Hub id, safetensors only, without remote code.
+
+    Raises:
+        ValueError: If it cannot be loaded.
+    """
+    return _from_pretrained(AutoModelForCausalLM, source, **options)
+
+
+def _from_pretrained(cls: type, source: str | Path, **options: Any) -> Any:
+    try:
+        return cls.from_pretrained(str(source), trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"'{source}' cannot be loaded by {cls.__name__}: {str(error).splitlines()[0]} "
+            "Give a Hub id that this machine can reach, or the path of a saved causal LM."
+        ) from error
