@@ -1,0 +1,1 @@
+"""Honest evaluation: item-level metrics, baselines of the same command, intervals over users."""

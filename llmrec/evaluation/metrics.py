@@ -1,0 +1,149 @@
+"""Metrics that count items: recall, NDCG and MRR at k with one target per row, full catalogue, shared credit for ties.
+
+A generative recommender ranks semantic IDs, and several items may own one. The items of a SID form a tie group that is
+taken as in uniformly random order: a target that shares its SID with s - 1 other items earns the mean of the metric
+over the s places of the group. Recall@k at the SID level, which counts the whole group as a hit, stands beside it:
+MiniOneRec's published figures are of that kind and are the larger, the more SIDs are shared.
+
+With one target per row recall@k equals the hit rate HR@k, and the ideal DCG is 1.
+
+Shapes: B rows, R slots of a ranking, N items.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+UNFILLED = -1  # item row of an empty slot
+MISS = -1
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What a ranker answers for B rows, best first.
+
+    Attributes:
+        items: (B, R) int64 item rows, each at most once in a row; -1 is an unfilled slot.
+        groups: (B, R) int64 tie group of each slot, the 0-based rank of its SID. The items of a group stand side by
+            side and all of them are listed, so R exceeds k where a group straddles it.
+        scores: (B, R) float, not increasing along a row.
+        invalid: (B,) int64 number of answers that were no item and have no slot; none where left out.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+
+    items: np.ndarray
+    groups: np.ndarray
+    scores: np.ndarray
+    invalid: np.ndarray | None = None
+
+    def __post_init__(self):
+        if not self.items.shape == self.groups.shape == self.scores.shape or self.items.ndim != 2:
+            raise ValueError(
+                f"items, groups and scores of a Ranking need one shape (B, R); they have {self.items.shape}, "
+                f"{self.groups.shape} and {self.scores.shape}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+class Position(NamedTuple):
+    """Where the targets of B rows stand.
+
+    Attributes:
+        start: (B,) int64 slots before the target's group; -1 where the target is absent.
+        size: (B,) int64 items in the group; 1 where the target is absent.
+        group: (B,) int64 rank of the target's SID; -1 where the target is absent.
+    """
+
+    start: np.ndarray
+    size: np.ndarray
+    group: np.ndarray
+
+
+def target_position(ranking: Ranking, targets: np.ndarray) -> Position:
+    """Tie group of each row's target.
+
+    Args:
+        ranking: Of B rows.
+        targets: (B,) item rows.
+    """
+    found = ranking.items == targets[:, None]  # (B, R)
+    hit = found.any(axis=1)
+    group = np.where(hit, np.take_along_axis(ranking.groups, found.argmax(axis=1)[:, None], axis=1)[:, 0], MISS)
+    tied = (ranking.groups == group[:, None]) & (ranking.items != UNFILLED)  # (B, R)
+    start = np.where(hit, tied.argmax(axis=1), MISS)
+    return Position(start, np.where(hit, tied.sum(axis=1), 1), group)
+
+
+def recall(position: Position, k: int) -> np.ndarray:
+    """(B,) chance that the target is among the first k items."""
+    return _shared_credit(position, np.ones(k))
+
+
+def ndcg(position: Position, k: int) -> np.ndarray:
+    """(B,) expected 1 / log2(rank + 1) of the target, 1-based, 0 beyond k."""
+    return _shared_credit(position, 1 / np.log2(np.arange(k) + 2))
+
+
+def mrr(position: Position, k: int) -> np.ndarray:
+    """(B,) expected reciprocal rank of the target, 0 beyond k."""
+    return _shared_credit(position, 1 / (np.arange(k) + 1))
+
+
+def sid_recall(position: Position, k: int) -> np.ndarray:
+    """(B,) whether the target's SID is among the first k SIDs; every item of the SID counts as a full hit.
+
+    Source: the evaluation of MiniOneRec (arXiv:2510.24431), which compares SID strings.
+    """
+    return ((position.group >= 0) & (position.group < k)).astype(np.float64)
+
+
+def per_row(position: Position, cutoffs: list[int]) -> dict[str, np.ndarray]:
+    """Every metric of every row: name -> (B,) in [0, 1], metric by metric, cut-offs ascending."""
+    metrics = {"recall": recall, "ndcg": ndcg, "mrr": mrr, "sid_recall": sid_recall}
+    return {f"{name}@{k}": metric(position, k) for name, metric in metrics.items() for k in sorted(cutoffs)}
+
+
+def unfilled(items: np.ndarray, k: int) -> float:
+    """Share of the first k slots that hold no item; recall counts them as misses.
+
+    Args:
+        items: (B, R) item rows of a ranking; slots beyond R are unfilled.
+    """
+    return 1 - float((items[:, :k] != UNFILLED).sum()) / (len(items) * k)
+
+
+def coverage(items: np.ndarray, k: int, num_items: int) -> float:
+    """Share of the catalogue that is among the first k slots of at least one row.
+
+    Args:
+        items: (B, R) item rows of a ranking. Tied items count in the order in which the ranker lists them.
+        num_items: Size of the catalogue.
+    """
+    shown = np.unique(items[:, :k])
+    return float((shown != UNFILLED).sum()) / num_items
+
+
+def invalid_rate(items: np.ndarray, invalid: np.ndarray) -> float:
+    """Share of the answers that were no item of the catalogue; 0 under trie-constrained decoding.
+
+    Args:
+        items: (B, R) item rows of a ranking.
+        invalid: (B,) number of answers of each row that were no item.
+    """
+    wrong, right = int(invalid.sum()), int((items != UNFILLED).sum())
+    return wrong / max(wrong + right, 1)
+
+
+def _shared_credit(position: Position, gains: np.ndarray) -> np.ndarray:
+    """(B,) mean of `gains` (k,), 0 from k on, over the places that the target's tie group takes."""
+    cumulative, k = np.concatenate([[0.0], np.cumsum(gains)]), len(gains)
+    start, size, _ = position
+    credit = cumulative[np.clip(start + size, 0, k)] - cumulative[np.clip(start, 0, k)]
+    return np.where(start == MISS, 0.0, credit / size)
