@@ -1,0 +1,157 @@
+"""One protocol for every ranker: full catalogue, every held-out row, with and without the items already seen.
+
+`plain` lets the ranker return anything; `seen_excluded` masks the items of the row's history at request time, as a shop
+would. A target that is itself in the history cannot be hit then: it counts as a miss, and its share is reported.
+
+Rows are batched by history length, longest first, so that little is padded and a batch that does not fit fails at once.
+Under `accelerate launch` the batches are dealt to the processes and the answers gathered; the batches are the same ones
+as in a single process, so the answers are too.
+
+Shapes: n rows, R slots of a ranking, k the largest cut-off.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from llmrec.catalog import Rows
+from llmrec.console import progress
+from llmrec.evaluation.metrics import UNFILLED, Position, Ranking, target_position
+
+COLUMNS = ("plain", "seen_excluded")
+Rank = Callable[[list[np.ndarray], int, list[np.ndarray] | None], Ranking]  # histories, k, exclude
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one system answered in one column.
+
+    Attributes:
+        position: Where the targets stand, (n,) each.
+        items: (n, k) the first k slots of each row.
+        invalid: (n,) answers that were no item.
+        seconds: Wall time of ranking all rows.
+    """
+
+    position: Position
+    items: np.ndarray
+    invalid: np.ndarray
+    seconds: float
+
+    def save(self, path: Path) -> None:
+        """Write an .npz file that is whole or absent."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("wb") as file:
+            np.savez(file, **self.position._asdict(), items=self.items, invalid=self.invalid, seconds=self.seconds)
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Outcome:
+        with np.load(path) as saved:
+            position = Position(*(saved[name] for name in Position._fields))
+            return cls(position, saved["items"], saved["invalid"], float(saved["seconds"]))
+
+
+def default_num_beams(num_items: int, cutoffs: list[int]) -> int:
+    """Beam width that leaves room behind the largest cut-off: min(num_items, max(50, 5 k))."""
+    return min(num_items, max(50, 5 * max(cutoffs)))
+
+
+def seen_targets(rows: Rows) -> np.ndarray:
+    """(n,) bool: the target is in the row's history, a certain miss where seen items are excluded."""
+    return np.array([rows.targets[i] in rows.history(i) for i in range(len(rows))], dtype=bool)
+
+
+def evaluate(rank: Rank, rows: Rows, k: int, column: str, batch_size: int, description: str = "evaluate") -> Outcome:
+    """Rank the catalogue for every row and find the targets.
+
+    Args:
+        rank: Called with histories, k and what to exclude (or None); `Baseline.rank` or `Recommender.rank`.
+        rows: Held-out rows.
+        k: Largest cut-off.
+        column: plain or seen_excluded.
+        batch_size: Rows per call of `rank`.
+        description: Label of the progress bar.
+
+    Returns:
+        The outcome in the order of `rows`, the same in every process of an `accelerate launch`.
+
+    Raises:
+        ValueError: If `column` is unknown, or the ranker returns the wrong number of rows or an excluded item.
+    """
+    if column not in COLUMNS:
+        raise ValueError(f"Unknown column '{column}'; choose from {', '.join(COLUMNS)}.")
+    started = time.monotonic()
+    longest_first = np.argsort(-np.diff(rows.offsets), kind="stable")
+    batches = [longest_first[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+    mine = batches[int(os.environ.get("RANK", "0")) :: int(os.environ.get("WORLD_SIZE", "1"))]
+    bar = progress(mine, description, total=len(mine), unit="batches")
+    answers = _gather([_answer(rank, rows, batch, k, column == "seen_excluded") for batch in bar])
+    by_row = np.argsort(np.concatenate([answer["row"] for answer in answers]))
+    found = {name: np.concatenate([answer[name] for answer in answers])[by_row] for name in answers[0]}
+    position = Position(*(found[name] for name in Position._fields))
+    return Outcome(position, found["items"], found["invalid"], time.monotonic() - started)
+
+
+def _answer(rank: Rank, rows: Rows, batch: np.ndarray, k: int, exclude_seen: bool) -> dict[str, np.ndarray]:
+    """What an outcome needs to know of one batch of rows."""
+    histories = [rows.history(i) for i in batch]
+    ranking = rank(histories, k, histories if exclude_seen else None)
+    if len(ranking) != len(batch):
+        raise ValueError(f"The ranker answered {len(ranking)} rows where {len(batch)} were asked.")
+    if exclude_seen:
+        _check_excluded(ranking, histories)
+    items = np.full((len(batch), k), UNFILLED, dtype=np.int64)
+    items[:, : ranking.items.shape[1]] = ranking.items[:, :k]
+    invalid = ranking.invalid if ranking.invalid is not None else np.zeros(len(batch), dtype=np.int64)
+    position = target_position(ranking, rows.targets[batch])
+    return {"row": batch, **position._asdict(), "items": items, "invalid": invalid}
+
+
+def _check_excluded(ranking: Ranking, histories: list[np.ndarray]) -> None:
+    """A ranker that ignores `exclude` would be reported as if it had not."""
+    for items, history in zip(ranking.items, histories, strict=True):
+        wrong = np.intersect1d(items, history)
+        if len(wrong):
+            raise ValueError(
+                f"The ranker returned the item rows {wrong[:3].tolist()}, which it was asked to exclude; "
+                "its `rank` must honour `exclude`."
+            )
+
+
+def _gather(answers: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """Answers of all processes of an `accelerate launch`, in each of them."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return answers
+    from accelerate.utils import gather_object
+
+    join_processes()
+    return gather_object(answers)
+
+
+def join_processes() -> None:
+    """Join the process group of an `accelerate launch` or `torchrun`; nothing to join in a single process.
+
+    Called before anything else touches accelerate: without a GPU a bare `PartialState()` takes its process for the only
+    one, and every later one in the process inherits that.
+
+    Raises:
+        RuntimeError: If accelerate was already told that this process is alone; each would report its share as all.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        return
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())
+    if state.num_processes != world_size:
+        raise RuntimeError(f"accelerate knows {state.num_processes} of {world_size} processes (WORLD_SIZE).")

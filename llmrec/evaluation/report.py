@@ -1,0 +1,132 @@
+"""What is said of an evaluation: the content of metrics.json, and its tables on the terminal.
+
+All systems are always listed, in both columns, and ours is set against each baseline with a paired interval: the reader
+sees where a baseline wins.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from llmrec.catalog import Rows
+from llmrec.console import say, table
+from llmrec.evaluation.bootstrap import interval, paired_difference
+from llmrec.evaluation.metrics import coverage, invalid_rate, per_row, unfilled
+from llmrec.evaluation.protocol import COLUMNS, Outcome, seen_targets
+
+OURS = "ours"
+Outcomes = dict[tuple[str, str], Outcome]  # (system, column) -> outcome
+
+
+def summarise(
+    outcomes: Outcomes, rows: Rows, cutoffs: list[int], num_items: int, samples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Metrics of every system in both columns, with intervals and with differences to ours.
+
+    Args:
+        outcomes: Of the same rows; `ours` and the baselines.
+        rows: The rows that were evaluated.
+        cutoffs: The k of recall@k, ndcg@k and mrr@k.
+        num_items: Size of the catalogue.
+        samples: Resamples of users.
+        seed: Of the resampling.
+
+    Returns:
+        systems[system][column]: metric -> value, and `intervals`: metric -> [low, high].
+        differences[baseline][column][metric]: mean, low, high of ours - baseline at the largest cut-off.
+    """
+    values = {key: per_row(outcome.position, cutoffs) for key, outcome in outcomes.items()}
+    names = [(key, name) for key in values for name in values[key]]
+    matrix = np.stack([values[key][name] for key, name in names], axis=1)
+    systems: dict[str, Any] = {system: {} for system, _ in outcomes}
+    for (system, column), outcome in outcomes.items():
+        systems[system][column] = {"intervals": {}, **_of_slots(outcome, cutoffs, num_items)}
+    for (key, name), *found in zip(names, *interval(matrix, rows.user_ids, samples, seed), strict=True):
+        mean, low, high = map(float, found)
+        systems[key[0]][key[1]][name] = mean
+        systems[key[0]][key[1]]["intervals"][name] = [low, high]
+    return {
+        "num_rows": len(rows),
+        "num_users": len(set(rows.user_ids)),
+        "num_items": num_items,
+        "k": sorted(cutoffs),
+        "target_in_history": float(seen_targets(rows).mean()),
+        "systems": systems,
+        "differences": _differences(values, rows, max(cutoffs), samples, seed),
+    }
+
+
+def _of_slots(outcome: Outcome, cutoffs: list[int], num_items: int) -> dict[str, float]:
+    """What concerns the slots of a ranking, whatever the targets are."""
+    return {
+        **{f"coverage@{k}": coverage(outcome.items, k, num_items) for k in sorted(cutoffs)},
+        **{f"unfilled@{k}": unfilled(outcome.items, k) for k in sorted(cutoffs)},
+        "invalid_rate": invalid_rate(outcome.items, outcome.invalid),
+        "rows_per_s": len(outcome.items) / max(outcome.seconds, 1e-9),
+    }
+
+
+def _differences(values: dict, rows: Rows, k: int, samples: int, seed: int) -> dict[str, Any]:
+    baselines = [system for system, column in values if column == COLUMNS[0] and system != OURS]
+    pairs = [
+        (system, column, name) for system in baselines for column in COLUMNS for name in (f"recall@{k}", f"ndcg@{k}")
+    ]
+    found: dict[str, Any] = {system: {column: {} for column in COLUMNS} for system in baselines}
+    if not pairs:
+        return found
+    ours = np.stack([values[OURS, column][name] for _, column, name in pairs], axis=1)
+    theirs = np.stack([values[system, column][name] for system, column, name in pairs], axis=1)
+    difference = paired_difference(ours, theirs, rows.user_ids, samples, seed)
+    for (system, column, name), mean, low, high in zip(pairs, *difference, strict=True):
+        found[system][column][name] = {"mean": float(mean), "low": float(low), "high": float(high)}
+    return found
+
+
+def show(metrics: dict[str, Any]) -> None:
+    """Print what `llmrec evaluate` measured, from the content of its metrics.json."""
+    for column in COLUMNS:
+        _show_column(metrics, column)
+    rows = [
+        [baseline, column, name, difference["mean"], difference["low"], difference["high"], _winner(difference)]
+        for baseline, columns in metrics["differences"].items()
+        for column, names in columns.items()
+        for name, difference in names.items()
+    ]
+    if rows:
+        header = ("baseline", "column", "metric", "ours - it", "95 % low", "high", "ahead")
+        table("Ours against each baseline, paired over users", header, rows)
+    for column in COLUMNS:
+        say(_slots_line(metrics, column))
+
+
+def _show_column(metrics: dict[str, Any], column: str) -> None:
+    cutoffs = metrics["k"]
+    names = [f"{metric}@{k}" for metric in ("recall", "ndcg") for k in cutoffs] + [f"mrr@{max(cutoffs)}"]
+    rows = []
+    for system, found in metrics["systems"].items():
+        rows.append([system, *(found[column][name] for name in names)])
+        if system == OURS:
+            for end, label in enumerate(("  95 % low", "  95 % high")):
+                rows.append([label, *(found[column]["intervals"][name][end] for name in names)])
+    title = f"{column}: {metrics['num_rows']} {metrics['split']} rows of {metrics['num_users']} users"
+    table(f"{title}, {metrics['num_items']} items", ("system", *names), rows)
+
+
+def _winner(difference: dict[str, float]) -> str:
+    """Who is ahead by more than the interval can explain."""
+    return OURS if difference["low"] > 0 else "baseline" if difference["high"] < 0 else "neither"
+
+
+def _slots_line(metrics: dict[str, Any], column: str) -> str:
+    found, k = metrics["systems"][OURS][column], max(metrics["k"])
+    line = (
+        f"ours, {column}: SID-level recall@{k} {found[f'sid_recall@{k}']:.4f}, "
+        f"coverage@{k} {found[f'coverage@{k}']:.3f}, unfilled slots {found[f'unfilled@{k}']:.2%}, "
+        f"invalid answers {found['invalid_rate']:.2%}, {found['rows_per_s']:.1f} rows/s "
+        f"at {metrics['num_beams']} beams"
+    )
+    if column == "seen_excluded" and metrics["target_in_history"]:
+        line += f"; {metrics['target_in_history']:.2%} of targets are in the history and count as misses"
+    return line + "."

@@ -1,0 +1,164 @@
+"""evaluate: rank the whole catalogue for every held-out row, ours and the baselines, and say how sure the numbers are.
+
+Each system in each column is saved when it is done, so that an interrupted run continues with the next one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llmrec import columns
+from llmrec.artifact import SCRATCH, run_stage, write_json
+from llmrec.catalog import SPLITS, Catalog, Rows
+from llmrec.configs import EvaluateConfig
+from llmrec.evaluation.baselines import BASELINES, BATCH
+from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, default_num_beams, evaluate, join_processes
+from llmrec.evaluation.report import OURS, Outcomes, show, summarise
+from llmrec.sid import SidTable
+
+METRICS = "metrics.json"
+PER_USER = "per_user.parquet"
+
+
+def main(config: EvaluateConfig) -> dict[str, Any]:
+    """Evaluate a checkpoint beside the baselines and print the comparison.
+
+    Returns:
+        The content of metrics.json.
+    """
+    check(config)
+    join_processes()
+    catalog = Catalog.load(config.catalog)
+    check_model(config.model, catalog)
+    indices, rows = sample(catalog, config)
+    num_beams = config.num_beams or default_num_beams(catalog.num_items, config.k)
+
+    def build(workdir: Path) -> dict[str, Any]:
+        outcomes: Outcomes = {}
+        for system in (OURS, *config.baselines):
+            load = functools.cache(functools.partial(ranker, system, config, catalog, num_beams))
+            for column in COLUMNS:
+                part = workdir / SCRATCH / f"{system}-{column}.npz"
+                outcomes[system, column] = resumed(part, load, rows, config, system, column)
+        if int(os.environ.get("RANK", "0")) == 0:
+            metrics = {"split": config.split, "num_beams": num_beams, "bootstrap_samples": config.bootstrap_samples}
+            metrics |= summarise(outcomes, rows, config.k, catalog.num_items, config.bootstrap_samples, config.seed)
+            write_json(workdir / METRICS, metrics)
+            pq.write_table(per_user(outcomes, indices, rows, catalog), workdir / PER_USER)
+        return {"num_rows": len(rows), "num_items": catalog.num_items}
+
+    out = run_stage("evaluate", config, {"catalog": config.catalog, "model": config.model}, build)
+    metrics = json.loads((out / METRICS).read_text(encoding="utf-8"))
+    show(metrics)
+    return metrics
+
+
+def check(config: EvaluateConfig) -> None:
+    """Refuse a config that cannot be evaluated, with every problem at once."""
+    problems = []
+    if not config.k or min(config.k) < 1 or len(set(config.k)) < len(config.k):
+        problems.append(f"'k' is {config.k}; one or more different positive integers are needed")
+    elif config.num_beams is not None and config.num_beams < max(config.k):
+        problems.append(f"'num_beams' is {config.num_beams}; {max(config.k)} or more are needed to fill k = {config.k}")
+    for name in ("max_rows", "batch_size", "bootstrap_samples"):
+        if getattr(config, name) is not None and getattr(config, name) < 1:
+            problems.append(f"'{name}' is {getattr(config, name)}; it must be positive")
+    for name in config.baselines:
+        if name not in BASELINES:
+            near = difflib.get_close_matches(name, BASELINES, n=1, cutoff=0.4)
+            hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(BASELINES)}"
+            problems.append(f"unknown baseline '{name}'; {hint}")
+    if len(set(config.baselines)) < len(config.baselines):
+        problems.append(f"'baselines' repeats a name: {config.baselines}")
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def check_model(model: str, catalog: Catalog) -> None:
+    """Refuse a checkpoint whose SID table is not in the order of the catalogue, before its weights are read."""
+    if not Path(model).is_dir():
+        raise ValueError(
+            f"model '{model}' is not a directory; give the output of `llmrec sft` or `llmrec extend`, "
+            "or download a Hub model first with `hf download`."
+        )
+    item_ids = SidTable.load(model).item_ids
+    if item_ids == catalog.item_ids:
+        return
+    known = set(item_ids)
+    missing = [item_id for item_id in catalog.item_ids if item_id not in known][:3]
+    found = f"first missing: {missing}" if missing else "in another order or with items that the catalogue lacks"
+    raise ValueError(
+        f"model '{model}' has SIDs for {len(item_ids)} items, catalogue '{catalog.source}' has {catalog.num_items} "
+        f"({found}). Evaluate on the catalogue that it was trained on, or run `llmrec tokenize`, `extend` and `sft` "
+        "again on this one."
+    )
+
+
+def sample(catalog: Catalog, config: EvaluateConfig) -> tuple[np.ndarray, Rows]:
+    """The rows to evaluate and their positions in the split."""
+    rows = catalog.rows(config.split)
+    if len(rows) == 0:
+        counts = {split: len(catalog.rows(split)) for split in SPLITS}
+        raise ValueError(
+            f"{catalog.source}/split.parquet has no '{config.split}' rows (rows per split: {counts}). "
+            "Choose another --split, or run `llmrec prepare` with more users or a smaller k_core."
+        )
+    if config.max_rows is None or config.max_rows >= len(rows):
+        return np.arange(len(rows)), rows
+    drawn = np.random.default_rng(config.seed).choice(len(rows), size=config.max_rows, replace=False)
+    return np.sort(drawn), rows.take(np.sort(drawn))
+
+
+def ranker(system: str, config: EvaluateConfig, catalog: Catalog, num_beams: int) -> Rank:
+    """How a system ranks; loads the checkpoint, or fits the baseline on the training rows."""
+    if system != OURS:
+        return BASELINES[system].fit(catalog).rank
+    from llmrec.recommender import Recommender
+
+    recommender = Recommender.from_pretrained(config.model, device=config.device, precision=config.precision)
+    return functools.partial(recommender.rank, num_beams=num_beams)
+
+
+def resumed(
+    part: Path, load: Callable[[], Rank], rows: Rows, config: EvaluateConfig, system: str, column: str
+) -> Outcome:
+    """Outcome of one system in one column, from an earlier attempt where that finished it."""
+    if part.is_file():
+        return Outcome.load(part)
+    batch_size = config.batch_size if system == OURS else BATCH
+    outcome = evaluate(load(), rows, max(config.k), column, batch_size, f"{system}, {column}")
+    if int(os.environ.get("RANK", "0")) == 0:
+        outcome.save(part)
+    return outcome
+
+
+def per_user(outcomes: Outcomes, indices: np.ndarray, rows: Rows, catalog: Catalog) -> pa.Table:
+    """One line per system, column and row of the split: the target and where it stands.
+
+    Returns:
+        Table with system, column, user_id, row (position in the split), target (item_id), start, size, group; the last
+        three as in `llmrec.evaluation.metrics.Position`.
+    """
+    targets = [catalog.item_ids[row] for row in rows.targets]
+    tables = []
+    for (system, column), outcome in outcomes.items():
+        data = {
+            "system": [system] * len(rows),
+            "column": [column] * len(rows),
+            columns.USER_ID: rows.user_ids,
+            "row": indices,
+            columns.TARGET: targets,
+            **outcome.position._asdict(),
+        }
+        tables.append(pa.table(data))
+    return pa.concat_tables(tables)

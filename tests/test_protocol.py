@@ -1,0 +1,269 @@
+"""One protocol for every ranker: equal to direct computation, in any batching, over processes, and resumable."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from llmrec.artifact import run_stage
+from llmrec.catalog import Rows
+from llmrec.configs import EvaluateConfig, StageConfig
+from llmrec.evaluation import metrics
+from llmrec.evaluation.baselines import BASELINES
+from llmrec.evaluation.metrics import Ranking, target_position
+from llmrec.evaluation.protocol import Outcome, default_num_beams, evaluate, seen_targets
+from llmrec.stages import evaluate as stage
+
+
+def fake_rank(histories, k, exclude=None, num_beams=None) -> Ranking:
+    """Ranks 12 items by their distance after the last item; items 2i and 2i + 1 share a group."""
+    items = np.full((len(histories), 12), -1)
+    for row, history in enumerate(histories):
+        best = [(history[-1] // 2 * 2 + step) % 12 for step in range(12)]
+        best = [item for item in best if exclude is None or item not in exclude[row]]
+        items[row, : len(best)] = best
+    groups = np.where(items >= 0, (items // 2 - items[:, :1] // 2) % 6, -1)
+    return Ranking(items, groups, -np.arange(items.size, dtype=float).reshape(items.shape))
+
+
+def random_rows(count=40) -> Rows:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 6, size=count)
+    return Rows(
+        user_ids=[f"user-{i // 2}" for i in range(count)],
+        values=rng.integers(0, 12, size=lengths.sum()),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        targets=rng.integers(0, 12, size=count),
+    )
+
+
+def assert_equal(a: Outcome, b: Outcome) -> None:
+    for left, right in zip((*a.position, a.items, a.invalid), (*b.position, b.items, b.invalid), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize("column", ["plain", "seen_excluded"])
+def test_outcome_equals_direct_computation_in_any_batching(column):
+    rows = random_rows()
+    histories = [rows.history(i) for i in range(len(rows))]
+    direct = fake_rank(histories, 4, histories if column == "seen_excluded" else None)
+    for batch_size in (1, 7, 64):
+        outcome = evaluate(fake_rank, rows, 4, column, batch_size)
+        for found, expected in zip(outcome.position, target_position(direct, rows.targets), strict=True):
+            np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(outcome.items, direct.items[:, :4])
+
+
+def test_the_order_of_rows_changes_no_answer():
+    rows, order = random_rows(), np.random.default_rng(1).permutation(40)
+    plain, permuted = (evaluate(fake_rank, r, 4, "plain", 7) for r in (rows, rows.take(order)))
+    np.testing.assert_array_equal(permuted.items, plain.items[order])
+    np.testing.assert_array_equal(permuted.position.start, plain.position.start[order])
+
+
+def test_a_target_in_the_history_is_a_miss_where_seen_items_are_excluded():
+    rows = random_rows()
+    seen = seen_targets(rows)
+    assert seen.any()
+    outcome = evaluate(fake_rank, rows, 4, "seen_excluded", 7)
+    np.testing.assert_array_equal(outcome.position.start == -1, seen)  # the fake ranks every item that is allowed
+    assert metrics.recall(outcome.position, 4)[seen].max() == 0
+
+
+def test_a_ranking_shorter_than_k_leaves_slots_unfilled():
+    def short(histories, k, exclude):
+        full = fake_rank(histories, k, exclude)
+        return Ranking(full.items[:, :2], full.groups[:, :2], full.scores[:, :2])
+
+    outcome = evaluate(short, random_rows(), 4, "plain", 7)
+    assert outcome.items.shape == (40, 4)
+    assert metrics.unfilled(outcome.items, 4) == 0.5
+
+
+def test_a_ranker_that_breaks_the_protocol_is_refused():
+    with pytest.raises(ValueError, match="asked to exclude"):
+        evaluate(lambda histories, k, exclude: fake_rank(histories, k), random_rows(), 4, "seen_excluded", 7)
+    with pytest.raises(ValueError, match="answered 1 rows where 7"):
+        evaluate(lambda histories, k, exclude: fake_rank(histories[:1], k), random_rows(), 4, "plain", 7)
+    with pytest.raises(ValueError, match="choose from plain, seen_excluded"):
+        evaluate(fake_rank, random_rows(), 4, "seen", 7)
+
+
+def test_default_num_beams():
+    assert default_num_beams(10_000, [5, 10]) == 50
+    assert default_num_beams(10_000, [5, 20]) == 100
+    assert default_num_beams(30, [10]) == 30
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_protocol import evaluate, fake_rank, random_rows
+for column in ("plain", "seen_excluded"):
+    evaluate(fake_rank, random_rows(), 4, column, 7).save(Path({out!r}) / f"{{sys.argv[1]}}-{{column}}.npz")
+"""
+
+
+def test_two_processes_answer_as_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = TWO_PROCESSES.format(tests=str(Path(__file__).parent), out=str(tmp_path))
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, rank], env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank}
+        )
+        for rank in ("0", "1")
+    ]
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    for column in ("plain", "seen_excluded"):
+        alone = evaluate(fake_rank, random_rows(), 4, column, 7)
+        for rank in ("0", "1"):
+            assert_equal(Outcome.load(tmp_path / f"{rank}-{column}.npz"), alone)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Plain(StageConfig):
+    pass
+
+
+@pytest.fixture
+def config(tmp_path, catalog, sid_table, monkeypatch) -> EvaluateConfig:
+    """A finished catalogue directory, a model directory, and a recommender that needs no weights."""
+
+    def write(directory):
+        pq.write_table(catalog.items, directory / "items.parquet")
+        pq.write_table(catalog._split, directory / "split.parquet")
+
+    run_stage("prepare", Plain(out=str(tmp_path / "catalog")), {}, write)
+    (tmp_path / "model").mkdir()
+    sid_table.save(tmp_path / "model")
+    recommender = SimpleNamespace(from_pretrained=lambda path, device, precision: SimpleNamespace(rank=fake_rank))
+    monkeypatch.setitem(sys.modules, "llmrec.recommender", SimpleNamespace(Recommender=recommender))
+    monkeypatch.setenv("LLMREC_QUIET", "1")
+    return EvaluateConfig(
+        out=str(tmp_path / "eval"), catalog=str(tmp_path / "catalog"), model=str(tmp_path / "model"),
+        k=[1, 3], bootstrap_samples=50, batch_size=4,
+    )  # fmt: skip
+
+
+def test_stage_writes_metrics_and_per_user_results(config, catalog):
+    result = stage.main(config)
+    assert result == json.loads((Path(config.out) / "metrics.json").read_text())
+    assert list(result["systems"]) == ["ours", *BASELINES]
+    assert set(result["differences"]) == set(BASELINES)
+    rows = catalog.rows("test")
+    for column in ("plain", "seen_excluded"):
+        position = evaluate(fake_rank, rows, 3, column, 64).position
+        ours = result["systems"]["ours"][column]
+        assert ours["recall@3"] == pytest.approx(metrics.recall(position, 3).mean())
+        assert ours["ndcg@3"] == pytest.approx(metrics.ndcg(position, 3).mean())
+        assert ours["intervals"]["mrr@3"][0] <= ours["mrr@3"] <= ours["intervals"]["mrr@3"][1]
+        markov = result["systems"]["markov"][column]["recall@3"]
+        assert result["differences"]["markov"][column]["recall@3"]["mean"] == pytest.approx(ours["recall@3"] - markov)
+    table = pq.read_table(Path(config.out) / "per_user.parquet")
+    assert table.column_names == ["system", "column", "user_id", "row", "target", "start", "size", "group"]
+    assert table.num_rows == 5 * 2 * len(rows)
+    assert table["target"].to_pylist()[: len(rows)] == [catalog.item_ids[row] for row in rows.targets]
+
+
+def test_stage_prints_every_system_also_where_a_baseline_wins(config, monkeypatch, capsys):
+    monkeypatch.delenv("LLMREC_QUIET")
+    monkeypatch.setenv("COLUMNS", "100")
+    stage.main(config)
+    printed = capsys.readouterr().err
+    for word in (
+        "plain: 6 test rows of 6 users",
+        "seen_excluded: 6 test rows",
+        *BASELINES,
+        "mrr@3",
+        "95 % high",
+        "ahead",
+    ):
+        assert word in printed
+
+
+def test_an_interrupted_stage_keeps_the_finished_parts(config, monkeypatch):
+    whole = stage.main(config)
+    calls = []
+
+    def counted(*arguments):
+        calls.append(arguments[-1])
+        if calls[-1] == "repeat, plain" and len(calls) == 5:
+            raise KeyboardInterrupt
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(stage, "evaluate", counted)
+    again = dataclasses.replace(config, out=config.out + "-again")
+    with pytest.raises(KeyboardInterrupt):
+        stage.main(again)
+    resumed = stage.main(again)
+    assert calls == [
+        *(f"{system}, {column}" for system in ("ours", "popularity") for column in ("plain", "seen_excluded")),
+        "repeat, plain",  # interrupted, then done again
+        *(
+            f"{system}, {column}"
+            for system in ("repeat", "markov", "item_knn")
+            for column in ("plain", "seen_excluded")
+        ),
+    ]
+    for columns in (*resumed["systems"].values(), *whole["systems"].values()):
+        for found in columns.values():
+            del found["rows_per_s"]
+    assert resumed == whole
+    assert sorted(path.name for path in Path(again.out).iterdir()) == [
+        "manifest.json", "metrics.json", "per_user.parquet",
+    ]  # fmt: skip
+
+
+def test_a_sample_of_rows_is_seeded_and_keeps_its_place_in_the_split(config, catalog):
+    stage.main(dataclasses.replace(config, max_rows=3, baselines=[]))
+    rows, table = catalog.rows("test"), pq.read_table(Path(config.out) / "per_user.parquet")
+    positions = table["row"].to_pylist()[:3]
+    assert len(set(positions)) == 3
+    assert table["user_id"].to_pylist()[:3] == [rows.user_ids[position] for position in positions]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k": [5, 5]}, "'k' is .* different positive integers"),
+        ({"k": [0]}, "'k' is .* different positive integers"),
+        ({"k": []}, "'k' is .* different positive integers"),
+        ({"num_beams": 2}, "'num_beams' is 2; 3 or more"),
+        ({"baselines": ["popularty"]}, "unknown baseline 'popularty'; did you mean 'popularity'"),
+        ({"baselines": ["markov", "markov"]}, "repeats a name"),
+        ({"max_rows": 0, "batch_size": -1}, "'max_rows' is 0.*'batch_size' is -1"),
+        ({"model": "no/such/model"}, "'no/such/model' is not a directory"),
+    ],
+)
+def test_bad_configs_are_refused_before_anything_is_written(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        stage.main(dataclasses.replace(config, **changes))
+    assert not list(Path(config.out).parent.glob("eval*"))
+
+
+def test_an_empty_split_and_a_foreign_sid_table_are_refused(config, catalog, sid_table):
+    sid_table.item_ids[0], sid_table.item_ids[1] = sid_table.item_ids[1], sid_table.item_ids[0]
+    with pytest.raises(ValueError, match="in another order"):
+        sid_table.save(config.model)
+        stage.main(config)
+    sid_table.item_ids[0] = "stranger"
+    with pytest.raises(ValueError, match=r"first missing: \['item-1'\]"):
+        sid_table.save(config.model)
+        stage.main(config)
+    catalog._split = catalog._split.slice(0, 0)
+    with pytest.raises(ValueError, match="no 'test' rows"):
+        stage.sample(catalog, config)
