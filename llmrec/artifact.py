@@ -144,7 +144,13 @@ def run_stage(
         return out
     with _locked(partial) if main else contextlib.nullcontext():
         started = time.monotonic()
-        counts = build(partial) or {}
+        try:
+            counts = build(partial) or {}
+        except ValueError:
+            # Input refused before any work: leave no claim that the corrected run would be held to.
+            if main and all(file.name in (RUN, LOCK) for file in partial.iterdir()):
+                shutil.rmtree(partial)
+            raise
         _barrier()
         if main:
             shutil.rmtree(partial / SCRATCH, ignore_errors=True)
