@@ -35,7 +35,11 @@ class StageConfig:
 class PrepareConfig(StageConfig):
     """Read a dataset, filter it, split it and write the catalogue."""
 
-    dataset: str | None = option("Name of a known dataset (see `llmrec prepare --help`), or leave out.", None)
+    dataset: str | None = option(
+        "Known dataset: movietweetings, amazon14-beauty, amazon18-games, minionerec-industrial, foursquare-nyc, "
+        "simulated; or leave out.",
+        None,
+    )
     interactions: str | None = option("CSV or parquet file of interactions, instead of `dataset`.", None)
     items: str | None = option("CSV or parquet file of items that goes with `interactions`.", None)
     user_column: str = option("Column of the user in `interactions`.", "user_id")
@@ -43,12 +47,13 @@ class PrepareConfig(StageConfig):
     timestamp_column: str = option("Column of the time in `interactions`.", "timestamp")
     title_column: str = option("Column of the title in `items`.", "title")
     k_core: int = option("Drop users and items with fewer interactions, repeatedly; 0 keeps all.", 5)
-    split: Literal["leave_one_out", "temporal"] = option(
-        "leave_one_out: last item of a user is test, last but one valid. temporal: 8:1:1 of all interactions by time.",
+    split: Literal["leave_one_out", "temporal", "published"] = option(
+        "leave_one_out: last item of a user is test, last but one valid. temporal: 8:1:1 of all interactions by time. "
+        "published: the rows that came with the dataset (with k_core 0).",
         "leave_one_out",
     )
     max_history: int = option("Items kept of a validation or test history, the latest ones.", 50)
-    num_users: int | None = option("Keep a random sample of users (before the k-core).", None)
+    num_users: int | None = option("Keep a random sample of users of the k-core, and the items they have.", None)
     simulated_users: int = option("Users of the dataset 'simulated'.", 2000)
     simulated_items: int = option("Items of the dataset 'simulated'.", 500)
 

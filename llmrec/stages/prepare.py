@@ -1,0 +1,131 @@
+"""`llmrec prepare`: a raw dataset becomes a catalogue directory, filtered, split, shuffled and checked for leaks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from llmrec import split as splits
+from llmrec.artifact import read_manifest, run_stage
+from llmrec.catalog import SPLITS
+from llmrec.columns import HISTORY, ITEM_ID, SPLIT, TARGET, TIMESTAMP, USER_ID, WEIGHT
+from llmrec.configs import PrepareConfig
+from llmrec.console import say, table
+from llmrec.datasets import known_source, locate
+from llmrec.readers import Dataset
+from llmrec.simulate import simulate
+from llmrec.tables import read_tables
+
+SIMULATED = "simulated"
+METHODS = {"leave_one_out": splits.leave_one_out, "temporal": splits.temporal}
+
+
+def main(config: PrepareConfig) -> dict[str, Any]:
+    """Write the catalogue directory `config.out`.
+
+    Returns:
+        `path` and the counts `users`, `items`, `interactions`, `train`, `valid`, `test`.
+
+    Raises:
+        ValueError: If the config, the input files or their split are not usable; see docs/datasets.md.
+    """
+    check(config)
+    files = find_files(config)
+    out = run_stage("prepare", config, files, lambda directory: build(config, files, directory))
+    counts = read_manifest(out)["counts"]
+    table("Catalogue", ["", "count"], counts.items())
+    say(f"Written to {out}")
+    return {"path": str(out), **counts}
+
+
+def build(config: PrepareConfig, files: dict[str, Path], directory: Path) -> dict[str, int]:
+    dataset = read(config, files)
+    check_split(config, dataset)
+    items, interactions = dataset.items, splits.in_sequence(splits.k_core(dataset.interactions, config.k_core))
+    if interactions.is_empty():
+        raise ValueError(f"No user and item have {config.k_core} interactions each; lower --k-core.")
+    if config.num_users is not None:
+        interactions = splits.sample_users(interactions, config.num_users, config.seed)
+    if config.k_core:
+        items = items.filter(pl.col(ITEM_ID).is_in(interactions[ITEM_ID].unique().implode()))
+    rows = split(config, dataset, interactions)
+    splits.check_no_leak(rows, interactions, by_time=config.split == "temporal")
+    write(directory, splits.shuffle_items(items, config.seed), interactions, rows)
+    return {
+        "users": interactions[USER_ID].n_unique(),
+        "items": items.height,
+        "interactions": interactions.height,
+        **{name: rows.filter(pl.col(SPLIT) == name).height for name in SPLITS},
+    }
+
+
+def check(config: PrepareConfig) -> None:
+    """Refuse what no file can make right, every problem at once, before any file is read."""
+    problems = []
+    if (config.dataset is None) == (config.interactions is None):
+        problems.append("give either --dataset (a known name) or --interactions (a file), not both or neither")
+    if config.items is not None and config.interactions is None:
+        problems.append("--items goes with --interactions; a known dataset brings its own items")
+    for name, least in (("k_core", 0), ("max_history", 1), ("num_users", 1)):
+        value = getattr(config, name)
+        if value is not None and value < least:
+            problems.append(f"{name} is {value}; it must be at least {least}")
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def check_split(config: PrepareConfig, dataset: Dataset) -> None:
+    name = config.dataset or config.interactions
+    if dataset.split is None and config.split == "published":
+        raise ValueError(f"'{name}' has no published split; set --split leave_one_out or temporal.")
+    if dataset.split is not None and (config.split != "published" or config.k_core):
+        raise ValueError(
+            f"'{name}' has a published split, which results are compared on; set --split published --k-core 0."
+        )
+    if dataset.order_only and config.split == "temporal":
+        raise ValueError(
+            f"'{name}' has no times, only the order of each user's history, so nothing can be split by time; "
+            "set --split leave_one_out."
+        )
+
+
+def find_files(config: PrepareConfig) -> dict[str, Path]:
+    """Raw files of the run by name; the names of options where the user gave the files."""
+    if config.dataset == SIMULATED:
+        return {}
+    if config.dataset is not None:
+        return locate(known_source(config.dataset))
+    return {name: Path(path) for name in ("interactions", "items") if (path := getattr(config, name)) is not None}
+
+
+def read(config: PrepareConfig, files: dict[str, Path]) -> Dataset:
+    if config.dataset == SIMULATED:
+        return simulate(config.simulated_users, config.simulated_items, config.seed).dataset
+    if config.dataset is not None:
+        return known_source(config.dataset).read(*files.values())
+    names = ("user_column", "item_column", "timestamp_column", "title_column")
+    return read_tables(**files, **{name: getattr(config, name) for name in names})
+
+
+def split(config: PrepareConfig, dataset: Dataset, interactions: pl.DataFrame) -> pl.DataFrame:
+    """Split rows of the users in `interactions`, each of train, valid and test with at least one."""
+    if config.split == "published":
+        rows = dataset.split.join(interactions, on=USER_ID, how="semi", maintain_order="left")
+    else:
+        rows = METHODS[config.split](interactions, config.max_history)
+    without = [name for name in SPLITS if name not in rows[SPLIT]]
+    if without:
+        raise ValueError(
+            f"{interactions.height} interactions of {interactions[USER_ID].n_unique()} users leave no {without} rows: "
+            "leave_one_out needs a user with 3 interactions, temporal 10 interactions after users' first ones. "
+            "Give more data, lower --k-core or raise --num-users."
+        )
+    return rows
+
+
+def write(directory: Path, items: pl.DataFrame, interactions: pl.DataFrame, rows: pl.DataFrame) -> None:
+    items.write_parquet(directory / "items.parquet")
+    interactions.select(USER_ID, ITEM_ID, TIMESTAMP, WEIGHT).write_parquet(directory / "interactions.parquet")
+    rows.select(USER_ID, SPLIT, HISTORY, TARGET).write_parquet(directory / "split.parquet")
