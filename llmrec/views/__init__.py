@@ -1,0 +1,143 @@
+"""ItemViews: what is known of the items as vectors, one safetensors file per source, in catalogue order.
+
+A view file `<name>.safetensors` holds `vectors` (N, D) float32, `missing` (N,) bool and, as metadata, JSON that says
+where they come from (docs/embed.md). Files made elsewhere in this format are welcome: without provenance they are
+taken on trust.
+
+Shapes: N items, D dimension of the view.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from llmrec import __version__
+from llmrec.artifact import MANIFEST, content_hash, read_manifest, verify
+from llmrec.catalog import Catalog
+
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class View:
+    """Vectors of all items from one source.
+
+    Attributes:
+        vectors: (N, D) float32, zero where `missing`.
+        missing: (N,) bool, True for items the source says nothing about.
+        provenance: Encoder, its settings and the catalogue, as text; empty for a file made elsewhere.
+    """
+
+    vectors: np.ndarray
+    missing: np.ndarray
+    provenance: dict[str, str] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write the view so that a reader sees the whole file or none."""
+        temporary = path.with_name(path.name + ".tmp")
+        tensors = {"vectors": np.ascontiguousarray(self.vectors, np.float32), "missing": self.missing}
+        # One metadata key: safetensors writes several in any order, and equal views must be equal files.
+        save_file(tensors, temporary, metadata={"provenance": json.dumps(self.provenance, sort_keys=True)})
+        temporary.replace(path)
+
+
+class ItemViews(dict[str, View]):
+    """Name -> View, all over the items of one catalogue."""
+
+    @classmethod
+    def load(cls, directory: str | Path, catalog: Catalog, names: Sequence[str] | None = None) -> ItemViews:
+        """Read and check the views of a directory.
+
+        Args:
+            directory: Written by `llmrec embed`, or any directory of files in its format.
+            catalog: Catalogue that the rows belong to.
+            names: Views to read, in this order; all, by name, when left out.
+
+        Raises:
+            ValueError: If a view is absent, unreadable, from another catalogue, of another size or not finite.
+        """
+        return cls({name: _read(path, catalog) for name, path in view_files(directory, names).items()})
+
+    @property
+    def known(self) -> np.ndarray:
+        """(N,) bool, True for items that at least one view has a vector of."""
+        return ~np.all([view.missing for view in self.values()], axis=0)
+
+    def save(self, directory: str | Path) -> None:
+        """Write every view as `<name>.safetensors`."""
+        for name, view in self.items():
+            view.save(Path(directory) / (name + SUFFIX))
+
+
+def view_files(directory: str | Path, names: Sequence[str] | None = None) -> dict[str, Path]:
+    """Name -> file of the views in a directory; what `llmrec embed` wrote is verified against its manifest.
+
+    Raises:
+        ValueError: If the directory is unfinished, was changed, holds no view or lacks one of `names`.
+    """
+    directory = Path(directory)
+    found = {path.stem: path for path in sorted(directory.glob("*" + SUFFIX))}
+    if (directory / MANIFEST).is_file():
+        verify(directory, "embed")
+    elif not found:
+        read_manifest(directory)  # says whether the directory is absent or unfinished
+    unknown = [name for name in names or () if name not in found]
+    if unknown or not found or names == []:
+        raise ValueError(
+            f"view_names asks for {names}, but '{directory}' holds {sorted(found)}. Choose from these, or build the "
+            "others with `llmrec embed --views`."
+        )
+    return {name: found[name] for name in names or found}
+
+
+def describe(view: str, catalog: Catalog, **settings: object) -> dict[str, str]:
+    """Provenance of a view: what it was made of, by which settings and version."""
+    facts = {"view": view, "catalog_sha256": content_hash(catalog.source), "llmrec": __version__, **settings}
+    return {key: str(value) for key, value in facts.items()}
+
+
+def _read(path: Path, catalog: Catalog) -> View:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+            provenance = dict(json.loads((file.metadata() or {}).get("provenance", "{}")))
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as a view ({error}); write it again.") from error
+    if set(tensors) != {"vectors", "missing"}:
+        raise ValueError(f"{path} holds the tensors {sorted(tensors)}; a view needs 'vectors' and 'missing'.")
+    view = View(tensors["vectors"], tensors["missing"], provenance)
+    _check(view, catalog, path)
+    return view
+
+
+def _check(view: View, catalog: Catalog, path: Path) -> None:
+    """Refuse what would give wrong semantic IDs without a sound: another order, another split, NaN."""
+    expected = view.provenance.get("catalog_sha256")
+    if expected and expected != content_hash(catalog.source):
+        raise ValueError(
+            f"{path} was built from another catalogue than '{catalog.source}'; run `llmrec embed` on this catalogue."
+        )
+    vectors, missing = view.vectors, view.missing
+    if vectors.dtype != np.float32 or vectors.ndim != 2 or missing.dtype != bool:
+        raise ValueError(
+            f"{path} has vectors {vectors.dtype} {vectors.shape} and missing {missing.dtype}; "
+            "float32 (num_items, dim) and bool (num_items,) are needed."
+        )
+    if vectors.shape[0] != catalog.num_items or missing.shape != (catalog.num_items,):
+        raise ValueError(
+            f"{path} has {vectors.shape[0]} vectors and {missing.size} missing flags, the catalogue "
+            f"'{catalog.source}' has {catalog.num_items} items; run `llmrec embed` on this catalogue."
+        )
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"{path} has NaN or infinity in {len(bad)} vectors, first at item row {bad[0]} "
+            f"(item_id '{catalog.item_ids[bad[0]]}'). Mark such items as missing, or build the view again."
+        )

@@ -1,0 +1,171 @@
+"""Text view: what an item is called and described as, by a sentence encoder or by TF-IDF.
+
+An encoder is any sentence-transformers model. Its vectors are kept in chunks under the stage's scratch directory, so a
+killed run loses one chunk at most; under `accelerate launch` the chunks are dealt round robin to the processes.
+TF-IDF with a truncated SVD (latent semantic analysis, Deerwester et al. 1990) needs no model and no network.
+
+An item with no text is `missing`: it is never embedded as an empty string, which encoders place somewhere arbitrary.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from string import Formatter
+from typing import TYPE_CHECKING
+
+import numpy as np
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from llmrec.catalog import Catalog
+from llmrec.console import progress, say
+from llmrec.device import resolve_device
+from llmrec.views import View, describe
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+TFIDF = "tfidf"
+CHUNK = 1024  # texts per scratch file: about ten seconds of MiniLM on two CPU cores
+
+
+def render_texts(catalog: Catalog, template: str) -> list[str]:
+    """Text of every item by the template; "" where all the columns it names are empty.
+
+    Raises:
+        ValueError: If the template is malformed, names a column that items.parquet lacks, or leaves no item any text.
+    """
+    fields = _template_fields(template, catalog)
+    values = [[_as_text(value) for value in catalog.items[name].to_pylist()] for name in fields]
+    texts = [
+        template.format(**dict(zip(fields, row, strict=True))) if any(row) else "" for row in zip(*values, strict=True)
+    ]
+    if not any(texts):
+        raise ValueError(
+            f"No item of {catalog.source}/items.parquet has text in {fields}; choose other columns with "
+            f"`text_template` (there are {catalog.items.column_names}) or leave 'text' out of `views`."
+        )
+    return texts
+
+
+def _template_fields(template: str, catalog: Catalog) -> list[str]:
+    try:
+        fields = list(dict.fromkeys(name for _, name, _, _ in Formatter().parse(template) if name is not None))
+    except ValueError as error:
+        raise ValueError(f"text_template '{template}' is malformed: {error}.") from error
+    unknown = [name for name in fields if name not in catalog.items.column_names]
+    if unknown or not fields:
+        raise ValueError(
+            f"text_template '{template}' must name columns of {catalog.source}/items.parquet "
+            f"({catalog.items.column_names}); " + (f"it has no {unknown}." if unknown else "it names none.")
+        )
+    return fields
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(filter(None, map(_as_text, value)))
+    return "" if value is None else str(value).strip()
+
+
+def load_encoder(name: str, device: str) -> SentenceTransformer:
+    """A sentence-transformers model from the Hub or a directory; code that comes with a model is not run.
+
+    Raises:
+        ModuleNotFoundError: If sentence-transformers is not installed.
+        ValueError: If there is no such model, or it cannot be reached.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"text_encoder '{name}' needs sentence-transformers: `pip install llmrec[embed]`; "
+            f"or use text_encoder '{TFIDF}', which needs nothing."
+        ) from None
+    try:
+        return SentenceTransformer(name, device=str(resolve_device(device)), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"text_encoder '{name}' could not be loaded ({reason}). Give the Hub id or the directory of a "
+            f"sentence-transformers model, check the network, or use '{TFIDF}', which needs no model."
+        ) from error
+
+
+def encoder_view(
+    catalog: Catalog, encoder: SentenceTransformer, name: str, template: str, batch_size: int, scratch: Path
+) -> View | None:
+    """Embed the text of every item that has one.
+
+    Args:
+        encoder: Loaded model; `name` is what the provenance calls it.
+        scratch: Directory for finished chunks, bound to this encoder and template by the stage.
+
+    Returns:
+        The view, or None in a process that is not the first of an `accelerate launch`.
+    """
+    texts = render_texts(catalog, template)
+    rows = np.flatnonzero([bool(text) for text in texts])
+    chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+    files = [scratch / f"text-{i:06d}.npy" for i in range(len(chunks))]
+    scratch.mkdir(parents=True, exist_ok=True)
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    mine = list(zip(files, chunks, strict=True))[rank::world]
+    for file, chunk in progress(mine, "Embedding text", unit=f"chunks of {CHUNK} items"):
+        if not file.exists():
+            batch = [texts[row] for row in chunk]
+            _save_chunk(file, encoder.encode(batch, batch_size=batch_size, show_progress_bar=False))
+    if world > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+    if rank != 0:
+        return None
+    embedded = np.concatenate([np.load(file, allow_pickle=False) for file in files])
+    facts = describe("text", catalog, encoder=name, template=template)
+    return _scatter(embedded, rows, catalog.num_items, facts)
+
+
+def _save_chunk(path: Path, vectors: np.ndarray) -> None:
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        np.save(file, vectors.astype(np.float32))
+        file.flush()
+        os.fsync(file.fileno())  # a renamed file must not come back empty after a power cut
+    temporary.replace(path)
+
+
+def tfidf_view(catalog: Catalog, template: str, dim: int, seed: int) -> View:
+    """TF-IDF of words, reduced by a seeded truncated SVD.
+
+    Args:
+        dim: Dimension wanted; fewer where the texts or their vocabulary do not allow it.
+
+    Raises:
+        ValueError: If no text has a word.
+    """
+    texts = render_texts(catalog, template)
+    # The default token pattern drops one-letter words, which are whole titles ("M", "Z").
+    vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b", dtype=np.float32)
+    try:
+        weights = vectorizer.fit_transform(texts)
+    except ValueError as error:
+        raise ValueError(f"No text of {catalog.source}/items.parquet has a word to count ({error}).") from error
+    rows = np.flatnonzero(np.diff(weights.indptr))  # a text without any word says nothing either
+    weights = weights[rows]
+    rank = min(dim, *weights.shape)
+    if rank < dim:
+        say(f"{weights.shape[0]} texts with {weights.shape[1]} words allow {rank} TF-IDF dimensions, not {dim}.")
+    svd = TruncatedSVD(rank, random_state=seed)
+    facts = describe("text", catalog, encoder=TFIDF, template=template, dim=rank, seed=seed)
+    return _scatter(svd.fit_transform(weights), rows, catalog.num_items, facts)
+
+
+def _scatter(vectors: np.ndarray, rows: np.ndarray, num_items: int, facts: dict[str, str]) -> View:
+    """A view over all items from the vectors of some; the others are missing."""
+    full = np.zeros((num_items, vectors.shape[1]), np.float32)
+    full[rows] = vectors
+    missing = np.ones(num_items, bool)
+    missing[rows] = False
+    return View(full, missing, facts)
