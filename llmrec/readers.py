@@ -142,17 +142,25 @@ def read_minionerec(items: Path, train: Path, valid: Path, test: Path) -> Datase
     table = pl.DataFrame(
         [{ITEM_ID: item_id, **fields} for item_id, fields in json.loads(read_bytes(items)).items()]
     ).select(ITEM_ID, pl.col(TITLE, "brand").replace("", None), _description())
-    rows = pl.concat([_pairs(train, "train"), _pairs(valid, "valid"), _pairs(test, "test")])
+    sequences, split = _fold(pl.concat([_pairs(train, "train"), _pairs(valid, "valid"), _pairs(test, "test")]))
+    return Dataset(compose_text(table), _in_order(sequences), order_only=True, split=split)
+
+
+def _fold(pairs: pl.DataFrame) -> tuple[dict[str, list[str]], pl.DataFrame]:
+    """Users' sequences, and split rows in which a user's last training pair stands for all of them.
+
+    A sequence is the history of the user's first pair, then the targets of all of them; `check_no_leak` proves that
+    every other history is a part of it.
+    """
     before, targets = pl.col(HISTORY).list.len().first().cast(pl.Int64), pl.col(TARGET).cum_count().cast(pl.Int64)
-    rows = rows.with_columns((before + targets - 1).over(USER_ID).alias(POSITION))
-    sequences = rows.group_by(USER_ID, maintain_order=True).agg(pl.col(HISTORY).first(), TARGET)
-    sequences = sequences.with_columns(pl.concat_list(HISTORY, TARGET))
-    last = rows.filter(pl.col(SPLIT) == "train").group_by(USER_ID, maintain_order=True).last()
-    whole = last.drop(HISTORY).join(sequences.select(USER_ID, HISTORY), on=USER_ID, maintain_order="left")
-    whole = whole.with_columns(pl.col(HISTORY).list.head(pl.col(POSITION))).select(rows.columns)
-    split = pl.concat([whole, rows.filter(pl.col(SPLIT) != "train")])
-    interactions = _in_order(dict(sequences.select(USER_ID, HISTORY).iter_rows()))
-    return Dataset(compose_text(table), interactions, order_only=True, split=split)
+    pairs = pairs.with_columns((before + targets - 1).over(USER_ID).alias(POSITION))
+    sequences = pairs.group_by(USER_ID, maintain_order=True).agg(pl.col(HISTORY).first(), TARGET)
+    sequences = sequences.select(USER_ID, pl.concat_list(HISTORY, TARGET).alias("sequence"))
+    is_train = pl.col(SPLIT) == "train"
+    is_last = pl.col(POSITION) == pl.col(POSITION).max().over(USER_ID, SPLIT)
+    history = pl.when(is_train).then(pl.col("sequence").list.head(pl.col(POSITION))).otherwise(HISTORY)
+    rows = pairs.join(sequences, on=USER_ID, maintain_order="left").filter(~is_train | is_last)
+    return dict(sequences.iter_rows()), rows.select(USER_ID, SPLIT, history.alias(HISTORY), TARGET, POSITION)
 
 
 def _description() -> pl.Expr:

@@ -144,6 +144,28 @@ def test_text_skips_what_an_item_lacks():
     assert readers.compose_text(items)["text"].to_list() == ["Tea", "Acme", ""]
 
 
+def test_minionerec_format_folds_pairs_into_sequences(tmp_path):
+    (tmp_path / "item.json").write_text(
+        '{"0": {"title": "Saw", "description": "[\'sharp\', \\"wood\\"]", "brand": "", "categories": ""}}'
+    )
+    train = {"user_id": [7, 7, 8], "history_item_id": [[0], [0, 1], [2]], "item_id": [1, 2, 0]}
+    pl.DataFrame(train).write_parquet(tmp_path / "train.parquet")
+    (tmp_path / "valid.csv").write_text('user_id,history_item_id,item_id\nA7,"[1, 2]",3\nA9,[4],5\n')
+    (tmp_path / "test.csv.xz").write_bytes(lzma.compress(b'user_id,history_item_id,item_id\nA7,"[2, 3]",0\n'))
+    paths = [tmp_path / name for name in ("item.json", "train.parquet", "valid.csv", "test.csv.xz")]
+    dataset = readers.read_minionerec(*paths)
+    assert dataset.items.rows() == [("0", "Saw", None, "sharp wood", "Saw. sharp wood")]
+    assert dataset.split.rows() == [
+        ("A7", "train", ["0", "1"], "2", 2),
+        ("A8", "train", ["2"], "0", 1),
+        ("A7", "valid", ["1", "2"], "3", 3),
+        ("A9", "valid", ["4"], "5", 1),
+        ("A7", "test", ["2", "3"], "0", 4),
+    ]
+    assert [row[:3] for row in dataset.interactions.rows()][:5] == [("A7", item, i) for i, item in enumerate("01230")]
+    check_no_leak(dataset.split, in_sequence(dataset.interactions))
+
+
 @pytest.mark.parametrize(
     ("name", "k", "counts"),
     [
