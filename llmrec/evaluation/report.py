@@ -88,16 +88,7 @@ def show(metrics: dict[str, Any]) -> None:
     """Print what `llmrec evaluate` measured, from the content of its metrics.json."""
     for column in COLUMNS:
         _show_column(metrics, column)
-    rows = [
-        [baseline, column, name, difference["mean"], difference["low"], difference["high"], _winner(difference)]
-        for baseline, columns in metrics["differences"].items()
-        for column, names in columns.items()
-        for name, difference in names.items()
-    ]
-    if rows:
-        header = ("baseline", "column", "metric", "ours - it", "95 % low", "high", "ahead")
-        table("Ours against each baseline, paired over users", header, rows)
-    for column in COLUMNS:
+        _show_differences(metrics, column)
         say(_slots_line(metrics, column))
 
 
@@ -112,6 +103,17 @@ def _show_column(metrics: dict[str, Any], column: str) -> None:
                 rows.append([label, *(found[column]["intervals"][name][end] for name in names)])
     title = f"{column}: {metrics['num_rows']} {metrics['split']} rows of {metrics['num_users']} users"
     table(f"{title}, {metrics['num_items']} items", ("system", *names), rows)
+
+
+def _show_differences(metrics: dict[str, Any], column: str) -> None:
+    rows = [
+        [baseline, name, found["mean"], found["low"], found["high"], _winner(found)]
+        for baseline, columns in metrics["differences"].items()
+        for name, found in columns[column].items()
+    ]
+    if rows:
+        header = ("baseline", "metric", "difference", "95 % low", "95 % high", "ahead")
+        table(f"{column}: ours - baseline, paired over users", header, rows)
 
 
 def _winner(difference: dict[str, float]) -> str:
