@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 import lzma
 import math
 
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from llmrec.evaluation import metrics
 from llmrec.evaluation.metrics import Position, Ranking, target_position
+from llmrec.readers import minionerec_sids
 
 
 def ranking(items, groups) -> Ranking:
@@ -119,29 +119,18 @@ def test_metrics_lie_in_the_unit_interval_and_grow_with_k(seed):
         assert (np.diff(by_k, axis=0) >= -1e-12).all()
 
 
-@pytest.fixture(scope="module")
-def minionerec(data_dir):
-    """Published Industrial SIDs: bucket id of each item, and the item rows of the test targets."""
+def test_minionerec_sid_and_item_level_differ_exactly_where_sids_are_shared(data_dir):
     folder = data_dir / "amazon18-minionerec"
-    if not folder.is_dir():
-        pytest.skip("amazon18-minionerec is not in LLMREC_DATA")
-    with lzma.open(folder / "index" / "Industrial_and_Scientific.index.json.xz", "rt") as file:
-        sids = {int(item): tuple(tokens) for item, tokens in json.load(file).items()}
+    table = minionerec_sids(folder)
     with lzma.open(folder / "test" / "Industrial_and_Scientific_5_2016-10-2018-11.csv.xz", "rt", newline="") as file:
-        targets = np.array([int(row["item_id"]) for row in csv.DictReader(file)])
-    names = [sids[row] for row in range(len(sids))]
-    number = {sid: i for i, sid in enumerate(dict.fromkeys(names))}
-    return np.array([number[name] for name in names]), targets
-
-
-def test_minionerec_sid_and_item_level_differ_exactly_where_sids_are_shared(minionerec):
-    bucket, targets = minionerec
-    members = [np.flatnonzero(bucket == bucket[target]) for target in targets]
-    width = max(map(len, members))
-    items = np.array([np.pad(rows, (0, width - len(rows)), constant_values=-1) for rows in members])
+        item_ids = [row["item_id"] for row in csv.DictReader(file)]
+    row_of = {item_id: row for row, item_id in enumerate(table.item_ids)}
+    targets = np.array([row_of[item_id] for item_id in item_ids])
+    owners = [table.rows(codes) for codes in table.codes(targets)]
+    items = np.array([np.pad(rows, (0, table.bucket_sizes.max() - len(rows)), constant_values=-1) for rows in owners])
     position = target_position(ranking(items, np.where(items >= 0, 0, -1)), targets)  # the right SID comes first
     item_level, sid_level = metrics.recall(position, 1), metrics.sid_recall(position, 1)
-    shared = np.bincount(bucket)[bucket[targets]]
+    shared = table.bucket_sizes[targets]
     np.testing.assert_allclose(item_level, 1 / shared)
     np.testing.assert_array_equal(sid_level, 1)
     np.testing.assert_array_equal(item_level != sid_level, shared > 1)
