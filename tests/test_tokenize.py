@@ -1,0 +1,108 @@
+"""The tokenize stage through the command line: SIDs, report, determinism, and errors that come before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from prepared import run_json, write_catalog
+
+from llmrec.cli import main
+from llmrec.sid import SidTable
+from llmrec.tokenizers import RQKMeans
+from llmrec.views import ItemViews, View
+
+
+@pytest.fixture
+def prepared(tmp_path, catalog):
+    return write_catalog(tmp_path / "catalog", catalog.items, catalog._split)
+
+
+@pytest.fixture
+def views(tmp_path, prepared) -> Path:
+    """Views made elsewhere: a directory without a manifest. Items 4 and 5 are the same, nothing is known of item 11."""
+    rng = np.random.default_rng(0)
+    vectors = [rng.normal(size=(12, dim)).astype(np.float32) for dim in (5, 3)]
+    missing = np.arange(12) == 11
+    for block in vectors:
+        block[5], block[11] = block[4], 0
+    (tmp_path / "views").mkdir()
+    ItemViews(one=View(vectors[0], missing), two=View(vectors[1], missing)).save(tmp_path / "views")
+    return tmp_path / "views"
+
+
+def flags(prepared, views, out, *more: object) -> list[object]:
+    return ["tokenize", "--catalog", prepared.source, "--views", views, "--out", out, "--codebook-size", 4,
+            "--num-levels", 2, "--device", "cpu", *more]  # fmt: skip
+
+
+@pytest.mark.parametrize("collision", ["suffix_ordinal", "sinkhorn_reassign", "accept"])
+def test_every_policy_writes_what_it_promises(capsys, tmp_path, prepared, views, collision):
+    report = run_json(capsys, *flags(prepared, views, tmp_path / "sid", "--collision", collision))
+    table = SidTable.load(tmp_path / "sid")
+    assert table.item_ids == prepared.item_ids
+    assert report["sid_sha256"] == table.sha256
+    assert report["before_policy"]["shared_items"] >= 2 / 12  # items 4 and 5
+    assert (report["after_policy"]["max_bucket"] == 1) == (collision != "accept") == (table.bucket_sizes.max() == 1)
+    assert [level["codebook_size"] for level in report["levels"]] == table.level_sizes
+    assert report["items_without_any_view"] == 1
+    assert {path.name for path in (tmp_path / "sid").iterdir()} == {
+        "sid_table.parquet", "codebooks.safetensors", "item_tokenizer.json", "report.json", "manifest.json",
+    }  # fmt: skip
+
+
+def test_law_12_same_seed_same_sids_and_the_saved_tokenizer_gives_them_again(capsys, tmp_path, prepared, views):
+    reports = [run_json(capsys, *flags(prepared, views, tmp_path / f"sid{i}")) for i in range(2)]
+    assert reports[0]["sid_sha256"] == reports[1]["sid_sha256"]
+    tokenizer = RQKMeans.from_pretrained(tmp_path / "sid0", device="cpu")
+    codes = tokenizer.encode(prepared, ItemViews.load(views, prepared)).codes
+    np.testing.assert_array_equal(SidTable.load(tmp_path / "sid0").codes(range(12))[:, :2], codes)
+
+
+def test_finished_runs_are_kept_and_a_changed_view_is_another_run(capsys, tmp_path, prepared, views):
+    run_json(capsys, *flags(prepared, views, tmp_path / "sid"))
+    written = (tmp_path / "sid" / "manifest.json").stat().st_mtime_ns
+    run_json(capsys, *flags(prepared, views, tmp_path / "sid"))
+    assert (tmp_path / "sid" / "manifest.json").stat().st_mtime_ns == written
+    changed = ItemViews.load(views, prepared)
+    changed["one"].vectors[0] += 1
+    changed.save(views)
+    assert main([str(part) for part in flags(prepared, views, tmp_path / "sid")]) == 2
+    assert "has changed" in capsys.readouterr().err
+
+
+def test_tables_are_shown_to_a_person(capsys, tmp_path, prepared, views):
+    assert main([str(part) for part in flags(prepared, views, tmp_path / "sid")]) == 0
+    shown = capsys.readouterr().err
+    assert "Collisions of 12 items" in shown and "Codes per level" in shown
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--num-levels", 0, "--iterations", 0], "num_levels is 0; at least 1 is needed; iterations is 0"),
+        (["--view-weights", 1, 2], "give one weight per name"),
+        (["--view-names", "one", "two", "--view-weights", 1, -2], "positive numbers are needed"),
+        (["--view-names", "one", "one"], "name each view once"),
+        (["--view-names", "smell"], "holds ['one', 'two']"),
+        (["--num-levels", 1, "--collision", "accept"], "12 items cannot be told apart by 1 levels of 4 codes"),
+        (["--device", "abacus"], "Unknown device 'abacus'"),
+    ],
+)
+def test_wrong_configs_leave_nothing_behind(capsys, tmp_path, prepared, views, more, message):
+    assert main([str(part) for part in flags(prepared, views, tmp_path / "sid", *more)]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "sid").exists() and not (tmp_path / "sid.partial").exists()
+
+
+def test_views_that_cannot_give_sids_are_refused(capsys, tmp_path, prepared, views):
+    argv = [str(part) for part in flags(prepared, views, tmp_path / "sid", "--codebook-size", 11)]
+    assert main(argv) == 2
+    assert "Lower codebook_size to at most 10" in capsys.readouterr().err  # item 5 repeats item 4, 11 has no vector
+    other = write_catalog(tmp_path / "other", prepared.items.slice(0, 11), pa.Table.from_pylist([
+        {"user_id": "u", "split": "train", "history": ["item-0"], "target": "item-1"}
+    ]))  # fmt: skip
+    assert main([str(part) for part in flags(other, views, tmp_path / "sid2")]) == 2
+    assert "has 12 vectors" in capsys.readouterr().err
