@@ -1,0 +1,94 @@
+"""The model card of a checkpoint: what it is, how it was made, what was measured, how to load it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llmrec.checkpoint import Binding
+
+FILE = "README.md"
+HEADER = """---
+library_name: llmrec
+pipeline_tag: text-generation
+tags:
+- llmrec
+- recommendation
+- semantic-ids
+---"""
+LOADING = """```python
+from llmrec import Recommender
+
+recommender = Recommender.from_pretrained("{name}")
+item_ids, scores = recommender.recommend([["{item}"]], k=5)
+```
+
+With plain transformers, under the trie:
+
+```python
+from llmrec.checkpoint import Binding
+from llmrec import SidLogitsProcessor, SidTrie
+from llmrec.decoding import sid_generation_config
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model, tokenizer = AutoModelForCausalLM.from_pretrained("{name}"), AutoTokenizer.from_pretrained("{name}")
+binding, table, _ = Binding.load("{name}")
+prompt = tokenizer("{instruction} {sid}", return_tensors="pt")
+processor = SidLogitsProcessor(SidTrie(table), binding.vocabulary, prompt.input_ids.shape[1])
+output = model.generate(**prompt, logits_processor=[processor], generation_config=sid_generation_config(binding.vocabulary))
+print(tokenizer.decode(output.sequences[0, prompt.input_ids.shape[1]:], skip_special_tokens=True))
+```"""
+
+
+def write_card(directory: str | Path, metrics: dict[str, Any] | None = None) -> None:
+    """Write README.md of a checkpoint directory.
+
+    Args:
+        directory: Checkpoint with its llmrec.json.
+        metrics: Content of metrics.json; the card says that nothing was measured when left out.
+    """
+    binding, table, details = Binding.load(directory)
+    sid = "".join(binding.vocabulary.token(level, code) for level, code in enumerate(table.codes([0])[0]) if code >= 0)
+    facts = {
+        "base model": details.get("base_model", "unknown"),
+        "items": table.num_items,
+        "semantic IDs": f"{table.num_levels} levels of {table.level_sizes} codes",
+        "history": f"at most {binding.max_history} items",
+        "instruction": binding.prompt.instruction,
+    }
+    parts = [
+        HEADER,
+        f"# {Path(directory).name}",
+        "A causal LM that recommends items of one catalogue as semantic IDs, made with llmrec.",
+        _list(facts),
+        "## Data\n\n" + (_list(details["data"]) if "data" in details else "Not recorded."),
+        "## Training\n\n" + (_list(_recipe(details)) if "sft" in details else "Not fine-tuned: extended only."),
+        "## Measured\n\n" + (_measured(metrics) if metrics else "Nothing was measured for this card."),
+        "## Load\n\n"
+        + LOADING.format(
+            name=Path(directory).name, item=table.item_ids[0], instruction=binding.prompt.instruction, sid=sid
+        ),
+    ]
+    Path(directory, FILE).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _recipe(details: dict[str, Any]) -> dict[str, Any]:
+    local = {"out", "overwrite", "catalog", "model", "device", "report_to", "save_steps", "logging_steps"}
+    return {**{k: v for k, v in details["sft"].items() if k not in local}, **details["counts"]}
+
+
+def _list(values: dict[str, Any]) -> str:
+    return "\n".join(f"- {key}: {value}" for key, value in values.items())
+
+
+def _measured(metrics: dict[str, Any]) -> str:
+    lines = [f"Split: {metrics['split']}, full ranking, beam {metrics['num_beams']}.", ""]
+    names: list[str] = []
+    for system, by_column in metrics["systems"].items():
+        for column, values in by_column.items():
+            shown = {k: v for k, v in values.items() if isinstance(v, float) and "@" in k}
+            if not names:
+                names = list(shown)
+                lines += ["| system | column | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+            lines.append(f"| {system} | {column} | " + " | ".join(f"{shown[n]:.4f}" for n in names) + " |")
+    return "\n".join(lines)

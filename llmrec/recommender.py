@@ -1,0 +1,266 @@
+"""Recommender: a checkpoint that answers, with external item ids in and out.
+
+Every answer is an item: decoding runs under the trie of the SID table, and filters (seen items, exclusions,
+allow-lists) are masks over that trie at request time.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from llmrec.card import write_card
+from llmrec.checkpoint import Binding, load_model, load_tokenizer, resolve
+from llmrec.beam_search import Beams, tree_beam_search
+from llmrec.device import resolve_device
+from llmrec.evaluation.metrics import UNFILLED, Ranking
+from llmrec.evaluation.protocol import default_num_beams
+from llmrec.prompts import HistoryEncoder
+from llmrec.sid import SidTable
+from llmrec.trie import LeafFilter, SidTrie
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Recommender:
+    """Model, tokenizer and SID table of a checkpoint.
+
+    Args:
+        model: Extended causal LM, on the device that it shall run on.
+        tokenizer: Its tokenizer.
+        table: Semantic IDs of the catalogue.
+        binding: Vocabulary, prompt and scoring that belong to the weights.
+        details: How the checkpoint was made; for the model card.
+
+    Raises:
+        ValueError: If the tokenizer, table or model do not belong together.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        table: SidTable,
+        binding: Binding,
+        details: dict[str, Any] | None = None,
+    ):
+        binding.vocabulary.check(tokenizer)
+        rows, last = model.get_output_embeddings().weight.shape[0], binding.vocabulary.token_range.stop
+        if rows < last:
+            raise ValueError(
+                f"The model has {rows} token rows but the SID tokens end at {last}; run `llmrec extend` again."
+            )
+        self.model, self.tokenizer, self.table = model.eval(), tokenizer, table
+        self.binding, self.details = binding, details or {}
+        self.encoder = HistoryEncoder(table, binding.vocabulary)
+        self.trie = SidTrie(table, device=model.device)
+        self._prefix = np.asarray(binding.prompt.prefix(tokenizer))
+        self._row_of = {item_id: row for row, item_id in enumerate(table.item_ids)}
+        self._is_one_to_one = self.trie.num_leaves == len(self.trie.leaf_items) == table.num_items
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, device: str = "auto", precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    ) -> Recommender:
+        """Load a checkpoint directory or Hub id.
+
+        Args:
+            source: What `llmrec sft`, `save_pretrained` or `push_to_hub` wrote.
+            device: auto, cpu or cuda.
+            precision: Type of the weights; auto is bfloat16 on a GPU that has it.
+
+        Raises:
+            ValueError: If it cannot be found, was changed, or its parts do not belong together.
+        """
+        path = resolve(source)
+        binding, table, details = Binding.load(path)
+        where = resolve_device(device)
+        if precision == "auto":
+            precision = "bfloat16" if where.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+        model = load_model(path, dtype=DTYPES[precision]).to(where)
+        return cls(model, load_tokenizer(path), table, binding, details)
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int = 10,
+        exclude: Sequence[Sequence[str]] | Literal["seen"] | None = "seen",
+        allow: Sequence[str] | Sequence[Sequence[str] | None] | None = None,
+        num_beams: int | None = None,
+        batch_size: int = 32,
+    ) -> tuple[list[list[str]], list[list[float]]]:
+        """The k most likely next items of each history.
+
+        Args:
+            histories: item_ids of each user, oldest first, at least one; the latest `max_history` are read.
+            k: Items per user.
+            exclude: item_ids barred for each user, `seen` for the items of the history, or None.
+            allow: item_ids that answers are restricted to: one list for all users, or one per user (None: any).
+            num_beams: Beam width; min(items, max(50, 5k)) when left out.
+            batch_size: Users decoded together.
+
+        Returns:
+            item_ids and scores (log-probabilities) of each user, best first. A list is shorter than k where fewer
+            items are allowed. Items that share a SID share its score and follow one another.
+
+        Raises:
+            ValueError: If a history is empty, an item is unknown, or the lists differ in length.
+        """
+        history_rows = [self._rows(history, f"history {i}") for i, history in enumerate(histories)]
+        excluded = history_rows if exclude == "seen" else self._lists(exclude, "exclude", len(histories))
+        shared = allow is not None and all(isinstance(item, str) for item in allow)
+        allowed = self._lists([allow] * len(histories) if shared else allow, "allow", len(histories))
+        item_ids, scores = [], []
+        for start in range(0, len(history_rows), batch_size):
+            part = slice(start, start + batch_size)
+            ranking = self.rank(
+                history_rows[part], k, excluded and excluded[part], allowed and allowed[part], num_beams
+            )
+            for items, found in zip(ranking.items[:, :k], ranking.scores[:, :k], strict=True):
+                item_ids.append([self.table.item_ids[item] for item in items if item != UNFILLED])
+                scores.append(found[items != UNFILLED].tolist())
+        return item_ids, scores
+
+    def rank(
+        self,
+        histories: Sequence[np.ndarray],
+        k: int,
+        exclude: Sequence[np.ndarray] | None = None,
+        allow: Sequence[np.ndarray | None] | None = None,
+        num_beams: int | None = None,
+    ) -> Ranking:
+        """`recommend` for item rows, as one batch and with tie groups; what the evaluator calls.
+
+        Args:
+            histories: Item rows of each user, oldest first.
+            k: Items wanted; sets the default beam width.
+            exclude: Item rows barred for each user.
+            allow: Item rows that each user is restricted to; None for any.
+            num_beams: Beam width; min(items, max(50, 5k)) when left out.
+
+        Returns:
+            Ranking of B rows; all items of every beam are listed.
+
+        Raises:
+            ValueError: If `k` is not positive or a history is empty.
+        """
+        if k < 1:
+            raise ValueError(f"k is {k}; at least 1 is needed.")
+        num_beams = num_beams or default_num_beams(self.table.num_items, [k])
+        input_ids, mask = self.encode(histories)
+        leaf_filter = LeafFilter(self.trie, exclude, allow) if exclude is not None or allow is not None else None
+        beams = tree_beam_search(
+            self.model,
+            input_ids,
+            mask,
+            self.trie,
+            self.binding.vocabulary,
+            min(num_beams, self.trie.num_leaves),
+            self.binding.normalize_over,
+            leaf_filter,
+        )
+        return self._ranking(beams, exclude, allow)
+
+    def encode(self, histories: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask of the prompts, (B, T) each, padded on the left.
+
+        Raises:
+            ValueError: If a history is empty.
+        """
+        empty = [i for i, history in enumerate(histories) if len(history) == 0]
+        if empty:
+            raise ValueError(f"History {empty[0]} is empty; at least one item is needed to recommend from.")
+        cap = self.binding.max_history
+        prompts = [np.concatenate([self._prefix, self.encoder.encode_history(h[-cap:])]) for h in histories]
+        longest = max(map(len, prompts))
+        ids = np.full((len(prompts), longest), self.tokenizer.pad_token_id)
+        mask = np.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = prompt
+            mask[row, longest - len(prompt) :] = 1
+        device = self.model.device
+        return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+
+    def save_pretrained(self, directory: str | Path, metrics: str | Path | None = None) -> None:
+        """Write a checkpoint that `from_pretrained` and plain transformers load.
+
+        Args:
+            directory: Where to; created if absent.
+            metrics: metrics.json of `llmrec evaluate`, for the model card.
+        """
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        self.model.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+        self.binding.save(directory, self.table, self.details)
+        write_card(directory, None if metrics is None else json.loads(Path(metrics).read_text(encoding="utf-8")))
+
+    def push_to_hub(self, repo_id: str, metrics: str | Path | None = None, private: bool = False) -> str:
+        """Upload weights, tokenizer, SID table, binding and model card as one commit.
+
+        Args:
+            repo_id: owner/name on the Hub.
+            metrics: metrics.json of `llmrec evaluate`, for the model card.
+            private: Visibility of a repository that is created.
+
+        Returns:
+            Address of the commit.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as directory:
+            self.save_pretrained(directory, metrics)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=directory, commit_message="Upload with llmrec"))
+
+    def _rows(self, item_ids: Sequence[str], what: str) -> np.ndarray:
+        if isinstance(item_ids, str):
+            raise ValueError(f"{what} is the text '{item_ids}'; a list of item_ids is needed.")
+        unknown = [item_id for item_id in item_ids if item_id not in self._row_of]
+        if unknown:
+            raise ValueError(
+                f"{what} names items that this checkpoint does not know: {unknown[:3]}. Its catalogue has "
+                f"{self.table.num_items} items, such as '{self.table.item_ids[0]}'."
+            )
+        return np.asarray([self._row_of[item_id] for item_id in item_ids], dtype=np.int64)
+
+    def _lists(self, lists: Sequence[Sequence[str] | None] | None, what: str, count: int) -> list | None:
+        if lists is None:
+            return None
+        if isinstance(lists, str) or len(lists) != count:
+            raise ValueError(f"{what} needs one list of item_ids for each of the {count} histories.")
+        return [None if ids is None else self._rows(ids, f"{what} {i}") for i, ids in enumerate(lists)]
+
+    def _ranking(self, beams: Beams, exclude: Sequence[np.ndarray] | None, allow: Any) -> Ranking:
+        leaves, scores = beams.leaves.cpu().numpy(), beams.scores.cpu().numpy()
+        if self._is_one_to_one:
+            items = np.where(leaves < 0, UNFILLED, self.trie.leaf_items[leaves])
+            groups = np.broadcast_to(np.arange(leaves.shape[1]), leaves.shape)
+            return Ranking(items, groups, scores)
+        rows = [list(self._expand(row, exclude and exclude[i], allow and allow[i])) for i, row in enumerate(leaves)]
+        width = max(1, *map(len, rows))
+        items, groups = np.full((2, len(rows), width), UNFILLED)
+        found = np.full((len(rows), width), -np.inf)
+        for i, row in enumerate(rows):
+            for slot, (item, beam) in enumerate(row):
+                items[i, slot], groups[i, slot], found[i, slot] = item, beam, scores[i, beam]
+        return Ranking(items, groups, found)
+
+    def _expand(
+        self, leaves: np.ndarray, exclude: np.ndarray | None, allow: np.ndarray | None
+    ) -> Iterator[tuple[int, int]]:
+        """Items of the beams with the beam each came from; an item with several SIDs counts at its best one."""
+        barred = set() if exclude is None else set(exclude.tolist())
+        for beam, leaf in enumerate(leaves):
+            for item in self.trie.items(leaf).tolist() if leaf >= 0 else ():
+                if item not in barred and (allow is None or item in allow):
+                    barred.add(item)
+                    yield item, beam

@@ -1,0 +1,108 @@
+"""extend: give a causal LM one token per (level, code), with rows that differ from the first step on.
+
+The result is saved as the base of fine-tuning, so that an adapter needs to hold LoRA and the semantic-ID rows alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from llmrec.artifact import read_manifest, run_stage, verify
+from llmrec.catalog import Catalog
+from llmrec.checkpoint import Binding, load_model, load_tokenizer
+from llmrec.configs import ExtendConfig
+from llmrec.console import say
+from llmrec.micro import micro_model, word_tokenizer
+from llmrec.prompts import Prompt
+from llmrec.sid import SidTable
+from llmrec.vocab import SidVocabulary, check_template
+
+MICRO = "micro"
+ROW_MULTIPLE = 64  # matrix multiplications prefer vocabularies of this multiple
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
+
+
+def main(config: ExtendConfig) -> dict[str, Any]:
+    """Extend a causal LM by the tokens of a SID table; returns the counts of the manifest."""
+    verify(config.sid, "tokenize")
+    table = SidTable.load(config.sid)
+    check_template(config.template, table.num_levels)
+    if config.spare_codes < 0:
+        raise ValueError(f"spare_codes is {config.spare_codes}; it must not be negative.")
+    if config.model == MICRO and config.catalog is None:
+        raise ValueError(
+            "model 'micro' takes its words from the titles; set catalog to the `llmrec prepare` directory."
+        )
+    inputs = {"sid": config.sid, "model": config.model}
+    if config.catalog is not None:
+        inputs["catalog"] = config.catalog
+
+    def build(directory: Path) -> dict[str, Any]:
+        model, tokenizer = load_base(config)
+        vocabulary = SidVocabulary.add_to(tokenizer, table.level_sizes, config.spare_codes, config.template)
+        add_rows(model, vocabulary, config.seed)
+        model.generation_config = own_generation_config(tokenizer)
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+        max_history = _longest_history(model, vocabulary)
+        binding = Binding(vocabulary, Prompt(), max_history, "vocabulary")
+        binding.save(directory, table, {"base_model": config.model})
+        return {
+            "sid_tokens": vocabulary.num_tokens,
+            "vocabulary": len(tokenizer),
+            "parameters": model.num_parameters(),
+            "tied_embeddings": bool(model.config.get_text_config().tie_word_embeddings),
+        }
+
+    out = run_stage("extend", config, inputs, build)
+    counts = read_manifest(out)["counts"]
+    say(f"extend: {counts['sid_tokens']} SID tokens, {counts['parameters']:,} parameters -> {out}")
+    return {"out": str(out), **counts}
+
+
+def load_base(config: ExtendConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model to extend and its tokenizer; 'micro' is made, anything else is loaded."""
+    if config.model == MICRO:
+        tokenizer = word_tokenizer(Catalog.load(config.catalog).titles, config.micro_words)
+        model = micro_model(tokenizer, config.micro_layers, config.micro_hidden, config.micro_dropout, config.seed)
+        return model, tokenizer
+    return load_model(config.model, dtype=DTYPES[config.dtype]), load_tokenizer(config.model)
+
+
+def add_rows(model: PreTrainedModel, vocabulary: SidVocabulary, seed: int) -> None:
+    """Give every SID token a row of its own in the embedding and output matrix; a tied pair stays tied.
+
+    Rows are the mean of the old ones plus Gaussian noise at the old rows' standard deviation. The resize of
+    transformers would draw them 1e-9 of that apart (pairwise cosine 1.000000), so that codes look alike at step 0.
+
+    Args:
+        model: Causal LM, changed in place.
+        vocabulary: Tokens whose rows are written.
+        seed: Seed of the noise.
+    """
+    old_size = vocabulary.starts[0]
+    needed = vocabulary.token_range.stop
+    if needed > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(-(-needed // ROW_MULTIPLE) * ROW_MULTIPLE, mean_resizing=False)
+    generator = torch.Generator().manual_seed(seed)
+    matrices = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    with torch.no_grad():
+        for weight in matrices.values():
+            old = weight[:old_size].float()
+            noise = torch.randn(len(weight) - old_size, weight.shape[1], generator=generator).to(old.device)
+            weight[old_size:] = (old.mean(dim=0) + old.std(dim=0) * noise).to(weight.dtype)
+
+
+def own_generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Generation defaults of the saved model: none of the base model's penalties, which would cut constrained beams."""
+    return GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+
+
+def _longest_history(model: PreTrainedModel, vocabulary: SidVocabulary) -> int:
+    """Items of a history that surely fit the model's context beside a prompt of half its length, at most 50."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1024
+    return max(1, min(50, context // 2 // vocabulary.num_levels))

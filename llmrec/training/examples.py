@@ -1,0 +1,98 @@
+"""Training examples: windows of item rows, turned into tokens when a batch is drawn.
+
+One window per user holds the whole sequence, and every item in it is a target. Sequences longer than the history cap
+become overlapping windows, each of which scores only the items that no earlier window scored. `last_item` cuts the
+same windows into one row per target, as the papers train; the sum of the losses is the same.
+
+The dataset holds item rows and no token, so that swapping the SidTable means swapping the collator's encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from llmrec.prompts import HistoryEncoder
+from llmrec.training.losses import IGNORED
+
+
+def windows(length: int, max_history: int) -> Iterator[tuple[int, int, int]]:
+    """Windows of at most `max_history` + 1 items that together score each item once.
+
+    Args:
+        length: Items of the sequence.
+        max_history: Largest number of items before a target.
+
+    Yields:
+        (start, end, first_target): the window is [start, end), its targets are [first_target, end). After the first
+        window, every target has at least half of `max_history` before it.
+    """
+    size, stride = max_history + 1, max_history // 2 + 1
+    end = min(size, length)
+    yield 0, end, 0
+    while end < length:
+        first_target, end = end, min(end + stride, length)
+        yield max(0, end - size), end, first_target
+
+
+def build_dataset(
+    sequences: Iterable[np.ndarray], max_history: int, loss_on: Literal["every_item", "last_item"]
+) -> Dataset:
+    """Training examples of item sequences.
+
+    Args:
+        sequences: Item rows of each user, oldest first.
+        max_history: Largest number of items before a target.
+        loss_on: `every_item` of a window in one row, or one row per target that ends in it.
+
+    Returns:
+        Dataset with `rows` (item rows of the example) and `num_context` (leading items that are not targets).
+    """
+    rows, num_context = [], []
+    for sequence in sequences:
+        for start, end, first_target in windows(len(sequence), max_history):
+            if loss_on == "every_item":
+                rows.append(sequence[start:end].tolist())
+                num_context.append(first_target - start)
+                continue
+            for target in range(first_target, end):
+                rows.append(sequence[start : target + 1].tolist())
+                num_context.append(target - start)
+    return Dataset.from_dict({"rows": rows, "num_context": num_context})
+
+
+@dataclass
+class HistoryCollator:
+    """Prompt, history and labels of a batch, padded on the right.
+
+    Args:
+        prefix: Token ids before the history.
+        encoder: Tokens of item rows.
+        pad_token_id: Token of padding.
+    """
+
+    prefix: list[int]
+    encoder: HistoryEncoder
+    pad_token_id: int
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """`input_ids`, `attention_mask` and `labels`, each (B, T)."""
+        tokens, unsupervised = [], []
+        for example in examples:
+            rows, num_context = example["rows"], example["num_context"]
+            tokens.append([*self.prefix, *self.encoder.encode_history(rows)])
+            unsupervised.append(len(self.prefix) + len(self.encoder.encode_history(rows[:num_context])))
+        lengths = torch.tensor([len(row) for row in tokens])
+        ids = torch.full((len(tokens), int(lengths.max())), self.pad_token_id)
+        for i, row in enumerate(tokens):
+            ids[i, : len(row)] = torch.tensor(row)
+        position = torch.arange(ids.shape[1])
+        mask = position < lengths[:, None]
+        labels = ids.masked_fill(~mask | (position < torch.tensor(unsupervised)[:, None]), IGNORED)
+        return {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}

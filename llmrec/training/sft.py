@@ -1,0 +1,144 @@
+"""Supervised fine-tuning on TRL's SFTTrainer and PEFT.
+
+LoRA trains beside the SID rows alone (PEFT's trainable token indices); everything else is frozen, and merging gives a
+model that scores like the adapter. Departures from TRL: the examples are item rows that the collator turns into
+tokens, and the loss is `llmrec.training.losses`, so TRL's text preparation and fused head are not used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer
+from trl import SFTTrainer
+
+from llmrec.backbone import causal_lm
+from llmrec.checkpoint import load_model
+from llmrec.configs import SftConfig
+from llmrec.vocab import SidVocabulary
+
+SID_ROWS = "trainable_tokens"  # in the name of PEFT's parameter for trained token rows
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Types of frozen weights, of trained weights, and whether matrix products run under bfloat16 autocast."""
+
+    frozen: torch.dtype
+    trained: torch.dtype
+    autocast: bool
+
+
+def choose_precision(config: SftConfig, device: torch.device) -> Precision:
+    """bfloat16 on a GPU that has it, float32 elsewhere; what trains is float32 in either case."""
+    wanted = config.precision
+    if wanted == "auto":
+        wanted = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    if wanted == "float32":
+        return Precision(torch.float32, torch.float32, autocast=False)
+    return Precision(torch.bfloat16, torch.float32, autocast=True)
+
+
+def nf4_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,  # QLoRA, arXiv:2305.14314, section 3
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def load_trainable(config: SftConfig, vocabulary: SidVocabulary, precision: Precision) -> PreTrainedModel | PeftModel:
+    """The extended base, prepared for what `config.train` asks for.
+
+    Raises:
+        ValueError: If a LoRA target matches nothing, or 4-bit weights are asked for without bitsandbytes.
+    """
+    if config.train == "full":
+        return load_model(config.model, dtype=precision.trained)
+    if config.quantization == "nf4":
+        require_bitsandbytes()
+        model = load_model(config.model, dtype=precision.frozen, quantization_config=nf4_config(precision.frozen))
+    else:
+        model = load_model(config.model, dtype=precision.frozen)
+    return add_adapter(model, config, vocabulary)
+
+
+def require_bitsandbytes() -> None:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise ValueError("quantization 'nf4' needs bitsandbytes; run `pip install llmrec[quant]`.") from None
+
+
+def add_adapter(model: PreTrainedModel, config: SftConfig, vocabulary: SidVocabulary) -> PeftModel:
+    """LoRA on the target modules, and the SID rows of the embedding (and of an untied output matrix)."""
+    targets = config.lora_targets[0] if config.lora_targets == ["all-linear"] else config.lora_targets
+    names = {id(module): name.rsplit(".", 1)[-1] for name, module in model.named_modules()}
+    rows = list(vocabulary.token_range)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    trained = {names[id(embedding)]: rows}
+    if head.weight is not embedding.weight:
+        trained[names[id(head)]] = rows
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets,
+        trainable_token_indices=trained,
+    )
+    torch.manual_seed(config.seed)
+    adapted = get_peft_model(model, lora)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted
+
+
+def build_optimizer(model: torch.nn.Module, config: SftConfig) -> torch.optim.Optimizer:
+    """AdamW; the SID rows, which start from noise, have their own learning rate, and no decay towards zero."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    rows = [p for name, p in trained if SID_ROWS in name]
+    decayed = [p for name, p in trained if SID_ROWS not in name and p.dim() > 1]
+    others = [p for name, p in trained if SID_ROWS not in name and p.dim() <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+        {"params": rows, "weight_decay": 0.0, "lr": config.sid_learning_rate or config.learning_rate},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate)
+
+
+class SidSFTTrainer(SFTTrainer):
+    """SFTTrainer with the loss of the model's own forward (`sid_loss_in_forward`), instead of TRL's fused head."""
+
+    compute_loss = Trainer.compute_loss
+
+
+def merge(model: PreTrainedModel | PeftModel, config: SftConfig, scratch: Path) -> PreTrainedModel:
+    """Trained weights as one ordinary model, in the type that the base has on disk.
+
+    A 4-bit base is dequantised before LoRA is added to it: PEFT would quantise the sum again, and the result would
+    score neither like the adapter nor like the base.
+    """
+    if not isinstance(model, PeftModel):
+        return model.to(stored_dtype(config.model))
+    if config.quantization == "nf4":
+        model.save_pretrained(scratch / "adapter")
+        base = load_model(config.model, dtype=torch.float32, quantization_config=nf4_config(torch.float32))
+        model = PeftModel.from_pretrained(base.dequantize(), scratch / "adapter")
+    else:
+        model = model.float()
+    merged = model.merge_and_unload()
+    return causal_lm(merged).to(stored_dtype(config.model))
+
+
+def stored_dtype(path: str | Path) -> torch.dtype:
+    """Type of the weights of a model directory, as its config names it."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(str(path)).dtype or torch.float32
