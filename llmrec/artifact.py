@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from llmrec import processes
+
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 RUN = "run.json"
@@ -132,12 +134,12 @@ def run_stage(
     Raises:
         ValueError: If `out` holds the result of another run, or something that llmrec did not write.
     """
-    out, main = Path(config.out), int(os.environ.get("RANK", "0")) == 0
+    out, main = Path(config.out), processes.is_main()
     partial = out.with_name(out.name + ".partial")
     identity = run_identity(stage, config, inputs)
     if main:
         finished = _claim(out, partial, identity, config.overwrite)
-    _barrier()
+    processes.wait()
     if not main:
         finished = (out / MANIFEST).is_file()
     if finished:
@@ -151,11 +153,11 @@ def run_stage(
             if main and all(file.name in (RUN, LOCK) for file in partial.iterdir()):
                 shutil.rmtree(partial)
             raise
-        _barrier()
+        processes.wait()
         if main:
             shutil.rmtree(partial / SCRATCH, ignore_errors=True)
             _publish(out, partial, stage, config, inputs, identity, counts, time.monotonic() - started)
-    _barrier()
+    processes.wait()
     return out
 
 
@@ -275,11 +277,3 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
-
-
-def _barrier() -> None:
-    """Wait for the other processes of an `accelerate launch`; nothing to wait for in a single process."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
-
-        PartialState().wait_for_everyone()

@@ -34,9 +34,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model, tokenizer = AutoModelForCausalLM.from_pretrained("{name}"), AutoTokenizer.from_pretrained("{name}")
 binding, table, _ = Binding.load("{name}")
 prompt = tokenizer("{instruction} {sid}", return_tensors="pt")
-processor = SidLogitsProcessor(SidTrie(table), binding.vocabulary, prompt.input_ids.shape[1])
-output = model.generate(**prompt, logits_processor=[processor], generation_config=sid_generation_config(binding.vocabulary))
-print(tokenizer.decode(output.sequences[0, prompt.input_ids.shape[1]:], skip_special_tokens=True))
+length, config = prompt.input_ids.shape[1], sid_generation_config(binding.vocabulary)
+processor = SidLogitsProcessor(SidTrie(table), binding.vocabulary, length)
+output = model.generate(**prompt, logits_processor=[processor], generation_config=config)
+print(tokenizer.decode(output.sequences[0, length:], skip_special_tokens=True))
 ```"""
 
 

@@ -15,7 +15,7 @@ import sys
 import typing
 from collections.abc import Sequence
 
-from llmrec import __version__
+from llmrec import __version__, processes
 from llmrec.configs import STAGES, load_config
 
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(STAGES[stage], path, flags)
         result = importlib.import_module(f"llmrec.stages.{stage}").main(config)
-        if as_json and int(os.environ.get("RANK", "0")) == 0:
+        if as_json and processes.is_main():
             print(json.dumps(result, indent=2, default=str))
         return 0
     except (ValueError, OSError, ModuleNotFoundError) as error:

@@ -10,12 +10,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from llmrec import processes
+
 T = TypeVar("T")
 
 
 def is_quiet() -> bool:
     """True under `--json` and in every process but the first of an `accelerate launch`."""
-    return bool(os.environ.get("LLMREC_QUIET")) or int(os.environ.get("RANK", "0")) != 0
+    return bool(os.environ.get("LLMREC_QUIET")) or not processes.is_main()
 
 
 def console() -> Console:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from llmrec import processes
+
 
 def resolve_device(name: str) -> torch.device:
     """Device of this process; `auto` is its own GPU under `accelerate launch`, or else the first, or else the CPU.
@@ -12,9 +14,7 @@ def resolve_device(name: str) -> torch.device:
         ValueError: If the name is unknown or names a GPU on a machine without one.
     """
     if name == "auto":
-        from accelerate import PartialState
-
-        return PartialState().device
+        return processes.join().device
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from llmrec.beam_search import Beams, tree_beam_search
 from llmrec.card import write_card
 from llmrec.checkpoint import Binding, load_model, load_tokenizer, resolve
-from llmrec.beam_search import Beams, tree_beam_search
 from llmrec.device import resolve_device
 from llmrec.evaluation.metrics import UNFILLED, Ranking
 from llmrec.evaluation.protocol import default_num_beams

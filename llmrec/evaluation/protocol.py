@@ -12,7 +12,6 @@ Shapes: n rows, R slots of a ranking, k the largest cut-off.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llmrec import processes
 from llmrec.catalog import Rows
 from llmrec.console import progress
 from llmrec.evaluation.metrics import UNFILLED, Position, Ranking, target_position
@@ -91,9 +91,9 @@ def evaluate(rank: Rank, rows: Rows, k: int, column: str, batch_size: int, descr
     started = time.monotonic()
     longest_first = np.argsort(-np.diff(rows.offsets), kind="stable")
     batches = [longest_first[first : first + batch_size] for first in range(0, len(rows), batch_size)]
-    mine = batches[int(os.environ.get("RANK", "0")) :: int(os.environ.get("WORLD_SIZE", "1"))]
+    mine = batches[processes.rank() :: processes.count()]
     bar = progress(mine, description, total=len(mine), unit="batches")
-    answers = _gather([_answer(rank, rows, batch, k, column == "seen_excluded") for batch in bar])
+    answers = processes.gather([_answer(rank, rows, batch, k, column == "seen_excluded") for batch in bar])
     by_row = np.argsort(np.concatenate([answer["row"] for answer in answers]))
     found = {name: np.concatenate([answer[name] for answer in answers])[by_row] for name in answers[0]}
     position = Position(*(found[name] for name in Position._fields))
@@ -124,34 +124,3 @@ def _check_excluded(ranking: Ranking, histories: list[np.ndarray]) -> None:
                 f"The ranker returned the item rows {wrong[:3].tolist()}, which it was asked to exclude; "
                 "its `rank` must honour `exclude`."
             )
-
-
-def _gather(answers: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
-    """Answers of all processes of an `accelerate launch`, in each of them."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return answers
-    from accelerate.utils import gather_object
-
-    join_processes()
-    return gather_object(answers)
-
-
-def join_processes() -> None:
-    """Join the process group of an `accelerate launch` or `torchrun`; nothing to join in a single process.
-
-    Called before anything else touches accelerate: without a GPU a bare `PartialState()` takes its process for the only
-    one, and every later one in the process inherits that.
-
-    Raises:
-        RuntimeError: If accelerate was already told that this process is alone; each would report its share as all.
-    """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size == 1:
-        return
-    import torch
-    from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
-
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())
-    if state.num_processes != world_size:
-        raise RuntimeError(f"accelerate knows {state.num_processes} of {world_size} processes (WORLD_SIZE).")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
+from llmrec import processes
 from llmrec.artifact import SCRATCH, read_manifest, run_stage
 from llmrec.catalog import Catalog
 from llmrec.configs import EmbedConfig
@@ -35,7 +35,7 @@ def main(config: EmbedConfig) -> dict[str, Any]:
             view = None if file.exists() else build_view(name, config, catalog, workdir / SCRATCH)
             if view is not None:
                 view.save(file)
-        return counts(workdir, catalog, config) if is_main_process() else {}
+        return counts(workdir, catalog, config) if processes.is_main() else {}
 
     out = run_stage("embed", config, {"catalog": config.catalog}, build)
     result = read_manifest(out)["counts"]
@@ -64,7 +64,7 @@ def build_view(name: str, config: EmbedConfig, catalog: Catalog, scratch: Path) 
     if name == "text" and config.text_encoder != TFIDF:
         encoder = load_encoder(config.text_encoder, config.device)
         return encoder_view(catalog, encoder, config.text_encoder, config.text_template, config.batch_size, scratch)
-    if not is_main_process():
+    if not processes.is_main():
         return None
     if name == "text":
         return tfidf_view(catalog, config.text_template, config.text_dim, config.seed)
@@ -76,7 +76,3 @@ def counts(workdir: Path, catalog: Catalog, config: EmbedConfig) -> dict[str, An
     views = ItemViews.load(workdir, catalog, config.views)
     facts = {name: {"dim": v.vectors.shape[1], "missing": int(v.missing.sum())} for name, v in views.items()}
     return {"num_items": catalog.num_items, "views": facts}
-
-
-def is_main_process() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0

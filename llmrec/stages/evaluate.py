@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import functools
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmrec import columns
+from llmrec import columns, processes
 from llmrec.artifact import SCRATCH, run_stage, write_json
 from llmrec.catalog import SPLITS, Catalog, Rows
 from llmrec.configs import EvaluateConfig
 from llmrec.evaluation.baselines import BASELINES, BATCH
-from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, default_num_beams, evaluate, join_processes
+from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, default_num_beams, evaluate
 from llmrec.evaluation.report import OURS, Outcomes, show, summarise
 from llmrec.sid import SidTable
 
@@ -37,7 +36,6 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         The content of metrics.json.
     """
     check(config)
-    join_processes()
     catalog = Catalog.load(config.catalog)
     check_model(config.model, catalog)
     indices, rows = sample(catalog, config)
@@ -50,7 +48,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
             for column in COLUMNS:
                 part = workdir / SCRATCH / f"{system}-{column}.npz"
                 outcomes[system, column] = resumed(part, load, rows, config, system, column)
-        if int(os.environ.get("RANK", "0")) == 0:
+        if processes.is_main():
             metrics = {"split": config.split, "num_beams": num_beams, "bootstrap_samples": config.bootstrap_samples}
             metrics |= summarise(outcomes, rows, config.k, catalog.num_items, config.bootstrap_samples, config.seed)
             write_json(workdir / METRICS, metrics)
@@ -137,7 +135,7 @@ def resumed(
         return Outcome.load(part)
     batch_size = config.batch_size if system == OURS else BATCH
     outcome = evaluate(load(), rows, max(config.k), column, batch_size, f"{system}, {column}")
-    if int(os.environ.get("RANK", "0")) == 0:
+    if processes.is_main():
         outcome.save(part)
     return outcome
 

@@ -6,7 +6,6 @@ Interrupted at any point, the same command continues from the newest checkpoint 
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PrinterCallback, set_seed
 from trl import SFTConfig as TrlSftConfig
 
+from llmrec import processes
 from llmrec.artifact import SCRATCH, read_manifest, run_stage, verify, write_json
 from llmrec.card import write_card
 from llmrec.catalog import Catalog
@@ -118,12 +118,11 @@ def split_batch(config: SftConfig) -> tuple[int, int]:
     Raises:
         ValueError: If `batch_size` cannot be shared out evenly.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    share, rest = divmod(config.batch_size, processes)
+    share, rest = divmod(config.batch_size, processes.count())
     micro = min(config.micro_batch_size, share)
     if rest or micro == 0 or share % micro:
         raise ValueError(
-            f"batch_size {config.batch_size} does not divide into {processes} processes x micro_batch_size "
+            f"batch_size {config.batch_size} does not divide into {processes.count()} processes x micro_batch_size "
             f"{config.micro_batch_size}; make it a multiple of both."
         )
     return micro, share // micro

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from llmrec import collisions, diagnostics
+from llmrec import collisions, diagnostics, processes
 from llmrec.artifact import run_stage, write_json
 from llmrec.catalog import Catalog
 from llmrec.configs import TokenizeConfig
@@ -31,7 +30,7 @@ def main(config: TokenizeConfig) -> dict[str, Any]:
     collisions.check_capacity(config.collision, catalog.num_items, tokenizer.level_sizes)
 
     def build(workdir: Path) -> dict[str, Any]:
-        if int(os.environ.get("RANK", "0")) != 0:
+        if not processes.is_main():
             return {}
         views = ItemViews.load(config.views, catalog, config.view_names)
         encoded = tokenizer.fit(catalog, views).encode(catalog, views)

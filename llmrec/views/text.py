@@ -18,6 +18,7 @@ import numpy as np
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from llmrec import processes
 from llmrec.catalog import Catalog
 from llmrec.console import progress, say
 from llmrec.device import resolve_device
@@ -110,17 +111,13 @@ def encoder_view(
     chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
     files = [scratch / f"text-{i:06d}.npy" for i in range(len(chunks))]
     scratch.mkdir(parents=True, exist_ok=True)
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    mine = list(zip(files, chunks, strict=True))[rank::world]
+    mine = list(zip(files, chunks, strict=True))[processes.rank() :: processes.count()]
     for file, chunk in progress(mine, "Embedding text", unit=f"chunks of {CHUNK} items"):
         if not file.exists():
             batch = [texts[row] for row in chunk]
             _save_chunk(file, encoder.encode(batch, batch_size=batch_size, show_progress_bar=False))
-    if world > 1:
-        from accelerate import PartialState
-
-        PartialState().wait_for_everyone()
-    if rank != 0:
+    processes.wait()
+    if not processes.is_main():
         return None
     embedded = np.concatenate([np.load(file, allow_pickle=False) for file in files])
     facts = describe("text", catalog, encoder=name, template=template)
