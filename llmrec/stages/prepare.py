@@ -29,7 +29,7 @@ def main(config: PrepareConfig) -> dict[str, Any]:
         `path` and the counts `users`, `items`, `interactions`, `train`, `valid`, `test`.
 
     Raises:
-        ValueError: If the config, the input files or their split are not usable; see docs/datasets.md.
+        ValueError: If the config, the input files or their split are not usable; see docs/prepare.md.
     """
     check(config)
     files = find_files(config)
@@ -68,10 +68,6 @@ def check(config: PrepareConfig) -> None:
         problems.append("give either --dataset (a known name) or --interactions (a file), not both or neither")
     if config.items is not None and config.interactions is None:
         problems.append("--items goes with --interactions; a known dataset brings its own items")
-    for name, least in (("k_core", 0), ("max_history", 1), ("num_users", 1)):
-        value = getattr(config, name)
-        if value is not None and value < least:
-            problems.append(f"{name} is {value}; it must be at least {least}")
     if problems:
         raise ValueError("; ".join(problems))
 
