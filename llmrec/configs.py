@@ -1,34 +1,68 @@
-"""One dataclass per stage, read from flat YAML and flags; unknown keys and wrong types are errors, all at once.
+"""One dataclass per stage, read from flat YAML and flags; unknown keys, wrong types and values are errors, all at once.
 
 Nothing here imports torch: `llmrec --help` builds its flags from these fields. A field with `help` metadata explains
 itself in `--help` and in the docs; `identity=False` marks what does not change a result (where it is written, which
-device computes it), so that a run may be resumed with another value.
+device computes it), so that a run may be resumed with another value; `least`, `above` and `most` bound a number.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import operator
 import types
 import typing
+from collections import Counter
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+BOUNDS = {"least": "at least {} is needed", "above": "more than {} is needed", "most": "at most {} is allowed"}
+MAX_SEED = 2**32 - 1  # numpy takes no larger one
 
 
-def option(help: str, default: Any = MISSING, identity: bool = True) -> Any:
-    """A config field with its explanation; list defaults are copied for each instance."""
-    metadata = {"help": help, "identity": identity}
+def option(
+    help: str,
+    default: Any = MISSING,
+    identity: bool = True,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+) -> Any:
+    """A config field with its explanation; list defaults are copied for each instance.
+
+    Args:
+        help: What the field means, for `--help` and the docs.
+        default: Value when left out; required without one.
+        identity: Whether another value makes another run.
+        least: Smallest value allowed.
+        above: What the value must exceed, where no smallest one can be named.
+        most: Largest value allowed.
+    """
+    bounds = {k: v for k, v in {"least": least, "above": above, "most": most}.items() if v is not None}
+    metadata = {"help": help, "identity": identity, "bounds": bounds}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
 @dataclass(kw_only=True)
-class StageConfig:
+class Config:
+    """Base of all: a number outside its bounds is refused, however the config is made."""
+
+    def __post_init__(self):
+        problems = [problem for f in dataclasses.fields(self) for problem in out_of_bounds(f, getattr(self, f.name))]
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+@dataclass(kw_only=True)
+class StageConfig(Config):
     out: str = option("Directory to write.", identity=False)
     overwrite: bool = option("Replace the result of another run in `out`.", False, identity=False)
-    seed: int = option("Seed of everything random in this stage.", 0)
+    seed: int = option("Seed of everything random in this stage.", 0, least=0, most=MAX_SEED)
 
 
 @dataclass(kw_only=True)
@@ -46,16 +80,18 @@ class PrepareConfig(StageConfig):
     item_column: str = option("Column of the item in `interactions` and `items`.", "item_id")
     timestamp_column: str = option("Column of the time in `interactions`.", "timestamp")
     title_column: str = option("Column of the title in `items`.", "title")
-    k_core: int = option("Drop users and items with fewer interactions, repeatedly; 0 keeps all.", 5)
+    k_core: int = option("Drop users and items with fewer interactions, repeatedly; 0 keeps all.", 5, least=0)
     split: Literal["leave_one_out", "temporal", "published"] = option(
         "leave_one_out: last item of a user is test, last but one valid. temporal: 8:1:1 of all interactions by time. "
         "published: the rows that came with the dataset (with k_core 0).",
         "leave_one_out",
     )
-    max_history: int = option("Items kept of a validation or test history, the latest ones.", 50)
-    num_users: int | None = option("Keep a random sample of users of the k-core, and the items they have.", None)
-    simulated_users: int = option("Users of the dataset 'simulated'.", 2000)
-    simulated_items: int = option("Items of the dataset 'simulated'.", 500)
+    max_history: int = option("Items kept of a validation or test history, the latest ones.", 50, least=1)
+    num_users: int | None = option(
+        "Keep a random sample of users of the k-core, and the items they have.", None, least=1
+    )
+    simulated_users: int = option("Users of the dataset 'simulated'.", 2000, least=1)
+    simulated_items: int = option("Items of the dataset 'simulated'.", 500, least=1)
 
 
 @dataclass(kw_only=True)
@@ -68,10 +104,12 @@ class EmbedConfig(StageConfig):
         "sentence-transformers model (Hub id or path), or 'tfidf' for TF-IDF with truncated SVD.", None
     )
     text_template: str = option("What is embedded, from the columns of items.parquet.", "{text}")
-    text_dim: int = option("Dimension of TF-IDF vectors after SVD.", 128)
-    collaborative_dim: int = option("Dimension of collaborative vectors.", 64)
-    collaborative_window: int = option("Items on either side that count as co-occurring in a training sequence.", 5)
-    batch_size: int = option("Texts per encoder batch.", 128, identity=False)
+    text_dim: int = option("Dimension of TF-IDF vectors after SVD.", 128, least=1)
+    collaborative_dim: int = option("Dimension of collaborative vectors.", 64, least=1)
+    collaborative_window: int = option(
+        "Items on either side that count as co-occurring in a training sequence.", 5, least=1
+    )
+    batch_size: int = option("Texts per encoder batch.", 128, identity=False, least=1)
     device: str = option("Device of the text encoder: auto, cpu, cuda.", "auto", identity=False)
 
 
@@ -86,9 +124,10 @@ class TokenizeConfig(StageConfig):
         "Weight of each of `view_names`, after normalisation to unit length.", None
     )
     method: Literal["rq_kmeans"] = option("Item tokenizer.", "rq_kmeans")
-    num_levels: int = option("Codes per item, before a collision suffix.", 3)
-    codebook_size: int = option("Codes per level.", 256)
-    iterations: int = option("k-means iterations per level.", 25)  # faiss default, as OneRec (2506.13695) uses it
+    num_levels: int = option("Codes per item, before a collision suffix.", 3, least=1)
+    codebook_size: int = option("Codes per level.", 256, least=2)
+    # 25 is the faiss default, as OneRec (2506.13695) uses it.
+    iterations: int = option("k-means iterations per level.", 25, least=1)
     kmeans: Literal["torch", "faiss"] = option("k-means implementation; faiss needs the extra `kmeans`.", "torch")
     collision: Literal["suffix_ordinal", "sinkhorn_reassign", "accept"] = option(
         "How items with equal codes become distinct.", "suffix_ordinal"
@@ -106,12 +145,12 @@ class ExtendConfig(StageConfig):
         "Directory written by `llmrec prepare`; 'micro' takes its vocabulary from the titles.", None
     )
     template: str = option("Token of a code; {letter} or {level}, and {code}.", "<{letter}_{code}>")
-    spare_codes: int = option("Token rows per level kept free for codes of later items.", 0)
+    spare_codes: int = option("Token rows per level kept free for codes of later items.", 0, least=0)
     dtype: Literal["auto", "float32", "bfloat16"] = option("Type of the saved weights.", "auto")
-    micro_layers: int = option("Layers of 'micro'.", 2)
-    micro_hidden: int = option("Hidden size of 'micro'.", 128)
-    micro_dropout: float = option("Attention dropout of 'micro'.", 0.0)
-    micro_words: int = option("Largest word vocabulary of 'micro'.", 8000)
+    micro_layers: int = option("Layers of 'micro'.", 2, least=1)
+    micro_hidden: int = option("Hidden size of 'micro'.", 128, least=32)
+    micro_dropout: float = option("Attention dropout of 'micro'.", 0.0, least=0, most=1)
+    micro_words: int = option("Largest word vocabulary of 'micro'.", 8000, least=64)
 
 
 @dataclass(kw_only=True)
@@ -125,31 +164,31 @@ class SftConfig(StageConfig):
     )
     chat_template: bool = option("Wrap the instruction in the tokenizer's chat template.", False)
     train: Literal["lora", "full"] = option("LoRA and semantic-ID rows, or all weights.", "lora")
-    lora_rank: int = option("Rank of LoRA.", 16)
-    lora_alpha: int = option("Scale of LoRA, divided by its rank.", 32)
-    lora_dropout: float = option("Dropout on LoRA's input.", 0.05)
+    lora_rank: int = option("Rank of LoRA.", 16, least=1)
+    lora_alpha: int = option("Scale of LoRA, divided by its rank.", 32, least=1)
+    lora_dropout: float = option("Dropout on LoRA's input.", 0.05, least=0, most=1)
     lora_targets: list[str] = option("Module names that LoRA adapts.", ["all-linear"])
     quantization: Literal["none", "nf4"] = option("4-bit base weights by bitsandbytes (LoRA only).", "none")
     sid_loss: Literal["level", "full"] = option(
         "Softmax over the level's tokens, or over the whole vocabulary.", "level"
     )
     loss_on: Literal["every_item", "last_item"] = option("Items of a sequence that are targets.", "every_item")
-    max_history: int = option("Items before a target; longer sequences are cut into overlapping windows.", 50)
-    epochs: float = option("Passes over the training sequences.", 3.0)
-    max_steps: int = option("Optimiser steps, instead of `epochs`, where positive.", -1)
-    batch_size: int = option("Sequences per optimiser step, over all processes.", 64)
-    micro_batch_size: int = option("Sequences per forward pass on one device.", 64, identity=False)
-    learning_rate: float = option("Peak learning rate of LoRA, or of all weights.", 2e-4)
-    sid_learning_rate: float | None = option("Peak learning rate of the semantic-ID rows under LoRA.", 1e-3)
-    weight_decay: float = option("AdamW weight decay.", 0.01)
-    warmup_steps: int = option("Optimiser steps of linear warm-up.", 20)
+    max_history: int = option("Items before a target; longer sequences are cut into overlapping windows.", 50, least=1)
+    epochs: float = option("Passes over the training sequences.", 3.0, above=0)
+    max_steps: int = option("Optimiser steps, instead of `epochs`, where positive.", -1, least=-1)
+    batch_size: int = option("Sequences per optimiser step, over all processes.", 64, least=1)
+    micro_batch_size: int = option("Sequences per forward pass on one device.", 64, identity=False, least=1)
+    learning_rate: float = option("Peak learning rate of LoRA, or of all weights.", 2e-4, above=0)
+    sid_learning_rate: float | None = option("Peak learning rate of the semantic-ID rows under LoRA.", 1e-3, above=0)
+    weight_decay: float = option("AdamW weight decay.", 0.01, least=0)
+    warmup_steps: int = option("Optimiser steps of linear warm-up.", 20, least=0)
     scheduler: str = option("Learning-rate schedule, as transformers names it.", "cosine")
-    label_smoothing: float = option("Label smoothing of the item loss.", 0.0)
-    max_grad_norm: float = option("Gradient clipping.", 1.0)
+    label_smoothing: float = option("Label smoothing of the item loss.", 0.0, least=0, most=1)
+    max_grad_norm: float = option("Gradient clipping.", 1.0, least=0)
     precision: Literal["auto", "float32", "bfloat16"] = option("auto: bfloat16 on a GPU that has it.", "auto")
     gradient_checkpointing: bool = option("Trade compute for memory.", False, identity=False)
-    save_steps: int = option("Optimiser steps between resumable checkpoints.", 200, identity=False)
-    logging_steps: int = option("Optimiser steps between log lines.", 20, identity=False)
+    save_steps: int = option("Optimiser steps between resumable checkpoints.", 200, identity=False, least=1)
+    logging_steps: int = option("Optimiser steps between log lines.", 20, identity=False, least=1)
     report_to: list[str] = option("Trackers, as transformers names them.", [], identity=False)
     device: str = option("auto or cpu.", "auto", identity=False)
 
@@ -162,20 +201,20 @@ class EvaluateConfig(StageConfig):
     model: str = option("Checkpoint directory (of `llmrec sft` or `llmrec extend`).")
     split: Literal["valid", "test"] = option("Rows to evaluate.", "test")
     k: list[int] = option("Cut-offs.", [5, 10])
-    num_beams: int | None = option("Beam width; min(items, max(50, 5k)) when left out.", None)
+    num_beams: int | None = option("Beam width; min(items, max(50, 5k)) when left out.", None, least=1)
     baselines: list[str] = option(
         "Baselines in the same table: popularity, repeat, markov, item_knn.",
         ["popularity", "repeat", "markov", "item_knn"],
     )
-    max_rows: int | None = option("Evaluate a random sample of rows.", None)
-    batch_size: int = option("Rows decoded together on one device.", 64, identity=False)
-    bootstrap_samples: int = option("Resamples of users for the 95 % intervals.", 1000)
+    max_rows: int | None = option("Evaluate a random sample of rows.", None, least=1)
+    batch_size: int = option("Rows decoded together on one device.", 64, identity=False, least=1)
+    bootstrap_samples: int = option("Resamples of users for the 95 % intervals.", 1000, least=1)
     precision: Literal["auto", "float32", "bfloat16"] = option("auto: bfloat16 on a GPU that has it.", "auto")
     device: str = option("Device of the model: auto, cpu, cuda.", "auto", identity=False)
 
 
 @dataclass(kw_only=True)
-class RecommendConfig:
+class RecommendConfig(Config):
     """Recommend items for histories given on the command line or in a file."""
 
     model: str = option("Checkpoint directory or Hub id.")
@@ -183,14 +222,14 @@ class RecommendConfig:
     input: str | None = option(
         "JSON lines file: one {'history': [...], 'exclude': [...], 'allow': [...]} per user.", None
     )
-    k: int = option("Items per user.", 10)
+    k: int = option("Items per user.", 10, least=1)
     exclude_seen: bool = option("Leave out items of the history.", True)
     catalog: str | None = option("Directory written by `llmrec prepare`, to print titles.", None)
     device: str = option("Device of the model: auto, cpu, cuda.", "auto")
 
 
 @dataclass(kw_only=True)
-class QuickstartConfig:
+class QuickstartConfig(Config):
     """Run every stage on MovieTweetings (or the simulator) and print ours beside the baselines."""
 
     out: str = option("Directory of all stages.", "llmrec-quickstart")
@@ -198,10 +237,10 @@ class QuickstartConfig:
         "Hub id or path of a causal LLM; 'micro' trains a small new one; 'auto' takes SmolLM2-135M on a GPU.", "auto"
     )
     dataset: str = option("Known dataset to run on.", "movietweetings")
-    num_users: int | None = option("Keep a random sample of users.", None)
-    epochs: float | None = option("Passes over the training sequences.", None)
+    num_users: int | None = option("Keep a random sample of users.", None, least=1)
+    epochs: float | None = option("Passes over the training sequences.", None, above=0)
     overwrite: bool = option("Start again.", False)
-    seed: int = option("Seed of every stage.", 0)
+    seed: int = option("Seed of every stage.", 0, least=0, most=MAX_SEED)
 
 
 STAGES: dict[str, type] = {
@@ -225,7 +264,8 @@ def load_config(cls: type, path: str | Path | None = None, overrides: dict[str, 
         overrides: Field -> value; strings are parsed like YAML scalars.
 
     Raises:
-        ValueError: With every problem at once: unknown keys (and the nearest valid one), wrong types, missing keys.
+        ValueError: With every problem at once: unknown keys (and the nearest valid one), wrong types, numbers out of
+            bounds, missing keys.
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
@@ -242,6 +282,7 @@ def load_config(cls: type, path: str | Path | None = None, overrides: dict[str, 
             continue
         try:
             given[key] = _convert(given[key], hints[key])
+            problems += out_of_bounds(fields[key], given[key])
         except ValueError as error:
             problems.append(f"'{key}' in {origin[key]} {error}")
     for name, f in fields.items():
@@ -252,22 +293,48 @@ def load_config(cls: type, path: str | Path | None = None, overrides: dict[str, 
     return cls(**given)
 
 
+def out_of_bounds(f: dataclasses.Field, value: Any) -> list[str]:
+    """What is wrong with the value of a field that has bounds; None is within all of them."""
+    holds = {"least": operator.ge, "above": operator.gt, "most": operator.le}
+    return [
+        f"{f.name} is {value}; {BOUNDS[name].format(bound)}"
+        for name, bound in f.metadata.get("bounds", {}).items()
+        if value is not None and not holds[name](value, bound)
+    ]
+
+
 def _read_yaml(path: str | Path) -> dict[str, Any]:
+    """Keys and values of a flat YAML file; scalars stay text, so that an id as 0104257 or no keeps its characters."""
     import yaml
 
+    class TextLoader(yaml.SafeLoader):
+        yaml_implicit_resolvers: ClassVar = {
+            first: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
+            for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        values, node = yaml.load(text, TextLoader), yaml.compose(text, TextLoader)
     except FileNotFoundError:
-        raise ValueError(f"config file '{path}' does not exist") from None
+        raise ValueError(f"config file '{path}' does not exist; check --config") from None
+    except IsADirectoryError:
+        raise ValueError(f"config file '{path}' is a directory; give a YAML file in it") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"config file '{path}' is not UTF-8 (byte {error.start})") from error
+        raise ValueError(f"config file '{path}' is not UTF-8 (byte {error.start}); save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise ValueError(f"config file '{path}' is not valid YAML: {error}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ValueError(f"config file '{path}' must map keys to values, not hold a {type(values).__name__}")
-    return values
+        raise ValueError(
+            f"config file '{path}' must map keys to values, one `key: value` per line, not hold a "
+            f"{type(values).__name__}"
+        )
+    repeated = [key for key, count in Counter(key.value for key, _ in node.value).items() if count > 1]
+    if repeated:
+        raise ValueError(f"config file '{path}' sets {', '.join(repeated)} more than once; keep one line of each")
+    return {str(key): value for key, value in values.items()}
 
 
 def _convert(value: Any, hint: Any) -> Any:
@@ -296,9 +363,10 @@ def _convert(value: Any, hint: Any) -> Any:
         return value
     if hint in (int, float):
         try:
-            if isinstance(value, bool) or (hint is int and float(value) != int(float(value))):
+            number = float(value)
+            if isinstance(value, bool) or not math.isfinite(number) or (hint is int and not number.is_integer()):
                 raise ValueError
-            return hint(float(value)) if hint is float else int(float(value))
+            return number if hint is float else int(value) if str(value).lstrip("+-").isdigit() else int(number)
         except (TypeError, ValueError, OverflowError):
             raise ValueError(f"is {value!r}; {'an integer' if hint is int else 'a number'} is needed") from None
     if not isinstance(value, str | int | float) or isinstance(value, bool):

@@ -245,7 +245,7 @@ def test_a_sample_of_rows_is_seeded_and_keeps_its_place_in_the_split(config, cat
         ({"num_beams": 2}, "'num_beams' is 2; 3 or more"),
         ({"baselines": ["popularty"]}, "unknown baseline 'popularty'; did you mean 'popularity'"),
         ({"baselines": ["markov", "markov"]}, "repeats a name"),
-        ({"max_rows": 0, "batch_size": -1}, "'max_rows' is 0.*'batch_size' is -1"),
+        ({"max_rows": 0, "batch_size": -1}, "max_rows is 0.*batch_size is -1"),
         ({"model": "no/such/model"}, "'no/such/model' is not a directory"),
     ],
 )

@@ -51,9 +51,6 @@ def check(config: EmbedConfig) -> None:
         problems.append(f"views is {config.views}; name each of {', '.join(VIEWS)} at most once, and one at least")
     if "text" in config.views and config.text_encoder is None:
         problems.append(f"text_encoder is needed for the view 'text': a sentence-transformers model or '{TFIDF}'")
-    for name in ("text_dim", "collaborative_dim", "collaborative_window", "batch_size"):
-        if getattr(config, name) < 1:
-            problems.append(f"{name} is {getattr(config, name)}; at least 1 is needed")
     if problems:
         raise ValueError("; ".join(problems) + ".")
     resolve_device(config.device)

@@ -68,9 +68,6 @@ def check(config: EvaluateConfig) -> None:
         problems.append(f"'k' is {config.k}; one or more different positive integers are needed")
     elif config.num_beams is not None and config.num_beams < max(config.k):
         problems.append(f"'num_beams' is {config.num_beams}; {max(config.k)} or more are needed to fill k = {config.k}")
-    for name in ("max_rows", "batch_size", "bootstrap_samples"):
-        if getattr(config, name) is not None and getattr(config, name) < 1:
-            problems.append(f"'{name}' is {getattr(config, name)}; it must be positive")
     for name in config.baselines:
         if name not in BASELINES:
             near = difflib.get_close_matches(name, BASELINES, n=1, cutoff=0.4)

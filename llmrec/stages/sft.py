@@ -105,10 +105,6 @@ def check(config: SftConfig, catalog: Catalog, item_ids: list[str]) -> None:
         raise ValueError("quantization 'nf4' needs train 'lora': 4-bit weights cannot be trained in full.")
     if config.quantization == "nf4":
         require_bitsandbytes()
-    positive = ("max_history", "batch_size", "micro_batch_size", "save_steps", "logging_steps", "lora_rank")
-    wrong = [name for name in positive if getattr(config, name) < 1]
-    if wrong:
-        raise ValueError(f"{', '.join(wrong)} must be at least 1.")
     split_batch(config)
 
 

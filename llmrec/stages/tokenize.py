@@ -62,11 +62,7 @@ def main(config: TokenizeConfig) -> dict[str, Any]:
 
 def check(config: TokenizeConfig) -> None:
     """Refuse a config that cannot work, with every problem at once."""
-    problems = []
-    for name, least in (("num_levels", 1), ("codebook_size", 2), ("iterations", 1)):
-        if getattr(config, name) < least:
-            problems.append(f"{name} is {getattr(config, name)}; at least {least} is needed")
-    names, weights = config.view_names, config.view_weights
+    problems, names, weights = [], config.view_names, config.view_weights
     if names is not None and len(set(names)) < len(names):
         problems.append(f"view_names is {names}; name each view once")
     if weights is not None and (names is None or len(weights) != len(names)):
