@@ -2,8 +2,8 @@
 
 A stage works in `<out>.partial`, which remembers the identity of the run (stage, config, hashes of its inputs), and
 renames it to `<out>` once `manifest.json` is on disk. The same run again skips a finished directory and resumes a
-partial one; another run refuses to touch either. A kill, a full disk or a power cut leaves a `.partial`, never a
-directory that could be taken for a result.
+partial one; another run refuses to touch either, or with `overwrite` takes its place once it is finished itself. A
+kill, a full disk or a power cut leaves a `.partial`, never a directory that could be taken for a result.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llmrec import processes
+from llmrec import disk, processes
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 RUN = "run.json"
 LOCK = ".lock"
 SCRATCH = "scratch"
+PARTIAL, REPLACED = ".partial", ".replaced"
 PACKAGES = ("llmrec", "torch", "transformers", "peft", "trl", "accelerate", "numpy", "scikit-learn", "polars")
 
 
@@ -60,17 +61,24 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not (path / MANIFEST).is_file():
-        if path.with_name(path.name + ".partial").is_dir():
-            raise ValueError(f"'{path}' is unfinished ('{path}.partial' exists); run its stage again to resume it.")
-        raise ValueError(f"'{path}' is not a directory that llmrec finished: it has no {MANIFEST}.")
+        if path.name.endswith(PARTIAL) and path.is_dir():
+            raise ValueError(f"'{path}' is an unfinished result; run its stage again and give what it is renamed to.")
+        if path.name and path.with_name(path.name + PARTIAL).is_dir():
+            raise ValueError(f"'{path}' is unfinished ('{path}{PARTIAL}' exists); run its stage again to resume it.")
+        problem = f"it has no {MANIFEST}" if path.is_dir() else "it is a file" if path.exists() else "it does not exist"
+        raise ValueError(
+            f"'{path}' is not a directory that llmrec finished: {problem}. Give the --out of the stage that makes it."
+        )
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path / MANIFEST} is not valid JSON ({error}); run its stage again.") from error
-    if manifest.get("schema_version") != SCHEMA_VERSION:
+    if not isinstance(manifest, dict) or not {"schema_version", "stage", "files", "identity"} <= manifest.keys():
+        raise ValueError(f"{path / MANIFEST} is not a manifest of llmrec; run the stage that wrote '{path}' again.")
+    if manifest["schema_version"] != SCHEMA_VERSION:
         raise ValueError(
-            f"{path / MANIFEST} has schema version {manifest.get('schema_version')}, this llmrec reads "
-            f"{SCHEMA_VERSION}; run `llmrec {manifest.get('stage', '<stage>')}` again."
+            f"{path / MANIFEST} has schema version {manifest['schema_version']}, this llmrec reads {SCHEMA_VERSION}; "
+            f"run `llmrec {manifest['stage']}` again with this version, or install the one that wrote it."
         )
     return manifest
 
@@ -132,31 +140,33 @@ def run_stage(
         `config.out`.
 
     Raises:
-        ValueError: If `out` holds the result of another run, or something that llmrec did not write.
+        ValueError: If `out` holds the result of another run, something that llmrec did not write, or an input.
+        OSError: If the disk is full; the message names the directory that was being written.
     """
     out, main = Path(config.out), processes.is_main()
-    partial = out.with_name(out.name + ".partial")
+    _check_out(out, inputs)
+    partial = out.with_name(out.name + PARTIAL)
     identity = run_identity(stage, config, inputs)
-    if main:
-        finished = _claim(out, partial, identity, config.overwrite)
-    processes.wait()
-    if not main:
-        finished = (out / MANIFEST).is_file()
-    if finished:
+    if _is_finished(out, identity, config.overwrite):
         return out
-    with _locked(partial) if main else contextlib.nullcontext():
+    if main:
+        with disk.naming(partial):
+            _claim(partial, identity, config.overwrite)
+    processes.wait()
+    with _locked(partial) if main else contextlib.nullcontext(), disk.naming(partial):
         started = time.monotonic()
         try:
             counts = build(partial) or {}
-        except ValueError:
-            # Input refused before any work: leave no claim that the corrected run would be held to.
+        except Exception:
+            # Refused before any work: leave no claim that the corrected run would be held to.
             if main and all(file.name in (RUN, LOCK) for file in partial.iterdir()):
                 shutil.rmtree(partial)
             raise
         processes.wait()
         if main:
             shutil.rmtree(partial / SCRATCH, ignore_errors=True)
-            _publish(out, partial, stage, config, inputs, identity, counts, time.monotonic() - started)
+            _describe(partial, stage, config, inputs, identity, counts, time.monotonic() - started)
+            _publish(out, partial)
     processes.wait()
     return out
 
@@ -176,41 +186,56 @@ def run_identity(stage: str, config: Any, inputs: dict[str, str | Path]) -> dict
     }
 
 
-def _claim(out: Path, partial: Path, identity: dict[str, Any], overwrite: bool) -> bool:
-    """Decide whether `out` is already this run's result; otherwise leave an empty or resumable `partial`."""
+def _check_out(out: Path, inputs: dict[str, str | Path]) -> None:
+    """Refuse a place that no stage can write to, and one whose replacement would remove an input."""
+    if out.name in ("", ".."):
+        raise ValueError(f"out is '{out}'; name a directory to be made.")
+    for name, source in inputs.items():
+        path = Path(source).resolve()
+        if path.exists() and out.resolve() in (path, *path.parents):
+            raise ValueError(f"out '{out}' holds the input {name} '{source}'; choose another --out.")
+
+
+def _is_finished(out: Path, identity: dict[str, Any], overwrite: bool) -> bool:
+    """Whether `out` is already this run's result; the same answer in every process."""
+    if not out.exists():
+        return False
+    if not (out / MANIFEST).is_file():
+        remedy = "--overwrite does not remove it; choose" if overwrite else "choose"
+        raise ValueError(f"'{out}' exists and was not written by llmrec; {remedy} another --out.")
     if overwrite:
-        for path in (out, partial):
-            if path.exists() and not ((path / MANIFEST).is_file() or (path / RUN).is_file()):
-                raise ValueError(
-                    f"'{path}' was not written by llmrec; --overwrite does not remove it. Choose another --out."
-                )
-            shutil.rmtree(path, ignore_errors=True)
-    if out.exists():
-        if not out.is_dir() or not (out / MANIFEST).is_file():
-            raise ValueError(f"'{out}' exists and was not written by llmrec; choose another --out.")
-        difference = _difference(read_manifest(out)["identity"], identity)
-        if difference is None:
-            verify(out)
-            return True
-        raise ValueError(
-            f"'{out}' is the result of another run ({difference}). Add --overwrite, or choose another --out."
-        )
+        return False
+    difference = _difference(read_manifest(out)["identity"], identity)
+    if difference is None:
+        verify(out)
+        return True
+    raise ValueError(f"'{out}' is the result of another run ({difference}). Add --overwrite, or choose another --out.")
+
+
+def _claim(partial: Path, identity: dict[str, Any], overwrite: bool) -> None:
+    """Leave an empty or resumable `partial` that is bound to this run."""
     if partial.exists():
-        try:
-            found = json.loads((partial / RUN).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            if any(partial.iterdir()):
-                raise ValueError(f"'{partial}' was not written by llmrec; remove it or choose another --out.") from None
-            found = identity
-        difference = _difference(found, identity)
-        if difference is not None:
+        difference = _difference(_read_run(partial, identity), identity)
+        if difference is not None and not overwrite:
             raise ValueError(
                 f"'{partial}' is an unfinished run of another kind ({difference}). Add --overwrite to drop it, or "
                 "choose another --out."
             )
+        if difference is not None:
+            with _locked(partial):
+                shutil.rmtree(partial)
     partial.mkdir(parents=True, exist_ok=True)
     write_json(partial / RUN, identity)
-    return False
+
+
+def _read_run(partial: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """Identity of an unfinished run; the given one where a kill came before it was written."""
+    try:
+        return json.loads((partial / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        if not partial.is_dir() or {file.name for file in partial.iterdir()} - {RUN + ".tmp"}:
+            raise ValueError(f"'{partial}' was not written by llmrec; remove it or choose another --out.") from None
+        return identity
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
@@ -238,8 +263,7 @@ def _locked(partial: Path) -> Iterator[None]:
         yield
 
 
-def _publish(
-    out: Path,
+def _describe(
     partial: Path,
     stage: str,
     config: Any,
@@ -248,6 +272,9 @@ def _publish(
     counts: dict[str, Any],
     seconds: float,
 ) -> None:
+    """Bring every file to the disk, then write the manifest that makes them a result."""
+    for leftover in partial.rglob("*.tmp"):  # of a file that a killed attempt was about to rename
+        leftover.unlink()
     internal = {partial / RUN, partial / LOCK, partial / MANIFEST}
     files = sorted(f for f in partial.rglob("*") if f.is_file() and f not in internal)
     for file in files:
@@ -266,9 +293,21 @@ def _publish(
         "versions": {"python": platform.python_version(), **_versions()},
     }
     write_json(partial / MANIFEST, manifest)
+
+
+def _publish(out: Path, partial: Path) -> None:
+    """Put the finished directory in the place of what `overwrite` replaces; two renames, so `out` is never half of one.
+
+    Killed between them, the same command finds its partial again.
+    """
+    replaced = out.with_name(out.name + REPLACED)
+    if out.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        out.rename(replaced)
     partial.rename(out)
     (out / RUN).unlink()
     (out / LOCK).unlink()
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _versions() -> dict[str, str]:

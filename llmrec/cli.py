@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import errno
 import importlib
 import json
 import os
+import signal
 import sys
+import traceback
 import typing
 from collections.abc import Sequence
 
-from llmrec import __version__, processes
+from llmrec import __version__, disk, processes
 from llmrec.configs import STAGES, load_config
 
 
@@ -61,15 +62,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     known, unknown = build_parser().parse_known_args(argv)
     flags = vars(known)
     stage, path, as_json = flags.pop("stage"), flags.pop("config"), flags.pop("json")
-    flags.update({flag.lstrip("-").replace("-", "_"): None for flag in unknown if flag.startswith("-")})
     if as_json:
         os.environ["LLMREC_QUIET"] = "1"
     try:
-        config = load_config(STAGES[stage], path, flags)
+        config = load_config(STAGES[stage], path, flags | unknown_flags(stage, unknown))
         result = importlib.import_module(f"llmrec.stages.{stage}").main(config)
         if as_json and processes.is_main():
             print(json.dumps(result, indent=2, default=str))
+        sys.stdout.flush()
         return 0
+    except BrokenPipeError:  # the reader (`| head`) has seen enough; nor may the flush at exit complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("LLMREC_TRACEBACK"):
             raise
@@ -83,12 +87,33 @@ def main(argv: Sequence[str] | None = None) -> int:
             del os.environ["LLMREC_QUIET"]
 
 
+def unknown_flags(stage: str, arguments: list[str]) -> dict[str, None]:
+    """Names of flags that the parser does not know, for `load_config` to refuse with all other problems.
+
+    Raises:
+        ValueError: If a value stands where a flag is expected.
+    """
+    if arguments and not arguments[0].startswith("-"):
+        raise ValueError(f"'{arguments[0]}' belongs to no flag; see `llmrec {stage} --help`.")
+    names = [argument.partition("=")[0].lstrip("-") for argument in arguments if argument.startswith("-")]
+    return {name.replace("-", "_"): None for name in names}
+
+
 def explain(error: Exception) -> str:
     """One message for the person at the terminal: what happened and what to do."""
     text = str(error).strip() or type(error).__name__
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"{text}. Free some space, then run the same command again; it resumes."
-    return f"{text}\n(LLMREC_TRACEBACK=1 shows where.)"
+    if isinstance(error, OSError):
+        text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else text
+        if error.errno in disk.FULL:
+            return f"{text}. Free some space (or raise the limit), then run the same command again; it continues."
+        return f"{text}. Check the path and its permissions. (LLMREC_TRACEBACK=1 shows where.)"
+    return text if is_ours(error) else f"{text}\n(LLMREC_TRACEBACK=1 shows where.)"
+
+
+def is_ours(error: Exception) -> bool:
+    """Whether llmrec itself raised the error, which then says what to do; one from a library may need its traceback."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return (frame.f_globals.get("__package__") or "").partition(".")[0] == "llmrec"
 
 
 if __name__ == "__main__":

@@ -31,13 +31,13 @@ def main(config: ExtendConfig) -> dict[str, Any]:
     verify(config.sid, "tokenize")
     table = SidTable.load(config.sid)
     check_template(config.template, table.num_levels)
-    if config.spare_codes < 0:
-        raise ValueError(f"spare_codes is {config.spare_codes}; it must not be negative.")
     if config.model == MICRO and config.catalog is None:
         raise ValueError(
             "model 'micro' takes its words from the titles; set catalog to the `llmrec prepare` directory."
         )
-    inputs = {"sid": config.sid, "model": config.model}
+    inputs = {"sid": config.sid}
+    if config.model != MICRO:  # a directory of that name is not meant
+        inputs["model"] = config.model
     if config.catalog is not None:
         inputs["catalog"] = config.catalog
 
