@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -30,8 +31,13 @@ def output_rows(model: PreTrainedModel, rows: slice | None = None) -> tuple[Tens
 
     Returns:
         (rows, hidden) weight and (rows,) bias.
+
+    Raises:
+        ValueError: If the output matrix has a LoRA of its own, which its rows do not show.
     """
     head = model.get_output_embeddings()
+    if isinstance(head, LoraLayer):
+        raise ValueError("The LoRA adapts the output matrix; leave lm_head out of target_modules, or merge it first.")
     bias = getattr(head, "bias", None)
     rows = slice(None) if rows is None else rows
     return head.weight[rows], None if bias is None else bias[rows]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec import sid
@@ -70,6 +71,8 @@ class Binding:
             )
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
+            if values["schema_version"] != SCHEMA_VERSION:
+                raise ValueError(f"schema version {values['schema_version']}, this llmrec reads {SCHEMA_VERSION}")
             vocabulary, prompt = SidVocabulary.from_dict(values["vocabulary"]), Prompt(**values["prompt"])
             binding = cls(vocabulary, prompt, values["max_history"], values["normalize_over"])
             expected, details = values["sid_table_sha256"], values["details"]
@@ -78,8 +81,9 @@ class Binding:
         table = SidTable.load(directory)
         if table.sha256 != expected:
             raise ValueError(
-                f"{Path(directory) / sid.FILE} is not the table this checkpoint was trained on (sha256 {table.sha256[:12]}…, "
-                f"expected {expected[:12]}…). Restore it, or run `llmrec extend` and `llmrec sft` on the new table."
+                f"{Path(directory) / sid.FILE} is not the table this checkpoint was trained on (sha256 "
+                f"{table.sha256[:12]}…, expected {expected[:12]}…). Restore it, or run `llmrec extend` and "
+                "`llmrec sft` on the new table."
             )
         vocabulary.check_table(table)
         return binding, table, details
@@ -103,12 +107,12 @@ def resolve(source: str | Path) -> Path:
     except Exception as error:
         raise ValueError(
             f"'{source}' is neither a checkpoint directory nor a model that could be fetched from the Hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0]})."
+            f"({_first_line(error)})."
         ) from error
 
 
 def load_tokenizer(source: str | Path, **options: Any) -> PreTrainedTokenizerBase:
-    """Tokenizer of a path or Hub id, with a padding token that is not its end of sequence where there is a choice.
+    """Tokenizer of a path or Hub id; end of sequence pads where it names no padding token.
 
     Raises:
         ValueError: If it cannot be loaded.
@@ -125,14 +129,18 @@ def load_model(source: str | Path, **options: Any) -> PreTrainedModel:
     Raises:
         ValueError: If it cannot be loaded.
     """
-    return _from_pretrained(AutoModelForCausalLM, source, **options)
+    return _from_pretrained(AutoModelForCausalLM, source, use_safetensors=True, **options)
 
 
 def _from_pretrained(cls: type, source: str | Path, **options: Any) -> Any:
     try:
         return cls.from_pretrained(str(source), trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(
-            f"'{source}' cannot be loaded by {cls.__name__}: {str(error).splitlines()[0]} "
-            "Give a Hub id that this machine can reach, or the path of a saved causal LM."
+            f"'{source}' cannot be loaded by {cls.__name__} ({_first_line(error)}). Give a Hub id that this machine "
+            "can reach, or the path of a causal LM saved as safetensors."
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

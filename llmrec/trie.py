@@ -2,7 +2,8 @@
 
 SIDs are sorted, so the nodes of a depth are in order, the children of a node are contiguous, and so are the leaves
 below it. A node is its position among the nodes of its depth; a leaf's rank is its SID's position among all SIDs. A
-filter (seen items, stock, category) is a set of leaf ranks: a node is legal where its range of leaves holds a legal one.
+filter (seen items, stock, category) is a set of leaf ranks: a node is legal where its range of leaves holds a legal
+one.
 
 Shapes: B rows, M beams, K codes of a level, U distinct SIDs, L levels.
 
@@ -28,12 +29,14 @@ ROOT = 0
 class Depth:
     """Nodes that have chosen the same number of codes.
 
+    The last entry of every array stands for no node: -1 indexes it; it has no children and no leaves.
+
     Attributes:
-        codes: (nodes,) last code of each node; empty for the root.
-        first_leaf: (nodes,) rank of the first leaf below each node.
-        end_leaf: (nodes,) one past the rank of the last leaf below.
-        first_child: (nodes,) position of the first child among the nodes of the next depth.
-        num_children: (nodes,) 0 for a leaf.
+        codes: (nodes + 1,) last code of each node; -1 for the root.
+        first_leaf: (nodes + 1,) rank of the first leaf below each node.
+        end_leaf: (nodes + 1,) one past the rank of the last leaf below.
+        first_child: (nodes + 1,) position of the first child among the nodes of the next depth.
+        num_children: (nodes + 1,) 0 for a leaf.
     """
 
     codes: Tensor
@@ -58,7 +61,12 @@ class SidTrie:
         ValueError: If no item is included.
     """
 
-    def __init__(self, table: SidTable, rows: Sequence[int] | np.ndarray | None = None, device: str = "cpu"):
+    def __init__(
+        self,
+        table: SidTable,
+        rows: Sequence[int] | np.ndarray | None = None,
+        device: torch.device | str = "cpu",
+    ):
         keep = np.arange(len(table.item_rows)) if rows is None else np.flatnonzero(np.isin(table.item_rows, rows))
         if len(keep) == 0:
             raise ValueError("A trie needs at least one item; the given rows name none of the table.")
@@ -97,14 +105,12 @@ class SidTrie:
         if not 0 <= level < self.num_levels:
             raise ValueError(f"level {level} is not in [0, {self.num_levels}).")
         depth, size = self.depths[level], self.level_sizes[level]
-        known = nodes.clamp(min=0)
         slots = torch.arange(size, device=nodes.device)  # children of a node are at most the codes of the level
-        exists = (slots < depth.num_children[known].unsqueeze(-1)) & (nodes >= 0).unsqueeze(-1)
-        below = self.depths[level + 1].codes
-        child = (depth.first_child[known].unsqueeze(-1) + slots).clamp(max=max(len(below) - 1, 0))
-        code = torch.where(exists, below[child], size)  # column `size` collects the empty slots and is cut off
+        exists = slots < depth.num_children[nodes].unsqueeze(-1)
+        child = torch.where(exists, depth.first_child[nodes].unsqueeze(-1) + slots, -1)
+        code = torch.where(exists, self.depths[level + 1].codes[child], size)  # column `size` collects the empty slots
         found = torch.full((*nodes.shape, size + 1), -1, dtype=torch.int64, device=nodes.device)
-        return found.scatter_(-1, code, torch.where(exists, child, -1))[..., :size]
+        return found.scatter_(-1, code, child)[..., :size]
 
     def allowed(self, nodes: Tensor, level: int) -> Tensor:
         """Codes that extend each prefix to at least one item.
@@ -120,13 +126,11 @@ class SidTrie:
 
     def is_leaf(self, nodes: Tensor, depth: int) -> Tensor:
         """Whether nodes that have chosen `depth` codes are complete SIDs; False for -1."""
-        return (nodes >= 0) & (self.depths[depth].num_children[nodes.clamp(min=0)] == 0)
+        return (nodes >= 0) & (self.depths[depth].num_children[nodes] == 0)
 
     def leaf_range(self, nodes: Tensor, depth: int) -> tuple[Tensor, Tensor]:
         """First and one past the last leaf rank below nodes at `depth`; both 0 for -1."""
-        known, exists = nodes.clamp(min=0), nodes >= 0
-        at = self.depths[depth]
-        return at.first_leaf[known] * exists, at.end_leaf[known] * exists
+        return self.depths[depth].first_leaf[nodes], self.depths[depth].end_leaf[nodes]
 
     def items(self, rank: int) -> np.ndarray:
         """Item rows that own the SID of a leaf, in ascending order."""
@@ -154,7 +158,7 @@ class LeafFilter:
         allow: Item rows each row of the batch is restricted to; None does not restrict that row.
 
     Raises:
-        ValueError: If the two lists differ in length.
+        ValueError: If neither list is given, or they differ in length.
     """
 
     def __init__(
@@ -163,7 +167,9 @@ class LeafFilter:
         exclude: Sequence[np.ndarray] | None = None,
         allow: Sequence[np.ndarray | None] | None = None,
     ):
-        batch_size = len(exclude) if exclude is not None else len(allow or ())
+        if exclude is None and allow is None:
+            raise ValueError("A LeafFilter needs exclude or allow; to filter nothing, leave the filter out.")
+        batch_size = len(exclude if exclude is not None else allow)
         exclude = exclude if exclude is not None else [np.empty(0, np.int64)] * batch_size
         allow = allow if allow is not None else [None] * batch_size
         if len(exclude) != len(allow):
@@ -174,7 +180,7 @@ class LeafFilter:
             else trie.leaves_with(np.setdiff1d(wanted, barred).astype(np.int64))
             for barred, wanted in zip(exclude, allow, strict=True)
         ]
-        width = max(1, *map(len, ranks)) if ranks else 1
+        width = max(map(len, ranks), default=0)
         padded = np.full((batch_size, width), trie.num_leaves, dtype=np.int64)
         for row, found in zip(padded, ranks, strict=True):
             row[: len(found)] = found
@@ -204,7 +210,7 @@ def _build_depths(codes_UL: np.ndarray) -> list[Depth]:
     """Nodes of every depth, root first, from sorted distinct SIDs."""
     num_leaves, num_levels = codes_UL.shape
     first, end = [np.zeros(1, np.int64)], [np.full(1, num_leaves, np.int64)]
-    last_codes = [np.empty(0, np.int64)]
+    last_codes = [np.full(1, EMPTY)]
     is_new_prefix = np.zeros(num_leaves, dtype=bool)
     is_new_prefix[0] = True
     for level in range(num_levels):
@@ -222,5 +228,6 @@ def _build_depths(codes_UL: np.ndarray) -> list[Depth]:
         first_child = np.searchsorted(below, first[depth])
         num_children = np.searchsorted(below, end[depth]) - first_child
         arrays = (last_codes[depth], first[depth], end[depth], first_child, num_children)
-        depths.append(Depth(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)))
+        no_node = (EMPTY, 0, 0, 0, 0)
+        depths.append(Depth(*(torch.from_numpy(np.append(*pair)) for pair in zip(arrays, no_node, strict=True))))
     return depths

@@ -15,12 +15,15 @@ import dataclasses
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from transformers import AddedToken, PreTrainedTokenizerBase
 
 from llmrec.sid import EMPTY, SidTable
+
+if TYPE_CHECKING:
+    from llmrec.trie import SidTrie
 
 DEFAULT_TEMPLATE = "<{letter}_{code}>"
 
@@ -54,8 +57,8 @@ class SidVocabulary:
         """Add one token per (level, code) to a tokenizer, in contiguous blocks.
 
         Raises:
-            ValueError: If the template does not tell levels and codes apart, a token is already in the vocabulary, or
-                the tokenizer has no end-of-sequence token.
+            ValueError: If the template does not keep levels, codes or neighbouring tokens apart, a token is already in
+                the vocabulary, or the tokenizer has no end-of-sequence token.
         """
         check_template(template, len(level_sizes))
         if tokenizer.eos_token_id is None:
@@ -64,6 +67,8 @@ class SidVocabulary:
         starts = tuple(len(tokenizer) + int(before) for before in np.cumsum((0, *block_sizes[:-1])))
         vocabulary = cls(tuple(map(int, level_sizes)), starts, block_sizes, tokenizer.eos_token_id, template)
         tokens = vocabulary.tokens()
+        if len(set(tokens)) < len(tokens):
+            raise ValueError(f"template '{template}' gives two codes the same token; try '{DEFAULT_TEMPLATE}'.")
         present = set(tokenizer.get_vocab()).intersection(tokens)
         if present:
             raise ValueError(
@@ -114,25 +119,27 @@ class SidVocabulary:
         """Refuse a tokenizer in which a code is not exactly its one token.
 
         Raises:
-            ValueError: If a token is absent, has another id, or is split.
+            ValueError: If a token is absent, has another id, or is not read as itself among others.
         """
-        expected = dict(zip(self.tokens(), self.token_range, strict=True))
-        found = tokenizer.convert_tokens_to_ids(list(expected))
-        wrong = next((token for token, got in zip(expected, found, strict=True) if got != expected[token]), None)
-        last = list(expected)[-1]
-        if wrong is None and tokenizer.encode(last, add_special_tokens=False) != [expected[last]]:
-            wrong = last
+        tokens = self.tokens()
+        found = tokenizer.convert_tokens_to_ids(tokens)
+        wrong = next((pair for pair in zip(tokens, self.token_range, found, strict=True) if pair[1] != pair[2]), None)
         if wrong is not None:
             raise ValueError(
-                f"The tokenizer does not read '{wrong}' as the one token {expected[wrong]}: it does not belong to "
-                "this checkpoint. Run `llmrec extend` again."
+                f"The tokenizer reads '{wrong[0]}' as token {wrong[2]}, not {wrong[1]}: it does not belong to this "
+                "checkpoint. Load the tokenizer that was saved with it, or run `llmrec extend` again."
+            )
+        if tokenizer.encode("".join(tokens), add_special_tokens=False) != list(self.token_range):
+            raise ValueError(
+                f"The tokenizer splits or merges neighbouring tokens of the template '{self.template}'; run `llmrec "
+                f"extend` with another one, such as '{DEFAULT_TEMPLATE}'."
             )
 
-    def check_table(self, table: SidTable) -> None:
-        """Refuse a table that needs tokens this vocabulary does not have.
+    def check_table(self, table: SidTable | SidTrie) -> None:
+        """Refuse a table, or a trie of one, that needs tokens this vocabulary does not have.
 
         Raises:
-            ValueError: If the table has more levels, or more codes at a level.
+            ValueError: If it has another number of levels, or more codes at a level.
         """
         if table.num_levels != self.num_levels or any(
             need > have for need, have in zip(table.level_sizes, self.level_sizes, strict=True)
@@ -157,8 +164,13 @@ def check_template(template: str, num_levels: int) -> None:
     Raises:
         ValueError: If the level or the code is not part of the token.
     """
-    fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
-    if "code" not in fields or not fields & {"letter", "level"} or fields - {"letter", "level", "code"}:
+    try:
+        parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"template '{template}' has unbalanced braces ({error}).") from error
+    fields = {name for name, _, _ in parts}
+    is_plain = all(not spec and not conversion for _, spec, conversion in parts)
+    if not is_plain or "code" not in fields or not {"letter", "level"} & fields or fields - {"letter", "level", "code"}:
         raise ValueError(
             f"template '{template}' must contain {{code}} and {{letter}} or {{level}}, and nothing else in braces: the "
             f"level is part of the token. Example: '{DEFAULT_TEMPLATE}'."

@@ -1,0 +1,638 @@
+"""Laws 6 and 7: the processor, tree beam search, `generate` and brute force agree, and every answer is an item."""
+
+import pytest
+import torch
+import transformers
+from conftest import tiny_llm, word_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from test_trie import tables
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
+
+from llmrec.decoding import SidLogitsProcessor, sid_generate, sid_generation_config, tree_beam_search
+from llmrec.sid import EMPTY, SidTable
+from llmrec.trie import LeafFilter, SidTrie
+from llmrec.vocab import SidVocabulary
+
+NORMALIZE_OVER = ("vocabulary", "level", "children")
+EOS = 3
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def trie(sid_table):
+    return SidTrie(sid_table)
+
+
+@pytest.fixture
+def ragged_table():
+    """14 SIDs of one to three codes."""
+    codes = [[0, 0, EMPTY], [0, 1, 0], [0, 1, 1], [0, 2, EMPTY], [1, EMPTY, EMPTY], [2, EMPTY, EMPTY], [3, 0, 0],
+             [3, 0, 1], [3, 0, 2], [3, 1, EMPTY], [3, 2, 0], [3, 2, 1], [3, 2, 2], [4, EMPTY, EMPTY]]  # fmt: skip
+    return SidTable([f"item-{row}" for row in range(len(codes))], codes)
+
+
+def vocabulary_of(table):
+    tokenizer = word_tokenizer()
+    return SidVocabulary.add_to(tokenizer, table.level_sizes), len(tokenizer)
+
+
+def setting(table, architecture="qwen3", **options):
+    """Model, trie and vocabulary of a table."""
+    vocabulary, size = vocabulary_of(table)
+    return tiny_llm(size, architecture, **options), SidTrie(table), vocabulary
+
+
+def prompts(lengths=(7, 4, 1), seed=0, side="left"):
+    """Random prompts of the given lengths, padded on one side: (B, T) ids and mask."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.zeros(len(lengths), max(lengths), dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, length in enumerate(lengths):
+        place = slice(max(lengths) - length, None) if side == "left" else slice(0, length)
+        ids[row, place] = torch.randint(4, 30, (length,), generator=generator)
+        mask[row, place] = 1
+    return ids, mask
+
+
+def generate(model, ids, mask, trie, vocabulary, num_beams, normalize_over="vocabulary", **options):
+    """`generate` with the processor; (codes, score) lists of each row, without its -1e9 beams."""
+    processor = SidLogitsProcessor(trie, vocabulary, ids.shape[1], normalize_over)
+    config = sid_generation_config(vocabulary, num_beams, num_return_sequences=num_beams)
+    output = model.generate(
+        input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList([processor])
+    )
+    answers = [codes_of(sequence, vocabulary) for sequence in output.sequences[:, ids.shape[1] :].tolist()]
+    if num_beams == 1:
+        return [[(codes, None)] for codes in answers]
+    pairs = list(zip(answers, output.sequences_scores.tolist(), strict=True))
+    rows = [pairs[start : start + num_beams] for start in range(0, len(pairs), num_beams)]
+    return [[pair for pair in row if pair[1] > -1e8] for row in rows]
+
+
+def codes_of(tokens, vocabulary):
+    """Codes of an answer, which must end in end-of-sequence."""
+    length = tokens.index(EOS) if EOS in tokens else len(tokens)
+    assert set(tokens[length:]) <= {EOS}
+    return tuple(token - vocabulary.starts[level] for level, token in enumerate(tokens[:length]))
+
+
+def filled(beams):
+    """(codes, score) lists of each row of Beams."""
+    return [
+        [
+            (tuple(c for c in codes if c != EMPTY), score)
+            for codes, score, leaf in zip(
+                beams.codes[row].tolist(), beams.scores[row].tolist(), beams.leaves[row].tolist(), strict=True
+            )
+            if leaf >= 0
+        ]
+        for row in range(len(beams.scores))
+    ]
+
+
+def brute_force(model, ids, mask, trie, vocabulary, normalize_over, permitted=None):
+    """Teacher-forced score of every SID, one forward pass each, without cache or padding; best first."""
+    sids = [tuple(c for c in row if c != EMPTY) for row in trie.codes_UL.tolist()]
+    rows = []
+    for row in range(len(ids)):
+        prompt, scored = ids[row][mask[row].bool()].tolist(), []
+        legal = [sid for rank, sid in enumerate(sids) if permitted is None or permitted[row][rank]]
+        for sid in legal:
+            tokens = [code + vocabulary.starts[level] for level, code in enumerate(sid)]
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1].double()
+            score = 0.0
+            for level, (token, at) in enumerate(zip(tokens, logits, strict=True)):
+                siblings = sorted({s[level] for s in legal if len(s) > level and s[:level] == sid[:level]})
+                rivals = {
+                    "vocabulary": at,
+                    "level": at[vocabulary.block(level)],
+                    "children": at[[code + vocabulary.starts[level] for code in siblings]],
+                }
+                score += float(at[token] - rivals[normalize_over].logsumexp(0))
+            scored.append((sid, score))
+        rows.append(sorted(scored, key=lambda pair: -pair[1]))
+    return rows
+
+
+def assert_same(found, expected, tolerance=1e-4):
+    assert [[codes for codes, _ in row] for row in found] == [[codes for codes, _ in row] for row in expected]
+    for row, other in zip(found, expected, strict=True):
+        assert [score for _, score in row] == pytest.approx([score for _, score in other], abs=tolerance)
+
+
+# Law 7: tree beam search
+
+
+@pytest.mark.parametrize("normalize_over", NORMALIZE_OVER)
+@pytest.mark.parametrize("architecture", ["qwen3", "llama", "gemma2", "qwen2"])
+def test_tree_beams_equal_generate(sid_table, architecture, normalize_over):
+    model, trie, vocabulary = setting(sid_table, architecture)
+    ids, mask = prompts()
+    beams = tree_beam_search(model, ids, mask, trie, vocabulary, 4, normalize_over)
+    assert_same(filled(beams), generate(model, ids, mask, trie, vocabulary, 4, normalize_over))
+
+
+@settings(max_examples=20)
+@given(tables(), st.integers(2, 6), st.sampled_from(NORMALIZE_OVER), st.integers(0, 99))
+def test_tree_beams_equal_generate_on_any_catalogue(table, num_beams, normalize_over, seed):
+    model, trie, vocabulary = setting(table, seed=seed)
+    ids, mask = prompts((5, 2), seed)
+    beams = tree_beam_search(model, ids, mask, trie, vocabulary, num_beams, normalize_over)
+    assert_same(filled(beams), generate(model, ids, mask, trie, vocabulary, num_beams, normalize_over))
+
+
+@pytest.mark.parametrize("num_beams", [2, 3, 4])
+def test_tree_beams_equal_generate_where_sids_end_early(ragged_table, num_beams):
+    for seed in range(8):
+        model, trie, vocabulary = setting(ragged_table, seed=seed)
+        model.lm_head.weight.data *= 3  # far from uniform, so that early ends overtake and are overtaken
+        ids, mask = prompts(seed=seed)
+        beams = tree_beam_search(model, ids, mask, trie, vocabulary, num_beams)
+        assert_same(filled(beams), generate(model, ids, mask, trie, vocabulary, num_beams))
+
+
+@settings(max_examples=15)
+@given(tables(max_items=8), st.sampled_from(NORMALIZE_OVER), st.integers(0, 99))
+def test_beams_that_cover_the_catalogue_equal_brute_force(table, normalize_over, seed):
+    model, trie, vocabulary = setting(table, seed=seed)
+    ids, mask = prompts((4, 2), seed)
+    beams = tree_beam_search(model, ids, mask, trie, vocabulary, 9, normalize_over)
+    assert_same(filled(beams), brute_force(model, ids, mask, trie, vocabulary, normalize_over))
+
+
+def test_unfilled_beams_are_empty(llm, trie, vocabulary):
+    beams = tree_beam_search(llm, *prompts(), trie, vocabulary, num_beams=13)
+    assert (beams.leaves >= 0).sum(dim=1).tolist() == [11, 11, 11]  # 12 items, 11 SIDs
+    assert beams.codes[:, 11:].eq(EMPTY).all()
+    assert beams.scores[:, 11:].isneginf().all()
+    assert all(sorted(row) == list(range(11)) for row in beams.leaves[:, :11].tolist())
+
+
+def test_leaves_name_the_sids_of_the_codes(llm, trie, vocabulary):
+    beams = tree_beam_search(llm, *prompts(), trie, vocabulary, num_beams=5)
+    assert trie.codes_UL[beams.leaves].equal(beams.codes)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing(llm, trie, vocabulary, side):
+    lengths = (7, 4, 1)
+    batch = filled(tree_beam_search(llm, *prompts(lengths, side=side), trie, vocabulary, 4))
+    ids, mask = prompts(lengths)
+    alone = [
+        filled(tree_beam_search(llm, row[keep.bool()][None], None, trie, vocabulary, 4))[0]
+        for row, keep in zip(ids, mask, strict=True)
+    ]
+    assert_same(batch, alone)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_eager_and_sdpa_attention_agree(sid_table, architecture):
+    model, trie, vocabulary = setting(sid_table, architecture)
+    found = {}
+    for attention in ("eager", "sdpa"):
+        model.set_attn_implementation(attention)
+        found[attention] = filled(tree_beam_search(model, *prompts(), trie, vocabulary, 4))
+    assert_same(found["eager"], found["sdpa"])
+
+
+def test_beams_of_a_lora_model_are_those_of_its_merge(sid_table):
+    model, trie, vocabulary = setting(sid_table, tied=False)
+    plain = filled(tree_beam_search(model, *prompts(), trie, vocabulary, 4))
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    active = filled(tree_beam_search(adapted.eval(), *prompts(), trie, vocabulary, 4))
+    assert_same(active, generate(adapted, *prompts(), trie, vocabulary, 4))
+    with adapted.disable_adapter():
+        assert_same(filled(tree_beam_search(adapted, *prompts(), trie, vocabulary, 4)), plain)
+    assert active != plain
+    assert_same(filled(tree_beam_search(adapted.merge_and_unload(), *prompts(), trie, vocabulary, 4)), active)
+
+
+def test_beams_together_may_exceed_a_sliding_window(sid_table):
+    # 7 prompt tokens and 3 codes fit a window of 10; 8 beams put 7 + 2 * 8 = 23 keys into the cache.
+    vocabulary, size = vocabulary_of(sid_table)
+    model, trie = tiny_llm(size, "gemma2"), SidTrie(sid_table)
+    config = model.config.__class__(**{**model.config.to_dict(), "sliding_window": 10})
+    windowed = transformers.AutoModelForCausalLM.from_config(config).eval()
+    windowed.load_state_dict(model.state_dict())
+    assert_same(
+        filled(tree_beam_search(windowed, *prompts(), trie, vocabulary, 8)),
+        filled(tree_beam_search(model, *prompts(), trie, vocabulary, 8)),
+    )
+    with pytest.raises(ValueError, match="take 11 tokens but the model attends over 10; lower max_history"):
+        tree_beam_search(windowed, *prompts((8,)), trie, vocabulary, 8)
+
+
+def test_probabilities_over_children_sum_to_one(llm, trie, vocabulary):
+    beams = tree_beam_search(llm, *prompts(), trie, vocabulary, 11, "children")
+    assert beams.scores.exp().sum(dim=1).tolist() == pytest.approx([1, 1, 1])
+
+
+def test_a_chain_of_single_children_is_certain(tokenizer):
+    table = SidTable(["only"], [[2, 0, 1]], level_sizes=[3, 2, 2])
+    model, trie, vocabulary = setting(table)
+    assert filled(tree_beam_search(model, *prompts((3,)), trie, vocabulary, 2, "children")) == [[((2, 0, 1), 0.0)]]
+
+
+@pytest.mark.parametrize("normalize_over", NORMALIZE_OVER)
+def test_a_table_may_use_fewer_codes_than_the_vocabulary(sid_table, llm, vocabulary, normalize_over):
+    smaller = SidTrie(SidTable(sid_table.item_ids[:9], sid_table.all_codes[:9], level_sizes=[3, 4, 4]))
+    ids, mask = prompts()
+    found = filled(tree_beam_search(llm, ids, mask, smaller, vocabulary, 9, normalize_over))
+    assert_same(found, brute_force(llm, ids, mask, smaller, vocabulary, normalize_over))
+    assert_same(found, generate(llm, ids, mask, smaller, vocabulary, 9, normalize_over))
+
+
+def test_equals_the_dict_trie_of_prefix_allowed_tokens_fn(llm, trie, vocabulary):
+    ids, mask = prompts()
+    sids = [tuple(row) for row in (trie.codes_UL + torch.tensor(vocabulary.starts)).tolist()]
+
+    def allowed_tokens(batch_id, sequence):
+        prefix = tuple(sequence[ids.shape[1] :].tolist())
+        return sorted({sid[len(prefix)] for sid in sids if sid[: len(prefix)] == prefix and sid != prefix})
+
+    config = GenerationConfig(
+        max_new_tokens=3, num_beams=4, num_return_sequences=4, length_penalty=0.0, pad_token_id=0,
+        return_dict_in_generate=True, output_scores=True,
+    )  # fmt: skip
+    output = llm.generate(
+        input_ids=ids, attention_mask=mask, generation_config=config, prefix_allowed_tokens_fn=allowed_tokens
+    )
+    codes = output.sequences[:, ids.shape[1] :].reshape(3, 4, 3) - torch.tensor(vocabulary.starts)
+    beams = tree_beam_search(llm, ids, mask, trie, vocabulary, 4)
+    assert codes.equal(beams.codes)
+    assert torch.allclose(output.sequences_scores.reshape(3, 4), beams.scores, atol=1e-4)
+
+
+# Filters
+
+
+@settings(max_examples=20)
+@given(st.data(), st.sampled_from(NORMALIZE_OVER))
+def test_filtered_beams_equal_brute_force_over_permitted_sids(data, normalize_over):
+    table = data.draw(tables(max_items=8))
+    model, trie, vocabulary = setting(table)
+    ids, mask = prompts((4, 2))
+    some = st.lists(st.integers(0, table.num_items - 1), unique=True)
+    exclude = data.draw(st.lists(some, min_size=2, max_size=2))
+    allow = data.draw(st.lists(st.none() | some, min_size=2, max_size=2))
+    permitted = [
+        [
+            bool(set(trie.items(rank)) & set(range(table.num_items) if wanted is None else wanted) - set(barred))
+            for rank in range(trie.num_leaves)
+        ]
+        for barred, wanted in zip(exclude, allow, strict=True)
+    ]
+    leaf_filter = LeafFilter(trie, exclude, allow)
+    every = filled(tree_beam_search(model, ids, mask, trie, vocabulary, 9, normalize_over, leaf_filter))
+    assert_same(every, brute_force(model, ids, mask, trie, vocabulary, normalize_over, permitted))
+    narrow = tree_beam_search(model, ids, mask, trie, vocabulary, 2, normalize_over, leaf_filter)
+    for row in range(2):
+        leaves = [leaf for leaf in narrow.leaves[row].tolist() if leaf >= 0]
+        assert len(leaves) == min(2, sum(permitted[row]))
+        assert all(permitted[row][leaf] for leaf in leaves)
+
+
+# Law 6: the processor
+
+
+@pytest.mark.parametrize("normalize_over", NORMALIZE_OVER)
+def test_processor_masks_and_normalises(sid_table, vocabulary, normalize_over):
+    trie, size = SidTrie(sid_table), vocabulary.token_range.stop
+    a, b, c = vocabulary.starts
+    # One row each: the beginning, after <a_0>, after <a_2>.
+    rows = {0: [[9]], 1: [[9, a + 0], [9, a + 2]], 2: [[9, a + 3, b + 1]]}
+    legal = {0: [[0, 1, 2, 3]], 1: [[0, 1, 3], [0]], 2: [[1, 2]]}
+    for level, prefixes in rows.items():
+        scores = torch.randn(len(prefixes), size, generator=torch.Generator().manual_seed(level))
+        masked = SidLogitsProcessor(trie, vocabulary, 1, normalize_over)(torch.tensor(prefixes), scores)
+        start = (a, b, c)[level]
+        for row, codes in enumerate(legal[level]):
+            tokens = [start + code for code in codes]
+            level_tokens = list(range(start, start + 4))
+            over = {"vocabulary": None, "level": level_tokens, "children": tokens}[normalize_over]
+            shift = 0 if over is None else scores[row, over].logsumexp(0)
+            expected = torch.full((size,), -torch.inf)
+            expected[tokens] = scores[row, tokens] - shift
+            assert torch.allclose(masked[row], expected)
+
+
+def test_a_complete_sid_is_followed_by_end_of_sequence_alone(tokenizer):
+    table = SidTable(["short", "long", "other"], [[1, EMPTY, EMPTY], [0, 0, 0], [0, 1, EMPTY]], level_sizes=[2, 2, 1])
+    vocabulary = SidVocabulary.add_to(tokenizer, table.level_sizes)
+    processor = SidLogitsProcessor(SidTrie(table), vocabulary, prompt_length=2)
+    a, b, c = vocabulary.starts
+    rows = torch.tensor([
+        [8, 9, a + 0, b + 0, c + 0],  # complete at the last level
+        [8, 9, a + 0, b + 1, EOS],  # ended one level before
+        [8, 9, a + 1, EOS, EOS],  # ended two levels before
+    ])  # fmt: skip
+    expected = torch.full((3, len(tokenizer)), -torch.inf)
+    expected[:, EOS] = 0
+    assert processor(rows, torch.randn(3, len(tokenizer))).equal(expected)
+    assert processor(rows[1:, :4], torch.randn(2, len(tokenizer))).equal(expected[:2])
+
+
+def test_processor_keeps_no_state(llm, trie, vocabulary):
+    processor = SidLogitsProcessor(trie, vocabulary, prompt_length=1)
+    a, b, _ = vocabulary.starts
+    longer, shorter = torch.tensor([[9, a, b], [9, a + 3, b + 1]]), torch.tensor([[9]])
+    scores = torch.randn(2, vocabulary.token_range.stop)
+    before = dict(vars(processor))
+    first = processor(longer, scores)
+    processor(shorter, scores[:1])
+    assert processor(longer.flip(0), scores.flip(0)).equal(first.flip(0))
+    assert vars(processor) == before
+
+
+@pytest.mark.parametrize(
+    "generated", [[0], ["b0"], ["a0", "b2"], ["a0", "a0"], ["a0", EOS], ["a0", "b0", "c3"]], ids=str
+)
+def test_any_other_prefix_raises(trie, vocabulary, generated):
+    level_of = {"a": 0, "b": 1, "c": 2}
+    tokens = [x if isinstance(x, int) else vocabulary.starts[level_of[x[0]]] + int(x[1]) for x in generated]
+    processor = SidLogitsProcessor(trie, vocabulary, prompt_length=1)
+    with pytest.raises(ValueError, match=r"Row 1 .* no SID of the trie begins with. Is prompt_length 1"):
+        processor(
+            torch.tensor([[9, *(start for start in vocabulary.starts[: len(tokens)])], [9, *tokens]]),
+            torch.zeros(2, vocabulary.token_range.stop),
+        )
+
+
+def test_a_prompt_length_beyond_the_rows_raises(trie, vocabulary):
+    with pytest.raises(ValueError, match="prompt_length is 5 but the rows have 2 tokens"):
+        SidLogitsProcessor(trie, vocabulary, 5)(torch.tensor([[8, 9]]), torch.zeros(1, vocabulary.token_range.stop))
+
+
+@settings(max_examples=15)
+@given(tables(), st.sampled_from(NORMALIZE_OVER), st.integers(0, 99))
+def test_greedy_and_sampled_answers_are_items(table, normalize_over, seed):
+    model, trie, vocabulary = setting(table, seed=seed)
+    sids = {tuple(c for c in row if c != EMPTY) for row in trie.codes_UL.tolist()}
+    ids, mask = prompts((5, 2), seed)
+    ((greedy, _),) = generate(model, ids[:1], mask[:1], trie, vocabulary, 1, normalize_over)[0:1][0]
+    assert greedy in sids
+    torch.manual_seed(seed)
+    output = model.generate(
+        input_ids=ids, attention_mask=mask, generation_config=sid_generation_config(vocabulary, 1, 5, do_sample=True),
+        logits_processor=LogitsProcessorList([SidLogitsProcessor(trie, vocabulary, ids.shape[1], normalize_over)]),
+    )  # fmt: skip
+    assert {codes_of(row, vocabulary) for row in output.sequences[:, ids.shape[1] :].tolist()} <= sids
+
+
+def test_greedy_takes_the_best_child_at_each_level(llm, trie, vocabulary):
+    ids, mask = prompts()
+    one_beam = filled(tree_beam_search(llm, ids, mask, trie, vocabulary, 1))
+    greedy = generate(llm, ids, mask, trie, vocabulary, 1)
+    assert [row[0][0] for row in greedy] == [row[0][0] for row in one_beam]
+
+
+# The generation config
+
+HOSTILE = {
+    "repetition_penalty": 3.0,
+    "encoder_repetition_penalty": 3.0,
+    "no_repeat_ngram_size": 1,
+    "encoder_no_repeat_ngram_size": 1,
+    "min_length": 30,
+    "min_new_tokens": 30,
+    "max_length": 9,
+    "length_penalty": 5.0,
+    "early_stopping": True,
+    "num_beams": 2,
+    "num_return_sequences": 2,
+    "do_sample": True,
+    "temperature": 5.0,
+    "top_k": 1,
+    "top_p": 0.1,
+    "min_p": 0.9,
+    "typical_p": 0.1,
+    "epsilon_cutoff": 0.3,
+    "eta_cutoff": 0.3,
+    "guidance_scale": 4.0,
+    "renormalize_logits": True,
+    "remove_invalid_values": True,
+    "suppress_tokens": "first codes",
+    "begin_suppress_tokens": "first codes",
+    "bad_words_ids": "first codes",
+    "sequence_bias": "first codes",
+    "exponential_decay_length_penalty": (0, 3.0),
+    "forced_eos_token_id": 5,
+    "forced_bos_token_id": 5,
+    "eos_token_id": [3, 7],
+    "pad_token_id": 0,
+}
+# Fields that no value of ours could override; the docstring of sid_generation_config names those that matter.
+ELSEWHERE = {"top_h", "watermarking_config", "stop_strings", "token_healing", "max_time"}
+# Which cache, assistant or output is used; other decoding modes, which `generate` refuses without remote code.
+HARMLESS = {
+    "use_mtp", "use_cache", "cache_implementation", "cache_config", "max_cache_len", "output_attentions",
+    "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate", "bos_token_id",
+    "decoder_start_token_id", "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule",
+    "assistant_confidence_threshold", "prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_early_exit",
+    "assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight", "speculation_type", "compile_config",
+    "disable_compile", "continuous_batching_config", "low_memory", "penalty_alpha", "dola_layers", "diversity_penalty",
+    "num_beam_groups", "constraints", "force_words_ids", "prefill_chunk_size", "max_new_tokens", "transformers_version",
+}  # fmt: skip
+
+
+def hostile(vocabulary, field):
+    """A generation config that would change every result if it came through."""
+    first = list(range(vocabulary.starts[0], vocabulary.starts[0] + 3))
+    as_lists = {"bad_words_ids": [[t] for t in first], "sequence_bias": [[[t], -9.0] for t in first]}
+    config = GenerationConfig()
+    setattr(config, field, as_lists.get(field, first) if HOSTILE[field] == "first codes" else HOSTILE[field])
+    return config
+
+
+def prompts_with_history(vocabulary):
+    ids, mask = prompts((6, 3))
+    ids[:, -3:] = torch.tensor(vocabulary.starts)  # what a repetition penalty would act on
+    return ids, mask
+
+
+@pytest.mark.parametrize("field", HOSTILE)
+def test_the_models_own_generation_config_changes_nothing(ragged_table, field):
+    model, trie, vocabulary = setting(ragged_table)
+    ids, mask = prompts_with_history(vocabulary)
+    expected = filled(tree_beam_search(model, ids, mask, trie, vocabulary, 4))
+    model.generation_config = hostile(vocabulary, field)
+    assert_same(generate(model, ids, mask, trie, vocabulary, 4), expected)
+
+
+@pytest.mark.parametrize("field", HOSTILE)
+def test_the_models_own_generation_config_changes_no_sample(ragged_table, field):
+    model, trie, vocabulary = setting(ragged_table)
+    ids, mask = prompts_with_history(vocabulary)
+
+    def sample():
+        torch.manual_seed(0)
+        return model.generate(
+            input_ids=ids, attention_mask=mask,
+            generation_config=sid_generation_config(vocabulary, 1, 8, do_sample=True),
+            logits_processor=LogitsProcessorList([SidLogitsProcessor(trie, vocabulary, ids.shape[1], "children")]),
+        )  # fmt: skip
+
+    expected = sample()
+    model.generation_config = hostile(vocabulary, field)
+    found = sample()
+    assert found.sequences.equal(expected.sequences)
+    for scores, same in zip(found.scores, expected.scores, strict=True):
+        assert torch.allclose(scores, same)
+
+
+def test_every_field_of_generation_config_is_accounted_for():
+    fields = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
+    assert fields == {*HOSTILE, *ELSEWHERE, *HARMLESS}, f"new or gone in transformers {transformers.__version__}"
+
+
+# custom_generate
+
+
+@pytest.mark.parametrize("normalize_over", NORMALIZE_OVER)
+def test_sid_generate_equals_tree_beam_search_and_generate(llm, trie, vocabulary, normalize_over):
+    ids, mask = prompts()
+    config = sid_generation_config(vocabulary, num_beams=4, num_return_sequences=3)
+    custom = llm.generate(
+        input_ids=ids, attention_mask=mask, generation_config=config, custom_generate=sid_generate, trie=trie,
+        vocabulary=vocabulary, normalize_over=normalize_over,
+    )  # fmt: skip
+    processor = SidLogitsProcessor(trie, vocabulary, ids.shape[1], normalize_over)
+    stock = llm.generate(
+        input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList([processor])
+    )
+    beams = tree_beam_search(llm, ids, mask, trie, vocabulary, 4, normalize_over)
+    assert custom.sequences.equal(stock.sequences)
+    assert torch.allclose(custom.sequences_scores, stock.sequences_scores, atol=1e-4)
+    assert torch.allclose(custom.sequences_scores.reshape(3, 3), beams.scores[:, :3])
+
+
+def test_sid_generate_pads_short_answers_with_end_of_sequence(tokenizer):
+    table = SidTable(["a", "b", "c"], [[0, 0, 0], [0, 1, EMPTY], [1, EMPTY, EMPTY]], level_sizes=[2, 2, 1])
+    model, trie, vocabulary = setting(table)
+    for rows in ([0, 1, 2], [1, 2]):
+        trie = SidTrie(table, rows)
+        config = sid_generation_config(vocabulary, 3, len(rows))
+        options = {"input_ids": prompts()[0], "attention_mask": prompts()[1], "generation_config": config}
+        custom = model.generate(**options, custom_generate=sid_generate, trie=trie, vocabulary=vocabulary)
+        stock = model.generate(
+            **options, logits_processor=LogitsProcessorList([SidLogitsProcessor(trie, vocabulary, 7)])
+        )
+        assert custom.sequences.equal(stock.sequences)
+
+
+def test_sid_generate_takes_a_filter_and_returns_plain_sequences(llm, trie, vocabulary):
+    ids, mask = prompts((4, 2))
+    options = {"custom_generate": sid_generate, "trie": trie, "vocabulary": vocabulary, "attention_mask": mask}
+    sequences = llm.generate(
+        ids, num_beams=3, num_return_sequences=2, leaf_filter=LeafFilter(trie, allow=[[0, 1], [9, 10]]), **options
+    )
+    answers = [codes_of(row, vocabulary) for row in sequences[:, 4:].tolist()]
+    assert [set(answers[:2]), set(answers[2:])] == [{(0, 0, 0), (0, 0, 1)}, {(3, 1, 1), (3, 1, 2)}]
+    with pytest.raises(ValueError, match="num_return_sequences is 2, but fewer"):
+        llm.generate(
+            ids, num_beams=2, num_return_sequences=2, leaf_filter=LeafFilter(trie, allow=[[0], [9, 10]]), **options
+        )
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_beams": 0}, "num_beams is 0; at least 1"),
+        ({"normalize_over": "items"}, "normalize_over is 'items'; choose from vocabulary, level, children"),
+        ({"prompt_length": 126}, "Prompt and SID take 129 tokens but the model attends over 128; lower max_history"),
+    ],
+)
+def test_impossible_searches_are_refused(llm, trie, vocabulary, options, message):
+    ids, mask = prompts((options.pop("prompt_length", 3),))
+    with pytest.raises(ValueError, match=message):
+        tree_beam_search(llm, ids, mask, trie, vocabulary, **{"num_beams": 2, **options})
+
+
+def test_a_filter_of_another_batch_is_refused(llm, trie, vocabulary):
+    with pytest.raises(ValueError, match="The filter is for 2 rows, but there are 3 prompts"):
+        tree_beam_search(llm, *prompts(), trie, vocabulary, 2, leaf_filter=LeafFilter(trie, [[0], [1]]))
+
+
+def test_a_trie_of_another_vocabulary_is_refused(llm, vocabulary):
+    larger = SidTrie(SidTable(["a", "b"], [[0, 0, 4], [0, 0, 1]]))
+    with pytest.raises(ValueError, match="Run `llmrec extend` on the new table"):
+        tree_beam_search(llm, *prompts(), larger, vocabulary, 2)
+    with pytest.raises(ValueError, match="Run `llmrec extend` on the new table"):
+        SidLogitsProcessor(larger, vocabulary, 7)
+
+
+def test_recurrent_models_are_refused(trie, vocabulary):
+    config = transformers.MambaConfig(vocab_size=vocabulary.token_range.stop, hidden_size=16, num_hidden_layers=1)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ValueError, match=r"recurrent layers.*SidLogitsProcessor|attn_implementation"):
+        tree_beam_search(model, *prompts(), trie, vocabulary, 2)
+
+
+# Contracts with transformers that are not documented
+
+
+def contract(what):
+    return f"{what}: changed in transformers {transformers.__version__}"
+
+
+@pytest.mark.parametrize(("num_beams", "num_return_sequences"), [(4, 2), (3, 3), (1, 1)])
+def test_contract_custom_generate_gets_each_prompt_once_per_beam(llm, num_beams, num_return_sequences):
+    seen = {}
+
+    def spy(model, input_ids, generation_config, mark, **model_kwargs):
+        seen.update(model=model, ids=input_ids, config=generation_config, mark=mark, kwargs=model_kwargs)
+        return input_ids
+
+    ids, mask = prompts()
+    llm.generate(
+        ids, attention_mask=mask, custom_generate=spy, mark="mine", num_beams=num_beams,
+        num_return_sequences=num_return_sequences,
+    )  # fmt: skip
+    copies = max(num_beams, num_return_sequences)
+    assert seen["ids"].equal(ids.repeat_interleave(copies, 0)), contract("expansion of input_ids for custom_generate")
+    assert seen["kwargs"]["attention_mask"].equal(mask.repeat_interleave(copies, 0)), contract("expanded mask")
+    assert seen["model"] is llm and seen["mark"] == "mine", contract("arguments of custom_generate")
+    assert seen["config"].num_beams == num_beams, contract("generation_config given to custom_generate")
+    assert {"logits_processor", "stopping_criteria"} <= set(seen["kwargs"]), contract("arguments of custom_generate")
+
+
+@pytest.mark.parametrize(("architecture", "attention"), [("qwen3", "eager"), ("qwen3", "sdpa"), ("gemma2", "eager")])
+def test_contract_a_4d_mask_is_used_as_it_is(tokenizer, architecture, attention):
+    model = tiny_llm(len(tokenizer), architecture)
+    model.set_attn_implementation(attention)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    visible = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]).bool()[None, None]  # 8 skips 6
+    added = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)
+    positions = torch.tensor([[0, 1, 1, 2]])
+    with torch.no_grad():
+        mask = visible if attention == "sdpa" else added
+        tree = model(ids, attention_mask=mask, position_ids=positions).logits[0, 3]
+        path = model(torch.tensor([[5, 7, 8]])).logits[0, 2]
+    assert torch.allclose(tree, path, atol=1e-5), contract(f"4-D masks under {attention} attention of {architecture}")
+
+
+def test_contract_dynamic_cache_appends_and_drops_nothing(tokenizer):
+    model = tiny_llm(len(tokenizer), "gemma2")
+    cache = DynamicCache()
+    with torch.no_grad():
+        for width in (3, 2, 4):
+            model.base_model(torch.full((1, width), 5), past_key_values=cache, use_cache=True)
+    assert [layer.keys.shape[2] for layer in cache.layers] == [9, 9], contract("DynamicCache.update")
+
+
+def test_contract_recurrent_models_say_so():
+    assert not transformers.Qwen3ForCausalLM._is_stateful, contract("_is_stateful")
+    assert transformers.MambaForCausalLM._is_stateful, contract("_is_stateful")
