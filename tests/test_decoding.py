@@ -151,14 +151,14 @@ def test_tree_beams_equal_generate_on_any_catalogue(table, num_beams, normalize_
     assert_same(filled(beams), generate(model, ids, mask, trie, vocabulary, num_beams, normalize_over))
 
 
-@pytest.mark.parametrize("num_beams", [2, 3, 4])
+@pytest.mark.parametrize("num_beams", [2, 3])
 def test_tree_beams_equal_generate_where_sids_end_early(ragged_table, num_beams):
-    for seed in range(8):
+    # Over children a longer SID may overtake an ended one for a level and fall behind it later.
+    for seed in range(12):
         model, trie, vocabulary = setting(ragged_table, seed=seed)
-        model.lm_head.weight.data *= 3  # far from uniform, so that early ends overtake and are overtaken
         ids, mask = prompts(seed=seed)
-        beams = tree_beam_search(model, ids, mask, trie, vocabulary, num_beams)
-        assert_same(filled(beams), generate(model, ids, mask, trie, vocabulary, num_beams))
+        beams = tree_beam_search(model, ids, mask, trie, vocabulary, num_beams, "children")
+        assert_same(filled(beams), generate(model, ids, mask, trie, vocabulary, num_beams, "children"))
 
 
 @settings(max_examples=15)
