@@ -6,13 +6,16 @@ rest is JSON and parquet, and `trust_remote_code` stays off.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from llmrec import sid
 from llmrec.artifact import MANIFEST, verify, write_json
@@ -118,6 +121,8 @@ def load_tokenizer(source: str | Path, **options: Any) -> PreTrainedTokenizerBas
         ValueError: If it cannot be loaded.
     """
     tokenizer = _from_pretrained(AutoTokenizer, source, **options)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes up where there are no files
+        raise ValueError(f"'{source}' has no tokenizer; save the tokenizer of the model beside its weights.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token
     return tokenizer
@@ -127,14 +132,42 @@ def load_model(source: str | Path, **options: Any) -> PreTrainedModel:
     """Causal LM of a path or Hub id, safetensors only, without remote code.
 
     Raises:
-        ValueError: If it cannot be loaded.
+        ValueError: If it cannot be loaded, or lacks weights, which transformers would draw at random.
     """
-    return _from_pretrained(AutoModelForCausalLM, source, use_safetensors=True, **options)
+    options |= {"use_safetensors": True, "output_loading_info": True}
+    model, info = _from_pretrained(AutoModelForCausalLM, source, **options)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"'{source}' lacks {len(missing)} weights of a {type(model).__name__}, first: {missing[:3]}; give a causal "
+            "LM with all of its weights."
+        )
+    return model
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> None:
+    """Write weights (safetensors), configs and tokenizer into a directory."""
+    with without_progress_bars():
+        model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+@contextlib.contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Keep transformers' bars over the tensors of a file, which take a second, off the terminal."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _from_pretrained(cls: type, source: str | Path, **options: Any) -> Any:
     try:
-        return cls.from_pretrained(str(source), trust_remote_code=False, **options)
+        with without_progress_bars():
+            return cls.from_pretrained(str(source), trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(
             f"'{source}' cannot be loaded by {cls.__name__} ({_first_line(error)}). Give a Hub id that this machine "
