@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -38,7 +39,8 @@ def output_rows(model: PreTrainedModel, rows: slice | None = None) -> tuple[Tens
     head = model.get_output_embeddings()
     if isinstance(head, LoraLayer):
         raise ValueError("The LoRA adapts the output matrix; leave lm_head out of target_modules, or merge it first.")
-    bias = getattr(head, "bias", None)
+    # PEFT's wrapper of trained rows shows no bias, and its own forward leaves it out.
+    bias = getattr(head.original_module if isinstance(head, TrainableTokensWrapper) else head, "bias", None)
     rows = slice(None) if rows is None else rows
     return head.weight[rows], None if bias is None else bias[rows]
 

@@ -31,6 +31,9 @@ def word_tokenizer(texts: Iterable[str], max_words: int) -> PreTrainedTokenizerB
     Args:
         texts: Titles.
         max_words: Largest vocabulary, special tokens included.
+
+    Raises:
+        ValueError: If it does not hold the instruction.
     """
     core = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
     core.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -41,7 +44,12 @@ def word_tokenizer(texts: Iterable[str], max_words: int) -> PreTrainedTokenizerB
 
     counts = Counter(word for text in texts for word in words_of(text))
     frequent = sorted(counts, key=lambda word: (-counts[word], word))
-    vocabulary = list(dict.fromkeys([*SPECIAL_TOKENS.values(), *words_of(DEFAULT_INSTRUCTION), *frequent]))[:max_words]
+    always = list(dict.fromkeys([*SPECIAL_TOKENS.values(), *words_of(DEFAULT_INSTRUCTION)]))
+    if max_words < len(always):
+        raise ValueError(
+            f"micro_words is {max_words}; at least {len(always)} are needed for the instruction and the special tokens."
+        )
+    vocabulary = list(dict.fromkeys([*always, *frequent]))[:max_words]
     core.model = models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>")
     return PreTrainedTokenizerFast(tokenizer_object=core, **SPECIAL_TOKENS)
 

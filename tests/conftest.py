@@ -14,6 +14,7 @@ from llmrec.sid import SidTable
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small lose more to waiting for threads than they gain
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 if SHARED_DATA.is_dir():
@@ -77,7 +78,7 @@ def word_tokenizer(words=TITLES):
 def tiny_llm(vocab_size: int, architecture: str = "qwen3", tied: bool = True, seed: int = 0):
     """A two-layer random causal LM of one of the architectures that users bring."""
     import torch
-    from transformers import AutoModelForCausalLM, CONFIG_MAPPING
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     config = CONFIG_MAPPING[architecture](
         vocab_size=vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -103,3 +104,32 @@ def vocabulary(tokenizer, sid_table):
 @pytest.fixture
 def llm(tokenizer, vocabulary):
     return tiny_llm(len(tokenizer))
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory):
+    """Catalogue directory with a next item that can be learned, and a tiny tied LLM extended for it; only read."""
+    from extended import extended, write_toy_catalog
+
+    root = tmp_path_factory.mktemp("toy")
+    table = SidTable([f"item-{row}" for row in range(12)], CODES, level_sizes=[4, 4, 4])
+    return write_toy_catalog(root / "catalog").source, extended(root, table)
+
+
+@pytest.fixture(scope="session")
+def untied(tmp_path_factory):
+    """The base of `toy` with an output matrix of its own; only read."""
+    from extended import extended
+
+    table = SidTable([f"item-{row}" for row in range(12)], CODES, level_sizes=[4, 4, 4])
+    return extended(tmp_path_factory.mktemp("untied"), table, tied=False)
+
+
+@pytest.fixture(scope="session")
+def tuned(toy, tmp_path_factory):
+    """Checkpoint of the sft stage on `toy`; only read."""
+    from extended import fine_tune
+
+    out = tmp_path_factory.mktemp("tuned") / "sft"
+    fine_tune(out, *toy, train="full", max_steps=30, learning_rate=5e-3, batch_size=24, max_history=10)
+    return out

@@ -19,11 +19,12 @@ from llmrec.console import say
 from llmrec.micro import micro_model, word_tokenizer
 from llmrec.prompts import Prompt
 from llmrec.sid import SidTable
+from llmrec.token_rows import add_rows
 from llmrec.vocab import SidVocabulary, check_template
 
 MICRO = "micro"
-ROW_MULTIPLE = 64  # matrix multiplications prefer vocabularies of this multiple
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
+MICRO_DTYPES = {**DTYPES, "auto": torch.float32}
 
 
 def main(config: ExtendConfig) -> dict[str, Any]:
@@ -69,37 +70,14 @@ def load_base(config: ExtendConfig) -> tuple[PreTrainedModel, PreTrainedTokenize
     if config.model == MICRO:
         tokenizer = word_tokenizer(Catalog.load(config.catalog).titles, config.micro_words)
         model = micro_model(tokenizer, config.micro_layers, config.micro_hidden, config.micro_dropout, config.seed)
-        return model, tokenizer
+        return model.to(MICRO_DTYPES[config.dtype]), tokenizer
     return load_model(config.model, dtype=DTYPES[config.dtype]), load_tokenizer(config.model)
-
-
-def add_rows(model: PreTrainedModel, vocabulary: SidVocabulary, seed: int) -> None:
-    """Give every SID token a row of its own in the embedding and output matrix; a tied pair stays tied.
-
-    Rows are the mean of the old ones plus Gaussian noise at the old rows' standard deviation. The resize of
-    transformers would draw them 1e-9 of that apart (pairwise cosine 1.000000), so that codes look alike at step 0.
-
-    Args:
-        model: Causal LM, changed in place.
-        vocabulary: Tokens whose rows are written.
-        seed: Seed of the noise.
-    """
-    old_size = vocabulary.starts[0]
-    needed = vocabulary.token_range.stop
-    if needed > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(-(-needed // ROW_MULTIPLE) * ROW_MULTIPLE, mean_resizing=False)
-    generator = torch.Generator().manual_seed(seed)
-    matrices = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
-    with torch.no_grad():
-        for weight in matrices.values():
-            old = weight[:old_size].float()
-            noise = torch.randn(len(weight) - old_size, weight.shape[1], generator=generator).to(old.device)
-            weight[old_size:] = (old.mean(dim=0) + old.std(dim=0) * noise).to(weight.dtype)
 
 
 def own_generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     """Generation defaults of the saved model: none of the base model's penalties, which would cut constrained beams."""
-    return GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return GenerationConfig(**{name: getattr(tokenizer, name) for name in names})
 
 
 def _longest_history(model: PreTrainedModel, vocabulary: SidVocabulary) -> int:

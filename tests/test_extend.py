@@ -1,0 +1,133 @@
+"""extend: rows of the new tokens, what stays as it was, and the checkpoint that it leaves."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from extended import extended, write_sid, write_toy_catalog
+from torch.nn.functional import cosine_similarity
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmrec.checkpoint import Binding
+from llmrec.cli import main
+
+ARCHITECTURES = ("qwen3", "llama", "mistral", "qwen2", "gemma2")
+
+
+def matrices(model) -> list[torch.Tensor]:
+    return [model.get_input_embeddings().weight.detach(), model.get_output_embeddings().weight.detach()]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_rows_are_distinct_and_old_ones_stay(tmp_path, sid_table, architecture, tied):
+    base = extended(tmp_path, sid_table, architecture, tied)
+    vocabulary = Binding.load(base)[0].vocabulary
+    before = AutoModelForCausalLM.from_pretrained(tmp_path / "llm")
+    after = AutoModelForCausalLM.from_pretrained(base)
+    old_size = vocabulary.starts[0]
+    for old, new in zip(matrices(before), matrices(after), strict=True):
+        assert torch.equal(new[:old_size], old[:old_size])
+        rows = new[vocabulary.token_range.start : vocabulary.token_range.stop]
+        cosine = cosine_similarity(rows[:, None], rows[None], dim=-1) - torch.eye(len(rows))
+        assert cosine.max() < 0.9  # the resize of transformers gives 1.000000
+        assert rows.norm(dim=1).mean() / old.norm(dim=1).mean() == pytest.approx(1, abs=0.2)
+        assert new.shape[0] % 64 == 0 and new.shape[0] == after.config.vocab_size
+    embedding, output = after.get_input_embeddings().weight, after.get_output_embeddings().weight
+    assert (embedding is output) == tied == after.config.tie_word_embeddings
+    if not tied:
+        assert not torch.equal(embedding[old_size:], output[old_size:])
+
+
+def test_a_vocabulary_with_room_is_not_resized(tmp_path, sid_table):
+    """Qwen and others have more rows than tokens: the new tokens take those."""
+    from conftest import tiny_llm, word_tokenizer
+
+    tokenizer = word_tokenizer()
+    tiny_llm(100).save_pretrained(tmp_path / "llm")
+    tokenizer.save_pretrained(tmp_path / "llm")
+    sid = write_sid(tmp_path / "sid", sid_table)
+    assert main(["extend", "--sid", str(sid), "--model", str(tmp_path / "llm"), "--out", str(tmp_path / "base")]) == 0
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    assert model.config.vocab_size == 100
+    assert Binding.load(tmp_path / "base")[0].vocabulary.token_range.stop <= 100
+
+
+@pytest.mark.parametrize("spare", [0, 3])
+def test_law_3_every_code_is_one_token_that_decode_keeps(tmp_path, sid_table, spare):
+    base = extended(tmp_path, sid_table, spare_codes=spare)
+    vocabulary = Binding.load(base)[0].vocabulary
+    assert vocabulary.block_sizes == (4 + spare,) * 3 and vocabulary.level_sizes == (4, 4, 4)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokens = vocabulary.tokens()
+    text = "red apple" + "".join(tokens) + " plum"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert ids[2:-1] == list(vocabulary.token_range)
+    assert tokenizer.decode(ids[2:-1], skip_special_tokens=True).replace(" ", "") == "".join(tokens)
+    assert [tokenizer.convert_tokens_to_ids(token) for token in tokens] == list(vocabulary.token_range)
+
+
+def test_penalties_of_the_base_model_are_left_behind(tmp_path, sid_table):
+    from extended import write_llm
+
+    write_llm(tmp_path / "llm")
+    defaults = {
+        "repetition_penalty": 1.3,
+        "top_k": 3,
+        "length_penalty": 2.0,
+        "do_sample": True,
+        "no_repeat_ngram_size": 2,
+    }
+    (tmp_path / "llm" / "generation_config.json").write_text(json.dumps(defaults))
+    sid = write_sid(tmp_path / "sid", sid_table)
+    assert main(["extend", "--sid", str(sid), "--model", str(tmp_path / "llm"), "--out", str(tmp_path / "base")]) == 0
+    saved = json.loads((tmp_path / "base" / "generation_config.json").read_text())
+    assert not saved.keys() & defaults.keys()
+    assert saved["eos_token_id"] == 3 and saved["pad_token_id"] == 0
+
+
+def test_the_seed_decides_the_new_rows(tmp_path, sid_table):
+    rows = {}
+    for name, seed in (("one", 1), ("again", 1), ("two", 2)):
+        base = extended(tmp_path / name, sid_table, seed=seed)
+        rows[name] = AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight.detach()
+    assert torch.equal(rows["one"], rows["again"]) and not torch.equal(rows["one"], rows["two"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dtype_of_the_saved_weights(tmp_path, sid_table, dtype):
+    catalog = write_toy_catalog(tmp_path / "catalog")
+    sid = write_sid(tmp_path / "sid", sid_table)
+    for model in (str(extended(tmp_path / "own", sid_table, dtype=None).parent / "llm"), "micro"):
+        out = tmp_path / f"base-{model == 'micro'}"
+        assert main(["extend", "--sid", str(sid), "--model", model, "--catalog", catalog.source, "--out", str(out),
+                     "--dtype", dtype, "--micro-hidden", "32"]) == 0  # fmt: skip
+        assert AutoModelForCausalLM.from_pretrained(out, dtype="auto").dtype == getattr(torch, dtype)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--template", "<{code}>"], "must contain {code} and {letter} or {level}"),
+        (["--template", "red"], "must contain {code}"),
+        (["--spare-codes", "-1"], "spare_codes is -1"),
+        (["--model", "micro"], "set catalog"),
+        (["--model", "no/such-model"], "'no/such-model' cannot be loaded"),
+    ],
+)
+def test_wrong_input_leaves_nothing_behind(capsys, tmp_path, sid_table, flags, message):
+    from extended import write_llm
+
+    sid, llm = write_sid(tmp_path / "sid", sid_table), write_llm(tmp_path / "llm")
+    assert main(["extend", "--sid", str(sid), "--model", str(llm), "--out", str(tmp_path / "base"), *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "base").exists() and not (tmp_path / "base.partial").exists()
+
+
+def test_an_extended_model_is_not_extended_again_with_the_same_tokens(capsys, tmp_path, sid_table):
+    base = extended(tmp_path, sid_table)
+    sid = str(tmp_path / "sid")
+    assert main(["extend", "--sid", sid, "--model", str(base), "--out", str(tmp_path / "twice")]) == 2
+    assert "already has the token '<a_0>'" in capsys.readouterr().err
