@@ -25,7 +25,7 @@ from llmrec.console import is_quiet, say
 from llmrec.device import resolve_device
 from llmrec.prompts import HistoryEncoder, Prompt
 from llmrec.training.checkpoints import SealCheckpoints, newest_whole
-from llmrec.training.examples import HistoryCollator, build_dataset
+from llmrec.training.examples import HistoryCollator, build_dataset, fill_last_batch
 from llmrec.training.losses import sid_loss_in_forward
 from llmrec.training.sft import (
     Precision,
@@ -57,6 +57,7 @@ def main(config: SftConfig) -> dict[str, Any]:
     def build(directory: Path) -> dict[str, Any]:
         device = resolve_device(config.device)
         examples = build_dataset(catalog.train.sequences(), config.max_history, config.loss_on)
+        examples = fill_last_batch(examples, config.batch_size)
         collator = HistoryCollator(prefix, HistoryEncoder(table, binding.vocabulary), tokenizer.pad_token_id)
         set_seed(config.seed)
         precision = choose_precision(config, device)
@@ -65,7 +66,7 @@ def main(config: SftConfig) -> dict[str, Any]:
             trainer = make_trainer(config, model, tokenizer, examples, collator, directory, device, precision)
             counts = train(trainer, directory)
         if trainer.is_world_process_zero():
-            merged = merge(trainer.model, config, directory / SCRATCH)
+            merged = merge(trainer.model, config, precision, directory / SCRATCH)
             merged.save_pretrained(directory)
             tokenizer.save_pretrained(directory)
             recipe = {
@@ -176,6 +177,7 @@ def make_trainer(
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
+        use_cache=True,  # of the saved config: the loss asks for none, but decoding without one is slow
         disable_tqdm=is_quiet() or not sys.stderr.isatty(),
         dataloader_pin_memory=device.type == "cuda",
     )
@@ -202,13 +204,14 @@ def train(trainer: SidSFTTrainer, directory: Path) -> dict[str, Any]:
     result = trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     collator, examples = trainer.data_collator, trainer.train_dataset
-    items = sum(map(len, examples["rows"]))
-    tokens = len(examples) * len(collator.prefix) + items * collator.encoder.tokens_NL.shape[1]
+    lengths = [len(rows) for rows in examples["rows"] if rows]  # without the blank ones of `fill_last_batch`
+    items = sum(lengths)
+    tokens = len(lengths) * len(collator.prefix) + items * collator.encoder.tokens_NL.shape[1]
     share = (trainer.state.global_step - done) / trainer.state.max_steps
     seconds = result.metrics["train_runtime"]
     return {
         "steps": trainer.state.global_step,
-        "examples": len(examples),
+        "examples": len(lengths),
         "targets": items - sum(examples["num_context"]),
         "loss": losses[-1] if losses else result.training_loss,
         "train_seconds": round(seconds, 1),

@@ -15,6 +15,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from llmrec import processes
 from llmrec.artifact import sha256_file, write_json
 
 SEAL = "llmrec_seal.json"
@@ -24,6 +25,7 @@ class SealCheckpoints(TrainerCallback):
     """Seal each checkpoint once the Trainer has written it."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        processes.wait()  # every process writes its own random state, and nothing in the Trainer waits for it
         if state.is_world_process_zero:
             seal(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
 
@@ -39,7 +41,7 @@ def is_whole(directory: Path) -> bool:
     try:
         hashes = json.loads((directory / SEAL).read_text(encoding="utf-8"))
         return all(sha256_file(directory / name) == expected for name, expected in hashes.items())
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         return False
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 
 from llmrec.prompts import HistoryEncoder
@@ -65,6 +65,19 @@ def build_dataset(
                 rows.append(sequence[start : target + 1].tolist())
                 num_context.append(target - start)
     return Dataset.from_dict({"rows": rows, "num_context": num_context})
+
+
+def fill_last_batch(examples: Dataset, batch_size: int) -> Dataset:
+    """Add examples without items, which have no target, until every optimiser step has `batch_size` of them.
+
+    Otherwise the last batch of an epoch depends on the number of processes: accelerate deals whole batches and repeats
+    the first examples for the processes that would go without, which are then trained on twice.
+    """
+    missing = -len(examples) % batch_size
+    if missing == 0:
+        return examples
+    blank = Dataset.from_dict({"rows": [[]] * missing, "num_context": [0] * missing}, features=examples.features)
+    return concatenate_datasets([examples, blank])
 
 
 @dataclass

@@ -74,13 +74,20 @@ def sid_loss_in_forward(
         label_smoothing: See `sid_cross_entropy`.
     """
     base = causal_lm(model)
-    original = base.forward
+    original, own = base.forward, vars(base).get("forward")
 
     @functools.wraps(original)
-    def forward(*, labels: Tensor | None = None, num_items_in_batch: Tensor | int | None = None, **inputs: Any) -> Any:
+    def forward(
+        input_ids: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **inputs: Any,
+    ) -> Any:
         if labels is None:
-            return original(**inputs)
-        hidden = run_backbone(base, **{**inputs, "use_cache": False}).last_hidden_state[:, :-1]
+            return original(input_ids=input_ids, **inputs)
+        states = run_backbone(base, input_ids=input_ids, **{**inputs, "use_cache": False})
+        hidden = states.last_hidden_state[:, :-1]
         targets = labels[:, 1:]
         supervised = targets != IGNORED
         total = sid_cross_entropy(base, hidden[supervised], targets[supervised], vocabulary, sid_loss, label_smoothing)
@@ -91,4 +98,6 @@ def sid_loss_in_forward(
     try:
         yield
     finally:
-        del base.forward
+        del base.forward  # also what TRL and accelerate put over it
+        if own is not None:
+            base.forward = own

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -75,8 +76,18 @@ def require_bitsandbytes() -> None:
 
 
 def add_adapter(model: PreTrainedModel, config: SftConfig, vocabulary: SidVocabulary) -> PeftModel:
-    """LoRA on the target modules, and the SID rows of the embedding (and of an untied output matrix)."""
+    """LoRA on the target modules, and the SID rows of the embedding (and of an untied output matrix).
+
+    Raises:
+        ValueError: If a target matches no module; PEFT complains only where none of them matches one.
+    """
     targets = config.lora_targets[0] if config.lora_targets == ["all-linear"] else config.lora_targets
+    modules = dict(model.named_modules())
+    listed = targets if isinstance(targets, list) else []
+    unknown = [name for name in listed if not any(f".{module}".endswith(f".{name}") for module in modules)]
+    if unknown or not targets:
+        linear = {name.rsplit(".", 1)[-1] for name, module in modules.items() if isinstance(module, torch.nn.Linear)}
+        raise ValueError(f"lora_targets names {unknown}; choose 'all-linear' or from {', '.join(sorted(linear))}.")
     names = {id(module): name.rsplit(".", 1)[-1] for name, module in model.named_modules()}
     rows = list(vocabulary.token_range)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -93,9 +104,7 @@ def add_adapter(model: PreTrainedModel, config: SftConfig, vocabulary: SidVocabu
     )
     torch.manual_seed(config.seed)
     adapted = get_peft_model(model, lora)
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    train_in_float32(adapted)
     return adapted
 
 
@@ -118,22 +127,32 @@ class SidSFTTrainer(SFTTrainer):
 
     compute_loss = Trainer.compute_loss
 
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        train_in_float32(self.model)  # TRL casts what trains on a 4-bit base to bfloat16, too coarse for Adam's steps
 
-def merge(model: PreTrainedModel | PeftModel, config: SftConfig, scratch: Path) -> PreTrainedModel:
+
+def train_in_float32(model: torch.nn.Module) -> None:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def merge(
+    model: PreTrainedModel | PeftModel, config: SftConfig, precision: Precision, scratch: Path
+) -> PreTrainedModel:
     """Trained weights as one ordinary model, in the type that the base has on disk.
 
-    A 4-bit base is dequantised before LoRA is added to it: PEFT would quantise the sum again, and the result would
-    score neither like the adapter nor like the base.
+    A 4-bit base is loaded as it was trained on and dequantised before LoRA is added to it: PEFT would quantise the sum
+    again, and the result would score neither like the adapter nor like the base.
     """
     if not isinstance(model, PeftModel):
         return model.to(stored_dtype(config.model))
     if config.quantization == "nf4":
         model.save_pretrained(scratch / "adapter")
-        base = load_model(config.model, dtype=torch.float32, quantization_config=nf4_config(torch.float32))
+        base = load_model(config.model, dtype=precision.frozen, quantization_config=nf4_config(precision.frozen))
         model = PeftModel.from_pretrained(base.dequantize(), scratch / "adapter")
-    else:
-        model = model.float()
-    merged = model.merge_and_unload()
+    merged = model.float().merge_and_unload()
     return causal_lm(merged).to(stored_dtype(config.model))
 
 

@@ -1,0 +1,307 @@
+"""The sft stage and what it relies on in TRL, PEFT and transformers: laws 4 and 12, resumption, precision, counts."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_llm
+from extended import extended, fine_tune, losses, same_weights, sft_config, weights_of
+from transformers import Trainer
+
+from llmrec.artifact import read_manifest, verify
+from llmrec.backbone import causal_lm
+from llmrec.checkpoint import Binding, load_model, load_tokenizer
+from llmrec.cli import main
+from llmrec.prompts import HistoryEncoder
+from llmrec.stages import sft as stage
+from llmrec.training import sft
+from llmrec.training.examples import HistoryCollator, build_dataset
+from llmrec.training.losses import sid_loss_in_forward
+
+VERSIONS = {name: importlib.metadata.version(name) for name in ("trl", "peft", "transformers", "accelerate")}
+
+
+def sid_rows(base) -> slice:
+    rows = Binding.load(base)[0].vocabulary.token_range
+    return slice(rows.start, rows.stop)
+
+
+# Law 4 -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_law_4_lora_changes_only_lora_and_sid_rows(tmp_path, toy, untied, tied):
+    catalog, base = toy[0], toy[1] if tied else untied
+    fine_tune(tmp_path / "sft", catalog, base, lora_targets=["q_proj", "v_proj"])
+    before, after, rows = weights_of(base), weights_of(tmp_path / "sft"), sid_rows(base)
+    assert before.keys() == after.keys() and ("lm_head.weight" in after) != tied
+    for name, old in before.items():
+        new = after[name]
+        if "embed_tokens" in name or "lm_head" in name:
+            assert not torch.isclose(new[rows], old[rows], atol=1e-6).all(dim=1).any(), f"an untrained row in {name}"
+            new, old = (torch.cat([w[: rows.start], w[rows.stop :]]) for w in (new, old))
+        assert torch.equal(new, old) != ("q_proj.weight" in name or "v_proj.weight" in name), name
+    model = load_model(tmp_path / "sft")
+    assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == tied
+    assert model.config.to_dict() == {**load_model(base).config.to_dict(), "_name_or_path": str(tmp_path / "sft")}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("architecture", ["qwen3", "gemma2"])
+def test_law_4_only_lora_and_sid_rows_get_gradients(tokenizer, sid_table, vocabulary, tied, architecture):
+    model = sft.add_adapter(
+        tiny_llm(len(tokenizer), architecture, tied), sft_config("", "", "", lora_targets=["q_proj"]), vocabulary
+    )
+    collator = HistoryCollator([4, 5], HistoryEncoder(sid_table, vocabulary), 0)
+    with sid_loss_in_forward(model, vocabulary, "level"):
+        model(**collator(list(build_dataset([np.arange(9)], 20, "every_item")))).loss.backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert all("lora_" in name or sft.SID_ROWS in name for name in trained)
+    assert sum(sft.SID_ROWS in name for name in trained) == (1 if tied else 2), trained
+    for name, parameter in model.named_parameters():
+        if sft.SID_ROWS in name:
+            assert parameter.shape == (vocabulary.num_tokens, 32) and parameter.grad.abs().sum() > 0
+
+
+def merged_and_adapter(monkeypatch, out, catalog, base, **options):
+    """The saved model, and the adapter as it stood when training ended."""
+    kept, merge = {}, sft.merge
+
+    def spying(model, config, precision, scratch):
+        probe = torch.arange(4, 44).reshape(2, 20)
+        # In training mode (no dropout): for inference on a CPU bitsandbytes repacks 4-bit weights, rounded again.
+        kept["logits"] = model.train()(probe, attention_mask=torch.ones_like(probe)).logits.detach().float()
+        kept["trained"] = {n: p.dtype for n, p in model.named_parameters() if p.requires_grad}
+        kept["merged"] = merge(model, config, precision, scratch)
+        kept["probe"] = probe
+        return kept["merged"]
+
+    monkeypatch.setattr(stage, "merge", spying)
+    fine_tune(out, catalog, base, learning_rate=1e-2, **options)
+    with torch.no_grad():
+        logits = load_model(out).eval()(kept["probe"], attention_mask=torch.ones_like(kept["probe"])).logits
+    return logits, kept
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_law_4_merged_scores_like_the_adapter(monkeypatch, tmp_path, toy, untied, tied):
+    base = toy[1] if tied else untied
+    logits, kept = merged_and_adapter(monkeypatch, tmp_path / "sft", toy[0], base)
+    torch.testing.assert_close(logits, kept["logits"], rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        before = load_model(base).eval()(kept["probe"], attention_mask=torch.ones_like(kept["probe"])).logits
+    assert (logits - before).abs().max() > 0.1, "the comparison means nothing if training changed nothing"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_law_4_merged_scores_like_the_adapter_of_a_4_bit_base(monkeypatch, tmp_path, toy, precision):
+    pytest.importorskip("bitsandbytes")
+    logits, kept = merged_and_adapter(
+        monkeypatch, tmp_path / "sft", toy[0], toy[1], quantization="nf4", precision=precision
+    )
+    assert set(kept["trained"].values()) == {torch.float32}, "Adam's steps are lost in bfloat16"
+    # In float32 nothing is rounded; under bfloat16 autocast products are, in 8 bits.
+    tolerance = 1e-3 if precision == "float32" else 0.1
+    torch.testing.assert_close(logits, kept["logits"], rtol=tolerance, atol=tolerance)
+    assert "quantization_config" not in json.loads((tmp_path / "sft" / "config.json").read_text())
+    assert load_model(tmp_path / "sft").dtype == torch.float32
+
+
+def test_full_fine_tuning_changes_every_weight(tmp_path, toy):
+    fine_tune(tmp_path / "sft", *toy, train="full", sid_loss="full")
+    before, after = weights_of(toy[1]), weights_of(tmp_path / "sft")
+    assert before.keys() == after.keys() and not any(torch.equal(before[name], after[name]) for name in before)
+    saved = json.loads((tmp_path / "sft" / "config.json").read_text())
+    assert saved["tie_word_embeddings"] and saved["use_cache"]
+
+
+def test_a_bfloat16_base_stays_bfloat16(tmp_path, toy, sid_table):
+    base = extended(tmp_path, sid_table, dtype=torch.bfloat16)
+    for train in ("lora", "full"):
+        fine_tune(tmp_path / train, toy[0], base, train=train)
+        assert {tensor.dtype for tensor in weights_of(tmp_path / train).values()} == {torch.bfloat16}
+
+
+# Law 12 --------------- -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_law_12_the_seed_decides_the_loss_curve_and_the_weights(tmp_path, toy, train):
+    for name, seed in (("one", 5), ("again", 5), ("other", 6)):
+        fine_tune(tmp_path / name, *toy, seed=seed, train=train, lora_dropout=0.1)
+    assert losses(tmp_path / "one") == losses(tmp_path / "again") != losses(tmp_path / "other")
+    assert same_weights(tmp_path / "one", tmp_path / "again") and not same_weights(tmp_path / "one", tmp_path / "other")
+
+
+# The result ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_stage_leaves(capsys, tmp_path, toy):
+    catalog, base = toy
+    flags = ["--catalog", catalog, "--model", str(base), "--out", str(tmp_path / "sft"), "--max-steps", "3",
+             "--batch-size", "8", "--max-history", "3", "--device", "cpu", "--instruction", "next plum"]  # fmt: skip
+    assert main(["sft", *flags, "--json"]) == 0
+    printed = capsys.readouterr()
+    counts = json.loads(printed.out)
+    assert "{'loss'" not in printed.err
+    # Users train on 2 to 7 items (21 users, sizes 2 3 4 5 6 7 2 …), cut in windows of 4 that step by 2.
+    sizes = [2 + user % 6 for user in range(21)]
+    assert counts["targets"] == sum(sizes)
+    assert counts["examples"] == sum({2: 1, 3: 1, 4: 1, 5: 2, 6: 2, 7: 3}[size] for size in sizes)
+    assert counts["steps"] == 3 and counts["tokens_per_second"] > 0 and counts["loss"] > 0
+    manifest = read_manifest(verify(tmp_path / "sft", "sft"))
+    assert manifest["counts"] == {key: value for key, value in counts.items() if key != "out"}
+    binding, table, details = Binding.load(tmp_path / "sft")
+    assert (binding.max_history, binding.prompt.instruction, binding.normalize_over) == (3, "next plum", "level")
+    assert details["sft"]["max_steps"] == 3 and details["data"]["split"] == "leave_one_out"
+    assert table.sha256 == Binding.load(base)[1].sha256
+    binding.vocabulary.check(load_tokenizer(tmp_path / "sft"))
+    assert (tmp_path / "sft" / "generation_config.json").read_bytes() == (base / "generation_config.json").read_bytes()
+
+
+def test_full_loss_is_scored_over_the_vocabulary(tmp_path, toy):
+    fine_tune(tmp_path / "sft", *toy, sid_loss="full", max_steps=1, report_to=[])
+    assert Binding.load(tmp_path / "sft")[0].normalize_over == "vocabulary"
+
+
+def test_the_loss_goes_down_on_what_can_be_learned(tmp_path, toy):
+    """Each next item is fixed by the one before it; only the first of a sequence is a guess."""
+    fine_tune(tmp_path / "sft", *toy, train="full", max_steps=30, learning_rate=5e-3, batch_size=24, max_history=10)
+    curve = losses(tmp_path / "sft")
+    assert curve[0] > 1.5 and np.mean(curve[-3:]) < 0.5
+
+
+def test_last_item_trains_the_same_targets(tmp_path, toy):
+    one = fine_tune(tmp_path / "one", *toy, max_steps=1, batch_size=128, max_history=20)
+    cut = fine_tune(tmp_path / "cut", *toy, max_steps=1, batch_size=128, max_history=20, loss_on="last_item")
+    assert one["targets"] == cut["targets"] == cut["examples"]
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "cut"), rel=1e-5)
+
+
+def test_gradient_accumulation_equals_one_batch(tmp_path, toy):
+    """Also where micro-batches hold different numbers of targets, and over several epochs with a filled last batch."""
+    for micro in (8, 2):
+        fine_tune(tmp_path / str(micro), *toy, micro_batch_size=micro, max_steps=6)
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "8"), rel=1e-5)
+    one, other = weights_of(tmp_path / "8"), weights_of(tmp_path / "2")
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
+
+
+def test_report_to_a_tracker(tmp_path, toy):
+    """A tracker that is not installed is named; transformers knows it by that name."""
+    with pytest.raises((ValueError, ImportError, RuntimeError), match=r"(?i)no-such-tracker"):
+        fine_tune(tmp_path / "sft", *toy, report_to=["no-such-tracker"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--train", "full", "--quantization", "nf4"], "quantization 'nf4' needs train 'lora'"),
+        (["--batch-size", "10", "--micro-batch-size", "4"], "batch_size 10 does not divide"),
+        (["--max-history", "100"], "the model's context is 128; lower max_history"),
+        (["--chat-template"], "chat_template is true but the tokenizer has none"),
+        (["--instruction", ""], "The instruction gives no tokens"),
+        (["--lora-targets", "no_proj"], "no_proj"),
+    ],
+)
+def test_wrong_input_leaves_nothing_behind(capsys, tmp_path, toy, flags, message):
+    catalog, base = toy
+    argv = ["sft", "--catalog", catalog, "--model", str(base), "--out", str(tmp_path / "sft"), "--max-history", "5"]
+    assert main([*argv, *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "sft").exists() and not (tmp_path / "sft.partial").exists()
+
+
+def test_a_base_of_another_catalogue_is_refused(capsys, tmp_path, toy, catalog):
+    from prepared import write_catalog
+
+    items = catalog.items.take(list(range(11, -1, -1)))
+    other = write_catalog(tmp_path / "other", items, catalog._split)
+    argv = ["sft", "--catalog", other.source, "--model", str(toy[1]), "--out", str(tmp_path / "sft")]
+    assert main(argv) == 2
+    assert "was extended for another catalogue" in capsys.readouterr().err
+
+
+# What we rely on in other packages -----------------------------------------------------------------------------------
+
+
+def test_trl_passes_labels_through_where_its_fused_head_is_not_asked_for(tokenizer, sid_table, vocabulary):
+    from trl.trainer.utils import add_fused_lm_head
+
+    model = tiny_llm(len(tokenizer))
+    collator = HistoryCollator([4], HistoryEncoder(sid_table, vocabulary), 0)
+    batch = collator(list(build_dataset([np.arange(9)], 20, "every_item")))
+    with sid_loss_in_forward(model, vocabulary, "level"):
+        ours = model(**batch).loss
+        add_fused_lm_head(model, outputs=("log_probs",))
+        torch.testing.assert_close(model(**batch).loss, ours, msg=str(VERSIONS))
+    assert "forward" not in vars(model), VERSIONS
+
+
+def test_hooks_of_the_trainer(tmp_path, toy):
+    config = sft_config(tmp_path / "sft", *toy)
+    binding, table, _ = Binding.load(toy[1])
+    tokenizer = load_tokenizer(toy[1])
+    examples = build_dataset([np.arange(5)] * 8, 5, "every_item")
+    collator = HistoryCollator([4], HistoryEncoder(table, binding.vocabulary), 0)
+    device = torch.device("cpu")
+    precision = sft.choose_precision(config, device)
+    model = sft.load_trainable(config, binding.vocabulary, precision)
+    with sid_loss_in_forward(model, binding.vocabulary, "level"):
+        trainer = stage.make_trainer(config, model, tokenizer, examples, collator, tmp_path, device, precision)
+        assert trainer.train_dataset.column_names == ["rows", "num_context"], VERSIONS
+        assert type(trainer).compute_loss is Trainer.compute_loss
+        assert trainer.model_accepts_loss_kwargs, VERSIONS
+        batch = next(iter(trainer.get_train_dataloader()))
+        expected = trainer.model(**batch, num_items_in_batch=7).loss
+        found = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=7)
+        torch.testing.assert_close(found, expected, msg=str(VERSIONS))
+        before, total = (trainer.model(**batch, num_items_in_batch=1).loss for _ in range(2))
+        torch.testing.assert_close(before, total)
+    names = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+    assert sum("trainable_tokens_delta" in name for name in names) == 1, VERSIONS
+    groups = trainer.optimizer.param_groups
+    assert [len(group["params"]) for group in groups] == [len(names) - 1, 1]
+    assert [group["weight_decay"] for group in groups] == [0.01, 0.0]
+
+
+def test_peft_writes_trained_rows_when_it_merges(tokenizer, vocabulary):
+    model = sft.add_adapter(tiny_llm(len(tokenizer)), sft_config("", "", ""), vocabulary)
+    rows = next(p for name, p in model.named_parameters() if "trainable_tokens_delta" in name)
+    torch.nn.init.ones_(rows)
+    merged = causal_lm(model.merge_and_unload())
+    weight = merged.get_output_embeddings().weight
+    assert weight is merged.get_input_embeddings().weight, VERSIONS
+    assert (weight[vocabulary.token_range.start : vocabulary.token_range.stop] == 1).all(), VERSIONS
+
+
+def test_a_bias_of_the_output_matrix_is_scored(tokenizer, sid_table, vocabulary):
+    """PEFT's wrapper of trained rows shows `weight` alone."""
+    from transformers import PhiConfig, PhiForCausalLM
+
+    config = PhiConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+                       num_attention_heads=4, max_position_embeddings=128)  # fmt: skip
+    model = PhiForCausalLM(config).eval()
+    torch.nn.init.normal_(model.lm_head.bias)
+    batch = HistoryCollator([4], HistoryEncoder(sid_table, vocabulary), 0)(
+        list(build_dataset([np.arange(9)], 20, "every_item"))
+    )
+    expected = model(**batch).loss
+    model = sft.add_adapter(model, sft_config("", "", "", lora_targets=["q_proj"]), vocabulary).eval()
+    with sid_loss_in_forward(model, vocabulary, "full"):
+        torch.testing.assert_close(model(**batch).loss, expected)
+
+
+def test_memory_of_a_finished_run(tmp_path, toy):
+    """A second call with the same config does nothing and answers the same."""
+    first = fine_tune(tmp_path / "sft", *toy, max_steps=1)
+    written = (tmp_path / "sft" / "model.safetensors").stat().st_mtime_ns
+    assert fine_tune(tmp_path / "sft", *toy, max_steps=1) == first
+    assert (tmp_path / "sft" / "model.safetensors").stat().st_mtime_ns == written
+    shutil.rmtree(tmp_path / "sft")
