@@ -8,6 +8,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Binding": "llmrec.checkpoint",
     "Catalog": "llmrec.catalog",
     "Recommender": "llmrec.recommender",
     "SidLogitsProcessor": "llmrec.decoding",
@@ -15,6 +16,7 @@ _PUBLIC = {
     "SidTrie": "llmrec.trie",
     "SidVocabulary": "llmrec.vocab",
     "sid_generate": "llmrec.decoding",
+    "sid_generation_config": "llmrec.decoding",
     "tree_beam_search": "llmrec.decoding",
 }
 __all__ = sorted(_PUBLIC)

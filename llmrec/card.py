@@ -26,14 +26,12 @@ item_ids, scores = recommender.recommend([["{item}"]], k=5)
 With plain transformers, under the trie:
 
 ```python
-from llmrec.checkpoint import Binding
-from llmrec import SidLogitsProcessor, SidTrie
-from llmrec.decoding import sid_generation_config
+from llmrec import Binding, SidLogitsProcessor, SidTrie, sid_generation_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model, tokenizer = AutoModelForCausalLM.from_pretrained("{name}"), AutoTokenizer.from_pretrained("{name}")
 binding, table, _ = Binding.load("{name}")
-prompt = tokenizer("{instruction} {sid}", return_tensors="pt")
+prompt = tokenizer("{instruction}{sid}", return_tensors="pt")
 length, config = prompt.input_ids.shape[1], sid_generation_config(binding.vocabulary)
 processor = SidLogitsProcessor(SidTrie(table), binding.vocabulary, length)
 output = model.generate(**prompt, logits_processor=[processor], generation_config=config)
@@ -49,7 +47,7 @@ def write_card(directory: str | Path, metrics: dict[str, Any] | None = None) -> 
         metrics: Content of metrics.json; the card says that nothing was measured when left out.
     """
     binding, table, details = Binding.load(directory)
-    sid = "".join(binding.vocabulary.token(level, code) for level, code in enumerate(table.codes([0])[0]) if code >= 0)
+    sid = binding.vocabulary.text(table.codes([0]))
     facts = {
         "base model": details.get("base_model", "unknown"),
         "items": table.num_items,

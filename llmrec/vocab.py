@@ -103,6 +103,10 @@ class SidVocabulary:
         """Text of every token, in the order of their ids."""
         return [self.token(level, code) for level, size in enumerate(self.block_sizes) for code in range(size)]
 
+    def text(self, codes: np.ndarray) -> str:
+        """Semantic IDs as they stand in a prompt, one after another; (n, L) codes, -1 beyond a SID's length."""
+        return "".join(self.token(level, code) for sid in codes for level, code in enumerate(sid) if code != EMPTY)
+
     def token_ids(self, codes: np.ndarray) -> np.ndarray:
         """Token id of each code.
 
