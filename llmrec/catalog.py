@@ -92,7 +92,7 @@ class Catalog:
         from llmrec.artifact import verify
 
         path = verify(path, "prepare")
-        return cls(pq.read_table(path / "items.parquet"), pq.read_table(path / "split.parquet"), str(path))
+        return cls(_read(path / "items.parquet"), _read(path / "split.parquet"), str(path))
 
     @property
     def num_items(self) -> int:
@@ -146,6 +146,13 @@ class Catalog:
                 "Run `llmrec prepare` again, or remove them."
             )
         return found.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is not a parquet file ({error}); run `llmrec prepare` again.") from error
 
 
 def _require(table: pa.Table, names: Sequence[str], source: str) -> None:

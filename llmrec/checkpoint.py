@@ -134,13 +134,13 @@ def load_model(source: str | Path, **options: Any) -> PreTrainedModel:
     Raises:
         ValueError: If it cannot be loaded, or lacks weights, which transformers would draw at random.
     """
-    options |= {"use_safetensors": True, "output_loading_info": True}
+    options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, info = _from_pretrained(AutoModelForCausalLM, source, **options)
-    missing = sorted(info["missing_keys"])
-    if missing:
+    wrong = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
+    if wrong:
         raise ValueError(
-            f"'{source}' lacks {len(missing)} weights of a {type(model).__name__}, first: {missing[:3]}; give a causal "
-            "LM with all of its weights."
+            f"'{source}' lacks {len(wrong)} weights of the {type(model).__name__} in its config, or has another "
+            f"shape of them, first: {wrong[:3]}; give a causal LM with all of its weights."
         )
     return model
 

@@ -106,7 +106,8 @@ def explain(error: Exception) -> str:
         text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else text
         if error.errno in disk.FULL:
             return f"{text}. Free some space (or raise the limit), then run the same command again; it continues."
-        return f"{text}. Check the path and its permissions. (LLMREC_TRACEBACK=1 shows where.)"
+        if error.filename:
+            return f"{text}. Check the path and its permissions."
     return text if is_ours(error) else f"{text}\n(LLMREC_TRACEBACK=1 shows where.)"
 
 

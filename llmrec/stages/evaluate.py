@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmrec import columns, processes
-from llmrec.artifact import SCRATCH, run_stage, write_json
+from llmrec.artifact import PARTIAL, SCRATCH, read_manifest, run_stage, write_json
 from llmrec.catalog import SPLITS, Catalog, Rows
 from llmrec.configs import EvaluateConfig
 from llmrec.evaluation.baselines import BASELINES, BATCH
@@ -82,6 +82,8 @@ def check(config: EvaluateConfig) -> None:
 def check_model(model: str, catalog: Catalog) -> None:
     """Refuse a checkpoint whose SID table is not in the order of the catalogue, before its weights are read."""
     if not Path(model).is_dir():
+        if Path(f"{model}{PARTIAL}").is_dir():
+            read_manifest(model)  # says that it is unfinished
         raise ValueError(
             f"model '{model}' is not a directory; give the output of `llmrec sft` or `llmrec extend`, "
             "or download a Hub model first with `hf download`."

@@ -12,6 +12,7 @@ from llmrec.console import is_quiet
 from llmrec.recommender import Recommender
 
 KEYS = {"history", "exclude", "allow"}
+Request = dict[str, list[str]]
 
 
 def main(config: RecommendConfig) -> dict[str, Any]:
@@ -24,9 +25,10 @@ def main(config: RecommendConfig) -> dict[str, Any]:
         raise ValueError(
             "Give either --history (item_ids of one user) or --input (a JSON-lines file), not both or neither."
         )
-    requests = [{"history": config.history}] if config.input is None else read_requests(config.input)
+    places, requests = zip(*find_requests(config).items(), strict=True)
     titles = titles_of(config.catalog)
     recommender = Recommender.from_pretrained(config.model, device=config.device)
+    check_items(dict(zip(places, requests, strict=True)), recommender.table.item_ids)
     histories = [request["history"] for request in requests]
     barred = [
         [*request.get("exclude", []), *(request["history"] if config.exclude_seen else [])] for request in requests
@@ -42,23 +44,36 @@ def main(config: RecommendConfig) -> dict[str, Any]:
     return {"users": users}
 
 
-def read_requests(path: str) -> list[dict[str, list[str]]]:
-    """Requests of a JSON-lines file.
+def find_requests(config: RecommendConfig) -> dict[str, Request]:
+    """Where each request comes from, for messages -> the request; not empty.
 
     Raises:
-        ValueError: With the file and line of every row that is not {"history": [...], "exclude": [...], "allow": [...]}.
+        ValueError: If a history is empty, or the file cannot be read.
+    """
+    if config.input is not None:
+        return read_requests(config.input)
+    if not config.history:
+        raise ValueError("--history is empty; give at least one item_id.")
+    return {"--history": {"history": config.history}}
+
+
+def read_requests(path: str) -> dict[str, Request]:
+    """Requests of a JSON-lines file, by the file and line that they stand in.
+
+    Raises:
+        ValueError: With the line of every row that is not {"history": [...], "exclude": [...], "allow": [...]}.
     """
     if not Path(path).is_file():
         raise ValueError(f"input '{path}' does not exist; give a JSON-lines file with one user per line.")
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # not splitlines: JSON text may hold U+2028
     except UnicodeDecodeError as error:
         raise ValueError(f"input '{path}' is not UTF-8 (byte {error.start}); save it as UTF-8.") from error
-    requests, problems = [], []
+    requests, problems = {}, []
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                requests.append(_parse_request(line))
+                requests[f"{path}, line {number}"] = _parse_request(line)
             except ValueError as error:
                 problems.append(f"line {number}: {error}")
     if problems or not requests:
@@ -66,7 +81,27 @@ def read_requests(path: str) -> list[dict[str, list[str]]]:
     return requests
 
 
-def _parse_request(line: str) -> dict[str, list[str]]:
+def check_items(requests: dict[str, Request], item_ids: list[str]) -> None:
+    """Refuse requests that name unknown items, with the place of each of the first ten.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    known = set(item_ids)
+    problems = [
+        f'{place} names items in "{key}" that this checkpoint does not know: {unknown[:3]}'
+        for place, request in requests.items()
+        for key, ids in request.items()
+        if (unknown := [item_id for item_id in ids if item_id not in known])
+    ]
+    if problems:
+        more = f"; {len(problems) - 10} more such lists" if len(problems) > 10 else ""
+        raise ValueError(
+            "; ".join(problems[:10]) + f"{more}. Its catalogue has {len(known)} items, such as '{item_ids[0]}'."
+        )
+
+
+def _parse_request(line: str) -> Request:
     try:
         request = json.loads(line)
     except json.JSONDecodeError as error:
@@ -76,6 +111,8 @@ def _parse_request(line: str) -> dict[str, list[str]]:
     for key, ids in request.items():
         if not isinstance(ids, list) or not all(isinstance(item_id, str) for item_id in ids):
             raise ValueError(f'"{key}" must be a list of item_id strings')
+    if not request["history"]:
+        raise ValueError('"history" is empty; give at least one item_id')
     return request
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PrinterCallback, set_seed
+from transformers import PreTrainedModel, PrinterCallback, SchedulerType, set_seed
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from trl import SFTConfig as TrlSftConfig
 
 from llmrec import processes
@@ -91,19 +92,30 @@ def check(config: SftConfig, catalog: Catalog, item_ids: list[str]) -> None:
     """Refuse what cannot be trained, before anything is loaded.
 
     Raises:
-        ValueError: With the option at fault and what it may be.
+        ValueError: With every option at fault and what it may be.
     """
+    problems = []
     if item_ids != catalog.item_ids:
-        raise ValueError(
+        problems.append(
             f"'{config.model}' was extended for another catalogue than '{config.catalog}' ({len(item_ids)} and "
-            f"{catalog.num_items} items). Run `llmrec tokenize` and `llmrec extend` on this catalogue."
+            f"{catalog.num_items} items). Run `llmrec tokenize` and `llmrec extend` on this catalogue"
         )
     if len(catalog.train) == 0:
-        raise ValueError(
-            f"'{config.catalog}' has no training rows; lower `k_core` or change `split` in `llmrec prepare`."
+        problems.append(
+            f"'{config.catalog}' has no training rows; lower `k_core` or change `split` in `llmrec prepare`"
         )
     if config.train == "full" and config.quantization != "none":
-        raise ValueError("quantization 'nf4' needs train 'lora': 4-bit weights cannot be trained in full.")
+        problems.append("quantization 'nf4' needs train 'lora': 4-bit weights cannot be trained in full")
+    schedulers = [scheduler.value for scheduler in SchedulerType]
+    if config.scheduler not in schedulers:
+        problems.append(f"scheduler is '{config.scheduler}'; choose from {', '.join(schedulers)}")
+    installed = get_available_reporting_integrations()
+    for name in set(config.report_to) - {*installed, "all", "none"}:
+        known = name in INTEGRATION_TO_CALLBACK
+        remedy = "install its package" if known else f"choose from {', '.join(INTEGRATION_TO_CALLBACK)}"
+        problems.append(f"report_to names '{name}', which is {'not installed' if known else 'no tracker'}; {remedy}")
+    if problems:
+        raise ValueError("; ".join(problems) + ".")
     if config.quantization == "nf4":
         require_bitsandbytes()
     split_batch(config)

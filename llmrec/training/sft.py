@@ -86,7 +86,8 @@ def add_adapter(model: PreTrainedModel, config: SftConfig, vocabulary: SidVocabu
     listed = targets if isinstance(targets, list) else []
     unknown = [name for name in listed if not any(f".{module}".endswith(f".{name}") for module in modules)]
     if unknown or not targets:
-        linear = {name.rsplit(".", 1)[-1] for name, module in modules.items() if isinstance(module, torch.nn.Linear)}
+        head = model.get_output_embeddings()
+        linear = {n.rsplit(".", 1)[-1] for n, m in modules.items() if isinstance(m, torch.nn.Linear) and m is not head}
         raise ValueError(f"lora_targets names {unknown}; choose 'all-linear' or from {', '.join(sorted(linear))}.")
     names = {id(module): name.rsplit(".", 1)[-1] for name, module in model.named_modules()}
     rows = list(vocabulary.token_range)

@@ -1,0 +1,134 @@
+"""extend, sft, evaluate and recommend: models, checkpoints and histories."""
+
+from __future__ import annotations
+
+from . import Case
+from .damage import (
+    column,
+    cut,
+    folder,
+    inside,
+    json_values,
+    other_words,
+    parquet,
+    pickled,
+    removed,
+    replaced_by,
+    resealed,
+    tensors,
+    text,
+    without,
+    without_manifest,
+)
+
+SPLIT = "split.parquet"
+EXTEND = "extend --model @plain"
+REQUESTS = "recommend --input @users.jsonl"
+
+
+def plain(*steps) -> dict:
+    """A causal LM of somebody else, with safetensors and a tokenizer, damaged."""
+    return {"plain": without_manifest(*steps)}
+
+
+CASES = {
+    "unknown model": Case("extend --model nobody/nothing", ("'nobody/nothing' cannot be loaded", "Hub id", "path")),
+    "model that is nowhere": Case("extend --model @absent", ("absent' cannot be loaded",)),
+    "model without weights": Case(EXTEND, ("plain' cannot be loaded", "safetensors"),
+                                  plain(removed("model.safetensors"))),
+    "model as a pickle": Case(EXTEND, ("plain' cannot be loaded", "saved as safetensors"), plain(pickled)),
+    "model cut off": Case(EXTEND, ("plain' cannot be loaded", "safetensors"), plain(cut("model.safetensors"))),
+    "model with too few weights": Case(EXTEND, ("plain' lacks 1 weights of the Qwen3ForCausalLM", "model.norm.weight"),
+                                       plain(tensors("model.safetensors", without("model.norm.weight")))),
+    "model of another size than its config": Case(EXTEND, ("plain' lacks 3 weights", "another shape"),
+                                                  plain(json_values("config.json", intermediate_size=96))),
+    "model with a garbled config": Case(EXTEND, ("plain' cannot be loaded",), plain(inside("config.json", "{"))),
+    "model of an unknown architecture": Case(EXTEND, ("plain' cannot be loaded", "abacus"),
+                                             plain(json_values("config.json", model_type="abacus"))),
+    "model that brings its own code": Case(
+        EXTEND, ("plain' cannot be loaded",),
+        plain(json_values("config.json", model_type="own", auto_map={"AutoConfig": "own.Own"}))),
+    "model without a tokenizer": Case(EXTEND, ("plain' has no tokenizer", "beside its weights",),
+                                      plain(removed("tokenizer.json"), removed("tokenizer_config.json"))),
+    "tokenizer without an end": Case(EXTEND, ("has no eos_token",),
+                                     plain(inside("tokenizer_config.json",
+                                                  '{"tokenizer_class": "PreTrainedTokenizerFast"}'))),
+    "model that is extended already": Case("extend --model @base", ("already has the token '<a_0>'",
+                                                                     "another `template`")),
+    "micro without titles": Case("extend --sid @sid --model micro --out @out",
+                                 ("model 'micro' takes its words from the titles", "set catalog"), given=False),
+    "micro of an odd size": Case("extend --micro-hidden 33", ("micro_hidden is 33", "multiple of 32")),
+    "micro of no size": Case("extend --micro-layers 0 --micro-words 3 --micro-dropout 2 --spare-codes -1",
+                             ("micro_layers is 0", "micro_words is 3", "micro_dropout is 2.0; at most 1",
+                              "spare_codes is -1")),
+    "token template without a level": Case("extend --template <{code}>", ("template '<{code}>'", "{letter}")),
+    "token template with a lone brace": Case("extend --template <{code", ("template '<{code'", "braces")),
+    "SIDs of another catalogue": Case("sft --catalog @other", ("base' was extended for another catalogue than",
+                                                                "`llmrec tokenize` and `llmrec extend`")),
+    "table that is not the checkpoint's": Case(
+        "sft", ("sid_table.parquet is not the table this checkpoint was trained on", "Restore it"),
+        {"base": resealed(parquet("sid_table.parquet", lambda t: t.take([1, 0, *range(2, len(t))])))}),
+    "tokenizer that is not the checkpoint's": Case("sft", ("does not belong to this checkpoint", "llmrec extend"),
+                                                   {"base": resealed(other_words)}),
+    "garbled llmrec.json": Case("sft", ("llmrec.json cannot be read", "again"), {"base": resealed(cut("llmrec.json"))}),
+    "llmrec.json without its keys": Case("sft", ("llmrec.json cannot be read",),
+                                         {"base": resealed(inside("llmrec.json", '{"schema_version": 1}'))}),
+    "llmrec.json of another type": Case("sft", ("llmrec.json cannot be read",),
+                                        {"base": resealed(inside("llmrec.json", "[1]"))}),
+    "llmrec.json of a newer llmrec": Case("sft", ("llmrec.json cannot be read", "schema version 99"),
+                                          {"base": resealed(json_values("llmrec.json", schema_version=99))}),
+    "model that was never extended": Case("sft --model @plain", ("plain' is not a directory that llmrec finished",),
+                                          plain()),
+    "batch that cannot be shared": Case("sft --batch-size 10 --micro-batch-size 4", ("batch_size 10 does not divide",
+                                                                                    "micro_batch_size 4")),
+    "LoRA that adapts nothing": Case("sft --train lora --lora-targets no_proj", ("lora_targets", "no_proj")),
+    "4-bit weights trained in full": Case("sft --quantization nf4", ("'nf4' needs train 'lora'",)),
+    "history beyond the context": Case("sft --max-history 9999", ("9999 + 1 items take", "lower max_history")),
+    "chat template that is not there": Case("sft --chat-template", ("chat_template is true but the tokenizer has none",
+                                                                    "set it to false")),
+    "instruction of nothing": Case("sft --instruction ''", ("The instruction gives no tokens",)),
+    "unknown schedule": Case("sft --scheduler cosinus", ("scheduler", "'cosinus'", "cosine")),
+    "unknown tracker": Case("sft --report-to wandbb", ("report_to", "'wandbb'", "wandb")),
+    "numbers that cannot train": Case(
+        "sft --epochs 0 --learning-rate -1 --lora-dropout 2 --label-smoothing 1.5 --lora-rank 0 --save-steps 0",
+        ("epochs is 0.0; more than 0", "learning_rate is -1.0", "lora_dropout is 2.0; at most 1",
+         "label_smoothing is 1.5", "lora_rank is 0", "save_steps is 0")),
+    "nothing to train on": Case("sft", ("has no training rows", "k_core"),
+                                {"catalog": resealed(parquet(SPLIT, column("split", "test")))}),
+    "unknown baseline": Case("evaluate --baselines popularty", ("unknown baseline 'popularty'",
+                                                                "did you mean 'popularity'")),
+    "cut-off of zero": Case("evaluate --k 0", ("'k' is [0]", "positive")),
+    "fewer beams than answers": Case("evaluate --k 10 --num-beams 3", ("'num_beams' is 3; 10 or more are needed",)),
+    "no rows": Case("evaluate --max-rows 0", ("max_rows is 0; at least 1",)),
+    "nothing to evaluate on": Case("evaluate", ("split.parquet has no 'test' rows", "Choose another --split"),
+                                   {"catalog": resealed(parquet(SPLIT, column("split", "train")))}),
+    "checkpoint of another catalogue": Case("evaluate --catalog @other",
+                                            ("has SIDs for 30 items", "in another order", "llmrec tokenize")),
+    "checkpoint that is nowhere": Case("evaluate --model @absent", ("absent' is not a directory", "llmrec sft")),
+    "checkpoint without SIDs": Case("evaluate --model @plain", ("sid_table.parquet' does not exist",),
+                                    plain(removed("sid_table.parquet"))),
+    "checkpoint as a pickle": Case("evaluate --model @plain", ("cannot be loaded", "saved as safetensors"),
+                                   plain(replaced_by("checkpoint"), pickled)),
+    "no history and no file": Case("recommend", ("either --history", "--input", "not both or neither")),
+    "history and file": Case(REQUESTS + " --history item-1", ("not both or neither",), {"users.jsonl": text("")}),
+    "empty history": Case("recommend --history", ("--history is empty", "at least one item")),
+    "unknown item in a history": Case("recommend --history ghost",
+                                      ("--history names items", "does not know: ['ghost']")),
+    "nothing asked for": Case("recommend --history item-1 --k 0", ("k is 0; at least 1",)),
+    "model of nobody": Case("recommend --model nobody/nothing --history item-1",
+                            ("'nobody/nothing' is neither a checkpoint directory nor a model", "Hub")),
+    "model that is no checkpoint": Case("recommend --model @mine --history item-1",
+                                        ("mine' has no llmrec.json", "`llmrec extend` makes one"), {"mine": folder()}),
+    "absent requests": Case(REQUESTS, ("users.jsonl' does not exist",)),
+    "no request": Case(REQUESTS, ("users.jsonl'", "no request"), {"users.jsonl": text("\n")}),
+    "requests that are not UTF-8": Case(REQUESTS, ("users.jsonl' is not UTF-8",), {"users.jsonl": text(b"\xff\n")}),
+    "bad rows of requests": Case(
+        REQUESTS, ("users.jsonl", "line 2: not JSON", 'line 3: needs {"history"', 'line 5: "history" must be a list'),
+        {"users.jsonl": text('{"history": ["item-1"]}\n{"history"\n{"histry": []}\n\n{"history": [1]}\n')}),
+    "request with an empty history": Case(REQUESTS, ("users.jsonl", "line 3", "empty"),
+                                          {"users.jsonl": text('{"history": ["item-1"]}\n\n{"history": []}\n')}),
+    "request with an unknown item": Case(REQUESTS, ("users.jsonl", "line 3", "'ghost'"), {
+        "users.jsonl": text('{"history": ["item-1"]}\n\n{"history": ["item-2", "ghost"]}\n')}),
+    "request that excludes an unknown item": Case(REQUESTS, ("users.jsonl", "line 1", "exclude", "'ghost'"), {
+        "users.jsonl": text('{"history": ["item-1"], "exclude": ["ghost"]}\n')}),
+}  # fmt: skip
