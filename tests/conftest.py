@@ -133,3 +133,19 @@ def tuned(toy, tmp_path_factory):
     out = tmp_path_factory.mktemp("tuned") / "sft"
     fine_tune(out, *toy, train="full", max_steps=30, learning_rate=5e-3, batch_size=24, max_history=10)
     return out
+
+
+@pytest.fixture(scope="session")
+def quickstart_200(data_dir, tmp_path_factory) -> Path:
+    """What `llmrec quickstart --num-users 200` leaves; its stderr is in quickstart.log, its wall time in seconds."""
+    import subprocess
+    import sys
+    import time
+
+    out = tmp_path_factory.mktemp("readme") / "llmrec-quickstart"
+    command = [sys.executable, "-m", "llmrec.cli", "quickstart", "--out", str(out), "--num-users", "200"]
+    started = time.monotonic()
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    (out / "quickstart.log").write_text(result.stderr, encoding="utf-8")
+    (out / "seconds").write_text(str(time.monotonic() - started))
+    return out
