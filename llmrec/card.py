@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,30 +27,35 @@ item_ids, scores = recommender.recommend([["{item}"]], k=5)
 With plain transformers, under the trie:
 
 ```python
+import torch
 from llmrec import Binding, SidLogitsProcessor, SidTrie, sid_generation_config
+from llmrec.checkpoint import resolve
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model, tokenizer = AutoModelForCausalLM.from_pretrained("{name}"), AutoTokenizer.from_pretrained("{name}")
-binding, table, _ = Binding.load("{name}")
-prompt = tokenizer("{instruction}{sid}", return_tensors="pt")
-length, config = prompt.input_ids.shape[1], sid_generation_config(binding.vocabulary)
-processor = SidLogitsProcessor(SidTrie(table), binding.vocabulary, length)
-output = model.generate(**prompt, logits_processor=[processor], generation_config=config)
-print(tokenizer.decode(output.sequences[0, length:], skip_special_tokens=True))
+path = resolve("{name}")
+model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+binding, table, _ = Binding.load(path)
+history = tokenizer.encode("{sid}", add_special_tokens=False)
+prompt = torch.tensor([[*binding.prompt.prefix(tokenizer), *history]])
+processor = SidLogitsProcessor(SidTrie(table), binding.vocabulary, prompt.shape[1], binding.normalize_over)
+config = sid_generation_config(binding.vocabulary)
+output = model.generate(prompt, logits_processor=[processor], generation_config=config)
+print(tokenizer.decode(output.sequences[0, prompt.shape[1] :], skip_special_tokens=True))
 ```"""
 
 
-def write_card(directory: str | Path, metrics: dict[str, Any] | None = None) -> None:
+def write_card(directory: str | Path, name: str, metrics: dict[str, Any] | None = None) -> None:
     """Write README.md of a checkpoint directory.
 
     Args:
         directory: Checkpoint with its llmrec.json.
+        name: What readers load it by, a path or Hub id; the directory may be a temporary one.
         metrics: Content of metrics.json; the card says that nothing was measured when left out.
     """
     binding, table, details = Binding.load(directory)
     sid = binding.vocabulary.text(table.codes([0]))
     facts = {
-        "base model": details.get("base_model", "unknown"),
+        "base model": _public(details.get("base_model", "unknown")),
         "items": table.num_items,
         "semantic IDs": f"{table.num_levels} levels of {table.level_sizes} codes",
         "history": f"at most {binding.max_history} items",
@@ -57,18 +63,25 @@ def write_card(directory: str | Path, metrics: dict[str, Any] | None = None) -> 
     }
     parts = [
         HEADER,
-        f"# {Path(directory).name}",
+        f"# {name.rsplit('/', 1)[-1]}",
         "A causal LM that recommends items of one catalogue as semantic IDs, made with llmrec.",
         _list(facts),
         "## Data\n\n" + (_list(details["data"]) if "data" in details else "Not recorded."),
         "## Training\n\n" + (_list(_recipe(details)) if "sft" in details else "Not fine-tuned: extended only."),
         "## Measured\n\n" + (_measured(metrics) if metrics else "Nothing was measured for this card."),
-        "## Load\n\n"
-        + LOADING.format(
-            name=Path(directory).name, item=table.item_ids[0], instruction=binding.prompt.instruction, sid=sid
-        ),
+        "## Load\n\n" + LOADING.format(name=_quoted(name), item=_quoted(table.item_ids[0]), sid=_quoted(sid)),
     ]
     Path(directory, FILE).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _quoted(text: str) -> str:
+    """Text as it stands between double quotes in Python."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def _public(source: str) -> str:
+    """A Hub id as it is; of a local path the last part, since the rest says nothing to others, or too much."""
+    return source if source.count("/") == 1 and not source.startswith((".", "/", "~")) else Path(source).name
 
 
 def _recipe(details: dict[str, Any]) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class Recommender:
         self,
         histories: Sequence[Sequence[str]],
         k: int = 10,
-        exclude: Sequence[Sequence[str]] | Literal["seen"] | None = "seen",
+        exclude: Sequence[Sequence[str] | None] | Literal["seen"] | None = "seen",
         allow: Sequence[str] | Sequence[Sequence[str] | None] | None = None,
         num_beams: int | None = None,
         batch_size: int = 32,
@@ -102,7 +102,7 @@ class Recommender:
         Args:
             histories: item_ids of each user, oldest first, at least one; the latest `max_history` are read.
             k: Items per user.
-            exclude: item_ids barred for each user, `seen` for the items of the history, or None.
+            exclude: item_ids barred for each user (None: none), `seen` for the items of the history, or None.
             allow: item_ids that answers are restricted to: one list for all users, or one per user (None: any).
             num_beams: Beam width; min(items, max(50, 5k)) when left out.
             batch_size: Users decoded together.
@@ -116,6 +116,8 @@ class Recommender:
         """
         history_rows = [self._rows(history, f"history {i}") for i, history in enumerate(histories)]
         excluded = history_rows if exclude == "seen" else self._lists(exclude, "exclude", len(histories))
+        if excluded is not None:
+            excluded = [np.empty(0, np.int64) if rows is None else rows for rows in excluded]
         shared = allow is not None and all(isinstance(item, str) for item in allow)
         allowed = self._lists([allow] * len(histories) if shared else allow, "allow", len(histories))
         item_ids, scores = [], []
@@ -196,11 +198,7 @@ class Recommender:
             directory: Where to; created if absent.
             metrics: metrics.json of `llmrec evaluate`, for the model card.
         """
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(directory)
-        self.tokenizer.save_pretrained(directory)
-        self.binding.save(directory, self.table, self.details)
-        write_card(directory, None if metrics is None else json.loads(Path(metrics).read_text(encoding="utf-8")))
+        self._save(directory, Path(directory).name, metrics)
 
     def push_to_hub(self, repo_id: str, metrics: str | Path | None = None, private: bool = False) -> str:
         """Upload weights, tokenizer, SID table, binding and model card as one commit.
@@ -218,8 +216,15 @@ class Recommender:
         api = HfApi()
         api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as directory:
-            self.save_pretrained(directory, metrics)
+            self._save(directory, repo_id, metrics)
             return str(api.upload_folder(repo_id=repo_id, folder_path=directory, commit_message="Upload with llmrec"))
+
+    def _save(self, directory: str | Path, name: str, metrics: str | Path | None) -> None:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        self.model.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+        self.binding.save(directory, self.table, self.details)
+        write_card(directory, name, None if metrics is None else json.loads(Path(metrics).read_text(encoding="utf-8")))
 
     def _rows(self, item_ids: Sequence[str], what: str) -> np.ndarray:
         if isinstance(item_ids, str):

@@ -78,7 +78,7 @@ def main(config: SftConfig) -> dict[str, Any]:
             }
             binding.save(directory, table, recipe)
             write_json(directory / LOG, trainer.state.log_history)
-            write_card(directory)
+            write_card(directory, Path(config.out).name)
         return counts
 
     out = run_stage("sft", config, {"catalog": config.catalog, "model": config.model}, build)

@@ -1,0 +1,221 @@
+"""Recommender: item ids in and out, filters, shared SIDs, saving, and the same answers through plain transformers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import CODES
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmrec.beam_search import tree_beam_search
+from llmrec.checkpoint import Binding
+from llmrec.decoding import SidLogitsProcessor, sid_generation_config
+from llmrec.recommender import Recommender
+from llmrec.sid import SidTable
+from llmrec.trie import SidTrie
+
+HISTORIES = [["item-3"], ["item-8", "item-9", "item-10", "item-11"], ["item-1", "item-2"]]
+ALL = {f"item-{row}" for row in range(12)}
+
+
+@pytest.fixture(scope="module")
+def recommender(tuned):
+    return Recommender.from_pretrained(tuned, device="cpu")
+
+
+def test_it_recommends_what_was_trained(recommender):
+    """Users walk round the catalogue: after 9 comes 10. Items 4 and 5 share their SID, so 4 and 5 follow 3 together."""
+    items, scores = recommender.recommend([["item-8", "item-9"], ["item-2", "item-3"]], k=3)
+    assert items[0][0] == "item-10" and set(items[1][:2]) == {"item-4", "item-5"}
+    assert scores[1][0] == scores[1][1]
+    assert all(found == sorted(found, reverse=True) for found in scores)
+
+
+def test_more_than_the_catalogue_gives_every_item_once(recommender):
+    items, scores = recommender.recommend(HISTORIES, k=100, exclude=None)
+    for found, score in zip(items, scores, strict=True):
+        assert len(found) == len(score) == 12 and set(found) == ALL
+    # Scores are log-probabilities over each level's codes; those of the 11 SIDs are at most 1 together.
+    sids = [
+        dict(zip(map(tuple, CODES[[int(i[5:]) for i in f]]), s, strict=True))
+        for f, s in zip(items, scores, strict=True)
+    ]
+    assert all(len(sid) == 11 and 0 < np.exp(list(sid.values())).sum() <= 1 + 1e-5 for sid in sids)
+
+
+def test_excluded_items_are_not_answered(recommender):
+    for found, history in zip(recommender.recommend(HISTORIES, k=12)[0], HISTORIES, strict=True):
+        assert set(found) == ALL - set(history)
+    lists = [["item-4"], None, ["item-0", "item-11"]]
+    found = recommender.recommend(HISTORIES, k=12, exclude=lists)[0]
+    assert [set(items) for items in found] == [ALL - {"item-4"}, ALL, ALL - {"item-0", "item-11"}]
+
+
+def test_a_shared_sid_is_barred_with_its_last_item(recommender):
+    """Items 4 and 5 share a SID: excluding one leaves the other, allowing one leaves that one alone."""
+    history = [["item-2", "item-3"]]
+    assert recommender.recommend(history, k=1, exclude=[["item-4"]])[0] == [["item-5"]]
+    found = recommender.recommend(history, k=12, exclude=[["item-4", "item-5"]])[0][0]
+    assert set(found) == ALL - {"item-4", "item-5"}
+    assert recommender.recommend(history, k=12, allow=["item-5", "item-7"], exclude=None)[0][0] == ["item-5", "item-7"]
+    assert recommender.recommend(history, k=12, allow=["item-5"], exclude=[["item-5"]])[0] == [[]]
+    ranking = recommender.rank([np.array([2, 3])], k=3)
+    slots = [list(ranking.items[0]).index(item) for item in (4, 5)]
+    assert ranking.groups[0, slots[0]] == ranking.groups[0, slots[1]]
+
+
+def test_allow_lists_are_shared_or_per_user(recommender):
+    shared = recommender.recommend(HISTORIES, k=5, allow=["item-0", "item-1", "item-7"])[0]
+    assert [set(found) for found in shared] == [
+        {"item-0", "item-1", "item-7"},
+        {"item-0", "item-1", "item-7"},
+        {"item-0", "item-7"},
+    ]
+    own = recommender.recommend(HISTORIES, k=12, allow=[["item-0"], None, []])[0]
+    assert own[0] == ["item-0"] and set(own[1]) == ALL - set(HISTORIES[1]) and own[2] == []
+    assert recommender.recommend(HISTORIES, allow=[])[0] == [[], [], []]
+
+
+def test_filters_do_not_change_scores(recommender):
+    items, scores = (found[0] for found in recommender.recommend(HISTORIES[:1], k=12, exclude=None))
+    before = dict(zip(items, scores, strict=True))
+    items, scores = (found[0] for found in recommender.recommend(HISTORIES[:1], k=12, allow=["item-6", "item-1"]))
+    assert scores == pytest.approx([before[item] for item in items], rel=1e-5)
+
+
+def test_an_answer_does_not_depend_on_its_batch(recommender):
+    together = recommender.recommend(HISTORIES, k=6)
+    alone = [recommender.recommend([history], k=6) for history in HISTORIES]
+    assert together[0] == [items[0] for items, _ in alone]
+    for found, (_, scores) in zip(together[1], alone, strict=True):
+        assert found == pytest.approx(scores[0], rel=1e-4, abs=1e-5)
+    assert recommender.recommend(HISTORIES, k=6, batch_size=2)[0] == together[0]
+    assert recommender.recommend([]) == ([], [])
+
+
+def test_only_the_latest_items_are_read(recommender):
+    cap = recommender.binding.max_history
+    long = [f"item-{i % 12}" for i in range(cap + 5)]
+    longer, capped = (recommender.recommend([h], k=5, exclude=None) for h in (long, long[-cap:]))
+    assert longer == capped
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"histories": [["item-1"], ["no", "nor"]]}, r"history 1 names .*\['no', 'nor'\].* 12 items, such as 'item-0'"),
+        ({"histories": [["item-1"], []]}, "History 1 is empty"),
+        ({"histories": ["item-1"]}, "history 0 is the text 'item-1'; a list"),
+        ({"k": 0}, "k is 0; at least 1"),
+        ({"exclude": [["item-1"]]}, "exclude needs one list of item_ids for each of the 3 histories"),
+        ({"exclude": "all"}, "exclude needs one list"),
+        ({"exclude": [[], [], ["x"]]}, "exclude 2 names items"),
+        ({"allow": "item-1"}, "allow 0 is the text 'item-1'"),
+        ({"allow": [["item-1"], None]}, "allow needs one list"),
+        ({"allow": ["no"]}, "allow 0 names items"),
+    ],
+)  # fmt: skip
+def test_wrong_questions(recommender, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        recommender.recommend(**{"histories": HISTORIES, **arguments})
+
+
+def test_saved_and_loaded_it_answers_the_same(recommender, tmp_path):
+    recommender.save_pretrained(tmp_path / "saved")
+    again = Recommender.from_pretrained(tmp_path / "saved", device="cpu")
+    assert again.recommend(HISTORIES, k=7) == recommender.recommend(HISTORIES, k=7)
+    assert again.details == recommender.details
+    half = Recommender.from_pretrained(tmp_path / "saved", device="cpu", precision="bfloat16")
+    assert (
+        half.model.dtype == torch.bfloat16
+        and half.recommend(HISTORIES, k=1)[0] == recommender.recommend(HISTORIES, k=1)[0]
+    )
+
+
+def test_plain_transformers_greedy_is_the_tree_beam_of_one(tuned):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tuned), AutoTokenizer.from_pretrained(tuned)
+    binding, table, _ = Binding.load(tuned)
+    sids = "".join(binding.vocabulary.token(level, code) for row in (7, 8) for level, code in enumerate(CODES[row]))
+    prompt = tokenizer(binding.prompt.instruction + sids, return_tensors="pt")
+    trie, length = SidTrie(table), prompt.input_ids.shape[1]
+    config = sid_generation_config(binding.vocabulary)
+    processor = SidLogitsProcessor(trie, binding.vocabulary, length)
+    tokens = model.generate(
+        input_ids=prompt.input_ids, attention_mask=prompt.attention_mask,
+        logits_processor=[processor], generation_config=config,
+    ).sequences[0, length:]  # fmt: skip
+    beams = tree_beam_search(model.eval(), prompt.input_ids, None, trie, binding.vocabulary, num_beams=1)
+    assert [*binding.vocabulary.token_ids(beams.codes[0, 0].numpy()), tokenizer.eos_token_id] == tokens.tolist()
+    assert table.rows(beams.codes[0, 0].tolist()).tolist() == [9]
+
+
+def test_a_checkpoint_with_another_table_is_refused(tuned, tmp_path):
+    shutil.copytree(tuned, tmp_path / "copy")
+    (tmp_path / "copy" / "manifest.json").unlink()
+    SidTable([f"item-{row}" for row in range(12)], CODES[::-1], level_sizes=[4, 4, 4]).save(tmp_path / "copy")
+    with pytest.raises(ValueError, match="is not the table this checkpoint was trained on"):
+        Recommender.from_pretrained(tmp_path / "copy", device="cpu")
+
+
+def test_a_changed_weight_is_refused(tuned, tmp_path):
+    shutil.copytree(tuned, tmp_path / "copy")
+    weights = tmp_path / "copy" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model.safetensors was changed since `llmrec sft` wrote it; run"):
+        Recommender.from_pretrained(tmp_path / "copy", device="cpu")
+
+
+def test_a_model_without_the_rows_is_refused(recommender):
+    from conftest import tiny_llm
+
+    with pytest.raises(ValueError, match=r"The model has 30 token rows but the SID tokens end at 42"):
+        Recommender(tiny_llm(30), recommender.tokenizer, recommender.table, recommender.binding)
+
+
+def test_push_to_hub_uploads_the_checkpoint_and_nothing_else(recommender, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    calls = []
+
+    class FakeApi:
+        def create_repo(self, repo_id, private, exist_ok):
+            calls.append(("create", repo_id, private, exist_ok))
+
+        def upload_folder(self, repo_id, folder_path, commit_message):
+            shutil.copytree(folder_path, tmp_path / "hub")
+            return f"https://hub/{repo_id}/commit/1"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
+    assert (
+        recommender.push_to_hub("someone/shop-recommender", private=True)
+        == "https://hub/someone/shop-recommender/commit/1"
+    )
+    assert calls == [("create", "someone/shop-recommender", True, True)]
+    assert sorted(path.name for path in (tmp_path / "hub").iterdir()) == [
+        "README.md", "config.json", "generation_config.json", "llmrec.json", "model.safetensors", "sid_table.parquet",
+        "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert "# shop-recommender\n" in card and 'from_pretrained("someone/shop-recommender")' in card
+    assert json.loads((tmp_path / "hub" / "llmrec.json").read_text())["sid_table_sha256"] == recommender.table.sha256
+    assert Recommender.from_pretrained(tmp_path / "hub", device="cpu").recommend(HISTORIES) == recommender.recommend(
+        HISTORIES
+    )
+
+
+def test_several_sids_of_an_item_count_at_the_best_one(recommender):
+    """An alias in a free place of the trie: the item is answered once, with the better of its two scores."""
+    codes, rows = np.vstack([CODES, [[3, 0, 0]]]), np.append(np.arange(12), 9)
+    table = SidTable(recommender.table.item_ids, codes, item_rows=rows, level_sizes=[4, 4, 4])
+    aliased = Recommender(recommender.model, recommender.tokenizer, table, recommender.binding)
+    items, scores = aliased.recommend(HISTORIES, k=12, exclude=None)
+    assert all(len(found) == 12 and set(found) == ALL for found in items)
+    plain = recommender.recommend(HISTORIES, k=12, exclude=None)
+    for found, score, *before in zip(items, scores, *plain, strict=True):
+        assert dict(zip(found, score, strict=True))["item-9"] >= dict(zip(*before, strict=True))["item-9"] - 1e-5
