@@ -288,6 +288,7 @@ def _describe(
         "config": dataclasses.asdict(config),
         "inputs": {name: str(source) for name, source in inputs.items()},
         "seed": getattr(config, "seed", None),
+        "processes": processes.count(),
         "counts": counts,
         "seconds": round(seconds, 1),
         "versions": {"python": platform.python_version(), **_versions()},

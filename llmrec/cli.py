@@ -64,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     stage, path, as_json = flags.pop("stage"), flags.pop("config"), flags.pop("json")
     if as_json:
         os.environ["LLMREC_QUIET"] = "1"
+    if processes.is_cut_to_one():
+        print("accelerate started one process; for several on the CPU, give --multi_gpu, not --cpu.", file=sys.stderr)
     try:
         config = load_config(STAGES[stage], path, flags | unknown_flags(stage, unknown))
         result = importlib.import_module(f"llmrec.stages.{stage}").main(config)

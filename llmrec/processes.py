@@ -22,6 +22,12 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_cut_to_one() -> bool:
+    """Whether accelerate was asked for several processes on the CPU and, having no MPI, started this one alone."""
+    asked = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_PORT" in os.environ  # as accelerate 1.15 does
+    return asked and "WORLD_SIZE" not in os.environ
+
+
 def is_main() -> bool:
     return rank() == 0
 

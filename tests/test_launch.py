@@ -1,0 +1,89 @@
+"""sft and evaluate under `accelerate launch`: two processes on the CPU give the results of one.
+
+Without MPI, `accelerate launch --cpu --num_processes 2` starts one process (accelerate 1.15) and llmrec says so;
+`--multi_gpu` on a machine without a GPU starts two. How many there were is read from the manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from extended import fine_tune, losses, weights_of
+
+from llmrec.artifact import read_manifest
+from llmrec.cli import main
+
+ROOT = Path(__file__).parents[1]
+LAUNCHERS = {
+    1: ["accelerate.commands.launch", "--cpu", "--num_processes", "2"],
+    2: ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
+}
+# 21 sequences in batches of 8: the last batch of an epoch is not full. No dropout: each process draws its own.
+SFT = {"max_steps": 6, "batch_size": 8, "micro_batch_size": 4, "max_history": 5, "lora_rank": 4, "lora_dropout": 0.0,
+       "warmup_steps": 0, "logging_steps": 1, "save_steps": 4, "device": "cpu"}  # fmt: skip
+EVALUATE = {"bootstrap_samples": 50, "batch_size": 4, "device": "cpu", "k": [1, 5], "num_beams": 8}
+
+
+def launch(processes: int, stage: str, options: dict) -> subprocess.CompletedProcess:
+    """A stage through its script, as a user would start it."""
+    config = Path(options["out"]).with_suffix(".yaml")
+    config.write_text(json.dumps(options))  # JSON is YAML
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "MASTER_"))}
+    return subprocess.run(
+        [sys.executable, "-m", *LAUNCHERS[processes], str(ROOT / "scripts" / f"{stage}.py"), "--config", str(config)],
+        env=inherited | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=180,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def one(toy, tmp_path_factory):
+    """sft and evaluate in this process."""
+    out = tmp_path_factory.mktemp("one")
+    fine_tune(out / "sft", *toy, **SFT)
+    flags = [part for name, value in EVALUATE.items() for part in (f"--{name.replace('_', '-')}", value)]
+    flags = [str(p) for part in flags for p in (part if isinstance(part, list) else [part])]
+    assert main(["evaluate", "--catalog", toy[0], "--model", str(out / "sft"), "--out", str(out / "eval"), *flags]) == 0
+    return out
+
+
+@pytest.mark.parametrize("processes", LAUNCHERS)
+def test_sft_gives_the_losses_and_weights_of_one_process(toy, one, tmp_path, processes):
+    out = tmp_path / "sft"
+    ended = launch(processes, "sft", {**SFT, "catalog": toy[0], "model": str(toy[1]), "out": str(out)})
+    assert ended.returncode == 0, ended.stderr
+    assert read_manifest(out)["processes"] == processes
+    assert ("accelerate started one process" in ended.stderr) == (processes == 1)
+    assert ended.stderr.count("sft: 6 steps") == 1
+    assert losses(out) == pytest.approx(losses(one / "sft"), rel=1e-4)
+    ours, theirs = weights_of(out), weights_of(one / "sft")
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("processes", LAUNCHERS)
+def test_evaluate_gives_the_metrics_of_one_process(toy, one, tmp_path, processes):
+    out = tmp_path / "eval"
+    ended = launch(processes, "evaluate", {**EVALUATE, "catalog": toy[0], "model": str(one / "sft"), "out": str(out)})
+    assert ended.returncode == 0, ended.stderr
+    assert read_manifest(out)["processes"] == processes
+    found, expected = (json.loads((path / "metrics.json").read_text()) for path in (out, one / "eval"))
+    for systems in (found["systems"], expected["systems"]):
+        for columns in systems.values():
+            for values in columns.values():
+                values.pop("rows_per_s")
+    assert found == expected
+
+
+def test_what_the_first_process_refuses_ends_all(toy, one, tmp_path):
+    """Only rank 0 looks at `out`; the other waits for it at a barrier and must not wait for ever."""
+    options = {**SFT, "catalog": toy[0], "model": str(toy[1]), "out": str(one / "sft"), "seed": 1}
+    (one / "sft.yaml").unlink(missing_ok=True)
+    ended = launch(2, "sft", options)
+    assert ended.returncode != 0
+    assert "is the result of another run (seed was 0, now 1)" in ended.stderr
