@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from llmrec import sid
 from llmrec.artifact import MANIFEST, verify, write_json
+from llmrec.beam_search import check_normalize_over
 from llmrec.prompts import Prompt
 from llmrec.sid import SidTable
 from llmrec.vocab import SidVocabulary
@@ -42,6 +43,11 @@ class Binding:
     prompt: Prompt
     max_history: int
     normalize_over: str
+
+    def __post_init__(self):
+        if not isinstance(self.max_history, int) or self.max_history < 1:
+            raise ValueError(f"max_history is {self.max_history!r}; a positive integer is needed")
+        check_normalize_over(self.normalize_over)
 
     def save(self, directory: str | Path, table: SidTable, details: dict[str, Any] | None = None) -> None:
         """Write llmrec.json and the table it is bound to."""

@@ -32,6 +32,10 @@ class Prompt:
     instruction: str = DEFAULT_INSTRUCTION
     chat_template: bool = False
 
+    def __post_init__(self):
+        if not isinstance(self.instruction, str) or not isinstance(self.chat_template, bool):
+            raise TypeError(f"prompt: {self} needs a text and true or false")
+
     def prefix(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Token ids before the history; the same for every user.
 

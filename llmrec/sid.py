@@ -133,17 +133,22 @@ class SidTable:
         levels = [name for name in table.column_names if name.startswith("code_")]
         if not levels or columns.ITEM_ID not in table.column_names:
             raise ValueError(f"'{path}' needs the columns item_id and code_0 …; it has {table.column_names}.")
+        for name in levels:
+            if not pa.types.is_integer(table[name].type) or table[name].null_count:
+                raise ValueError(
+                    f"'{path}' has {table[name].type} with {table[name].null_count} empty cells in {name}; codes are "
+                    "integers, and -1 beyond the end of a SID. Run `llmrec tokenize` again."
+                )
         item_ids = table[columns.ITEM_ID].to_pylist()
         unique = list(dict.fromkeys(item_ids))
         row_of = {item_id: row for row, item_id in enumerate(unique)}
         codes = np.stack([table[columns.code(level)].to_numpy() for level in range(len(levels))], axis=1)
         sizes = (table.schema.metadata or {}).get(b"level_sizes")
-        return cls(
-            unique,
-            codes,
-            np.asarray([row_of[item_id] for item_id in item_ids]),
-            [int(size) for size in sizes.decode().split(",")] if sizes else None,
-        )
+        rows = np.asarray([row_of[item_id] for item_id in item_ids])
+        try:
+            return cls(unique, codes, rows, [int(size) for size in sizes.decode().split(",")] if sizes else None)
+        except ValueError as error:
+            raise ValueError(f"'{path}' holds no SIDs: {error} Run `llmrec tokenize` again.") from error
 
 
 def _check_codes(item_ids: list[str], codes: np.ndarray, rows: np.ndarray) -> None:

@@ -12,6 +12,7 @@ Source: token scheme `<a_12><b_3>` of LC-Rec (arXiv:2311.09049) and MiniOneRec (
 from __future__ import annotations
 
 import dataclasses
+import operator
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -158,7 +159,9 @@ class SidVocabulary:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SidVocabulary:
-        lists = {key: tuple(values[key]) for key in ("level_sizes", "starts", "block_sizes")}
+        lists = {key: tuple(map(operator.index, values[key])) for key in ("level_sizes", "starts", "block_sizes")}
+        if len({len(part) for part in lists.values()}) > 1:
+            raise ValueError(f"vocabulary: {lists} must have one number per level")
         return cls(**{**values, **lists})
 
 

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from llmrec.artifact import read_manifest, run_stage, verify
 from llmrec.catalog import Catalog
-from llmrec.checkpoint import Binding, load_model, load_tokenizer
+from llmrec.checkpoint import Binding, load_model, load_tokenizer, save_model
 from llmrec.configs import ExtendConfig
 from llmrec.console import say
 from llmrec.micro import micro_model, word_tokenizer
@@ -36,6 +36,11 @@ def main(config: ExtendConfig) -> dict[str, Any]:
         raise ValueError(
             "model 'micro' takes its words from the titles; set catalog to the `llmrec prepare` directory."
         )
+    if config.catalog is not None and Catalog.load(config.catalog).item_ids != table.item_ids:
+        raise ValueError(
+            f"'{config.sid}' has semantic IDs of other items than '{config.catalog}' has, or in another order; run "
+            "`llmrec tokenize` on this catalogue, or give the one that the SIDs are of."
+        )
     inputs = {"sid": config.sid}
     if config.model != MICRO:  # a directory of that name is not meant
         inputs["model"] = config.model
@@ -47,8 +52,7 @@ def main(config: ExtendConfig) -> dict[str, Any]:
         vocabulary = SidVocabulary.add_to(tokenizer, table.level_sizes, config.spare_codes, config.template)
         add_rows(model, vocabulary, config.seed)
         model.generation_config = own_generation_config(tokenizer)
-        model.save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
+        save_model(model, tokenizer, directory)
         max_history = _longest_history(model, vocabulary)
         binding = Binding(vocabulary, Prompt(), max_history, "vocabulary")
         binding.save(directory, table, {"base_model": config.model})

@@ -115,6 +115,11 @@ def column(name: str, value: object) -> Callable[[pa.Table], pa.Table]:
     return change
 
 
+def retyped(name: str, dtype: str) -> Callable[[pa.Table], pa.Table]:
+    """A table whose column has another type."""
+    return lambda table: table.set_column(table.column_names.index(name), name, table[name].cast(dtype))
+
+
 def tensors(name: str, change: Callable[[Tensors], Tensors]) -> Break:
     """A safetensors file with other tensors, and no metadata, as if made elsewhere."""
 

@@ -15,6 +15,7 @@ from .damage import (
     removed,
     replaced_by,
     resealed,
+    retyped,
     tensors,
     text,
     without,
@@ -23,6 +24,7 @@ from .damage import (
 
 SPLIT = "split.parquet"
 EXTEND = "extend --model @plain"
+VOCABULARY = {"level_sizes": [4], "starts": [9], "block_sizes": [4], "eos_token_id": 1}
 REQUESTS = "recommend --input @users.jsonl"
 
 
@@ -57,6 +59,8 @@ CASES = {
                                                                      "another `template`")),
     "micro without titles": Case("extend --sid @sid --model micro --out @out",
                                  ("model 'micro' takes its words from the titles", "set catalog"), given=False),
+    "micro of another catalogue than the SIDs": Case("extend --catalog @other", (
+        "sid' has semantic IDs of other items than", "other'", "`llmrec tokenize` on this catalogue")),
     "micro of an odd size": Case("extend --micro-hidden 33", ("micro_hidden is 33", "multiple of 32")),
     "micro of no size": Case("extend --micro-layers 0 --micro-words 3 --micro-dropout 2 --spare-codes -1",
                              ("micro_layers is 0", "micro_words is 3", "micro_dropout is 2.0; at most 1",
@@ -77,6 +81,33 @@ CASES = {
                                         {"base": resealed(inside("llmrec.json", "[1]"))}),
     "llmrec.json of a newer llmrec": Case("sft", ("llmrec.json cannot be read", "schema version 99"),
                                           {"base": resealed(json_values("llmrec.json", schema_version=99))}),
+    "tokenizer.json that is garbled": Case(EXTEND, ("plain' cannot be loaded by AutoTokenizer",),
+                                           plain(inside("tokenizer.json", "{"))),
+    "tokenizer.json of nothing": Case(EXTEND, ("plain' cannot be loaded by AutoTokenizer",),
+                                      plain(inside("tokenizer.json", "{}"))),
+    "tokenizer_config.json that is garbled": Case(EXTEND, ("plain' cannot be loaded by AutoTokenizer",),
+                                                  plain(inside("tokenizer_config.json", "{"))),
+    "history length of no number": Case("recommend --model @plain --history item-1",
+                                        ("llmrec.json cannot be read", "max_history"),
+                                        plain(json_values("llmrec.json", max_history="many"))),
+    "prompt of no text": Case("recommend --model @plain --history item-1", ("llmrec.json cannot be read", "prompt"),
+                              plain(json_values("llmrec.json", prompt={"instruction": 3}))),
+    "scores of no kind": Case("recommend --model @plain --history item-1",
+                              ("llmrec.json cannot be read", "normalize_over"),
+                              plain(json_values("llmrec.json", normalize_over="nothing"))),
+    "vocabulary of texts": Case("recommend --model @plain --history item-1", ("llmrec.json cannot be read", "integer"),
+                                plain(json_values("llmrec.json", vocabulary=VOCABULARY | {"level_sizes": ["a"]}))),
+    "vocabulary of uneven lists": Case(
+        "recommend --model @plain --history item-1", ("llmrec.json cannot be read", "one number per level"),
+        plain(json_values("llmrec.json", vocabulary=VOCABULARY | {"level_sizes": [4, 4]}))),
+    "SIDs of fractions": Case("extend", ("sid_table.parquet", "code_0"), {
+        "sid": resealed(parquet("sid_table.parquet", retyped("code_0", "double")))}),
+    "SIDs with a gap": Case("extend", ("sid_table.parquet", "code_0"), {
+        "sid": resealed(parquet("sid_table.parquet", column("code_0", None)))}),
+    "SIDs with a code beyond its level": Case("extend", ("sid_table.parquet", "has code 99 at level 0"), {
+        "sid": resealed(parquet("sid_table.parquet", column("code_0", 99)))}),
+    "SIDs without codes": Case("extend", ("sid_table.parquet' needs the columns item_id and code_0",), {
+        "sid": resealed(parquet("sid_table.parquet", lambda t: t.select(["item_id"])))}),
     "model that was never extended": Case("sft --model @plain", ("plain' is not a directory that llmrec finished",),
                                           plain()),
     "batch that cannot be shared": Case("sft --batch-size 10 --micro-batch-size 4", ("batch_size 10 does not divide",
