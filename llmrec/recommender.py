@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.beam_search import Beams, tree_beam_search
 from llmrec.card import write_card
-from llmrec.checkpoint import Binding, load_model, load_tokenizer, resolve
+from llmrec.checkpoint import Binding, load_model, load_tokenizer, resolve, save_model
 from llmrec.device import resolve_device
 from llmrec.evaluation.metrics import UNFILLED, Ranking
 from llmrec.evaluation.protocol import default_num_beams
@@ -221,8 +221,7 @@ class Recommender:
 
     def _save(self, directory: str | Path, name: str, metrics: str | Path | None) -> None:
         Path(directory).mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(directory)
-        self.tokenizer.save_pretrained(directory)
+        save_model(self.model, self.tokenizer, directory)
         self.binding.save(directory, self.table, self.details)
         write_card(directory, name, None if metrics is None else json.loads(Path(metrics).read_text(encoding="utf-8")))
 

@@ -14,7 +14,7 @@ from llmrec.backbone import causal_lm
 from llmrec.prompts import HistoryEncoder, Prompt
 from llmrec.training.examples import HistoryCollator, build_dataset, fill_last_batch, windows
 from llmrec.training.losses import sid_loss_in_forward
-from llmrec.training.sft import add_adapter
+from llmrec.training.weights import add_adapter
 
 property_test = settings(derandomize=True, max_examples=25, deadline=None)
 lengths = st.integers(1, 60)

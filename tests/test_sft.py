@@ -19,7 +19,7 @@ from llmrec.checkpoint import Binding, load_model, load_tokenizer
 from llmrec.cli import main
 from llmrec.prompts import HistoryEncoder
 from llmrec.stages import sft as stage
-from llmrec.training import sft
+from llmrec.training import sft, weights
 from llmrec.training.examples import HistoryCollator, build_dataset
 from llmrec.training.losses import sid_loss_in_forward
 
@@ -54,7 +54,7 @@ def test_law_4_lora_changes_only_lora_and_sid_rows(tmp_path, toy, untied, tied):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("architecture", ["qwen3", "gemma2"])
 def test_law_4_only_lora_and_sid_rows_get_gradients(tokenizer, sid_table, vocabulary, tied, architecture):
-    model = sft.add_adapter(
+    model = weights.add_adapter(
         tiny_llm(len(tokenizer), architecture, tied), sft_config("", "", "", lora_targets=["q_proj"]), vocabulary
     )
     collator = HistoryCollator([4, 5], HistoryEncoder(sid_table, vocabulary), 0)
@@ -70,7 +70,7 @@ def test_law_4_only_lora_and_sid_rows_get_gradients(tokenizer, sid_table, vocabu
 
 def merged_and_adapter(monkeypatch, out, catalog, base, **options):
     """The saved model, and the adapter as it stood when training ended."""
-    kept, merge = {}, sft.merge
+    kept, merge = {}, weights.merge
 
     def spying(model, config, precision, scratch):
         probe = torch.arange(4, 44).reshape(2, 20)
@@ -251,8 +251,8 @@ def test_hooks_of_the_trainer(tmp_path, toy):
     examples = build_dataset([np.arange(5)] * 8, 5, "every_item")
     collator = HistoryCollator([4], HistoryEncoder(table, binding.vocabulary), 0)
     device = torch.device("cpu")
-    precision = sft.choose_precision(config, device)
-    model = sft.load_trainable(config, binding.vocabulary, precision)
+    precision = weights.choose_precision(config, device)
+    model = weights.load_trainable(config, binding.vocabulary, precision)
     with sid_loss_in_forward(model, binding.vocabulary, "level"):
         trainer = stage.make_trainer(config, model, tokenizer, examples, collator, tmp_path, device, precision)
         assert trainer.train_dataset.column_names == ["rows", "num_context"], VERSIONS
@@ -272,7 +272,7 @@ def test_hooks_of_the_trainer(tmp_path, toy):
 
 
 def test_peft_writes_trained_rows_when_it_merges(tokenizer, vocabulary):
-    model = sft.add_adapter(tiny_llm(len(tokenizer)), sft_config("", "", ""), vocabulary)
+    model = weights.add_adapter(tiny_llm(len(tokenizer)), sft_config("", "", ""), vocabulary)
     rows = next(p for name, p in model.named_parameters() if "trainable_tokens_delta" in name)
     torch.nn.init.ones_(rows)
     merged = causal_lm(model.merge_and_unload())
@@ -293,7 +293,7 @@ def test_a_bias_of_the_output_matrix_is_scored(tokenizer, sid_table, vocabulary)
         list(build_dataset([np.arange(9)], 20, "every_item"))
     )
     expected = model(**batch).loss
-    model = sft.add_adapter(model, sft_config("", "", "", lora_targets=["q_proj"]), vocabulary).eval()
+    model = weights.add_adapter(model, sft_config("", "", "", lora_targets=["q_proj"]), vocabulary).eval()
     with sid_loss_in_forward(model, vocabulary, "full"):
         torch.testing.assert_close(model(**batch).loss, expected)
 

@@ -14,8 +14,9 @@ from test_examples import make_collator
 from llmrec.sid import SidTable
 from llmrec.training.examples import HistoryCollator, build_dataset
 from llmrec.training.losses import sid_loss_in_forward
-from llmrec.training.sft import add_adapter, build_optimizer
+from llmrec.training.sft import build_optimizer
 from llmrec.training.swap import swap_table
+from llmrec.training.weights import add_adapter
 from llmrec.vocab import SidVocabulary
 
 EXAMPLES = list(build_dataset([np.arange(7), np.arange(5, 12), np.arange(3)], 20, "every_item"))

@@ -1,112 +1,48 @@
-"""Supervised fine-tuning on TRL's SFTTrainer and PEFT.
+"""Supervised fine-tuning on TRL's SFTTrainer.
 
-LoRA trains beside the SID rows alone (PEFT's trainable token indices); everything else is frozen, and merging gives a
-model that scores like the adapter. Departures from TRL: the examples are item rows that the collator turns into
-tokens, and the loss is `llmrec.training.losses`, so TRL's text preparation and fused head are not used.
+Departures from TRL: the examples are item rows that the collator turns into tokens, and the loss is
+`llmrec.training.losses`, so its text preparation and its fused head are not used.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer
+from datasets import Dataset
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import SFTConfig as TrlSftConfig
 from trl import SFTTrainer
 
-from llmrec.backbone import causal_lm
-from llmrec.checkpoint import load_model
+from llmrec import processes
+from llmrec.artifact import SCRATCH
 from llmrec.configs import SftConfig
-from llmrec.vocab import SidVocabulary
+from llmrec.console import is_quiet, say
+from llmrec.training.checkpoints import SealCheckpoints, newest_whole
+from llmrec.training.examples import HistoryCollator
+from llmrec.training.weights import Precision, train_in_float32
 
 SID_ROWS = "trainable_tokens"  # in the name of PEFT's parameter for trained token rows
 
 
-@dataclass(frozen=True)
-class Precision:
-    """Types of frozen weights, of trained weights, and whether matrix products run under bfloat16 autocast."""
+class SidSFTTrainer(SFTTrainer):
+    """SFTTrainer with the loss of the model's own forward (`sid_loss_in_forward`), instead of TRL's fused head."""
 
-    frozen: torch.dtype
-    trained: torch.dtype
-    autocast: bool
+    compute_loss = Trainer.compute_loss
 
-
-def choose_precision(config: SftConfig, device: torch.device) -> Precision:
-    """bfloat16 on a GPU that has it, float32 elsewhere; what trains is float32 in either case."""
-    wanted = config.precision
-    if wanted == "auto":
-        wanted = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-    if wanted == "float32":
-        return Precision(torch.float32, torch.float32, autocast=False)
-    return Precision(torch.bfloat16, torch.float32, autocast=True)
-
-
-def nf4_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,  # QLoRA, arXiv:2305.14314, section 3
-        bnb_4bit_compute_dtype=compute_dtype,
-    )
-
-
-def load_trainable(config: SftConfig, vocabulary: SidVocabulary, precision: Precision) -> PreTrainedModel | PeftModel:
-    """The extended base, prepared for what `config.train` asks for.
-
-    Raises:
-        ValueError: If a LoRA target matches nothing, or 4-bit weights are asked for without bitsandbytes.
-    """
-    if config.train == "full":
-        return load_model(config.model, dtype=precision.trained)
-    if config.quantization == "nf4":
-        require_bitsandbytes()
-        model = load_model(config.model, dtype=precision.frozen, quantization_config=nf4_config(precision.frozen))
-    else:
-        model = load_model(config.model, dtype=precision.frozen)
-    return add_adapter(model, config, vocabulary)
-
-
-def require_bitsandbytes() -> None:
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        raise ValueError("quantization 'nf4' needs bitsandbytes; run `pip install llmrec[quant]`.") from None
-
-
-def add_adapter(model: PreTrainedModel, config: SftConfig, vocabulary: SidVocabulary) -> PeftModel:
-    """LoRA on the target modules, and the SID rows of the embedding (and of an untied output matrix).
-
-    Raises:
-        ValueError: If a target matches no module; PEFT complains only where none of them matches one.
-    """
-    targets = config.lora_targets[0] if config.lora_targets == ["all-linear"] else config.lora_targets
-    modules = dict(model.named_modules())
-    listed = targets if isinstance(targets, list) else []
-    unknown = [name for name in listed if not any(f".{module}".endswith(f".{name}") for module in modules)]
-    if unknown or not targets:
-        head = model.get_output_embeddings()
-        linear = {n.rsplit(".", 1)[-1] for n, m in modules.items() if isinstance(m, torch.nn.Linear) and m is not head}
-        raise ValueError(f"lora_targets names {unknown}; choose 'all-linear' or from {', '.join(sorted(linear))}.")
-    names = {id(module): name.rsplit(".", 1)[-1] for name, module in model.named_modules()}
-    rows = list(vocabulary.token_range)
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    trained = {names[id(embedding)]: rows}
-    if head.weight is not embedding.weight:
-        trained[names[id(head)]] = rows
-    lora = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=targets,
-        trainable_token_indices=trained,
-    )
-    torch.manual_seed(config.seed)
-    adapted = get_peft_model(model, lora)
-    train_in_float32(adapted)
-    return adapted
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        train_in_float32(self.model)  # TRL casts what trains on a 4-bit base to bfloat16, too coarse for Adam's steps
 
 
 def build_optimizer(model: torch.nn.Module, config: SftConfig) -> torch.optim.Optimizer:
@@ -123,42 +59,108 @@ def build_optimizer(model: torch.nn.Module, config: SftConfig) -> torch.optim.Op
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate)
 
 
-class SidSFTTrainer(SFTTrainer):
-    """SFTTrainer with the loss of the model's own forward (`sid_loss_in_forward`), instead of TRL's fused head."""
+class LogLines(TrainerCallback):
+    """One line per log entry where there is no terminal for a progress bar."""
 
-    compute_loss = Trainer.compute_loss
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs and "loss" in logs and args.disable_tqdm:
+            say(f"sft: step {state.global_step} of {state.max_steps}, loss {float(logs['loss']):.4f}")
 
-    def __init__(self, **options: Any):
-        super().__init__(**options)
-        train_in_float32(self.model)  # TRL casts what trains on a 4-bit base to bfloat16, too coarse for Adam's steps
 
+def split_batch(config: SftConfig) -> tuple[int, int]:
+    """Sequences per forward pass of a process, and passes per optimiser step.
 
-def train_in_float32(model: torch.nn.Module) -> None:
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-
-
-def merge(
-    model: PreTrainedModel | PeftModel, config: SftConfig, precision: Precision, scratch: Path
-) -> PreTrainedModel:
-    """Trained weights as one ordinary model, in the type that the base has on disk.
-
-    A 4-bit base is loaded as it was trained on and dequantised before LoRA is added to it: PEFT would quantise the sum
-    again, and the result would score neither like the adapter nor like the base.
+    Raises:
+        ValueError: If `batch_size` cannot be shared out evenly.
     """
-    if not isinstance(model, PeftModel):
-        return model.to(stored_dtype(config.model))
-    if config.quantization == "nf4":
-        model.save_pretrained(scratch / "adapter")
-        base = load_model(config.model, dtype=precision.frozen, quantization_config=nf4_config(precision.frozen))
-        model = PeftModel.from_pretrained(base.dequantize(), scratch / "adapter")
-    merged = model.float().merge_and_unload()
-    return causal_lm(merged).to(stored_dtype(config.model))
+    share, rest = divmod(config.batch_size, processes.count())
+    micro = min(config.micro_batch_size, share)
+    if rest or micro == 0 or share % micro:
+        raise ValueError(
+            f"batch_size {config.batch_size} does not divide into {processes.count()} processes x micro_batch_size "
+            f"{config.micro_batch_size}; make it a multiple of both."
+        )
+    return micro, share // micro
 
 
-def stored_dtype(path: str | Path) -> torch.dtype:
-    """Type of the weights of a model directory, as its config names it."""
-    from transformers import AutoConfig
+def make_trainer(
+    config: SftConfig,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    examples: Dataset,
+    collator: HistoryCollator,
+    directory: Path,
+    device: torch.device,
+    precision: Precision,
+) -> SidSFTTrainer:
+    """TRL's trainer over item rows."""
+    micro, accumulation = split_batch(config)
+    arguments = TrlSftConfig(
+        output_dir=str(directory / SCRATCH / "trainer"),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=config.learning_rate,
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps,
+        lr_scheduler_type=config.scheduler,
+        warmup_steps=config.warmup_steps,
+        max_grad_norm=config.max_grad_norm,
+        bf16=precision.autocast,
+        use_cpu=device.type == "cpu",
+        gradient_checkpointing=config.gradient_checkpointing,
+        logging_steps=config.logging_steps,
+        save_steps=config.save_steps,
+        save_total_limit=2,
+        report_to=config.report_to or "none",
+        seed=config.seed,
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        use_cache=True,  # of the saved config: the loss asks for none, but decoding without one is slow
+        disable_tqdm=is_quiet() or not sys.stderr.isatty(),
+        dataloader_pin_memory=device.type == "cuda",
+    )
+    trainer = SidSFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=examples,
+        data_collator=collator,
+        processing_class=tokenizer,
+        optimizers=(build_optimizer(model, config), None),
+        callbacks=[SealCheckpoints(), LogLines()],
+    )
+    trainer.remove_callback(PrinterCallback)  # it prints to stdout, which `--json` keeps for the result
+    return trainer
 
-    return AutoConfig.from_pretrained(str(path)).dtype or torch.float32
+
+def train(trainer: SidSFTTrainer, directory: Path) -> dict[str, Any]:
+    """Train to the end, from the newest whole checkpoint where there is one."""
+    newest = newest_whole(directory / SCRATCH / "trainer", remove_others=trainer.is_world_process_zero())
+    trainer.accelerator.wait_for_everyone()
+    if newest is not None:
+        say(f"sft: continuing from {newest.name}")
+    done = int(newest.name.rsplit("-", 1)[1]) if newest else 0
+    result = trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    collator, examples = trainer.data_collator, trainer.train_dataset
+    lengths = [len(rows) for rows in examples["rows"] if rows]  # without the blank ones of `fill_last_batch`
+    items = sum(lengths)
+    tokens = len(lengths) * len(collator.prefix) + items * collator.encoder.tokens_NL.shape[1]
+    share = (trainer.state.global_step - done) / trainer.state.max_steps
+    seconds = result.metrics["train_runtime"]
+    return {
+        "steps": trainer.state.global_step,
+        "examples": len(lengths),
+        "targets": items - sum(examples["num_context"]),
+        "loss": losses[-1] if losses else result.training_loss,
+        "train_seconds": round(seconds, 1),
+        "tokens_per_second": round(tokens * trainer.state.epoch * share / seconds),
+        "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+    }

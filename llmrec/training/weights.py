@@ -1,0 +1,133 @@
+"""What trains, and how it becomes one model again.
+
+LoRA trains beside the SID rows alone (PEFT's trainable token indices), everything else is frozen, and merging gives a
+model that scores like the adapter. What trains is float32, whatever the frozen weights are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
+
+from llmrec.backbone import causal_lm
+from llmrec.checkpoint import load_model
+from llmrec.configs import SftConfig
+from llmrec.vocab import SidVocabulary
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Types of frozen weights, of trained weights, and whether matrix products run under bfloat16 autocast."""
+
+    frozen: torch.dtype
+    trained: torch.dtype
+    autocast: bool
+
+
+def choose_precision(config: SftConfig, device: torch.device) -> Precision:
+    """bfloat16 on a GPU that has it, float32 elsewhere; what trains is float32 in either case."""
+    wanted = config.precision
+    if wanted == "auto":
+        wanted = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    if wanted == "float32":
+        return Precision(torch.float32, torch.float32, autocast=False)
+    return Precision(torch.bfloat16, torch.float32, autocast=True)
+
+
+def nf4_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,  # QLoRA, arXiv:2305.14314, section 3
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def load_trainable(config: SftConfig, vocabulary: SidVocabulary, precision: Precision) -> PreTrainedModel | PeftModel:
+    """The extended base, prepared for what `config.train` asks for.
+
+    Raises:
+        ValueError: If a LoRA target matches nothing, or 4-bit weights are asked for without bitsandbytes.
+    """
+    if config.train == "full":
+        return load_model(config.model, dtype=precision.trained)
+    if config.quantization == "nf4":
+        require_bitsandbytes()
+        model = load_model(config.model, dtype=precision.frozen, quantization_config=nf4_config(precision.frozen))
+    else:
+        model = load_model(config.model, dtype=precision.frozen)
+    return add_adapter(model, config, vocabulary)
+
+
+def require_bitsandbytes() -> None:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise ValueError("quantization 'nf4' needs bitsandbytes; run `pip install llmrec[quant]`.") from None
+
+
+def add_adapter(model: PreTrainedModel, config: SftConfig, vocabulary: SidVocabulary) -> PeftModel:
+    """LoRA on the target modules, and the SID rows of the embedding (and of an untied output matrix).
+
+    Raises:
+        ValueError: If a target matches no module; PEFT complains only where none of them matches one.
+    """
+    targets = config.lora_targets[0] if config.lora_targets == ["all-linear"] else config.lora_targets
+    modules = dict(model.named_modules())
+    listed = targets if isinstance(targets, list) else []
+    unknown = [name for name in listed if not any(f".{module}".endswith(f".{name}") for module in modules)]
+    if unknown or not targets:
+        head = model.get_output_embeddings()
+        linear = {n.rsplit(".", 1)[-1] for n, m in modules.items() if isinstance(m, torch.nn.Linear) and m is not head}
+        raise ValueError(f"lora_targets names {unknown}; choose 'all-linear' or from {', '.join(sorted(linear))}.")
+    names = {id(module): name.rsplit(".", 1)[-1] for name, module in model.named_modules()}
+    rows = list(vocabulary.token_range)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    trained = {names[id(embedding)]: rows}
+    if head.weight is not embedding.weight:
+        trained[names[id(head)]] = rows
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets,
+        trainable_token_indices=trained,
+    )
+    torch.manual_seed(config.seed)
+    adapted = get_peft_model(model, lora)
+    train_in_float32(adapted)
+    return adapted
+
+
+def train_in_float32(model: torch.nn.Module) -> None:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def merge(
+    model: PreTrainedModel | PeftModel, config: SftConfig, precision: Precision, scratch: Path
+) -> PreTrainedModel:
+    """Trained weights as one ordinary model, in the type that the base has on disk.
+
+    A 4-bit base is loaded as it was trained on and dequantised before LoRA is added to it: PEFT would quantise the sum
+    again, and the result would score neither like the adapter nor like the base.
+    """
+    if not isinstance(model, PeftModel):
+        return model.to(stored_dtype(config.model))
+    if config.quantization == "nf4":
+        model.save_pretrained(scratch / "adapter")
+        base = load_model(config.model, dtype=precision.frozen, quantization_config=nf4_config(precision.frozen))
+        model = PeftModel.from_pretrained(base.dequantize(), scratch / "adapter")
+    merged = model.float().merge_and_unload()
+    return causal_lm(merged).to(stored_dtype(config.model))
+
+
+def stored_dtype(path: str | Path) -> torch.dtype:
+    """Type of the weights of a model directory, as its config names it."""
+    return AutoConfig.from_pretrained(str(path)).dtype or torch.float32
