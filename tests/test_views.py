@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from safetensors.numpy import save_file
+from transformers import BertConfig, BertModel
 
 from llmrec.artifact import content_hash
 from llmrec.catalog import Catalog, Rows
@@ -172,7 +173,7 @@ def test_encoder_never_sees_items_without_text_and_loses_one_chunk_when_killed(t
 def test_processes_of_a_launch_share_the_chunks(tmp_path, monkeypatch):
     catalog = Catalog(pa.table({"item_id": list("abcde"), "title": list("vwxyz")}), split_table())
     monkeypatch.setattr(text_module, "CHUNK", 1)
-    monkeypatch.setattr("accelerate.PartialState.wait_for_everyone", lambda self: None)
+    monkeypatch.setattr("llmrec.processes.wait", lambda: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     first, second = LetterEncoder(), LetterEncoder()
     monkeypatch.setenv("RANK", "1")
@@ -188,6 +189,17 @@ def test_missing_extra_and_unknown_model_say_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install llmrec\[embed\]"):
         load_encoder("any/model", "cpu")
+
+
+def test_sentence_transformers_model_made_here(tmp_path, catalog, tokenizer):
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    BertModel(config).save_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    encoder = load_encoder(str(tmp_path / "encoder"), "cpu")
+    view = encoder_view(catalog, encoder, "tiny", "{title}", 4, tmp_path / "scratch")
+    np.testing.assert_allclose(view.vectors, encoder.encode(catalog.titles), atol=1e-5)
 
 
 def test_sentence_transformers_model_from_a_directory(tmp_path, catalog):
