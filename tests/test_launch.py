@@ -24,8 +24,8 @@ LAUNCHERS = {
     1: ["accelerate.commands.launch", "--cpu", "--num_processes", "2"],
     2: ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
 }
-# 21 sequences in batches of 8: the last batch of an epoch is not full. No dropout: each process draws its own.
-SFT = {"max_steps": 6, "batch_size": 8, "micro_batch_size": 4, "max_history": 5, "lora_rank": 4, "lora_dropout": 0.0,
+# 27 windows in batches of 8: the last batch of an epoch is not full. No dropout: each process draws its own.
+SFT = {"max_steps": 6, "batch_size": 8, "micro_batch_size": 4, "max_history": 4, "lora_rank": 4, "lora_dropout": 0.0,
        "warmup_steps": 0, "logging_steps": 1, "save_steps": 4, "device": "cpu"}  # fmt: skip
 EVALUATE = {"bootstrap_samples": 50, "batch_size": 4, "device": "cpu", "k": [1, 5], "num_beams": 8}
 
