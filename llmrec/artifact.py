@@ -11,11 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
-import importlib.metadata
 import json
-import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -23,103 +19,21 @@ from pathlib import Path
 from typing import Any
 
 from llmrec import disk, processes
+from llmrec.manifest import (
+    MANIFEST,
+    PARTIAL,
+    SCHEMA_VERSION,
+    content_hash,
+    read_manifest,
+    verify,
+    write_json,
+    write_manifest,
+)
 
-SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
 RUN = "run.json"
 LOCK = ".lock"
 SCRATCH = "scratch"
-PARTIAL, REPLACED = ".partial", ".replaced"
-PACKAGES = ("llmrec", "torch", "transformers", "peft", "trl", "accelerate", "numpy", "scikit-learn", "polars")
-
-
-def sha256_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sha256_json(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, default=str)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def read_manifest(path: str | Path) -> dict[str, Any]:
-    """Manifest of a finished stage directory.
-
-    Raises:
-        ValueError: If the directory does not exist, is unfinished, or is not a stage directory.
-    """
-    path = Path(path)
-    if not (path / MANIFEST).is_file():
-        if path.name.endswith(PARTIAL) and path.is_dir():
-            raise ValueError(f"'{path}' is an unfinished result; run its stage again and give what it is renamed to.")
-        if path.name and path.with_name(path.name + PARTIAL).is_dir():
-            raise ValueError(f"'{path}' is unfinished ('{path}{PARTIAL}' exists); run its stage again to resume it.")
-        problem = f"it has no {MANIFEST}" if path.is_dir() else "it is a file" if path.exists() else "it does not exist"
-        raise ValueError(
-            f"'{path}' is not a directory that llmrec finished: {problem}. Give the --out of the stage that makes it."
-        )
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path / MANIFEST} is not valid JSON ({error}); run its stage again.") from error
-    if not isinstance(manifest, dict) or not {"schema_version", "stage", "files", "identity"} <= manifest.keys():
-        raise ValueError(f"{path / MANIFEST} is not a manifest of llmrec; run the stage that wrote '{path}' again.")
-    if manifest["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(
-            f"{path / MANIFEST} has schema version {manifest['schema_version']}, this llmrec reads {SCHEMA_VERSION}; "
-            f"run `llmrec {manifest['stage']}` again with this version, or install the one that wrote it."
-        )
-    return manifest
-
-
-def verify(path: str | Path, *stages: str) -> Path:
-    """Check that a directory is the finished, unchanged result of one of the given stages.
-
-    Returns:
-        The path.
-
-    Raises:
-        ValueError: If it is unfinished, from another stage, or a file is missing or differs from the manifest.
-    """
-    path = Path(path)
-    manifest = read_manifest(path)
-    if stages and manifest["stage"] not in stages:
-        raise ValueError(
-            f"'{path}' was written by `llmrec {manifest['stage']}`; the output of `llmrec {' or '.join(stages)}` "
-            "is needed here."
-        )
-    for name, expected in manifest["files"].items():
-        file = path / name
-        problem = "is missing" if not file.is_file() else "was changed" if sha256_file(file) != expected else None
-        if problem:
-            raise ValueError(
-                f"{file} {problem} since `llmrec {manifest['stage']}` wrote it; "
-                f"run `llmrec {manifest['stage']} --out {path} --overwrite` with its config to repair it."
-            )
-    return path
-
-
-def content_hash(source: str | Path) -> str:
-    """Hash that names an input: content of a stage directory or file, or the text of a Hub id."""
-    path = Path(source)
-    if (path / MANIFEST).is_file():
-        return sha256_json(read_manifest(path)["files"])
-    if path.is_file():
-        return sha256_file(path)
-    if path.is_dir():
-        return sha256_json({str(f.relative_to(path)): sha256_file(f) for f in sorted(path.rglob("*")) if f.is_file()})
-    return hashlib.sha256(str(source).encode()).hexdigest()
+REPLACED = ".replaced"
 
 
 def run_stage(
@@ -272,28 +186,20 @@ def _describe(
     counts: dict[str, Any],
     seconds: float,
 ) -> None:
-    """Bring every file to the disk, then write the manifest that makes them a result."""
     for leftover in partial.rglob("*.tmp"):  # of a file that a killed attempt was about to rename
         leftover.unlink()
     internal = {partial / RUN, partial / LOCK, partial / MANIFEST}
     files = sorted(f for f in partial.rglob("*") if f.is_file() and f not in internal)
-    for file in files:
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
+    facts = {
         "stage": stage,
-        "files": {str(f.relative_to(partial)): sha256_file(f) for f in files},
         "identity": identity,
         "config": dataclasses.asdict(config),
         "inputs": {name: str(source) for name, source in inputs.items()},
         "seed": getattr(config, "seed", None),
-        "processes": processes.count(),
         "counts": counts,
         "seconds": round(seconds, 1),
-        "versions": {"python": platform.python_version(), **_versions()},
     }
-    write_json(partial / MANIFEST, manifest)
+    write_manifest(partial, files, facts)
 
 
 def _publish(out: Path, partial: Path) -> None:
@@ -309,11 +215,3 @@ def _publish(out: Path, partial: Path) -> None:
     (out / RUN).unlink()
     (out / LOCK).unlink()
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found

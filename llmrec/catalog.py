@@ -89,7 +89,7 @@ class Catalog:
     @classmethod
     def load(cls, path: str | Path) -> Catalog:
         """Read the catalogue directory that `llmrec prepare` wrote."""
-        from llmrec.artifact import verify
+        from llmrec.manifest import verify
 
         path = verify(path, "prepare")
         return cls(_read(path / "items.parquet"), _read(path / "split.parquet"), str(path))

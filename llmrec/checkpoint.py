@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from llmrec import sid
-from llmrec.artifact import MANIFEST, verify, write_json
 from llmrec.beam_search import check_normalize_over
+from llmrec.manifest import MANIFEST, verify, write_json
 from llmrec.prompts import Prompt
 from llmrec.sid import SidTable
 from llmrec.vocab import SidVocabulary

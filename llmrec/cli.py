@@ -17,7 +17,8 @@ import typing
 from collections.abc import Sequence
 
 from llmrec import __version__, disk, processes
-from llmrec.configs import STAGES, load_config
+from llmrec.config_file import load_config
+from llmrec.configs import STAGES
 
 
 def build_parser() -> argparse.ArgumentParser:

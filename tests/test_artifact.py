@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from llmrec import artifact, disk
-from llmrec.artifact import LOCK, MANIFEST, RUN, SCRATCH, content_hash, read_manifest, run_stage, verify
+from llmrec import disk, manifest
+from llmrec.artifact import LOCK, RUN, SCRATCH, run_stage
 from llmrec.configs import StageConfig, option
+from llmrec.manifest import MANIFEST, content_hash, read_manifest, verify
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -204,7 +205,7 @@ def test_killed_before_its_identity_was_written_a_run_starts_again(stage):
 
 
 def test_killed_while_the_manifest_was_written_a_run_finishes(stage, monkeypatch):
-    write = artifact.write_json
+    write = manifest.write_json
 
     def dying(path, value):
         if path.name == MANIFEST:
@@ -212,7 +213,7 @@ def test_killed_while_the_manifest_was_written_a_run_finishes(stage, monkeypatch
             raise KeyboardInterrupt
         write(path, value)
 
-    monkeypatch.setattr(artifact, "write_json", dying)
+    monkeypatch.setattr(manifest, "write_json", dying)
     with pytest.raises(KeyboardInterrupt):
         stage.run()
     assert not stage.out.exists()
@@ -303,3 +304,19 @@ def test_other_processes_of_a_launch_skip_and_refuse_like_the_first(stage, monke
     with pytest.raises(ValueError, match="another run"):
         stage.run(size=2)
     assert stage.runs == 1
+
+
+def test_files_of_other_means_are_adopted_as_a_result_and_bound_like_one(tmp_path, sid_table):
+    sid_table.save(tmp_path)
+    manifest.adopt(tmp_path, "tokenize")
+    assert verify(tmp_path, "tokenize") == tmp_path
+    with pytest.raises(ValueError, match="is a result already"):
+        manifest.adopt(tmp_path, "tokenize")
+    (tmp_path / "sid_table.parquet").write_bytes(b"changed")
+    with pytest.raises(ValueError, match="was changed since"):
+        verify(tmp_path)
+
+
+def test_an_empty_directory_is_not_adopted(tmp_path):
+    with pytest.raises(ValueError, match="holds no files"):
+        manifest.adopt(tmp_path, "tokenize")

@@ -12,8 +12,8 @@ import pytest
 import torch
 from bad_input import GIVEN, Case, configs, directories, items, models, raw_files
 
-from llmrec.artifact import MANIFEST
 from llmrec.cli import main
+from llmrec.manifest import MANIFEST
 
 CORPUS = {
     f"{module.__name__.rsplit('.', 1)[-1]}: {name}": case

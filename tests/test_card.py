@@ -10,10 +10,10 @@ import shutil
 
 import pytest
 
-from llmrec.artifact import sha256_file
 from llmrec.card import write_card
 from llmrec.checkpoint import Binding
 from llmrec.cli import main
+from llmrec.manifest import sha256_file
 from llmrec.prompts import Prompt
 from llmrec.recommender import Recommender
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmrec.config_file import load_config
 from llmrec.configs import (
     STAGES,
     EvaluateConfig,
@@ -17,7 +18,6 @@ from llmrec.configs import (
     RecommendConfig,
     SftConfig,
     TokenizeConfig,
-    load_config,
 )
 
 

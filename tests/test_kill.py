@@ -16,7 +16,7 @@ import pytest
 from forks import Forks
 from safetensors.numpy import load_file
 
-from llmrec.artifact import MANIFEST, content_hash, verify
+from llmrec.manifest import MANIFEST, content_hash, verify
 
 LINE = {
     "prepare": "--dataset simulated --simulated-users 60 --simulated-items 30 --k-core 3",

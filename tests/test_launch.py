@@ -16,8 +16,8 @@ import pytest
 import torch
 from extended import fine_tune, losses, weights_of
 
-from llmrec.artifact import read_manifest
 from llmrec.cli import main
+from llmrec.manifest import read_manifest
 
 ROOT = Path(__file__).parents[1]
 LAUNCHERS = {

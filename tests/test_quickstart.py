@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from llmrec.artifact import content_hash, read_manifest, verify
 from llmrec.cli import main
-from llmrec.configs import STAGES, QuickstartConfig, load_config
+from llmrec.config_file import load_config
+from llmrec.configs import STAGES, QuickstartConfig
+from llmrec.manifest import content_hash, read_manifest, verify
 from llmrec.stages import quickstart
 
 DIRECTORIES = ("catalog", "views", "sid", "base", "checkpoint", "eval")

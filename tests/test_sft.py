@@ -12,11 +12,12 @@ import torch
 from conftest import tiny_llm
 from extended import extended, fine_tune, losses, same_weights, sft_config, weights_of
 from transformers import Trainer
+from trl import SFTConfig as TrlSftConfig
 
-from llmrec.artifact import read_manifest, verify
 from llmrec.backbone import causal_lm
 from llmrec.checkpoint import Binding, load_model, load_tokenizer
 from llmrec.cli import main
+from llmrec.manifest import read_manifest, verify
 from llmrec.prompts import HistoryEncoder
 from llmrec.stages import sft as stage
 from llmrec.training import sft, weights
@@ -305,3 +306,12 @@ def test_memory_of_a_finished_run(tmp_path, toy):
     assert fine_tune(tmp_path / "sft", *toy, max_steps=1) == first
     assert (tmp_path / "sft" / "model.safetensors").stat().st_mtime_ns == written
     shutil.rmtree(tmp_path / "sft")
+
+
+def test_contract_one_process_keeps_to_one_of_several_gpus(tmp_path):
+    arguments = TrlSftConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=4)
+    assert arguments.n_gpu == 0, VERSIONS
+    arguments._n_gpu = 2  # what _setup_devices finds in a process that sees two
+    assert arguments.n_gpu == 2 and arguments.train_batch_size == 8, VERSIONS
+    sft.use_one_gpu(arguments)
+    assert arguments.n_gpu == 1 and arguments.train_batch_size == 4, VERSIONS

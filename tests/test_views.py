@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 from transformers import BertConfig, BertModel
 
-from llmrec.artifact import content_hash
 from llmrec.catalog import Catalog, Rows
+from llmrec.manifest import content_hash
 from llmrec.views import ItemViews, View, view_files
 from llmrec.views import text as text_module
 from llmrec.views.collaborative import collaborative_view, cooccurrence, positive_pmi

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from llmrec import processes
-from llmrec.artifact import SCRATCH, read_manifest, run_stage
+from llmrec.artifact import SCRATCH, run_stage
 from llmrec.catalog import Catalog
 from llmrec.configs import EmbedConfig
 from llmrec.console import say
 from llmrec.device import resolve_device
+from llmrec.manifest import read_manifest
 from llmrec.views import SUFFIX, ItemViews, View
 from llmrec.views.collaborative import collaborative_view
 from llmrec.views.text import TFIDF, encoder_view, load_encoder, render_texts, tfidf_view

@@ -17,12 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmrec import columns, processes
-from llmrec.artifact import PARTIAL, SCRATCH, read_manifest, run_stage, write_json
+from llmrec.artifact import SCRATCH, run_stage
 from llmrec.catalog import SPLITS, Catalog, Rows
 from llmrec.configs import EvaluateConfig
 from llmrec.evaluation.baselines import BASELINES, BATCH
 from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, default_num_beams, evaluate
 from llmrec.evaluation.report import OURS, Outcomes, show, summarise
+from llmrec.manifest import PARTIAL, read_manifest, write_json
 from llmrec.sid import SidTable
 
 METRICS = "metrics.json"

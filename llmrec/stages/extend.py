@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from llmrec.artifact import read_manifest, run_stage, verify
+from llmrec.artifact import run_stage
 from llmrec.catalog import Catalog
 from llmrec.checkpoint import Binding, load_model, load_tokenizer, save_model
 from llmrec.configs import ExtendConfig
 from llmrec.console import say
+from llmrec.manifest import read_manifest, verify
 from llmrec.micro import micro_model, word_tokenizer
 from llmrec.prompts import Prompt
 from llmrec.sid import SidTable

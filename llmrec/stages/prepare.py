@@ -8,12 +8,13 @@ from typing import Any
 import polars as pl
 
 from llmrec import split as splits
-from llmrec.artifact import read_manifest, run_stage
+from llmrec.artifact import run_stage
 from llmrec.catalog import SPLITS
 from llmrec.columns import HISTORY, ITEM_ID, SPLIT, TARGET, TIMESTAMP, USER_ID, WEIGHT
 from llmrec.configs import PrepareConfig
 from llmrec.console import say, table
 from llmrec.datasets import known_source, locate
+from llmrec.manifest import read_manifest
 from llmrec.readers import Dataset
 from llmrec.simulate import simulate
 from llmrec.tables import read_tables

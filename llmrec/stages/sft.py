@@ -12,13 +12,14 @@ from typing import Any
 from transformers import AutoConfig, SchedulerType, set_seed
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
-from llmrec.artifact import SCRATCH, read_manifest, run_stage, verify, write_json
+from llmrec.artifact import SCRATCH, run_stage
 from llmrec.card import write_card
 from llmrec.catalog import Catalog
 from llmrec.checkpoint import Binding, load_tokenizer, save_model
 from llmrec.configs import SftConfig
 from llmrec.console import say
 from llmrec.device import resolve_device
+from llmrec.manifest import read_manifest, verify, write_json
 from llmrec.prompts import HistoryEncoder, Prompt
 from llmrec.training.examples import HistoryCollator, build_dataset, fill_last_batch
 from llmrec.training.losses import sid_loss_in_forward
@@ -121,4 +122,4 @@ def describe_data(catalog: str) -> dict[str, Any]:
     """Dataset, filter and split, for the model card."""
     manifest = read_manifest(catalog)
     keys = ("dataset", "interactions", "k_core", "split", "max_history", "seed")
-    return {**{key: manifest["config"][key] for key in keys}, "counts": manifest["counts"]}
+    return {**{key: manifest["config"].get(key) for key in keys}, "counts": manifest["counts"]}

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from llmrec import collisions, diagnostics, processes
-from llmrec.artifact import run_stage, write_json
+from llmrec.artifact import run_stage
 from llmrec.catalog import Catalog
 from llmrec.configs import TokenizeConfig
+from llmrec.manifest import write_json
 from llmrec.sid import SidTable
 from llmrec.tokenizers import TOKENIZERS
 from llmrec.views import ItemViews, view_files

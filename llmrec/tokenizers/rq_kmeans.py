@@ -21,11 +21,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llmrec.artifact import write_json
 from llmrec.catalog import Catalog
 from llmrec.configs import TokenizeConfig
 from llmrec.console import progress
 from llmrec.device import resolve_device
+from llmrec.manifest import write_json
 from llmrec.tokenizers.base import Encoded
 from llmrec.tokenizers.residual import kmeans, nearest, squared_distances
 from llmrec.views import ItemViews

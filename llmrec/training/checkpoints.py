@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llmrec import processes
-from llmrec.artifact import sha256_file, write_json
+from llmrec.manifest import sha256_file, write_json
 
 SEAL = "llmrec_seal.json"
 

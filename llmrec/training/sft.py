@@ -127,6 +127,7 @@ def make_trainer(
         disable_tqdm=is_quiet() or not sys.stderr.isatty(),
         dataloader_pin_memory=device.type == "cuda",
     )
+    use_one_gpu(arguments)
     trainer = SidSFTTrainer(
         model=model,
         args=arguments,
@@ -138,6 +139,16 @@ def make_trainer(
     )
     trainer.remove_callback(PrinterCallback)  # it prints to stdout, which `--json` keeps for the result
     return trainer
+
+
+def use_one_gpu(arguments: TrainingArguments) -> None:
+    """Keep a single process to the first of several GPUs.
+
+    The Trainer would wrap the model in nn.DataParallel, which TRL refuses; `accelerate launch` is the way to use more.
+    """
+    if arguments.n_gpu > 1:
+        say(f"sft: {arguments.n_gpu} GPUs are visible and one is used; `accelerate launch scripts/sft.py` uses all.")
+        arguments._n_gpu = 1
 
 
 def train(trainer: SidSFTTrainer, directory: Path) -> dict[str, Any]:

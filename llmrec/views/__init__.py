@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from llmrec import __version__
-from llmrec.artifact import MANIFEST, content_hash, read_manifest, verify
 from llmrec.catalog import Catalog
+from llmrec.manifest import MANIFEST, content_hash, read_manifest, verify
 
 SUFFIX = ".safetensors"
 

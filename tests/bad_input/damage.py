@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
-from llmrec.artifact import MANIFEST, RUN, sha256_file
+from llmrec.artifact import RUN
+from llmrec.manifest import MANIFEST, sha256_file
 
 from . import Break
 
