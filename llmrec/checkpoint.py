@@ -153,28 +153,37 @@ def load_model(source: str | Path, **options: Any) -> PreTrainedModel:
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> None:
     """Write weights (safetensors), configs and tokenizer into a directory."""
-    with quiet_transformers():
+    with without_tensor_bars():
         model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
 @contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' bars over the tensors of a file, and its report on missing ones, off the terminal."""
-    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+def without_tensor_bars() -> Iterator[None]:
+    """Keep transformers' progress bars over the tensors of a file, which take a second, off the terminal."""
+    shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Keep transformers' table of missing weights off the terminal; `load_model` refuses them in its own words."""
+    verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def _from_pretrained(cls: type, source: str | Path, **options: Any) -> Any:
     try:
-        with quiet_transformers():
+        with without_tensor_bars(), _without_load_report():
             return cls.from_pretrained(str(source), trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(

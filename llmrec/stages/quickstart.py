@@ -66,7 +66,7 @@ def main(config: QuickstartConfig) -> dict[str, Any]:
 
 
 def choose_dataset(name: str) -> tuple[str, str]:
-    """The dataset to run on and a sentence about it: the simulator where the files cannot be had."""
+    """The dataset to run on and a sentence about it: the simulator, after the reason, where the files cannot be had."""
     if name == SIMULATED:
         return name, "The data is simulated."
     try:
@@ -74,8 +74,8 @@ def choose_dataset(name: str) -> tuple[str, str]:
     except ValueError as error:
         if name != QuickstartConfig.dataset:
             raise
-        reason = str(error).splitlines()[0]
-        return SIMULATED, f"SIMULATED data, because {name} is neither on this machine nor reachable ({reason})"
+        say(str(error))
+        return SIMULATED, f"The data is SIMULATED, because {name} is neither on this machine nor reachable."
     return name, f"The data is {name}."
 
 

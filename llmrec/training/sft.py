@@ -7,6 +7,7 @@ Departures from TRL: the examples are item rows that the collator turns into tok
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from trl import SFTTrainer
 
 from llmrec import processes
 from llmrec.artifact import SCRATCH
+from llmrec.checkpoint import without_tensor_bars
 from llmrec.configs import SftConfig
 from llmrec.console import is_quiet, say
 from llmrec.training.checkpoints import SealCheckpoints, newest_whole
@@ -90,6 +92,39 @@ def split_batch(config: SftConfig) -> tuple[int, int]:
     return micro, share // micro
 
 
+def trainer_arguments(config: SftConfig, directory: Path, device: torch.device, precision: Precision) -> TrlSftConfig:
+    """The stage's config in TRL's words."""
+    micro, accumulation = split_batch(config)
+    with warnings.catch_warnings():
+        # TRL 1.16 sets it by its old name, of which transformers 5.23 warns.
+        warnings.filterwarnings("ignore", ".*gradient_checkpointing.*deprecated", FutureWarning)
+        return TrlSftConfig(
+            output_dir=str(directory / SCRATCH / "trainer"),
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=accumulation,
+            learning_rate=config.learning_rate,
+            num_train_epochs=config.epochs,
+            max_steps=config.max_steps,
+            lr_scheduler_type=config.scheduler,
+            warmup_steps=config.warmup_steps,
+            max_grad_norm=config.max_grad_norm,
+            bf16=precision.autocast,
+            use_cpu=device.type == "cpu",
+            gradient_checkpointing=config.gradient_checkpointing,
+            logging_steps=config.logging_steps,
+            save_steps=config.save_steps,
+            save_total_limit=2,
+            report_to=config.report_to or "none",
+            seed=config.seed,
+            remove_unused_columns=False,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            max_length=None,
+            use_cache=True,  # of the saved config: the loss asks for none, but decoding without one is slow
+            disable_tqdm=is_quiet() or not sys.stderr.isatty(),
+            dataloader_pin_memory=device.type == "cuda",
+        )
+
+
 def make_trainer(
     config: SftConfig,
     model: PreTrainedModel,
@@ -101,32 +136,7 @@ def make_trainer(
     precision: Precision,
 ) -> SidSFTTrainer:
     """TRL's trainer over item rows."""
-    micro, accumulation = split_batch(config)
-    arguments = TrlSftConfig(
-        output_dir=str(directory / SCRATCH / "trainer"),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=accumulation,
-        learning_rate=config.learning_rate,
-        num_train_epochs=config.epochs,
-        max_steps=config.max_steps,
-        lr_scheduler_type=config.scheduler,
-        warmup_steps=config.warmup_steps,
-        max_grad_norm=config.max_grad_norm,
-        bf16=precision.autocast,
-        use_cpu=device.type == "cpu",
-        gradient_checkpointing=config.gradient_checkpointing,
-        logging_steps=config.logging_steps,
-        save_steps=config.save_steps,
-        save_total_limit=2,
-        report_to=config.report_to or "none",
-        seed=config.seed,
-        remove_unused_columns=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        max_length=None,
-        use_cache=True,  # of the saved config: the loss asks for none, but decoding without one is slow
-        disable_tqdm=is_quiet() or not sys.stderr.isatty(),
-        dataloader_pin_memory=device.type == "cuda",
-    )
+    arguments = trainer_arguments(config, directory, device, precision)
     use_one_gpu(arguments)
     trainer = SidSFTTrainer(
         model=model,
@@ -158,7 +168,8 @@ def train(trainer: SidSFTTrainer, directory: Path) -> dict[str, Any]:
     if newest is not None:
         say(f"sft: continuing from {newest.name}")
     done = int(newest.name.rsplit("-", 1)[1]) if newest else 0
-    result = trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    with without_tensor_bars():
+        result = trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     collator, examples = trainer.data_collator, trainer.train_dataset
     lengths = [len(rows) for rows in examples["rows"] if rows]  # without the blank ones of `fill_last_batch`
