@@ -9,6 +9,7 @@ from typing import Any
 from llmrec.checkpoint import Binding
 
 FILE = "README.md"
+UNTRAINED = "Not fine-tuned: extended only."
 HEADER = """---
 library_name: llmrec
 pipeline_tag: text-generation
@@ -55,7 +56,7 @@ def write_card(directory: str | Path, name: str, metrics: dict[str, Any] | None 
     binding, table, details = Binding.load(directory)
     sid = binding.vocabulary.text(table.codes([0]))
     facts = {
-        "base model": _public(details.get("base_model", "unknown")),
+        "base model": details.get("base_model", "unknown"),
         "items": table.num_items,
         "semantic IDs": f"{table.num_levels} levels of {table.level_sizes} codes",
         "history": f"at most {binding.max_history} items",
@@ -67,7 +68,8 @@ def write_card(directory: str | Path, name: str, metrics: dict[str, Any] | None 
         "A causal LM that recommends items of one catalogue as semantic IDs, made with llmrec.",
         _list(facts),
         "## Data\n\n" + (_list(details["data"]) if "data" in details else "Not recorded."),
-        "## Training\n\n" + (_list(_recipe(details)) if "sft" in details else "Not fine-tuned: extended only."),
+        "## Training\n\n"
+        + (_list({**details["sft"], **details["counts"]}) if "sft" in details else "Not fine-tuned: extended only."),
         "## Measured\n\n" + (_measured(metrics) if metrics else "Nothing was measured for this card."),
         "## Load\n\n" + LOADING.format(name=_quoted(name), item=_quoted(table.item_ids[0]), sid=_quoted(sid)),
     ]
@@ -77,16 +79,6 @@ def write_card(directory: str | Path, name: str, metrics: dict[str, Any] | None 
 def _quoted(text: str) -> str:
     """Text as it stands between double quotes in Python."""
     return json.dumps(text, ensure_ascii=False)[1:-1]
-
-
-def _public(source: str) -> str:
-    """A Hub id as it is; of a local path the last part, since the rest says nothing to others, or too much."""
-    return source if source.count("/") == 1 and not source.startswith((".", "/", "~")) else Path(source).name
-
-
-def _recipe(details: dict[str, Any]) -> dict[str, Any]:
-    local = {"out", "overwrite", "catalog", "model", "device", "report_to", "save_steps", "logging_steps"}
-    return {**{k: v for k, v in details["sft"].items() if k not in local}, **details["counts"]}
 
 
 def _list(values: dict[str, Any]) -> str:

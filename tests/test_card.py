@@ -16,6 +16,7 @@ from llmrec.cli import main
 from llmrec.manifest import sha256_file
 from llmrec.prompts import Prompt
 from llmrec.recommender import Recommender
+from llmrec.stages.extend import public_name
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +111,11 @@ def test_an_extended_base_says_that_it_was_not_trained(toy, tmp_path):
     [("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M"), ("gpt2", "gpt2"), ("micro", "micro"),
      ("/home/me/secret/llm", "llm"), ("./llm", "llm"), ("runs/x/llm", "llm")],
 )  # fmt: skip
-def test_local_paths_are_not_published(toy, tmp_path, base, shown):
-    shutil.copytree(toy[1], tmp_path / "base")
-    binding, table, _ = Binding.load(toy[1])
-    binding.save(tmp_path / "base", table, {"base_model": base})
-    write_card(tmp_path / "base", "base")
-    assert f"- base model: {shown}\n" in (tmp_path / "base" / "README.md").read_text()
+def test_local_paths_are_not_published(base, shown):
+    assert public_name(base) == shown
+
+
+def test_what_is_published_names_no_path(tuned, tmp_path_factory):
+    text = (tuned / "llmrec.json").read_text() + (tuned / "README.md").read_text()
+    assert str(tmp_path_factory.getbasetemp()) not in text
+    assert '"dataset"' in text and '"learning_rate"' in text

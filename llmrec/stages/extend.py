@@ -56,7 +56,7 @@ def main(config: ExtendConfig) -> dict[str, Any]:
         save_model(model, tokenizer, directory)
         max_history = _longest_history(model, vocabulary)
         binding = Binding(vocabulary, Prompt(), max_history, "vocabulary")
-        binding.save(directory, table, {"base_model": config.model})
+        binding.save(directory, table, {"base_model": public_name(config.model)})
         return {
             "sid_tokens": vocabulary.num_tokens,
             "vocabulary": len(tokenizer),
@@ -83,6 +83,11 @@ def own_generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfi
     """Generation defaults of the saved model: none of the base model's penalties, which would cut constrained beams."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     return GenerationConfig(**{name: getattr(tokenizer, name) for name in names})
+
+
+def public_name(source: str) -> str:
+    """A Hub id as it is; of a local path the last part, since a published checkpoint should not tell the rest."""
+    return source if source.count("/") == 1 and not source.startswith((".", "/", "~")) else Path(source).name
 
 
 def _longest_history(model: PreTrainedModel, vocabulary: SidVocabulary) -> int:

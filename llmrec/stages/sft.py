@@ -60,7 +60,7 @@ def main(config: SftConfig) -> dict[str, Any]:
             recipe = {
                 **details,
                 "data": describe_data(config.catalog),
-                "sft": dataclasses.asdict(config),
+                "sft": describe_recipe(config),
                 "counts": counts,
             }
             binding.save(directory, table, recipe)
@@ -119,7 +119,15 @@ def check_length(config: SftConfig, num_tokens: int) -> None:
 
 
 def describe_data(catalog: str) -> dict[str, Any]:
-    """Dataset, filter and split, for the model card."""
+    """Dataset, filter and split, for the model card; of a file its name, not where it lies."""
     manifest = read_manifest(catalog)
-    keys = ("dataset", "interactions", "k_core", "split", "max_history", "seed")
-    return {**{key: manifest["config"].get(key) for key in keys}, "counts": manifest["counts"]}
+    settings = {key: manifest["config"].get(key) for key in ("dataset", "k_core", "split", "max_history", "seed")}
+    if settings["dataset"] is None and manifest["config"].get("interactions"):
+        settings["dataset"] = Path(manifest["config"]["interactions"]).name
+    return {**settings, "counts": manifest["counts"]}
+
+
+def describe_recipe(config: SftConfig) -> dict[str, Any]:
+    """What makes the weights what they are, for the model card; no paths."""
+    settings = [f.name for f in dataclasses.fields(config) if f.metadata["identity"]]
+    return {name: getattr(config, name) for name in settings if name not in ("catalog", "model")}
