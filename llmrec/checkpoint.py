@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from llmrec import sid
@@ -152,7 +152,12 @@ def load_model(source: str | Path, **options: Any) -> PreTrainedModel:
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> None:
-    """Write weights (safetensors), configs and tokenizer into a directory."""
+    """Write weights (safetensors), configs and tokenizer into a directory.
+
+    The generation defaults are ours: a base model's penalties or top-k would cut constrained beams silently.
+    """
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    model.generation_config = GenerationConfig(**{name: getattr(tokenizer, name) for name in names})
     with without_tensor_bars():
         model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.artifact import run_stage
 from llmrec.catalog import Catalog
@@ -52,7 +52,6 @@ def main(config: ExtendConfig) -> dict[str, Any]:
         model, tokenizer = load_base(config)
         vocabulary = SidVocabulary.add_to(tokenizer, table.level_sizes, config.spare_codes, config.template)
         add_rows(model, vocabulary, config.seed)
-        model.generation_config = own_generation_config(tokenizer)
         save_model(model, tokenizer, directory)
         max_history = _longest_history(model, vocabulary)
         binding = Binding(vocabulary, Prompt(), max_history, "vocabulary")
@@ -77,12 +76,6 @@ def load_base(config: ExtendConfig) -> tuple[PreTrainedModel, PreTrainedTokenize
         model = micro_model(tokenizer, config.micro_layers, config.micro_hidden, config.micro_dropout, config.seed)
         return model.to(MICRO_DTYPES[config.dtype]), tokenizer
     return load_model(config.model, dtype=DTYPES[config.dtype]), load_tokenizer(config.model)
-
-
-def own_generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """Generation defaults of the saved model: none of the base model's penalties, which would cut constrained beams."""
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    return GenerationConfig(**{name: getattr(tokenizer, name) for name in names})
 
 
 def public_name(source: str) -> str:
