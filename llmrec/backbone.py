@@ -3,6 +3,9 @@
 `model(...)` projects every position onto the whole vocabulary. Training reads a few positions, decoding one level's
 rows; both run the backbone here and multiply by the output rows they need. What a model does to its logits after the
 projection (Gemma's soft cap, Cohere's and Granite's scale) is applied alike.
+
+PEFT's wrappers are told by what they offer, not by their classes: importing those would load PEFT and bitsandbytes
+into every process that only decodes.
 """
 
 from __future__ import annotations
@@ -10,16 +13,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
-from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
     """The causal LM inside a PEFT wrapper (its LoRA layers stay active), or the model itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def run_backbone(model: PreTrainedModel, **inputs: Any) -> Any:
@@ -37,10 +37,10 @@ def output_rows(model: PreTrainedModel, rows: slice | None = None) -> tuple[Tens
         ValueError: If the output matrix has a LoRA of its own, which its rows do not show.
     """
     head = model.get_output_embeddings()
-    if isinstance(head, LoraLayer):
+    if hasattr(head, "lora_A"):
         raise ValueError("The LoRA adapts the output matrix; leave lm_head out of target_modules, or merge it first.")
     # PEFT's wrapper of trained rows shows no bias, and its own forward leaves it out.
-    bias = getattr(head.original_module if isinstance(head, TrainableTokensWrapper) else head, "bias", None)
+    bias = getattr(head.original_module if hasattr(head, "token_adapter") else head, "bias", None)
     rows = slice(None) if rows is None else rows
     return head.weight[rows], None if bias is None else bias[rows]
 

@@ -1,5 +1,8 @@
 """The two halves give the logits of the whole, whatever the architecture does to them and whatever PEFT wraps."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import transformers
@@ -68,6 +71,11 @@ def test_a_lora_on_the_output_matrix_is_refused():
     model = get_peft_model(tiny_llm(VOCABULARY, tied=False), LoraConfig(r=4, target_modules=["lm_head"]))
     with pytest.raises(ValueError, match="leave lm_head out of target_modules"):
         output_rows(causal_lm(model))
+
+
+def test_decoding_loads_no_peft():
+    code = "import sys, llmrec.recommender; assert not {'peft', 'bitsandbytes'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_bfloat16_models_give_float32_logits():
