@@ -21,9 +21,8 @@ from llmrec.beam_search import Beams, tree_beam_search
 from llmrec.card import write_card
 from llmrec.checkpoint import Binding, load_model, load_tokenizer, resolve, save_model
 from llmrec.device import resolve_device
-from llmrec.evaluation.metrics import UNFILLED, Ranking
-from llmrec.evaluation.protocol import default_num_beams
 from llmrec.prompts import HistoryEncoder
+from llmrec.ranking import UNFILLED, Ranking, default_num_beams
 from llmrec.sid import SidTable
 from llmrec.trie import LeafFilter, SidTrie
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec.evaluation import metrics
-from llmrec.evaluation.metrics import Position, Ranking, target_position
+from llmrec.evaluation.metrics import Position, target_position
+from llmrec.ranking import Ranking
 from llmrec.readers import minionerec_sids
 
 
@@ -79,11 +80,6 @@ def test_shares_of_slots_catalogue_and_answers_by_hand():
     assert metrics.coverage(items, 1, num_items=12) == pytest.approx(1 / 12)
     assert metrics.invalid_rate(items, np.array([0, 1, 1])) == pytest.approx(2 / 8)
     assert metrics.invalid_rate(items[:0], np.array([])) == 0
-
-
-def test_a_ranking_of_unequal_shapes_is_refused():
-    with pytest.raises(ValueError, match="one shape"):
-        Ranking(np.zeros((2, 3)), np.zeros((2, 3)), np.zeros((2, 2)))
 
 
 @settings(derandomize=True, max_examples=25, deadline=None)

@@ -20,8 +20,9 @@ from llmrec.catalog import Rows
 from llmrec.configs import EvaluateConfig, StageConfig
 from llmrec.evaluation import metrics
 from llmrec.evaluation.baselines import BASELINES
-from llmrec.evaluation.metrics import Ranking, target_position
-from llmrec.evaluation.protocol import Outcome, default_num_beams, evaluate, seen_targets
+from llmrec.evaluation.metrics import target_position
+from llmrec.evaluation.protocol import Outcome, evaluate, seen_targets
+from llmrec.ranking import Ranking
 from llmrec.stages import evaluate as stage
 
 
@@ -97,12 +98,6 @@ def test_a_ranker_that_breaks_the_protocol_is_refused():
         evaluate(lambda histories, k, exclude: fake_rank(histories[:1], k), random_rows(), 4, "plain", 7)
     with pytest.raises(ValueError, match="choose from plain, seen_excluded"):
         evaluate(fake_rank, random_rows(), 4, "seen", 7)
-
-
-def test_default_num_beams():
-    assert default_num_beams(10_000, [5, 10]) == 50
-    assert default_num_beams(10_000, [5, 20]) == 100
-    assert default_num_beams(30, [10]) == 30
 
 
 TWO_PROCESSES = """

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import sparse
 
 from llmrec.catalog import Catalog
-from llmrec.evaluation.metrics import UNFILLED, Ranking
+from llmrec.ranking import UNFILLED, Ranking
 
 BATCH = 512  # rows scored at once; bounds memory where ItemKNN has an opinion on many items
 

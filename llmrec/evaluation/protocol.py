@@ -22,7 +22,8 @@ import numpy as np
 from llmrec import processes
 from llmrec.catalog import Rows
 from llmrec.console import progress
-from llmrec.evaluation.metrics import UNFILLED, Position, Ranking, target_position
+from llmrec.evaluation.metrics import Position, target_position
+from llmrec.ranking import UNFILLED, Ranking
 
 COLUMNS = ("plain", "seen_excluded")
 Rank = Callable[[list[np.ndarray], int, list[np.ndarray] | None], Ranking]  # histories, k, exclude
@@ -59,11 +60,6 @@ class Outcome:
             return cls(position, saved["items"], saved["invalid"], float(saved["seconds"]))
 
 
-def default_num_beams(num_items: int, cutoffs: list[int]) -> int:
-    """Beam width that leaves room behind the largest cut-off: min(num_items, max(50, 5 k))."""
-    return min(num_items, max(50, 5 * max(cutoffs)))
-
-
 def seen_targets(rows: Rows) -> np.ndarray:
     """(n,) bool: the target is in the row's history, a certain miss where seen items are excluded."""
     return np.array([rows.targets[i] in rows.history(i) for i in range(len(rows))], dtype=bool)
@@ -73,7 +69,7 @@ def evaluate(rank: Rank, rows: Rows, k: int, column: str, batch_size: int, descr
     """Rank the catalogue for every row and find the targets.
 
     Args:
-        rank: Called with histories, k and what to exclude (or None); `Baseline.rank` or `Recommender.rank`.
+        rank: Called with histories, k and what to exclude (or None); `Popularity.rank` or `Recommender.rank`.
         rows: Held-out rows.
         k: Largest cut-off.
         column: plain or seen_excluded.

@@ -21,9 +21,10 @@ from llmrec.artifact import SCRATCH, run_stage
 from llmrec.catalog import SPLITS, Catalog, Rows
 from llmrec.configs import EvaluateConfig
 from llmrec.evaluation.baselines import BASELINES, BATCH
-from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, default_num_beams, evaluate
+from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, evaluate
 from llmrec.evaluation.report import OURS, Outcomes, show, summarise
 from llmrec.manifest import PARTIAL, read_manifest, write_json
+from llmrec.ranking import default_num_beams
 from llmrec.sid import SidTable
 
 METRICS = "metrics.json"
