@@ -17,7 +17,7 @@ _PUBLIC = {
     "SidVocabulary": "llmrec.vocab",
     "sid_generate": "llmrec.decoding",
     "sid_generation_config": "llmrec.decoding",
-    "tree_beam_search": "llmrec.decoding",
+    "tree_beam_search": "llmrec.beam_search",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -13,19 +13,10 @@ from torch.nn.functional import pad
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 from transformers.generation import GenerateBeamDecoderOnlyOutput
 
-from llmrec.beam_search import Beams, NormalizeOver, check_normalize_over, normalize_codes, tree_beam_search
+from llmrec.beam_search import NormalizeOver, check_normalize_over, normalize_codes, tree_beam_search
 from llmrec.sid import EMPTY
 from llmrec.trie import ROOT, LeafFilter, SidTrie
 from llmrec.vocab import SidVocabulary
-
-__all__ = [
-    "Beams",
-    "NormalizeOver",
-    "SidLogitsProcessor",
-    "sid_generate",
-    "sid_generation_config",
-    "tree_beam_search",
-]
 
 
 class SidLogitsProcessor(LogitsProcessor):

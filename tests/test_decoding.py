@@ -10,7 +10,8 @@ from peft import LoraConfig, get_peft_model
 from test_trie import tables
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 
-from llmrec.decoding import SidLogitsProcessor, sid_generate, sid_generation_config, tree_beam_search
+from llmrec.beam_search import tree_beam_search
+from llmrec.decoding import SidLogitsProcessor, sid_generate, sid_generation_config
 from llmrec.sid import EMPTY, SidTable
 from llmrec.trie import LeafFilter, SidTrie
 from llmrec.vocab import SidVocabulary
