@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llmrec import columns
+from llmrec.manifest import verify
 
 SPLITS = ("train", "valid", "test")
 
@@ -89,8 +90,6 @@ class Catalog:
     @classmethod
     def load(cls, path: str | Path) -> Catalog:
         """Read the catalogue directory that `llmrec prepare` wrote."""
-        from llmrec.manifest import verify
-
         path = verify(path, "prepare")
         return cls(_read(path / "items.parquet"), _read(path / "split.parquet"), str(path))
 

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from llmrec import sid
 from llmrec.beam_search import check_normalize_over
-from llmrec.manifest import MANIFEST, verify, write_json
+from llmrec.manifest import MANIFEST, PARTIAL, verify, write_json
 from llmrec.prompts import Prompt
 from llmrec.sid import SidTable
 from llmrec.vocab import SidVocabulary
@@ -36,7 +37,7 @@ class Binding:
         vocabulary: Token ids of the codes.
         prompt: What precedes a history.
         max_history: Items of a history that are shown to the model, the latest ones.
-        normalize_over: Over what the score of a code is normalised; see `llmrec.decoding`.
+        normalize_over: Over what the score of a code is normalised; see `llmrec.beam_search`.
     """
 
     vocabulary: SidVocabulary
@@ -107,10 +108,8 @@ def resolve(source: str | Path) -> Path:
     path = Path(source)
     if path.is_dir():
         return verify(path, "extend", "sft") if (path / MANIFEST).is_file() else path
-    if path.with_name(path.name + ".partial").is_dir():
+    if path.with_name(path.name + PARTIAL).is_dir():
         return verify(path)
-    from huggingface_hub import snapshot_download
-
     try:
         return Path(snapshot_download(str(source)))
     except Exception as error:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from huggingface_hub import HfApi
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -210,8 +211,6 @@ class Recommender:
         Returns:
             Address of the commit.
         """
-        from huggingface_hub import HfApi
-
         api = HfApi()
         api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as directory:
@@ -242,7 +241,9 @@ class Recommender:
             raise ValueError(f"{what} needs one list of item_ids for each of the {count} histories.")
         return [None if ids is None else self._rows(ids, f"{what} {i}") for i, ids in enumerate(lists)]
 
-    def _ranking(self, beams: Beams, exclude: Sequence[np.ndarray] | None, allow: Any) -> Ranking:
+    def _ranking(
+        self, beams: Beams, exclude: Sequence[np.ndarray] | None, allow: Sequence[np.ndarray | None] | None
+    ) -> Ranking:
         leaves, scores = beams.leaves.cpu().numpy(), beams.scores.cpu().numpy()
         if self._is_one_to_one:
             items = np.where(leaves < 0, UNFILLED, self.trie.leaf_items[leaves])

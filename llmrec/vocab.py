@@ -16,15 +16,13 @@ import operator
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from transformers import AddedToken, PreTrainedTokenizerBase
 
 from llmrec.sid import EMPTY, SidTable
-
-if TYPE_CHECKING:
-    from llmrec.trie import SidTrie
+from llmrec.trie import SidTrie
 
 DEFAULT_TEMPLATE = "<{letter}_{code}>"
 

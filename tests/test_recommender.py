@@ -55,6 +55,13 @@ def test_excluded_items_are_not_answered(recommender):
     assert [set(items) for items in found] == [ALL - {"item-4"}, ALL, ALL - {"item-0", "item-11"}]
 
 
+def test_excluded_items_take_no_beam(recommender):
+    """They are masked during the search: three beams still find three SIDs after the best three are excluded."""
+    best = recommender.recommend(HISTORIES, k=3, exclude=None)[0]
+    found = recommender.recommend(HISTORIES, k=3, exclude=best, num_beams=3)[0]
+    assert all(len(items) == 3 and not set(items) & set(barred) for items, barred in zip(found, best, strict=True))
+
+
 def test_a_shared_sid_is_barred_with_its_last_item(recommender):
     """Items 4 and 5 share a SID: excluding one leaves the other, allowing one leaves that one alone."""
     history = [["item-2", "item-3"]]
@@ -179,8 +186,6 @@ def test_a_model_without_the_rows_is_refused(recommender):
 
 
 def test_push_to_hub_uploads_the_checkpoint_and_nothing_else(recommender, tmp_path, monkeypatch):
-    import huggingface_hub
-
     calls = []
 
     class FakeApi:
@@ -191,7 +196,7 @@ def test_push_to_hub_uploads_the_checkpoint_and_nothing_else(recommender, tmp_pa
             shutil.copytree(folder_path, tmp_path / "hub")
             return f"https://hub/{repo_id}/commit/1"
 
-    monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
+    monkeypatch.setattr("llmrec.recommender.HfApi", FakeApi)
     assert (
         recommender.push_to_hub("someone/shop-recommender", private=True)
         == "https://hub/someone/shop-recommender/commit/1"

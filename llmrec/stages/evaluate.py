@@ -122,7 +122,7 @@ def ranker(system: str, config: EvaluateConfig, catalog: Catalog, num_beams: int
     """How a system ranks; loads the checkpoint, or fits the baseline on the training rows."""
     if system != OURS:
         return BASELINES[system].fit(catalog).rank
-    from llmrec.recommender import Recommender
+    from llmrec.recommender import Recommender  # torch and transformers, whose seconds no refused config should cost
 
     recommender = Recommender.from_pretrained(config.model, device=config.device, precision=config.precision)
     return functools.partial(recommender.rank, num_beams=num_beams)
