@@ -9,7 +9,6 @@ from typing import Any
 from llmrec.checkpoint import Binding
 
 FILE = "README.md"
-UNTRAINED = "Not fine-tuned: extended only."
 HEADER = """---
 library_name: llmrec
 pipeline_tag: text-generation

@@ -1,4 +1,4 @@
-"""One dataclass per stage, read from flat YAML and flags; unknown keys, wrong types and values are errors, all at once.
+"""One dataclass per stage: its options, what they mean, their defaults and their bounds.
 
 Nothing here imports torch: `llmrec --help` builds its flags from these fields. A field with `help` metadata explains
 itself in `--help` and in the docs; `identity=False` marks what does not change a result (where it is written, which
