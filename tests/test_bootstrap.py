@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from llmrec.catalog import Rows
 from llmrec.evaluation.bootstrap import interval, paired_difference
+from llmrec.evaluation.metrics import Position
+from llmrec.evaluation.protocol import COLUMNS, Outcome
+from llmrec.evaluation.report import summarise
 
 
 def users(count: int) -> list[str]:
@@ -74,3 +78,22 @@ def test_unequal_lengths_are_refused():
         interval(np.zeros(3), users(2))
     with pytest.raises(ValueError, match="at least one"):
         interval(np.zeros(0), [])
+
+
+def test_the_report_resamples_users_not_rows():
+    """Of two users with 20 rows each one is always hit: means of users are 0, 1/2 or 1, means of rows near 1/2."""
+    hit, absent = np.repeat([0, -1], 20), np.full(40, -1)
+    users = np.repeat(["a", "b"], 20).tolist()
+    rows = Rows(users, np.zeros(40, np.int64), np.arange(41), np.ones(40, np.int64))
+    items, ones = np.ones((40, 1), np.int64), np.ones(40, np.int64)
+    found = {
+        (system, column): Outcome(Position(start, ones, start), items, np.zeros(40, np.int64), 1.0)
+        for system, start in (("ours", hit), ("popularity", absent))
+        for column in COLUMNS
+    }
+    report = summarise(found, rows, [1], 2)
+    for column in COLUMNS:
+        assert report["systems"]["ours"][column]["recall@1"] == 0.5
+        assert report["systems"]["ours"][column]["intervals"]["recall@1"] == [0, 1]
+        difference = report["differences"]["popularity"][column]["recall@1"]
+        assert difference == {"mean": 0.5, "low": 0, "high": 1}

@@ -6,12 +6,15 @@ import json
 import re
 from pathlib import Path
 
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
+from llmrec import split as splits
 from llmrec.catalog import Catalog
 from llmrec.cli import main as cli
 from llmrec.configs import PrepareConfig
+from llmrec.stages import prepare
 from llmrec.stages.prepare import main
 
 
@@ -44,6 +47,20 @@ def test_held_out_items_are_in_no_training_row(tmp_path):
     assert len(set(train.user_ids)) == len(train)
     for i, user in enumerate(train.user_ids):
         assert train.sequence(i).tolist() == catalog.item_rows(whole[user][:-2]).tolist()
+
+
+def test_a_split_that_leaks_leaves_no_catalogue(tmp_path, monkeypatch):
+    """Law 1: the stage proves what it splits, whatever made the split."""
+
+    def leaky(interactions, max_history):
+        held_out = splits.leave_one_out(interactions, 1000).filter(pl.col("split") != "train")
+        copies = held_out.filter(pl.col("split") == "valid").with_columns(pl.lit("train").alias("split"))
+        return pl.concat([copies, held_out])
+
+    monkeypatch.setitem(prepare.METHODS, "leave_one_out", leaky)
+    with pytest.raises(ValueError, match="have a held-out interaction in a training row"):
+        main(simulated(tmp_path / "catalog"))
+    assert not (tmp_path / "catalog").exists()
 
 
 def test_item_rows_are_shuffled_by_the_seed(tmp_path):
