@@ -1,10 +1,12 @@
-"""Which device a stage computes on."""
+"""Which device a stage computes on, and in which precision."""
 
 from __future__ import annotations
 
 import torch
 
 from llmrec import processes
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -22,3 +24,16 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is '{name}' but torch finds no GPU here; use auto or cpu.")
     return device
+
+
+def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Type of weights by its name; `auto` is bfloat16 on a GPU that has it, float32 elsewhere.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if precision == "auto":
+        precision = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    if precision not in DTYPES:
+        raise ValueError(f"Unknown precision '{precision}'; choose auto, {' or '.join(DTYPES)}.")
+    return DTYPES[precision]

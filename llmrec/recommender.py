@@ -21,13 +21,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llmrec.beam_search import Beams, tree_beam_search
 from llmrec.card import write_card
 from llmrec.checkpoint import Binding, load_model, load_tokenizer, resolve, save_model
-from llmrec.device import resolve_device
+from llmrec.device import resolve_device, resolve_dtype
 from llmrec.prompts import HistoryEncoder
 from llmrec.ranking import UNFILLED, Ranking, default_num_beams
 from llmrec.sid import SidTable
 from llmrec.trie import LeafFilter, SidTrie
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Recommender:
@@ -78,14 +76,13 @@ class Recommender:
             precision: Type of the weights; auto is bfloat16 on a GPU that has it.
 
         Raises:
-            ValueError: If it cannot be found, was changed, or its parts do not belong together.
+            ValueError: If it cannot be found, was changed, its parts do not belong together, or the device or precision
+                is unknown.
         """
         path = resolve(source)
         binding, table, details = Binding.load(path)
         where = resolve_device(device)
-        if precision == "auto":
-            precision = "bfloat16" if where.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-        model = load_model(path, dtype=DTYPES[precision]).to(where)
+        model = load_model(path, dtype=resolve_dtype(precision, where)).to(where)
         return cls(model, load_tokenizer(path), table, binding, details)
 
     def recommend(

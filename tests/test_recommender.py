@@ -136,6 +136,8 @@ def test_saved_and_loaded_it_answers_the_same(recommender, tmp_path):
     again = Recommender.from_pretrained(tmp_path / "saved", device="cpu")
     assert again.recommend(HISTORIES, k=7) == recommender.recommend(HISTORIES, k=7)
     assert again.details == recommender.details
+    with pytest.raises(ValueError, match="Unknown precision 'float16'; choose auto, float32 or bfloat16"):
+        Recommender.from_pretrained(tmp_path / "saved", device="cpu", precision="float16")
     half = Recommender.from_pretrained(tmp_path / "saved", device="cpu", precision="bfloat16")
     assert (
         half.model.dtype == torch.bfloat16

@@ -17,6 +17,7 @@ from trl import SFTConfig as TrlSftConfig
 from llmrec.backbone import causal_lm
 from llmrec.checkpoint import Binding, load_model, load_tokenizer
 from llmrec.cli import main
+from llmrec.device import resolve_dtype
 from llmrec.manifest import read_manifest, verify
 from llmrec.prompts import HistoryEncoder
 from llmrec.stages import sft as stage
@@ -73,12 +74,12 @@ def merged_and_adapter(monkeypatch, out, catalog, base, **options):
     """The saved model, and the adapter as it stood when training ended."""
     kept, merge = {}, weights.merge
 
-    def spying(model, config, precision, scratch):
+    def spying(model, config, dtype, scratch):
         probe = torch.arange(4, 44).reshape(2, 20)
         # In training mode (no dropout): for inference on a CPU bitsandbytes repacks 4-bit weights, rounded again.
         kept["logits"] = model.train()(probe, attention_mask=torch.ones_like(probe)).logits.detach().float()
         kept["trained"] = {n: p.dtype for n, p in model.named_parameters() if p.requires_grad}
-        kept["merged"] = merge(model, config, precision, scratch)
+        kept["merged"] = merge(model, config, dtype, scratch)
         kept["probe"] = probe
         return kept["merged"]
 
@@ -252,10 +253,10 @@ def test_hooks_of_the_trainer(tmp_path, toy):
     examples = build_dataset([np.arange(5)] * 8, 5, "every_item")
     collator = HistoryCollator([4], HistoryEncoder(table, binding.vocabulary), 0)
     device = torch.device("cpu")
-    precision = weights.choose_precision(config, device)
-    model = weights.load_trainable(config, binding.vocabulary, precision)
+    dtype = resolve_dtype(config.precision, device)
+    model = weights.load_trainable(config, binding.vocabulary, dtype)
     with sid_loss_in_forward(model, binding.vocabulary, "level"):
-        trainer = stage.make_trainer(config, model, tokenizer, examples, collator, tmp_path, device, precision)
+        trainer = stage.make_trainer(config, model, tokenizer, examples, collator, tmp_path, device, dtype)
         assert trainer.train_dataset.column_names == ["rows", "num_context"], VERSIONS
         assert type(trainer).compute_loss is Trainer.compute_loss
         assert trainer.model_accepts_loss_kwargs, VERSIONS

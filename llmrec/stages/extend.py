@@ -16,6 +16,7 @@ from llmrec.catalog import Catalog
 from llmrec.checkpoint import Binding, load_model, load_tokenizer, save_model
 from llmrec.configs import ExtendConfig
 from llmrec.console import say
+from llmrec.device import DTYPES
 from llmrec.manifest import read_manifest, verify
 from llmrec.micro import micro_model, word_tokenizer
 from llmrec.prompts import Prompt
@@ -24,8 +25,6 @@ from llmrec.token_rows import add_rows
 from llmrec.vocab import SidVocabulary, check_template
 
 MICRO = "micro"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
-MICRO_DTYPES = {**DTYPES, "auto": torch.float32}
 
 
 def main(config: ExtendConfig) -> dict[str, Any]:
@@ -74,8 +73,8 @@ def load_base(config: ExtendConfig) -> tuple[PreTrainedModel, PreTrainedTokenize
     if config.model == MICRO:
         tokenizer = word_tokenizer(Catalog.load(config.catalog).titles, config.micro_words)
         model = micro_model(tokenizer, config.micro_layers, config.micro_hidden, config.micro_dropout, config.seed)
-        return model.to(MICRO_DTYPES[config.dtype]), tokenizer
-    return load_model(config.model, dtype=DTYPES[config.dtype]), load_tokenizer(config.model)
+        return model.to(DTYPES.get(config.dtype, torch.float32)), tokenizer
+    return load_model(config.model, dtype=DTYPES.get(config.dtype, "auto")), load_tokenizer(config.model)
 
 
 def public_name(source: str) -> str:

@@ -18,13 +18,13 @@ from llmrec.catalog import Catalog
 from llmrec.checkpoint import Binding, load_tokenizer, save_model
 from llmrec.configs import SftConfig
 from llmrec.console import say
-from llmrec.device import resolve_device
+from llmrec.device import resolve_device, resolve_dtype
 from llmrec.manifest import read_manifest, verify, write_json
 from llmrec.prompts import HistoryEncoder, Prompt
 from llmrec.training.examples import HistoryCollator, build_dataset, fill_last_batch
 from llmrec.training.losses import sid_loss_in_forward
 from llmrec.training.sft import make_trainer, split_batch, train
-from llmrec.training.weights import choose_precision, load_trainable, merge, require_bitsandbytes
+from llmrec.training.weights import load_trainable, merge, require_bitsandbytes
 
 LOG = "training_log.json"
 
@@ -49,13 +49,13 @@ def main(config: SftConfig) -> dict[str, Any]:
         examples = fill_last_batch(examples, config.batch_size)
         collator = HistoryCollator(prefix, HistoryEncoder(table, binding.vocabulary), tokenizer.pad_token_id)
         set_seed(config.seed)
-        precision = choose_precision(config, device)
-        model = load_trainable(config, binding.vocabulary, precision)
+        dtype = resolve_dtype(config.precision, device)
+        model = load_trainable(config, binding.vocabulary, dtype)
         with sid_loss_in_forward(model, binding.vocabulary, config.sid_loss, config.label_smoothing):
-            trainer = make_trainer(config, model, tokenizer, examples, collator, directory, device, precision)
+            trainer = make_trainer(config, model, tokenizer, examples, collator, directory, device, dtype)
             counts = train(trainer, directory)
         if trainer.is_world_process_zero():
-            merged = merge(trainer.model, config, precision, directory / SCRATCH)
+            merged = merge(trainer.model, config, dtype, directory / SCRATCH)
             save_model(merged, tokenizer, directory)
             recipe = {
                 **details,

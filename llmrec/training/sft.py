@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset
 from transformers import (
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -32,7 +33,7 @@ from llmrec.configs import SftConfig
 from llmrec.console import is_quiet, say
 from llmrec.training.checkpoints import SealCheckpoints, newest_whole
 from llmrec.training.examples import HistoryCollator
-from llmrec.training.weights import Precision, train_in_float32
+from llmrec.training.weights import train_in_float32
 
 SID_ROWS = "trainable_tokens"  # in the name of PEFT's parameter for trained token rows
 
@@ -92,8 +93,8 @@ def split_batch(config: SftConfig) -> tuple[int, int]:
     return micro, share // micro
 
 
-def trainer_arguments(config: SftConfig, directory: Path, device: torch.device, precision: Precision) -> TrlSftConfig:
-    """The stage's config in TRL's words."""
+def trainer_arguments(config: SftConfig, directory: Path, device: torch.device, dtype: torch.dtype) -> TrlSftConfig:
+    """The stage's config in TRL's words; matrix products run in `dtype`, the type of frozen weights."""
     micro, accumulation = split_batch(config)
     with warnings.catch_warnings():
         # TRL 1.16 sets it by its old name, of which transformers 5.23 warns.
@@ -108,7 +109,7 @@ def trainer_arguments(config: SftConfig, directory: Path, device: torch.device, 
             lr_scheduler_type=config.scheduler,
             warmup_steps=config.warmup_steps,
             max_grad_norm=config.max_grad_norm,
-            bf16=precision.autocast,
+            bf16=dtype == torch.bfloat16,
             use_cpu=device.type == "cpu",
             gradient_checkpointing=config.gradient_checkpointing,
             logging_steps=config.logging_steps,
@@ -128,15 +129,15 @@ def trainer_arguments(config: SftConfig, directory: Path, device: torch.device, 
 def make_trainer(
     config: SftConfig,
     model: PreTrainedModel,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     examples: Dataset,
     collator: HistoryCollator,
     directory: Path,
     device: torch.device,
-    precision: Precision,
+    dtype: torch.dtype,
 ) -> SidSFTTrainer:
     """TRL's trainer over item rows."""
-    arguments = trainer_arguments(config, directory, device, precision)
+    arguments = trainer_arguments(config, directory, device, dtype)
     use_one_gpu(arguments)
     trainer = SidSFTTrainer(
         model=model,

@@ -6,7 +6,6 @@ model that scores like the adapter. What trains is float32, whatever the frozen 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,25 +18,6 @@ from llmrec.configs import SftConfig
 from llmrec.vocab import SidVocabulary
 
 
-@dataclass(frozen=True)
-class Precision:
-    """Types of frozen weights, of trained weights, and whether matrix products run under bfloat16 autocast."""
-
-    frozen: torch.dtype
-    trained: torch.dtype
-    autocast: bool
-
-
-def choose_precision(config: SftConfig, device: torch.device) -> Precision:
-    """bfloat16 on a GPU that has it, float32 elsewhere; what trains is float32 in either case."""
-    wanted = config.precision
-    if wanted == "auto":
-        wanted = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-    if wanted == "float32":
-        return Precision(torch.float32, torch.float32, autocast=False)
-    return Precision(torch.bfloat16, torch.float32, autocast=True)
-
-
 def nf4_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -47,19 +27,24 @@ def nf4_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def load_trainable(config: SftConfig, vocabulary: SidVocabulary, precision: Precision) -> PreTrainedModel | PeftModel:
+def load_trainable(config: SftConfig, vocabulary: SidVocabulary, dtype: torch.dtype) -> PreTrainedModel | PeftModel:
     """The extended base, prepared for what `config.train` asks for.
+
+    Args:
+        config: Of the stage.
+        vocabulary: Tokens whose rows train beside LoRA.
+        dtype: Type of the weights that are frozen.
 
     Raises:
         ValueError: If a LoRA target matches nothing, or 4-bit weights are asked for without bitsandbytes.
     """
     if config.train == "full":
-        return load_model(config.model, dtype=precision.trained)
+        return load_model(config.model, dtype=torch.float32)
     if config.quantization == "nf4":
         require_bitsandbytes()
-        model = load_model(config.model, dtype=precision.frozen, quantization_config=nf4_config(precision.frozen))
+        model = load_model(config.model, dtype=dtype, quantization_config=nf4_config(dtype))
     else:
-        model = load_model(config.model, dtype=precision.frozen)
+        model = load_model(config.model, dtype=dtype)
     return add_adapter(model, config, vocabulary)
 
 
@@ -110,19 +95,23 @@ def train_in_float32(model: torch.nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
-def merge(
-    model: PreTrainedModel | PeftModel, config: SftConfig, precision: Precision, scratch: Path
-) -> PreTrainedModel:
+def merge(model: PreTrainedModel | PeftModel, config: SftConfig, dtype: torch.dtype, scratch: Path) -> PreTrainedModel:
     """Trained weights as one ordinary model, in the type that the base has on disk.
 
     A 4-bit base is loaded as it was trained on and dequantised before LoRA is added to it: PEFT would quantise the sum
     again, and the result would score neither like the adapter nor like the base.
+
+    Args:
+        model: As it was trained.
+        config: Of the stage.
+        dtype: Type of the weights that were frozen.
+        scratch: Directory for the adapter of a 4-bit base.
     """
     if not isinstance(model, PeftModel):
         return model.to(stored_dtype(config.model))
     if config.quantization == "nf4":
         model.save_pretrained(scratch / "adapter")
-        base = load_model(config.model, dtype=precision.frozen, quantization_config=nf4_config(precision.frozen))
+        base = load_model(config.model, dtype=dtype, quantization_config=nf4_config(dtype))
         model = PeftModel.from_pretrained(base.dequantize(), scratch / "adapter")
     merged = model.float().merge_and_unload()
     return causal_lm(merged).to(stored_dtype(config.model))
