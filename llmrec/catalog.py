@@ -69,9 +69,10 @@ class Catalog:
     Args:
         items: Table with `item_id` and `title` and any further columns; its order defines the item rows.
         split: Table with `user_id`, `split`, `history` (list of item_id, oldest first) and `target`.
+        source: Directory that messages name.
 
     Raises:
-        ValueError: If a column is missing, an item_id is repeated or empty, or the split names an unknown item.
+        ValueError: If a column is missing, or an item_id is repeated or empty.
     """
 
     def __init__(self, items: pa.Table, split: pa.Table, source: str = "catalog"):
@@ -84,12 +85,19 @@ class Catalog:
             seen: set[str] = set()
             repeated = next(i for i in self.item_ids if i in seen or seen.add(i))
             raise ValueError(f"{source}/items.parquet repeats item_id '{repeated}'; every item needs one row.")
+        empty = next((row for row, item_id in enumerate(self.item_ids) if not item_id), None)
+        if empty is not None:
+            raise ValueError(f"{source}/items.parquet has an empty item_id in item row {empty}; every item needs one.")
         self._item_id_array = pa.array(self.item_ids)
         self._split = split
 
     @classmethod
     def load(cls, path: str | Path) -> Catalog:
-        """Read the catalogue directory that `llmrec prepare` wrote."""
+        """Read the catalogue directory that `llmrec prepare` wrote.
+
+        Raises:
+            ValueError: If it is unfinished, was changed, or a file of it is not what docs/formats.md says.
+        """
         path = verify(path, "prepare")
         return cls(_read(path / "items.parquet"), _read(path / "split.parquet"), str(path))
 
