@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from datasets import Dataset
 from extended import fine_tune, losses, same_weights
 
 from llmrec.artifact import SCRATCH
+from llmrec.prompts import HistoryEncoder
+from llmrec.sid import SidTable
 from llmrec.stages import sft as stage
 from llmrec.training import sft
 from llmrec.training.checkpoints import SEAL, is_whole, newest_whole, seal
+from llmrec.training.examples import HistoryCollator
+from llmrec.vocab import SidVocabulary
 
 
 def interrupt_at(monkeypatch, step: int) -> None:
@@ -102,6 +110,30 @@ def test_an_interruption_between_training_and_merging(monkeypatch, tmp_path, toy
             fine_tune(tmp_path / "sft", *toy, **OPTIONS)
     fine_tune(tmp_path / "sft", *toy, **OPTIONS)
     assert same_weights(tmp_path / "sft", uninterrupted / "lora")
+
+
+def test_counts_of_a_resumed_run_by_hand(monkeypatch, tmp_path, item_ids):
+    """Of 4 steps, 2 epochs over items 0 1 2 and 3 0 behind 4 prompt tokens, the last one took 2 seconds.
+
+    Item 3 has one code, the others three: an epoch is (4 + 9) + (4 + 4) = 21 tokens, a quarter of two epochs 10.5.
+    """
+    table = SidTable(item_ids[:4], np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, -1, -1]]))
+    vocabulary = SidVocabulary(tuple(table.level_sizes), (10, 12, 14), tuple(table.level_sizes), 3)
+    examples = Dataset.from_dict({"rows": [[0, 1, 2], [3, 0], []], "num_context": [0, 1, 0]})
+    trainer = SimpleNamespace(
+        is_world_process_zero=lambda: True,
+        accelerator=SimpleNamespace(wait_for_everyone=lambda: None),
+        train=lambda resume_from_checkpoint: SimpleNamespace(metrics={"train_runtime": 2.0}),
+        state=SimpleNamespace(global_step=4, max_steps=4, epoch=2.0, log_history=[{"loss": 3.0}, {"loss": 1.0}]),
+        data_collator=HistoryCollator([5] * 4, HistoryEncoder(table, vocabulary), 0),
+        train_dataset=examples,
+        model=torch.nn.Linear(2, 3),
+    )
+    monkeypatch.setattr(sft, "newest_whole", lambda *arguments, **options: tmp_path / "checkpoint-3")
+    assert sft.train(trainer, tmp_path) == {
+        "steps": 4, "examples": 2, "targets": 4, "loss": 1.0, "train_seconds": 2.0,
+        "tokens_per_second": round(10.5 / 2), "trained_parameters": 9,
+    }  # fmt: skip
 
 
 def test_seal_and_choice(tmp_path):

@@ -175,7 +175,7 @@ def train(trainer: SidSFTTrainer, directory: Path) -> dict[str, Any]:
     collator, examples = trainer.data_collator, trainer.train_dataset
     lengths = [len(rows) for rows in examples["rows"] if rows]  # without the blank ones of `fill_last_batch`
     items = sum(lengths)
-    tokens = len(lengths) * len(collator.prefix) + items * collator.encoder.tokens_NL.shape[1]
+    tokens = sum(len(collator.prefix) + len(collator.encoder.encode_history(rows)) for rows in examples["rows"] if rows)
     share = (trainer.state.global_step - done) / trainer.state.max_steps
     seconds = result.metrics["train_runtime"]
     return {
