@@ -171,6 +171,17 @@ def test_full_loss_is_scored_over_the_vocabulary(tmp_path, toy):
     assert Binding.load(tmp_path / "sft")[0].normalize_over == "vocabulary"
 
 
+def test_the_loss_of_the_first_step_is_smoothed_as_asked(tmp_path, toy, tuned):
+    """A trained model is sure of its targets, which costs all the more, the more mass lies elsewhere: linearly."""
+    first = {}
+    for smoothing in (0.0, 0.5, 1.0):
+        out = tmp_path / str(smoothing)
+        fine_tune(out, toy[0], tuned, train="full", max_steps=1, label_smoothing=smoothing)
+        first[smoothing] = losses(out)[0]
+    assert first[0.5] == pytest.approx((first[0.0] + first[1.0]) / 2, abs=2e-4)
+    assert first[0.0] < 1 < first[1.0]
+
+
 def test_the_loss_goes_down_on_what_can_be_learned(tmp_path, toy):
     """Each next item is fixed by the one before it; only the first of a sequence is a guess."""
     fine_tune(tmp_path / "sft", *toy, train="full", max_steps=30, learning_rate=5e-3, batch_size=24, max_history=10)
@@ -271,6 +282,7 @@ def test_hooks_of_the_trainer(tmp_path, toy):
     groups = trainer.optimizer.param_groups
     assert [len(group["params"]) for group in groups] == [len(names) - 1, 1]
     assert [group["weight_decay"] for group in groups] == [0.01, 0.0]
+    assert [group["lr"] for group in groups] == [2e-4, 1e-3]
 
 
 def test_peft_writes_trained_rows_when_it_merges(tokenizer, vocabulary):
