@@ -26,7 +26,7 @@ def simulated(out: Path, **options) -> PrepareConfig:
 @pytest.mark.parametrize("split", ["leave_one_out", "temporal"])
 def test_catalogue_directory(tmp_path, split):
     result = main(simulated(tmp_path / "catalog", split=split, max_history=4))
-    catalog = Catalog.load(result["path"])
+    catalog = Catalog.load(result["out"])
     assert catalog.num_items == result["items"]
     for name in ("train", "valid", "test"):
         assert len(catalog.rows(name)) == result[name] > 0

@@ -27,7 +27,7 @@ def main(config: PrepareConfig) -> dict[str, Any]:
     """Write the catalogue directory `config.out`.
 
     Returns:
-        `path` and the counts `users`, `items`, `interactions`, `train`, `valid`, `test`.
+        `out` and the counts `users`, `items`, `interactions`, `train`, `valid`, `test`.
 
     Raises:
         ValueError: If the config, the input files or their split are not usable; see docs/prepare.md.
@@ -38,7 +38,7 @@ def main(config: PrepareConfig) -> dict[str, Any]:
     counts = read_manifest(out)["counts"]
     table("Catalogue", ["", "count"], counts.items())
     say(f"Written to {out}")
-    return {"path": str(out), **counts}
+    return {"out": str(out), **counts}
 
 
 def build(config: PrepareConfig, files: dict[str, Path], directory: Path) -> dict[str, int]:
