@@ -22,18 +22,18 @@ def top(ranker, history, k=12, exclude=None) -> list[int]:
 
 
 def test_popularity_counts_training_interactions_and_breaks_ties_by_item_row(catalog):
-    assert top(Popularity.fit(catalog), [3]) == BY_POPULARITY
-    scores = Popularity.fit(catalog).rank([np.array([3])], 2).scores
+    assert top(Popularity(catalog), [3]) == BY_POPULARITY
+    scores = Popularity(catalog).rank([np.array([3])], 2).scores
     np.testing.assert_allclose(scores, [[4 / 18 - 1, 3 / 18 - 1]])
 
 
 def test_repeat_puts_frequent_then_recent_items_first(catalog):
-    assert top(Repeat.fit(catalog), [9, 7, 10, 7, 2], k=6) == [7, 2, 10, 9, 5, 8]
-    assert top(Repeat.fit(catalog), [9, 7, 10, 7, 2], k=3, exclude=[2, 7, 9, 10]) == [5, 8, 1]
+    assert top(Repeat(catalog), [9, 7, 10, 7, 2], k=6) == [7, 2, 10, 9, 5, 8]
+    assert top(Repeat(catalog), [9, 7, 10, 7, 2], k=3, exclude=[2, 7, 9, 10]) == [5, 8, 1]
 
 
 def test_markov_ranks_successors_of_the_last_item_then_popular_items(catalog):
-    ranker = Markov.fit(catalog)  # 5 was followed by 8 twice; 1 by 2 and 3; 8 by 11 once
+    ranker = Markov(catalog)  # 5 was followed by 8 twice; 1 by 2 and 3; 8 by 11 once
     assert top(ranker, [0, 8], k=3) == [11, 5, 8]
     assert top(ranker, [8, 1], k=4) == [2, 3, 5, 8]
     np.testing.assert_allclose(ranker.rank([np.array([1])], 2).scores, [[1 / 2, 1 / 2]])
@@ -43,7 +43,7 @@ def test_markov_ranks_successors_of_the_last_item_then_popular_items(catalog):
 
 
 def test_item_knn_sums_cosine_similarities_with_recency_decay(catalog):
-    ranker, decay = ItemKNN.fit(catalog), ItemKNN.DECAY
+    ranker, decay = ItemKNN(catalog), ItemKNN.DECAY
 
     def similar(both, a, b):
         return both / (np.sqrt(a * b) + ItemKNN.SHRINK)
@@ -59,15 +59,15 @@ def test_item_knn_sums_cosine_similarities_with_recency_decay(catalog):
 def test_item_knn_counts_a_user_once(catalog):
     items = catalog.items
     rows = [{"user_id": "u", "split": "train", "history": ["item-0", "item-1", "item-0"], "target": "item-1"}]
-    repeated = ItemKNN.fit(Catalog(items, pa.Table.from_pylist(rows)))
+    repeated = ItemKNN(Catalog(items, pa.Table.from_pylist(rows)))
     assert repeated.similarity[0, 1] == pytest.approx(1 / (1 + ItemKNN.SHRINK))
 
 
 def test_item_knn_keeps_the_nearest_neighbours(catalog, monkeypatch):
-    whole = ItemKNN.fit(catalog).similarity.toarray()
+    whole = ItemKNN(catalog).similarity.toarray()
     monkeypatch.setattr(ItemKNN, "NEIGHBOURS", 2)
     monkeypatch.setattr(ItemKNN, "BLOCK", 5)
-    cut = ItemKNN.fit(catalog).similarity.toarray()
+    cut = ItemKNN(catalog).similarity.toarray()
     for full, kept in zip(whole, cut, strict=True):
         nearest = np.lexsort((np.arange(12), -full))[:2]
         np.testing.assert_allclose(kept[nearest], full[nearest])
@@ -86,7 +86,7 @@ def test_held_out_rows_change_nothing(catalog, item_ids, name):
         return Catalog(catalog.items, pa.Table.from_pylist(rows))
 
     histories = [np.array([row, (row + 5) % 12]) for row in range(12)]
-    rankings = [BASELINES[name].fit(with_held_out(seed)).rank(histories, 12) for seed in (0, 1)]
+    rankings = [BASELINES[name](with_held_out(seed)).rank(histories, 12) for seed in (0, 1)]
     np.testing.assert_array_equal(rankings[0].items, rankings[1].items)
     np.testing.assert_array_equal(rankings[0].scores, rankings[1].scores)
 
@@ -112,7 +112,7 @@ def test_a_row_holds_distinct_allowed_items_and_fills_what_it_can(fitted, name, 
 
 @pytest.fixture(scope="module")
 def fitted(module_catalog):
-    return {name: baseline.fit(module_catalog) for name, baseline in BASELINES.items()}
+    return {name: baseline(module_catalog) for name, baseline in BASELINES.items()}
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ Shapes: B rows, N items, U users, k places.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
 
 import numpy as np
 from scipy import sparse
@@ -26,17 +25,15 @@ class Popularity:
     """Items by how often they were consumed in training; the same list for everyone.
 
     The base of the others: they add `opinion`, and inherit the filling, the exclusion and the order of ties.
+
+    Args:
+        catalog: Whose training sequences are counted.
     """
 
     def __init__(self, catalog: Catalog):
         self.users, self.items, _ = _flat(catalog.train.sequences())  # one entry per training interaction
         self.count = np.bincount(self.items, minlength=catalog.num_items)  # (N,)
         self.order = np.lexsort((np.arange(len(self.count)), -self.count))  # (N,) most popular first
-
-    @classmethod
-    def fit(cls, catalog: Catalog) -> Self:
-        """Count on the training sequences of a catalogue."""
-        return cls(catalog)
 
     def opinion(self, histories: Sequence[np.ndarray]) -> sparse.csr_array:
         """(B, N) positive scores of the items that go before popularity."""

@@ -68,7 +68,9 @@ def _of_slots(outcome: Outcome, cutoffs: list[int], num_items: int) -> dict[str,
     }
 
 
-def _differences(values: dict, rows: Rows, k: int, samples: int, seed: int) -> dict[str, Any]:
+def _differences(
+    values: dict[tuple[str, str], dict[str, np.ndarray]], rows: Rows, k: int, samples: int, seed: int
+) -> dict[str, Any]:
     baselines = [system for system, column in values if column == COLUMNS[0] and system != OURS]
     pairs = [
         (system, column, name) for system in baselines for column in COLUMNS for name in (f"recall@{k}", f"ndcg@{k}")

@@ -121,7 +121,7 @@ def sample(catalog: Catalog, config: EvaluateConfig) -> tuple[np.ndarray, Rows]:
 def ranker(system: str, config: EvaluateConfig, catalog: Catalog, num_beams: int) -> Rank:
     """How a system ranks; loads the checkpoint, or fits the baseline on the training rows."""
     if system != OURS:
-        return BASELINES[system].fit(catalog).rank
+        return BASELINES[system](catalog).rank
     from llmrec.recommender import Recommender  # torch and transformers, whose seconds no refused config should cost
 
     recommender = Recommender.from_pretrained(config.model, device=config.device, precision=config.precision)
