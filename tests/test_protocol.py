@@ -174,6 +174,21 @@ def test_stage_writes_metrics_and_per_user_results(config, catalog):
     assert table["target"].to_pylist()[: len(rows)] == [catalog.item_ids[row] for row in rows.targets]
 
 
+@pytest.mark.parametrize(("asked", "used"), [(None, 12), (5, 5)])
+def test_the_beam_width_that_is_reported_is_the_one_used(config, monkeypatch, asked, used):
+    """Law 10: min(items, max(50, 5k)) beams where none are asked for, the same in both columns."""
+    widths = []
+
+    def rank(histories, k, exclude=None, num_beams=None):
+        widths.append(num_beams)
+        return fake_rank(histories, k, exclude)
+
+    recommender = SimpleNamespace(from_pretrained=lambda path, device, precision: SimpleNamespace(rank=rank))
+    monkeypatch.setitem(sys.modules, "llmrec.recommender", SimpleNamespace(Recommender=recommender))
+    result = stage.main(dataclasses.replace(config, num_beams=asked, baselines=[]))
+    assert result["num_beams"] == used and set(widths) == {used} and len(widths) == 4
+
+
 def test_stage_prints_every_system_also_where_a_baseline_wins(config, monkeypatch, capsys):
     monkeypatch.delenv("LLMREC_QUIET")
     monkeypatch.setenv("COLUMNS", "100")

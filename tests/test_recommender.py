@@ -62,6 +62,11 @@ def test_excluded_items_take_no_beam(recommender):
     assert all(len(items) == 3 and not set(items) & set(barred) for items, barred in zip(found, best, strict=True))
 
 
+def test_the_beam_is_wider_than_k(recommender):
+    """Law 10: min(items, max(50, 5k)) beams, so even for one item all are ranked here."""
+    assert recommender.rank([np.array([2, 3])], k=1).items.shape == (1, 12)
+
+
 def test_a_shared_sid_is_barred_with_its_last_item(recommender):
     """Items 4 and 5 share a SID: excluding one leaves the other, allowing one leaves that one alone."""
     history = [["item-2", "item-3"]]
