@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llmrec import disk, processes
+from llmrec.configs import StageConfig
 from llmrec.manifest import (
     MANIFEST,
     PARTIAL,
@@ -37,14 +38,14 @@ REPLACED = ".replaced"
 
 
 def run_stage(
-    stage: str, config: Any, inputs: dict[str, str | Path], build: Callable[[Path], dict[str, Any] | None]
+    stage: str, config: StageConfig, inputs: dict[str, str | Path], build: Callable[[Path], dict[str, Any] | None]
 ) -> Path:
     """Produce `config.out` by `build`, at most once.
 
     Args:
         stage: Name of the stage, recorded in the manifest.
-        config: Stage config (a dataclass with `out` and `overwrite`); fields marked as not part of a run's identity
-            may differ between a run and its resumption.
+        config: Stage config; fields marked as not part of a run's identity may differ between a run and its
+            resumption.
         inputs: Name -> stage directory, file or Hub id that the result depends on.
         build: Called with the working directory (it may hold a partial result of the same run); returns counts for
             the manifest. Under `accelerate launch` every process calls it. What it leaves in `<dir>/scratch` is for
@@ -85,7 +86,7 @@ def run_stage(
     return out
 
 
-def run_identity(stage: str, config: Any, inputs: dict[str, str | Path]) -> dict[str, Any]:
+def run_identity(stage: str, config: StageConfig, inputs: dict[str, str | Path]) -> dict[str, Any]:
     """What makes two runs the same run: stage, resolved config without paths of inputs, content of inputs."""
     fields = {
         field.name: getattr(config, field.name)
@@ -180,7 +181,7 @@ def _locked(partial: Path) -> Iterator[None]:
 def _describe(
     partial: Path,
     stage: str,
-    config: Any,
+    config: StageConfig,
     inputs: dict[str, str | Path],
     identity: dict[str, Any],
     counts: dict[str, Any],
@@ -195,7 +196,7 @@ def _describe(
         "identity": identity,
         "config": dataclasses.asdict(config),
         "inputs": {name: str(source) for name, source in inputs.items()},
-        "seed": getattr(config, "seed", None),
+        "seed": config.seed,
         "counts": counts,
         "seconds": round(seconds, 1),
     }

@@ -131,7 +131,16 @@ def _check_model(model: PreTrainedModel, length: int) -> None:
 class _TreeBeamSearch:
     """State of one search: running beams, finished ones, and the block of cache that each level appended."""
 
-    def __init__(self, model, attention_mask, trie, vocabulary, num_beams, normalize_over, leaf_filter):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        attention_mask: Tensor,
+        trie: SidTrie,
+        vocabulary: SidVocabulary,
+        num_beams: int,
+        normalize_over: NormalizeOver,
+        leaf_filter: LeafFilter | None,
+    ):
         self.model, self.trie, self.vocabulary = model, trie, vocabulary
         self.num_beams, self.normalize_over, self.filter = num_beams, normalize_over, leaf_filter
         self.mask_BT = attention_mask
