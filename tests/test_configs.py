@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import typing
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,17 @@ from llmrec.config_file import load_config
 from llmrec.configs import (
     STAGES,
     EvaluateConfig,
+    ExtendConfig,
     PrepareConfig,
     RecommendConfig,
     SftConfig,
     TokenizeConfig,
 )
+from llmrec.datasets import KNOWN
+from llmrec.evaluation.baselines import BASELINES
+from llmrec.prompts import DEFAULT_INSTRUCTION
+from llmrec.tokenizers import TOKENIZERS
+from llmrec.vocab import DEFAULT_TEMPLATE
 
 
 @pytest.fixture
@@ -174,3 +181,12 @@ def test_every_recipe_is_a_config_of_its_stage():
         cls = STAGES[path.stem]
         required = {f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
         load_config(cls, path, dict.fromkeys(required, "x"))
+
+
+def test_what_configs_repeat_to_stay_light_is_what_the_library_says():
+    assert SftConfig.instruction == DEFAULT_INSTRUCTION
+    assert ExtendConfig.template == DEFAULT_TEMPLATE
+    assert EvaluateConfig(out="o", catalog="c", model="m").baselines == list(BASELINES)
+    assert typing.get_args(typing.get_type_hints(TokenizeConfig)["method"]) == tuple(TOKENIZERS)
+    known = PrepareConfig.__dataclass_fields__["dataset"].metadata["help"]
+    assert [name for name in KNOWN if name not in known] == []
