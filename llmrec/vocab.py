@@ -157,6 +157,12 @@ class SidVocabulary:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SidVocabulary:
+        """The vocabulary that `to_dict` gave.
+
+        Raises:
+            ValueError: If the levels are not equally many in every list.
+            TypeError, KeyError: If a value is of another type, or absent.
+        """
         lists = {key: tuple(map(operator.index, values[key])) for key in ("level_sizes", "starts", "block_sizes")}
         if len({len(part) for part in lists.values()}) > 1:
             raise ValueError(f"vocabulary: {lists} must have one number per level")

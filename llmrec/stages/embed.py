@@ -46,7 +46,11 @@ def main(config: EmbedConfig) -> dict[str, Any]:
 
 
 def check(config: EmbedConfig) -> None:
-    """Refuse a config that cannot work, with every problem at once."""
+    """Refuse a config that cannot work, with every problem at once.
+
+    Raises:
+        ValueError: If an option is at fault, or the device is not here.
+    """
     problems = []
     if not config.views or len(set(config.views)) < len(config.views) or set(config.views) - set(VIEWS):
         problems.append(f"views is {config.views}; name each of {', '.join(VIEWS)} at most once, and one at least")

@@ -64,7 +64,11 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def check(config: EvaluateConfig) -> None:
-    """Refuse a config that cannot be evaluated, with every problem at once."""
+    """Refuse a config that cannot be evaluated, with every problem at once.
+
+    Raises:
+        ValueError: If cut-offs, beams or baselines are at fault.
+    """
     problems = []
     if not config.k or min(config.k) < 1 or len(set(config.k)) < len(config.k):
         problems.append(f"'k' is {config.k}; one or more different positive integers are needed")
@@ -82,7 +86,11 @@ def check(config: EvaluateConfig) -> None:
 
 
 def check_model(model: str, catalog: Catalog) -> None:
-    """Refuse a checkpoint whose SID table is not in the order of the catalogue, before its weights are read."""
+    """Refuse a checkpoint whose SID table is not in the order of the catalogue, before its weights are read.
+
+    Raises:
+        ValueError: If it is no directory, or has other items than the catalogue, or another order of them.
+    """
     if not Path(model).is_dir():
         if Path(f"{model}{PARTIAL}").is_dir():
             read_manifest(model)  # says that it is unfinished
@@ -104,7 +112,14 @@ def check_model(model: str, catalog: Catalog) -> None:
 
 
 def sample(catalog: Catalog, config: EvaluateConfig) -> tuple[np.ndarray, Rows]:
-    """The rows to evaluate and their positions in the split."""
+    """The rows to evaluate and their positions in the split.
+
+    Returns:
+        (n,) ascending positions, and the n rows at them.
+
+    Raises:
+        ValueError: If the split has no rows.
+    """
     rows = catalog.rows(config.split)
     if len(rows) == 0:
         counts = {split: len(catalog.rows(split)) for split in SPLITS}

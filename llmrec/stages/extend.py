@@ -28,7 +28,14 @@ MICRO = "micro"
 
 
 def main(config: ExtendConfig) -> dict[str, Any]:
-    """Extend a causal LM by the tokens of a SID table; returns the counts of the manifest."""
+    """Extend a causal LM by the tokens of a SID table.
+
+    Returns:
+        out and the counts of the manifest.
+
+    Raises:
+        ValueError: If the SID table, the catalogue, the template or the model are not usable.
+    """
     verify(config.sid, "tokenize")
     table = SidTable.load(config.sid)
     check_template(config.template, table.num_levels)

@@ -1,4 +1,4 @@
-"""`llmrec prepare`: a raw dataset becomes a catalogue directory, filtered, split, shuffled and checked for leaks."""
+"""prepare: raw dataset -> a catalogue directory, filtered, split, shuffled and checked for leaks."""
 
 from __future__ import annotations
 
@@ -42,6 +42,11 @@ def main(config: PrepareConfig) -> dict[str, Any]:
 
 
 def build(config: PrepareConfig, files: dict[str, Path], directory: Path) -> dict[str, int]:
+    """Read, filter, split, check and write; returns the counts of the manifest.
+
+    Raises:
+        ValueError: If the files or their split are not usable.
+    """
     dataset = read(config, files)
     check_split(config, dataset)
     items, interactions = dataset.items, splits.in_sequence(splits.k_core(dataset.interactions, config.k_core))
@@ -63,7 +68,11 @@ def build(config: PrepareConfig, files: dict[str, Path], directory: Path) -> dic
 
 
 def check(config: PrepareConfig) -> None:
-    """Refuse what no file can make right, every problem at once, before any file is read."""
+    """Refuse what no file can make right, every problem at once, before any file is read.
+
+    Raises:
+        ValueError: If the options name no source, two, or half of one.
+    """
     problems = []
     if (config.dataset is None) == (config.interactions is None):
         problems.append("give either --dataset (a known name) or --interactions (a file), not both or neither")
@@ -74,6 +83,11 @@ def check(config: PrepareConfig) -> None:
 
 
 def check_split(config: PrepareConfig, dataset: Dataset) -> None:
+    """Refuse a split that the dataset does not allow.
+
+    Raises:
+        ValueError: If it lacks the published split or the times that are asked for, or its own is left aside.
+    """
     name = config.dataset or config.interactions
     if dataset.split is None and config.split == "published":
         raise ValueError(f"'{name}' has no published split; set --split leave_one_out or temporal.")
@@ -98,6 +112,7 @@ def find_files(config: PrepareConfig) -> dict[str, Path]:
 
 
 def read(config: PrepareConfig, files: dict[str, Path]) -> Dataset:
+    """The raw dataset, from the simulator, a known dataset's files or the user's own."""
     if config.dataset == SIMULATED:
         return simulate(config.simulated_users, config.simulated_items, config.seed).dataset
     if config.dataset is not None:
@@ -107,7 +122,11 @@ def read(config: PrepareConfig, files: dict[str, Path]) -> Dataset:
 
 
 def split(config: PrepareConfig, dataset: Dataset, interactions: pl.DataFrame) -> pl.DataFrame:
-    """Split rows of the users in `interactions`, each of train, valid and test with at least one."""
+    """Split rows of the users in `interactions`, each of train, valid and test with at least one.
+
+    Raises:
+        ValueError: If one of the three would have none.
+    """
     if config.split == "published":
         rows = dataset.split.join(interactions, on=USER_ID, how="semi", maintain_order="left")
     else:
@@ -123,6 +142,7 @@ def split(config: PrepareConfig, dataset: Dataset, interactions: pl.DataFrame) -
 
 
 def write(directory: Path, items: pl.DataFrame, interactions: pl.DataFrame, rows: pl.DataFrame) -> None:
+    """The three files of a catalogue, as docs/formats.md lists them."""
     items.write_parquet(directory / "items.parquet")
     interactions.select(USER_ID, ITEM_ID, TIMESTAMP, WEIGHT).write_parquet(directory / "interactions.parquet")
     rows.select(USER_ID, SPLIT, HISTORY, TARGET).write_parquet(directory / "split.parquet")

@@ -20,6 +20,9 @@ def main(config: RecommendConfig) -> dict[str, Any]:
 
     Returns:
         `users`: for each history its `history`, and `items` with item_id, score and, given a catalogue, title.
+
+    Raises:
+        ValueError: If a request is malformed or names an unknown item, or the checkpoint is not usable.
     """
     if (config.history is None) == (config.input is None):
         raise ValueError(

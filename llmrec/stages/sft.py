@@ -30,7 +30,14 @@ LOG = "training_log.json"
 
 
 def main(config: SftConfig) -> dict[str, Any]:
-    """Fine-tune; returns the counts of the manifest."""
+    """Fine-tune and save the merged model.
+
+    Returns:
+        out and the counts of the manifest.
+
+    Raises:
+        ValueError: If the config, the checkpoint or the catalogue are not usable.
+    """
     verify(config.model, "extend", "sft")
     catalog = Catalog.load(config.catalog)
     binding, table, details = Binding.load(config.model)
@@ -109,7 +116,11 @@ def check(config: SftConfig, catalog: Catalog, item_ids: list[str]) -> None:
 
 
 def check_length(config: SftConfig, num_tokens: int) -> None:
-    """Refuse a history cap that does not fit the model's context."""
+    """Refuse a history cap that does not fit the model's context.
+
+    Raises:
+        ValueError: If `num_tokens` of prompt and items exceed it.
+    """
     context = getattr(AutoConfig.from_pretrained(config.model).get_text_config(), "max_position_embeddings", None)
     if context and num_tokens > context:
         raise ValueError(

@@ -62,7 +62,11 @@ def main(config: TokenizeConfig) -> dict[str, Any]:
 
 
 def check(config: TokenizeConfig) -> None:
-    """Refuse a config that cannot work, with every problem at once."""
+    """Refuse a config that cannot work, with every problem at once.
+
+    Raises:
+        ValueError: If names and weights of views do not go together.
+    """
     problems, names, weights = [], config.view_names, config.view_weights
     if names is not None and len(set(names)) < len(names):
         problems.append(f"view_names is {names}; name each view once")
