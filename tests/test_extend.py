@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmrec.checkpoint import Binding
 from llmrec.cli import main
+from llmrec.configs import ExtendConfig
+from llmrec.stages import extend
 
 ARCHITECTURES = ("qwen3", "llama", "mistral", "qwen2", "gemma2")
 
@@ -94,6 +96,17 @@ def test_the_seed_decides_the_new_rows(tmp_path, sid_table):
         base = extended(tmp_path / name, sid_table, seed=seed)
         rows[name] = AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight.detach()
     assert torch.equal(rows["one"], rows["again"]) and not torch.equal(rows["one"], rows["two"])
+
+
+def test_the_seed_decides_the_words_of_micro(tmp_path, sid_table):
+    catalog, sid = write_toy_catalog(tmp_path / "catalog").source, write_sid(tmp_path / "sid", sid_table)
+    words = []
+    for name, seed in (("one", 1), ("again", 1), ("two", 2)):
+        options = {"catalog": catalog, "micro_hidden": 32, "seed": seed}
+        extend.main(ExtendConfig(out=str(tmp_path / name), sid=str(sid), model="micro", **options))
+        first = Binding.load(tmp_path / name)[0].vocabulary.starts[0]
+        words.append(AutoModelForCausalLM.from_pretrained(tmp_path / name).get_input_embeddings().weight[:first])
+    assert torch.equal(words[0], words[1]) and not torch.equal(words[0], words[2])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -12,6 +12,7 @@ from test_examples import make_collator
 
 from llmrec.training.examples import build_dataset
 from llmrec.training.losses import IGNORED, sid_cross_entropy, sid_loss_in_forward
+from llmrec.vocab import SidVocabulary
 
 
 @pytest.fixture
@@ -50,6 +51,16 @@ def test_levels_are_summed(llm, vocabulary):
     rows = llm.get_output_embeddings().weight.shape[0]
     assert float(sid_cross_entropy(llm, hidden, targets, vocabulary, "level")) == pytest.approx(3 * math.log(4))
     assert float(sid_cross_entropy(llm, hidden, targets, vocabulary, "full")) == pytest.approx(3 * math.log(rows))
+
+
+@torch.no_grad()
+def test_spare_rows_take_no_share_of_a_level(tokenizer):
+    """Uniform scores cost ln 4 with four codes in use, however many rows lie ready behind them."""
+    vocabulary = SidVocabulary.add_to(tokenizer, [4, 4], spare_codes=3)
+    model = tiny_llm(len(tokenizer))
+    targets = torch.tensor(vocabulary.starts)
+    loss = sid_cross_entropy(model, torch.zeros(2, model.config.hidden_size), targets, vocabulary, "level")
+    assert float(loss) == pytest.approx(2 * math.log(4))
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama", "mistral", "qwen2", "gemma2"])

@@ -56,6 +56,8 @@ def test_every_policy_writes_what_it_promises(capsys, tmp_path, prepared, views,
 def test_law_12_same_seed_same_sids_and_the_saved_tokenizer_gives_them_again(capsys, tmp_path, prepared, views):
     reports = [run_json(capsys, *flags(prepared, views, tmp_path / f"sid{i}")) for i in range(2)]
     assert reports[0]["sid_sha256"] == reports[1]["sid_sha256"]
+    other = run_json(capsys, *flags(prepared, views, tmp_path / "other"), "--seed", 1)
+    assert other["sid_sha256"] != reports[0]["sid_sha256"]
     tokenizer = RQKMeans.from_pretrained(tmp_path / "sid0", device="cpu")
     codes = tokenizer.encode(prepared, ItemViews.load(views, prepared)).codes
     np.testing.assert_array_equal(SidTable.load(tmp_path / "sid0").codes(range(12))[:, :2], codes)

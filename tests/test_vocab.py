@@ -8,6 +8,7 @@ import pytest
 from conftest import word_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers
 from transformers import AutoTokenizer
 
 from llmrec.sid import EMPTY, SidTable
@@ -133,6 +134,16 @@ def test_tables_that_need_other_tokens_are_refused(sid_table, vocabulary):
     for codes in ([[0, 0, 4]], [[0, 0]], [[0, 0, 0, 0]]):
         with pytest.raises(ValueError, match="Run `llmrec extend` on the new table"):
             vocabulary.check_table(SidTable(["a"], codes))
+
+
+def test_law_3_tokens_are_neither_special_nor_normalised(tokenizer):
+    """A normaliser that changes text must not make words of a title look like a code."""
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("_", " ")
+    vocabulary = SidVocabulary.add_to(tokenizer, [2, 2])
+    added = [tokenizer.added_tokens_decoder[token_id] for token_id in vocabulary.token_range]
+    assert not any(token.special or token.normalized for token in added)
+    assert tokenizer.encode("<a_1>", add_special_tokens=False) == [vocabulary.starts[0] + 1]
+    assert not set(tokenizer.encode("<a 1>", add_special_tokens=False)) & set(vocabulary.token_range)
 
 
 def test_spare_rows_are_no_codes_until_a_table_grows(tokenizer):
