@@ -45,7 +45,9 @@ def _add_flag(verb: argparse.ArgumentParser, field: dataclasses.Field, hint: obj
     default = (
         None if required else field.default if field.default is not dataclasses.MISSING else field.default_factory()
     )
-    note = " Required." if required else "" if default in (None, []) else f" Default: {default}."
+    shown = " ".join(map(str, default)) if isinstance(default, list) else default  # as the flag takes it
+    note = " Required." if required else "" if default in (None, []) else f" Default: {shown}."
+    choices = ("true", "false") if hint is bool else _choices(hint)
     names = ["--" + field.name.replace("_", "-")] + ([f"-{field.name}"] if len(field.name) == 1 else [])
     verb.add_argument(
         *names,
@@ -53,9 +55,13 @@ def _add_flag(verb: argparse.ArgumentParser, field: dataclasses.Field, hint: obj
         default=argparse.SUPPRESS,
         nargs="*" if is_list else "?" if hint is bool else None,
         const="true" if hint is bool else None,
-        metavar=field.name.upper(),
+        metavar=f"{{{','.join(choices)}}}" if choices else field.name.upper(),
         help=(field.metadata["help"] + note).replace("%", "%%"),
     )
+
+
+def _choices(hint: object) -> tuple[str, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

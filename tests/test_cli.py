@@ -59,6 +59,13 @@ def test_every_stage_is_a_module_with_a_main_and_its_flags(stage, capsys):
         assert f"--{name.replace('_', '-')}" in shown
 
 
+def test_help_names_the_values_of_a_choice(capsys):
+    with pytest.raises(SystemExit):
+        main(["sft", "--help"])
+    shown = capsys.readouterr().out
+    assert "--train {lora,full}" in shown and "--chat-template [{true,false}]" in shown
+
+
 @pytest.mark.parametrize("stage", TRAINING_LINE)
 def test_every_stage_of_the_training_line_has_a_script(stage):
     script = (ROOT / "scripts" / f"{stage}.py").read_text()
