@@ -6,6 +6,7 @@ model that scores like the adapter. What trains is float32, whatever the frozen 
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -84,7 +85,10 @@ def add_adapter(model: PreTrainedModel, config: SftConfig, vocabulary: SidVocabu
         trainable_token_indices=trained,
     )
     torch.manual_seed(config.seed)
-    adapted = get_peft_model(model, lora)
+    with warnings.catch_warnings():
+        # PEFT 0.21 asks for it by its old name, of which transformers 5.23 warns.
+        warnings.filterwarnings("ignore", ".*gradient_checkpointing.*deprecated", FutureWarning)
+        adapted = get_peft_model(model, lora)
     train_in_float32(adapted)
     return adapted
 
