@@ -82,7 +82,9 @@ class PrepareConfig(StageConfig):
     )
     max_history: int = option("Items kept of a validation or test history, the latest ones.", 50, least=1)
     num_users: int | None = option(
-        "Keep a random sample of users of the k-core, and the items they have.", None, least=1
+        "Keep a random sample of users of the k-core, and the items they have (all items where k_core is 0).",
+        None,
+        least=1,
     )
     simulated_users: int = option("Users of the dataset 'simulated'.", 2000, least=1)
     simulated_items: int = option("Items of the dataset 'simulated'.", 500, least=1)

@@ -12,6 +12,7 @@ from llmrec.configs import STAGES
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```\s*```\n(.*?)```", README, flags=re.DOTALL)
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*/README.md")])
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL) for line in block.splitlines()]
 
 
@@ -29,10 +30,16 @@ def test_python_blocks_run_on_a_small_quickstart(block, quickstart_200, monkeypa
         assert re.search(r"(<a_\d+> ?<b_\d+> ?<c_\d+> ?<d_\d+> ?){2}$", printed)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("llmrec ")])
-def test_commands_are_understood(command):
-    arguments = build_parser().parse_args(shlex.split(command)[1:])
-    assert arguments.stage in STAGES
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_are_understood(page):
+    starts = rf"(?:accelerate launch scripts/\w+\.py|llmrec (?:{'|'.join(STAGES)}))"
+    for command in re.findall(rf"^{starts}(?: .*)?$", page.read_text(encoding="utf-8"), flags=re.MULTILINE):
+        words = shlex.split(re.sub(r"^accelerate launch scripts/(\w+)\.py", r"llmrec \1", command), comments=True)
+        assert build_parser().parse_args(words[1:]).stage in STAGES
+
+
+def test_the_readme_has_a_command_for_every_stage():
+    assert {stage for stage in STAGES if f"llmrec {stage}" in "\n".join(COMMANDS)} == set(STAGES)
 
 
 def test_the_two_commands_are_the_first_ones():
