@@ -277,3 +277,21 @@ def test_an_empty_split_and_a_foreign_sid_table_are_refused(config, catalog, sid
     catalog._split = catalog._split.slice(0, 0)
     with pytest.raises(ValueError, match="no 'test' rows"):
         stage.sample(catalog, config)
+
+
+def test_a_checkpoint_trained_on_another_split_is_refused(config, catalog, sid_table, tmp_path):
+    """Law 1: with the same items in the same order, the training rows of one split hold the targets of another."""
+
+    def write(directory):
+        pq.write_table(catalog.items, directory / "items.parquet")
+        pq.write_table(catalog._split.slice(0, 15), directory / "split.parquet")
+
+    run_stage("prepare", Plain(out=str(tmp_path / "other")), {}, write)
+    for name in ("catalog", "other"):
+        inputs = {"catalog": str(tmp_path / name)}
+        run_stage("sft", Plain(out=str(tmp_path / f"sft-{name}")), inputs, sid_table.save)
+    assert stage.main(dataclasses.replace(config, model=str(tmp_path / "sft-catalog")))["num_rows"] == 6
+    leaky = dataclasses.replace(config, model=str(tmp_path / "sft-other"), out=str(tmp_path / "leak"))
+    with pytest.raises(ValueError, match=r"rows may hold what is tested here. Evaluate on '.*other'"):
+        stage.main(leaky)
+    assert not list(tmp_path.glob("leak*"))

@@ -23,7 +23,7 @@ from llmrec.configs import EvaluateConfig
 from llmrec.evaluation.baselines import BASELINES, BATCH
 from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, evaluate
 from llmrec.evaluation.report import OURS, Outcomes, show, summarise
-from llmrec.manifest import PARTIAL, read_manifest, write_json
+from llmrec.manifest import MANIFEST, PARTIAL, content_hash, read_manifest, write_json
 from llmrec.ranking import default_num_beams
 from llmrec.sid import SidTable
 
@@ -41,6 +41,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     catalog = Catalog.load(config.catalog)
     check_model(config.model, catalog)
     indices, rows = sample(catalog, config)
+    check_training_rows(config.model, catalog)
     num_beams = config.num_beams or default_num_beams(catalog.num_items, config.k)
 
     def build(workdir: Path) -> dict[str, Any]:
@@ -109,6 +110,18 @@ def check_model(model: str, catalog: Catalog) -> None:
         f"({found}). Evaluate on the catalogue that it was trained on, or run `llmrec tokenize`, `extend` and `sft` "
         "again on this one."
     )
+
+
+def check_training_rows(model: str, catalog: Catalog) -> None:
+    """Refuse a checkpoint whose training rows are of another split of the same items: they may hold test targets."""
+    manifest = read_manifest(model) if (Path(model) / MANIFEST).is_file() else {"stage": None}
+    trained_on = manifest["identity"].get("inputs", {}).get("catalog") if manifest["stage"] == "sft" else None
+    if trained_on not in (None, content_hash(catalog.source)):
+        raise ValueError(
+            f"model '{model}' was trained on another catalogue of the same items than '{catalog.source}', whose "
+            f"training rows may hold what is tested here. Evaluate on '{manifest['inputs']['catalog']}', or run "
+            "`llmrec sft` on this one."
+        )
 
 
 def sample(catalog: Catalog, config: EvaluateConfig) -> tuple[np.ndarray, Rows]:
