@@ -116,6 +116,12 @@ def test_only_the_latest_items_are_read(recommender):
     assert longer == capped
 
 
+def test_seen_items_before_the_latest_are_excluded_too(recommender):
+    history = [f"item-{row}" for row in range(11)]
+    assert len(history) > recommender.binding.max_history
+    assert recommender.recommend([history], k=12)[0] == [["item-11"]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
