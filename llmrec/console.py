@@ -21,17 +21,20 @@ def is_quiet() -> bool:
 
 
 def console() -> Console:
-    return Console(stderr=True, quiet=is_quiet())
+    # Paths and titles are shown as they are: rich would take "[/x]" in one for its markup, and ":x:" for an emoji.
+    return Console(stderr=True, quiet=is_quiet(), markup=False, emoji=False)
 
 
 def say(text: str) -> None:
-    console().print(text, highlight=False)
+    console().print(text, highlight=False, soft_wrap=True)  # the terminal wraps; a log keeps a path in one piece
 
 
 def progress(items: Iterable[T], description: str, total: int | None = None, unit: str = "") -> Iterator[T]:
-    """Yield the items under a progress bar with elapsed and remaining time."""
+    """Yield the items under a progress bar with elapsed and remaining time; no bar (nor its blank line) in a log."""
+    shown = console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console(), transient=True) as bar:
+    columns = (*columns, TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as bar:
         yield from bar.track(items, total=total, description=description)
 
 
