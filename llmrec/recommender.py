@@ -242,10 +242,13 @@ class Recommender:
         self, beams: Beams, exclude: Sequence[np.ndarray] | None, allow: Sequence[np.ndarray | None] | None
     ) -> Ranking:
         leaves, scores = beams.leaves.cpu().numpy(), beams.scores.cpu().numpy()
+        # Read off the codes that were decoded, so that a leaf which does not own them would show in the metrics.
+        is_item = (beams.codes == self.trie.codes_UL[beams.leaves.clamp(min=0)]).all(dim=2) & (beams.leaves >= 0)
+        invalid = (beams.scores.isfinite() & ~is_item).sum(dim=1).cpu().numpy()
         if self._is_one_to_one:
             items = np.where(leaves < 0, UNFILLED, self.trie.leaf_items[leaves])
             groups = np.broadcast_to(np.arange(leaves.shape[1]), leaves.shape)
-            return Ranking(items, groups, scores)
+            return Ranking(items, groups, scores, invalid)
         rows = [list(self._expand(row, exclude and exclude[i], allow and allow[i])) for i, row in enumerate(leaves)]
         width = max(1, *map(len, rows))
         items, groups = np.full((2, len(rows), width), UNFILLED)
@@ -253,7 +256,7 @@ class Recommender:
         for i, row in enumerate(rows):
             for slot, (item, beam) in enumerate(row):
                 items[i, slot], groups[i, slot], found[i, slot] = item, beam, scores[i, beam]
-        return Ranking(items, groups, found)
+        return Ranking(items, groups, found, invalid)
 
     def _expand(
         self, leaves: np.ndarray, exclude: np.ndarray | None, allow: np.ndarray | None

@@ -11,6 +11,7 @@ import torch
 from conftest import CODES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llmrec import recommender as recommender_module
 from llmrec.beam_search import tree_beam_search
 from llmrec.checkpoint import Binding
 from llmrec.decoding import SidLogitsProcessor, sid_generation_config
@@ -237,3 +238,18 @@ def test_several_sids_of_an_item_count_at_the_best_one(recommender):
     plain = recommender.recommend(HISTORIES, k=12, exclude=None)
     for found, score, *before in zip(items, scores, *plain, strict=True):
         assert dict(zip(found, score, strict=True))["item-9"] >= dict(zip(*before, strict=True))["item-9"] - 1e-5
+
+
+def test_beams_whose_codes_are_no_item_are_counted_as_invalid(tuned, monkeypatch):
+    recommender = Recommender.from_pretrained(tuned, device="cpu")
+    history = [np.array([0, 1])]
+    assert recommender.rank(history, 3).invalid.tolist() == [0]
+    search = recommender_module.tree_beam_search
+
+    def corrupted(*arguments):
+        beams = search(*arguments)
+        beams.codes[0, :2, 0] = (beams.codes[0, :2, 0] + 1) % 2  # of the first two beams
+        return beams
+
+    monkeypatch.setattr(recommender_module, "tree_beam_search", corrupted)
+    assert recommender.rank(history, 3).invalid.tolist() == [2]
