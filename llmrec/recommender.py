@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -221,8 +221,8 @@ class Recommender:
         write_card(directory, name, None if metrics is None else json.loads(Path(metrics).read_text(encoding="utf-8")))
 
     def _rows(self, item_ids: Sequence[str], what: str) -> np.ndarray:
-        if isinstance(item_ids, str):
-            raise ValueError(f"{what} is the text '{item_ids}'; a list of item_ids is needed.")
+        if isinstance(item_ids, str) or not isinstance(item_ids, Iterable):
+            raise ValueError(f"{what} is {item_ids!r}; a list of item_ids is needed.")
         unknown = [item_id for item_id in item_ids if item_id not in self._row_of]
         if unknown:
             raise ValueError(
