@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 
+import pyarrow.parquet as pq
 import pytest
 import torch
-from extended import extended, write_sid, write_toy_catalog
+from extended import extended, fine_tune, write_llm, write_sid, write_toy_catalog
+from prepared import write_catalog
 from torch.nn.functional import cosine_similarity
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llmrec.artifact import run_stage
 from llmrec.checkpoint import Binding
 from llmrec.cli import main
-from llmrec.configs import ExtendConfig
+from llmrec.configs import ExtendConfig, TokenizeConfig
+from llmrec.manifest import content_hash
 from llmrec.stages import extend
 
 ARCHITECTURES = ("qwen3", "llama", "mistral", "qwen2", "gemma2")
@@ -144,3 +149,20 @@ def test_an_extended_model_is_not_extended_again_with_the_same_tokens(capsys, tm
     sid = str(tmp_path / "sid")
     assert main(["extend", "--sid", sid, "--model", str(base), "--out", str(tmp_path / "twice")]) == 2
     assert "already has the token '<a_0>'" in capsys.readouterr().err
+
+
+def test_law_1_sids_of_another_split_do_not_reach_training(tmp_path, sid_table):
+    """The same items in the same order: only the hash of the catalogue tells whose behaviour shaped the SIDs."""
+    ours, other = (write_toy_catalog(tmp_path / name) for name in ("ours", "other"))
+    split = pq.read_table(tmp_path / "other" / "split.parquet")
+    shutil.rmtree(tmp_path / "other")
+    write_catalog(tmp_path / "other", pq.read_table(tmp_path / "ours" / "items.parquet"), split.slice(0, 60))
+    config = TokenizeConfig(out=str(tmp_path / "sid"), catalog="", views="")
+    run_stage("tokenize", config, {"catalog": str(tmp_path / "ours")}, sid_table.save)
+    base = tmp_path / "base"
+    extend.main(ExtendConfig(out=str(base), sid=str(tmp_path / "sid"), model=str(write_llm(tmp_path / "llm"))))
+    assert Binding.load(base)[2]["catalog_sha256"] == content_hash(tmp_path / "ours")
+    with pytest.raises(ValueError, match="made on another split of the items"):
+        fine_tune(tmp_path / "leak", tmp_path / "other", base, max_steps=1)
+    fine_tune(tmp_path / "sft", tmp_path / "ours", base, max_steps=1)
+    assert ours.item_ids == other.item_ids

@@ -61,7 +61,8 @@ def main(config: ExtendConfig) -> dict[str, Any]:
         save_model(model, tokenizer, directory)
         max_history = _longest_history(model, vocabulary)
         binding = Binding(vocabulary, Prompt(), max_history, "vocabulary")
-        binding.save(directory, table, {"base_model": public_name(config.model)})
+        learned_on = read_manifest(config.sid)["identity"].get("inputs", {}).get("catalog")  # none of adopted SIDs
+        binding.save(directory, table, {"base_model": public_name(config.model), "catalog_sha256": learned_on})
         return {
             "sid_tokens": vocabulary.num_tokens,
             "vocabulary": len(tokenizer),

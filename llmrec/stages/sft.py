@@ -19,7 +19,7 @@ from llmrec.checkpoint import Binding, load_tokenizer, save_model
 from llmrec.configs import SftConfig
 from llmrec.console import say
 from llmrec.device import resolve_device, resolve_dtype
-from llmrec.manifest import read_manifest, verify, write_json
+from llmrec.manifest import content_hash, read_manifest, verify, write_json
 from llmrec.prompts import HistoryEncoder, Prompt
 from llmrec.training.examples import HistoryCollator, build_dataset, fill_last_batch
 from llmrec.training.losses import sid_loss_in_forward
@@ -41,7 +41,7 @@ def main(config: SftConfig) -> dict[str, Any]:
     verify(config.model, "extend", "sft")
     catalog = Catalog.load(config.catalog)
     binding, table, details = Binding.load(config.model)
-    check(config, catalog, table.item_ids)
+    check(config, catalog, table.item_ids, details.get("catalog_sha256"))
     tokenizer = load_tokenizer(config.model)
     binding.vocabulary.check(tokenizer)
     prompt = Prompt(config.instruction, config.chat_template)
@@ -66,6 +66,7 @@ def main(config: SftConfig) -> dict[str, Any]:
             save_model(merged, tokenizer, directory)
             recipe = {
                 **details,
+                "catalog_sha256": content_hash(config.catalog),
                 "data": describe_data(config.catalog),
                 "sft": describe_recipe(config),
                 "counts": counts,
@@ -82,7 +83,7 @@ def main(config: SftConfig) -> dict[str, Any]:
     return {"out": str(out), **counts}
 
 
-def check(config: SftConfig, catalog: Catalog, item_ids: list[str]) -> None:
+def check(config: SftConfig, catalog: Catalog, item_ids: list[str], catalog_sha256: str | None) -> None:
     """Refuse what cannot be trained, before anything is loaded.
 
     Raises:
@@ -93,6 +94,11 @@ def check(config: SftConfig, catalog: Catalog, item_ids: list[str]) -> None:
         problems.append(
             f"'{config.model}' was extended for another catalogue than '{config.catalog}' ({len(item_ids)} and "
             f"{catalog.num_items} items). Run `llmrec tokenize` and `llmrec extend` on this catalogue"
+        )
+    elif catalog_sha256 not in (None, content_hash(config.catalog)):
+        problems.append(
+            f"'{config.model}' was made on another split of the items of '{config.catalog}', which may hold what this "
+            "one tests; use that catalogue, or run `llmrec embed`, `tokenize` and `extend` on this one"
         )
     if len(catalog.train) == 0:
         problems.append(
