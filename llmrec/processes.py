@@ -7,6 +7,8 @@ process inherits that.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +47,21 @@ def join() -> PartialState:
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())
     if state.num_processes != count():
         raise RuntimeError(f"accelerate knows {state.num_processes} of {count()} processes (WORLD_SIZE).")
+    if count() > 1:
+        _leave_at_exit()
     return state
+
+
+@functools.cache
+def _leave_at_exit() -> None:
+    """Leave the group before the interpreter is torn down.
+
+    Its threads were seen to abort a process that had finished its work ("terminate called without an active
+    exception", gloo, torch 2.13), for which `accelerate launch` then reports a failure.
+    """
+    from torch import distributed
+
+    atexit.register(lambda: distributed.destroy_process_group() if distributed.is_initialized() else None)
 
 
 def wait() -> None:
