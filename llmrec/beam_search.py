@@ -4,10 +4,7 @@ At every level all beams of a row go through the model as one block; an ancestor
 own path, so the cache is appended to and never copied or reordered. The result is that of `generate(num_beams=…)` with
 `SidLogitsProcessor`, without the beams' copies of the prompt.
 
-A code's score is its log-probability normalised over
-    vocabulary  the whole vocabulary, as Hugging Face beam search scores; for models trained with `sid_loss: full`,
-    level       the codes of its level; for models trained with `sid_loss: level`, whose other logits mean nothing,
-    children    the legal continuations of its prefix; GRPO's policy.
+What a code's score is, is told in `llmrec.scores`.
 
 Shapes: B rows, M beams, T prompt tokens, K codes of a level, L levels.
 
@@ -17,19 +14,17 @@ Source: tree attention over shared prefixes as in SpecInfer (arXiv:2305.09781), 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 from transformers import DynamicCache, PreTrainedModel
 
-from llmrec.backbone import causal_lm, logits, run_backbone
+from llmrec.backbone import causal_lm, run_backbone
+from llmrec.scores import NormalizeOver, check_normalize_over, level_log_probs
 from llmrec.sid import EMPTY
 from llmrec.trie import ROOT, LeafFilter, SidTrie
 from llmrec.vocab import SidVocabulary
-
-NormalizeOver = Literal["vocabulary", "level", "children"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +62,7 @@ def tree_beam_search(
         trie: Legal SIDs.
         vocabulary: Their tokens.
         num_beams: Beam width.
-        normalize_over: What a code's probability is normalised over; see the file header.
+        normalize_over: What a code's probability is normalised over; see `llmrec.scores`.
         leaf_filter: Leaves that each row may reach.
 
     Returns:
@@ -93,16 +88,6 @@ def tree_beam_search(
             hidden = search.advance(level)  # (B, M, hidden)
         search.select(hidden, level)
     return search.finish()
-
-
-def check_normalize_over(value: str) -> None:
-    """Refuse a name that scores cannot be normalised over.
-
-    Raises:
-        ValueError: If it is none of the three.
-    """
-    if value not in get_args(NormalizeOver):
-        raise ValueError(f"normalize_over is '{value}'; choose from {', '.join(get_args(NormalizeOver))}.")
 
 
 def _check_model(model: PreTrainedModel, length: int) -> None:
@@ -259,50 +244,3 @@ class _TreeBeamSearch:
         beam = torch.arange(self.scores.shape[1], device=self.scores.device).expand_as(self.scores)
         self._keep(beam, self.scores, self.trie.num_levels)
         return self.finished
-
-
-def level_log_probs(
-    model: PreTrainedModel,
-    hidden: Tensor,
-    vocabulary: SidVocabulary,
-    level: int,
-    legal: Tensor,
-    normalize_over: NormalizeOver,
-) -> Tensor:
-    """Log-probability of every code of a level.
-
-    Args:
-        model: Causal LM.
-        hidden: (…, hidden) states that predict the code.
-        vocabulary: Tokens of the codes.
-        level: Level of the code.
-        legal: (…, K) bool.
-        normalize_over: See the file header.
-
-    Returns:
-        (…, K) float32, -inf where a code is not legal.
-    """
-    block = vocabulary.block(level)
-    if normalize_over == "vocabulary":
-        every = logits(model, hidden)
-        return normalize_codes(every[..., block] - every.logsumexp(dim=-1, keepdim=True), legal, normalize_over)
-    return normalize_codes(logits(model, hidden, block), legal, normalize_over)
-
-
-def normalize_codes(scores: Tensor, legal: Tensor, normalize_over: NormalizeOver) -> Tensor:
-    """Mask a level's scores, normalised over the level or the legal codes; over the vocabulary they come that way.
-
-    Args:
-        scores: (…, codes in the vocabulary's block), of which a table may use the first K.
-        legal: (…, K) bool.
-        normalize_over: See the file header.
-
-    Returns:
-        (…, K), -inf where a code is not legal.
-    """
-    if normalize_over == "level":
-        scores = scores.log_softmax(dim=-1)
-    scores = scores[..., : legal.shape[-1]].masked_fill(~legal, -torch.inf)
-    if normalize_over == "children":
-        scores = scores.log_softmax(dim=-1).masked_fill(~legal, -torch.inf)  # NaN where nothing is legal
-    return scores

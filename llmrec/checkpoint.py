@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers.utils import logging as transformers_logging
 
 from llmrec import sid
-from llmrec.beam_search import check_normalize_over
 from llmrec.manifest import MANIFEST, PARTIAL, verify, write_json
 from llmrec.prompts import Prompt
+from llmrec.scores import check_normalize_over
 from llmrec.sid import SidTable
 from llmrec.vocab import SidVocabulary
 

@@ -1,6 +1,6 @@
 """Decoding with `generate()`: a logits processor for its own loops, and tree beam search as its `custom_generate`.
 
-What scores are normalised over is told in `llmrec.beam_search`.
+What scores are normalised over is told in `llmrec.scores`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from torch.nn.functional import pad
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 from transformers.generation import GenerateBeamDecoderOnlyOutput
 
-from llmrec.beam_search import NormalizeOver, check_normalize_over, normalize_codes, tree_beam_search
+from llmrec.beam_search import tree_beam_search
+from llmrec.scores import NormalizeOver, check_normalize_over, normalize_codes
 from llmrec.sid import EMPTY
 from llmrec.trie import ROOT, LeafFilter, SidTrie
 from llmrec.vocab import SidVocabulary
