@@ -7,7 +7,6 @@ Departures from TRL: the examples are item rows that the collator turns into tok
 from __future__ import annotations
 
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from llmrec.configs import SftConfig
 from llmrec.console import is_quiet, say
 from llmrec.training.checkpoints import SealCheckpoints, newest_whole
 from llmrec.training.examples import HistoryCollator
-from llmrec.training.weights import train_in_float32
+from llmrec.training.weights import train_in_float32, without_renaming_warning
 
 SID_ROWS = "trainable_tokens"  # in the name of PEFT's parameter for trained token rows
 
@@ -96,9 +95,7 @@ def split_batch(config: SftConfig) -> tuple[int, int]:
 def trainer_arguments(config: SftConfig, directory: Path, device: torch.device, dtype: torch.dtype) -> TrlSftConfig:
     """The stage's config in TRL's words; matrix products run in `dtype`, the type of frozen weights."""
     micro, accumulation = split_batch(config)
-    with warnings.catch_warnings():
-        # TRL 1.16 sets it by its old name, of which transformers 5.23 warns.
-        warnings.filterwarnings("ignore", ".*gradient_checkpointing.*deprecated", FutureWarning)
+    with without_renaming_warning():
         return TrlSftConfig(
             output_dir=str(directory / SCRATCH / "trainer"),
             per_device_train_batch_size=micro,

@@ -6,7 +6,9 @@ model that scores like the adapter. What trains is float32, whatever the frozen 
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -64,15 +66,14 @@ def add_adapter(model: PreTrainedModel, config: SftConfig, vocabulary: SidVocabu
     """
     targets = config.lora_targets[0] if config.lora_targets == ["all-linear"] else config.lora_targets
     modules = dict(model.named_modules())
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     listed = targets if isinstance(targets, list) else []
     unknown = [name for name in listed if not any(f".{module}".endswith(f".{name}") for module in modules)]
     if unknown or not targets:
-        head = model.get_output_embeddings()
         linear = {n.rsplit(".", 1)[-1] for n, m in modules.items() if isinstance(m, torch.nn.Linear) and m is not head}
         raise ValueError(f"lora_targets names {unknown}; choose 'all-linear' or from {', '.join(sorted(linear))}.")
-    names = {id(module): name.rsplit(".", 1)[-1] for name, module in model.named_modules()}
+    names = {id(module): name.rsplit(".", 1)[-1] for name, module in modules.items()}
     rows = list(vocabulary.token_range)
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     trained = {names[id(embedding)]: rows}
     if head.weight is not embedding.weight:
         trained[names[id(head)]] = rows
@@ -85,12 +86,18 @@ def add_adapter(model: PreTrainedModel, config: SftConfig, vocabulary: SidVocabu
         trainable_token_indices=trained,
     )
     torch.manual_seed(config.seed)
-    with warnings.catch_warnings():
-        # PEFT 0.21 asks for it by its old name, of which transformers 5.23 warns.
-        warnings.filterwarnings("ignore", ".*gradient_checkpointing.*deprecated", FutureWarning)
+    with without_renaming_warning():
         adapted = get_peft_model(model, lora)
     train_in_float32(adapted)
     return adapted
+
+
+@contextlib.contextmanager
+def without_renaming_warning() -> Iterator[None]:
+    """PEFT 0.21 and TRL 1.16 say gradient_checkpointing, of which transformers 5.23 warns; nothing here can help it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*gradient_checkpointing.*deprecated", FutureWarning)
+        yield
 
 
 def train_in_float32(model: torch.nn.Module) -> None:
