@@ -65,7 +65,9 @@ def test_renamed_codes_train_on_as_if_nothing_had_happened(tokenizer, sid_table,
     encoder, trie = swap_table(model, optimizer, vocabulary, table, old_codes)
     swapped = HistoryCollator(collator.prefix, encoder, collator.pad_token_id)
     assert train(model, optimizer, swapped, vocabulary, 3, sid_loss) == pytest.approx(undisturbed, rel=1e-5)
-    assert trie.num_leaves == 11 and torch.equal(trie.codes_UL, torch.from_numpy(np.unique(table.all_codes, axis=0)))
+    assert trie.num_leaves == 11 and torch.equal(
+        trie.codes_of(torch.arange(trie.num_leaves)), torch.from_numpy(np.unique(table.all_codes, axis=0))
+    )
     head, embedding = (get().weight for get in (_lm(model).get_output_embeddings, _lm(model).get_input_embeddings))
     assert torch.equal(head, embedding) == tied
 
