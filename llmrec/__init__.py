@@ -11,7 +11,7 @@ _PUBLIC = {
     "Binding": "llmrec.checkpoint",
     "Catalog": "llmrec.catalog",
     "Recommender": "llmrec.recommender",
-    "SidLogitsProcessor": "llmrec.decoding",
+    "SidLogitsProcessor": "llmrec.logits_processor",
     "SidTable": "llmrec.sid",
     "SidTrie": "llmrec.trie",
     "SidVocabulary": "llmrec.vocab",

@@ -1,4 +1,4 @@
-"""Decoding with `generate()`: a logits processor for its own loops, and tree beam search as its `custom_generate`.
+"""Decoding with `generate()`: the config that its own loops need, and tree beam search as its `custom_generate`.
 
 What scores are normalised over is told in `llmrec.scores`.
 """
@@ -10,80 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import GenerateBeamDecoderOnlyOutput
 
 from llmrec.beam_search import tree_beam_search
-from llmrec.scores import NormalizeOver, check_normalize_over, normalize_codes
+from llmrec.leaf_filter import LeafFilter
+from llmrec.scores import NormalizeOver
 from llmrec.sid import EMPTY
-from llmrec.trie import ROOT, LeafFilter, SidTrie
+from llmrec.trie import SidTrie
 from llmrec.vocab import SidVocabulary
-
-
-class SidLogitsProcessor(LogitsProcessor):
-    """Restrict any `generate()` loop (greedy, sampling, beams) to the SIDs of a trie.
-
-    It keeps no state: each call walks the tokens after the prompt, so reordered beams and reused instances are safe. A
-    complete SID, or a row that has ended, may only be followed by end-of-sequence, at score 0.
-
-    Args:
-        trie: Legal SIDs.
-        vocabulary: Their tokens.
-        prompt_length: Tokens of the (padded) prompt, `input_ids.shape[1]`.
-        normalize_over: What scores are normalised over. `vocabulary` leaves them as `generate` made them.
-
-    Raises:
-        ValueError: If the vocabulary lacks codes of the trie; when called on a row that is shorter than the prompt, or
-            whose tokens after the prompt are not a prefix of any SID.
-    """
-
-    def __init__(
-        self,
-        trie: SidTrie,
-        vocabulary: SidVocabulary,
-        prompt_length: int,
-        normalize_over: NormalizeOver = "vocabulary",
-    ):
-        vocabulary.check_table(trie)
-        check_normalize_over(normalize_over)
-        self.trie, self.vocabulary, self.prompt_length = trie, vocabulary, prompt_length
-        self.normalize_over = normalize_over
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Masked scores; (rows, tokens) and (rows, V) -> (rows, V)."""
-        if input_ids.shape[1] < self.prompt_length:
-            raise ValueError(f"prompt_length is {self.prompt_length} but the rows have {input_ids.shape[1]} tokens.")
-        generated = input_ids[:, self.prompt_length :]
-        nodes, ended = self._walk(generated)
-        masked = torch.full_like(scores, -torch.inf)
-        level = generated.shape[1]
-        if level < self.trie.num_levels:
-            block, legal = self.vocabulary.block(level), self.trie.allowed(nodes, level)
-            codes = slice(block.start, block.start + legal.shape[1])  # the table may use fewer than the vocabulary has
-            masked[:, codes] = normalize_codes(scores[:, block], legal, self.normalize_over)
-        masked[ended, self.vocabulary.eos_token_id] = 0
-        return masked
-
-    def _walk(self, generated: Tensor) -> tuple[Tensor, Tensor]:
-        """Node that each row has reached, and whether it has completed a SID; beyond that its node is -1."""
-        nodes = torch.full((len(generated),), ROOT, device=generated.device)
-        ended = torch.zeros_like(nodes, dtype=torch.bool)
-        for level in range(min(generated.shape[1], self.trie.num_levels)):
-            size = self.trie.level_sizes[level]
-            code = generated[:, level] - self.vocabulary.starts[level]
-            known = (code >= 0) & (code < size)
-            child = self.trie.children(nodes, level).gather(1, code.clamp(0, size - 1).unsqueeze(1)).squeeze(1)
-            nodes = child.masked_fill(~known, -1)
-            stray = (~ended & (nodes < 0)).nonzero()
-            if len(stray):
-                row = int(stray[0])
-                raise ValueError(
-                    f"Row {row} continues its prompt with the tokens {generated[row, : level + 1].tolist()}, which no "
-                    f"SID of the trie begins with. Is prompt_length {self.prompt_length} the length of the padded "
-                    "prompt, and is this the processor of this model's SID table?"
-                )
-            ended = ended | self.trie.is_leaf(nodes, level + 1)
-        return nodes, ended
 
 
 def sid_generation_config(

@@ -1,4 +1,4 @@
-"""Laws 6 and 7: the processor, tree beam search, `generate` and brute force agree, and every answer is an item."""
+"""Law 7: tree beam search, `generate` with the processor and brute force agree, and every answer is an item."""
 
 import pytest
 import torch
@@ -11,9 +11,11 @@ from test_trie import tables
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 
 from llmrec.beam_search import tree_beam_search
-from llmrec.decoding import SidLogitsProcessor, sid_generate, sid_generation_config
+from llmrec.decoding import sid_generate, sid_generation_config
+from llmrec.leaf_filter import LeafFilter
+from llmrec.logits_processor import SidLogitsProcessor
 from llmrec.sid import EMPTY, SidTable
-from llmrec.trie import LeafFilter, SidTrie
+from llmrec.trie import SidTrie
 from llmrec.vocab import SidVocabulary
 
 NORMALIZE_OVER = ("vocabulary", "level", "children")
@@ -102,7 +104,7 @@ def filled(beams):
 
 def brute_force(model, ids, mask, trie, vocabulary, normalize_over, permitted=None):
     """Teacher-forced score of every SID, one forward pass each, without cache or padding; best first."""
-    sids = [tuple(c for c in row if c != EMPTY) for row in trie.codes_UL.tolist()]
+    sids = [tuple(c for c in row if c != EMPTY) for row in trie.codes_of(torch.arange(trie.num_leaves)).tolist()]
     rows = []
     for row in range(len(ids)):
         prompt, scored = ids[row][mask[row].bool()].tolist(), []
@@ -181,7 +183,7 @@ def test_unfilled_beams_are_empty(llm, trie, vocabulary):
 
 def test_leaves_name_the_sids_of_the_codes(llm, trie, vocabulary):
     beams = tree_beam_search(llm, *prompts(), trie, vocabulary, num_beams=5)
-    assert trie.codes_UL[beams.leaves].equal(beams.codes)
+    assert trie.codes_of(beams.leaves).equal(beams.codes)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -255,7 +257,8 @@ def test_a_table_may_use_fewer_codes_than_the_vocabulary(sid_table, llm, vocabul
 
 def test_equals_the_dict_trie_of_prefix_allowed_tokens_fn(llm, trie, vocabulary):
     ids, mask = prompts()
-    sids = [tuple(row) for row in (trie.codes_UL + torch.tensor(vocabulary.starts)).tolist()]
+    codes = trie.codes_of(torch.arange(trie.num_leaves))
+    sids = [tuple(row) for row in (codes + torch.tensor(vocabulary.starts)).tolist()]
 
     def allowed_tokens(batch_id, sequence):
         prefix = tuple(sequence[ids.shape[1] :].tolist())
@@ -301,100 +304,6 @@ def test_filtered_beams_equal_brute_force_over_permitted_sids(data, normalize_ov
         leaves = [leaf for leaf in narrow.leaves[row].tolist() if leaf >= 0]
         assert len(leaves) == min(2, sum(permitted[row]))
         assert all(permitted[row][leaf] for leaf in leaves)
-
-
-# Law 6: the processor
-
-
-@pytest.mark.parametrize("normalize_over", NORMALIZE_OVER)
-def test_processor_masks_and_normalises(sid_table, vocabulary, normalize_over):
-    trie, size = SidTrie(sid_table), vocabulary.token_range.stop
-    a, b, c = vocabulary.starts
-    # One row each: the beginning, after <a_0>, after <a_2>.
-    rows = {0: [[9]], 1: [[9, a + 0], [9, a + 2]], 2: [[9, a + 3, b + 1]]}
-    legal = {0: [[0, 1, 2, 3]], 1: [[0, 1, 3], [0]], 2: [[1, 2]]}
-    for level, prefixes in rows.items():
-        scores = torch.randn(len(prefixes), size, generator=torch.Generator().manual_seed(level))
-        masked = SidLogitsProcessor(trie, vocabulary, 1, normalize_over)(torch.tensor(prefixes), scores)
-        start = (a, b, c)[level]
-        for row, codes in enumerate(legal[level]):
-            tokens = [start + code for code in codes]
-            level_tokens = list(range(start, start + 4))
-            over = {"vocabulary": None, "level": level_tokens, "children": tokens}[normalize_over]
-            shift = 0 if over is None else scores[row, over].logsumexp(0)
-            expected = torch.full((size,), -torch.inf)
-            expected[tokens] = scores[row, tokens] - shift
-            assert torch.allclose(masked[row], expected)
-
-
-def test_a_complete_sid_is_followed_by_end_of_sequence_alone(tokenizer):
-    table = SidTable(["short", "long", "other"], [[1, EMPTY, EMPTY], [0, 0, 0], [0, 1, EMPTY]], level_sizes=[2, 2, 1])
-    vocabulary = SidVocabulary.add_to(tokenizer, table.level_sizes)
-    processor = SidLogitsProcessor(SidTrie(table), vocabulary, prompt_length=2)
-    a, b, c = vocabulary.starts
-    rows = torch.tensor([
-        [8, 9, a + 0, b + 0, c + 0],  # complete at the last level
-        [8, 9, a + 0, b + 1, EOS],  # ended one level before
-        [8, 9, a + 1, EOS, EOS],  # ended two levels before
-    ])  # fmt: skip
-    expected = torch.full((3, len(tokenizer)), -torch.inf)
-    expected[:, EOS] = 0
-    assert processor(rows, torch.randn(3, len(tokenizer))).equal(expected)
-    assert processor(rows[1:, :4], torch.randn(2, len(tokenizer))).equal(expected[:2])
-
-
-def test_processor_keeps_no_state(llm, trie, vocabulary):
-    processor = SidLogitsProcessor(trie, vocabulary, prompt_length=1)
-    a, b, _ = vocabulary.starts
-    longer, shorter = torch.tensor([[9, a, b], [9, a + 3, b + 1]]), torch.tensor([[9]])
-    scores = torch.randn(2, vocabulary.token_range.stop)
-    before = dict(vars(processor))
-    first = processor(longer, scores)
-    processor(shorter, scores[:1])
-    assert processor(longer.flip(0), scores.flip(0)).equal(first.flip(0))
-    assert vars(processor) == before
-
-
-@pytest.mark.parametrize(
-    "generated", [[0], ["b0"], ["a0", "b2"], ["a0", "a0"], ["a0", EOS], ["a0", "b0", "c3"]], ids=str
-)
-def test_any_other_prefix_raises(trie, vocabulary, generated):
-    level_of = {"a": 0, "b": 1, "c": 2}
-    tokens = [x if isinstance(x, int) else vocabulary.starts[level_of[x[0]]] + int(x[1]) for x in generated]
-    processor = SidLogitsProcessor(trie, vocabulary, prompt_length=1)
-    with pytest.raises(ValueError, match=r"Row 1 .* no SID of the trie begins with. Is prompt_length 1"):
-        processor(
-            torch.tensor([[9, *(start for start in vocabulary.starts[: len(tokens)])], [9, *tokens]]),
-            torch.zeros(2, vocabulary.token_range.stop),
-        )
-
-
-def test_a_prompt_length_beyond_the_rows_raises(trie, vocabulary):
-    with pytest.raises(ValueError, match="prompt_length is 5 but the rows have 2 tokens"):
-        SidLogitsProcessor(trie, vocabulary, 5)(torch.tensor([[8, 9]]), torch.zeros(1, vocabulary.token_range.stop))
-
-
-@settings(max_examples=15)
-@given(tables(), st.sampled_from(NORMALIZE_OVER), st.integers(0, 99))
-def test_greedy_and_sampled_answers_are_items(table, normalize_over, seed):
-    model, trie, vocabulary = setting(table, seed=seed)
-    sids = {tuple(c for c in row if c != EMPTY) for row in trie.codes_UL.tolist()}
-    ids, mask = prompts((5, 2), seed)
-    ((greedy, _),) = generate(model, ids[:1], mask[:1], trie, vocabulary, 1, normalize_over)[0:1][0]
-    assert greedy in sids
-    torch.manual_seed(seed)
-    output = model.generate(
-        input_ids=ids, attention_mask=mask, generation_config=sid_generation_config(vocabulary, 1, 5, do_sample=True),
-        logits_processor=LogitsProcessorList([SidLogitsProcessor(trie, vocabulary, ids.shape[1], normalize_over)]),
-    )  # fmt: skip
-    assert {codes_of(row, vocabulary) for row in output.sequences[:, ids.shape[1] :].tolist()} <= sids
-
-
-def test_greedy_takes_the_best_child_at_each_level(llm, trie, vocabulary):
-    ids, mask = prompts()
-    one_beam = filled(tree_beam_search(llm, ids, mask, trie, vocabulary, 1))
-    greedy = generate(llm, ids, mask, trie, vocabulary, 1)
-    assert [row[0][0] for row in greedy] == [row[0][0] for row in one_beam]
 
 
 # The generation config
@@ -571,8 +480,6 @@ def test_a_trie_of_another_vocabulary_is_refused(llm, vocabulary):
     larger = SidTrie(SidTable(["a", "b"], [[0, 0, 4], [0, 0, 1]]))
     with pytest.raises(ValueError, match="Run `llmrec extend` on the new table"):
         tree_beam_search(llm, *prompts(), larger, vocabulary, 2)
-    with pytest.raises(ValueError, match="Run `llmrec extend` on the new table"):
-        SidLogitsProcessor(larger, vocabulary, 7)
 
 
 def test_recurrent_models_are_refused(trie, vocabulary):
