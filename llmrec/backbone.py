@@ -56,17 +56,60 @@ def logits(model: PreTrainedModel, hidden: Tensor, rows: slice | None = None) ->
     Returns:
         (…, rows) float32.
     """
+    return finish_logits(model, project(model, hidden, rows))
+
+
+def project(model: PreTrainedModel, hidden: Tensor, rows: slice | None = None) -> Tensor:
+    """Hidden states times output rows, before what `finish_logits` does; (…, hidden) -> (…, rows)."""
     weight, bias = output_rows(model, rows)
-    return finish_logits(model, nn.functional.linear(hidden.to(weight.dtype), weight, bias))
+    return nn.functional.linear(hidden.to(weight.dtype), weight, bias)
 
 
 def finish_logits(model: PreTrainedModel, scores: Tensor) -> Tensor:
     """Scale and soft-cap projected logits as the model's config says; (…) -> (…) float32."""
+    return scale_logits(scores, *logit_scale(model))
+
+
+def logit_scale(model: PreTrainedModel) -> tuple[float, float | None]:
+    """Factor and soft cap that a model applies to its projected logits."""
     config = model.config.get_text_config()
+    factor = getattr(config, "logit_scale", None) or 1.0
+    return factor / (getattr(config, "logits_scaling", None) or 1.0), getattr(config, "final_logit_softcapping", None)
+
+
+def scale_logits(scores: Tensor, factor: float, cap: float | None) -> Tensor:
+    """(…) -> (…) float32."""
     scores = scores.float()
-    if getattr(config, "logit_scale", None):
-        scores = scores * config.logit_scale
-    if getattr(config, "logits_scaling", None):
-        scores = scores / config.logits_scaling
-    cap = getattr(config, "final_logit_softcapping", None)
+    if factor != 1.0:
+        scores = scores * factor
     return torch.tanh(scores / cap) * cap if cap else scores
+
+
+def check_rows(model: PreTrainedModel, num_tokens: int) -> None:
+    """Refuse a model whose output matrix has no row for the last SID token.
+
+    Raises:
+        ValueError: If it has fewer rows than `num_tokens`.
+    """
+    rows = model.get_output_embeddings().weight.shape[0]
+    if rows < num_tokens:
+        raise ValueError(
+            f"The model has {rows} token rows but the SID tokens end at {num_tokens}; run `llmrec extend` on it."
+        )
+
+
+def check_context(model: PreTrainedModel, length: int) -> None:
+    """Refuse sequences longer than what a model attends over.
+
+    Raises:
+        ValueError: If `length` tokens exceed its positions, sliding window or attention chunk.
+    """
+    config = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    chunk = getattr(config, "attention_chunk_size", None)
+    limits = [limit for limit in (limit, window, chunk) if limit]
+    if limits and length > min(limits):
+        raise ValueError(
+            f"Prompt and SID take {length} tokens but the model attends over {min(limits)}; lower max_history."
+        )

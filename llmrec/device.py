@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+import numpy as np
 import torch
+from torch import Tensor
 
 from llmrec import processes
 
@@ -37,3 +41,26 @@ def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision not in DTYPES:
         raise ValueError(f"Unknown precision '{precision}'; choose auto, {' or '.join(DTYPES)}.")
     return DTYPES[precision]
+
+
+def from_host(array: np.ndarray, device: torch.device) -> Tensor:
+    """A copy on a device, for which the host does not wait; from ordinary memory it would wait for queued work too."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def to_host(tensors: Sequence[Tensor]) -> Callable[[], list[np.ndarray]]:
+    """Ask for tensors as arrays; what is returned waits for them, and not for work queued later."""
+    if tensors[0].device.type != "cuda":
+        return lambda: [tensor.cpu().numpy() for tensor in tensors]
+    copies = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+    for copy, tensor in zip(copies, tensors, strict=True):
+        copy.copy_(tensor, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def wait() -> list[np.ndarray]:
+        arrived.synchronize()
+        return [copy.numpy() for copy in copies]
+
+    return wait

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,14 +18,19 @@ from huggingface_hub import HfApi
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmrec.beam_search import Beams, tree_beam_search
+from llmrec.backbone import check_rows
 from llmrec.card import write_card
 from llmrec.checkpoint import Binding, load_model, load_tokenizer, resolve, save_model
-from llmrec.device import resolve_device, resolve_dtype
+from llmrec.decoder import SidDecoder
+from llmrec.device import from_host, resolve_device, resolve_dtype, to_host
+from llmrec.leaf_filter import LeafFilter
 from llmrec.prompts import HistoryEncoder
 from llmrec.ranking import UNFILLED, Ranking, default_num_beams
 from llmrec.sid import SidTable
-from llmrec.trie import LeafFilter, SidTrie
+from llmrec.trie import SidTrie
+
+# Item rows of histories, what is barred for each user, and what each is restricted to; the last two may be left out.
+Batch = Sequence[Sequence[np.ndarray] | None]
 
 
 class Recommender:
@@ -37,6 +42,7 @@ class Recommender:
         table: Semantic IDs of the catalogue.
         binding: Vocabulary, prompt and scoring that belong to the weights.
         details: How the checkpoint was made; for the model card.
+        compiled: Whether `torch.compile` fuses the model's layers; see `llmrec.decoder`.
 
     Raises:
         ValueError: If the tokenizer, table or model do not belong together.
@@ -49,24 +55,27 @@ class Recommender:
         table: SidTable,
         binding: Binding,
         details: dict[str, Any] | None = None,
+        compiled: bool = False,
     ):
         binding.vocabulary.check(tokenizer)
-        rows, last = model.get_output_embeddings().weight.shape[0], binding.vocabulary.token_range.stop
-        if rows < last:
-            raise ValueError(
-                f"The model has {rows} token rows but the SID tokens end at {last}; run `llmrec extend` again."
-            )
+        check_rows(model, binding.vocabulary.token_range.stop)
         self.model, self.tokenizer, self.table = model.eval(), tokenizer, table
         self.binding, self.details = binding, details or {}
         self.encoder = HistoryEncoder(table, binding.vocabulary)
         self.trie = SidTrie(table, device=model.device)
-        self._prefix = np.asarray(binding.prompt.prefix(tokenizer))
+        self._prefix_ids = torch.tensor(binding.prompt.prefix(tokenizer), device=model.device)
+        self._compiled = compiled
+        self._decoders: dict[int, SidDecoder] = {}  # by num_beams
         self._row_of = {item_id: row for row, item_id in enumerate(table.item_ids)}
-        self._is_one_to_one = self.trie.num_leaves == len(self.trie.leaf_items) == table.num_items
+        self._is_one_to_one = self.trie.leaf_starts is None and self.trie.num_leaves == table.num_items
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, device: str = "auto", precision: Literal["auto", "float32", "bfloat16"] = "auto"
+        cls,
+        source: str | Path,
+        device: str = "auto",
+        precision: Literal["auto", "float32", "bfloat16"] = "auto",
+        compiled: bool = False,
     ) -> Recommender:
         """Load a checkpoint directory or Hub id.
 
@@ -74,6 +83,8 @@ class Recommender:
             source: What `llmrec sft`, `save_pretrained` or `push_to_hub` wrote.
             device: auto, cpu or cuda.
             precision: Type of the weights; auto is bfloat16 on a GPU that has it.
+            compiled: Whether `torch.compile` fuses the model's layers; worth its first 20 seconds where thousands of
+                users follow.
 
         Raises:
             ValueError: If it cannot be found, was changed, its parts do not belong together, or the device or precision
@@ -83,7 +94,7 @@ class Recommender:
         binding, table, details = Binding.load(path)
         where = resolve_device(device)
         model = load_model(path, dtype=resolve_dtype(precision, where)).to(where)
-        return cls(model, load_tokenizer(path), table, binding, details)
+        return cls(model, load_tokenizer(path), table, binding, details, compiled)
 
     def recommend(
         self,
@@ -117,12 +128,12 @@ class Recommender:
             excluded = [np.empty(0, np.int64) if rows is None else rows for rows in excluded]
         shared = allow is not None and all(isinstance(item, str) for item in allow)
         allowed = self._lists([allow] * len(histories) if shared else allow, "allow", len(histories))
+        if shared and not allow:
+            raise ValueError("allow is empty, so that no item can be recommended; leave it out to allow every item.")
+        parts = [slice(start, start + batch_size) for start in range(0, len(histories), batch_size)]
+        batches = ((history_rows[part], excluded and excluded[part], allowed and allowed[part]) for part in parts)
         item_ids, scores = [], []
-        for start in range(0, len(history_rows), batch_size):
-            part = slice(start, start + batch_size)
-            ranking = self.rank(
-                history_rows[part], k, excluded and excluded[part], allowed and allowed[part], num_beams
-            )
+        for ranking in self.rank_batches(batches, k, num_beams):
             for items, found in zip(ranking.items[:, :k], ranking.scores[:, :k], strict=True):
                 item_ids.append([self.table.item_ids[item] for item in items if item != UNFILLED])
                 scores.append(found[items != UNFILLED].tolist())
@@ -136,7 +147,7 @@ class Recommender:
         allow: Sequence[np.ndarray | None] | None = None,
         num_beams: int | None = None,
     ) -> Ranking:
-        """`recommend` for item rows, as one batch and with tie groups; what the evaluator calls.
+        """`recommend` for item rows, as one batch and with tie groups.
 
         Args:
             histories: Item rows of each user, oldest first.
@@ -149,27 +160,70 @@ class Recommender:
             Ranking of B rows; all items of every beam are listed.
 
         Raises:
-            ValueError: If `k` is not positive or a history is empty.
+            ValueError: If `k` is not positive or exceeds `num_beams`, or a history is empty.
+        """
+        return next(self.rank_batches([(histories, exclude, allow)], k, num_beams))
+
+    def rank_batches(self, batches: Iterable[Batch], k: int, num_beams: int | None = None) -> Iterator[Ranking]:
+        """`rank` for batch after batch; the next one is under way on the device while an answer is read.
+
+        Args:
+            batches: Histories, what to exclude and what to allow, as `rank` takes them; the last two may be left out.
+            k: Items wanted; sets the default beam width.
+            num_beams: Beam width; min(items, max(50, 5k)) when left out.
+
+        Yields:
+            Rankings in the order of the batches.
+
+        Raises:
+            ValueError: As `rank` does.
         """
         if k < 1:
             raise ValueError(f"k is {k}; at least 1 is needed.")
+        if num_beams is not None and num_beams < min(k, self.trie.num_leaves):
+            raise ValueError(f"num_beams is {num_beams}, fewer than k = {k}; give {k} or more, or leave it out.")
         num_beams = num_beams or default_num_beams(self.table.num_items, [k])
-        input_ids, mask = self.encode(histories)
+        decoder = self._decoder(min(num_beams, self.trie.num_leaves))
+        answer = None
+        for batch in batches:
+            following = self._start(decoder, *batch)
+            if answer is not None:
+                yield answer()
+            answer = following
+        if answer is not None:
+            yield answer()
+
+    def _decoder(self, num_beams: int) -> SidDecoder:
+        if num_beams not in self._decoders:
+            self._decoders[num_beams] = SidDecoder(
+                self.model,
+                self.trie,
+                self.binding.vocabulary,
+                num_beams,
+                self.binding.normalize_over,
+                self._prefix_ids,
+                compiled=self._compiled,
+            )
+        return self._decoders[num_beams]
+
+    def _start(
+        self,
+        decoder: SidDecoder,
+        histories: Sequence[np.ndarray],
+        exclude: Sequence[np.ndarray] | None = None,
+        allow: Sequence[np.ndarray | None] | None = None,
+    ) -> Callable[[], Ranking]:
+        """Queue a batch on the device; what is returned waits for its ranking."""
         leaf_filter = LeafFilter(self.trie, exclude, allow) if exclude is not None or allow is not None else None
-        beams = tree_beam_search(
-            self.model,
-            input_ids,
-            mask,
-            self.trie,
-            self.binding.vocabulary,
-            min(num_beams, self.trie.num_leaves),
-            self.binding.normalize_over,
-            leaf_filter,
-        )
-        return self._ranking(beams, exclude, allow)
+        beams = decoder(*self.encode(histories), leaf_filter)
+        # Read off the codes that were decoded, so that a leaf which does not own them would show in the metrics.
+        is_item = (beams.codes == self.trie.codes_of(beams.leaves)).all(dim=2) & (beams.leaves >= 0)
+        invalid = (beams.scores.isfinite() & ~is_item).sum(dim=1)
+        arrays = to_host([beams.leaves, beams.scores, invalid])
+        return lambda: self._ranking(*arrays(), exclude, allow)
 
     def encode(self, histories: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """Token ids and attention mask of the prompts, (B, T) each, padded on the left.
+        """Token ids and attention mask of histories, (B, T) each, padded on the right, without the instruction.
 
         Raises:
             ValueError: If a history is empty.
@@ -177,16 +231,12 @@ class Recommender:
         empty = [i for i, history in enumerate(histories) if len(history) == 0]
         if empty:
             raise ValueError(f"History {empty[0]} is empty; at least one item is needed to recommend from.")
-        cap = self.binding.max_history
-        prompts = [np.concatenate([self._prefix, self.encoder.encode_history(h[-cap:])]) for h in histories]
-        longest = max(map(len, prompts))
-        ids = np.full((len(prompts), longest), self.tokenizer.pad_token_id)
-        mask = np.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt) :] = prompt
-            mask[row, longest - len(prompt) :] = 1
-        device = self.model.device
-        return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+        tokens = [self.encoder.encode_history(history[-self.binding.max_history :]) for history in histories]
+        lengths = np.array([len(row) for row in tokens])
+        is_token = np.arange(lengths.max()) < lengths[:, None]
+        ids = np.full(is_token.shape, self.tokenizer.pad_token_id)
+        ids[is_token] = np.concatenate(tokens)
+        return from_host(ids, self.model.device), from_host(is_token.astype(np.int64), self.model.device)
 
     def save_pretrained(self, directory: str | Path, metrics: str | Path | None = None) -> None:
         """Write a checkpoint that `from_pretrained` and plain transformers load.
@@ -239,12 +289,13 @@ class Recommender:
         return [None if ids is None else self._rows(ids, f"{what} {i}") for i, ids in enumerate(lists)]
 
     def _ranking(
-        self, beams: Beams, exclude: Sequence[np.ndarray] | None, allow: Sequence[np.ndarray | None] | None
+        self,
+        leaves: np.ndarray,
+        scores: np.ndarray,
+        invalid: np.ndarray,
+        exclude: Sequence[np.ndarray] | None,
+        allow: Sequence[np.ndarray | None] | None,
     ) -> Ranking:
-        leaves, scores = beams.leaves.cpu().numpy(), beams.scores.cpu().numpy()
-        # Read off the codes that were decoded, so that a leaf which does not own them would show in the metrics.
-        is_item = (beams.codes == self.trie.codes_UL[beams.leaves.clamp(min=0)]).all(dim=2) & (beams.leaves >= 0)
-        invalid = (beams.scores.isfinite() & ~is_item).sum(dim=1).cpu().numpy()
         if self._is_one_to_one:
             items = np.where(leaves < 0, UNFILLED, self.trie.leaf_items[leaves])
             groups = np.broadcast_to(np.arange(leaves.shape[1]), leaves.shape)

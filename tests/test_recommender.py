@@ -11,10 +11,11 @@ import torch
 from conftest import CODES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmrec import recommender as recommender_module
 from llmrec.beam_search import tree_beam_search
 from llmrec.checkpoint import Binding
-from llmrec.decoding import SidLogitsProcessor, sid_generation_config
+from llmrec.decoder import SidDecoder
+from llmrec.decoding import sid_generation_config
+from llmrec.logits_processor import SidLogitsProcessor
 from llmrec.recommender import Recommender
 from llmrec.sid import SidTable
 from llmrec.trie import SidTrie
@@ -90,7 +91,8 @@ def test_allow_lists_are_shared_or_per_user(recommender):
     ]
     own = recommender.recommend(HISTORIES, k=12, allow=[["item-0"], None, []])[0]
     assert own[0] == ["item-0"] and set(own[1]) == ALL - set(HISTORIES[1]) and own[2] == []
-    assert recommender.recommend(HISTORIES, allow=[])[0] == [[], [], []]
+    with pytest.raises(ValueError, match="allow is empty, so that no item can be recommended"):
+        recommender.recommend(HISTORIES, allow=[])
 
 
 def test_filters_do_not_change_scores(recommender):
@@ -245,12 +247,12 @@ def test_beams_whose_codes_are_no_item_are_counted_as_invalid(tuned, monkeypatch
     recommender = Recommender.from_pretrained(tuned, device="cpu")
     history = [np.array([0, 1])]
     assert recommender.rank(history, 3).invalid.tolist() == [0]
-    search = recommender_module.tree_beam_search
+    search = SidDecoder.__call__
 
     def corrupted(*arguments):
         beams = search(*arguments)
         beams.codes[0, :2, 0] = (beams.codes[0, :2, 0] + 1) % 2  # of the first two beams
         return beams
 
-    monkeypatch.setattr(recommender_module, "tree_beam_search", corrupted)
+    monkeypatch.setattr(SidDecoder, "__call__", corrupted)
     assert recommender.rank(history, 3).invalid.tolist() == [2]

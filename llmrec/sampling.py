@@ -1,0 +1,146 @@
+"""Sampling SIDs under the trie, with and without replacement, in one prefill and one block of tokens per level.
+
+The distribution is the model's over the legal continuations of each prefix (`normalize_over="children"`), so that the
+probabilities of all permitted SIDs sum to 1: GRPO's policy.
+
+Without replacement, every prefix carries a Gumbel-perturbed log-probability, and the largest survive; a prefix's is
+the maximum of its continuations', which makes the search exact: the SIDs that remain are a sample of `num_samples`
+different ones, in the order in which they would be drawn.
+
+Shapes: B rows, M samples, W continuations of a prefix, T prompt tokens, P prefix tokens, L levels.
+
+Source: Kool et al., Stochastic Beams and Where to Find Them (arXiv:1903.06059), appendix B.3 for the numerics.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from llmrec.backbone import causal_lm
+from llmrec.leaf_filter import LeafFilter
+from llmrec.logits_processor import check_prompt_end
+from llmrec.tree_forward import TreeForward, pad_right
+from llmrec.tree_search import Beams, Continuations, Paths, Space
+from llmrec.trie import SidTrie
+from llmrec.vocab import SidVocabulary
+
+
+@torch.no_grad()
+def tree_sample(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    trie: SidTrie,
+    vocabulary: SidVocabulary,
+    num_samples: int,
+    replacement: bool = False,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+    leaf_filter: LeafFilter | None = None,
+    prefix_ids: Tensor | None = None,
+) -> Beams:
+    """Draw SIDs for each prompt.
+
+    Args:
+        model: Causal LM, or a PEFT model over one.
+        input_ids: (B, T) prompts, padded on either side.
+        attention_mask: (B, T), 0 at padding; all ones when left out.
+        trie: Legal SIDs.
+        vocabulary: Their tokens.
+        num_samples: SIDs per prompt.
+        replacement: Draw independently, so that a SID may come up again.
+        temperature: Divides the logits.
+        generator: Source of randomness, on the device of the prompts.
+        leaf_filter: Leaves that each row may reach.
+        prefix_ids: (P,) tokens that stand before every prompt, such as the instruction; they are run once.
+
+    Returns:
+        Beams in the order drawn, `scores` the log-probability of each SID at this temperature. Without replacement
+        fewer than `num_samples` are filled where fewer SIDs are legal; with it, none where none is.
+
+    Raises:
+        ValueError: If `num_samples` or `temperature` is not positive, and as `tree_beam_search` does.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}; at least 1 is needed.")
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; it must be positive.")
+    space = Space(causal_lm(model), trie, vocabulary, "children", temperature)
+    space.check_batch(input_ids, leaf_filter, prefix_ids)
+    check_prompt_end(input_ids, trie, vocabulary, attention_mask)
+    ids, lengths = pad_right(input_ids, attention_mask)
+    forward = TreeForward(space.model, num_samples * (trie.num_levels - 1), prefix_ids)
+    hidden, paths = forward.prefill(ids, lengths), Paths.start(len(ids), trie.num_levels, ids.device)
+    draw = (_Independent if replacement else _Distinct)(len(ids), num_samples, ids.device)
+    for level in range(trie.num_levels):
+        if level > 0:
+            hidden = forward.advance(space.tokens(paths, level - 1), paths.parents)
+        onward = space.continuations(hidden, paths.nodes, level, leaf_filter)
+        paths = paths.follow(onward, draw.choose(paths, onward, generator), level)
+        if trie.has_leaves(level + 1):
+            draw.collect(paths.complete(trie, level + 1))
+    return draw.drawn
+
+
+def _gumbel(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return -torch.empty_like(like, memory_format=torch.contiguous_format).exponential_(generator=generator).log()
+
+
+class _Independent:
+    """Draws with replacement: sample i follows path i."""
+
+    def __init__(self, batch_size: int, num_samples: int, device: torch.device):
+        self.shape, self.drawn = (batch_size, num_samples), None
+
+    def choose(self, paths: Paths, onward: Continuations, generator: torch.Generator | None) -> Tensor:
+        """(B, M) places among all continuations: one of each path's, or M of the only path's."""
+        log_probs = onward.log_probs.expand(*self.shape, -1)
+        code = (log_probs + _gumbel(log_probs, generator)).argmax(dim=-1)
+        if onward.log_probs.shape[1] == 1:
+            return code
+        return torch.arange(self.shape[1], device=code.device) * log_probs.shape[2] + code
+
+    def collect(self, complete: Beams) -> None:
+        if self.drawn is None:
+            self.drawn = complete
+            return
+        is_new, before = complete.leaves >= 0, self.drawn
+        self.drawn = Beams(
+            torch.where(is_new.unsqueeze(-1), complete.codes, before.codes),
+            torch.where(is_new, complete.scores, before.scores),
+            torch.where(is_new, complete.leaves, before.leaves),
+        )
+
+
+class _Distinct:
+    """Draws without replacement: the prefixes with the largest perturbed log-probabilities."""
+
+    def __init__(self, batch_size: int, num_samples: int, device: torch.device):
+        self.num_samples, self.drawn = num_samples, None
+        self.keys = torch.zeros(batch_size, 1, device=device)  # of the paths; the root's may be any
+        self.drawn_keys: Tensor | None = None
+
+    def choose(self, paths: Paths, onward: Continuations, generator: torch.Generator | None) -> Tensor:
+        """(B, x) places of the best among all continuations."""
+        log_probs = paths.scores.unsqueeze(-1) + onward.log_probs  # (B, M, W)
+        free = log_probs + _gumbel(log_probs, generator)
+        keys = _given_maximum(free, self.keys.unsqueeze(-1)).masked_fill(onward.nodes < 0, -torch.inf).flatten(1)
+        self.keys, chosen = keys.topk(min(self.num_samples, keys.shape[1]), dim=1)
+        return chosen
+
+    def collect(self, complete: Beams) -> None:
+        keys = self.keys.masked_fill(complete.leaves < 0, -torch.inf)
+        if self.drawn is not None:
+            complete = self.drawn.concatenated(complete)
+            keys = torch.cat([self.drawn_keys, keys], dim=1)
+        self.drawn_keys, best = keys.topk(min(self.num_samples, keys.shape[1]), dim=1)
+        self.drawn = complete.take(best)
+
+
+def _given_maximum(free: Tensor, maximum: Tensor) -> Tensor:
+    """Gumbel variables (…, W) as they are given that the largest of them is `maximum` (…, 1)."""
+    gap = free - free.amax(dim=-1, keepdim=True)
+    shift = maximum - free + torch.log1p(-gap.exp())
+    return maximum - shift.clamp(min=0) - torch.log1p((-shift.abs()).exp())

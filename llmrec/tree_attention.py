@@ -1,0 +1,182 @@
+"""Attention of beams over their shared prompt and their own paths, inside any Hugging Face decoder.
+
+It stands in for the model's attention function while a search runs. The keys of a layer lie in one buffer: prompt
+first, then one block per level with the codes of all beams. A block is written once and never moved, because a beam's
+parents are told by the mask: it sees its prompt, its ancestors and itself.
+
+Prompts are padded on the right, where causal attention never looks, so that prefill needs no mask.
+
+Shapes: B rows, H query heads, G key heads, T tokens of a block, S columns of a buffer, P prefix tokens, D head dim.
+
+Source: tree attention as in SpecInfer (arXiv:2305.09781); the hook is transformers' `AttentionInterface`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+
+NAME = "llmrec_tree"
+ALIGNMENT = 16  # columns; CUDA's masked kernel copies a mask whose rows start elsewhere
+
+
+class TreeCache:
+    """Keys and values of one search.
+
+    Args:
+        num_columns: Tokens per row that will be written, those of `prefix` included.
+        prefix: Cache of one row whose tokens every prompt begins with.
+    """
+
+    def __init__(self, num_columns: int, prefix: TreeCache | None = None):
+        self.num_columns, self.prefix = num_columns, prefix
+        self.filled = 0 if prefix is None else prefix.filled
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.visible: Tensor | None = None  # of the block in flight; None while prompts are read
+        self._mask: Tensor | None = None
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Put a block behind what is there.
+
+        Args:
+            layer: Index of the layer.
+            keys: (B, G, T, D).
+            values: (B, G, T, D of the values).
+
+        Returns:
+            (B, G, S, D) keys and values, block included.
+        """
+        if layer not in self.layers:
+            self.layers[layer] = (self._buffer(layer, 0, keys), self._buffer(layer, 1, values))
+        end = self.filled + keys.shape[2]
+        for buffer, block in zip(self.layers[layer], (keys, values), strict=True):
+            _words(buffer[:, self.filled : end]).copy_(_words(block.transpose(1, 2)))
+        return tuple(buffer[:, :end].transpose(1, 2) for buffer in self.layers[layer])
+
+    def _buffer(self, layer: int, which: int, block: Tensor) -> Tensor:
+        """(B, columns, G, D), as projections lay their output out, so that a block is one run of memory per row."""
+        batch_size, num_groups, _, dim = block.shape
+        buffer = block.new_empty(batch_size, self.num_columns, num_groups, dim)
+        if self.prefix is not None:
+            buffer[:, : self.filled] = self.prefix.layers[layer][which][:, : self.filled]
+        return buffer
+
+    def mask(self, query: Tensor) -> Tensor:
+        """(B, 1, T, S) additive mask of the block in flight, the same in every layer."""
+        if self._mask is None:
+            visible = self.visible
+            if visible is None:
+                shape = (1, query.shape[2], self.filled + query.shape[2])
+                visible = torch.ones(shape, dtype=torch.bool, device=query.device).tril(self.filled)
+            self._mask = _additive(visible, query.dtype)
+        return self._mask
+
+    @contextmanager
+    def block(self, model: PreTrainedModel, num_tokens: int, visible: Tensor | None = None) -> Iterator[None]:
+        """Let the model's next forward pass read and write this cache.
+
+        Args:
+            model: Causal LM.
+            num_tokens: Tokens per row of the pass.
+            visible: (B, T, S) bool, columns that each token sees; each sees those up to its own when left out.
+        """
+        self.visible, self._mask = visible, None
+        before = model.config._attn_implementation
+        model.config._attn_implementation = NAME
+        token = _active.set(self)
+        try:
+            yield
+        finally:
+            _active.reset(token)
+            model.config._attn_implementation = before
+        self.filled += num_tokens
+
+
+_active: ContextVar[TreeCache] = ContextVar("llmrec_tree_cache")
+
+
+def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, 1, T, S) mask of 0 and -inf whose rows start at aligned addresses."""
+    batch_size, num_tokens, num_columns = visible.shape
+    aligned = -(-num_columns // ALIGNMENT) * ALIGNMENT
+    mask = torch.zeros(batch_size, 1, num_tokens, aligned, dtype=dtype, device=visible.device)
+    mask = mask[..., :num_columns]
+    return mask.masked_fill_(~visible.unsqueeze(1), -torch.inf)
+
+
+def check_attention(model: PreTrainedModel) -> None:
+    """Refuse a model whose attention cannot be replaced, or does not show every layer all keys.
+
+    Raises:
+        ValueError: If it does not take an attention function, has recurrent layers, or shares keys between layers.
+    """
+    remedy = "use `generate()` with SidLogitsProcessor."
+    if model._is_stateful:
+        raise ValueError(
+            f"{type(model).__name__} has recurrent layers, through which beams cannot share a prompt; {remedy}"
+        )
+    if not model._supports_attention_backend or getattr(model.config.get_text_config(), "num_kv_shared_layers", 0):
+        raise ValueError(f"{type(model).__name__} does not let its attention be replaced layer by layer; {remedy}")
+
+
+@torch.compiler.disable
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention function as `AttentionInterface` calls it; (B, H, T, D) query -> (B, T, H, D).
+
+    Raises:
+        ValueError: If the model's attention has an ingredient that this one does not know.
+    """
+    unknown = [name for name, given in kwargs.items() if isinstance(given, Tensor) and name != "position_ids"]
+    if unknown:
+        raise ValueError(
+            f"The attention of {type(module).__name__} reads {', '.join(unknown)}, which tree beam search does not; "
+            "use `generate()` with SidLogitsProcessor."
+        )
+    cache = _active.get()
+    keys, values = cache.write(module.layer_idx, key, value)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if softcap is not None:
+        out = _softcapped(query, keys, values, cache.mask(query), scaling, softcap)
+    else:
+        mask = _causal(query, keys) if cache.visible is None else cache.mask(query)
+        options = {"is_causal": True} if mask is None else {"attn_mask": mask}
+        grouped = query.shape[1] != keys.shape[1]
+        out = scaled_dot_product_attention(query, keys, values, scale=scaling, enable_gqa=grouped, **options)
+    return out.transpose(1, 2), None
+
+
+def _causal(query: Tensor, keys: Tensor) -> Tensor | None:
+    """Mask under which a token sees the columns before its block, and the block up to itself; None without such."""
+    return None if query.shape[2] == keys.shape[2] else causal_lower_right(query.shape[2], keys.shape[2])
+
+
+def _softcapped(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: float, softcap: float) -> Tensor:
+    """Attention with Gemma 2's bounded scores, for which there is no fused kernel; (B, H, T, D)."""
+    keys, values = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (keys, values))
+    scores = softcap * torch.tanh(query @ keys.transpose(2, 3) * (scaling / softcap)) + mask
+    return scores.softmax(dim=-1, dtype=torch.float32).to(values.dtype) @ values
+
+
+def _words(tensor: Tensor) -> Tensor:
+    """The same memory in words of 8 bytes where it divides so; a strided copy takes its time per word."""
+    return tensor.view(torch.int64) if tensor.shape[-1] * tensor.element_size() % 8 == 0 else tensor
+
+
+AttentionInterface.register(NAME, attend)
