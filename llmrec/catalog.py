@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from llmrec import columns
 from llmrec.manifest import verify
+from llmrec.predicates import matches
 
 SPLITS = ("train", "valid", "test")
 
@@ -108,6 +109,17 @@ class Catalog:
     @cached_property
     def titles(self) -> list[str]:
         return [title or "" for title in self.items[columns.TITLE].to_pylist()]
+
+    def where(self, *conditions: str) -> list[str]:
+        """item_ids of the items that meet all conditions on the columns of items.parquet, in catalogue order.
+
+        Args:
+            conditions: Such as 'price <= 20' or 'genres contains Drama'; `llmrec.predicates` says what there is.
+
+        Raises:
+            ValueError: With every condition that cannot be read, or does not fit its column.
+        """
+        return [self.item_ids[row] for row in np.flatnonzero(matches(self.items, conditions))]
 
     @cached_property
     def train(self) -> Rows:

@@ -10,7 +10,7 @@ Shapes: S SIDs, N items, L levels.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -81,6 +81,34 @@ class SidTable:
     def rows(self, codes: Sequence[int]) -> np.ndarray:
         """Item rows that own the SID `codes` (without its -1 filling), in ascending order; empty for an unknown SID."""
         return self._rows_of.get(tuple(int(code) for code in codes), np.empty(0, np.int64))
+
+    def find_items(self, lists: Mapping[str, Sequence[str]]) -> list[np.ndarray]:
+        """Item rows of lists of external ids.
+
+        Args:
+            lists: What a message calls a list -> its item_ids.
+
+        Returns:
+            (length of the list,) int64 for each list.
+
+        Raises:
+            ValueError: If a list is none or names unknown items; the first ten of such lists.
+        """
+        problems = []
+        for name, item_ids in lists.items():
+            if isinstance(item_ids, str) or not isinstance(item_ids, Iterable):
+                problems.append(f"{name} is {item_ids!r}; a list of item_ids is needed")
+            elif unknown := [item_id for item_id in item_ids if item_id not in self._row_of]:
+                problems.append(f"{name} names items that this checkpoint does not know: {unknown[:3]}")
+        if problems:
+            more = f"; {len(problems) - 10} more such lists" if len(problems) > 10 else ""
+            known = f"Its catalogue has {self.num_items} items, such as '{self.item_ids[0]}'."
+            raise ValueError(f"{'; '.join(problems[:10])}{more}. {known}")
+        return [np.array([self._row_of[item_id] for item_id in ids], dtype=np.int64) for ids in lists.values()]
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {item_id: row for row, item_id in enumerate(self.item_ids)}
 
     @cached_property
     def _rows_of(self) -> dict[tuple[int, ...], np.ndarray]:

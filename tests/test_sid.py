@@ -117,3 +117,19 @@ def test_unreadable_files_are_refused(tmp_path):
     pq.write_table(pa.table({"item_id": ["a"]}), tmp_path / "sid_table.parquet")
     with pytest.raises(ValueError, match="needs the columns item_id and code_0"):
         SidTable.load(tmp_path)
+
+
+def test_items_are_found_by_their_ids(sid_table):
+    found = sid_table.find_items({"history": ["item-3", "item-0", "item-3"], "allow": []})
+    assert [rows.tolist() for rows in found] == [[3, 0, 3], []] and found[1].dtype == np.int64
+
+
+def test_every_list_that_names_no_items_is_refused_at_once(sid_table):
+    with pytest.raises(ValueError) as caught:
+        sid_table.find_items({"one": ["item-1", "x", "y"], "two": ["item-2"], "three": "item-3", "four": None})
+    assert str(caught.value) == (
+        "one names items that this checkpoint does not know: ['x', 'y']; three is 'item-3'; a list of item_ids is "
+        "needed; four is None; a list of item_ids is needed. Its catalogue has 12 items, such as 'item-0'."
+    )
+    with pytest.raises(ValueError, match=r"user 9 names .*; 2 more such lists\. Its"):
+        sid_table.find_items({f"user {user}": ["x"] for user in range(12)})

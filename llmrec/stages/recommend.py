@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llmrec.catalog import Catalog
 from llmrec.configs import RecommendConfig
 from llmrec.console import is_quiet
-from llmrec.recommender import Recommender
 
 KEYS = {"history", "exclude", "allow"}
 Request = dict[str, list[str]]
@@ -22,22 +22,29 @@ def main(config: RecommendConfig) -> dict[str, Any]:
         `users`: for each history its `history`, and `items` with item_id, score and, given a catalogue, title.
 
     Raises:
-        ValueError: If a request is malformed or names an unknown item, or the checkpoint is not usable.
+        ValueError: If a request or condition is malformed, a request names an unknown item, no item meets the
+            conditions, or the checkpoint is not usable.
     """
     if (config.history is None) == (config.input is None):
         raise ValueError(
             "Give either --history (item_ids of one user) or --input (a JSON-lines file), not both or neither."
         )
-    places, requests = zip(*find_requests(config).items(), strict=True)
-    titles = titles_of(config.catalog)
+    by_place = find_requests(config)
+    catalog = None if config.catalog is None else Catalog.load(config.catalog)
+    wanted = None if config.where is None else find_wanted(config.where, catalog)
+    from llmrec.recommender import Recommender  # torch and transformers, whose seconds no refused request should cost
+
     recommender = Recommender.from_pretrained(config.model, device=config.device)
-    check_items(dict(zip(places, requests, strict=True)), recommender.table.item_ids)
+    lists = {f'{place}, "{key}"': ids for place, request in by_place.items() for key, ids in request.items()}
+    recommender.table.find_items(lists if wanted is None else lists | {"--where": wanted})  # refuses unknown ones
+    requests = list(by_place.values())
     histories = [request["history"] for request in requests]
     barred = [
         [*request.get("exclude", []), *(request["history"] if config.exclude_seen else [])] for request in requests
     ]
-    allowed = [request.get("allow") for request in requests]
+    allowed = restrict([request.get("allow") for request in requests], wanted)
     answers = recommender.recommend(histories, config.k, exclude=barred, allow=allowed)
+    titles = {} if catalog is None else dict(zip(catalog.item_ids, catalog.titles, strict=True))
     users = [
         {"history": history, "items": [_item(*found, titles) for found in zip(items, scores, strict=True)]}
         for history, items, scores in zip(histories, *answers, strict=True)
@@ -84,24 +91,31 @@ def read_requests(path: str) -> dict[str, Request]:
     return requests
 
 
-def check_items(requests: dict[str, Request], item_ids: list[str]) -> None:
-    """Refuse requests that name unknown items, with the place of each of the first ten.
+def find_wanted(where: Sequence[str], catalog: Catalog | None) -> list[str]:
+    """item_ids that meet all conditions; not empty.
 
     Raises:
-        ValueError: If there is one.
+        ValueError: If there is no condition or no catalogue, a condition is malformed, or no item meets all of them.
     """
-    known = set(item_ids)
-    problems = [
-        f'{place} names items in "{key}" that this checkpoint does not know: {unknown[:3]}'
-        for place, request in requests.items()
-        for key, ids in request.items()
-        if (unknown := [item_id for item_id in ids if item_id not in known])
-    ]
-    if problems:
-        more = f"; {len(problems) - 10} more such lists" if len(problems) > 10 else ""
+    if not where:
+        raise ValueError("--where is empty; give conditions such as 'price <= 20', or leave it out.")
+    if catalog is None:
+        raise ValueError("--where needs --catalog, the directory of `llmrec prepare` whose columns it is about.")
+    wanted = catalog.where(*where)
+    if not wanted:
+        alone = "; ".join(f"'{condition}' is met by {len(catalog.where(condition))}" for condition in where)
         raise ValueError(
-            "; ".join(problems[:10]) + f"{more}. Its catalogue has {len(known)} items, such as '{item_ids[0]}'."
+            f"none of the {catalog.num_items} items of '{catalog.source}' meets --where: {alone}. Loosen a condition."
         )
+    return wanted
+
+
+def restrict(allowed: list[list[str] | None], wanted: list[str] | None) -> list[list[str] | None]:
+    """Allow-lists of requests, cut to the wanted items; a request without its own shares the one list of them."""
+    if wanted is None:
+        return allowed
+    known = set(wanted)
+    return [wanted if ids is None else [item_id for item_id in ids if item_id in known] for ids in allowed]
 
 
 def _parse_request(line: str) -> Request:
@@ -117,14 +131,6 @@ def _parse_request(line: str) -> Request:
     if not request["history"]:
         raise ValueError('"history" is empty; give at least one item_id')
     return request
-
-
-def titles_of(catalog: str | None) -> dict[str, str]:
-    """Title of each item_id; empty without a catalogue."""
-    if catalog is None:
-        return {}
-    loaded = Catalog.load(catalog)
-    return dict(zip(loaded.item_ids, loaded.titles, strict=True))
 
 
 def _item(item_id: str, score: float, titles: dict[str, str]) -> dict[str, Any]:

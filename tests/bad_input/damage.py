@@ -106,12 +106,13 @@ def parquet(name: str, change: Callable[[pa.Table], pa.Table]) -> Break:
     return lambda path: pq.write_table(change(pq.read_table(path / name)), path / name)
 
 
-def column(name: str, value: object) -> Callable[[pa.Table], pa.Table]:
-    """A table whose column is `value` in every row."""
+def column(name: str, value: object, row: int | None = None) -> Callable[[pa.Table], pa.Table]:
+    """A table whose column is `value` in every row, or in one."""
 
     def change(table: pa.Table) -> pa.Table:
-        place = table.column_names.index(name)
-        return table.set_column(place, name, pa.array([value] * table.num_rows, table.schema.field(name).type))
+        place, field = table.column_names.index(name), table.schema.field(name)
+        values = [value if row in (None, i) else cell for i, cell in enumerate(table[name].to_pylist())]
+        return table.set_column(place, name, pa.array(values, field.type))
 
     return change
 

@@ -26,6 +26,8 @@ SPLIT = "split.parquet"
 EXTEND = "extend --model @plain"
 VOCABULARY = {"level_sizes": [4], "starts": [9], "block_sizes": [4], "eos_token_id": 1}
 REQUESTS = "recommend --input @users.jsonl"
+ASKED = "recommend --history item-1"
+WHERE = f"{ASKED} --catalog @catalog --where"
 
 
 def plain(*steps) -> dict:
@@ -144,7 +146,7 @@ CASES = {
     "history and file": Case(REQUESTS + " --history item-1", ("not both or neither",), {"users.jsonl": text("")}),
     "empty history": Case("recommend --history", ("--history is empty", "at least one item")),
     "unknown item in a history": Case("recommend --history ghost",
-                                      ("--history names items", "does not know: ['ghost']")),
+                                      ('--history, "history" names items', "does not know: ['ghost']")),
     "nothing asked for": Case("recommend --history item-1 --k 0", ("k is 0; at least 1",)),
     "model of nobody": Case("recommend --model nobody/nothing --history item-1",
                             ("'nobody/nothing' is neither a checkpoint directory nor a model", "Hub")),
@@ -160,6 +162,24 @@ CASES = {
                                           {"users.jsonl": text('{"history": ["item-1"]}\n\n{"history": []}\n')}),
     "request with an unknown item": Case(REQUESTS, ("users.jsonl", "line 3", "'ghost'"), {
         "users.jsonl": text('{"history": ["item-1"]}\n\n{"history": ["item-2", "ghost"]}\n')}),
+    "conditions without a catalogue": Case(f"{ASKED} --where 'price <= 20'", ("--where needs --catalog",)),
+    "no condition": Case(f"{WHERE}", ("--where is empty", "such as 'price <= 20'")),
+    "condition in three words": Case(f"{WHERE} title '==' x", ("condition 'title': no operator", "as one text",
+                                                              "condition '==': unknown column")),
+    "condition on an unknown column": Case(f"{WHERE} 'titel contains a'", ("unknown column 'titel'",
+                                                                            "did you mean 'title'")),
+    "condition with an unknown operator": Case(
+        f"{WHERE} 'title like a'", ("condition 'title like a'", "operator 'like'", "choose from == != <")),
+    "condition that compares words": Case(
+        f"{WHERE} 'title <= 20'", ("condition 'title <= 20'", "holds text", "is none", "before `llmrec prepare`")),
+    "condition against no number": Case(f"{WHERE} 'item_id < cheap'", ("condition 'item_id < cheap'", "numbers")),
+    "conditions that nothing meets": Case(
+        f"{WHERE} 'item_id in item-1, item-2' 'title contains zzz' --model @absent",
+        ("none of the 30 items", "'item_id in item-1, item-2' is met by 2", "'title contains zzz' is met by 0")),
+    "conditions on another catalogue": Case(
+        f"{ASKED} --catalog @catalog --where 'item_id == ghost'", ("--where names items", "does not know: ['ghost']"),
+        {"catalog": resealed(parquet("items.parquet", column("item_id", "ghost", 0)),
+                             parquet(SPLIT, lambda split: split.slice(0, 0)))}),
     "request that excludes an unknown item": Case(REQUESTS, ("users.jsonl", "line 1", "exclude", "'ghost'"), {
         "users.jsonl": text('{"history": ["item-1"], "exclude": ["ghost"]}\n')}),
 }  # fmt: skip
