@@ -206,6 +206,10 @@ class EvaluateConfig(StageConfig):
     batch_size: int = option("Rows decoded together on one device.", 64, identity=False, least=1)
     bootstrap_samples: int = option("Resamples of users for the 95 % intervals.", 1000, least=1)
     precision: Literal["auto", "float32", "bfloat16"] = option("auto: bfloat16 on a GPU that has it.", "auto")
+    # Results agree up to rounding, as they do between devices and batch sizes.
+    compile: bool = option(
+        "Compile the model's layers first; pays off beyond some thousand rows.", False, identity=False
+    )
     device: str = option("Device of the model: auto, cpu, cuda.", "auto", identity=False)
 
 
@@ -220,7 +224,10 @@ class RecommendConfig(Config):
     )
     k: int = option("Items per user.", 10, least=1)
     exclude_seen: bool = option("Leave out items of the history.", True)
-    catalog: str | None = option("Directory written by `llmrec prepare`, to print titles.", None)
+    where: list[str] | None = option(
+        "Conditions on items that answers must meet, such as 'price <= 20'; needs `catalog`.", None
+    )
+    catalog: str | None = option("Directory written by `llmrec prepare`, for titles and `where`.", None)
     device: str = option("Device of the model: auto, cpu, cuda.", "auto")
 
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import length_hint
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from llmrec import processes
 
@@ -29,13 +40,37 @@ def say(text: str) -> None:
     console().print(text, highlight=False, soft_wrap=True)  # the terminal wraps; a log keeps a path in one piece
 
 
-def progress(items: Iterable[T], description: str, total: int | None = None, unit: str = "") -> Iterator[T]:
-    """Yield the items under a progress bar with elapsed and remaining time; no bar (nor its blank line) in a log."""
+class Speed(ProgressColumn):
+    """Units per second of late."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.1f}/s" if task.speed else "")
+
+
+def progress(
+    items: Iterable[T],
+    description: str,
+    total: int | None = None,
+    unit: str = "",
+    size: Callable[[T], int] = lambda item: 1,
+) -> Iterator[T]:
+    """Yield the items under a progress bar with speed, elapsed and remaining time; no bar (nor blank line) in a log.
+
+    Args:
+        items: What is yielded; its own length is the total where none is given.
+        description: Stands before the bar.
+        total: Units of all items.
+        unit: What is counted.
+        size: Units of an item.
+    """
     shown = console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), Speed())
     columns = (*columns, TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as bar:
-        yield from bar.track(items, total=total, description=description)
+        task = bar.add_task(description, total=total if total is not None else length_hint(items) or None)
+        for item in items:
+            yield item
+            bar.advance(task, size(item))
 
 
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

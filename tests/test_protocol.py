@@ -8,25 +8,31 @@ import os
 import socket
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llmrec.artifact import run_stage
 from llmrec.catalog import Rows
+from llmrec.checkpoint import Binding
 from llmrec.configs import EvaluateConfig, StageConfig
 from llmrec.evaluation import metrics
 from llmrec.evaluation.baselines import BASELINES
 from llmrec.evaluation.metrics import target_position
-from llmrec.evaluation.protocol import Outcome, evaluate, seen_targets
+from llmrec.evaluation.protocol import Outcome, dealt, evaluate, per_batch, seen_targets
+from llmrec.manifest import content_hash
+from llmrec.prompts import Prompt
 from llmrec.ranking import Ranking
 from llmrec.stages import evaluate as stage
 
 
-def fake_rank(histories, k, exclude=None, num_beams=None) -> Ranking:
+def fake_rank(histories, k, exclude=None) -> Ranking:
     """Ranks 12 items by their distance after the last item; items 2i and 2i + 1 share a group."""
     items = np.full((len(histories), 12), -1)
     for row, history in enumerate(histories):
@@ -35,6 +41,17 @@ def fake_rank(histories, k, exclude=None, num_beams=None) -> Ranking:
         items[row, : len(best)] = best
     groups = np.where(items >= 0, (items // 2 - items[:, :1] // 2) % 6, -1)
     return Ranking(items, groups, -np.arange(items.size, dtype=float).reshape(items.shape))
+
+
+def fake_stream(batches, k, num_beams=None):
+    """As `fake_rank`, with one batch in flight: the next is taken before the last is answered."""
+    waiting = None
+    for histories, exclude in batches:
+        if waiting is not None:
+            yield fake_rank(*waiting)
+        waiting = histories, k, exclude
+    if waiting is not None:
+        yield fake_rank(*waiting)
 
 
 def random_rows(count=40) -> Rows:
@@ -59,7 +76,8 @@ def test_outcome_equals_direct_computation_in_any_batching(column):
     histories = [rows.history(i) for i in range(len(rows))]
     direct = fake_rank(histories, 4, histories if column == "seen_excluded" else None)
     for batch_size in (1, 7, 64):
-        outcome = evaluate(fake_rank, rows, 4, column, batch_size)
+        outcome = evaluate(fake_stream, rows, 4, column, batch_size)
+        assert_equal(evaluate(per_batch(fake_rank), rows, 4, column, batch_size), outcome)
         for found, expected in zip(outcome.position, target_position(direct, rows.targets), strict=True):
             np.testing.assert_array_equal(found, expected)
         np.testing.assert_array_equal(outcome.items, direct.items[:, :4])
@@ -67,7 +85,7 @@ def test_outcome_equals_direct_computation_in_any_batching(column):
 
 def test_the_order_of_rows_changes_no_answer():
     rows, order = random_rows(), np.random.default_rng(1).permutation(40)
-    plain, permuted = (evaluate(fake_rank, r, 4, "plain", 7) for r in (rows, rows.take(order)))
+    plain, permuted = (evaluate(fake_stream, r, 4, "plain", 7) for r in (rows, rows.take(order)))
     np.testing.assert_array_equal(permuted.items, plain.items[order])
     np.testing.assert_array_equal(permuted.position.start, plain.position.start[order])
 
@@ -76,7 +94,7 @@ def test_a_target_in_the_history_is_a_miss_where_seen_items_are_excluded():
     rows = random_rows()
     seen = seen_targets(rows)
     assert seen.any()
-    outcome = evaluate(fake_rank, rows, 4, "seen_excluded", 7)
+    outcome = evaluate(fake_stream, rows, 4, "seen_excluded", 7)
     np.testing.assert_array_equal(outcome.position.start == -1, seen)  # the fake ranks every item that is allowed
     assert metrics.recall(outcome.position, 4)[seen].max() == 0
 
@@ -86,27 +104,61 @@ def test_a_ranking_shorter_than_k_leaves_slots_unfilled():
         full = fake_rank(histories, k, exclude)
         return Ranking(full.items[:, :2], full.groups[:, :2], full.scores[:, :2])
 
-    outcome = evaluate(short, random_rows(), 4, "plain", 7)
+    outcome = evaluate(per_batch(short), random_rows(), 4, "plain", 7)
     assert outcome.items.shape == (40, 4)
     assert metrics.unfilled(outcome.items, 4) == 0.5
 
 
 def test_a_ranker_that_breaks_the_protocol_is_refused():
     with pytest.raises(ValueError, match="asked to exclude"):
-        evaluate(lambda histories, k, exclude: fake_rank(histories, k), random_rows(), 4, "seen_excluded", 7)
+        evaluate(per_batch(lambda histories, k, _: fake_rank(histories, k)), random_rows(), 4, "seen_excluded", 7)
     with pytest.raises(ValueError, match="answered 1 rows where 7"):
-        evaluate(lambda histories, k, exclude: fake_rank(histories[:1], k), random_rows(), 4, "plain", 7)
+        evaluate(per_batch(lambda histories, k, _: fake_rank(histories[:1], k)), random_rows(), 4, "plain", 7)
+    with pytest.raises(ValueError, match="answered fewer batches than the 6"):
+        evaluate(lambda batches, k: islice(fake_stream(batches, k), 5), random_rows(), 4, "plain", 7)
+    with pytest.raises(ValueError, match="answered more batches than the 6"):
+        evaluate(lambda batches, k: [*fake_stream(batches, k), fake_rank([[1]], k)], random_rows(), 4, "plain", 7)
     with pytest.raises(ValueError, match="choose from plain, seen_excluded"):
-        evaluate(fake_rank, random_rows(), 4, "seen", 7)
+        evaluate(fake_stream, random_rows(), 4, "seen", 7)
+
+
+def test_an_answer_is_read_while_the_next_batch_runs():
+    """The evaluator neither asks for all answers before it reads one, nor waits for one before it hands on the next."""
+    events = []
+
+    def rank(batches, k):
+        for answer in fake_stream(noted(batches), k):
+            yield answer
+            events.append("read")
+
+    def noted(batches):
+        for batch in batches:
+            events.append("asked")
+            yield batch
+
+    evaluate(rank, random_rows(), 4, "plain", 10)
+    assert events == ["asked", "asked", "read", "asked", "read", "asked", "read", "read"]
+
+
+@given(st.integers(0, 60), st.integers(1, 9))
+@settings(derandomize=True, max_examples=50, deadline=None)
+def test_batches_are_dealt_whole_and_evenly(num_batches, count):
+    """Each batch goes to one process, and with falling costs no process works one batch longer than another."""
+    shares = [dealt(list(range(num_batches)), rank, count) for rank in range(count)]
+    assert sorted(batch for share in shares for batch in share) == list(range(num_batches))
+    cost = [sum(num_batches - batch for batch in share) for share in shares]
+    assert max(cost) - min(cost) <= num_batches
+    if num_batches % (2 * count) == 0:
+        assert len(set(cost)) == 1
 
 
 TWO_PROCESSES = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_protocol import evaluate, fake_rank, random_rows
+from test_protocol import evaluate, fake_stream, random_rows
 for column in ("plain", "seen_excluded"):
-    evaluate(fake_rank, random_rows(), 4, column, 7).save(Path({out!r}) / f"{{sys.argv[1]}}-{{column}}.npz")
+    evaluate(fake_stream, random_rows(), 4, column, 7).save(Path({out!r}) / f"{{sys.argv[1]}}-{{column}}.npz")
 """
 
 
@@ -124,7 +176,7 @@ def test_two_processes_answer_as_one(tmp_path):
     ]
     assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
     for column in ("plain", "seen_excluded"):
-        alone = evaluate(fake_rank, random_rows(), 4, column, 7)
+        alone = evaluate(fake_stream, random_rows(), 4, column, 7)
         for rank in ("0", "1"):
             assert_equal(Outcome.load(tmp_path / f"{rank}-{column}.npz"), alone)
 
@@ -134,8 +186,21 @@ class Plain(StageConfig):
     pass
 
 
+def answer_with(monkeypatch, rank_batches) -> list[dict]:
+    """Put a recommender without weights in the place of ours; the options that it is loaded with."""
+    loaded = []
+
+    def from_pretrained(path, **options):
+        loaded.append(options)
+        return SimpleNamespace(rank_batches=rank_batches)
+
+    module = SimpleNamespace(Recommender=SimpleNamespace(from_pretrained=from_pretrained))
+    monkeypatch.setitem(sys.modules, "llmrec.recommender", module)
+    return loaded
+
+
 @pytest.fixture
-def config(tmp_path, catalog, sid_table, monkeypatch) -> EvaluateConfig:
+def config(tmp_path, catalog, sid_table, vocabulary, monkeypatch) -> EvaluateConfig:
     """A finished catalogue directory, a model directory, and a recommender that needs no weights."""
 
     def write(directory):
@@ -144,9 +209,8 @@ def config(tmp_path, catalog, sid_table, monkeypatch) -> EvaluateConfig:
 
     run_stage("prepare", Plain(out=str(tmp_path / "catalog")), {}, write)
     (tmp_path / "model").mkdir()
-    sid_table.save(tmp_path / "model")
-    recommender = SimpleNamespace(from_pretrained=lambda path, device, precision: SimpleNamespace(rank=fake_rank))
-    monkeypatch.setitem(sys.modules, "llmrec.recommender", SimpleNamespace(Recommender=recommender))
+    Binding(vocabulary, Prompt(), 10, "level").save(tmp_path / "model", sid_table)
+    answer_with(monkeypatch, fake_stream)
     monkeypatch.setenv("LLMREC_QUIET", "1")
     return EvaluateConfig(
         out=str(tmp_path / "eval"), catalog=str(tmp_path / "catalog"), model=str(tmp_path / "model"),
@@ -161,7 +225,7 @@ def test_stage_writes_metrics_and_per_user_results(config, catalog):
     assert set(result["differences"]) == set(BASELINES)
     rows = catalog.rows("test")
     for column in ("plain", "seen_excluded"):
-        position = evaluate(fake_rank, rows, 3, column, 64).position
+        position = evaluate(per_batch(fake_rank), rows, 3, column, 64).position
         ours = result["systems"]["ours"][column]
         assert ours["recall@3"] == pytest.approx(metrics.recall(position, 3).mean())
         assert ours["ndcg@3"] == pytest.approx(metrics.ndcg(position, 3).mean())
@@ -179,14 +243,19 @@ def test_the_beam_width_that_is_reported_is_the_one_used(config, monkeypatch, as
     """Law 10: min(items, max(50, 5k)) beams where none are asked for, the same in both columns."""
     widths = []
 
-    def rank(histories, k, exclude=None, num_beams=None):
+    def rank_batches(batches, k, num_beams):
         widths.append(num_beams)
-        return fake_rank(histories, k, exclude)
+        return fake_stream(batches, k)
 
-    recommender = SimpleNamespace(from_pretrained=lambda path, device, precision: SimpleNamespace(rank=rank))
-    monkeypatch.setitem(sys.modules, "llmrec.recommender", SimpleNamespace(Recommender=recommender))
+    answer_with(monkeypatch, rank_batches)
     result = stage.main(dataclasses.replace(config, num_beams=asked, baselines=[]))
-    assert result["num_beams"] == used and set(widths) == {used} and len(widths) == 4
+    assert result["num_beams"] == used and widths == [used, used]
+
+
+def test_one_model_is_loaded_as_asked_for_both_columns(config, monkeypatch):
+    loaded = answer_with(monkeypatch, fake_stream)
+    stage.main(dataclasses.replace(config, compile=True, precision="float32", device="cpu", baselines=[]))
+    assert loaded == [{"device": "cpu", "precision": "float32", "compiled": True}]
 
 
 def test_stage_prints_every_system_also_where_a_baseline_wins(config, monkeypatch, capsys):
@@ -197,6 +266,8 @@ def test_stage_prints_every_system_also_where_a_baseline_wins(config, monkeypatc
     for word in (
         "plain: 6 test rows of 6 users",
         "seen_excluded: 6 test rows",
+        "evaluate: ours, plain: 6 rows in 0.",
+        " rows/s\n",
         *BASELINES,
         "mrr@3",
         "95 % high",
@@ -279,8 +350,11 @@ def test_an_empty_split_and_a_foreign_sid_table_are_refused(config, catalog, sid
         stage.sample(catalog, config)
 
 
-def test_a_checkpoint_trained_on_another_split_is_refused(config, catalog, sid_table, tmp_path):
-    """Law 1: with the same items in the same order, the training rows of one split hold the targets of another."""
+def test_a_checkpoint_made_on_another_split_is_refused(config, catalog, sid_table, vocabulary, tmp_path):
+    """Law 1: with the same items in the same order, the training rows of one split hold the targets of another.
+
+    The checkpoints have no manifest, as a copy of one on the Hub has none.
+    """
 
     def write(directory):
         pq.write_table(catalog.items, directory / "items.parquet")
@@ -288,10 +362,11 @@ def test_a_checkpoint_trained_on_another_split_is_refused(config, catalog, sid_t
 
     run_stage("prepare", Plain(out=str(tmp_path / "other")), {}, write)
     for name in ("catalog", "other"):
-        inputs = {"catalog": str(tmp_path / name)}
-        run_stage("sft", Plain(out=str(tmp_path / f"sft-{name}")), inputs, sid_table.save)
-    assert stage.main(dataclasses.replace(config, model=str(tmp_path / "sft-catalog")))["num_rows"] == 6
-    leaky = dataclasses.replace(config, model=str(tmp_path / "sft-other"), out=str(tmp_path / "leak"))
-    with pytest.raises(ValueError, match=r"rows may hold what is tested here. Evaluate on '.*other'"):
+        (tmp_path / f"of-{name}").mkdir()
+        made_on = {"catalog_sha256": content_hash(tmp_path / name)}
+        Binding(vocabulary, Prompt(), 10, "level").save(tmp_path / f"of-{name}", sid_table, made_on)
+    assert stage.main(dataclasses.replace(config, model=str(tmp_path / "of-catalog")))["num_rows"] == 6
+    leaky = dataclasses.replace(config, model=str(tmp_path / "of-other"), out=str(tmp_path / "leak"))
+    with pytest.raises(ValueError, match=r"of-other' was made on another split .* hold what is tested here"):
         stage.main(leaky)
     assert not list(tmp_path.glob("leak*"))

@@ -20,10 +20,11 @@ from llmrec import columns, processes
 from llmrec.artifact import SCRATCH, run_stage
 from llmrec.catalog import SPLITS, Catalog, Rows
 from llmrec.configs import EvaluateConfig
+from llmrec.console import say
 from llmrec.evaluation.baselines import BASELINES, BATCH
-from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, evaluate
+from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, evaluate, per_batch
 from llmrec.evaluation.report import OURS, Outcomes, show, summarise
-from llmrec.manifest import MANIFEST, PARTIAL, content_hash, read_manifest, write_json
+from llmrec.manifest import PARTIAL, content_hash, read_manifest, write_json
 from llmrec.ranking import default_num_beams
 from llmrec.sid import SidTable
 
@@ -113,14 +114,19 @@ def check_model(model: str, catalog: Catalog) -> None:
 
 
 def check_training_rows(model: str, catalog: Catalog) -> None:
-    """Refuse a checkpoint whose training rows are of another split of the same items: they may hold test targets."""
-    manifest = read_manifest(model) if (Path(model) / MANIFEST).is_file() else {"stage": None}
-    trained_on = manifest["identity"].get("inputs", {}).get("catalog") if manifest["stage"] == "sft" else None
-    if trained_on not in (None, content_hash(catalog.source)):
+    """Refuse a checkpoint whose weights or SIDs learned from another split of the same items: it may hold test targets.
+
+    Raises:
+        ValueError: If it did, or the checkpoint's llmrec.json is absent or not the one of its SID table.
+    """
+    from llmrec.checkpoint import Binding  # transformers, whose seconds no config that is refused above should cost
+
+    _, _, details = Binding.load(model)
+    if details.get("catalog_sha256") not in (None, content_hash(catalog.source)):
         raise ValueError(
-            f"model '{model}' was trained on another catalogue of the same items than '{catalog.source}', whose "
-            f"training rows may hold what is tested here. Evaluate on '{manifest['inputs']['catalog']}', or run "
-            "`llmrec sft` on this one."
+            f"model '{model}' was made on another split of the items of '{catalog.source}', whose training rows may "
+            "hold what is tested here. Evaluate on the catalogue that it was made on, or run `llmrec embed`, "
+            "`tokenize`, `extend` and `sft` on this one."
         )
 
 
@@ -149,11 +155,13 @@ def sample(catalog: Catalog, config: EvaluateConfig) -> tuple[np.ndarray, Rows]:
 def ranker(system: str, config: EvaluateConfig, catalog: Catalog, num_beams: int) -> Rank:
     """How a system ranks; loads the checkpoint, or fits the baseline on the training rows."""
     if system != OURS:
-        return BASELINES[system](catalog).rank
+        return per_batch(BASELINES[system](catalog).rank)
     from llmrec.recommender import Recommender  # torch and transformers, whose seconds no refused config should cost
 
-    recommender = Recommender.from_pretrained(config.model, device=config.device, precision=config.precision)
-    return functools.partial(recommender.rank, num_beams=num_beams)
+    recommender = Recommender.from_pretrained(
+        config.model, device=config.device, precision=config.precision, compiled=config.compile
+    )
+    return functools.partial(recommender.rank_batches, num_beams=num_beams)
 
 
 def resumed(
@@ -164,6 +172,8 @@ def resumed(
         return Outcome.load(part)
     batch_size = config.batch_size if system == OURS else BATCH
     outcome = evaluate(load(), rows, max(config.k), column, batch_size, f"{system}, {column}")
+    speed = len(rows) / max(outcome.seconds, 1e-9)
+    say(f"evaluate: {system}, {column}: {len(rows)} rows in {outcome.seconds:.1f} s, {speed:,.1f} rows/s")
     if processes.is_main():
         outcome.save(part)
     return outcome
