@@ -8,13 +8,14 @@ anything back to the host.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-WARMUPS = 2  # libraries allocate workspaces and compilers compile in the first runs, which a capture may not
+EAGER_CALLS = 3  # of a shape before it is captured; a capture takes about as long as four calls
 
 
 @dataclass(frozen=True)
@@ -27,23 +28,27 @@ class Captured:
 
 
 class CudaGraphs:
-    """Replays of a function.
+    """Replays of a function; the first calls of each set of shapes run as they are, which also warms libraries up.
 
     Args:
-        function: From CUDA tensors to CUDA tensors.
+        function: From CUDA tensors to new CUDA tensors.
         max_graphs: Graphs kept; beyond that the one captured first goes.
     """
 
     def __init__(self, function: Callable[..., Sequence[Tensor]], max_graphs: int = 64):
         self.function, self.max_graphs = function, max_graphs
+        self.calls: Counter[tuple] = Counter()
         self.graphs: dict[tuple, Captured] = {}
         self.pool = torch.cuda.graph_pool_handle()  # shared, since graphs run one after another
         self.lock = threading.Lock()
 
-    def __call__(self, *inputs: Tensor) -> list[Tensor]:
-        """The function's outputs, as tensors of their own; captured at the first call of these shapes."""
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """The function's outputs, as tensors of their own."""
         key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         with self.lock:
+            self.calls[key] += 1
+            if self.calls[key] <= EAGER_CALLS:
+                return self.function(*inputs)
             if key not in self.graphs:
                 while len(self.graphs) >= self.max_graphs:
                     del self.graphs[next(iter(self.graphs))]
@@ -55,14 +60,7 @@ class CudaGraphs:
             return [output.clone() for output in captured.outputs]
 
     def _capture(self, inputs: Sequence[Tensor]) -> Captured:
-        places = [tensor.clone() for tensor in inputs]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARMUPS):
-                self.function(*places)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
+        places, graph = [tensor.clone() for tensor in inputs], torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
             outputs = list(self.function(*places))
         return Captured(graph, places, outputs)

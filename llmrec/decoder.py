@@ -1,8 +1,8 @@
 """SidDecoder: tree beam search at the speed of the device, for one model and trie that answer many requests.
 
-On a GPU the whole search is one CUDA graph for each size of batch and prompt. Sizes are rounded up, so that few graphs
-are captured: rows are repeated and prompts padded, which changes no answer. `compile_layers` fuses what lies between
-the matrix products of a decoder layer.
+On a GPU the whole search becomes one CUDA graph for each size of batch and prompt that comes up repeatedly. Sizes are
+rounded up, so that there are few: rows are repeated and prompts padded, which changes no answer. `compile_layers` fuses
+what lies between the matrix products of a decoder layer.
 
 Shapes: B rows, T prompt tokens, P prefix tokens.
 """
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from llmrec.backbone import causal_lm
 from llmrec.beam_search import beam_widths, search_beams
 from llmrec.cuda_graphs import CudaGraphs
+from llmrec.joint_projections import join_projections
 from llmrec.leaf_filter import LeafFilter
 from llmrec.scores import NormalizeOver
 from llmrec.tree_forward import pad_right
@@ -27,7 +28,7 @@ from llmrec.tree_search import Beams, Space
 from llmrec.trie import SidTrie
 from llmrec.vocab import SidVocabulary
 
-TOKENS_STEP, ROWS_STEP = 8, 16
+LEAST_STEP, ROWS_STEP = 8, 16
 
 
 class SidDecoder:
@@ -90,7 +91,7 @@ class SidDecoder:
             return search_beams(self.space, ids, lengths, self.widths, leaf_filter, self._shared_prefix(ids))
         num_rows = len(ids)
         rows = torch.arange(_round_up(num_rows, ROWS_STEP), device=ids.device).clamp(max=num_rows - 1)
-        inputs = [pad(ids, (0, -ids.shape[1] % TOKENS_STEP))[rows], lengths[rows]]
+        inputs = [pad(ids, (0, _padded_length(ids.shape[1]) - ids.shape[1]))[rows], lengths[rows]]
         if leaf_filter is not None:
             leaf_filter = leaf_filter.rounded(rows)
             inputs += leaf_filter.tensors()
@@ -113,11 +114,21 @@ class SidDecoder:
 
 
 def compile_layers(model: PreTrainedModel) -> None:
-    """Compile each decoder layer in place; layers of the same kind share their kernels, whatever the batch."""
+    """Compile each decoder layer in place; layers of the same kind share their kernels, whatever the batch.
+
+    Projections of the same input are joined first, in place too; see `llmrec.joint_projections`.
+    """
+    join_projections(model)
     kinds = set(model._no_split_modules)
     for module in model.modules():
         if type(module).__name__ in kinds and module._compiled_call_impl is None:
             module.compile(dynamic=True)
+
+
+def _padded_length(length: int) -> int:
+    """The next multiple of an eighth of the power of two below, so that at most an eighth is padding."""
+    step = max(LEAST_STEP, 1 << (length - 1).bit_length() - 4) if length > 1 else LEAST_STEP
+    return -(-length // step) * step
 
 
 def _round_up(count: int, step: int) -> int:

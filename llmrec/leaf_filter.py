@@ -17,6 +17,7 @@ every set of candidates.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from llmrec.device import from_host
-from llmrec.leaf_items import check_rows, ragged
+from llmrec.leaf_items import check_rows
 from llmrec.trie import SidTrie
 
 COUNTED_FROM = 4096  # leaves of an allow-list; ranks take 8 bytes of each in every row, counts 4 bytes per leaf once
@@ -34,14 +35,53 @@ MIN_WIDTH = 16  # columns of `rounded` ranks
 _TENSORS = ("ranks", "allowed_ranks", "counts", "list_of_row")
 
 
+class AllowList:
+    """Items that answers are restricted to, resolved to leaves once for as many batches as use it.
+
+    Args:
+        trie: The trie that is filtered.
+        rows: Item rows; those outside the trie are ignored.
+
+    Attributes:
+        items: Sorted distinct item rows.
+        leaves: Sorted leaves that own one of them.
+        num_entries: How many of the items each of these leaves owns.
+
+    Raises:
+        ValueError: If an item row is outside the catalogue.
+    """
+
+    def __init__(self, trie: SidTrie, rows: np.ndarray | Sequence[int]):
+        self.trie = trie
+        self.items = _pairs([rows], trie.num_items)
+        self.leaves, self.num_entries = _leaf_pairs(trie, self.items)
+
+    def __contains__(self, item: int) -> bool:
+        place = np.searchsorted(self.items, item)
+        return bool(place < len(self.items) and self.items[place] == item)
+
+    @functools.cached_property
+    def counts(self) -> Tensor:
+        """(U + 1,) int32, its leaves that rank below each."""
+        counts = torch.zeros(self.trie.num_leaves + 1, dtype=torch.int32, device=self.trie.device)
+        counts[from_host(self.leaves, self.trie.device) + 1] = 1
+        return counts.cumsum_(dim=0)
+
+
+def resolved(trie: SidTrie, allow: Sequence[np.ndarray | AllowList | None]) -> list[AllowList | None]:
+    """Allow-lists of a batch's rows; one for all rows that were given the same object."""
+    made = {id(rows): AllowList(trie, rows) for rows in allow if not isinstance(rows, AllowList | None)}
+    return [made.get(id(rows), rows) for rows in allow]
+
+
 class LeafFilter:
     """Leaves that each row of a batch may reach: its allow-list, or everything, but for its exclusions.
 
     Args:
         trie: The trie that is filtered.
         exclude: Item rows barred for each row of the batch. A shared SID is barred when all its items are.
-        allow: Item rows each row of the batch is restricted to; None does not restrict that row. One list object given
-            for several rows is resolved once.
+        allow: What each row of the batch is restricted to, item rows or an AllowList of this trie; None does not
+            restrict that row. One object given for several rows is resolved once.
 
     Attributes:
         ranks: (B, X) int64, sorted barred leaves of each row, filled up with U.
@@ -57,7 +97,7 @@ class LeafFilter:
         self,
         trie: SidTrie,
         exclude: Sequence[np.ndarray] | None = None,
-        allow: Sequence[np.ndarray | None] | None = None,
+        allow: Sequence[np.ndarray | AllowList | None] | None = None,
     ):
         if exclude is None and allow is None:
             raise ValueError("A LeafFilter needs exclude or allow; to filter nothing, leave the filter out.")
@@ -67,33 +107,29 @@ class LeafFilter:
         if len(exclude) != len(allow):
             raise ValueError(f"exclude has {len(exclude)} rows, allow has {len(allow)}; both need one per history.")
         self.trie, self.allowed_ranks, self.counts, self.list_of_row = trie, None, None, None
-        distinct = {id(wanted): wanted for wanted in allow if wanted is not None}
-        place = {key: i for i, key in enumerate(distinct)}
-        list_of_row = np.array([place.get(id(wanted), UNRESTRICTED) for wanted in allow], dtype=np.int64)
-        wanted = _Wanted(trie, list(distinct.values()), list_of_row)
+        allow = resolved(trie, allow)
+        distinct = list(dict.fromkeys(wanted for wanted in allow if wanted is not None))
+        place = {wanted: i for i, wanted in enumerate(distinct)}
+        list_of_row = np.array([place.get(wanted, UNRESTRICTED) for wanted in allow], dtype=np.int64)
+        wanted = _Wanted(trie, distinct, list_of_row)
         self.ranks = self._as_ranks(*_barred(trie, exclude, wanted), batch_size)
         if distinct:
             self._set_allowed(wanted)
 
     def _set_allowed(self, wanted: _Wanted) -> None:
-        lists, leaves = np.divmod(wanted.leaf_keys, self.trie.num_leaves)
-        lengths = np.bincount(lists, minlength=wanted.num_lists)
+        lengths = np.array([len(one.leaves) for one in wanted.lists])
         is_long = lengths >= COUNTED_FROM
         # Each list's row of `counts`, then each row's; the added last entry is what UNRESTRICTED reads.
         places = np.append(np.where(is_long, is_long.cumsum() - 1, SHORT), UNRESTRICTED)
         list_of_row = places[wanted.list_of_row]
         self.list_of_row = from_host(list_of_row, self.trie.device)
         if is_long.any():
-            rows, columns = places[lists][is_long[lists]], leaves[is_long[lists]] + 1
-            shape, device = (int(is_long.sum()), self.trie.num_leaves + 1), self.trie.device
-            counts = torch.zeros(shape, dtype=torch.int32, device=device)
-            counts[from_host(rows, device), from_host(columns, device)] = 1
-            self.counts = counts.cumsum_(dim=1)
+            self.counts = torch.stack([one.counts for one, long in zip(wanted.lists, is_long, strict=True) if long])
         if (list_of_row == SHORT).any():
             rows = np.flatnonzero(list_of_row == SHORT)
-            used = wanted.list_of_row[rows]
-            owner, source = ragged(lengths.cumsum()[used] - lengths[used], lengths[used])
-            self.allowed_ranks = self._as_ranks(rows[owner], leaves[source], len(list_of_row))
+            chosen = [wanted.lists[one].leaves for one in wanted.list_of_row[rows]]
+            owner = rows.repeat([len(leaves) for leaves in chosen])
+            self.allowed_ranks = self._as_ranks(owner, np.concatenate(chosen), len(list_of_row))
 
     def _as_ranks(self, rows: np.ndarray, leaves: np.ndarray, batch_size: int) -> Tensor:
         """(B, longest) leaves of each row, from (T,) ascending rows and their sorted leaves."""
@@ -177,10 +213,12 @@ class LeafFilter:
 class _Wanted:
     """Distinct allow-lists, as sorted keys: list * N + item row, and list * U + leaf with the wanted entries of it."""
 
-    def __init__(self, trie: SidTrie, lists: list[np.ndarray], list_of_row: np.ndarray):
-        self.trie, self.num_lists, self.list_of_row = trie, len(lists), list_of_row
-        self.item_keys = _pairs(lists, trie.num_items)
-        self.leaf_keys, self.num_entries = _leaf_pairs(trie, self.item_keys)
+    def __init__(self, trie: SidTrie, lists: list[AllowList], list_of_row: np.ndarray):
+        self.trie, self.lists, self.list_of_row = trie, lists, list_of_row
+        none = np.empty(0, np.int64)
+        self.item_keys = np.concatenate([none, *(one.items + i * trie.num_items for i, one in enumerate(lists))])
+        self.leaf_keys = np.concatenate([none, *(one.leaves + i * trie.num_leaves for i, one in enumerate(lists))])
+        self.num_entries = np.concatenate([none, *(one.num_entries for one in lists)])
 
     def has_items(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Whether rows of the batch want items."""

@@ -23,7 +23,7 @@ from llmrec.card import write_card
 from llmrec.checkpoint import Binding, load_model, load_tokenizer, resolve, save_model
 from llmrec.decoder import SidDecoder
 from llmrec.device import from_host, resolve_device, resolve_dtype, to_host
-from llmrec.leaf_filter import LeafFilter
+from llmrec.leaf_filter import AllowList, LeafFilter, resolved
 from llmrec.prompts import HistoryEncoder
 from llmrec.ranking import UNFILLED, Ranking, default_num_beams
 from llmrec.sid import SidTable
@@ -66,7 +66,6 @@ class Recommender:
         self._prefix_ids = torch.tensor(binding.prompt.prefix(tokenizer), device=model.device)
         self._compiled = compiled
         self._decoders: dict[int, SidDecoder] = {}  # by num_beams
-        self._row_of = {item_id: row for row, item_id in enumerate(table.item_ids)}
         self._is_one_to_one = self.trie.leaf_starts is None and self.trie.num_leaves == table.num_items
 
     @classmethod
@@ -122,14 +121,15 @@ class Recommender:
         Raises:
             ValueError: If a history is empty, an item is unknown, or the lists differ in length.
         """
-        history_rows = [self._rows(history, f"history {i}") for i, history in enumerate(histories)]
+        history_rows = self.table.find_items({f"history {i}": ids for i, ids in enumerate(histories)})
         excluded = history_rows if exclude == "seen" else self._lists(exclude, "exclude", len(histories))
         if excluded is not None:
             excluded = [np.empty(0, np.int64) if rows is None else rows for rows in excluded]
         shared = allow is not None and all(isinstance(item, str) for item in allow)
-        allowed = self._lists([allow] * len(histories) if shared else allow, "allow", len(histories))
         if shared and not allow:
             raise ValueError("allow is empty, so that no item can be recommended; leave it out to allow every item.")
+        allowed = self._lists([allow] * len(histories) if shared else allow, "allow", len(histories))
+        allowed = allowed and resolved(self.trie, allowed)
         parts = [slice(start, start + batch_size) for start in range(0, len(histories), batch_size)]
         batches = ((history_rows[part], excluded and excluded[part], allowed and allowed[part]) for part in parts)
         item_ids, scores = [], []
@@ -144,7 +144,7 @@ class Recommender:
         histories: Sequence[np.ndarray],
         k: int,
         exclude: Sequence[np.ndarray] | None = None,
-        allow: Sequence[np.ndarray | None] | None = None,
+        allow: Sequence[np.ndarray | AllowList | None] | None = None,
         num_beams: int | None = None,
     ) -> Ranking:
         """`recommend` for item rows, as one batch and with tie groups.
@@ -211,9 +211,10 @@ class Recommender:
         decoder: SidDecoder,
         histories: Sequence[np.ndarray],
         exclude: Sequence[np.ndarray] | None = None,
-        allow: Sequence[np.ndarray | None] | None = None,
+        allow: Sequence[np.ndarray | AllowList | None] | None = None,
     ) -> Callable[[], Ranking]:
         """Queue a batch on the device; what is returned waits for its ranking."""
+        allow = None if allow is None else resolved(self.trie, allow)
         leaf_filter = LeafFilter(self.trie, exclude, allow) if exclude is not None or allow is not None else None
         beams = decoder(*self.encode(histories), leaf_filter)
         # Read off the codes that were decoded, so that a leaf which does not own them would show in the metrics.
@@ -270,23 +271,18 @@ class Recommender:
         self.binding.save(directory, self.table, self.details)
         write_card(directory, name, None if metrics is None else json.loads(Path(metrics).read_text(encoding="utf-8")))
 
-    def _rows(self, item_ids: Sequence[str], what: str) -> np.ndarray:
-        if isinstance(item_ids, str) or not isinstance(item_ids, Iterable):
-            raise ValueError(f"{what} is {item_ids!r}; a list of item_ids is needed.")
-        unknown = [item_id for item_id in item_ids if item_id not in self._row_of]
-        if unknown:
-            raise ValueError(
-                f"{what} names items that this checkpoint does not know: {unknown[:3]}. Its catalogue has "
-                f"{self.table.num_items} items, such as '{self.table.item_ids[0]}'."
-            )
-        return np.asarray([self._row_of[item_id] for item_id in item_ids], dtype=np.int64)
-
     def _lists(self, lists: Sequence[Sequence[str] | None] | None, what: str, count: int) -> list | None:
+        """Item rows of each user's list; one array for all users who were given the same list."""
         if lists is None:
             return None
         if isinstance(lists, str) or len(lists) != count:
             raise ValueError(f"{what} needs one list of item_ids for each of the {count} histories.")
-        return [None if ids is None else self._rows(ids, f"{what} {i}") for i, ids in enumerate(lists)]
+        distinct: dict[int, tuple[str, Sequence[str]]] = {}
+        for i, ids in enumerate(lists):
+            if ids is not None:
+                distinct.setdefault(id(ids), (f"{what} {i}", ids))
+        rows = dict(zip(distinct, self.table.find_items(dict(distinct.values())), strict=True))
+        return [None if ids is None else rows[id(ids)] for ids in lists]
 
     def _ranking(
         self,
@@ -294,7 +290,7 @@ class Recommender:
         scores: np.ndarray,
         invalid: np.ndarray,
         exclude: Sequence[np.ndarray] | None,
-        allow: Sequence[np.ndarray | None] | None,
+        allow: Sequence[AllowList | None] | None,
     ) -> Ranking:
         if self._is_one_to_one:
             items = np.where(leaves < 0, UNFILLED, self.trie.leaf_items[leaves])
@@ -310,7 +306,7 @@ class Recommender:
         return Ranking(items, groups, found, invalid)
 
     def _expand(
-        self, leaves: np.ndarray, exclude: np.ndarray | None, allow: np.ndarray | None
+        self, leaves: np.ndarray, exclude: np.ndarray | None, allow: AllowList | None
     ) -> Iterator[tuple[int, int]]:
         """Items of the beams with the beam each came from; an item with several SIDs counts at its best one."""
         barred = set() if exclude is None else set(exclude.tolist())

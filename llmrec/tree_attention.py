@@ -13,6 +13,7 @@ Source: tree attention as in SpecInfer (arXiv:2305.09781); the hook is transform
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -89,18 +90,20 @@ class TreeCache:
             visible: (B, T, S) bool, columns that each token sees; each sees those up to its own when left out.
         """
         self.visible, self._mask = visible, None
-        before = model.config._attn_implementation
-        model.config._attn_implementation = NAME
-        token = _active.set(self)
-        try:
-            yield
-        finally:
-            _active.reset(token)
-            model.config._attn_implementation = before
+        with _one_at_a_time:
+            before = model.config._attn_implementation
+            model.config._attn_implementation = NAME
+            token = _active.set(self)
+            try:
+                yield
+            finally:
+                _active.reset(token)
+                model.config._attn_implementation = before
         self.filled += num_tokens
 
 
 _active: ContextVar[TreeCache] = ContextVar("llmrec_tree_cache")
+_one_at_a_time = threading.Lock()  # a server's threads share the model's config
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:

@@ -79,6 +79,7 @@ class TreeForward:
         return hidden
 
     def _run(self, cache: TreeCache, tokens: Tensor, positions: Tensor, visible: Tensor | None = None) -> Tensor:
+        positions = positions.contiguous()  # the compiler makes code of its own for an expanded one
         with cache.block(self.model, tokens.shape[1], visible):
             output = run_backbone(self.model, input_ids=tokens, position_ids=positions, use_cache=False)
         return output.last_hidden_state

@@ -1,0 +1,275 @@
+"""Users per second of tree beam search, beside `generate` with a dict trie and with `SidLogitsProcessor`.
+
+    python scripts/benchmarks/decode.py --shape qwen3-0.6b --memory-gb 80
+    python scripts/benchmarks/decode.py --shape smollm2-135m --memory-gb 80
+
+Random weights of a real model's shape, a random catalogue of 4 levels of 256 codes, random prompts of one length.
+First, in float32, the answers of the captured and compiled search are held against `generate` with the dict trie, SIDs
+in order and scores; then everything is timed in bfloat16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from common import emit, emit_machine, seconds
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, LogitsProcessorList, PreTrainedModel
+
+from llmrec.beam_search import tree_beam_search
+from llmrec.decoder import SidDecoder
+from llmrec.logits_processor import SidLogitsProcessor
+from llmrec.trie import SidTrie
+from llmrec.vocab import SidVocabulary
+
+NUM_LEVELS, CODEBOOK_SIZE, EOS, FIRST_TEXT_TOKEN = 4, 256, 2, 10
+SHAPES = {
+    "qwen3-0.6b": ("qwen3", dict(vocab_size=151936, hidden_size=1024, num_hidden_layers=28, num_attention_heads=16,
+                                 num_key_value_heads=8, head_dim=128, intermediate_size=3072)),
+    "smollm2-135m": ("llama", dict(vocab_size=49152, hidden_size=576, num_hidden_layers=30, num_attention_heads=9,
+                                   num_key_value_heads=3, intermediate_size=1536)),
+    "tiny": ("qwen3", dict(vocab_size=512, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+                           num_key_value_heads=2, head_dim=16, intermediate_size=96)),
+}  # fmt: skip
+KERNELS = {
+    "matrix products": ("nvjet", "gemm", "cutlass", "splitK", "cublas"),
+    "attention": ("sdpa", "flash", "fmha"),
+    "fused by the compiler": ("triton",),
+    "copies": ("copy", "Memcpy", "memcpy", "Memset", "cat"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, required=True)
+    parser.add_argument("--items", type=int, default=10**6)
+    parser.add_argument("--prompt", type=int, default=100, help="tokens")
+    parser.add_argument("--beams", type=int, default=50)
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 16, 64, 128, 256, 512])
+    parser.add_argument("--generate-batches", type=int, nargs="*", default=[4, 16, 64])
+    parser.add_argument(
+        "--long-prompt", type=int, default=256, help="tokens of the prompts at which memory is compared"
+    )
+    parser.add_argument("--memory-gb", type=float, help="GPU memory to work with, to stand in for a smaller GPU")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=7)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    emit_machine()
+    if args.memory_gb:
+        torch.cuda.set_per_process_memory_fraction(args.memory_gb * 2**30 / torch.cuda.mem_get_info()[1])
+    bench = Bench(args)
+    bench.check_equality()
+    bench.time_generate()
+    bench.time_search()
+    if bench.device.type == "cuda":
+        bench.compare_memory()
+
+
+class Bench:
+    """One model shape, catalogue and prompt length; prints a line per case."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.device = args, torch.device(args.device)
+        architecture, shape = SHAPES[args.shape]
+        text_tokens = shape["vocab_size"]
+        starts = tuple(text_tokens + level * CODEBOOK_SIZE for level in range(NUM_LEVELS))
+        sizes = (CODEBOOK_SIZE,) * NUM_LEVELS
+        self.vocabulary = SidVocabulary(sizes, starts, sizes, EOS)
+        shape = shape | {"vocab_size": text_tokens + sum(sizes), "tie_word_embeddings": True}
+        self.config = CONFIG_MAPPING[architecture](**shape, max_position_embeddings=4096)
+        codes = torch.randint(CODEBOOK_SIZE, (args.items, NUM_LEVELS), dtype=torch.uint8)
+        self.trie = SidTrie.from_codes(codes, sizes, device=self.device)
+        self.dicts = nested_dicts((codes.long() + torch.tensor(starts)).tolist())
+        self.generate_rate = 0.0
+
+    def model(self, dtype: torch.dtype) -> PreTrainedModel:
+        torch.manual_seed(0)
+        with self.device:
+            return AutoModelForCausalLM.from_config(self.config, dtype=dtype).eval()
+
+    def prompts(self, batch_size: int, length: int | None = None) -> Tensor:
+        shape = (batch_size, length or self.args.prompt)
+        return torch.randint(FIRST_TEXT_TOKEN, self.vocabulary.starts[0], shape, device=self.device)
+
+    def decoder(self, model: PreTrainedModel, normalize_over: str = "level", **options: bool) -> SidDecoder:
+        return SidDecoder(model, self.trie, self.vocabulary, self.args.beams, normalize_over, **options)
+
+    def generate(self, model: PreTrainedModel, ids: Tensor, **constraint: object) -> tuple[Tensor, Tensor]:
+        """(B, M, L) codes and (B, M) scores of `generate`."""
+        config = GenerationConfig(
+            max_new_tokens=NUM_LEVELS, num_beams=self.args.beams, num_return_sequences=self.args.beams,
+            length_penalty=0.0, pad_token_id=EOS, return_dict_in_generate=True, output_scores=True,
+        )  # fmt: skip
+        output = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config, **constraint
+        )
+        starts = torch.tensor(self.vocabulary.starts, device=ids.device)
+        codes = output.sequences[:, ids.shape[1] :].view(len(ids), -1, NUM_LEVELS) - starts
+        return codes, output.sequences_scores.view(len(ids), -1)
+
+    def with_dicts(self, ids: Tensor) -> dict[str, object]:
+        """The constraint that a user of transformers writes."""
+
+        def allowed_tokens(_: int, sequence: Tensor) -> list[int]:
+            node = self.dicts
+            for token in sequence[ids.shape[1] :].tolist():
+                node = node[token]
+            return list(node)
+
+        return {"prefix_allowed_tokens_fn": allowed_tokens}
+
+    def with_processor(self, ids: Tensor) -> dict[str, object]:
+        processor = SidLogitsProcessor(self.trie, self.vocabulary, ids.shape[1])
+        return {"logits_processor": LogitsProcessorList([processor])}
+
+    def check_equality(self) -> None:
+        """Stop unless the fast path answers as the slow one, in float32."""
+        model, ids = self.model(torch.float32), self.prompts(2)
+        codes, scores = self.generate(model, ids, **self.with_dicts(ids))
+        found = self.decoder(model, "vocabulary", compiled=self.device.type == "cuda")(ids)
+        error = float((found.scores - scores).abs().max())
+        # Beams may trade places only where their scores differ by less than the error.
+        same = (found.codes == codes).all(dim=2) | ((found.scores - scores).abs() < 1e-5)
+        if not bool(same.all()) or error > 1e-3 or not bool((found.leaves >= 0).all()):
+            raise SystemExit(f"The search differs from `generate`: {same.float().mean():.4f} equal, error {error:.2g}.")
+        identical = int((found.codes == codes).all(dim=2).sum())
+        emit(
+            "equal",
+            dtype="float32",
+            rows=len(ids),
+            beams=codes.shape[1],
+            identical=identical,
+            of=same.numel(),
+            largest_error=error,
+        )
+        del model
+        release()
+
+    def time_generate(self) -> None:
+        model = self.model(torch.bfloat16)
+        for name, constraint in (("dict trie", self.with_dicts), ("SidLogitsProcessor", self.with_processor)):
+            for batch_size in self.args.generate_batches:
+                elapsed = self.generate_seconds(model, self.prompts(batch_size), constraint)
+                if elapsed is None:
+                    emit("generate", constraint=name, batch=batch_size, users_per_s="out of memory")
+                    break
+                rate = batch_size / elapsed
+                if constraint == self.with_dicts:
+                    self.generate_rate = max(self.generate_rate, rate)
+                emit("generate", constraint=name, batch=batch_size, users_per_s=rate, seconds=elapsed)
+        del model
+        release()
+
+    def generate_seconds(self, model: PreTrainedModel, ids: Tensor, constraint: Callable) -> float | None:
+        return fitting(lambda: seconds(lambda: self.generate(model, ids, **constraint(ids)), 1, self.device))
+
+    def time_search(self) -> None:
+        model = self.model(torch.bfloat16)
+        ids = self.prompts(64)
+        eager = seconds(
+            lambda: tree_beam_search(model, ids, None, self.trie, self.vocabulary, self.args.beams, "level"),
+            self.args.repeats,
+            self.device,
+        )
+        emit("search", mode="eager", scores_over="level", batch=64, users_per_s=64 / eager)
+        if self.device.type != "cuda":
+            return
+        plain = self.decoder(model)(ids)
+        captured = self.decoder(model)
+        emit(
+            "search",
+            mode="captured",
+            scores_over="level",
+            batch=64,
+            users_per_s=64 / seconds(lambda: captured(ids), self.args.repeats, self.device),
+        )
+        for scores_over in ("level", "vocabulary"):
+            decoder = self.decoder(model, scores_over, compiled=True)
+            for batch_size in self.args.batches:
+                self.time_batch(decoder, scores_over, batch_size)
+        fused = self.decoder(model, compiled=True)(ids)
+        shared = [len(set(a) & set(b)) for a, b in zip(plain.leaves.tolist(), fused.leaves.tolist(), strict=True)]
+        emit("overlap", dtype="bfloat16", of="compiled and not", share=statistics.mean(shared) / self.args.beams)
+
+    def time_batch(self, decoder: SidDecoder, scores_over: str, batch_size: int) -> None:
+        ids = self.prompts(batch_size)
+        started = time.perf_counter()
+        beams = decoder(ids)
+        torch.cuda.synchronize()
+        first = time.perf_counter() - started
+        repeats = 100 if batch_size == 1 else self.args.repeats
+        elapsed = seconds(lambda: decoder(ids), repeats, self.device)
+        invalid = int((self.trie.codes_of(beams.leaves) != beams.codes).any(dim=2).sum() + (beams.leaves < 0).sum())
+        ratio = {"times_generate": batch_size / elapsed / self.generate_rate} if self.generate_rate else {}
+        emit(
+            "search", mode="captured, compiled", scores_over=scores_over, batch=batch_size,
+            users_per_s=batch_size / elapsed, p50_ms=elapsed * 1e3, first_call_s=first, invalid=invalid, **ratio,
+        )  # fmt: skip
+        if scores_over == "level" and batch_size in (1, max(self.args.batches)):
+            emit("profile", batch=batch_size, **shares(lambda: decoder(ids)))
+
+    def compare_memory(self) -> None:
+        """Prompts at which `generate` needs more memory than there is."""
+        model, ids = self.model(torch.bfloat16), self.prompts(64, self.args.long_prompt)
+        searched, peak = self.search_memory(model, ids)
+        release()
+        generated = self.generate_seconds(model, ids, self.with_dicts)
+        emit(
+            "memory", batch=64, prompt=self.args.long_prompt, search_s=searched or "out of memory",
+            search_peak_gib=peak, generate_s=generated or "out of memory",
+        )  # fmt: skip
+
+    def search_memory(self, model: PreTrainedModel, ids: Tensor) -> tuple[float | None, float]:
+        """Seconds of a captured search and the GiB that it takes at most."""
+        decoder = self.decoder(model)
+        torch.cuda.reset_peak_memory_stats()
+        searched = fitting(lambda: seconds(lambda: decoder(ids), 1, self.device))
+        return searched, torch.cuda.max_memory_allocated() / 2**30
+
+
+def fitting(call: Callable[[], float]) -> float | None:
+    """What the call returns; None where it runs out of memory."""
+    try:
+        return call()
+    except torch.cuda.OutOfMemoryError:
+        release()
+        return None
+
+
+def nested_dicts(sequences: list[list[int]]) -> dict[int, dict]:
+    """The dict trie of token sequences."""
+    root: dict[int, dict] = {}
+    for tokens in sequences:
+        node = root
+        for token in tokens:
+            node = node.setdefault(token, {})
+    return root
+
+
+def shares(call: Callable[[], object]) -> dict[str, float]:
+    """Device milliseconds of one call by the kind of kernel, and how many kernels there were."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        call()
+        torch.cuda.synchronize()
+    spent, count = dict.fromkeys((*KERNELS, "other"), 0.0), 0
+    for event in profiler.key_averages():
+        kind = next((kind for kind, names in KERNELS.items() if any(name in event.key for name in names)), "other")
+        spent[kind] += event.self_device_time_total / 1e3
+        count += event.count if event.self_device_time_total else 0
+    return {**spent, "kernels": count}
+
+
+def release() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""SidDecoder: the search of `tree_beam_search`, whatever the batch is rounded up to, captured and compiled."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_llm
+from test_decoding import assert_same, filled, prompts, vocabulary_of
+
+from llmrec.beam_search import beam_widths, search_beams, tree_beam_search
+from llmrec.decoder import SidDecoder
+from llmrec.joint_projections import join_projections
+from llmrec.leaf_filter import LeafFilter
+from llmrec.sid import SidTable
+from llmrec.tree_forward import pad_right
+from llmrec.tree_search import Space
+from llmrec.trie import SidTrie
+
+NORMALIZE_OVER = ("vocabulary", "level", "children")
+PREFIX = torch.tensor([7, 5, 11])
+
+
+def with_prefix(ids, mask):
+    """Prompts that begin with PREFIX, padded on the left before it."""
+    rows = [torch.cat([PREFIX.to(ids), row[keep.bool()]]) for row, keep in zip(ids, mask, strict=True)]
+    longest = max(map(len, rows))
+    padded = torch.stack([torch.nn.functional.pad(row, (longest - len(row), 0)) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows], device=ids.device).unsqueeze(1)
+    return padded, (torch.arange(longest, device=ids.device) >= longest - lengths).long()
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "llama", "gemma2", "gemma3_text", "gpt2"])
+@pytest.mark.parametrize("lengths", [(7, 4, 1), (5,)])
+def test_a_shared_prefix_is_as_good_as_part_of_each_prompt(sid_table, architecture, lengths):
+    vocabulary, size = vocabulary_of(sid_table)
+    model, trie = tiny_llm(size, architecture), SidTrie(sid_table)
+    ids, mask = prompts(lengths)
+    expected = filled(tree_beam_search(model, *with_prefix(ids, mask), trie, vocabulary, 5))
+    assert_same(filled(SidDecoder(model, trie, vocabulary, 5, prefix_ids=PREFIX)(ids, mask)), expected)
+    assert_same(filled(tree_beam_search(model, ids, mask, trie, vocabulary, 5, prefix_ids=PREFIX)), expected)
+
+
+def test_tapered_beams_equal_plain_ones_where_nothing_is_pruned(llm, sid_table, vocabulary):
+    # 4 first codes and 8 pairs: widths of 4 and 8 lose nothing, so the last width alone decides.
+    trie, (ids, mask) = SidTrie(sid_table), prompts()
+    tapered = tree_beam_search(llm, ids, mask, trie, vocabulary, (4, 8, 3))
+    every = tree_beam_search(llm, ids, mask, trie, vocabulary, 11)
+    assert_same(filled(tapered), [row[:3] for row in filled(every)])
+    greedy_start = tree_beam_search(llm, ids, mask, trie, vocabulary, (1, 8, 3))
+    assert all(len({codes[0] for codes, _ in row}) == 1 for row in filled(greedy_start))
+
+
+@pytest.mark.parametrize(("num_beams", "message"), [((4, 4), "2 widths, but SIDs have 3"), ((4, 0, 4), "at least 1")])
+def test_widths_that_do_not_fit_are_refused(num_beams, message):
+    with pytest.raises(ValueError, match=message):
+        beam_widths(num_beams, 3)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "qwen2", "llama"])
+def test_joined_projections_compute_the_same(sid_table, architecture):
+    model = tiny_llm(vocabulary_of(sid_table)[1], architecture)
+    ids, mask = prompts()
+    with torch.no_grad():
+        before = model(ids, attention_mask=mask).logits
+        names = set(model.state_dict())
+        join_projections(model)
+        assert torch.allclose(model(ids, attention_mask=mask).logits, before, atol=1e-5)
+    assert set(model.state_dict()) == names
+    layer = model.base_model.layers[0]
+    assert layer.self_attn.k_proj.weight.data_ptr() > layer.self_attn.q_proj.joint_weight.data_ptr()  # a view of it
+    x, y = torch.randn(2, 1, 3, 32)
+    layer.self_attn.q_proj(x)
+    own = torch.nn.functional.linear(y, layer.self_attn.k_proj.weight, layer.self_attn.k_proj.bias)
+    assert torch.allclose(layer.self_attn.k_proj(y), own)  # of another input than the one at hand
+
+
+def test_joined_projections_are_saved_as_they_were(llm, tmp_path):
+    llm.save_pretrained(tmp_path / "before")
+    join_projections(llm)
+    llm.save_pretrained(tmp_path / "after")
+    from safetensors.torch import load_file
+
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("before", "after"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+# On a GPU
+
+
+@pytest.fixture
+def on_gpu(sid_table):
+    vocabulary, size = vocabulary_of(sid_table)
+    return tiny_llm(size).cuda(), SidTrie(sid_table, device="cuda"), vocabulary
+
+
+def gpu_prompts(lengths=(7, 4, 1), seed=0):
+    return tuple(part.cuda() for part in prompts(lengths, seed))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("normalize_over", NORMALIZE_OVER)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_captured_search_equals_the_eager_one(on_gpu, normalize_over, compiled):
+    model, trie, vocabulary = on_gpu
+    expected = {}
+    for seed, lengths in enumerate([(7, 4, 1), (9,), (3,) * 17, (7, 5, 1)]):
+        ids, mask = gpu_prompts(lengths, seed)
+        expected[lengths] = tree_beam_search(model, *with_prefix(ids, mask), trie, vocabulary, 5, normalize_over)
+    decoder = SidDecoder(model, trie, vocabulary, 5, normalize_over, PREFIX.cuda(), compiled=compiled)
+    for seed, (lengths, beams) in enumerate(expected.items()):
+        assert_same(filled(decoder(*gpu_prompts(lengths, seed))), filled(beams))
+
+
+@pytest.mark.gpu
+def test_captured_filters_are_those_of_each_batch(on_gpu, monkeypatch):
+    model, trie, vocabulary = on_gpu
+    monkeypatch.setattr("llmrec.leaf_filter.COUNTED_FROM", 4)  # the stock is a long list, the other a short one
+    decoder, stock = SidDecoder(model, trie, vocabulary, 5), np.array([0, 3, 5, 6, 8, 11])
+    for seed, exclude in enumerate(([[0], [4, 5], []], [[1, 2], [], [6]])):
+        ids, mask = gpu_prompts(seed=seed)
+        for allow in (None, [stock, None, np.array([2, 9])]):
+            leaf_filter = LeafFilter(trie, exclude, allow)
+            expected = tree_beam_search(model, ids, mask, trie, vocabulary, 5, leaf_filter=leaf_filter)
+            assert_same(filled(decoder(ids, mask, leaf_filter)), filled(expected))
+
+
+@pytest.mark.gpu
+def test_nothing_in_the_loop_waits_for_the_host(on_gpu):
+    model, trie, vocabulary = on_gpu
+    leaf_filter = LeafFilter(trie, [[0], [4, 5], []], [None, np.array([1, 2]), None])
+    ids, lengths = pad_right(*gpu_prompts())
+    ragged = SidTable([f"item-{row}" for row in range(3)], [[0, 0, 0], [0, 1, -1], [1, -1, -1]], level_sizes=[4, 4, 4])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.no_grad():
+            search_beams(Space(model, trie, vocabulary, "vocabulary"), ids, lengths, (5, 5, 5), leaf_filter)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    ragged = SidTrie(ragged, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.no_grad():
+            search_beams(Space(model, ragged, vocabulary, "level"), ids, lengths, (2, 2, 2))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
