@@ -63,7 +63,9 @@ def code_log_probs(
         (…, W) float32, -inf where a code is not legal.
     """
     block = vocabulary.block(level)
-    scores = logits(model, hidden, block) / temperature
+    scores = logits(model, hidden, block)
+    if temperature != 1:
+        scores = scores / temperature
     if normalize_over == "vocabulary":
         scores = scores - log_normalizer(model, hidden, temperature, compiled)
     elif normalize_over == "level":

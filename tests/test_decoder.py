@@ -7,6 +7,7 @@ from conftest import tiny_llm
 from test_decoding import assert_same, filled, prompts, vocabulary_of
 
 from llmrec.beam_search import beam_widths, search_beams, tree_beam_search
+from llmrec.cuda_graphs import EAGER_CALLS
 from llmrec.decoder import SidDecoder
 from llmrec.joint_projections import join_projections
 from llmrec.leaf_filter import LeafFilter
@@ -107,14 +108,17 @@ def test_a_captured_search_equals_the_eager_one(on_gpu, normalize_over, compiled
         ids, mask = gpu_prompts(lengths, seed)
         expected[lengths] = tree_beam_search(model, *with_prefix(ids, mask), trie, vocabulary, 5, normalize_over)
     decoder = SidDecoder(model, trie, vocabulary, 5, normalize_over, PREFIX.cuda(), compiled=compiled)
-    for seed, (lengths, beams) in enumerate(expected.items()):
-        assert_same(filled(decoder(*gpu_prompts(lengths, seed))), filled(beams))
+    for _ in range(EAGER_CALLS + 2):  # as they are, then captured, then replayed
+        for seed, (lengths, beams) in enumerate(expected.items()):
+            assert_same(filled(decoder(*gpu_prompts(lengths, seed))), filled(beams))
+    assert sum(len(graphs.graphs) for graphs in decoder._graphs.values()) == 3  # (7, 4, 1) and (7, 5, 1) share one
 
 
 @pytest.mark.gpu
 def test_captured_filters_are_those_of_each_batch(on_gpu, monkeypatch):
     model, trie, vocabulary = on_gpu
     monkeypatch.setattr("llmrec.leaf_filter.COUNTED_FROM", 4)  # the stock is a long list, the other a short one
+    monkeypatch.setattr("llmrec.cuda_graphs.EAGER_CALLS", 0)
     decoder, stock = SidDecoder(model, trie, vocabulary, 5), np.array([0, 3, 5, 6, 8, 11])
     for seed, exclude in enumerate(([[0], [4, 5], []], [[1, 2], [], [6]])):
         ids, mask = gpu_prompts(seed=seed)
