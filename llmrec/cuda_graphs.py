@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-EAGER_CALLS = 3  # of a shape before it is captured; a capture takes about as long as four calls
+EAGER_CALLS = 1  # of a shape before it is captured; it warms libraries up, and a shape may never come again
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Captured:
 
 
 class CudaGraphs:
-    """Replays of a function; the first calls of each set of shapes run as they are, which also warms libraries up.
+    """Replays of a function; the first call of each set of shapes runs as it is.
 
     Args:
         function: From CUDA tensors to new CUDA tensors.

@@ -28,7 +28,7 @@ from llmrec.tree_search import Beams, Space
 from llmrec.trie import SidTrie
 from llmrec.vocab import SidVocabulary
 
-LEAST_STEP, ROWS_STEP = 4, 16
+LEAST_STEP, ROWS_STEP = 8, 16
 
 
 class SidDecoder:
@@ -126,8 +126,11 @@ def compile_layers(model: PreTrainedModel) -> None:
 
 
 def _padded_length(length: int) -> int:
-    """The next multiple of a sixteenth of the power of two below, and of LEAST_STEP."""
-    step = max(LEAST_STEP, (1 << (length - 1).bit_length()) // 32)
+    """The next multiple of an eighth of the power of two below, and of LEAST_STEP.
+
+    Coarse on purpose: the batches of an evaluation fall into few lengths, of which each is captured once.
+    """
+    step = max(LEAST_STEP, (1 << (length - 1).bit_length()) // 16)
     return -(-length // step) * step
 
 

@@ -177,6 +177,8 @@ def check_prompt_end(
     attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     places = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
     end = (attention_mask * places).amax(dim=1)
+    if bool((end == 0).any()):
+        raise ValueError(f"The prompt of row {int((end == 0).nonzero()[0])} is all padding; it needs a token.")
     padded = pad(input_ids.masked_fill(attention_mask == 0, NO_TOKEN), (size, 0), value=NO_TOKEN)
     window = padded.gather(1, end.unsqueeze(1) + torch.arange(size, device=input_ids.device))
     level, nodes, is_leaf = _last_sid(window, trie, vocabulary)

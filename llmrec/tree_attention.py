@@ -27,6 +27,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 NAME = "llmrec_tree"
 ALIGNMENT = 16  # columns; CUDA's masked kernel copies a mask whose rows start elsewhere
+LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}  # that mix tokens by attention alone
 
 
 class TreeCache:
@@ -43,6 +44,7 @@ class TreeCache:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
         self.visible: Tensor | None = None  # of the block in flight; None while prompts are read
         self._mask: Tensor | None = None
+        self._written: set[int] = set()  # layers that the block in flight has passed
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Put a block behind what is there.
@@ -54,7 +56,16 @@ class TreeCache:
 
         Returns:
             (B, G, S, D) keys and values, block included.
+
+        Raises:
+            ValueError: If the layer has written this block before, whose keys would be lost.
         """
+        if layer in self._written:
+            raise ValueError(
+                f"Layer {layer} attends more than once per token, of which tree beam search keeps one; use "
+                "`generate()` with SidLogitsProcessor."
+            )
+        self._written.add(layer)
         if layer not in self.layers:
             self.layers[layer] = (self._buffer(layer, 0, keys), self._buffer(layer, 1, values))
         end = self.filled + keys.shape[2]
@@ -89,7 +100,7 @@ class TreeCache:
             num_tokens: Tokens per row of the pass.
             visible: (B, T, S) bool, columns that each token sees; each sees those up to its own when left out.
         """
-        self.visible, self._mask = visible, None
+        self.visible, self._mask, self._written = visible, None, set()
         with _one_at_a_time:
             before = model.config._attn_implementation
             model.config._attn_implementation = NAME
@@ -119,14 +130,17 @@ def check_attention(model: PreTrainedModel) -> None:
     """Refuse a model whose attention cannot be replaced, or does not show every layer all keys.
 
     Raises:
-        ValueError: If it does not take an attention function, has recurrent layers, or shares keys between layers.
+        ValueError: If it does not take an attention function, has recurrent, convolutional or sparse layers, or shares
+            keys between layers.
     """
     remedy = "use `generate()` with SidLogitsProcessor."
-    if model._is_stateful:
+    config = model.config.get_text_config()
+    if model._is_stateful or not LAYER_TYPES.issuperset(getattr(config, "layer_types", None) or ()):
         raise ValueError(
-            f"{type(model).__name__} has recurrent layers, through which beams cannot share a prompt; {remedy}"
+            f"{type(model).__name__} has recurrent, convolutional or sparse layers, through which beams cannot share a "
+            f"prompt; {remedy}"
         )
-    if not model._supports_attention_backend or getattr(model.config.get_text_config(), "num_kv_shared_layers", 0):
+    if not model._supports_attention_backend or getattr(config, "num_kv_shared_layers", 0):
         raise ValueError(f"{type(model).__name__} does not let its attention be replaced layer by layer; {remedy}")
 
 

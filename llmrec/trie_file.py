@@ -77,7 +77,7 @@ def _parts(arrays: dict[str, Tensor], header: dict[str, Any]) -> Parts:
         if codes is not None and codes.dim() == 2:
             _array(arrays, f"codes_{i}", num_nodes + 1, -(-(size + (num_ends > 0)) // BYTE))
         else:
-            codes = _array(arrays, f"codes_{i}", num_children + width)
+            codes = _array(arrays, f"codes_{i}", num_children + 1)
         levels.append(TrieLevel(first, codes, size, num_ends, width))
         num_nodes = num_children
     starts = _array(arrays, "leaf_starts", num_nodes + 1).numpy() if "leaf_starts" in arrays else None

@@ -26,9 +26,8 @@ class TrieLevel:
 
     Args:
         first: (nodes + 3,) int32 or int64; after the end of the last node's children come two zeros.
-        codes: (children + W,) integer code of each child, W zeros at the end, so that W can be read from any place; or
-            (nodes + 1, ceil(K' / 8)) uint8, bit c % 8 of byte c // 8 set where a node has a child of code c, zeros at
-            the end.
+        codes: (children + 1,) integer code of each child, 0 at the end; or (nodes + 1, ceil(K' / 8)) uint8, bit c % 8
+            of byte c // 8 set where a node has a child of code c, zeros at the end.
         size: K.
         num_ends: SIDs that ended before this level; each has the end code K here.
         width: Most children that any node has.
@@ -61,18 +60,17 @@ class TrieLevel:
         num_nodes, num_children = len(counts), len(codes)
         row_bytes = -(-num_codes // BYTE)
         dtype = torch.uint8 if num_codes <= 2**8 else torch.int16 if num_codes <= 2**15 else torch.int32
-        width = int(counts.max())
-        laid_out = torch.zeros(num_children + width, dtype=dtype, device=codes.device)
+        laid_out = torch.zeros(num_children + 1, dtype=dtype, device=codes.device)
         if num_nodes * row_bytes < num_children * dtype.itemsize:
             node = torch.arange(num_nodes, device=codes.device).repeat_interleave(counts)
             laid_out = torch.zeros((num_nodes + 1) * row_bytes, dtype=torch.uint8, device=codes.device)
             bits = torch.ones_like(codes, dtype=torch.uint8) << (codes & (BYTE - 1)).to(torch.uint8)
             laid_out = laid_out.index_add_(0, node * row_bytes + (codes >> 3), bits).view(-1, row_bytes)
         else:
-            laid_out[:num_children] = codes
+            laid_out[:-1] = codes
         offsets = torch.int32 if num_children < 2**31 else torch.int64
         first = torch.cat([first.to(offsets), torch.zeros(2, dtype=offsets, device=first.device)])
-        return cls(first, laid_out, size, num_ends, width)
+        return cls(first, laid_out, size, num_ends, int(counts.max()))
 
     @property
     def num_children(self) -> int:
@@ -93,12 +91,9 @@ class TrieLevel:
         """(…, K) whether each node has a child of each code."""
         if self.is_bitmap:
             return self._flags(nodes)[..., : self.size]
-        begin, end = self._bounds[nodes].unsqueeze(-2).unbind(-1)  # (…, 1)
-        children = begin + self._slots
-        exists = (children < end).view(torch.uint8)
-        found = torch.zeros(*nodes.shape, self.size + (self.num_ends > 0), dtype=torch.uint8, device=nodes.device)
-        # The codes behind a node's own add nothing, and its own are distinct: sums are 0 or 1.
-        return found.scatter_add_(-1, self.codes[children].long(), exists).view(torch.bool)[..., : self.size]
+        children = self._repeated(nodes)
+        found = torch.zeros(*nodes.shape, self.size + (self.num_ends > 0), dtype=torch.bool, device=nodes.device)
+        return found.scatter_(-1, self.codes[children].long(), children >= 0)[..., : self.size]
 
     def children(self, nodes: Tensor) -> Tensor:
         """(…, K) child of each node under each code, -1 where it has none."""
@@ -144,7 +139,7 @@ class TrieLevel:
     def code_list(self) -> Tensor:
         """(children,) code of each child, whatever the form."""
         if not self.is_bitmap:
-            return self.codes[: self.num_children]
+            return self.codes[:-1]
         return self._flags(torch.arange(self.num_nodes, device=self.first.device)).nonzero()[:, 1]
 
     def _repeated(self, nodes: Tensor) -> Tensor:

@@ -75,15 +75,16 @@ def word_tokenizer(words=TITLES):
     return PreTrainedTokenizerFast(tokenizer_object=core, **names)
 
 
-def tiny_llm(vocab_size: int, architecture: str = "qwen3", tied: bool = True, seed: int = 0):
-    """A two-layer random causal LM of one of the architectures that users bring."""
+def tiny_llm(vocab_size: int, architecture: str = "qwen3", tied: bool = True, seed: int = 0, **options):
+    """A two-layer random causal LM of one of the architectures that users bring; options are fields of its config."""
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128}  # fmt: skip
     config = CONFIG_MAPPING[architecture](
-        vocab_size=vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=128, tie_word_embeddings=tied,
-        initializer_range=0.2, pad_token_id=0, bos_token_id=2, eos_token_id=3,
+        vocab_size=vocab_size, tie_word_embeddings=tied, initializer_range=0.2, pad_token_id=0, bos_token_id=2,
+        eos_token_id=3, **{**sizes, **options},
     )  # fmt: skip
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config).eval()

@@ -8,7 +8,7 @@ from test_decoding import assert_same, filled, prompts, vocabulary_of
 
 from llmrec.beam_search import beam_widths, search_beams, tree_beam_search
 from llmrec.cuda_graphs import EAGER_CALLS
-from llmrec.decoder import SidDecoder
+from llmrec.decoder import LEAST_STEP, ROWS_STEP, SidDecoder, _padded_length, _round_up
 from llmrec.joint_projections import join_projections
 from llmrec.leaf_filter import LeafFilter
 from llmrec.sid import SidTable
@@ -83,6 +83,71 @@ def test_joined_projections_are_saved_as_they_were(llm, tmp_path):
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("before", "after"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+# What a batch is rounded up to
+
+
+@pytest.mark.parametrize("prefix_ids", [None, PREFIX])
+def test_rows_and_columns_that_were_added_change_no_answer(llm, sid_table, vocabulary, prefix_ids, monkeypatch):
+    shapes = set()
+
+    def uncaptured(search):
+        def remembered(*inputs):
+            shapes.add(tuple(inputs[0].shape))
+            return search(*inputs)
+
+        return remembered
+
+    monkeypatch.setattr("llmrec.decoder.CudaGraphs", uncaptured)
+    trie = SidTrie(sid_table)
+    padded, plain = (SidDecoder(llm, trie, vocabulary, 5, "level", prefix_ids, capture=on) for on in (True, False))
+    for seed, lengths in enumerate([(7, 4, 1), (6, 5, 5), (5,), (9,) * 5, (3,) * 17]):
+        ids, mask = prompts(lengths, seed)
+        items = [[seed], *([[0, 4, 5]] * (len(ids) - 1))]
+        for leaf_filter in (None, LeafFilter(trie, items), LeafFilter(trie, items, [[1, 2, 5, 6, 9]] * len(ids))):
+            found, expected = padded(ids, mask, leaf_filter), plain(ids, mask, leaf_filter)
+            assert_same(filled(found), filled(expected))
+            assert found.leaves.equal(expected.leaves) and found.codes.equal(expected.codes)
+    alone = 5 + len(PREFIX) * (prefix_ids is not None)  # its prefix is part of its prompt
+    expected = [(3, 7), (1, alone), (5, 9), (17, 3)]
+    assert shapes == {(_round_up(rows, ROWS_STEP), _padded_length(length)) for rows, length in expected}
+
+
+@pytest.mark.parametrize("lengths", [(7, 4, 1), (5,)])
+def test_without_capture_nothing_is_padded(llm, sid_table, vocabulary, lengths, monkeypatch):
+    shapes = []
+
+    def spy(space, input_ids, *rest):
+        shapes.append(tuple(input_ids.shape))
+        return search_beams(space, input_ids, *rest)
+
+    monkeypatch.setattr("llmrec.decoder.search_beams", spy)
+    decoder = SidDecoder(llm, SidTrie(sid_table), vocabulary, 5, prefix_ids=PREFIX, capture=False)
+    decoder(*prompts(lengths))
+    alone = len(lengths) == 1  # whose prefix is part of its prompt
+    assert shapes == [(len(lengths), max(lengths) + len(PREFIX) * alone)]
+
+
+def test_padded_lengths_are_few_and_close():
+    lengths = range(1, 5000)
+    padded = [_padded_length(length) for length in lengths]
+    for length, found in zip(lengths, padded, strict=True):
+        assert found >= length and found % LEAST_STEP == 0 and _padded_length(found) == found
+        assert found - length < max(LEAST_STEP, length / 8)
+    assert padded == sorted(padded)
+    assert len(set(padded)) < 8 * 13  # eight of each power of two
+    some = [_padded_length(length) for length in (1, 8, 9, 64, 65, 129, 1000, 1025)]
+    assert some == [8, 8, 16, 64, 72, 144, 1024, 1152]
+
+
+@pytest.mark.parametrize("step", [1, 4, ROWS_STEP])
+def test_rounded_counts_are_powers_of_two_then_multiples(step):
+    for count in range(1, 200):
+        found = _round_up(count, step)
+        assert count <= found and _round_up(found, step) == found
+        assert found < 2 * count if count < step else found - count < step
+    assert [_round_up(count, ROWS_STEP) for count in (1, 2, 3, 5, 9, 16, 17, 33)] == [1, 2, 4, 8, 16, 16, 32, 48]
 
 
 # On a GPU

@@ -8,17 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from test_trie import tables
-from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 
 from llmrec.beam_search import tree_beam_search
+from llmrec.decoder import SidDecoder
 from llmrec.decoding import sid_generate, sid_generation_config
 from llmrec.leaf_filter import LeafFilter
 from llmrec.logits_processor import SidLogitsProcessor
+from llmrec.sampling import tree_sample
 from llmrec.sid import EMPTY, SidTable
+from llmrec.training.weights import nf4_config
 from llmrec.trie import SidTrie
 from llmrec.vocab import SidVocabulary
 
 NORMALIZE_OVER = ("vocabulary", "level", "children")
+ARCHITECTURES = ("qwen3", "qwen2", "llama", "mistral", "gemma2", "gemma3_text", "gpt2", "phi3")
 EOS = 3
 
 
@@ -137,9 +141,10 @@ def assert_same(found, expected, tolerance=1e-4):
 
 
 @pytest.mark.parametrize("normalize_over", NORMALIZE_OVER)
-@pytest.mark.parametrize("architecture", ["qwen3", "llama", "gemma2", "qwen2"])
-def test_tree_beams_equal_generate(sid_table, architecture, normalize_over):
-    model, trie, vocabulary = setting(sid_table, architecture)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_tree_beams_equal_generate(sid_table, architecture, tied, normalize_over):
+    model, trie, vocabulary = setting(sid_table, architecture, tied=tied)
     ids, mask = prompts()
     beams = tree_beam_search(model, ids, mask, trie, vocabulary, 4, normalize_over)
     assert_same(filled(beams), generate(model, ids, mask, trie, vocabulary, 4, normalize_over))
@@ -198,16 +203,6 @@ def test_padding_changes_nothing(llm, trie, vocabulary, side):
     assert_same(batch, alone)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
-def test_eager_and_sdpa_attention_agree(sid_table, architecture):
-    model, trie, vocabulary = setting(sid_table, architecture)
-    found = {}
-    for attention in ("eager", "sdpa"):
-        model.set_attn_implementation(attention)
-        found[attention] = filled(tree_beam_search(model, *prompts(), trie, vocabulary, 4))
-    assert_same(found["eager"], found["sdpa"])
-
-
 def test_beams_of_a_lora_model_are_those_of_its_merge(sid_table):
     model, trie, vocabulary = setting(sid_table, tied=False)
     plain = filled(tree_beam_search(model, *prompts(), trie, vocabulary, 4))
@@ -218,6 +213,23 @@ def test_beams_of_a_lora_model_are_those_of_its_merge(sid_table):
         assert_same(filled(tree_beam_search(adapted, *prompts(), trie, vocabulary, 4)), plain)
     assert active != plain
     assert_same(filled(tree_beam_search(adapted.merge_and_unload(), *prompts(), trie, vocabulary, 4)), active)
+
+
+def test_beams_of_a_4_bit_model_are_those_of_generate(sid_table, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    model, trie, vocabulary = setting(sid_table, hidden_size=64, intermediate_size=64, head_dim=16)  # blocks of 64
+    exact = filled(tree_beam_search(model, *prompts(), trie, vocabulary, 4))
+    model.save_pretrained(tmp_path)
+    options = {"quantization_config": nf4_config(torch.float32), "dtype": torch.float32}
+    quantised = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, **options).eval()
+    found = filled(tree_beam_search(quantised, *prompts(), trie, vocabulary, 4))
+    assert found != exact
+    assert_same(found, generate(quantised, *prompts(), trie, vocabulary, 4))
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = get_peft_model(quantised, config).eval()
+    active = filled(tree_beam_search(adapted, *prompts(), trie, vocabulary, 4))
+    assert active != found
+    assert_same(active, generate(adapted, *prompts(), trie, vocabulary, 4))
 
 
 def test_beams_together_may_exceed_a_sliding_window(sid_table):
@@ -304,6 +316,14 @@ def test_filtered_beams_equal_brute_force_over_permitted_sids(data, normalize_ov
         leaves = [leaf for leaf in narrow.leaves[row].tolist() if leaf >= 0]
         assert len(leaves) == min(2, sum(permitted[row]))
         assert all(permitted[row][leaf] for leaf in leaves)
+
+
+def test_a_filter_that_leaves_a_row_nothing_leaves_the_others_alone(llm, trie, vocabulary):
+    exclude = [[0, 3], range(12), []]
+    found = filled(tree_beam_search(llm, *prompts(), trie, vocabulary, 4, leaf_filter=LeafFilter(trie, exclude)))
+    without_it = LeafFilter(trie, [exclude[0], [], exclude[2]])
+    others = filled(tree_beam_search(llm, *prompts(), trie, vocabulary, 4, leaf_filter=without_it))
+    assert_same(found, [others[0], [], others[2]])
 
 
 # The generation config
@@ -463,6 +483,7 @@ def test_sid_generate_takes_a_filter_and_returns_plain_sequences(llm, trie, voca
         ({"num_beams": 0}, "num_beams is 0; at least 1"),
         ({"normalize_over": "items"}, "normalize_over is 'items'; choose from vocabulary, level, children"),
         ({"prompt_length": 126}, "Prompt and SID take 129 tokens but the model attends over 128; lower max_history"),
+        ({"prefix_ids": torch.full((123,), 5)}, "Prompt and SID take 129 tokens but the model attends over 128"),
     ],
 )
 def test_impossible_searches_are_refused(llm, trie, vocabulary, options, message):
@@ -476,17 +497,35 @@ def test_a_filter_of_another_batch_is_refused(llm, trie, vocabulary):
         tree_beam_search(llm, *prompts(), trie, vocabulary, 2, leaf_filter=LeafFilter(trie, [[0], [1]]))
 
 
+def test_a_filter_of_another_trie_is_refused(llm, trie, sid_table, vocabulary):
+    other, message = LeafFilter(SidTrie(sid_table), [[0]] * 3), "The filter is of another trie; make it from the trie"
+    with pytest.raises(ValueError, match=message):
+        tree_beam_search(llm, *prompts(), trie, vocabulary, 2, leaf_filter=other)
+    with pytest.raises(ValueError, match=message):
+        SidDecoder(llm, trie, vocabulary, 2)(*prompts(), other)
+
+
+def test_a_prompt_that_ends_inside_a_sid_is_refused(llm, trie, vocabulary):
+    ids, mask = prompts()
+    ids[1, -1] = vocabulary.starts[1]
+    with pytest.raises(ValueError, match="The prompt of row 1 ends inside a SID, in the tokens"):
+        tree_beam_search(llm, ids, mask, trie, vocabulary, 2)
+
+
+def test_a_model_without_the_rows_is_refused(trie, vocabulary):
+    end = vocabulary.token_range.stop
+    smaller = tiny_llm(end - 1)
+    for search in (tree_beam_search, tree_sample):
+        with pytest.raises(ValueError, match=f"has {end - 1} token rows but the SID tokens end at {end}; run `llmrec"):
+            search(smaller, *prompts(), trie, vocabulary, 2)
+    with pytest.raises(ValueError, match=f"has {end - 1} token rows"):
+        SidDecoder(smaller, trie, vocabulary, 2)
+
+
 def test_a_trie_of_another_vocabulary_is_refused(llm, vocabulary):
     larger = SidTrie(SidTable(["a", "b"], [[0, 0, 4], [0, 0, 1]]))
     with pytest.raises(ValueError, match="Run `llmrec extend` on the new table"):
         tree_beam_search(llm, *prompts(), larger, vocabulary, 2)
-
-
-def test_recurrent_models_are_refused(trie, vocabulary):
-    config = transformers.MambaConfig(vocab_size=vocabulary.token_range.stop, hidden_size=16, num_hidden_layers=1)
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    with pytest.raises(ValueError, match=r"recurrent layers.*SidLogitsProcessor|attn_implementation"):
-        tree_beam_search(model, *prompts(), trie, vocabulary, 2)
 
 
 # Contracts with transformers that are not documented
@@ -515,32 +554,3 @@ def test_contract_custom_generate_gets_each_prompt_once_per_beam(llm, num_beams,
     assert seen["model"] is llm and seen["mark"] == "mine", contract("arguments of custom_generate")
     assert seen["config"].num_beams == num_beams, contract("generation_config given to custom_generate")
     assert {"logits_processor", "stopping_criteria"} <= set(seen["kwargs"]), contract("arguments of custom_generate")
-
-
-@pytest.mark.parametrize(("architecture", "attention"), [("qwen3", "eager"), ("qwen3", "sdpa"), ("gemma2", "eager")])
-def test_contract_a_4d_mask_is_used_as_it_is(tokenizer, architecture, attention):
-    model = tiny_llm(len(tokenizer), architecture)
-    model.set_attn_implementation(attention)
-    ids = torch.tensor([[5, 6, 7, 8]])
-    visible = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]).bool()[None, None]  # 8 skips 6
-    added = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)
-    positions = torch.tensor([[0, 1, 1, 2]])
-    with torch.no_grad():
-        mask = visible if attention == "sdpa" else added
-        tree = model(ids, attention_mask=mask, position_ids=positions).logits[0, 3]
-        path = model(torch.tensor([[5, 7, 8]])).logits[0, 2]
-    assert torch.allclose(tree, path, atol=1e-5), contract(f"4-D masks under {attention} attention of {architecture}")
-
-
-def test_contract_dynamic_cache_appends_and_drops_nothing(tokenizer):
-    model = tiny_llm(len(tokenizer), "gemma2")
-    cache = DynamicCache()
-    with torch.no_grad():
-        for width in (3, 2, 4):
-            model.base_model(torch.full((1, width), 5), past_key_values=cache, use_cache=True)
-    assert [layer.keys.shape[2] for layer in cache.layers] == [9, 9], contract("DynamicCache.update")
-
-
-def test_contract_recurrent_models_say_so():
-    assert not transformers.Qwen3ForCausalLM._is_stateful, contract("_is_stateful")
-    assert transformers.MambaForCausalLM._is_stateful, contract("_is_stateful")

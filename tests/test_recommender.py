@@ -95,6 +95,13 @@ def test_allow_lists_are_shared_or_per_user(recommender):
         recommender.recommend(HISTORIES, allow=[])
 
 
+def test_a_user_who_may_see_nothing_leaves_the_others_alone(recommender):
+    items, scores = recommender.recommend(HISTORIES, k=4, exclude=[["item-1"], list(ALL), None])
+    others, their_scores = recommender.recommend(HISTORIES, k=4, exclude=[["item-1"], None, None])
+    assert items == [others[0], [], others[2]] and scores[1] == []
+    assert scores[0] == pytest.approx(their_scores[0]) and scores[2] == pytest.approx(their_scores[2])
+
+
 def test_filters_do_not_change_scores(recommender):
     items, scores = (found[0] for found in recommender.recommend(HISTORIES[:1], k=12, exclude=None))
     before = dict(zip(items, scores, strict=True))
@@ -110,6 +117,49 @@ def test_an_answer_does_not_depend_on_its_batch(recommender):
         assert found == pytest.approx(scores[0], rel=1e-4, abs=1e-5)
     assert recommender.recommend(HISTORIES, k=6, batch_size=2)[0] == together[0]
     assert recommender.recommend([]) == ([], [])
+
+
+BATCHES = [
+    ([np.array([3]), np.array([8, 9])], [np.array([0]), np.array([10])], [None, np.array([5, 10, 11])]),
+    ([np.array([1, 2])],),
+    ([np.array([4]), np.array([7]), np.array([0, 1])], None, [np.array([4, 5])] * 3),
+]
+
+
+def test_ranked_batches_are_those_ranked_alone(recommender):
+    rankings = list(recommender.rank_batches(BATCHES, 3))
+    for ranking, batch in zip(rankings, BATCHES, strict=True):
+        alone = recommender.rank(batch[0], 3, *batch[1:])
+        for name in ("items", "groups", "scores", "invalid"):
+            assert np.array_equal(getattr(ranking, name), getattr(alone, name)), name
+    assert list(recommender.rank_batches([], 3)) == []
+
+
+def test_one_batch_is_under_way_while_an_answer_is_read(recommender):
+    asked = []
+
+    def batches():
+        for number, batch in enumerate(BATCHES):
+            asked.append(number)
+            yield batch
+
+    rankings = recommender.rank_batches(batches(), 3)
+    assert asked == []
+    seen = []
+    for _ in rankings:
+        seen.append(list(asked))
+    assert seen == [[0, 1], [0, 1, 2], [0, 1, 2]]
+
+
+@pytest.mark.parametrize(("k", "num_beams", "message"), [(0, None, "k is 0"), (5, 2, "num_beams is 2, fewer than k")])
+def test_ranks_that_cannot_be_asked_for(recommender, k, num_beams, message):
+    with pytest.raises(ValueError, match=message):
+        recommender.rank([np.array([3])], k, num_beams=num_beams)
+
+
+def test_more_beams_than_sids_are_as_many_as_sids(recommender):
+    assert recommender.rank([np.array([3])], 12, num_beams=11).items.shape == (1, 12)  # 12 items, 11 SIDs
+    assert recommender.rank([np.array([3])], 100, num_beams=500).items.shape == (1, 12)
 
 
 def test_only_the_latest_items_are_read(recommender):
@@ -133,6 +183,8 @@ def test_seen_items_before_the_latest_are_excluded_too(recommender):
         ({"histories": ["item-1"]}, "history 0 is 'item-1'; a list"),
         ({"histories": [None]}, "history 0 is None; a list"),
         ({"k": 0}, "k is 0; at least 1"),
+        ({"k": 5, "num_beams": 3}, "num_beams is 3, fewer than k = 5; give 5 or more, or leave it out"),
+        ({"k": 1, "num_beams": 0}, "num_beams is 0, fewer than k = 1; give 1 or more"),
         ({"exclude": [["item-1"]]}, "exclude needs one list of item_ids for each of the 3 histories"),
         ({"exclude": "all"}, "exclude needs one list"),
         ({"exclude": [[], [], ["x"]]}, "exclude 2 names items"),
