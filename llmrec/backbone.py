@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+TRIED_TOKENS = 4
+
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
     """The causal LM inside a PEFT wrapper (its LoRA layers stay active), or the model itself."""
@@ -83,6 +85,23 @@ def scale_logits(scores: Tensor, factor: float, cap: float | None) -> Tensor:
     if factor != 1.0:
         scores = scores * factor
     return torch.tanh(scores / cap) * cap if cap else scores
+
+
+@torch.no_grad()
+def check_halves(model: PreTrainedModel) -> None:
+    """Refuse a model whose logits are not its backbone's last states times its output matrix, by trying it.
+
+    Raises:
+        ValueError: If something else lies between the two, such as another layer or a scale that we do not know.
+    """
+    ids = torch.arange(TRIED_TOKENS, device=model.device).unsqueeze(0)
+    expected, output = model(input_ids=ids).logits.float(), run_backbone(model, input_ids=ids)
+    found = logits(model, output.last_hidden_state) if "last_hidden_state" in output else None
+    if found is None or not torch.allclose(found, expected, atol=float(1e-2 * expected.abs().max())):
+        raise ValueError(
+            f"{type(model).__name__} does not multiply its last hidden states by its output matrix alone, as llmrec "
+            "does to read a few rows of it; choose a model of another architecture, such as Llama, Qwen or Gemma."
+        )
 
 
 def check_rows(model: PreTrainedModel, num_tokens: int) -> None:

@@ -9,7 +9,7 @@ import transformers
 from conftest import tiny_llm
 from peft import LoraConfig, get_peft_model
 
-from llmrec.backbone import causal_lm, logits, output_rows, run_backbone
+from llmrec.backbone import causal_lm, check_halves, logits, output_rows, run_backbone
 
 VOCABULARY = 40
 IDS = torch.tensor([[5, 6, 7, 8], [9, 5, 33, 39]])
@@ -35,6 +35,21 @@ def test_halves_equal_the_whole(architecture, tied):
         if hasattr(model, name):
             setattr(model, name, value)
     assert_halves_equal_whole(model)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_models_of_two_halves_pass_the_trial(architecture, dtype):
+    check_halves(tiny_llm(VOCABULARY, architecture).to(dtype))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [("modernbert-decoder", {}), ("llama4_text", {}), ("falcon_h1", {"lm_head_multiplier": 2.0})],
+)
+def test_models_with_more_between_the_halves_are_refused(architecture, options):
+    with pytest.raises(ValueError, match="does not multiply its last hidden states by its output matrix alone"):
+        check_halves(tiny_llm(VOCABULARY, architecture, **options))
 
 
 def test_an_output_bias_is_added():

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.artifact import run_stage
+from llmrec.backbone import check_halves
 from llmrec.catalog import Catalog
 from llmrec.checkpoint import Binding, load_model, load_tokenizer, save_model
 from llmrec.configs import ExtendConfig
@@ -56,6 +57,7 @@ def main(config: ExtendConfig) -> dict[str, Any]:
 
     def build(directory: Path) -> dict[str, Any]:
         model, tokenizer = load_base(config)
+        check_halves(model)
         vocabulary = SidVocabulary.add_to(tokenizer, table.level_sizes, config.spare_codes, config.template)
         add_rows(model, vocabulary, config.seed)
         save_model(model, tokenizer, directory)

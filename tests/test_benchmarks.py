@@ -1,0 +1,52 @@
+"""The benchmarks run at a small size, and stop where the fast path and the slow one differ."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmrec.trie import SidTrie
+
+FOLDER = Path(__file__).parents[1] / "scripts" / "benchmarks"
+SMALL = {
+    "index.py": ["--items", "500", "3000", "--repeats", "1"],
+    "constraint.py": ["--device", "cpu", "--items", "2000", "--rows", "24", "--vocab", "1200"],
+    "decode.py": ["--device", "cpu", "--shape", "tiny", "--items", "2000", "--prompt", "12", "--beams", "6",
+                  "--generate-batches", "2", "--repeats", "1"],
+}  # fmt: skip
+
+
+def run(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, *SMALL[name]])
+    monkeypatch.syspath_prepend(str(FOLDER))
+    threads = torch.get_num_threads()
+    try:
+        runpy.run_path(str(FOLDER / name), run_name="__main__")
+    finally:
+        torch.set_num_threads(threads)
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_benchmark_prints_a_line_per_case(name, monkeypatch, capsys):
+    machine, *cases = run(name, monkeypatch, capsys)
+    assert {"cpu", "torch", "transformers"} <= machine.keys()
+    assert cases and all("case" in case for case in cases)
+
+
+@pytest.mark.parametrize("name", ["constraint.py", "decode.py"])
+def test_a_wrong_trie_is_not_timed(name, monkeypatch, capsys):
+    expand, allowed = SidTrie.expand, SidTrie.allowed
+    monkeypatch.setattr(SidTrie, "allowed", lambda *arguments: ~allowed(*arguments))
+
+    def without_first_child(*arguments):
+        codes, nodes = expand(*arguments)
+        nodes[..., 0] = -1
+        return codes, nodes
+
+    monkeypatch.setattr(SidTrie, "expand", without_first_child)
+    with pytest.raises((AssertionError, SystemExit)):
+        run(name, monkeypatch, capsys)
