@@ -8,9 +8,12 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "AllowList": "llmrec.leaf_filter",
     "Binding": "llmrec.checkpoint",
     "Catalog": "llmrec.catalog",
+    "LeafFilter": "llmrec.leaf_filter",
     "Recommender": "llmrec.recommender",
+    "SidDecoder": "llmrec.decoder",
     "SidLogitsProcessor": "llmrec.logits_processor",
     "SidTable": "llmrec.sid",
     "SidTrie": "llmrec.trie",
@@ -18,6 +21,7 @@ _PUBLIC = {
     "sid_generate": "llmrec.decoding",
     "sid_generation_config": "llmrec.decoding",
     "tree_beam_search": "llmrec.beam_search",
+    "tree_sample": "llmrec.sampling",
 }
 __all__ = sorted(_PUBLIC)
 

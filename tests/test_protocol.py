@@ -192,7 +192,7 @@ def answer_with(monkeypatch, rank_batches) -> list[dict]:
 
     def from_pretrained(path, **options):
         loaded.append(options)
-        return SimpleNamespace(rank_batches=rank_batches)
+        return SimpleNamespace(ranker=SimpleNamespace(rank_batches=rank_batches))
 
     module = SimpleNamespace(Recommender=SimpleNamespace(from_pretrained=from_pretrained))
     monkeypatch.setitem(sys.modules, "llmrec.recommender", module)

@@ -66,7 +66,7 @@ def test_excluded_items_take_no_beam(recommender):
 
 def test_the_beam_is_wider_than_k(recommender):
     """Law 10: min(items, max(50, 5k)) beams, so even for one item all are ranked here."""
-    assert recommender.rank([np.array([2, 3])], k=1).items.shape == (1, 12)
+    assert recommender.ranker.rank([np.array([2, 3])], k=1).items.shape == (1, 12)
 
 
 def test_a_shared_sid_is_barred_with_its_last_item(recommender):
@@ -77,7 +77,7 @@ def test_a_shared_sid_is_barred_with_its_last_item(recommender):
     assert set(found) == ALL - {"item-4", "item-5"}
     assert recommender.recommend(history, k=12, allow=["item-5", "item-7"], exclude=None)[0][0] == ["item-5", "item-7"]
     assert recommender.recommend(history, k=12, allow=["item-5"], exclude=[["item-5"]])[0] == [[]]
-    ranking = recommender.rank([np.array([2, 3])], k=3)
+    ranking = recommender.ranker.rank([np.array([2, 3])], k=3)
     slots = [list(ranking.items[0]).index(item) for item in (4, 5)]
     assert ranking.groups[0, slots[0]] == ranking.groups[0, slots[1]]
 
@@ -127,12 +127,12 @@ BATCHES = [
 
 
 def test_ranked_batches_are_those_ranked_alone(recommender):
-    rankings = list(recommender.rank_batches(BATCHES, 3))
+    rankings = list(recommender.ranker.rank_batches(BATCHES, 3))
     for ranking, batch in zip(rankings, BATCHES, strict=True):
-        alone = recommender.rank(batch[0], 3, *batch[1:])
+        alone = recommender.ranker.rank(batch[0], 3, *batch[1:])
         for name in ("items", "groups", "scores", "invalid"):
             assert np.array_equal(getattr(ranking, name), getattr(alone, name)), name
-    assert list(recommender.rank_batches([], 3)) == []
+    assert list(recommender.ranker.rank_batches([], 3)) == []
 
 
 def test_one_batch_is_under_way_while_an_answer_is_read(recommender):
@@ -143,7 +143,7 @@ def test_one_batch_is_under_way_while_an_answer_is_read(recommender):
             asked.append(number)
             yield batch
 
-    rankings = recommender.rank_batches(batches(), 3)
+    rankings = recommender.ranker.rank_batches(batches(), 3)
     assert asked == []
     seen = []
     for _ in rankings:
@@ -154,12 +154,12 @@ def test_one_batch_is_under_way_while_an_answer_is_read(recommender):
 @pytest.mark.parametrize(("k", "num_beams", "message"), [(0, None, "k is 0"), (5, 2, "num_beams is 2, fewer than k")])
 def test_ranks_that_cannot_be_asked_for(recommender, k, num_beams, message):
     with pytest.raises(ValueError, match=message):
-        recommender.rank([np.array([3])], k, num_beams=num_beams)
+        recommender.ranker.rank([np.array([3])], k, num_beams=num_beams)
 
 
 def test_more_beams_than_sids_are_as_many_as_sids(recommender):
-    assert recommender.rank([np.array([3])], 12, num_beams=11).items.shape == (1, 12)  # 12 items, 11 SIDs
-    assert recommender.rank([np.array([3])], 100, num_beams=500).items.shape == (1, 12)
+    assert recommender.ranker.rank([np.array([3])], 12, num_beams=11).items.shape == (1, 12)  # 12 items, 11 SIDs
+    assert recommender.ranker.rank([np.array([3])], 100, num_beams=500).items.shape == (1, 12)
 
 
 def test_only_the_latest_items_are_read(recommender):
@@ -298,7 +298,7 @@ def test_several_sids_of_an_item_count_at_the_best_one(recommender):
 def test_beams_whose_codes_are_no_item_are_counted_as_invalid(tuned, monkeypatch):
     recommender = Recommender.from_pretrained(tuned, device="cpu")
     history = [np.array([0, 1])]
-    assert recommender.rank(history, 3).invalid.tolist() == [0]
+    assert recommender.ranker.rank(history, 3).invalid.tolist() == [0]
     search = SidDecoder.__call__
 
     def corrupted(*arguments):
@@ -307,4 +307,4 @@ def test_beams_whose_codes_are_no_item_are_counted_as_invalid(tuned, monkeypatch
         return beams
 
     monkeypatch.setattr(SidDecoder, "__call__", corrupted)
-    assert recommender.rank(history, 3).invalid.tolist() == [2]
+    assert recommender.ranker.rank(history, 3).invalid.tolist() == [2]

@@ -77,7 +77,7 @@ def evaluate(rank: Rank, rows: Rows, k: int, column: str, batch_size: int, descr
     """Rank the catalogue for every row and find the targets.
 
     Args:
-        rank: Called once, with k and the batches of this process; `Recommender.rank_batches`, or
+        rank: Called once, with k and the batches of this process; `SidRanker.rank_batches`, or
             `per_batch(Popularity.rank)`.
         rows: Held-out rows.
         k: Largest cut-off.

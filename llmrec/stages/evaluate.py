@@ -161,7 +161,7 @@ def ranker(system: str, config: EvaluateConfig, catalog: Catalog, num_beams: int
     recommender = Recommender.from_pretrained(
         config.model, device=config.device, precision=config.precision, compiled=config.compile
     )
-    return functools.partial(recommender.rank_batches, num_beams=num_beams)
+    return functools.partial(recommender.ranker.rank_batches, num_beams=num_beams)
 
 
 def resumed(
