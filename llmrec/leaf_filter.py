@@ -70,7 +70,8 @@ class AllowList:
 
 def resolved(trie: SidTrie, allow: Sequence[np.ndarray | AllowList | None]) -> list[AllowList | None]:
     """Allow-lists of a batch's rows; one for all rows that were given the same object."""
-    made = {id(rows): AllowList(trie, rows) for rows in allow if not isinstance(rows, AllowList | None)}
+    given = {id(rows): rows for rows in allow if not isinstance(rows, AllowList | None)}
+    made = {key: AllowList(trie, rows) for key, rows in given.items()}
     return [made.get(id(rows), rows) for rows in allow]
 
 

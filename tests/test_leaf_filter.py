@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from test_trie import tables
 
 from llmrec import leaf_filter as leaf_filter_module
-from llmrec.leaf_filter import SHORT, UNRESTRICTED, LeafFilter
+from llmrec.leaf_filter import SHORT, UNRESTRICTED, AllowList, LeafFilter, resolved
 from llmrec.trie import SidTrie
 
 
@@ -64,6 +64,19 @@ def test_a_list_shared_by_rows_is_counted_once(sid_table, monkeypatch):
     assert leaf_filter.list_of_row.tolist() == [0, SHORT, UNRESTRICTED, 0]
     assert leaf_filter.allowed_ranks.tolist() == [[11, 11], [1, 2], [11, 11], [11, 11]]
     assert leaf_filter.ranks.shape == (4, 0)
+
+
+def test_an_allow_list_is_resolved_once_for_its_rows_and_kept_for_other_batches(sid_table, monkeypatch):
+    trie, made = SidTrie(sid_table), []
+    monkeypatch.setattr(
+        AllowList, "__init__", lambda self, *given, init=AllowList.__init__: made.append(init(self, *given))
+    )
+    stock = np.array([0, 4, 5, 6])
+    lists = resolved(trie, [stock, None, stock])
+    assert len(made) == 1 and lists[0] is lists[2] and lists[1] is None
+    assert_permits(LeafFilter(trie, None, lists), None, [stock, None, stock])
+    assert resolved(trie, [None, lists[0]]) == [None, lists[0]] and len(made) == 1
+    assert [item in lists[0] for item in range(8)] == [True, False, False, False, True, True, True, False]
 
 
 def test_items_outside_the_trie_are_ignored(sid_table):

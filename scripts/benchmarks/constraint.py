@@ -20,7 +20,7 @@ from common import CALLS_PER_GRAPH, emit, emit_machine, graph_seconds, seconds
 from torch import Tensor
 from transformers.generation.logits_process import PrefixConstrainedLogitsProcessor
 
-from llmrec.leaf_filter import LeafFilter
+from llmrec.leaf_filter import AllowList, LeafFilter
 from llmrec.logits_processor import SidLogitsProcessor
 from llmrec.trie import ROOT, SidTrie
 from llmrec.vocab import SidVocabulary
@@ -149,12 +149,17 @@ def filters(trie: SidTrie) -> None:
     leaves = torch.from_numpy(rng.integers(0, trie.num_leaves, FILTER_ROWS * FILTER_BEAMS)).to(trie.device)
     nodes = path(trie, trie.codes_of(leaves))[-1].view(FILTER_ROWS, FILTER_BEAMS)
     ranges = trie.leaf_range(trie.children(nodes, NUM_LEVELS - 1), NUM_LEVELS)  # (128, 50, 256) each
-    for kind, lists in {"exclude": {"exclude": seen}, "allow": {"allow": [half] * FILTER_ROWS}}.items():
+    kinds = {
+        "exclude": {"exclude": seen},
+        "allow": {"allow": [half] * FILTER_ROWS},
+        "prepared_allow": {"allow": [AllowList(trie, half)] * FILTER_ROWS},
+    }
+    for kind, lists in kinds.items():
         leaf_filter = LeafFilter(trie, **lists)
         permitted = leaf_filter.permits(*ranges).cpu()
         for row in range(3):
             is_legal = np.full(trie.num_items, kind == "exclude")
-            is_legal[lists[kind][row]] = kind == "allow"
+            is_legal[seen[row] if kind == "exclude" else half] = kind != "exclude"
             assert permitted[row].equal(permitted_by_hand(trie, is_legal, *(side[row].cpu() for side in ranges)))
         build = seconds(lambda lists=lists: LeafFilter(trie, **lists), 5, trie.device)
         if trie.device.type == "cuda":
