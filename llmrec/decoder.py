@@ -66,8 +66,8 @@ class SidDecoder:
             compile_layers(self.space.model)
         self.widths = beam_widths(num_beams, trie.num_levels)
         self.prefix_ids = prefix_ids
-        self.capture = trie.device.type == "cuda" if capture is None else capture
-        self._graphs: dict[tuple[str, ...], CudaGraphs] = {}  # by the kind of filter
+        capture = trie.device.type == "cuda" if capture is None else capture
+        self._graphs = CudaGraphs() if capture else None
 
     @torch.no_grad()
     def __call__(
@@ -87,7 +87,7 @@ class SidDecoder:
         ids, lengths = pad_right(input_ids, attention_mask)
         if len(ids) == 1 and self.prefix_ids is not None:  # nothing to share: one pass is faster than two
             ids, lengths = torch.cat([self.prefix_ids.unsqueeze(0), ids], dim=1), lengths + len(self.prefix_ids)
-        if not self.capture:
+        if self._graphs is None:
             return search_beams(self.space, ids, lengths, self.widths, leaf_filter, self._shared_prefix(ids))
         num_rows = len(ids)
         rows = torch.arange(_round_up(num_rows, ROWS_STEP), device=ids.device).clamp(max=num_rows - 1)
@@ -95,10 +95,9 @@ class SidDecoder:
         if leaf_filter is not None:
             leaf_filter = leaf_filter.rounded(rows)
             inputs += leaf_filter.tensors()
-        kind = () if leaf_filter is None else leaf_filter.kind
-        if kind not in self._graphs:
-            self._graphs[kind] = CudaGraphs(functools.partial(self._search, leaf_filter))
-        return Beams(*(found[:num_rows] for found in self._graphs[kind](*inputs)))
+        kind = None if leaf_filter is None else leaf_filter.kind
+        found = self._graphs.run(functools.partial(self._search, leaf_filter), inputs, kind)
+        return Beams(*(tensor[:num_rows] for tensor in found))
 
     def _search(
         self, leaf_filter: LeafFilter | None, input_ids: Tensor, lengths: Tensor, *filter_tensors: Tensor
@@ -119,7 +118,7 @@ def compile_layers(model: PreTrainedModel) -> None:
     Projections of the same input are joined first, in place too; see `llmrec.joint_projections`.
     """
     join_projections(model)
-    kinds = set(model._no_split_modules)
+    kinds = set(model._no_split_modules or ())
     for module in model.modules():
         if type(module).__name__ in kinds and module._compiled_call_impl is None:
             module.compile(dynamic=True)

@@ -1,14 +1,17 @@
 """SidDecoder: the search of `tree_beam_search`, whatever the batch is rounded up to, captured and compiled."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_llm
 from test_decoding import assert_same, filled, prompts, vocabulary_of
 
+from llmrec import cuda_graphs
 from llmrec.beam_search import beam_widths, search_beams, tree_beam_search
-from llmrec.cuda_graphs import EAGER_CALLS
-from llmrec.decoder import LEAST_STEP, ROWS_STEP, SidDecoder, _padded_length, _round_up
+from llmrec.cuda_graphs import EAGER_CALLS, CudaGraphs
+from llmrec.decoder import LEAST_STEP, ROWS_STEP, SidDecoder, _padded_length, _round_up, compile_layers
 from llmrec.joint_projections import join_projections
 from llmrec.leaf_filter import LeafFilter
 from llmrec.sid import SidTable
@@ -92,14 +95,12 @@ def test_joined_projections_are_saved_as_they_were(llm, tmp_path):
 def test_rows_and_columns_that_were_added_change_no_answer(llm, sid_table, vocabulary, prefix_ids, monkeypatch):
     shapes = set()
 
-    def uncaptured(search):
-        def remembered(*inputs):
+    class Uncaptured:
+        def run(self, search, inputs, kind):
             shapes.add(tuple(inputs[0].shape))
             return search(*inputs)
 
-        return remembered
-
-    monkeypatch.setattr("llmrec.decoder.CudaGraphs", uncaptured)
+    monkeypatch.setattr("llmrec.decoder.CudaGraphs", Uncaptured)
     trie = SidTrie(sid_table)
     padded, plain = (SidDecoder(llm, trie, vocabulary, 5, "level", prefix_ids, capture=on) for on in (True, False))
     for seed, lengths in enumerate([(7, 4, 1), (6, 5, 5), (5,), (9,) * 5, (3,) * 17]):
@@ -150,6 +151,65 @@ def test_rounded_counts_are_powers_of_two_then_multiples(step):
     assert [_round_up(count, ROWS_STEP) for count in (1, 2, 3, 5, 9, 16, 17, 33)] == [1, 2, 4, 8, 16, 16, 32, 48]
 
 
+# Graphs and compilation
+
+
+class FakeGraph:
+    """Stands in for torch.cuda.CUDAGraph and counts its replays."""
+
+    def __init__(self):
+        self.replays = 0
+
+    def replay(self):
+        self.replays += 1
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool: contextlib.nullcontext())
+
+
+def test_a_shape_is_captured_at_its_second_call_and_then_replayed(fake_cuda):
+    graphs, calls = CudaGraphs(), []
+
+    def function(x):
+        calls.append(x)
+        return [x + 1]
+
+    first, second, third = torch.zeros(2), torch.ones(2), torch.full((2,), 5.0)
+    assert graphs.run(function, [first])[0].tolist() == [1, 1] and calls[0] is first and not graphs.graphs
+    found = graphs.run(function, [second])[0]
+    (captured,) = graphs.graphs.values()
+    assert found.tolist() == [2, 2] and captured.graph.replays == 1 and calls[1] is captured.inputs[0]
+    assert found is not captured.outputs[0]  # the next replay writes there
+    graphs.run(function, [third])
+    assert len(calls) == 2 and captured.inputs[0].tolist() == [5, 5] and captured.graph.replays == 2
+
+
+def test_shapes_types_and_kinds_have_graphs_of_their_own_up_to_a_number(fake_cuda):
+    graphs = CudaGraphs(max_graphs=3)
+    cases = [(torch.zeros(2), None), (torch.zeros(3), None), (torch.zeros(2, dtype=torch.int64), None)]
+    for x, kind in [*cases, (torch.zeros(2), ("ranks",))]:
+        for _ in range(2):
+            graphs.run(lambda x: [x], [x], kind)
+    assert len(graphs.graphs) == 3
+    assert (None, (torch.Size([2]), torch.float32)) not in graphs.graphs  # captured first
+    assert (("ranks",), (torch.Size([2]), torch.float32)) in graphs.graphs
+
+
+def test_contract_every_layer_is_compiled_once(sid_table):
+    model = tiny_llm(vocabulary_of(sid_table)[1])
+    compile_layers(model)
+    compiled = [layer._compiled_call_impl for layer in model.base_model.layers]
+    compile_layers(model)
+    version = f"changed in torch {torch.__version__}"
+    assert all(compiled), f"_compiled_call_impl of a compiled module: {version}"
+    assert [layer._compiled_call_impl for layer in model.base_model.layers] == compiled
+    assert model.lm_head._compiled_call_impl is None, f"_compiled_call_impl of another module: {version}"
+
+
 # On a GPU
 
 
@@ -176,14 +236,14 @@ def test_a_captured_search_equals_the_eager_one(on_gpu, normalize_over, compiled
     for _ in range(EAGER_CALLS + 2):  # as they are, then captured, then replayed
         for seed, (lengths, beams) in enumerate(expected.items()):
             assert_same(filled(decoder(*gpu_prompts(lengths, seed))), filled(beams))
-    assert sum(len(graphs.graphs) for graphs in decoder._graphs.values()) == 3  # (7, 4, 1) and (7, 5, 1) share one
+    assert len(decoder._graphs.graphs) == 3  # (7, 4, 1) and (7, 5, 1) share one
 
 
 @pytest.mark.gpu
 def test_captured_filters_are_those_of_each_batch(on_gpu, monkeypatch):
     model, trie, vocabulary = on_gpu
     monkeypatch.setattr("llmrec.leaf_filter.COUNTED_FROM", 4)  # the stock is a long list, the other a short one
-    monkeypatch.setattr("llmrec.cuda_graphs.EAGER_CALLS", 0)
+    monkeypatch.setattr(cuda_graphs, "EAGER_CALLS", 0)
     decoder, stock = SidDecoder(model, trie, vocabulary, 5), np.array([0, 3, 5, 6, 8, 11])
     for seed, exclude in enumerate(([[0], [4, 5], []], [[1, 2], [], [6]])):
         ids, mask = gpu_prompts(seed=seed)
