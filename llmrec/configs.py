@@ -169,6 +169,9 @@ class SftConfig(StageConfig):
         "Softmax over the level's tokens, or over the whole vocabulary.", "level"
     )
     loss_on: Literal["every_item", "last_item"] = option("Items of a sequence that are targets.", "every_item")
+    packing: bool = option(
+        "Lay several sequences into one row, kept apart, instead of padding each to the longest.", True, identity=False
+    )
     max_history: int = option("Items before a target; longer sequences are cut into overlapping windows.", 50, least=1)
     epochs: float = option("Passes over the training sequences.", 3.0, above=0)
     max_steps: int = option("Optimiser steps, instead of `epochs`, where positive.", -1, least=-1)

@@ -23,6 +23,7 @@ from llmrec.manifest import content_hash, read_manifest, verify, write_json
 from llmrec.prompts import HistoryEncoder, Prompt
 from llmrec.training.examples import HistoryCollator, build_dataset, fill_last_batch
 from llmrec.training.losses import sid_loss_in_forward
+from llmrec.training.packing import check_packing
 from llmrec.training.sft import make_trainer, split_batch, train
 from llmrec.training.weights import load_trainable, merge, require_bitsandbytes
 
@@ -54,10 +55,13 @@ def main(config: SftConfig) -> dict[str, Any]:
         device = resolve_device(config.device)
         examples = build_dataset(catalog.train.sequences(), config.max_history, config.loss_on)
         examples = fill_last_batch(examples, config.batch_size)
-        collator = HistoryCollator(prefix, HistoryEncoder(table, binding.vocabulary), tokenizer.pad_token_id)
+        encoder = HistoryEncoder(table, binding.vocabulary)
+        collator = HistoryCollator(prefix, encoder, tokenizer.pad_token_id, config.packing)
         set_seed(config.seed)
         dtype = resolve_dtype(config.precision, device)
         model = load_trainable(config, binding.vocabulary, dtype)
+        if config.packing:
+            check_packing(model)
         with sid_loss_in_forward(model, binding.vocabulary, config.sid_loss, config.label_smoothing):
             trainer = make_trainer(config, model, tokenizer, examples, collator, directory, device, dtype)
             counts = train(trainer, directory)

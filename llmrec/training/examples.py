@@ -20,6 +20,7 @@ from torch import Tensor
 
 from llmrec.prompts import HistoryEncoder
 from llmrec.training.losses import IGNORED
+from llmrec.training.packing import first_fit, pack
 
 
 def windows(length: int, max_history: int) -> Iterator[tuple[int, int, int]]:
@@ -82,30 +83,33 @@ def fill_last_batch(examples: Dataset, batch_size: int) -> Dataset:
 
 @dataclass
 class HistoryCollator:
-    """Prompt, history and labels of a batch, padded on the right.
+    """Prompts, histories and labels of a batch.
 
     Args:
         prefix: Token ids before the history.
         encoder: Tokens of item rows.
         pad_token_id: Token of padding.
+        packing: Lay several sequences into one row (`llmrec.training.packing`), instead of padding each to the longest.
     """
 
     prefix: list[int]
     encoder: HistoryEncoder
     pad_token_id: int
+    packing: bool = False
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """`input_ids`, `attention_mask` and `labels`, each (B, T)."""
-        tokens, unsupervised = [], []
-        for example in examples:
-            rows, num_context = example["rows"], example["num_context"]
-            tokens.append([*self.prefix, *self.encoder.encode_history(rows)])
-            unsupervised.append(len(self.prefix) + len(self.encoder.encode_history(rows[:num_context])))
-        lengths = torch.tensor([len(row) for row in tokens])
-        ids = torch.full((len(tokens), int(lengths.max())), self.pad_token_id)
-        for i, row in enumerate(tokens):
-            ids[i, : len(row)] = torch.tensor(row)
-        position = torch.arange(ids.shape[1])
-        mask = position < lengths[:, None]
-        labels = ids.masked_fill(~mask | (position < torch.tensor(unsupervised)[:, None]), IGNORED)
-        return {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
+        """`input_ids` and `labels`, (B, T) each, with `attention_mask`; packed, (R, T) with `position_ids`."""
+        ids = [torch.tensor([*self.prefix, *self.encoder.encode_history(each["rows"])]) for each in examples]
+        labels = [self._labels(*pair) for pair in zip(ids, examples, strict=True)]
+        bins = first_fit(list(map(len, ids))) if self.packing else [[place] for place in range(len(ids))]
+        batch = {"input_ids": pack(ids, bins, self.pad_token_id), "labels": pack(labels, bins, IGNORED)}
+        if self.packing:
+            return {**batch, "position_ids": pack([torch.arange(len(row)) for row in ids], bins, 0)}
+        return {**batch, "attention_mask": pack([torch.ones_like(row) for row in ids], bins, 0)}
+
+    def _labels(self, ids: Tensor, example: dict[str, Any]) -> Tensor:
+        """Tokens of the items that are targets, IGNORED before them."""
+        context = self.encoder.encode_history(example["rows"][: example["num_context"]])
+        labels = ids.clone()
+        labels[: len(self.prefix) + len(context)] = IGNORED
+        return labels
