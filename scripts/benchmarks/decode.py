@@ -18,26 +18,17 @@ from collections.abc import Callable
 
 import torch
 from common import emit, emit_machine, seconds
+from models import CODEBOOK_SIZE, EOS, FIRST_TEXT_TOKEN, NUM_LEVELS, SHAPES, SIZES, random_model, vocabulary_of
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from llmrec.beam_search import tree_beam_search
 from llmrec.cuda_graphs import EAGER_CALLS
 from llmrec.decoder import SidDecoder
 from llmrec.logits_processor import SidLogitsProcessor
 from llmrec.trie import SidTrie
-from llmrec.vocab import SidVocabulary
 
-NUM_LEVELS, CODEBOOK_SIZE, EOS, FIRST_TEXT_TOKEN = 4, 256, 2, 10
-SHAPES = {
-    "qwen3-0.6b": ("qwen3", dict(vocab_size=151936, hidden_size=1024, num_hidden_layers=28, num_attention_heads=16,
-                                 num_key_value_heads=8, head_dim=128, intermediate_size=3072)),
-    "smollm2-135m": ("llama", dict(vocab_size=49152, hidden_size=576, num_hidden_layers=30, num_attention_heads=9,
-                                   num_key_value_heads=3, intermediate_size=1536)),
-    "tiny": ("qwen3", dict(vocab_size=512, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
-                           num_key_value_heads=2, head_dim=16, intermediate_size=96)),
-}  # fmt: skip
 KERNELS = {
     "matrix products": ("nvjet", "gemm", "cutlass", "splitK", "cublas"),
     "attention": ("sdpa", "flash", "fmha"),
@@ -78,22 +69,14 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.device = args, torch.device(args.device)
-        architecture, shape = SHAPES[args.shape]
-        text_tokens = shape["vocab_size"]
-        starts = tuple(text_tokens + level * CODEBOOK_SIZE for level in range(NUM_LEVELS))
-        sizes = (CODEBOOK_SIZE,) * NUM_LEVELS
-        self.vocabulary = SidVocabulary(sizes, starts, sizes, EOS)
-        shape = shape | {"vocab_size": text_tokens + sum(sizes), "tie_word_embeddings": True}
-        self.config = CONFIG_MAPPING[architecture](**shape, max_position_embeddings=4096)
+        self.vocabulary = vocabulary_of(args.shape)
         codes = torch.randint(CODEBOOK_SIZE, (args.items, NUM_LEVELS), dtype=torch.uint8)
-        self.trie = SidTrie.from_codes(codes, sizes, device=self.device)
-        self.dicts = nested_dicts((codes.long() + torch.tensor(starts)).tolist())
+        self.trie = SidTrie.from_codes(codes, SIZES, device=self.device)
+        self.dicts = nested_dicts((codes.long() + torch.tensor(self.vocabulary.starts)).tolist())
         self.generate_rate = 0.0
 
     def model(self, dtype: torch.dtype) -> PreTrainedModel:
-        torch.manual_seed(0)
-        with self.device:
-            return AutoModelForCausalLM.from_config(self.config, dtype=dtype).eval()
+        return random_model(self.args.shape, dtype, self.device)
 
     def prompts(self, batch_size: int, length: int | None = None) -> Tensor:
         shape = (batch_size, length or self.args.prompt)
