@@ -138,7 +138,11 @@ class ExtendConfig(StageConfig):
     sid: str = option("Directory written by `llmrec tokenize`.")
     model: str = option("Hub id or path of a causal LLM, or 'micro' for a small new one with a word-level tokenizer.")
     catalog: str | None = option(
-        "Directory written by `llmrec prepare`; 'micro' takes its vocabulary from the titles.", None
+        "Directory written by `llmrec prepare`; 'micro' takes its vocabulary from the titles, and rows their words.",
+        None,
+    )
+    rows: Literal["noise", "titles"] = option(
+        "First rows of the codes: noise, or leaning towards the words of their items' titles.", "noise"
     )
     template: str = option("Token of a code; {letter} or {level}, and {code}.", "<{letter}_{code}>")
     spare_codes: int = option("Token rows per level kept free for codes of later items.", 0, least=0)

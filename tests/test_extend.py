@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import tiny_llm
 from extended import extended, fine_tune, write_llm, write_sid, write_toy_catalog
 from prepared import write_catalog
 from torch.nn.functional import cosine_similarity
@@ -18,7 +20,10 @@ from llmrec.checkpoint import Binding
 from llmrec.cli import main
 from llmrec.configs import ExtendConfig, TokenizeConfig
 from llmrec.manifest import content_hash
+from llmrec.sid import SidTable
 from llmrec.stages import extend
+from llmrec.token_rows import ItemWords, add_rows
+from llmrec.vocab import SidVocabulary
 
 ARCHITECTURES = ("qwen3", "llama", "mistral", "qwen2", "gemma2")
 
@@ -101,6 +106,46 @@ def test_the_seed_decides_the_new_rows(tmp_path, sid_table):
         base = extended(tmp_path / name, sid_table, seed=seed)
         rows[name] = AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight.detach()
     assert torch.equal(rows["one"], rows["again"]) and not torch.equal(rows["one"], rows["two"])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_may_lean_towards_the_titles_of_their_items(tmp_path, sid_table, tied):
+    catalog = write_toy_catalog(tmp_path / "catalog").source
+    base = extended(tmp_path, sid_table, tied=tied, rows="titles", catalog=catalog)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    vocabulary = Binding.load(base)[0].vocabulary
+    for matrix in matrices(model):
+        rows, old = matrix[vocabulary.block(0)], matrix[: vocabulary.starts[0]]
+        # First code 2 has "green tea" and "black coffee", first code 3 "iced coffee", "apple juice" and "plum juice".
+        titles = {2: ("green tea", "black coffee"), 3: ("iced coffee", "apple juice", "plum juice")}
+        means = {
+            code: torch.stack([old[tokenizer(t, add_special_tokens=False)["input_ids"]].mean(0) for t in texts]).mean(0)
+            for code, texts in titles.items()
+        }
+        for code, other in ((2, 3), (3, 2)):
+            away = rows[code] - rows.mean(0)
+            toward = cosine_similarity(away, means[code] - means[other], dim=0)
+            assert toward > 0.4, toward
+        assert rows.norm(dim=1).mean() / old.norm(dim=1).mean() == pytest.approx(1, abs=0.3)
+        cosine = cosine_similarity(rows[:, None], rows[None], dim=-1) - torch.eye(4)
+        assert cosine.max() < 0.9
+
+
+def test_codes_with_the_same_words_and_codes_without_items_have_rows_of_their_own(tmp_path, sid_table):
+    model = tiny_llm(40)
+    before = model.get_input_embeddings().weight.detach().clone()
+    vocabulary = SidVocabulary((4, 4, 4), (28, 32, 36), (4, 4, 4), 3)
+    words = ItemWords(torch.arange(12), torch.full((12,), 5), torch.ones(12))  # one word for every title
+    table = SidTable(sid_table.item_ids, np.minimum(sid_table.all_codes, 2), level_sizes=[4, 4, 4])
+    add_rows(model, vocabulary, 0, words, table)
+    rows = model.get_input_embeddings().weight.detach()[28:]
+    assert torch.equal(model.get_input_embeddings().weight[:28], before[:28])
+    assert (torch.cdist(rows, rows) + 9 * torch.eye(12)).min() > 0.1
+
+
+def test_titles_need_a_catalogue(tmp_path, sid_table):
+    with pytest.raises(ValueError, match="rows 'titles' needs the titles; set catalog"):
+        extended(tmp_path, sid_table, rows="titles")
 
 
 def test_the_seed_decides_the_words_of_micro(tmp_path, sid_table):

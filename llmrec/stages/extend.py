@@ -22,7 +22,7 @@ from llmrec.manifest import read_manifest, verify
 from llmrec.micro import micro_model, word_tokenizer
 from llmrec.prompts import Prompt
 from llmrec.sid import SidTable
-from llmrec.token_rows import add_rows
+from llmrec.token_rows import ItemWords, add_rows
 from llmrec.vocab import SidVocabulary, check_template
 
 MICRO = "micro"
@@ -44,6 +44,10 @@ def main(config: ExtendConfig) -> dict[str, Any]:
         raise ValueError(
             "model 'micro' takes its words from the titles; set catalog to the `llmrec prepare` directory."
         )
+    if config.rows == "titles" and config.catalog is None:
+        raise ValueError(
+            "rows 'titles' needs the titles; set catalog to the `llmrec prepare` directory, or rows to noise."
+        )
     if config.catalog is not None and Catalog.load(config.catalog).item_ids != table.item_ids:
         raise ValueError(
             f"'{config.sid}' has semantic IDs of other items than '{config.catalog}' has, or in another order; run "
@@ -59,7 +63,8 @@ def main(config: ExtendConfig) -> dict[str, Any]:
         model, tokenizer = load_base(config)
         check_halves(model)
         vocabulary = SidVocabulary.add_to(tokenizer, table.level_sizes, config.spare_codes, config.template)
-        add_rows(model, vocabulary, config.seed)
+        words = ItemWords.of(Catalog.load(config.catalog).titles, tokenizer) if config.rows == "titles" else None
+        add_rows(model, vocabulary, config.seed, words, table)
         save_model(model, tokenizer, directory)
         max_history = _longest_history(model, vocabulary)
         binding = Binding(vocabulary, Prompt(), max_history, "vocabulary")
