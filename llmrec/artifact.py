@@ -79,7 +79,6 @@ def run_stage(
             raise
         processes.wait()
         if main:
-            shutil.rmtree(partial / SCRATCH, ignore_errors=True)
             _describe(partial, stage, config, inputs, identity, counts, time.monotonic() - started)
             _publish(out, partial)
     processes.wait()
@@ -123,6 +122,8 @@ def _is_finished(out: Path, identity: dict[str, Any], overwrite: bool) -> bool:
     difference = _difference(read_manifest(out)["identity"], identity)
     if difference is None:
         verify(out)
+        if processes.is_main():
+            _tidy(out)
         return True
     raise ValueError(f"'{out}' is the result of another run ({difference}). Add --overwrite, or choose another --out.")
 
@@ -190,7 +191,8 @@ def _describe(
     for leftover in partial.rglob("*.tmp"):  # of a file that a killed attempt was about to rename
         leftover.unlink()
     internal = {partial / RUN, partial / LOCK, partial / MANIFEST}
-    files = sorted(f for f in partial.rglob("*") if f.is_file() and f not in internal)
+    found = (f for f in partial.rglob("*") if f.is_file() and f not in internal)
+    files = sorted(f for f in found if partial / SCRATCH not in f.parents)
     facts = {
         "stage": stage,
         "identity": identity,
@@ -206,13 +208,20 @@ def _describe(
 def _publish(out: Path, partial: Path) -> None:
     """Put the finished directory in the place of what `overwrite` replaces; two renames, so `out` is never half of one.
 
-    Killed between them, the same command finds its partial again.
+    Killed between them, the same command finds its partial again. What a resumption needs is removed last: with its
+    checkpoints gone before the rename, a kill would cost the whole training.
     """
     replaced = out.with_name(out.name + REPLACED)
     if out.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         out.rename(replaced)
     partial.rename(out)
-    (out / RUN).unlink()
-    (out / LOCK).unlink()
+    _tidy(out)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _tidy(out: Path) -> None:
+    """Remove what only an unfinished run needs; a kill may have come before."""
+    (out / RUN).unlink(missing_ok=True)
+    (out / LOCK).unlink(missing_ok=True)
+    shutil.rmtree(out / SCRATCH, ignore_errors=True)

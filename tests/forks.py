@@ -6,8 +6,11 @@ thread of torch or polars is lost in a fork.
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,13 +28,29 @@ class Forks:
             env={**os.environ, "LLMREC_QUIET": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
 
-    def start(self, argv: list[str], stderr: Path, file_size_limit: int | None = None) -> int:
-        """Process id of a new child that runs the command; its files may grow to `file_size_limit` bytes."""
-        return int(self._ask({"argv": argv, "stderr": str(stderr), "limit": file_size_limit}))
+    def start(
+        self,
+        argv: list[str],
+        stderr: Path,
+        file_size_limit: int | None = None,
+        environment: dict[str, str] | None = None,
+        die_in: tuple[str, int] | None = None,
+    ) -> int:
+        """Process id of a new child that runs the command.
 
-    def wait(self) -> int:
-        """Exit status of the child that was started last."""
-        return int(self._ask({}))
+        Args:
+            argv: The command, without `llmrec`.
+            stderr: File for what it writes.
+            file_size_limit: Bytes its files may grow to.
+            environment: Variables for it alone.
+            die_in: A function by its dotted name, and the call of it (from 1) in which the child kills itself.
+        """
+        request = {"argv": argv, "stderr": str(stderr), "limit": file_size_limit}
+        return int(self._ask({**request, "environment": environment or {}, "die_in": die_in}))
+
+    def wait(self, pid: int | None = None) -> int:
+        """Exit status of a child, of the last one started if none is named."""
+        return int(self._ask({"wait": pid}))
 
     def _ask(self, request: dict) -> str:
         self.server.stdin.write(json.dumps(request) + "\n")
@@ -44,16 +63,14 @@ class Forks:
 
 
 def serve() -> None:
-    import importlib
-
     for name in LIBRARIES:
         importlib.import_module(name)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     pid = 0
     for line in sys.stdin:
         request = json.loads(line)
-        if not request:
-            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers)
+        if "wait" in request:
+            print(os.waitstatus_to_exitcode(os.waitpid(request["wait"] or pid, 0)[1]), file=answers)
             continue
         pid = os.fork()
         if pid == 0:
@@ -61,7 +78,9 @@ def serve() -> None:
         print(pid, file=answers)
 
 
-def run(argv: list[str], stderr: str, limit: int | None) -> None:
+def run(
+    argv: list[str], stderr: str, limit: int | None, environment: dict[str, str], die_in: tuple[str, int] | None
+) -> None:
     import resource
 
     from llmrec.cli import main
@@ -71,12 +90,29 @@ def run(argv: list[str], stderr: str, limit: int | None) -> None:
     os.dup2(target, 2)
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    os.environ.update(environment)
+    if die_in is not None:
+        kill_at_call(*die_in)
     status = 1
     try:
         status = main(argv)
     finally:
         sys.stderr.flush()
         os._exit(status)
+
+
+def kill_at_call(name: str, number: int) -> None:
+    """Kill this process, as kill -9 does, where it calls a function for the given time."""
+    module, _, attribute = name.rpartition(".")
+    owner = importlib.import_module(module)
+    function, calls = getattr(owner, attribute), itertools.count(1)
+
+    def dying(*arguments, **options):
+        if next(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+
+    setattr(owner, attribute, dying)
 
 
 if __name__ == "__main__":

@@ -30,14 +30,14 @@ from llmrec.artifact import SCRATCH
 from llmrec.checkpoint import without_tensor_bars
 from llmrec.configs import SftConfig
 from llmrec.console import is_quiet, say
-from llmrec.training.checkpoints import SealCheckpoints, newest_whole
+from llmrec.training.checkpoints import WholeCheckpoints, newest_whole
 from llmrec.training.examples import HistoryCollator
 from llmrec.training.weights import train_in_float32, without_renaming_warning
 
 SID_ROWS = "trainable_tokens"  # in the name of PEFT's parameter for trained token rows
 
 
-class SidSFTTrainer(SFTTrainer):
+class SidSFTTrainer(WholeCheckpoints, SFTTrainer):
     """SFTTrainer with the loss of the model's own forward (`sid_loss_in_forward`), instead of TRL's fused head."""
 
     compute_loss = Trainer.compute_loss
@@ -143,7 +143,7 @@ def make_trainer(
         data_collator=collator,
         processing_class=tokenizer,
         optimizers=(build_optimizer(model, config), None),
-        callbacks=[SealCheckpoints(), LogLines()],
+        callbacks=[LogLines()],
     )
     trainer.remove_callback(PrinterCallback)  # it prints to stdout, which `--json` keeps for the result
     return trainer
@@ -161,8 +161,7 @@ def use_one_gpu(arguments: TrainingArguments) -> None:
 
 def train(trainer: SidSFTTrainer, directory: Path) -> dict[str, Any]:
     """Train to the end, from the newest whole checkpoint where there is one."""
-    newest = newest_whole(directory / SCRATCH / "trainer", remove_others=trainer.is_world_process_zero())
-    trainer.accelerator.wait_for_everyone()
+    newest = newest_whole(directory / SCRATCH / "trainer")
     if newest is not None:
         say(f"sft: continuing from {newest.name}")
     done = int(newest.name.rsplit("-", 1)[1]) if newest else 0
