@@ -206,7 +206,7 @@ class EvaluateConfig(StageConfig):
     k: list[int] = option("Cut-offs.", [5, 10])
     num_beams: int | None = option("Beam width; min(items, max(50, 5k)) when left out.", None, least=1)
     baselines: list[str] = option(
-        "Baselines in the same table: popularity, repeat, markov, item_knn.",
+        "Baselines in the same table: popularity, repeat, markov, item_knn; sasrec and gru4rec train for minutes.",
         ["popularity", "repeat", "markov", "item_knn"],
     )
     max_rows: int | None = option("Evaluate a random sample of rows.", None, least=1)
@@ -218,6 +218,19 @@ class EvaluateConfig(StageConfig):
         "Compile the model's layers first; pays off beyond some thousand rows.", False, identity=False
     )
     device: str = option("Device of the model: auto, cpu, cuda.", "auto", identity=False)
+
+
+@dataclass(kw_only=True)
+class CompareConfig(Config):
+    """Set finished evaluations beside each other, with paired differences to the first."""
+
+    runs: list[str] = option("Two or more directories written by `llmrec evaluate`.")
+    names: list[str] | None = option(
+        "Name of each of `runs`; runs of one name are training seeds of one system. Their paths when left out.", None
+    )
+    html: str | None = option("File to write the comparison to, as a page of its own.", None)
+    bootstrap_samples: int = option("Resamples of users for the 95 % intervals.", 1000, least=1)
+    seed: int = option("Seed of the resampling.", 0, least=0, most=MAX_SEED)
 
 
 @dataclass(kw_only=True)
@@ -260,6 +273,7 @@ STAGES: dict[str, type] = {
     "extend": ExtendConfig,
     "sft": SftConfig,
     "evaluate": EvaluateConfig,
+    "compare": CompareConfig,
     "recommend": RecommendConfig,
     "quickstart": QuickstartConfig,
 }

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec.catalog import Catalog
-from llmrec.evaluation.baselines import BASELINES, ItemKNN, Markov, Popularity, Repeat
+from llmrec.evaluation.baselines import COUNTED, ItemKNN, Markov, Popularity, Repeat
 
 # The training sequences of the fixture are 0 1 2 / 1 3 5 / 2 5 8 / 3 4 5 / 4 6 8 / 5 8 11, so items 0 … 11 occur
 # 1 2 2 2 2 4 1 0 3 0 0 1 times.
@@ -74,7 +74,7 @@ def test_item_knn_keeps_the_nearest_neighbours(catalog, monkeypatch):
         assert np.delete(kept, nearest).max() == 0
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", COUNTED)
 def test_held_out_rows_change_nothing(catalog, item_ids, name):
     def with_held_out(seed):
         rng, rows = np.random.default_rng(seed), []
@@ -86,12 +86,12 @@ def test_held_out_rows_change_nothing(catalog, item_ids, name):
         return Catalog(catalog.items, pa.Table.from_pylist(rows))
 
     histories = [np.array([row, (row + 5) % 12]) for row in range(12)]
-    rankings = [BASELINES[name](with_held_out(seed)).rank(histories, 12) for seed in (0, 1)]
+    rankings = [COUNTED[name](with_held_out(seed)).rank(histories, 12) for seed in (0, 1)]
     np.testing.assert_array_equal(rankings[0].items, rankings[1].items)
     np.testing.assert_array_equal(rankings[0].scores, rankings[1].scores)
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", COUNTED)
 @settings(derandomize=True, max_examples=25, deadline=None)
 @given(
     histories=st.lists(st.lists(st.integers(0, 11), max_size=6), min_size=1, max_size=4),
@@ -112,7 +112,7 @@ def test_a_row_holds_distinct_allowed_items_and_fills_what_it_can(fitted, name, 
 
 @pytest.fixture(scope="module")
 def fitted(module_catalog):
-    return {name: baseline(module_catalog) for name, baseline in BASELINES.items()}
+    return {name: baseline(module_catalog) for name, baseline in COUNTED.items()}
 
 
 @pytest.fixture(scope="module")

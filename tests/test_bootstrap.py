@@ -91,7 +91,7 @@ def test_the_report_resamples_users_not_rows():
         for system, start in (("ours", hit), ("popularity", absent))
         for column in COLUMNS
     }
-    report = summarise(found, rows, [1], 2)
+    report = summarise(found, rows, [1], np.array([1, 1]))
     for column in COLUMNS:
         assert report["systems"]["ours"][column]["recall@1"] == 0.5
         assert report["systems"]["ours"][column]["intervals"]["recall@1"] == [0, 1]

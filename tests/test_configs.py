@@ -21,7 +21,7 @@ from llmrec.configs import (
     TokenizeConfig,
 )
 from llmrec.datasets import KNOWN
-from llmrec.evaluation.baselines import BASELINES
+from llmrec.evaluation.baselines import COUNTED
 from llmrec.prompts import DEFAULT_INSTRUCTION
 from llmrec.tokenizers import TOKENIZERS
 from llmrec.vocab import DEFAULT_TEMPLATE
@@ -45,7 +45,7 @@ def test_every_field_explains_itself_and_its_default_is_valid(stage):
         assert field.metadata["help"].endswith("."), field.name
     required = {f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
     config = load_config(cls, overrides=dict.fromkeys(required, "x"))
-    assert required <= {"out", "catalog", "views", "sid", "model"}  # data and models, never a setting
+    assert required <= {"out", "catalog", "views", "sid", "model", "runs"}  # data and models, never a setting
     for field in dataclasses.fields(cls):
         if isinstance(getattr(config, field.name), list):  # not shared between instances
             assert getattr(config, field.name) is not getattr(cls(**dict.fromkeys(required, "x")), field.name)
@@ -59,7 +59,8 @@ def test_values_come_back_from_the_text_of_a_flag(stage):
         if field.default is dataclasses.MISSING:
             continue
         text = "null" if field.default is None else str(field.default)
-        given = {name: "x" for name in ("out", "catalog", "views", "sid", "model") if name in cls.__annotations__}
+        needed = ("out", "catalog", "views", "sid", "model", "runs")
+        given = {name: "x" for name in needed if name in cls.__annotations__}
         flags = {"out": "x", **given, field.name: text} if "out" in _names(cls) else {**given, field.name: text}
         assert getattr(load_config(cls, overrides=flags), field.name) == field.default
 
@@ -176,7 +177,7 @@ def test_a_number_is_taken_exactly_or_refused(value):
 def test_what_configs_repeat_to_stay_light_is_what_the_library_says():
     assert SftConfig.instruction == DEFAULT_INSTRUCTION
     assert ExtendConfig.template == DEFAULT_TEMPLATE
-    assert EvaluateConfig(out="o", catalog="c", model="m").baselines == list(BASELINES)
+    assert EvaluateConfig(out="o", catalog="c", model="m").baselines == list(COUNTED)
     assert typing.get_args(typing.get_type_hints(TokenizeConfig)["method"]) == tuple(TOKENIZERS)
     known = PrepareConfig.__dataclass_fields__["dataset"].metadata["help"]
     assert [name for name in KNOWN if name not in known] == []

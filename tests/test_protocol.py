@@ -23,7 +23,7 @@ from llmrec.catalog import Rows
 from llmrec.checkpoint import Binding
 from llmrec.configs import EvaluateConfig, StageConfig
 from llmrec.evaluation import metrics
-from llmrec.evaluation.baselines import BASELINES
+from llmrec.evaluation.baselines import COUNTED
 from llmrec.evaluation.metrics import target_position
 from llmrec.evaluation.protocol import Outcome, dealt, evaluate, per_batch, seen_targets
 from llmrec.manifest import content_hash
@@ -221,8 +221,8 @@ def config(tmp_path, catalog, sid_table, vocabulary, monkeypatch) -> EvaluateCon
 def test_stage_writes_metrics_and_per_user_results(config, catalog):
     result = stage.main(config)
     assert result == json.loads((Path(config.out) / "metrics.json").read_text())
-    assert list(result["systems"]) == ["ours", *BASELINES]
-    assert set(result["differences"]) == set(BASELINES)
+    assert list(result["systems"]) == ["ours", *COUNTED]
+    assert set(result["differences"]) == set(COUNTED)
     rows = catalog.rows("test")
     for column in ("plain", "seen_excluded"):
         position = evaluate(per_batch(fake_rank), rows, 3, column, 64).position
@@ -252,6 +252,27 @@ def test_the_beam_width_that_is_reported_is_the_one_used(config, monkeypatch, as
     assert result["num_beams"] == used and widths == [used, used]
 
 
+def test_stage_describes_strata_sids_and_what_was_trained(config, catalog):
+    result = stage.main(config)
+    for family in ("popularity", "history"):
+        strata = [stratum for stratum in result["strata"] if stratum["family"] == family]
+        assert sum(stratum["num_rows"] for stratum in strata) == result["num_rows"]
+        assert all(list(stratum["systems"]) == list(result["systems"]) for stratum in strata)
+    assert sum(group["num_items"] for group in result["exposure"]) == catalog.num_items
+    assert [level["codebook_size"] for level in result["sid_usage"]] == [4, 4, 4]
+    assert result["trained"] is None  # the checkpoint has no manifest, as a copy from the Hub has none
+    page = (Path(config.out) / "report.html").read_text(encoding="utf-8")
+    assert all(f">{system}<" in page for system in result["systems"]) and "<h2>Training</h2>" not in page
+
+
+def test_the_training_log_of_the_checkpoint_is_drawn(config):
+    log = [{"loss": 3.5, "step": 20}, {"loss": 2.25, "step": 40}, {"train_runtime": 1.0, "step": 40}]
+    (Path(config.model) / "training_log.json").write_text(json.dumps(log))
+    stage.main(config)
+    page = (Path(config.out) / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Training</h2>" in page and "loss: 2.25<" in page
+
+
 def test_one_model_is_loaded_as_asked_for_both_columns(config, monkeypatch):
     loaded = answer_with(monkeypatch, fake_stream)
     stage.main(dataclasses.replace(config, compile=True, precision="float32", device="cpu", baselines=[]))
@@ -268,10 +289,13 @@ def test_stage_prints_every_system_also_where_a_baseline_wins(config, monkeypatc
         "seen_excluded: 6 test rows",
         "evaluate: ours, plain: 6 rows in 0.",
         " rows/s\n",
-        *BASELINES,
+        *COUNTED,
         "mrr@3",
         "95 % high",
         "ahead",
+        "recall@3 by popularity of the target",
+        "history 3-4",
+        "gini@3",
     ):
         assert word in printed
 
@@ -305,7 +329,7 @@ def test_an_interrupted_stage_keeps_the_finished_parts(config, monkeypatch):
             del found["rows_per_s"]
     assert resumed == whole
     assert sorted(path.name for path in Path(again.out).iterdir()) == [
-        "manifest.json", "metrics.json", "per_user.parquet",
+        "manifest.json", "metrics.json", "per_user.parquet", "report.html",
     ]  # fmt: skip
 
 

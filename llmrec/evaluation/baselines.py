@@ -1,9 +1,11 @@
 """Baselines that cost nothing and are often not beaten: popularity, repeat, first-order Markov, ItemKNN.
 
-Each sees training sequences only (`Catalog.train`) and scores the items on which it has an opinion; the remaining slots
-are filled by popularity, so every baseline ranks the whole catalogue. Equal scores are ordered by popularity and then
-by item row: rows are shuffled when the catalogue is prepared, so that order knows nothing of the target. Each position
-is a tie group of its own.
+The neural ones, which cost minutes, are in `llmrec.evaluation.neural`; `baseline` makes any of them by its name.
+
+Those here see training sequences only (`Catalog.train`) and score the items on which they have an opinion; the
+remaining slots are filled by popularity, so every baseline ranks the whole catalogue. Equal scores are ordered by
+popularity and then by item row: rows are shuffled when the catalogue is prepared, so that order knows nothing of the
+target. Each position is a tie group of its own.
 
 Shapes: B rows, N items, U users, k places.
 """
@@ -11,6 +13,7 @@ Shapes: B rows, N items, U users, k places.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from scipy import sparse
@@ -19,6 +22,12 @@ from llmrec.catalog import Catalog
 from llmrec.ranking import UNFILLED, Ranking
 
 BATCH = 512  # rows scored at once; bounds memory where ItemKNN has an opinion on many items
+
+
+class Baseline(Protocol):
+    """What every baseline does; `Popularity.rank` says what it takes and returns."""
+
+    def rank(self, histories: Sequence[np.ndarray], k: int, exclude: Sequence[np.ndarray] | None = None) -> Ranking: ...
 
 
 class Popularity:
@@ -159,12 +168,52 @@ class ItemKNN(Popularity):
         return _matrix(rows, items, self.DECAY**age, (len(histories), len(self.count))) @ self.similarity
 
 
-BASELINES: dict[str, type[Popularity]] = {
+COUNTED: dict[str, type[Popularity]] = {
     "popularity": Popularity,
     "repeat": Repeat,
     "markov": Markov,
     "item_knn": ItemKNN,
 }
+# Keys of `llmrec.evaluation.neural.NETWORKS`, without torch, whose import costs seconds.
+TRAINED = ("sasrec", "gru4rec")
+BASELINES = (*COUNTED, *TRAINED)
+
+
+def baseline(name: str, catalog: Catalog, seed: int = 0, device: str = "auto") -> Baseline:
+    """A baseline that has learned the training sequences of a catalogue.
+
+    Args:
+        name: One of BASELINES.
+        catalog: Whose training sequences are learned; a trained baseline chooses its epoch on the valid rows.
+        seed: Of a trained baseline.
+        device: Of a trained baseline: auto, cpu or cuda.
+
+    Raises:
+        ValueError: If a baseline to be trained finds no valid rows, or nothing to learn from.
+    """
+    if name in COUNTED:
+        return COUNTED[name](catalog)
+    from llmrec.evaluation.neural import NETWORKS, NeuralRanker
+
+    return NeuralRanker(NETWORKS[name], catalog, seed, device)
+
+
+def check_trainable(name: str, catalog: Catalog) -> None:
+    """Refuse a catalogue on which a network cannot be trained, with every problem at once.
+
+    Raises:
+        ValueError: If there are no valid rows, or no training sequence has two items.
+    """
+    problems = []
+    if len(catalog.rows("valid")) == 0:
+        problems.append(f"has no 'valid' rows, by which {name} chooses its epoch")
+    if np.diff(catalog.train.offsets).max(initial=0) < 1:
+        problems.append(f"has {len(catalog.train)} training sequences, none with two items, so that nothing follows")
+    if problems:
+        raise ValueError(
+            f"{catalog.source}/split.parquet {'; it '.join(problems)}. "
+            f"Run `llmrec prepare` with more users or a smaller k_core, or leave {name} out of the baselines."
+        )
 
 
 def _flat(lists: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -5,6 +5,8 @@ taken as in uniformly random order: a target that shares its SID with s - 1 othe
 over the s places of the group. Recall@k at the SID level, which counts the whole group as a hit, stands beside it:
 MiniOneRec's published figures are of that kind and are the larger, the more SIDs are shared.
 
+Beyond accuracy: coverage, Gini, novelty and popularity percentile read the first k slots, whatever the targets are.
+
 With one target per row recall@k equals the hit rate HR@k, and the ideal DCG is 1.
 
 Shapes: B rows, R slots of a ranking, N items.
@@ -99,6 +101,50 @@ def coverage(items: np.ndarray, k: int, num_items: int) -> float:
     return float((shown != UNFILLED).sum()) / num_items
 
 
+def gini(items: np.ndarray, k: int, num_items: int) -> float:
+    """Inequality of how often the items of the catalogue are shown: 0 all alike, 1 - 1 / N one item only.
+
+    Args:
+        items: (B, R) item rows of a ranking.
+        k: Slots that count; 0 is returned where none of them holds an item.
+        num_items: Size of the catalogue; items that are never shown count too.
+
+    Source: the Gini index of aggregate diversity, Fleder and Hosanagar (2009), Management Science 55(5).
+    """
+    shown = np.sort(np.bincount(_filled(items, k), minlength=num_items))
+    weight = 2 * np.arange(1, num_items + 1) - num_items - 1
+    return float(weight @ shown) / (num_items * max(int(shown.sum()), 1))
+
+
+def novelty(items: np.ndarray, k: int, training: np.ndarray) -> float:
+    """Mean self-information of what is shown, -log2 (c + 1) / (C + N) bits; add-one, so that cold items have one.
+
+    Args:
+        items: (B, R) item rows of a ranking.
+        k: Slots that count; 0 is returned where none of them holds an item.
+        training: (N,) training interactions c of each item, C together.
+
+    Source: Vargas and Castells (2011), Rank and Relevance in Novelty and Diversity Metrics, without its discounts.
+    """
+    bits = -np.log2((training + 1) / (training.sum() + len(training)))
+    return _mean(bits[_filled(items, k)])
+
+
+def popularity_percentile(items: np.ndarray, k: int, training: np.ndarray) -> float:
+    """Mean place of what is shown among the N items by training interactions: 0 least, 1 most, .5 a uniform draw.
+
+    Items of equal count stand together at the middle of their places.
+
+    Args:
+        items: (B, R) item rows of a ranking.
+        k: Slots that count; 0 is returned where none of them holds an item.
+        training: (N,) training interactions of each item.
+    """
+    ordered = np.sort(training)
+    below, upto = (np.searchsorted(ordered, training, side=side) for side in ("left", "right"))
+    return _mean(((below + upto) / (2 * len(training)))[_filled(items, k)])
+
+
 def invalid_rate(items: np.ndarray, invalid: np.ndarray) -> float:
     """Share of the answers that were no item of the catalogue; 0 under trie-constrained decoding.
 
@@ -108,6 +154,16 @@ def invalid_rate(items: np.ndarray, invalid: np.ndarray) -> float:
     """
     wrong, right = int(invalid.sum()), int((items != UNFILLED).sum())
     return wrong / max(wrong + right, 1)
+
+
+def _filled(items: np.ndarray, k: int) -> np.ndarray:
+    """Item rows in the first k slots, one entry per filled slot."""
+    slots = items[:, :k]
+    return slots[slots != UNFILLED]
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else 0.0
 
 
 def _shared_credit(position: Position, gains: np.ndarray) -> np.ndarray:

@@ -12,60 +12,104 @@ import numpy as np
 
 from llmrec.catalog import Rows
 from llmrec.console import say, table
+from llmrec.diagnostics import entropy_bits
 from llmrec.evaluation.bootstrap import interval, paired_difference
-from llmrec.evaluation.metrics import coverage, invalid_rate, per_row, unfilled
+from llmrec.evaluation.metrics import (
+    coverage,
+    gini,
+    invalid_rate,
+    novelty,
+    per_row,
+    popularity_percentile,
+    unfilled,
+)
 from llmrec.evaluation.protocol import COLUMNS, Outcome, seen_targets
+from llmrec.evaluation.strata import exposure, find_strata, stratify
+from llmrec.ranking import UNFILLED
+from llmrec.sid import EMPTY, SidTable
 
 OURS = "ours"
 Outcomes = dict[tuple[str, str], Outcome]  # (system, column) -> outcome
 
 
 def summarise(
-    outcomes: Outcomes, rows: Rows, cutoffs: list[int], num_items: int, samples: int = 1000, seed: int = 0
+    outcomes: Outcomes, rows: Rows, cutoffs: list[int], training: np.ndarray, samples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """Metrics of every system in both columns, with intervals and with differences to ours.
+    """Metrics of every system in both columns, with intervals, within strata, and with differences to ours.
 
     Args:
         outcomes: Of the same rows; `ours` and the baselines.
         rows: The rows that were evaluated.
         cutoffs: The k of recall@k, ndcg@k and mrr@k.
-        num_items: Size of the catalogue.
+        training: (N,) training interactions of each item of the catalogue.
         samples: Resamples of users.
         seed: Of the resampling.
 
     Returns:
         systems[system][column]: metric -> value, and `intervals`: metric -> [low, high].
         differences[baseline][column][metric]: mean, low, high of ours - baseline at the largest cut-off.
+        strata: as `stratify` returns them, at the largest cut-off; exposure: as `exposure` returns it.
     """
     values = {key: per_row(outcome.position, cutoffs) for key, outcome in outcomes.items()}
     names = [(key, name) for key in values for name in values[key]]
     matrix = np.stack([values[key][name] for key, name in names], axis=1)
     systems: dict[str, Any] = {system: {} for system, _ in outcomes}
     for (system, column), outcome in outcomes.items():
-        systems[system][column] = {"intervals": {}, **_of_slots(outcome, cutoffs, num_items)}
+        systems[system][column] = {"intervals": {}, **_of_slots(outcome, cutoffs, training)}
     for (key, name), *found in zip(names, *interval(matrix, rows.user_ids, samples, seed), strict=True):
         mean, low, high = map(float, found)
         systems[key[0]][key[1]][name] = mean
         systems[key[0]][key[1]]["intervals"][name] = [low, high]
+    strata = stratify(find_strata(rows, training), values, rows.user_ids, max(cutoffs), samples, seed)
     return {
         "num_rows": len(rows),
         "num_users": len(set(rows.user_ids)),
-        "num_items": num_items,
+        "num_items": len(training),
         "k": sorted(cutoffs),
         "target_in_history": float(seen_targets(rows).mean()),
         "systems": systems,
         "differences": _differences(values, rows, max(cutoffs), samples, seed),
+        "strata": strata,
+        "exposure": exposure(training, rows.targets, {key: outcome.items for key, outcome in outcomes.items()}),
     }
 
 
-def _of_slots(outcome: Outcome, cutoffs: list[int], num_items: int) -> dict[str, float]:
+def _of_slots(outcome: Outcome, cutoffs: list[int], training: np.ndarray) -> dict[str, float]:
     """What concerns the slots of a ranking, whatever the targets are."""
+    items, ascending = outcome.items, sorted(cutoffs)
     return {
-        **{f"coverage@{k}": coverage(outcome.items, k, num_items) for k in sorted(cutoffs)},
-        **{f"unfilled@{k}": unfilled(outcome.items, k) for k in sorted(cutoffs)},
-        "invalid_rate": invalid_rate(outcome.items, outcome.invalid),
-        "rows_per_s": len(outcome.items) / max(outcome.seconds, 1e-9),
+        **{f"coverage@{k}": coverage(items, k, len(training)) for k in ascending},
+        **{f"gini@{k}": gini(items, k, len(training)) for k in ascending},
+        **{f"novelty@{k}": novelty(items, k, training) for k in ascending},
+        **{f"popularity_percentile@{k}": popularity_percentile(items, k, training) for k in ascending},
+        **{f"unfilled@{k}": unfilled(items, k) for k in ascending},
+        "invalid_rate": invalid_rate(items, outcome.invalid),
+        "rows_per_s": len(items) / max(outcome.seconds, 1e-9),
     }
+
+
+def sid_usage(table: SidTable, outcomes: Outcomes) -> list[dict[str, Any]]:
+    """How many codes of each level the catalogue uses, and what ours shows of them.
+
+    Args:
+        table: SIDs of the model, in catalogue order.
+        outcomes: With those of ours.
+
+    Returns:
+        Per level: level, codebook_size, and for `catalog` and each column the codes used and the effective number of
+        them, 2^entropy.
+    """
+    shown = {column: outcomes[OURS, column].items for column in COLUMNS}
+    rows = {"catalog": np.arange(table.num_items), **{name: items[items != UNFILLED] for name, items in shown.items()}}
+    codes = {name: table.codes(of) for name, of in rows.items()}  # (…, L) each
+    found = []
+    for level, size in enumerate(table.level_sizes):
+        entry: dict[str, Any] = {"level": level, "codebook_size": size}
+        for name, of in codes.items():
+            counts = np.bincount(of[:, level][of[:, level] != EMPTY], minlength=size)
+            entry[name] = {"used": int((counts > 0).sum()), "effective": 2 ** entropy_bits(counts)}
+        found.append(entry)
+    return found
 
 
 def _differences(
@@ -91,6 +135,8 @@ def show(metrics: dict[str, Any]) -> None:
     for column in COLUMNS:
         _show_column(metrics, column)
         _show_differences(metrics, column)
+        _show_strata(metrics, column)
+        _show_slots(metrics, column)
         say(_slots_line(metrics, column))
 
 
@@ -116,6 +162,26 @@ def _show_differences(metrics: dict[str, Any], column: str) -> None:
     if rows:
         header = ("baseline", "metric", "difference", "95 % low", "95 % high", "ahead")
         table(f"{column}: ours - baseline, paired over users", header, rows)
+
+
+def _show_strata(metrics: dict[str, Any], column: str) -> None:
+    systems = list(metrics["systems"])
+    for name in (f"recall@{max(metrics['k'])}", f"ndcg@{max(metrics['k'])}"):
+        rows = []
+        for stratum in metrics["strata"]:
+            found = [stratum["systems"][system][column][name] for system in systems]
+            ends = (found[0]["low"], found[0]["high"])
+            label = ("history " if stratum["family"] == "history" else "") + stratum["name"]
+            others = (entry["mean"] for entry in found[1:])
+            rows.append([label, stratum["num_rows"], found[0]["mean"], *ends, *others])
+        header = ("stratum", "rows", OURS, "95 % low", "95 % high", *systems[1:])
+        table(f"{column}: {name} by popularity of the target, length of the history", header, rows)
+
+
+def _show_slots(metrics: dict[str, Any], column: str) -> None:
+    names = [f"{name}@{max(metrics['k'])}" for name in ("coverage", "gini", "novelty", "popularity_percentile")]
+    rows = [[system, *(found[column][name] for name in names)] for system, found in metrics["systems"].items()]
+    table(f"{column}: what is shown", ("system", *names), rows)
 
 
 def _winner(difference: dict[str, float]) -> str:

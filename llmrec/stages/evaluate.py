@@ -21,15 +21,19 @@ from llmrec.artifact import SCRATCH, run_stage
 from llmrec.catalog import SPLITS, Catalog, Rows
 from llmrec.configs import EvaluateConfig
 from llmrec.console import say
-from llmrec.evaluation.baselines import BASELINES, BATCH
+from llmrec.evaluation.baselines import BASELINES, BATCH, TRAINED, baseline, check_trainable
+from llmrec.evaluation.html import render
 from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, evaluate, per_batch
-from llmrec.evaluation.report import OURS, Outcomes, show, summarise
-from llmrec.manifest import PARTIAL, content_hash, read_manifest, write_json
+from llmrec.evaluation.report import OURS, Outcomes, show, sid_usage, summarise
+from llmrec.evaluation.strata import training_counts
+from llmrec.manifest import MANIFEST, PARTIAL, content_hash, read_manifest, write_json
 from llmrec.ranking import default_num_beams
 from llmrec.sid import SidTable
 
 METRICS = "metrics.json"
 PER_USER = "per_user.parquet"
+REPORT = "report.html"
+TRAINING_LOG = "training_log.json"
 
 
 def main(config: EvaluateConfig) -> dict[str, Any]:
@@ -43,6 +47,8 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     check_model(config.model, catalog)
     indices, rows = sample(catalog, config)
     check_training_rows(config.model, catalog)
+    for name in set(config.baselines).intersection(TRAINED):
+        check_trainable(name, catalog)
     num_beams = config.num_beams or default_num_beams(catalog.num_items, config.k)
 
     def build(workdir: Path) -> dict[str, Any]:
@@ -53,10 +59,11 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
                 part = workdir / SCRATCH / f"{system}-{column}.npz"
                 outcomes[system, column] = resumed(part, load, rows, config, system, column)
         if processes.is_main():
-            metrics = {"split": config.split, "num_beams": num_beams, "bootstrap_samples": config.bootstrap_samples}
-            metrics |= summarise(outcomes, rows, config.k, catalog.num_items, config.bootstrap_samples, config.seed)
+            metrics = measured(outcomes, rows, catalog, config, num_beams)
             write_json(workdir / METRICS, metrics)
             pq.write_table(per_user(outcomes, indices, rows, catalog), workdir / PER_USER)
+            page = render(metrics, training_log(config.model), Path(config.out).name)
+            (workdir / REPORT).write_text(page, encoding="utf-8")
         return {"num_rows": len(rows), "num_items": catalog.num_items}
 
     out = run_stage("evaluate", config, {"catalog": config.catalog, "model": config.model}, build)
@@ -155,7 +162,7 @@ def sample(catalog: Catalog, config: EvaluateConfig) -> tuple[np.ndarray, Rows]:
 def ranker(system: str, config: EvaluateConfig, catalog: Catalog, num_beams: int) -> Rank:
     """How a system ranks; loads the checkpoint, or fits the baseline on the training rows."""
     if system != OURS:
-        return per_batch(BASELINES[system](catalog).rank)
+        return per_batch(baseline(system, catalog, config.seed, config.device).rank)
     from llmrec.recommender import Recommender  # torch and transformers, whose seconds no refused config should cost
 
     recommender = Recommender.from_pretrained(
@@ -179,6 +186,20 @@ def resumed(
     return outcome
 
 
+def measured(
+    outcomes: Outcomes, rows: Rows, catalog: Catalog, config: EvaluateConfig, num_beams: int
+) -> dict[str, Any]:
+    """Content of metrics.json."""
+    return {
+        "split": config.split,
+        "num_beams": num_beams,
+        "bootstrap_samples": config.bootstrap_samples,
+        **summarise(outcomes, rows, config.k, training_counts(catalog), config.bootstrap_samples, config.seed),
+        "sid_usage": sid_usage(SidTable.load(config.model), outcomes),
+        "trained": trained(config.model),
+    }
+
+
 def per_user(outcomes: Outcomes, indices: np.ndarray, rows: Rows, catalog: Catalog) -> pa.Table:
     """One line per system, column and row of the split: the target and where it stands.
 
@@ -199,3 +220,14 @@ def per_user(outcomes: Outcomes, indices: np.ndarray, rows: Rows, catalog: Catal
         }
         tables.append(pa.table(data))
     return pa.concat_tables(tables)
+
+
+def trained(model: str) -> dict[str, Any] | None:
+    """What made the checkpoint: stage, config and hashes of inputs; None for a copy without a manifest."""
+    return read_manifest(model)["identity"] if (Path(model) / MANIFEST).is_file() else None
+
+
+def training_log(model: str) -> list[dict[str, Any]]:
+    """What training logged, step by step; empty where the checkpoint has no log."""
+    path = Path(model) / TRAINING_LOG
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []

@@ -45,5 +45,8 @@ CASES = {
     "unknown flag with its value": Case("tokenize --codebok-size=8", ("did you mean 'codebook_size'",)),
     "value without a flag": Case("prepare movietweetings", ("'movietweetings' belongs to no flag", "--help"),
                                  given=False),
+    "one run to compare": Case("compare --runs run/eval", ("--runs is ['run/eval']; two or more",), given=False),
+    "no run to compare": Case("compare --runs", ("--runs is empty", "llmrec evaluate"), given=False),
+    "names for other runs": Case("compare --runs a b --names a", ("--names has 1 names for 2 --runs",), given=False),
     "unknown stage": Case("tokenise", ("invalid choice: 'tokenise'", "tokenize"), given=False),
 }  # fmt: skip
