@@ -20,6 +20,13 @@ from llmrec import __version__, disk, processes
 from llmrec.config_file import load_config
 from llmrec.configs import STAGES
 
+LIGHTER = {  # what a stage that runs out of the GPU's memory may be told
+    "sft": "Lower micro_batch_size (the result stays the same) or max_history, or set gradient_checkpointing.",
+    "evaluate": "Lower batch_size (the result stays the same) or num_beams.",
+    "embed": "Lower batch_size (the result stays the same).",
+    "quickstart": "Run the stages by themselves, with a smaller micro_batch_size and batch_size, or a smaller model.",
+}
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -88,6 +95,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"llmrec {stage}: {explain(error)}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError" or os.environ.get(
+            "LLMREC_TRACEBACK"
+        ):  # torch's, not imported here
+            raise
+        print(
+            f"llmrec {stage}: {first_sentences(error)} {LIGHTER.get(stage, 'Use a GPU with more memory.')}",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print(f"\nllmrec {stage}: interrupted; run the same command again to continue.", file=sys.stderr)
         return 130
@@ -106,6 +123,11 @@ def unknown_flags(stage: str, arguments: list[str]) -> dict[str, None]:
         raise ValueError(f"'{arguments[0]}' belongs to no flag; see `llmrec {stage} --help`.")
     names = [argument.partition("=")[0].lstrip("-") for argument in arguments if argument.startswith("-")]
     return {name.replace("-", "_"): None for name in names}
+
+
+def first_sentences(error: Exception) -> str:
+    """What torch says of the memory before it turns to its allocator's settings."""
+    return str(error).partition("Of the allocated memory")[0].strip()
 
 
 def explain(error: Exception) -> str:

@@ -163,6 +163,26 @@ def test_a_full_disk_says_what_to_do(failing, capsys):
     assert "out.partial: No space left on device. Free some space" in capsys.readouterr().err
 
 
+def test_a_gpu_without_room_says_what_to_lower(monkeypatch, tmp_path, capsys):
+    from torch import OutOfMemoryError
+
+    def stage(config):
+        raise OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. Of the allocated memory 70 GiB is allocated by PyTorch. "
+            "If reserved but unallocated memory is large try setting PYTORCH_ALLOC_CONF"
+        )
+
+    monkeypatch.setattr("llmrec.stages.sft.main", stage)
+    argv = ["sft", "--catalog", "c", "--model", "m", "--out", str(tmp_path / "out")]
+    assert main(argv) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("llmrec sft: CUDA out of memory. Tried to allocate 2.00 GiB. Lower micro_batch_size")
+    assert "PYTORCH_ALLOC_CONF" not in said
+    monkeypatch.setenv("LLMREC_TRACEBACK", "1")
+    with pytest.raises(OutOfMemoryError):
+        main(argv)
+
+
 def test_an_interrupt_says_how_to_go_on(failing, capsys):
     assert main(failing(KeyboardInterrupt())) == 130
     assert "interrupted; run the same command again to continue" in capsys.readouterr().err
