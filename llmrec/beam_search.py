@@ -101,8 +101,8 @@ def search_beams(
     for level, width in enumerate(widths):
         if level > 0:
             hidden = forward.advance(space.tokens(paths, level - 1), paths.parents)
-        onward = space.continuations(hidden, paths.nodes, level, leaf_filter)
-        scores = (paths.scores.unsqueeze(-1) + onward.log_probs).flatten(1)
+        onward = space.continuations(hidden, paths, level, leaf_filter)
+        scores = onward.scores.flatten(1)
         if level > 0 and trie.has_leaves(level):
             finished = _merge(finished, _finish(paths.complete(trie, level), scores, width))
         paths = paths.follow(onward, scores.topk(min(width, scores.shape[1]), dim=1).indices, level)

@@ -126,6 +126,11 @@ class Catalog:
         """Training rows: one whole training sequence per user (its last item is the row's target)."""
         return self.rows("train")
 
+    @cached_property
+    def training_counts(self) -> np.ndarray:
+        """(N,) int64 training interactions of each item."""
+        return np.bincount(np.concatenate([self.train.values, self.train.targets]), minlength=self.num_items)
+
     def rows(self, split: str) -> Rows:
         """Rows of one split with item ids resolved to item rows.
 

@@ -77,8 +77,8 @@ def tree_sample(
     for level in range(trie.num_levels):
         if level > 0:
             hidden = forward.advance(space.tokens(paths, level - 1), paths.parents)
-        onward = space.continuations(hidden, paths.nodes, level, leaf_filter)
-        paths = paths.follow(onward, draw.choose(paths, onward, generator), level)
+        onward = space.continuations(hidden, paths, level, leaf_filter)
+        paths = paths.follow(onward, draw.choose(onward, generator), level)
         if trie.has_leaves(level + 1):
             draw.collect(paths.complete(trie, level + 1))
     return draw.drawn
@@ -94,7 +94,7 @@ class _Independent:
     def __init__(self, batch_size: int, num_samples: int, device: torch.device):
         self.shape, self.drawn = (batch_size, num_samples), None
 
-    def choose(self, paths: Paths, onward: Continuations, generator: torch.Generator | None) -> Tensor:
+    def choose(self, onward: Continuations, generator: torch.Generator | None) -> Tensor:
         """(B, M) places among all continuations: one of each path's, or M of the only path's."""
         log_probs = onward.log_probs.expand(*self.shape, -1)
         code = (log_probs + _gumbel(log_probs, generator)).argmax(dim=-1)
@@ -122,10 +122,9 @@ class _Distinct:
         self.keys = torch.zeros(batch_size, 1, device=device)  # of the paths; the root's may be any
         self.drawn_keys: Tensor | None = None
 
-    def choose(self, paths: Paths, onward: Continuations, generator: torch.Generator | None) -> Tensor:
+    def choose(self, onward: Continuations, generator: torch.Generator | None) -> Tensor:
         """(B, x) places of the best among all continuations."""
-        log_probs = paths.scores.unsqueeze(-1) + onward.log_probs  # (B, M, W)
-        free = log_probs + _gumbel(log_probs, generator)
+        free = onward.scores + _gumbel(onward.scores, generator)  # (B, M, W)
         keys = _given_maximum(free, self.keys.unsqueeze(-1)).masked_fill(onward.nodes < 0, -torch.inf).flatten(1)
         self.keys, chosen = keys.topk(min(self.num_samples, keys.shape[1]), dim=1)
         return chosen

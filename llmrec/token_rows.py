@@ -121,10 +121,9 @@ def add_rows(
         model.resize_token_embeddings(-(-needed // ROW_MULTIPLE) * ROW_MULTIPLE, mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
     matrices = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    codes_LN = [] if item_words is None else table.codes(np.arange(table.num_items)).T
     for weight in matrices.values():
         weight[old_size:] = new_rows(weight[:old_size], len(weight) - old_size, generator)
-        if item_words is not None:
-            codes_NL = table.codes(np.arange(table.num_items))
-            for level in range(table.num_levels):
-                block = vocabulary.block(level)
-                weight[block] = titled_rows(weight[:old_size], weight[block], item_words, codes_NL[:, level])
+        for level, codes_N in enumerate(codes_LN):
+            block = vocabulary.block(level)
+            weight[block] = titled_rows(weight[:old_size], weight[block], item_words, codes_N)

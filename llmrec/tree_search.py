@@ -56,11 +56,13 @@ class Continuations:
         codes: Codes of the level.
         nodes: Trie nodes that they lead to; -1 in a slot without a legal code.
         log_probs: Their log-probabilities; -inf in such a slot.
+        scores: Those added to the prefix's.
     """
 
     codes: Tensor
     nodes: Tensor
     log_probs: Tensor
+    scores: Tensor
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Paths:
             level: Level of their codes.
         """
         parents = chosen // onward.codes.shape[2]
-        scores = (self.scores.unsqueeze(-1) + onward.log_probs).flatten(1).gather(1, chosen)
+        scores = onward.scores.flatten(1).gather(1, chosen)
         nodes = onward.nodes.flatten(1).gather(1, chosen).masked_fill(scores.isneginf(), -1)
         code = onward.codes.flatten(1).gather(1, chosen).masked_fill(nodes < 0, EMPTY)
         codes = self.codes.gather(1, parents.unsqueeze(-1).expand(-1, -1, self.codes.shape[2]))
@@ -156,16 +158,16 @@ class Space:
         if leaf_filter is not None:
             leaf_filter.check(self.trie, len(input_ids))
 
-    def continuations(self, hidden: Tensor, nodes: Tensor, level: int, leaf_filter: LeafFilter | None) -> Continuations:
+    def continuations(self, hidden: Tensor, paths: Paths, level: int, leaf_filter: LeafFilter | None) -> Continuations:
         """How prefixes may go on.
 
         Args:
             hidden: (B, M, hidden) states that predict the code of a level.
-            nodes: (B, M) nodes of the prefixes.
+            paths: The prefixes.
             level: The level.
             leaf_filter: Leaves that each row may reach.
         """
-        codes, children = self.trie.expand(nodes, level)
+        codes, children = self.trie.expand(paths.nodes, level)
         legal = children >= 0
         if leaf_filter is not None:
             legal &= leaf_filter.permits(*self.trie.leaf_range(children, level + 1))
@@ -180,7 +182,8 @@ class Space:
             self.temperature,
             self.compiled,
         )
-        return Continuations(codes, children.masked_fill(~legal, -1), log_probs)
+        scores = paths.scores.unsqueeze(-1) + log_probs
+        return Continuations(codes, children.masked_fill(~legal, -1), log_probs, scores)
 
     def tokens(self, paths: Paths, level: int) -> Tensor:
         """(B, M) tokens of the codes at a level; any token of the level where there is no code."""

@@ -36,9 +36,8 @@ def write(path: str | Path, parts: Parts, table_sha256: str | None) -> None:
     for i, level in enumerate(parts.levels):
         arrays[f"first_{i}"], arrays[f"codes_{i}"] = level.first, level.codes
     # One metadata key: safetensors writes several in any order, and equal tries must be equal files.
-    partial = Path(path).with_name(
-        f"{Path(path).name}.partial"
-    )  # the file may be the one that the arrays are mapped from
+    # Aside first: the file may be the one that the arrays are mapped from.
+    partial = Path(path).with_name(f"{Path(path).name}.partial")
     save_file(arrays, partial, metadata={KEY: json.dumps(header)})
     partial.replace(path)
 

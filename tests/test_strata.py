@@ -15,7 +15,6 @@ from llmrec.evaluation.strata import (
     history_bin,
     popularity_bin,
     stratify,
-    training_counts,
 )
 
 COUNTS = np.array([6, 1, 0, 2, 1])  # of ten interactions: 1 + 1 lie in [0, 2], 2 in [2, 4], 6 in [4, 10]
@@ -75,7 +74,7 @@ def test_strata_by_hand():
 
 def test_training_counts_see_training_rows_only(catalog):
     """Law 1; the last training item of a user is the target of its training row."""
-    counts = training_counts(catalog)
+    counts = catalog.training_counts
     assert counts.sum() == 18  # three items of each of six users
     sequences = np.concatenate(catalog.train.sequences())
     assert counts.tolist() == [(sequences == item).sum() for item in range(12)]

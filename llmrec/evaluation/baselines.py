@@ -41,7 +41,7 @@ class Popularity:
 
     def __init__(self, catalog: Catalog):
         self.users, self.items, _ = _flat(catalog.train.sequences())  # one entry per training interaction
-        self.count = np.bincount(self.items, minlength=catalog.num_items)  # (N,)
+        self.count = catalog.training_counts  # (N,)
         self.order = np.lexsort((np.arange(len(self.count)), -self.count))  # (N,) most popular first
 
     def opinion(self, histories: Sequence[np.ndarray]) -> sparse.csr_array:

@@ -187,8 +187,8 @@ def _read(
             raise ValueError(
                 f"'{runs[0].path}' and '{run.path}' hold different rows in per_user.parquet; evaluate both again."
             )
-        found = [per_row(positions[column], cutoffs)[metric] for column in COLUMNS for metric in metrics]
-        values.setdefault(run.name, []).append(np.stack(found, axis=1))
+        found = [per_row(positions[column], cutoffs) for column in COLUMNS]
+        values.setdefault(run.name, []).append(np.stack([of[metric] for of in found for metric in metrics], axis=1))
     return values, common
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmrec.catalog import Catalog, Rows
+from llmrec.catalog import Rows
 from llmrec.evaluation.bootstrap import interval
 from llmrec.ranking import UNFILLED
 
@@ -46,12 +46,6 @@ class Stratum(NamedTuple):
     least: int
     most: int
     rows: np.ndarray
-
-
-def training_counts(catalog: Catalog) -> np.ndarray:
-    """(N,) int64 training interactions of each item."""
-    train = catalog.train
-    return np.bincount(np.concatenate([train.values, train.targets]), minlength=catalog.num_items)
 
 
 def popularity_bin(training: np.ndarray) -> np.ndarray:

@@ -25,7 +25,6 @@ from llmrec.evaluation.baselines import BASELINES, BATCH, TRAINED, baseline, che
 from llmrec.evaluation.html import render
 from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, evaluate, per_batch
 from llmrec.evaluation.report import OURS, Outcomes, show, sid_usage, summarise
-from llmrec.evaluation.strata import training_counts
 from llmrec.manifest import MANIFEST, PARTIAL, content_hash, read_manifest, write_json
 from llmrec.ranking import default_num_beams
 from llmrec.sid import SidTable
@@ -44,7 +43,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     """
     check(config)
     catalog = Catalog.load(config.catalog)
-    check_model(config.model, catalog)
+    table = check_model(config.model, catalog)
     indices, rows = sample(catalog, config)
     check_training_rows(config.model, catalog)
     for name in set(config.baselines).intersection(TRAINED):
@@ -59,7 +58,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
                 part = workdir / SCRATCH / f"{system}-{column}.npz"
                 outcomes[system, column] = resumed(part, load, rows, config, system, column)
         if processes.is_main():
-            metrics = measured(outcomes, rows, catalog, config, num_beams)
+            metrics = measured(outcomes, rows, catalog, table, config, num_beams)
             write_json(workdir / METRICS, metrics)
             pq.write_table(per_user(outcomes, indices, rows, catalog), workdir / PER_USER)
             page = render(metrics, training_log(config.model), Path(config.out).name)
@@ -94,8 +93,11 @@ def check(config: EvaluateConfig) -> None:
         raise ValueError("; ".join(problems))
 
 
-def check_model(model: str, catalog: Catalog) -> None:
+def check_model(model: str, catalog: Catalog) -> SidTable:
     """Refuse a checkpoint whose SID table is not in the order of the catalogue, before its weights are read.
+
+    Returns:
+        The table.
 
     Raises:
         ValueError: If it is no directory, or has other items than the catalogue, or another order of them.
@@ -107,9 +109,10 @@ def check_model(model: str, catalog: Catalog) -> None:
             f"model '{model}' is not a directory; give the output of `llmrec sft` or `llmrec extend`, "
             "or download a Hub model first with `hf download`."
         )
-    item_ids = SidTable.load(model).item_ids
+    table = SidTable.load(model)
+    item_ids = table.item_ids
     if item_ids == catalog.item_ids:
-        return
+        return table
     known = set(item_ids)
     missing = [item_id for item_id in catalog.item_ids if item_id not in known][:3]
     found = f"first missing: {missing}" if missing else "in another order or with items that the catalogue lacks"
@@ -187,15 +190,15 @@ def resumed(
 
 
 def measured(
-    outcomes: Outcomes, rows: Rows, catalog: Catalog, config: EvaluateConfig, num_beams: int
+    outcomes: Outcomes, rows: Rows, catalog: Catalog, table: SidTable, config: EvaluateConfig, num_beams: int
 ) -> dict[str, Any]:
     """Content of metrics.json."""
     return {
         "split": config.split,
         "num_beams": num_beams,
         "bootstrap_samples": config.bootstrap_samples,
-        **summarise(outcomes, rows, config.k, training_counts(catalog), config.bootstrap_samples, config.seed),
-        "sid_usage": sid_usage(SidTable.load(config.model), outcomes),
+        **summarise(outcomes, rows, config.k, catalog.training_counts, config.bootstrap_samples, config.seed),
+        "sid_usage": sid_usage(table, outcomes),
         "trained": trained(config.model),
     }
 

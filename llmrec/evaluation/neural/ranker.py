@@ -61,8 +61,7 @@ class NeuralRanker:
         self.device, training = resolve_device(device), training or Training()
         # Held-out histories are cut when the catalogue is prepared; longer positions would never be asked for.
         self.max_history = max(1, int(np.diff(valid.offsets).max()))
-        counts = torch.from_numpy(np.bincount(np.concatenate(sequences), minlength=catalog.num_items))
-        self.popularity = counts.float().log1p().to(self.device)  # (N,)
+        self.popularity = torch.from_numpy(catalog.training_counts).float().log1p().to(self.device)  # (N,)
         by_length = valid.take(np.argsort(np.diff(valid.offsets), kind="stable"))  # so that little is padded
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
