@@ -40,6 +40,24 @@ def sid_table(item_ids) -> SidTable:
 
 
 @pytest.fixture
+def trie(sid_table):
+    from llmrec.trie import SidTrie
+
+    return SidTrie(sid_table)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Models this small lose more to waiting for threads than they gain."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def catalog(item_ids) -> Catalog:
     """12 items and 6 users; leave-one-out: the last item is test, the one before it valid."""
     sequences = {f"user-{u}": [(u + step * (1 + u % 3)) % 12 for step in range(5)] for u in range(6)}

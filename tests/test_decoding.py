@@ -21,22 +21,11 @@ from llmrec.training.weights import nf4_config
 from llmrec.trie import SidTrie
 from llmrec.vocab import SidVocabulary
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NORMALIZE_OVER = ("vocabulary", "level", "children")
 ARCHITECTURES = ("qwen3", "qwen2", "llama", "mistral", "gemma2", "gemma3_text", "gpt2", "phi3")
 EOS = 3
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def trie(sid_table):
-    return SidTrie(sid_table)
 
 
 @pytest.fixture
@@ -129,6 +118,13 @@ def brute_force(model, ids, mask, trie, vocabulary, normalize_over, permitted=No
             scored.append((sid, score))
         rows.append(sorted(scored, key=lambda pair: -pair[1]))
     return rows
+
+
+def draw_filter(data, num_items):
+    """Exclusions and allow-lists of two rows, as lists of item rows."""
+    some = st.lists(st.integers(0, num_items - 1), unique=True)
+    exclude = data.draw(st.lists(some, min_size=2, max_size=2))
+    return exclude, data.draw(st.lists(st.none() | some, min_size=2, max_size=2))
 
 
 def assert_same(found, expected, tolerance=1e-4):
@@ -298,9 +294,7 @@ def test_filtered_beams_equal_brute_force_over_permitted_sids(data, normalize_ov
     table = data.draw(tables(max_items=8))
     model, trie, vocabulary = setting(table)
     ids, mask = prompts((4, 2))
-    some = st.lists(st.integers(0, table.num_items - 1), unique=True)
-    exclude = data.draw(st.lists(some, min_size=2, max_size=2))
-    allow = data.draw(st.lists(st.none() | some, min_size=2, max_size=2))
+    exclude, allow = draw_filter(data, table.num_items)
     permitted = [
         [
             bool(set(trie.items(rank)) & set(range(table.num_items) if wanted is None else wanted) - set(barred))

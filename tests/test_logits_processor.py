@@ -21,22 +21,11 @@ from llmrec.sid import EMPTY, SidTable
 from llmrec.trie import SidTrie
 from llmrec.vocab import SidVocabulary
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PAD, WORD = 0, 9
 LOOPS = {"greedy": {}, "sampling": {"do_sample": True}, "beams": {"num_beams": 3},
          "beam sampling": {"num_beams": 3, "do_sample": True}}  # fmt: skip
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def trie(sid_table):
-    return SidTrie(sid_table)
 
 
 @pytest.fixture

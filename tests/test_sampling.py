@@ -8,7 +8,7 @@ import torch
 from conftest import tiny_llm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_decoding import assert_same, brute_force, filled, prompts, setting, vocabulary_of
+from test_decoding import assert_same, brute_force, draw_filter, filled, prompts, setting, vocabulary_of
 from test_trie import tables
 
 from llmrec.leaf_filter import LeafFilter
@@ -18,11 +18,6 @@ from llmrec.trie import SidTrie
 
 NUM_ROWS = 4000
 MODES = pytest.mark.parametrize("replacement", [False, True])
-
-
-@pytest.fixture
-def trie(sid_table):
-    return SidTrie(sid_table)
 
 
 @pytest.fixture
@@ -174,9 +169,7 @@ def test_every_draw_is_permitted(replacement, data, num_samples, seed):
     table = data.draw(tables(max_items=8))
     model, trie, vocabulary = setting(table)
     ids, mask = prompts((4, 2))
-    some = st.lists(st.integers(0, table.num_items - 1), unique=True)
-    exclude = data.draw(st.lists(some, min_size=2, max_size=2))
-    allow = data.draw(st.lists(st.none() | some, min_size=2, max_size=2))
+    exclude, allow = draw_filter(data, table.num_items)
     drawn = tree_sample(
         model, ids, mask, trie, vocabulary, num_samples, replacement, generator=seeded(seed),
         leaf_filter=LeafFilter(trie, exclude, allow),

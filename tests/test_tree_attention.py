@@ -22,11 +22,6 @@ FIXED_ATTENTION = "ForCausalLM does not let its attention be replaced layer by l
 SHARED_KEYS = {"num_kv_shared_layers": 1, "layer_types": ["full_attention"] * 2, "vocab_size_per_layer_input": 40}
 
 
-@pytest.fixture
-def trie(sid_table):
-    return SidTrie(sid_table)
-
-
 def assert_equals_generate(model, trie, vocabulary):
     found = filled(tree_beam_search(model, *prompts(), trie, vocabulary, 4))
     assert_same(found, generate(model, *prompts(), trie, vocabulary, 4))
