@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from llmrec.trained_rows import trained_block
+
 TRIED_TOKENS = 4
 
 
@@ -44,6 +46,10 @@ def output_rows(model: PreTrainedModel, rows: slice | None = None) -> tuple[Tens
     # PEFT's wrapper of trained rows shows no bias, and its own forward leaves it out.
     bias = getattr(head.original_module if hasattr(head, "token_adapter") else head, "bias", None)
     rows = slice(None) if rows is None else rows
+    block = trained_block(head)
+    if block is not None and rows.start is not None and block[0].start <= rows.start and rows.stop <= block[0].stop:
+        trained = block[1][rows.start - block[0].start : rows.stop - block[0].start]
+        return trained.to(head.original_module.weight.dtype), None if bias is None else bias[rows]
     return head.weight[rows], None if bias is None else bias[rows]
 
 
@@ -85,6 +91,14 @@ def scale_logits(scores: Tensor, factor: float, cap: float | None) -> Tensor:
     if factor != 1.0:
         scores = scores * factor
     return torch.tanh(scores / cap) * cap if cap else scores
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Compile each decoder layer in place; layers of the same kind share their kernels, whatever the batch."""
+    kinds = set(causal_lm(model)._no_split_modules or ())
+    for module in model.modules():
+        if type(module).__name__ in kinds and module._compiled_call_impl is None:
+            module.compile(dynamic=True)
 
 
 @torch.no_grad()

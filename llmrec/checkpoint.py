@@ -13,9 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from llmrec import sid
@@ -150,6 +158,19 @@ def load_model(source: str | Path, **options: Any) -> PreTrainedModel:
     return model
 
 
+def new_model(source: str | Path, seed: int) -> PreTrainedModel:
+    """Causal LM of the config of a path or Hub id, with weights drawn as its architecture draws them, in their type.
+
+    Raises:
+        ValueError: If the config cannot be loaded, or is of no causal LM.
+    """
+    config = _from_pretrained(AutoConfig, source)
+    torch.manual_seed(seed)
+    with _naming(source, AutoModelForCausalLM):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model.to(config.dtype or torch.float32)
+
+
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> None:
     """Write weights (safetensors), configs and tokenizer into a directory.
 
@@ -186,9 +207,15 @@ def _without_load_report() -> Iterator[None]:
 
 
 def _from_pretrained(cls: type, source: str | Path, **options: Any) -> Any:
+    with _naming(source, cls), without_tensor_bars(), _without_load_report():
+        return cls.from_pretrained(str(source), trust_remote_code=False, **options)
+
+
+@contextlib.contextmanager
+def _naming(source: str | Path, cls: type) -> Iterator[None]:
+    """Say which model it was that transformers could not make anything of."""
     try:
-        with without_tensor_bars(), _without_load_report():
-            return cls.from_pretrained(str(source), trust_remote_code=False, **options)
+        yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(
             f"'{source}' cannot be loaded by {cls.__name__} ({_first_line(error)}). Give a Hub id that this machine "

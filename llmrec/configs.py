@@ -146,6 +146,9 @@ class ExtendConfig(StageConfig):
     )
     template: str = option("Token of a code; {letter} or {level}, and {code}.", "<{letter}_{code}>")
     spare_codes: int = option("Token rows per level kept free for codes of later items.", 0, least=0)
+    weights: Literal["pretrained", "random"] = option(
+        "Those of `model`, or new ones drawn by its config, to train from scratch.", "pretrained"
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = option("Type of the saved weights.", "auto")
     micro_layers: int = option("Layers of 'micro'.", 2, least=1)
     micro_hidden: int = option("Hidden size of 'micro'.", 128, least=32)
@@ -158,21 +161,48 @@ class SftConfig(StageConfig):
     """Fine-tune the extended LLM on next-item prediction."""
 
     catalog: str = option("Directory written by `llmrec prepare`.")
-    model: str = option("Directory written by `llmrec extend`.")
+    model: str = option("Directory written by `llmrec extend`, or by an earlier `llmrec sft` to train on from it.")
     instruction: str = option(
         "Text before the history.", "Recommend the next item for a user with this history, oldest first:"
     )
     chat_template: bool = option("Wrap the instruction in the tokenizer's chat template.", False)
-    train: Literal["lora", "full"] = option("LoRA and semantic-ID rows, or all weights.", "lora")
+    train: Literal["lora", "rows", "full"] = option(
+        "LoRA and semantic-ID rows, the rows alone, or all weights.", "lora"
+    )
     lora_rank: int = option("Rank of LoRA.", 16, least=1)
-    lora_alpha: int = option("Scale of LoRA, divided by its rank.", 32, least=1)
+    lora_alpha: int = option("Scale of LoRA, divided by its rank (by the root of it under lora_rslora).", 32, least=1)
     lora_dropout: float = option("Dropout on LoRA's input.", 0.05, least=0, most=1)
     lora_targets: list[str] = option("Module names that LoRA adapts.", ["all-linear"])
-    quantization: Literal["none", "nf4"] = option("4-bit base weights by bitsandbytes (LoRA only).", "none")
+    lora_dora: bool = option("Train the norms of the adapted weights apart from their directions (DoRA).", False)
+    lora_rslora: bool = option("Scale LoRA by the root of its rank, for high ranks (rsLoRA).", False)
+    quantization: Literal["none", "nf4"] = option("4-bit base weights by bitsandbytes (not with full).", "none")
     sid_loss: Literal["level", "full"] = option(
         "Softmax over the level's tokens, or over the whole vocabulary.", "level"
     )
     loss_on: Literal["every_item", "last_item"] = option("Items of a sequence that are targets.", "every_item")
+    histories: bool = option("Train next-item prediction; false trains on `tasks` alone.", True)
+    tasks: list[str] = option(
+        "Alignment tasks beside it: sid_to_title, title_to_sid, titles_to_sid, sids_to_title, description_to_sid, "
+        "category_to_sids.",
+        [],
+    )
+    task_weights: list[float] | None = option(
+        "Examples of each of `tasks` in an epoch, as a multiple of the histories; equal and 1 in all when left out.",
+        None,
+    )
+    # MiniOneRec (2510.24431) trains on histories of 10.
+    task_history: int = option("Items of a history in a task.", 10, least=1)
+    task_text_tokens: int = option("Tokens kept of a title or a description in a task.", 64, least=1)
+    category_column: str | None = option(
+        "Column of the task category_to_sids; the first of category, genres, brand when left out.", None
+    )
+    # The ratios are ours; CL4SRec (2010.14395) tunes them for each dataset.
+    crop: float = option("Probability that a contiguous part of a history is kept.", 0.0, least=0, most=1)
+    crop_ratio: float = option("Share of the items that a crop keeps.", 0.6, least=0, most=1)
+    mask: float = option("Probability that items of a history are left out.", 0.0, least=0, most=1)
+    mask_ratio: float = option("Share of the items that are left out.", 0.3, least=0, most=1)
+    reorder: float = option("Probability that a contiguous part of a history is shuffled.", 0.0, least=0, most=1)
+    reorder_ratio: float = option("Share of the items that are shuffled.", 0.6, least=0, most=1)
     packing: bool = option(
         "Lay several sequences into one row, kept apart, instead of padding each to the longest.", True, identity=False
     )
@@ -182,7 +212,9 @@ class SftConfig(StageConfig):
     batch_size: int = option("Sequences per optimiser step, over all processes.", 64, least=1)
     micro_batch_size: int = option("Sequences per forward pass on one device.", 64, identity=False, least=1)
     learning_rate: float = option("Peak learning rate of LoRA, or of all weights.", 2e-4, above=0)
-    sid_learning_rate: float | None = option("Peak learning rate of the semantic-ID rows under LoRA.", 1e-3, above=0)
+    sid_learning_rate: float | None = option(
+        "Peak learning rate of the semantic-ID rows, unless all weights train.", 1e-3, above=0
+    )
     weight_decay: float = option("AdamW weight decay.", 0.01, least=0)
     warmup_steps: int = option("Optimiser steps of linear warm-up.", 20, least=0)
     scheduler: str = option("Learning-rate schedule, as transformers names it.", "cosine")
@@ -190,7 +222,23 @@ class SftConfig(StageConfig):
     max_grad_norm: float = option("Gradient clipping.", 1.0, least=0)
     precision: Literal["auto", "float32", "bfloat16"] = option("auto: bfloat16 on a GPU that has it.", "auto")
     gradient_checkpointing: bool = option("Trade compute for memory.", False, identity=False)
-    save_steps: int = option("Optimiser steps between resumable checkpoints.", 200, identity=False, least=1)
+    # Results agree up to rounding, as they do between devices and micro-batches.
+    compile: bool = option(
+        "Compile the model's layers first; half a minute, which pays off beyond some thousand steps.",
+        False,
+        identity=False,
+    )
+    eval_steps: int | None = option(
+        "Rank valid rows every so many optimiser steps and at the end, and save the best of these steps.", None, least=1
+    )
+    patience: int | None = option("Evaluations without a better ndcg@10 after which training stops.", None, least=1)
+    eval_rows: int = option("Valid rows to rank for eval_steps, a random sample if there are more.", 2000, least=1)
+    save_steps: int = option(
+        "Optimiser steps between resumable checkpoints; with eval_steps each evaluation has one instead.",
+        200,
+        identity=False,
+        least=1,
+    )
     logging_steps: int = option("Optimiser steps between log lines.", 20, identity=False, least=1)
     report_to: list[str] = option("Trackers, as transformers names them.", [], identity=False)
     device: str = option("auto or cpu.", "auto", identity=False)
@@ -206,10 +254,12 @@ class EvaluateConfig(StageConfig):
     k: list[int] = option("Cut-offs.", [5, 10])
     num_beams: int | None = option("Beam width; min(items, max(50, 5k)) when left out.", None, least=1)
     baselines: list[str] = option(
-        "Baselines in the same table: popularity, repeat, markov, item_knn; sasrec and gru4rec train for minutes.",
+        "Baselines in the same table: popularity, repeat, markov, item_knn; sasrec, gru4rec, sasrec_fields, bert4rec "
+        "train for minutes.",
         ["popularity", "repeat", "markov", "item_knn"],
     )
     max_rows: int | None = option("Evaluate a random sample of rows.", None, least=1)
+    exact_rows: int = option("Rows, a random sample, to rank without a beam as well; slow.", 0, least=0)
     batch_size: int = option("Rows decoded together on one device.", 64, identity=False, least=1)
     bootstrap_samples: int = option("Resamples of users for the 95 % intervals.", 1000, least=1)
     precision: Literal["auto", "float32", "bfloat16"] = option("auto: bfloat16 on a GPU that has it.", "auto")
@@ -228,6 +278,7 @@ class CompareConfig(Config):
     names: list[str] | None = option(
         "Name of each of `runs`; runs of one name are training seeds of one system. Their paths when left out.", None
     )
+    systems: list[str] | None = option("System of each of `runs`: ours, or a baseline of it. Ours when left out.", None)
     html: str | None = option("File to write the comparison to, as a page of its own.", None)
     bootstrap_samples: int = option("Resamples of users for the 95 % intervals.", 1000, least=1)
     seed: int = option("Seed of the resampling.", 0, least=0, most=MAX_SEED)

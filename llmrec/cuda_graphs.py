@@ -69,6 +69,9 @@ class CudaGraphs:
 
     def _capture(self, function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> Captured:
         places, graph = [tensor.clone() for tensor in inputs], torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        current = torch.cuda.current_stream()
+        # None is a stream of torch's for captures; the default stream cannot be captured.
+        stream = None if current == torch.cuda.default_stream() else current
+        with torch.cuda.graph(graph, pool=self.pool, stream=stream):
             outputs = list(function(*places))
         return Captured(graph, places, outputs)

@@ -1,8 +1,8 @@
 """SidDecoder: tree beam search at the speed of the device, for one model and trie that answer many requests.
 
 On a GPU the whole search becomes one CUDA graph for each size of batch and prompt that comes up repeatedly. Sizes are
-rounded up, so that there are few: rows are repeated and prompts padded, which changes no answer. `compile_layers` fuses
-what lies between the matrix products of a decoder layer.
+rounded up, so that there are few: rows are repeated and prompts padded, which changes no answer. `compiled` joins the
+projections of the same input (`llmrec.joint_projections`) and fuses what lies between a layer's matrix products.
 
 Shapes: B rows, T prompt tokens, P prefix tokens.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from llmrec.backbone import causal_lm
+from llmrec.backbone import causal_lm, compile_layers
 from llmrec.beam_search import beam_widths, search_beams
 from llmrec.cuda_graphs import CudaGraphs
 from llmrec.joint_projections import join_projections
@@ -63,6 +63,7 @@ class SidDecoder:
     ):
         self.space = Space(causal_lm(model), trie, vocabulary, normalize_over, compiled=compiled)
         if compiled:
+            join_projections(self.space.model)
             compile_layers(self.space.model)
         self.widths = beam_widths(num_beams, trie.num_levels)
         self.prefix_ids = prefix_ids
@@ -110,18 +111,6 @@ class SidDecoder:
 
     def _shared_prefix(self, input_ids: Tensor) -> Tensor | None:
         return self.prefix_ids if len(input_ids) > 1 else None
-
-
-def compile_layers(model: PreTrainedModel) -> None:
-    """Compile each decoder layer in place; layers of the same kind share their kernels, whatever the batch.
-
-    Projections of the same input are joined first, in place too; see `llmrec.joint_projections`.
-    """
-    join_projections(model)
-    kinds = set(model._no_split_modules or ())
-    for module in model.modules():
-        if type(module).__name__ in kinds and module._compiled_call_impl is None:
-            module.compile(dynamic=True)
 
 
 def _padded_length(length: int) -> int:

@@ -30,6 +30,12 @@ def is_cut_to_one() -> bool:
     return asked and "WORLD_SIZE" not in os.environ
 
 
+def sharding() -> str | None:
+    """What accelerate was told to share the weights out by among the processes; None where each holds all of them."""
+    kinds = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
+    return next((kind for name, kind in kinds.items() if os.environ.get(name, "").lower() == "true"), None)
+
+
 def is_main() -> bool:
     return rank() == 0
 

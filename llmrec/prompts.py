@@ -83,5 +83,22 @@ class HistoryEncoder:
         Returns:
             (tokens,) int64.
         """
-        tokens = self.tokens_NL[np.asarray(rows, dtype=np.int64)].reshape(-1)
-        return tokens if self.is_fixed_length else tokens[tokens != EMPTY]
+        return self.encode_histories(rows, rng)[0]
+
+    def encode_histories(
+        self, rows: Sequence[int] | np.ndarray, rng: np.random.Generator | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids of histories that lie one behind another, in one gather.
+
+        Args:
+            rows: (n,) item rows of all histories.
+            rng: See `encode_history`.
+
+        Returns:
+            (tokens,) int64 token ids, and (n,) int64, how many of them each item has.
+        """
+        tokens_nL = self.tokens_NL[np.asarray(rows, dtype=np.int64)]
+        if self.is_fixed_length:
+            return tokens_nL.reshape(-1), np.full(len(tokens_nL), tokens_nL.shape[1])
+        is_token = tokens_nL != EMPTY
+        return tokens_nL[is_token], is_token.sum(axis=1)

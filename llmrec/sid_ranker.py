@@ -35,6 +35,7 @@ class SidRanker:
         binding: Vocabulary, history length and scoring that belong to the weights.
         prefix_ids: Tokens before every history.
         compiled: Whether `torch.compile` fuses the model's layers; see `llmrec.decoder`.
+        capture: Whether searches are captured as CUDA graphs; on a GPU when left out.
     """
 
     def __init__(
@@ -44,8 +45,9 @@ class SidRanker:
         binding: Binding,
         prefix_ids: Sequence[int],
         compiled: bool = False,
+        capture: bool | None = None,
     ):
-        self.model, self.table, self.binding, self.compiled = model, table, binding, compiled
+        self.model, self.table, self.binding, self.compiled, self.capture = model, table, binding, compiled, capture
         self.encoder = HistoryEncoder(table, binding.vocabulary)
         self.trie = SidTrie(table, device=model.device)
         self.prefix_ids = torch.tensor(prefix_ids, device=model.device)
@@ -115,7 +117,8 @@ class SidRanker:
                 num_beams,
                 self.binding.normalize_over,
                 self.prefix_ids,
-                compiled=self.compiled,
+                self.capture,
+                self.compiled,
             )
         return self._decoders[num_beams]
 

@@ -166,6 +166,8 @@ def attend(
             f"The attention of {type(module).__name__} reads {', '.join(unknown)}, which tree beam search does not; "
             "use `generate()` with SidLogitsProcessor."
         )
+    # Under autocast rotation leaves float32 behind; SDPA casts it, but not before the causal mask has compared types.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     cache = _active.get()
     keys, values = cache.write(module.layer_idx, key, value)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -18,7 +18,8 @@ SMALL = {
                   "--generate-batches", "2", "--repeats", "1"],
     "targets.py": ["--device", "cpu", "--shape", "tiny", "--items", "6", "--users", "3", "--rows", "4",
                    "--repeats", "1"],
-    "sft.py": ["--device", "cpu", "--shape", "tiny", "--batch-size", "4", "--steps", "3", "--warmup-steps", "1"],
+    "sft.py": ["--device", "cpu", "--shape", "tiny", "--batch-size", "4", "--trl-batch-size", "2",
+               "--steps", "3", "--warmup-steps", "1"],
 }  # fmt: skip
 
 

@@ -9,9 +9,10 @@ from conftest import tiny_llm
 from test_decoding import assert_same, filled, prompts, vocabulary_of
 
 from llmrec import cuda_graphs
+from llmrec.backbone import compile_layers
 from llmrec.beam_search import beam_widths, search_beams, tree_beam_search
 from llmrec.cuda_graphs import EAGER_CALLS, CudaGraphs
-from llmrec.decoder import LEAST_STEP, ROWS_STEP, SidDecoder, _padded_length, _round_up, compile_layers
+from llmrec.decoder import LEAST_STEP, ROWS_STEP, SidDecoder, _padded_length, _round_up
 from llmrec.joint_projections import join_projections
 from llmrec.leaf_filter import LeafFilter
 from llmrec.sid import SidTable
@@ -168,7 +169,9 @@ class FakeGraph:
 def fake_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool, stream: contextlib.nullcontext())
+    for name in ("current_stream", "default_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
 
 
 def test_a_shape_is_captured_at_its_second_call_and_then_replayed(fake_cuda):

@@ -6,15 +6,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_llm
+from datasets import Dataset
 from extended import sft_config, write_toy_catalog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec.backbone import causal_lm
 from llmrec.prompts import HistoryEncoder, Prompt
-from llmrec.training.examples import HistoryCollator, build_dataset, fill_last_batch, windows
+from llmrec.sid import SidTable
+from llmrec.training.examples import HistoryCollator, add_draws, build_dataset, fill_last_batch
 from llmrec.training.losses import sid_loss_in_forward
 from llmrec.training.weights import add_adapter
+from llmrec.vocab import SidVocabulary
+from llmrec.windows import windows
 
 property_test = settings(derandomize=True, max_examples=25, deadline=None)
 lengths = st.integers(1, 60)
@@ -59,6 +63,12 @@ def test_law_2_the_dataset_holds_item_rows_only():
     dataset = build_dataset([np.array([7, 3, 11])], 5, "every_item")
     assert dataset.column_names == ["rows", "num_context"]
     assert dataset[0] == {"rows": [7, 3, 11], "num_context": 0}
+    drawn = add_draws(dataset, {"title_to_sid": 2}).to_list()
+    assert drawn == [
+        {"rows": [7, 3, 11], "num_context": 0, "task": "", "index": 0},
+        {"rows": [], "num_context": 0, "task": "title_to_sid", "index": 0},
+        {"rows": [], "num_context": 0, "task": "title_to_sid", "index": 1},
+    ]
 
 
 def test_law_1_no_held_out_target_beyond_the_users_training_history(tmp_path):
@@ -83,6 +93,8 @@ def test_blank_examples_fill_the_last_batch():
     assert len(fill_last_batch(dataset, 5)) == 5
     filled = fill_last_batch(dataset, 4)
     assert filled["rows"] == [[0, 1, 2]] * 5 + [[]] * 3
+    filled = fill_last_batch(add_draws(dataset, {"title_to_sid": 2}), 8)
+    assert filled["task"] == [""] * 5 + ["title_to_sid"] * 2 + [""]
 
 
 def make_collator(tokenizer, sid_table, vocabulary) -> HistoryCollator:
@@ -105,6 +117,19 @@ def test_a_batch_by_hand(tokenizer, sid_table, vocabulary):
     assert batch["labels"].tolist() == [
         ignored + [-100] * 3 + three + seven, ignored + three + [-100] * 6, ignored + [-100] * 9
     ]  # fmt: skip
+
+
+def test_labels_begin_with_the_first_target_where_semantic_ids_differ_in_length(tokenizer):
+    """Items have 2, 3 and 1 codes: behind one item of context, targets begin after 5 tokens and after 6."""
+    table = SidTable(["x", "y", "z"], np.array([[0, 0, -1], [0, 1, 0], [1, -1, -1]]), level_sizes=[2, 2, 1])
+    encoder = HistoryEncoder(table, SidVocabulary.add_to(tokenizer, table.level_sizes))
+    collator = HistoryCollator([4, 5, 6], encoder, tokenizer.pad_token_id)
+    examples = [{"rows": [0, 1, 2], "num_context": 1}, {"rows": [1, 2], "num_context": 1}]
+    for (ids, labels), rows, ignored in zip(collator.draw(examples), ([0, 1, 2], [1, 2]), (5, 6), strict=True):
+        assert ids.tolist() == [4, 5, 6, *encoder.encode_history(rows)]
+        assert labels.tolist() == [-100] * ignored + ids[ignored:].tolist()
+    blank = {"rows": [], "num_context": 0}
+    assert collator.num_tokens(Dataset.from_list([*examples, blank])) == 3 + 6 + 3 + 4
 
 
 def summed_loss(model, vocabulary, collator, dataset, sid_loss, batch_size=None) -> float:

@@ -30,6 +30,25 @@ SFT = {"max_steps": 6, "batch_size": 8, "micro_batch_size": 4, "max_history": 4,
 EVALUATE = {"bootstrap_samples": 50, "batch_size": 4, "device": "cpu", "k": [1, 5], "num_beams": 8}
 
 
+def test_fsdp2_gives_the_losses_and_weights_of_one_process(toy, tmp_path):
+    """Of all weights; accelerate shares them out on the CPU only because it is told that these are accelerators."""
+    options = {**SFT, "train": "full", "catalog": toy[0], "model": str(toy[1]), "out": str(tmp_path / "sft")}
+    (tmp_path / "sft.yaml").write_text(json.dumps(options))
+    recipe = str(ROOT / "recipes" / "accelerate" / "fsdp2.yaml")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "MASTER_"))}
+    ended = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", recipe, "--main_process_port", "0",
+         str(ROOT / "tests" / "fsdp_on_cpu.py"), "--config", str(tmp_path / "sft.yaml")],
+        env=inherited | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=180,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    fine_tune(tmp_path / "one", *toy, **SFT, train="full")
+    assert losses(tmp_path / "sft") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    ours, theirs = weights_of(tmp_path / "sft"), weights_of(tmp_path / "one")
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
+
+
 def launch(processes: int, stage: str, options: dict) -> subprocess.CompletedProcess:
     """A stage through its script, as a user would start it."""
     config = Path(options["out"]).with_suffix(".yaml")

@@ -1,25 +1,28 @@
-"""The sft stage and what it relies on in TRL, PEFT and transformers: laws 4 and 12, resumption, precision, counts."""
+"""The sft stage and what it relies on in TRL, PEFT and transformers: law 12, chained runs, counts, hooks."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import tiny_llm
-from extended import extended, fine_tune, losses, same_weights, sft_config, weights_of
+from extended import fine_tune, losses, same_weights, sft_config, weights_of
+from prepared import write_catalog
 from transformers import Trainer
 from trl import SFTConfig as TrlSftConfig
 
-from llmrec.backbone import causal_lm
-from llmrec.checkpoint import Binding, load_model, load_tokenizer
+from llmrec.checkpoint import Binding, load_tokenizer
 from llmrec.cli import main
 from llmrec.device import resolve_dtype
 from llmrec.manifest import read_manifest, verify
 from llmrec.prompts import HistoryEncoder
+from llmrec.recommender import Recommender
 from llmrec.stages import sft as stage
 from llmrec.training import sft, weights
 from llmrec.training.examples import HistoryCollator, build_dataset
@@ -28,108 +31,7 @@ from llmrec.training.losses import sid_loss_in_forward
 VERSIONS = {name: importlib.metadata.version(name) for name in ("trl", "peft", "transformers", "accelerate")}
 
 
-def sid_rows(base) -> slice:
-    rows = Binding.load(base)[0].vocabulary.token_range
-    return slice(rows.start, rows.stop)
-
-
-# Law 4 -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_law_4_lora_changes_only_lora_and_sid_rows(tmp_path, toy, untied, tied):
-    catalog, base = toy[0], toy[1] if tied else untied
-    fine_tune(tmp_path / "sft", catalog, base, lora_targets=["q_proj", "v_proj"])
-    before, after, rows = weights_of(base), weights_of(tmp_path / "sft"), sid_rows(base)
-    assert before.keys() == after.keys() and ("lm_head.weight" in after) != tied
-    for name, old in before.items():
-        new = after[name]
-        if "embed_tokens" in name or "lm_head" in name:
-            assert not torch.isclose(new[rows], old[rows], atol=1e-6).all(dim=1).any(), f"an untrained row in {name}"
-            new, old = (torch.cat([w[: rows.start], w[rows.stop :]]) for w in (new, old))
-        assert torch.equal(new, old) != ("q_proj.weight" in name or "v_proj.weight" in name), name
-    model = load_model(tmp_path / "sft")
-    assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == tied
-    assert model.config.to_dict() == {**load_model(base).config.to_dict(), "_name_or_path": str(tmp_path / "sft")}
-
-
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("architecture", ["qwen3", "gemma2"])
-def test_law_4_only_lora_and_sid_rows_get_gradients(tokenizer, sid_table, vocabulary, tied, architecture):
-    model = weights.add_adapter(
-        tiny_llm(len(tokenizer), architecture, tied), sft_config("", "", "", lora_targets=["q_proj"]), vocabulary
-    )
-    collator = HistoryCollator([4, 5], HistoryEncoder(sid_table, vocabulary), 0)
-    with sid_loss_in_forward(model, vocabulary, "level"):
-        model(**collator(list(build_dataset([np.arange(9)], 20, "every_item")))).loss.backward()
-    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-    assert all("lora_" in name or sft.SID_ROWS in name for name in trained)
-    assert sum(sft.SID_ROWS in name for name in trained) == (1 if tied else 2), trained
-    for name, parameter in model.named_parameters():
-        if sft.SID_ROWS in name:
-            assert parameter.shape == (vocabulary.num_tokens, 32) and parameter.grad.abs().sum() > 0
-
-
-def merged_and_adapter(monkeypatch, out, catalog, base, **options):
-    """The saved model, and the adapter as it stood when training ended."""
-    kept, merge = {}, weights.merge
-
-    def spying(model, config, dtype, scratch):
-        probe = torch.arange(4, 44).reshape(2, 20)
-        # In training mode (no dropout): for inference on a CPU bitsandbytes repacks 4-bit weights, rounded again.
-        kept["logits"] = model.train()(probe, attention_mask=torch.ones_like(probe)).logits.detach().float()
-        kept["trained"] = {n: p.dtype for n, p in model.named_parameters() if p.requires_grad}
-        kept["merged"] = merge(model, config, dtype, scratch)
-        kept["probe"] = probe
-        return kept["merged"]
-
-    monkeypatch.setattr(stage, "merge", spying)
-    fine_tune(out, catalog, base, learning_rate=1e-2, **options)
-    with torch.no_grad():
-        logits = load_model(out).eval()(kept["probe"], attention_mask=torch.ones_like(kept["probe"])).logits
-    return logits, kept
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_law_4_merged_scores_like_the_adapter(monkeypatch, tmp_path, toy, untied, tied):
-    base = toy[1] if tied else untied
-    logits, kept = merged_and_adapter(monkeypatch, tmp_path / "sft", toy[0], base)
-    torch.testing.assert_close(logits, kept["logits"], rtol=1e-4, atol=1e-4)
-    with torch.no_grad():
-        before = load_model(base).eval()(kept["probe"], attention_mask=torch.ones_like(kept["probe"])).logits
-    assert (logits - before).abs().max() > 0.1, "the comparison means nothing if training changed nothing"
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_law_4_merged_scores_like_the_adapter_of_a_4_bit_base(monkeypatch, tmp_path, toy, precision):
-    pytest.importorskip("bitsandbytes")
-    logits, kept = merged_and_adapter(
-        monkeypatch, tmp_path / "sft", toy[0], toy[1], quantization="nf4", precision=precision
-    )
-    assert set(kept["trained"].values()) == {torch.float32}, "Adam's steps are lost in bfloat16"
-    # In float32 nothing is rounded; under bfloat16 autocast products are, in 8 bits.
-    tolerance = 1e-3 if precision == "float32" else 0.1
-    torch.testing.assert_close(logits, kept["logits"], rtol=tolerance, atol=tolerance)
-    assert "quantization_config" not in json.loads((tmp_path / "sft" / "config.json").read_text())
-    assert load_model(tmp_path / "sft").dtype == torch.float32
-
-
-def test_full_fine_tuning_changes_every_weight(tmp_path, toy):
-    fine_tune(tmp_path / "sft", *toy, train="full", sid_loss="full")
-    before, after = weights_of(toy[1]), weights_of(tmp_path / "sft")
-    assert before.keys() == after.keys() and not any(torch.equal(before[name], after[name]) for name in before)
-    saved = json.loads((tmp_path / "sft" / "config.json").read_text())
-    assert saved["tie_word_embeddings"] and saved["use_cache"]
-
-
-def test_a_bfloat16_base_stays_bfloat16(tmp_path, toy, sid_table):
-    base = extended(tmp_path, sid_table, dtype=torch.bfloat16)
-    for train in ("lora", "full"):
-        fine_tune(tmp_path / train, toy[0], base, train=train)
-        assert {tensor.dtype for tensor in weights_of(tmp_path / train).values()} == {torch.bfloat16}
-
-
-# Law 12 --------------- -----------------------------------------------------------------------------------------------
+# Law 12 -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
@@ -215,7 +117,8 @@ def test_report_to_a_tracker(tmp_path, toy):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--train", "full", "--quantization", "nf4"], "quantization 'nf4' needs train 'lora'"),
+        (["--train", "full", "--quantization", "nf4"], "quantization 'nf4' needs train 'lora' or 'rows'"),
+        (["--train", "rows", "--lora-dora"], "lora_dora needs train 'lora'; it is 'rows'"),
         (["--batch-size", "10", "--micro-batch-size", "4"], "batch_size 10 does not divide"),
         (["--max-history", "100"], "the model's context is 128; lower max_history"),
         (["--chat-template"], "chat_template is true but the tokenizer has none"),
@@ -232,13 +135,57 @@ def test_wrong_input_leaves_nothing_behind(capsys, tmp_path, toy, flags, message
 
 
 def test_a_base_of_another_catalogue_is_refused(capsys, tmp_path, toy, catalog):
-    from prepared import write_catalog
-
     items = catalog.items.take(list(range(11, -1, -1)))
     other = write_catalog(tmp_path / "other", items, catalog._split)
     argv = ["sft", "--catalog", other.source, "--model", str(toy[1]), "--out", str(tmp_path / "sft")]
     assert main(argv) == 2
     assert "was extended for another catalogue" in capsys.readouterr().err
+
+
+# Phases ---------------------------------------------------------------------------------------------------------------
+
+
+def test_phases_follow_one_another(capsys, tmp_path, toy):
+    """Rows first, then LoRA, then all weights; the prompt and the history of the last one are what is asked for."""
+    catalog, base = toy
+    fine_tune(tmp_path / "one", catalog, base, train="rows", max_steps=20, sid_learning_rate=1e-2)
+    assert "differ" not in capsys.readouterr().err
+    fine_tune(tmp_path / "two", catalog, tmp_path / "one", max_steps=3, instruction="next plum")
+    assert "instruction, chat_template or max_history differ from the earlier phase's" in capsys.readouterr().err
+    fine_tune(tmp_path / "three", catalog, tmp_path / "two", train="full", max_history=3, instruction="next plum")
+    assert losses(tmp_path / "two")[0] < losses(tmp_path / "one")[0] - 0.3, "it starts where the one before ended"
+    binding, _, details = Binding.load(tmp_path / "three")
+    assert (binding.prompt.instruction, binding.max_history) == ("next plum", 3)
+    assert [phase["sft"]["train"] for phase in details["earlier"]] == ["rows", "lora"]
+    assert [phase["counts"]["steps"] for phase in details["earlier"]] == [20, 3]
+    assert (details["sft"]["train"], details["counts"]["steps"], details["base_model"]) == ("full", 4, "llm")
+    card = (tmp_path / "three" / "README.md").read_text()
+    headings = [
+        "### Phase 1 of 3\n\n",
+        "- train: rows",
+        "### Phase 2 of 3\n\n",
+        "- train: lora",
+        "### Phase 3 of 3\n\n",
+    ]
+    assert [card.find(text) for text in headings] == sorted(
+        card.find(text) for text in headings
+    ) and "- train: full" in card
+    assert Recommender.from_pretrained(tmp_path / "three", device="cpu").recommend([["item-0"]], k=2)[0][0]
+    flags = ["--model", str(tmp_path / "three"), "--out", str(tmp_path / "eval"), "--device", "cpu", "--max-rows", "4"]
+    assert main(["evaluate", "--catalog", catalog, *flags, "--bootstrap-samples", "5", "--baselines"]) == 0
+
+
+@pytest.mark.parametrize("train", ["rows", "lora", "full"])
+def test_a_phase_that_learns_nothing_keeps_the_weights_of_the_one_before(tmp_path, toy, tuned, train):
+    fine_tune(tmp_path / "sft", toy[0], tuned, train=train, learning_rate=1e-30, sid_learning_rate=1e-30)
+    assert same_weights(tmp_path / "sft", tuned)
+
+
+def test_law_1_a_phase_on_another_split_is_refused(tmp_path, toy, tuned):
+    items, split = (pq.read_table(Path(toy[0]) / name) for name in ("items.parquet", "split.parquet"))
+    other = write_catalog(tmp_path / "other", items, split.slice(0, 60))
+    with pytest.raises(ValueError, match="made on another split of the items"):
+        fine_tune(tmp_path / "sft", other.source, tuned)
 
 
 # What we rely on in other packages -----------------------------------------------------------------------------------
@@ -279,20 +226,10 @@ def test_hooks_of_the_trainer(tmp_path, toy):
         torch.testing.assert_close(before, total)
     names = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
     assert sum("trainable_tokens_delta" in name for name in names) == 1, VERSIONS
-    groups = trainer.optimizer.param_groups
+    groups = trainer.create_optimizer().param_groups
     assert [len(group["params"]) for group in groups] == [len(names) - 1, 1]
     assert [group["weight_decay"] for group in groups] == [0.01, 0.0]
     assert [group["lr"] for group in groups] == [2e-4, 1e-3]
-
-
-def test_peft_writes_trained_rows_when_it_merges(tokenizer, vocabulary):
-    model = weights.add_adapter(tiny_llm(len(tokenizer)), sft_config("", "", ""), vocabulary)
-    rows = next(p for name, p in model.named_parameters() if "trainable_tokens_delta" in name)
-    torch.nn.init.ones_(rows)
-    merged = causal_lm(model.merge_and_unload())
-    weight = merged.get_output_embeddings().weight
-    assert weight is merged.get_input_embeddings().weight, VERSIONS
-    assert (weight[vocabulary.token_range.start : vocabulary.token_range.stop] == 1).all(), VERSIONS
 
 
 def test_a_bias_of_the_output_matrix_is_scored(tokenizer, sid_table, vocabulary):

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llmrec.artifact import run_stage
 from llmrec.backbone import check_halves
 from llmrec.catalog import Catalog
-from llmrec.checkpoint import Binding, load_model, load_tokenizer, save_model
+from llmrec.checkpoint import Binding, load_model, load_tokenizer, new_model, save_model
 from llmrec.configs import ExtendConfig
 from llmrec.console import say
 from llmrec.device import DTYPES
@@ -69,7 +69,8 @@ def main(config: ExtendConfig) -> dict[str, Any]:
         max_history = _longest_history(model, vocabulary)
         binding = Binding(vocabulary, Prompt(), max_history, "vocabulary")
         learned_on = read_manifest(config.sid)["identity"].get("inputs", {}).get("catalog")  # none of adopted SIDs
-        binding.save(directory, table, {"base_model": public_name(config.model), "catalog_sha256": learned_on})
+        drawn = ", weights drawn anew" if config.weights == "random" else ""
+        binding.save(directory, table, {"base_model": public_name(config.model) + drawn, "catalog_sha256": learned_on})
         return {
             "sid_tokens": vocabulary.num_tokens,
             "vocabulary": len(tokenizer),
@@ -84,12 +85,16 @@ def main(config: ExtendConfig) -> dict[str, Any]:
 
 
 def load_base(config: ExtendConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model to extend and its tokenizer; 'micro' is made, anything else is loaded."""
+    """The model to extend and its tokenizer; 'micro' and random weights are made, anything else is loaded."""
     if config.model == MICRO:
         tokenizer = word_tokenizer(Catalog.load(config.catalog).titles, config.micro_words)
         model = micro_model(tokenizer, config.micro_layers, config.micro_hidden, config.micro_dropout, config.seed)
         return model.to(DTYPES.get(config.dtype, torch.float32)), tokenizer
-    return load_model(config.model, dtype=DTYPES.get(config.dtype, "auto")), load_tokenizer(config.model)
+    tokenizer = load_tokenizer(config.model)
+    if config.weights == "random":
+        model = new_model(config.model, config.seed)
+        return model.to(DTYPES.get(config.dtype, model.dtype)), tokenizer
+    return load_model(config.model, dtype=DTYPES.get(config.dtype, "auto")), tokenizer
 
 
 def public_name(source: str) -> str:

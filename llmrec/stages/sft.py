@@ -9,23 +9,31 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, SchedulerType, set_seed
+from datasets import Dataset
+from transformers import AutoConfig, PreTrainedTokenizerBase, SchedulerType, set_seed
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
+from llmrec import processes
 from llmrec.artifact import SCRATCH, run_stage
+from llmrec.backbone import compile_layers
 from llmrec.card import write_card
 from llmrec.catalog import Catalog
 from llmrec.checkpoint import Binding, load_tokenizer, save_model
 from llmrec.configs import SftConfig
 from llmrec.console import say
 from llmrec.device import resolve_device, resolve_dtype
+from llmrec.evaluation.learning import CUTOFF
 from llmrec.manifest import content_hash, read_manifest, verify, write_json
 from llmrec.prompts import HistoryEncoder, Prompt
-from llmrec.training.examples import HistoryCollator, build_dataset, fill_last_batch
+from llmrec.tasks import task_problems
+from llmrec.training.augmentation import Augmentation
+from llmrec.training.examples import HistoryCollator, add_draws, build_dataset, fill_last_batch
 from llmrec.training.losses import sid_loss_in_forward
 from llmrec.training.packing import check_packing
-from llmrec.training.sft import make_trainer, split_batch, train
-from llmrec.training.weights import load_trainable, merge, require_bitsandbytes
+from llmrec.training.sft import capture, make_trainer, split_batch, train
+from llmrec.training.task_examples import TaskExamples, build_tasks
+from llmrec.training.validation import Validation, check_validation, chosen, draw
+from llmrec.training.weights import load_trainable, merge, require_bitsandbytes, whole
 
 LOG = "training_log.json"
 
@@ -48,30 +56,42 @@ def main(config: SftConfig) -> dict[str, Any]:
     prompt = Prompt(config.instruction, config.chat_template)
     prefix = prompt.prefix(tokenizer)
     check_length(config, len(prefix) + (config.max_history + 1) * table.num_levels)
+    if "sft" in details and (prompt, config.max_history) != (binding.prompt, binding.max_history):
+        say("sft: instruction, chat_template or max_history differ from the earlier phase's; these ones are saved.")
     normalize_over = "level" if config.sid_loss == "level" else "vocabulary"
     binding = dataclasses.replace(binding, prompt=prompt, max_history=config.max_history, normalize_over=normalize_over)
 
     def build(directory: Path) -> dict[str, Any]:
         device = resolve_device(config.device)
-        examples = build_dataset(catalog.train.sequences(), config.max_history, config.loss_on)
-        examples = fill_last_batch(examples, config.batch_size)
+        examples, tasks = make_examples(config, catalog, tokenizer, table.num_levels)
         encoder = HistoryEncoder(table, binding.vocabulary)
-        collator = HistoryCollator(prefix, encoder, tokenizer.pad_token_id, config.packing)
+        augmentation = Augmentation.of(config)
+        collator = HistoryCollator(
+            prefix, encoder, tokenizer.pad_token_id, config.packing, augmentation, tasks, config.seed
+        )
+        rows = draw(catalog.rows("valid"), config.eval_rows, config.seed) if config.eval_steps else None
+        validation = rows and Validation(rows, table, binding, prefix, examples, config.micro_batch_size)
         set_seed(config.seed)
         dtype = resolve_dtype(config.precision, device)
         model = load_trainable(config, binding.vocabulary, dtype)
         if config.packing:
             check_packing(model)
-        with sid_loss_in_forward(model, binding.vocabulary, config.sid_loss, config.label_smoothing):
-            trainer = make_trainer(config, model, tokenizer, examples, collator, directory, device, dtype)
-            counts = train(trainer, directory)
+        if config.compile:
+            compile_layers(model)
+        captured = capture(config, model, int(table.lengths.min()), tokenizer.pad_token_id, device)
+        with sid_loss_in_forward(model, binding.vocabulary, config.sid_loss, config.label_smoothing, captured):
+            trainer = make_trainer(config, model, tokenizer, examples, collator, directory, device, dtype, validation)
+            counts = {**train(trainer, directory), **chosen(trainer.state)}
+            counts["task_examples"] = sum(task.num_draws for task in tasks.values())
+        trained = whole(trainer, config)
         if trainer.is_world_process_zero():
-            merged = merge(trainer.model, config, dtype, directory / SCRATCH)
+            merged = merge(trained, config, dtype, directory / SCRATCH)
             save_model(merged, tokenizer, directory)
             recipe = {
                 **details,
                 "catalog_sha256": content_hash(config.catalog),
                 "data": describe_data(config.catalog),
+                "earlier": phases(details),
                 "sft": describe_recipe(config),
                 "counts": counts,
             }
@@ -84,6 +104,9 @@ def main(config: SftConfig) -> dict[str, Any]:
     counts = read_manifest(out)["counts"]
     speed = f"{counts['tokens_per_second']:,} tokens/s"
     say(f"sft: {counts['steps']} steps, last loss {counts['loss']:.4f}, {speed} -> {out}")
+    if "saved_step" in counts:
+        ndcg = counts[f"valid_ndcg@{CUTOFF}"]
+        say(f"sft: the weights of step {counts['saved_step']} are saved, best valid ndcg@{CUTOFF} {ndcg:.4f}")
     return {"out": str(out), **counts}
 
 
@@ -109,7 +132,17 @@ def check(config: SftConfig, catalog: Catalog, item_ids: list[str], catalog_sha2
             f"'{config.catalog}' has no training rows; lower `k_core` or change `split` in `llmrec prepare`"
         )
     if config.train == "full" and config.quantization != "none":
-        problems.append("quantization 'nf4' needs train 'lora': 4-bit weights cannot be trained in full")
+        problems.append("quantization 'nf4' needs train 'lora' or 'rows': 4-bit weights cannot be trained in full")
+    for name in ("lora_dora", "lora_rslora"):
+        if getattr(config, name) and config.train != "lora":
+            problems.append(f"{name} needs train 'lora'; it is '{config.train}'")
+    if processes.sharding() == "DeepSpeed":
+        problems.append("accelerate was told to use DeepSpeed; launch with recipes/accelerate/ddp.yaml, or fsdp2.yaml")
+    if processes.sharding() == "FSDP" and (config.train != "full" or config.eval_steps or config.compile):
+        problems.append(
+            "under FSDP train must be 'full', without eval_steps and compile, which need all weights in each process; "
+            "launch with recipes/accelerate/ddp.yaml"
+        )
     schedulers = [scheduler.value for scheduler in SchedulerType]
     if config.scheduler not in schedulers:
         problems.append(f"scheduler is '{config.scheduler}'; choose from {', '.join(schedulers)}")
@@ -118,6 +151,8 @@ def check(config: SftConfig, catalog: Catalog, item_ids: list[str], catalog_sha2
         known = name in INTEGRATION_TO_CALLBACK
         remedy = "install its package" if known else f"choose from {', '.join(INTEGRATION_TO_CALLBACK)}"
         problems.append(f"report_to names '{name}', which is {'not installed' if known else 'no tracker'}; {remedy}")
+    problems += task_problems(config, catalog)
+    problems += check_validation(config, len(catalog.rows("valid")))
     if problems:
         raise ValueError("; ".join(problems) + ".")
     if config.quantization == "nf4":
@@ -131,12 +166,39 @@ def check_length(config: SftConfig, num_tokens: int) -> None:
     Raises:
         ValueError: If `num_tokens` of prompt and items exceed it.
     """
-    context = getattr(AutoConfig.from_pretrained(config.model).get_text_config(), "max_position_embeddings", None)
+    context = context_of(config.model)
     if context and num_tokens > context:
         raise ValueError(
             f"The instruction and {config.max_history} + 1 items take {num_tokens} tokens but the model's context is "
             f"{context}; lower max_history."
         )
+
+
+def make_examples(
+    config: SftConfig, catalog: Catalog, tokenizer: PreTrainedTokenizerBase, num_levels: int
+) -> tuple[Dataset, dict[str, TaskExamples]]:
+    """What an epoch trains on, and the source of the examples of tasks.
+
+    Raises:
+        ValueError: If a task has nothing to draw, or does not fit the model's context.
+    """
+    histories = build_dataset(catalog.train.sequences(), config.max_history, config.loss_on)
+    tasks = build_tasks(config, catalog, tokenizer, len(histories))
+    context = context_of(config.model)
+    for name, task in tasks.items():
+        if context and task.longest(num_levels) > context:
+            raise ValueError(
+                f"An example of task '{name}' takes up to {task.longest(num_levels)} tokens but the model's context is "
+                f"{context}; lower task_text_tokens or task_history."
+            )
+    num_draws = {name: task.num_draws for name, task in tasks.items()}
+    examples = add_draws(histories if config.histories else histories.select([]), num_draws)
+    return fill_last_batch(examples, config.batch_size), tasks
+
+
+def context_of(model: str) -> int | None:
+    """Tokens that a model can attend to, where its config says."""
+    return getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None)
 
 
 def describe_data(catalog: str) -> dict[str, Any]:
@@ -152,3 +214,13 @@ def describe_recipe(config: SftConfig) -> dict[str, Any]:
     """What makes the weights what they are, for the model card; no paths."""
     settings = [f.name for f in dataclasses.fields(config) if f.metadata["identity"]]
     return {name: getattr(config, name) for name in settings if name not in ("catalog", "model")}
+
+
+def phases(details: dict[str, Any]) -> list[dict[str, Any]]:
+    """Recipe and counts of every run of this stage behind a checkpoint, oldest first; empty of one just extended.
+
+    Args:
+        details: Of its llmrec.json.
+    """
+    last = [{name: details[name] for name in ("sft", "counts")}] if "sft" in details else []
+    return [*details.get("earlier", []), *last]

@@ -53,6 +53,16 @@ class WholeCheckpoints:
             rotate_checkpoints(str(directory), self.args.save_total_limit, self.state.best_model_checkpoint)
         processes.wait()  # whatever reads the checkpoint next, as `load_best_model_at_end` does, finds it
 
+    def _load_best_model(self) -> None:
+        best = Path(self.state.best_model_checkpoint)
+        problem = damage(best)
+        if problem is not None:
+            raise ValueError(
+                f"{best.name} holds the best weights, those of step {self.state.best_global_step}, but {problem}. Run "
+                "the same command again; it trains again from the newest checkpoint that is whole."
+            )
+        super()._load_best_model()
+
     def _name_best_in(self, directory: Path, written: Path) -> None:
         """Where the Trainer took the checkpoint for the best one, name it by the place it is about to have."""
         if self.state.best_model_checkpoint and Path(self.state.best_model_checkpoint) == written:
@@ -107,7 +117,9 @@ def seal(directory: Path) -> None:
 
 
 def damage(directory: Path) -> str | None:
-    """Why a checkpoint cannot be continued from; None if it is as it was sealed."""
+    """Why a checkpoint cannot be used; None if it is as it was sealed."""
+    if not directory.is_dir():
+        return "it is not there any more"
     if not (directory / SEAL).is_file():
         return f"it is unfinished, it has no {SEAL}"
     try:
@@ -124,6 +136,14 @@ def damage(directory: Path) -> str | None:
     return None
 
 
+def damage_of_best(directory: Path) -> str | None:
+    """Why the best checkpoint before a whole one cannot be used, which a run that continued here might have to load."""
+    step = json.loads((directory / TRAINER_STATE_NAME).read_text(encoding="utf-8")).get("best_global_step")
+    best = directory.with_name(f"{PREFIX_CHECKPOINT_DIR}-{step}")
+    problem = damage(best) if step and best != directory else None
+    return problem and f"the best step before it is in {best.name}, and {problem}"
+
+
 def numbered(directory: Path) -> list[Path]:
     """Checkpoints in a Trainer's output directory, the newest first."""
     found = [d for d in directory.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if d.name.rsplit("-", 1)[1].isdigit()]
@@ -131,9 +151,13 @@ def numbered(directory: Path) -> list[Path]:
 
 
 def is_last(directory: Path) -> bool:
-    """Whether a checkpoint is of the last step, after which the Trainer of transformers 5.23 would take one more."""
+    """Whether a checkpoint is of the last step, after which the Trainer of transformers 5.23 would take one more.
+
+    It is the last of all, or the one at which early stopping ended training.
+    """
     state = json.loads((directory / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    return state["global_step"] >= state["max_steps"]
+    control = (state.get("stateful_callbacks") or {}).get("TrainerControl", {"args": {}})
+    return state["global_step"] >= state["max_steps"] or control["args"].get("should_training_stop", False)
 
 
 def newest_whole(directory: Path) -> Path | None:
@@ -151,7 +175,7 @@ def _choose(directory: Path) -> list[str]:
         say(f"{path.name} was being written when the run ended: removed.")
     shutil.rmtree(directory / ASIDE, ignore_errors=True)
     for path in found:
-        problem = damage(path)
+        problem = damage(path) or damage_of_best(path)
         if problem is None and is_last(path):
             say(f"{path.name} is of the last step: the steps before it are taken again.")
         elif problem is None:

@@ -9,37 +9,22 @@ The dataset holds item rows and no token, so that swapping the SidTable means sw
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Features, Value, concatenate_datasets
 from torch import Tensor
 
 from llmrec.prompts import HistoryEncoder
+from llmrec.training.augmentation import Augmentation, honest_targets
 from llmrec.training.losses import IGNORED
-from llmrec.training.packing import first_fit, pack
-
-
-def windows(length: int, max_history: int) -> Iterator[tuple[int, int, int]]:
-    """Windows of at most `max_history` + 1 items that together score each item once.
-
-    Args:
-        length: Items of the sequence.
-        max_history: Largest number of items before a target.
-
-    Yields:
-        (start, end, first_target): the window is [start, end), its targets are [first_target, end). After the first
-        window, every target has at least half of `max_history` before it.
-    """
-    size, stride = max_history + 1, max_history // 2 + 1
-    end = min(size, length)
-    yield 0, end, 0
-    while end < length:
-        first_target, end = end, min(end + stride, length)
-        yield max(0, end - size), end, first_target
+from llmrec.training.packing import first_fit, pack, row_length
+from llmrec.training.task_examples import HISTORY, TaskExamples
+from llmrec.windows import windows
 
 
 def build_dataset(
@@ -77,39 +62,123 @@ def fill_last_batch(examples: Dataset, batch_size: int) -> Dataset:
     missing = -len(examples) % batch_size
     if missing == 0:
         return examples
-    blank = Dataset.from_dict({"rows": [[]] * missing, "num_context": [0] * missing}, features=examples.features)
-    return concatenate_datasets([examples, blank])
+    nothing = {"rows": [], "num_context": 0, "task": "", "index": 0}
+    blank = {name: [nothing[name]] * missing for name in examples.column_names}
+    return concatenate_datasets([examples, Dataset.from_dict(blank, features=examples.features)])
+
+
+def add_draws(histories: Dataset, num_draws: dict[str, int]) -> Dataset:
+    """Examples whose content is drawn anew in every epoch: histories that may be augmented, and those of tasks.
+
+    Args:
+        histories: Of `build_dataset`.
+        num_draws: Examples of each task in an epoch.
+
+    Returns:
+        Dataset with `task` (its name, empty for a history) and `index` (of the draw in its task, or of the history)
+        besides `rows` and `num_context`, which tasks leave empty.
+    """
+    draws = [(name, index) for name, count in num_draws.items() for index in range(count)]
+    columns = histories.to_dict()
+    return Dataset.from_dict(
+        {
+            "rows": columns["rows"] + [[]] * len(draws),
+            "num_context": columns["num_context"] + [0] * len(draws),
+            "task": [""] * len(histories) + [name for name, _ in draws],
+            "index": [*range(len(histories)), *(index for _, index in draws)],
+        },
+        features=Features({**histories.features, "task": Value("string"), "index": Value("int64")}),
+    )
 
 
 @dataclass
 class HistoryCollator:
-    """Prompts, histories and labels of a batch.
+    """Prompts, histories and labels of a batch, and those of tasks.
 
     Args:
         prefix: Token ids before the history.
         encoder: Tokens of item rows.
         pad_token_id: Token of padding.
         packing: Lay several sequences into one row (`llmrec.training.packing`), instead of padding each to the longest.
+        augmentation: Changes of histories; needs the examples of `add_draws`.
+        tasks: Source of the examples of each task.
+        seed: Of all draws.
+        epoch: Of all draws; the trainer moves it on (`llmrec.training.sft.TellEpoch`).
     """
 
     prefix: list[int]
     encoder: HistoryEncoder
     pad_token_id: int
     packing: bool = False
+    augmentation: Augmentation | None = None
+    tasks: dict[str, TaskExamples] = field(default_factory=dict)
+    seed: int = 0
+    epoch: int = 0
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """`input_ids` and `labels`, (B, T) each, with `attention_mask`; packed, (R, T) with `position_ids`."""
-        ids = [torch.tensor([*self.prefix, *self.encoder.encode_history(each["rows"])]) for each in examples]
-        labels = [self._labels(*pair) for pair in zip(ids, examples, strict=True)]
-        bins = first_fit(list(map(len, ids))) if self.packing else [[place] for place in range(len(ids))]
-        batch = {"input_ids": pack(ids, bins, self.pad_token_id), "labels": pack(labels, bins, IGNORED)}
+        ids, labels = zip(*self.draw(examples), strict=True)
+        lengths = list(map(len, ids))
+        size = row_length(lengths) if self.packing else max(lengths)
+        bins = first_fit(lengths, size) if self.packing else [[place] for place in range(len(ids))]
+        batch = {"input_ids": pack(ids, bins, size, self.pad_token_id), "labels": pack(labels, bins, size, IGNORED)}
         if self.packing:
-            return {**batch, "position_ids": pack([torch.arange(len(row)) for row in ids], bins, 0)}
-        return {**batch, "attention_mask": pack([torch.ones_like(row) for row in ids], bins, 0)}
+            positions = torch.arange(size)
+            return {**batch, "position_ids": pack([positions[:length] for length in lengths], bins, size, 0)}
+        ones = torch.ones(size, dtype=torch.int64)
+        return {**batch, "attention_mask": pack([ones[:length] for length in lengths], bins, size, 0)}
 
-    def _labels(self, ids: Tensor, example: dict[str, Any]) -> Tensor:
-        """Tokens of the items that are targets, IGNORED before them."""
-        context = self.encoder.encode_history(example["rows"][: example["num_context"]])
+    def draw(self, examples: list[dict[str, Any]]) -> list[tuple[Tensor, Tensor]]:
+        """Token ids and labels of each example, in this epoch."""
+        from_histories = iter(self._draw_histories([each for each in examples if not each.get("task")]))
+        return [self._draw_task(each) if each.get("task") else next(from_histories) for each in examples]
+
+    def num_tokens(self, examples: Dataset) -> int:
+        """Tokens of all examples in this epoch, without padding and the blank ones of `fill_last_batch`."""
+        parts = (examples.select(range(i, min(i + 4096, len(examples)))) for i in range(0, len(examples), 4096))
+        drawn = (self.draw([each for each in part.to_list() if each["rows"] or each.get("task")]) for part in parts)
+        return sum(len(ids) for part in drawn for ids, _ in part)
+
+    def _draw_histories(self, examples: list[dict[str, Any]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """All histories in one gather: labels are the tokens of the items that are targets."""
+        if not examples:
+            return iter(())
+        rows, is_target, num_items = self._augmented(examples) if self.augmentation else flatten(examples)
+        tokens, sizes = self.encoder.encode_histories(rows)
+        labels = np.where(np.repeat(is_target, sizes), tokens, IGNORED)
+        ends = np.append(0, np.cumsum(sizes))[np.append(0, np.cumsum(num_items))]
+        starts = np.repeat(ends[:-1], len(self.prefix))
+        lengths = (np.diff(ends) + len(self.prefix)).tolist()
+        ids = np.insert(tokens, starts, np.tile(self.prefix, len(examples)))
+        labels = np.insert(labels, starts, IGNORED)
+        return zip(torch.from_numpy(ids).split(lengths), torch.from_numpy(labels).split(lengths), strict=True)
+
+    def _augmented(self, examples: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What `flatten` returns, of histories as they are shown in this epoch."""
+        rows, is_target = [], []
+        for example in examples:
+            rng = np.random.default_rng([self.seed, self.epoch, HISTORY, example["index"]])
+            places = self.augmentation.draw(len(example["rows"]), example["num_context"], rng)
+            rows.append(np.array(example["rows"], dtype=np.int64)[places])
+            is_target.append(honest_targets(places, example["num_context"]))
+        return np.concatenate(rows), np.concatenate(is_target), np.array(list(map(len, rows)))
+
+    def _draw_task(self, example: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Labels are the answer."""
+        prompt, answer = self.tasks[example["task"]].draw(self.seed, self.epoch, example["index"], self.encoder)
+        ids = torch.from_numpy(np.append(prompt, answer))
         labels = ids.clone()
-        labels[: len(self.prefix) + len(context)] = IGNORED
-        return labels
+        labels[: len(prompt)] = IGNORED
+        return ids, labels
+
+
+def flatten(examples: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Histories of B examples, one behind another.
+
+    Returns:
+        (n,) item rows, (n,) bool, which of them are targets, and (B,) items of each history.
+    """
+    rows = np.array(list(itertools.chain.from_iterable(each["rows"] for each in examples)), dtype=np.int64)
+    num_items = np.array([len(each["rows"]) for each in examples])
+    first_targets = np.cumsum(num_items) - num_items + [each["num_context"] for each in examples]
+    return rows, np.arange(len(rows)) >= np.repeat(first_targets, num_items), num_items

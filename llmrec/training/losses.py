@@ -1,9 +1,10 @@
 """The loss of next-item prediction, computed inside the model's forward at supervised positions only.
 
 The loss lives in `forward` so that it runs through whatever wraps the model (PEFT, DDP, FSDP), as TRL's own fused head
-does. `level` takes the softmax over the codes of the target's level, `full` over the whole vocabulary.
+does. `level` takes the softmax over the codes of the target's level, `full` over the whole vocabulary; words, which
+alignment tasks answer in, are always scored over the vocabulary.
 
-Shapes: B rows, T tokens, P supervised positions, K codes of a level.
+Shapes: B rows, T tokens, P positions, K codes of a level.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from llmrec.backbone import causal_lm, finish_logits, output_rows, run_backbone
+from llmrec.backbone import causal_lm, logits, run_backbone
+from llmrec.training.captured import CapturedLoss
+from llmrec.training.packing import separate
 from llmrec.vocab import SidVocabulary
 
 IGNORED = -100
@@ -33,37 +36,55 @@ def sid_cross_entropy(
     vocabulary: SidVocabulary,
     sid_loss: SidLoss,
     label_smoothing: float = 0.0,
+    most_of_level: int | None = None,
 ) -> Tensor:
-    """Summed cross-entropy of supervised SID tokens.
+    """Summed cross-entropy of supervised tokens.
 
     Args:
         model: Causal LM whose output rows score the tokens.
         hidden_PH: (P, hidden) states that predict them.
-        labels_P: (P,) token ids.
+        labels_P: (P,) token ids, IGNORED where nothing is supervised.
         vocabulary: Blocks of the levels.
-        sid_loss: What the softmax runs over.
+        sid_loss: What the softmax of a SID token runs over.
         label_smoothing: Share of the target spread over what the softmax runs over.
+        most_of_level: Positions that one level can have at most. Where given, the host waits for nothing, and every
+            label must be a SID token; only with `level`.
 
     Returns:
         Scalar float32.
     """
-    weight, bias = output_rows(model)
-    hidden_PH = hidden_PH.to(weight.dtype)
 
-    def loss_over(rows: slice, chosen: Tensor) -> Tensor:
-        scores = linear(hidden_PH[chosen], weight[rows], None if bias is None else bias[rows])
-        targets = labels_P[chosen] - (rows.start or 0)
-        return cross_entropy(finish_logits(model, scores), targets, reduction="sum", label_smoothing=label_smoothing)
+    def loss_over(rows: slice, chosen_P: Tensor) -> Tensor:
+        places = _places(chosen_P, most_of_level)
+        scores = logits(model, hidden_PH[places], rows)
+        targets = torch.where(chosen_P, labels_P - (rows.start or 0), IGNORED)[places]
+        return cross_entropy(scores, targets, reduction="sum", label_smoothing=label_smoothing)
 
+    supervised = labels_P != IGNORED
     if sid_loss == "full":
-        return loss_over(slice(None), torch.ones_like(labels_P, dtype=torch.bool))
+        return loss_over(slice(None), supervised)
     blocks = [vocabulary.block(level) for level in range(vocabulary.num_levels)]
-    return torch.stack([loss_over(b, (labels_P >= b.start) & (labels_P < b.stop)) for b in blocks]).sum()
+    losses = [loss_over(b, (labels_P >= b.start) & (labels_P < b.stop)) for b in blocks]
+    if most_of_level is None:
+        sids = vocabulary.token_range
+        losses.append(loss_over(slice(None), supervised & ((labels_P < sids.start) | (labels_P >= sids.stop))))
+    return torch.stack(losses).sum()
+
+
+def _places(chosen_P: Tensor, most: int | None) -> Tensor:
+    """Places of the chosen positions, or, without asking the device how many there are, `most` that hold them all."""
+    if most is None:
+        return chosen_P.nonzero().squeeze(1)
+    return chosen_P.byte().argsort(descending=True, stable=True)[:most]
 
 
 @contextlib.contextmanager
 def sid_loss_in_forward(
-    model: nn.Module, vocabulary: SidVocabulary, sid_loss: SidLoss, label_smoothing: float = 0.0
+    model: nn.Module,
+    vocabulary: SidVocabulary,
+    sid_loss: SidLoss,
+    label_smoothing: float = 0.0,
+    captured: CapturedLoss | None = None,
 ) -> Iterator[None]:
     """While open, `model(input_ids, attention_mask, labels=…)` returns the SID loss and computes no other logits.
 
@@ -72,9 +93,25 @@ def sid_loss_in_forward(
         vocabulary: Blocks of the levels.
         sid_loss: What the softmax runs over.
         label_smoothing: See `sid_cross_entropy`.
+        captured: Runs packed batches of training as CUDA graphs; see `llmrec.training.captured`.
     """
     base = causal_lm(model)
     original, own = base.forward, vars(base).get("forward")
+
+    def mean_loss(
+        labels: Tensor, num_items_in_batch: Tensor | int | None, most_of_level: int | None = None, **inputs: Any
+    ) -> Tensor:
+        states = run_backbone(base, **{**inputs, "use_cache": False})
+        targets = pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
+        total = sid_cross_entropy(
+            base, states.last_hidden_state.flatten(0, 1), targets, vocabulary, sid_loss, label_smoothing, most_of_level
+        )
+        count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        return total / count
+
+    def captured_loss(input_ids: Tensor, position_ids: Tensor, labels: Tensor, count: Tensor) -> Tensor:
+        mask, most = separate(position_ids), captured.most_of_level(labels)
+        return mean_loss(labels, count, most, input_ids=input_ids, position_ids=position_ids, attention_mask=mask)
 
     @functools.wraps(original)
     def forward(
@@ -86,17 +123,15 @@ def sid_loss_in_forward(
     ) -> Any:
         if labels is None:
             return original(input_ids=input_ids, **inputs)
-        states = run_backbone(base, input_ids=input_ids, **{**inputs, "use_cache": False})
-        hidden = states.last_hidden_state[:, :-1]
-        targets = labels[:, 1:]
-        supervised = targets != IGNORED
-        total = sid_cross_entropy(base, hidden[supervised], targets[supervised], vocabulary, sid_loss, label_smoothing)
-        count = supervised.sum() if num_items_in_batch is None else num_items_in_batch
-        return CausalLMOutput(loss=total / count)
+        if captured is not None and base.training and torch.is_grad_enabled():
+            batch = [input_ids, inputs["position_ids"], labels, num_items_in_batch]
+            return CausalLMOutput(loss=captured(captured_loss, batch))
+        return CausalLMOutput(loss=mean_loss(labels, num_items_in_batch, input_ids=input_ids, **inputs))
 
     base.forward = forward
     try:
-        yield
+        with captured.stream() if captured is not None else contextlib.nullcontext():
+            yield
     finally:
         del base.forward  # also what TRL and accelerate put over it
         if own is not None:

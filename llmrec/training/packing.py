@@ -1,7 +1,7 @@
 """Several sequences in one row, as separate as in rows of their own.
 
 Sequences of a batch differ in length by far; padded to the longest, more than half of Amazon Beauty's tokens are
-padding. Packed, they share rows that are no longer than the longest of them. Positions start again with each sequence,
+padding. Packed, they share rows about as long as the longest of them. Positions start again with each sequence,
 by which transformers knows where one ends and masks them from one another; so the loss is that of unpacked rows, and
 which sequences make a step does not change.
 
@@ -21,19 +21,26 @@ from transformers import PreTrainedModel
 
 from llmrec.backbone import causal_lm, run_backbone
 
+ROW_STEP = 64  # so that batches have few row lengths; each has kernels and CUDA graphs of its own
 TRIAL = ([1, 2, 3, 4], [5, 6, 7])  # token ids
 
 
-def first_fit(lengths: Sequence[int]) -> list[list[int]]:
-    """Bins of sequences, none of which is longer than the longest sequence.
+def row_length(lengths: Sequence[int]) -> int:
+    """Tokens of the rows that sequences of these lengths share: the longest, rounded up to a multiple of ROW_STEP."""
+    return -(-max(lengths) // ROW_STEP) * ROW_STEP
+
+
+def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Bins of sequences.
 
     Args:
-        lengths: Tokens of each sequence.
+        lengths: Tokens of each sequence, none more than `capacity`.
+        capacity: Tokens of a bin.
 
     Returns:
         Places of the sequences in each bin; the longest comes first.
     """
-    capacity, bins, free = max(lengths), [], []
+    bins, free = [], []
     for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
         fitting = next((i for i, room in enumerate(free) if room >= lengths[place]), None)
         if fitting is None:
@@ -45,19 +52,36 @@ def first_fit(lengths: Sequence[int]) -> list[list[int]]:
     return bins
 
 
-def pack(sequences: Sequence[Tensor], bins: list[list[int]], fill: int) -> Tensor:
+def pack(sequences: Sequence[Tensor], bins: list[list[int]], length: int, fill: int) -> Tensor:
     """Sequences laid out in rows.
 
     Args:
         sequences: S tensors (tokens,).
         bins: Sequences of each row.
+        length: Tokens of a row, T.
         fill: Value behind the last sequence of a row.
 
     Returns:
         (R, T).
     """
-    rows = [torch.cat([sequences[place] for place in places]) for places in bins]
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill)
+    rows = torch.full((len(bins), length), fill)
+    for row, places in zip(rows, bins, strict=True):
+        torch.cat([sequences[place] for place in places], out=row[: sum(len(sequences[place]) for place in places)])
+    return rows
+
+
+def separate(position_ids: Tensor) -> Tensor:
+    """Which token attends to which, decided on the device: causally, within its own sequence.
+
+    Args:
+        position_ids: (R, T), which start again with each sequence; at padding 0.
+
+    Returns:
+        (R, 1, T, T) bool.
+    """
+    sequence_RT = (position_ids == 0).cumsum(dim=1)
+    same = sequence_RT.unsqueeze(2) == sequence_RT.unsqueeze(1)
+    return same.tril().unsqueeze(1)
 
 
 def check_packing(model: nn.Module) -> None:

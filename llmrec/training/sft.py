@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import (
+    EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -27,11 +28,17 @@ from trl import SFTTrainer
 
 from llmrec import processes
 from llmrec.artifact import SCRATCH
+from llmrec.backbone import causal_lm
 from llmrec.checkpoint import without_tensor_bars
 from llmrec.configs import SftConfig
 from llmrec.console import is_quiet, say
+from llmrec.evaluation.learning import JUDGING
+from llmrec.tasks import TASKS
+from llmrec.training.captured import CapturedLoss
 from llmrec.training.checkpoints import WholeCheckpoints, newest_whole
 from llmrec.training.examples import HistoryCollator
+from llmrec.training.losses import IGNORED
+from llmrec.training.validation import Validation, saving
 from llmrec.training.weights import train_in_float32, without_renaming_warning
 
 SID_ROWS = "trainable_tokens"  # in the name of PEFT's parameter for trained token rows
@@ -42,13 +49,44 @@ class SidSFTTrainer(WholeCheckpoints, SFTTrainer):
 
     compute_loss = Trainer.compute_loss
 
-    def __init__(self, **options: Any):
-        super().__init__(**options)
+    def __init__(self, config: SftConfig, validation: Validation | None = None, **options: Any):
+        self.config = config
+        super().__init__(eval_dataset=validation and validation.rows, **options)
         train_in_float32(self.model)  # TRL casts what trains on a 4-bit base to bfloat16, too coarse for Adam's steps
+        self.validation = validation
+        if validation is not None:
+            self.add_callback(validation)
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """`build_optimizer`'s; under FSDP the Trainer takes none that was made before."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            self.optimizer = build_optimizer(model, self.config, fused=model.device.type == "cuda")
+        return self.optimizer
+
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """How the valid rows are ranked; TRL's would be the loss on them."""
+        with self.accelerator.autocast():
+            metrics = self.validation.judge(self.state)
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _load_best_model(self) -> None:
+        if self.state.best_metric > 0:
+            super()._load_best_model()
+        else:
+            say("sft: no target was found at any step, so none is the best: the weights of the last one are saved.")
 
 
-def build_optimizer(model: torch.nn.Module, config: SftConfig) -> torch.optim.Optimizer:
-    """AdamW; the SID rows, which start from noise, have their own learning rate, and no decay towards zero."""
+def build_optimizer(model: torch.nn.Module, config: SftConfig, fused: bool = False) -> torch.optim.Optimizer:
+    """AdamW; the SID rows, which start from noise, have their own learning rate, and no decay towards zero.
+
+    Args:
+        model: What trains.
+        config: Of the stage.
+        fused: Whether a step is one kernel for many parameters.
+    """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     rows = [p for name, p in trained if SID_ROWS in name]
     decayed = [p for name, p in trained if SID_ROWS not in name and p.dim() > 1]
@@ -58,7 +96,7 @@ def build_optimizer(model: torch.nn.Module, config: SftConfig) -> torch.optim.Op
         {"params": others, "weight_decay": 0.0},
         {"params": rows, "weight_decay": 0.0, "lr": config.sid_learning_rate or config.learning_rate},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=fused)
 
 
 class LogLines(TrainerCallback):
@@ -74,6 +112,22 @@ class LogLines(TrainerCallback):
     ) -> None:
         if logs and "loss" in logs and args.disable_tqdm:
             say(f"sft: step {state.global_step} of {state.max_steps}, loss {float(logs['loss']):.4f}")
+
+
+class TellEpoch(TrainerCallback):
+    """Moves the collator on to the epoch whose first batch is about to be drawn, also where a run continues in one.
+
+    Args:
+        collator: The one that the trainer calls. Workers of a data loader take a copy of it as an epoch begins.
+    """
+
+    def __init__(self, collator: HistoryCollator):
+        self.collator = collator
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.collator.epoch = int(state.epoch)
 
 
 def split_batch(config: SftConfig) -> tuple[int, int]:
@@ -110,8 +164,8 @@ def trainer_arguments(config: SftConfig, directory: Path, device: torch.device, 
             use_cpu=device.type == "cpu",
             gradient_checkpointing=config.gradient_checkpointing,
             logging_steps=config.logging_steps,
-            save_steps=config.save_steps,
-            save_total_limit=2,
+            logging_nan_inf_filter=False,  # it hides a loss that is no number, and waits for the device at each step
+            **saving(config),
             report_to=config.report_to or "none",
             seed=config.seed,
             remove_unused_columns=False,
@@ -120,7 +174,29 @@ def trainer_arguments(config: SftConfig, directory: Path, device: torch.device, 
             use_cache=True,  # of the saved config: the loss asks for none, but decoding without one is slow
             disable_tqdm=is_quiet() or not sys.stderr.isatty(),
             dataloader_pin_memory=device.type == "cuda",
+            accelerator_config={"non_blocking": device.type == "cuda"},
         )
+
+
+def capture(
+    config: SftConfig, model: PreTrainedModel, shortest_sid: int, pad_token_id: int, device: torch.device
+) -> CapturedLoss | None:
+    """CUDA graphs of training steps, where their shapes are few and nothing in them waits for the device.
+
+    Args:
+        config: Of the stage.
+        model: What trains.
+        shortest_sid: Tokens of the shortest SID.
+        pad_token_id: Token of padding.
+        device: That the model will be on.
+    """
+    has_words = config.sid_loss == "full" or any(TASKS[name].answer != "sid" for name in config.tasks)
+    is_plain = config.packing and config.quantization == "none" and not config.gradient_checkpointing
+    is_plain = is_plain and processes.sharding() is None
+    attention = causal_lm(model).config._attn_implementation
+    if device.type != "cuda" or has_words or not is_plain or attention != "sdpa":
+        return None
+    return CapturedLoss(model, shortest_sid, fills=(pad_token_id, 0, IGNORED))
 
 
 def make_trainer(
@@ -132,18 +208,24 @@ def make_trainer(
     directory: Path,
     device: torch.device,
     dtype: torch.dtype,
+    validation: Validation | None = None,
 ) -> SidSFTTrainer:
     """TRL's trainer over item rows."""
     arguments = trainer_arguments(config, directory, device, dtype)
     use_one_gpu(arguments)
     trainer = SidSFTTrainer(
+        config=config,
         model=model,
         args=arguments,
         train_dataset=examples,
         data_collator=collator,
         processing_class=tokenizer,
-        optimizers=(build_optimizer(model, config), None),
-        callbacks=[LogLines()],
+        callbacks=[
+            LogLines(),
+            TellEpoch(collator),
+            *([EarlyStoppingCallback(config.patience)] if config.patience else []),
+        ],
+        validation=validation,
     )
     trainer.remove_callback(PrinterCallback)  # it prints to stdout, which `--json` keeps for the result
     return trainer
@@ -171,9 +253,10 @@ def train(trainer: SidSFTTrainer, directory: Path) -> dict[str, Any]:
     collator, examples = trainer.data_collator, trainer.train_dataset
     lengths = [len(rows) for rows in examples["rows"] if rows]  # without the blank ones of `fill_last_batch`
     items = sum(lengths)
-    tokens = sum(len(collator.prefix) + len(collator.encoder.encode_history(rows)) for rows in examples["rows"] if rows)
-    share = (trainer.state.global_step - done) / trainer.state.max_steps
-    seconds = result.metrics["train_runtime"]
+    tokens = collator.num_tokens(examples)
+    share = (trainer.state.global_step - done) / trainer.state.global_step
+    judged = [entry[JUDGING] for entry in trainer.state.log_history if JUDGING in entry and entry["step"] > done]
+    seconds = result.metrics["train_runtime"] - sum(judged)
     return {
         "steps": trainer.state.global_step,
         "examples": len(lengths),

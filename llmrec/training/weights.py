@@ -1,7 +1,7 @@
 """What trains, and how it becomes one model again.
 
-LoRA trains beside the SID rows alone (PEFT's trainable token indices), everything else is frozen, and merging gives a
-model that scores like the adapter. What trains is float32, whatever the frozen weights are.
+LoRA trains beside the SID rows (PEFT's trainable token indices), or those rows train alone; everything else is frozen,
+and merging gives a model that scores like the adapter. What trains is float32, whatever the frozen weights are.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel, Trainer
 
+from llmrec import processes
 from llmrec.backbone import causal_lm
 from llmrec.checkpoint import load_model
 from llmrec.configs import SftConfig
+from llmrec.trained_rows import look_up_apart
 from llmrec.vocab import SidVocabulary
 
 
@@ -35,7 +38,7 @@ def load_trainable(config: SftConfig, vocabulary: SidVocabulary, dtype: torch.dt
 
     Args:
         config: Of the stage.
-        vocabulary: Tokens whose rows train beside LoRA.
+        vocabulary: Tokens whose rows train, unless all weights do.
         dtype: Type of the weights that are frozen.
 
     Raises:
@@ -59,37 +62,55 @@ def require_bitsandbytes() -> None:
 
 
 def add_adapter(model: PreTrainedModel, config: SftConfig, vocabulary: SidVocabulary) -> PeftModel:
-    """LoRA on the target modules, and the SID rows of the embedding (and of an untied output matrix).
+    """The SID rows of the embedding (and of an untied output matrix) made trainable, beside LoRA unless train is rows.
 
     Raises:
-        ValueError: If a target matches no module; PEFT complains only where none of them matches one.
+        ValueError: If a LoRA target matches no module.
+
+    Source: LoRA arXiv:2106.09685, DoRA arXiv:2402.09353, rsLoRA arXiv:2312.03732.
     """
-    targets = config.lora_targets[0] if config.lora_targets == ["all-linear"] else config.lora_targets
-    modules = dict(model.named_modules())
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    listed = targets if isinstance(targets, list) else []
-    unknown = [name for name in listed if not any(f".{module}".endswith(f".{name}") for module in modules)]
-    if unknown or not targets:
-        linear = {n.rsplit(".", 1)[-1] for n, m in modules.items() if isinstance(m, torch.nn.Linear) and m is not head}
-        raise ValueError(f"lora_targets names {unknown}; choose 'all-linear' or from {', '.join(sorted(linear))}.")
-    names = {id(module): name.rsplit(".", 1)[-1] for name, module in modules.items()}
-    rows = list(vocabulary.token_range)
-    trained = {names[id(embedding)]: rows}
-    if head.weight is not embedding.weight:
-        trained[names[id(head)]] = rows
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=targets,
-        trainable_token_indices=trained,
+        use_dora=config.lora_dora,
+        use_rslora=config.lora_rslora,
+        # Without a target PEFT 0.21 refuses; its TrainableTokensConfig would hold the rows in other modules than LoRA's
+        # do, whose `weight` shows the rows as they were before training.
+        target_modules=DUMMY_TARGET_MODULES if config.train == "rows" else lora_targets(model, config.lora_targets),
+        trainable_token_indices=trained_rows(model, vocabulary),
     )
     torch.manual_seed(config.seed)
     with without_renaming_warning():
         adapted = get_peft_model(model, lora)
     train_in_float32(adapted)
+    look_up_apart(model.get_input_embeddings())
     return adapted
+
+
+def lora_targets(model: PreTrainedModel, names: list[str]) -> list[str] | str:
+    """`names` as PEFT takes them.
+
+    Raises:
+        ValueError: If one matches no module; PEFT complains only where none of them matches one.
+    """
+    if names == ["all-linear"]:
+        return "all-linear"
+    modules, head = dict(model.named_modules()), model.get_output_embeddings()
+    unknown = [name for name in names if not any(f".{module}".endswith(f".{name}") for module in modules)]
+    if unknown or not names:
+        linear = {n.rsplit(".", 1)[-1] for n, m in modules.items() if isinstance(m, torch.nn.Linear) and m is not head}
+        raise ValueError(f"lora_targets names {unknown}; choose 'all-linear' or from {', '.join(sorted(linear))}.")
+    return names
+
+
+def trained_rows(model: PreTrainedModel, vocabulary: SidVocabulary) -> dict[str, list[int]]:
+    """Token ids of the rows that train, for the embedding and for an output matrix that is not tied to it."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    names = {id(module): name.rsplit(".", 1)[-1] for name, module in model.named_modules()}
+    matrices = [embedding] if head.weight is embedding.weight else [embedding, head]
+    return {names[id(matrix)]: list(vocabulary.token_range) for matrix in matrices}
 
 
 @contextlib.contextmanager
@@ -104,6 +125,23 @@ def train_in_float32(model: torch.nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def whole(trainer: Trainer, config: SftConfig) -> PreTrainedModel | PeftModel:
+    """What was trained, with all of its weights in the first process; every process must call it.
+
+    Args:
+        trainer: At its end.
+        config: Of the stage.
+    """
+    if processes.sharding() is None:
+        return trainer.model
+    gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # empty but in the first process
+    if not processes.is_main():
+        return trainer.model
+    model = load_model(config.model, dtype=torch.float32)
+    model.load_state_dict(gathered)
+    return model
 
 
 def merge(model: PreTrainedModel | PeftModel, config: SftConfig, dtype: torch.dtype, scratch: Path) -> PreTrainedModel:

@@ -29,12 +29,13 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, Trai
 from trl import SFTConfig as TrlSftConfig
 from trl import SFTTrainer
 
+from llmrec.backbone import compile_layers
 from llmrec.configs import SftConfig
 from llmrec.prompts import HistoryEncoder
 from llmrec.sid import SidTable
 from llmrec.training.examples import HistoryCollator, build_dataset
 from llmrec.training.losses import sid_loss_in_forward
-from llmrec.training.sft import make_trainer
+from llmrec.training.sft import capture, make_trainer
 from llmrec.training.weights import add_adapter
 
 NUM_ITEMS, PREFIX, PAD = 10_000, tuple(range(10, 23)), 0
@@ -45,9 +46,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--mean-items", type=float, default=9, help="of a sequence; lengths are geometric, up to 50")
-    parser.add_argument("--batch-size", type=int, default=256, help="sequences per step")
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--warmup-steps", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=1024, help="sequences of a step of ours")
+    parser.add_argument("--trl-batch-size", type=int, default=256, help="of TRL's, which needs more memory for each")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--warmup-steps", type=int, default=20, help="not timed; compilation and captures")
+    parser.add_argument("--lora-dropout", type=float, default=0.0, help="of both")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     emit_machine()
@@ -83,6 +86,7 @@ class Bench:
             SidTable(list(map(str, range(NUM_ITEMS))), codes, level_sizes=SIZES), self.vocabulary
         )
         lengths = np.minimum(rng.geometric(1 / args.mean_items, args.batch_size * args.steps), 50)
+        self.batch_sizes = {"ours": args.batch_size, "trl": args.trl_batch_size}
         self.examples = build_dataset([rng.integers(0, NUM_ITEMS, n) for n in lengths], 50, "every_item")
         core = Tokenizer(WordLevel({"<pad>": PAD, "<unk>": 1, "<eos>": 2}, unk_token="<unk>"))
         self.tokenizer = PreTrainedTokenizerFast(
@@ -91,6 +95,7 @@ class Bench:
         self.config = SftConfig(
             out="", catalog="", model="", max_steps=args.steps, batch_size=args.batch_size, warmup_steps=0,
             micro_batch_size=args.batch_size, device=args.device, save_steps=10**6, logging_steps=10**6,
+            compile=args.device == "cuda", lora_dropout=args.lora_dropout,
         )  # fmt: skip
 
     def collator(self, packing: bool) -> HistoryCollator:
@@ -111,19 +116,26 @@ class Bench:
 
     def ours(self, directory: Path) -> Trainer:
         model = add_adapter(random_model(self.args.shape, self.dtype, self.device), self.config, self.vocabulary)
+        if self.config.compile:
+            compile_layers(model)
+        self.captured = capture(self.config, model, NUM_LEVELS, PAD, self.device)
         return make_trainer(
             self.config, model, self.tokenizer, self.examples, self.collator(True), directory, self.device, self.dtype
         )
 
     def trl(self, directory: Path) -> Trainer:
-        rows = [[*PREFIX, *self.encoder.encode_history(each["rows"]).tolist()] for each in self.examples]
+        examples = self.examples.select(range(self.batch_sizes["trl"] * self.args.steps))
+        rows = [[*PREFIX, *self.encoder.encode_history(each["rows"]).tolist()] for each in examples]
         masks = [[0] * len(PREFIX) + [1] * (len(row) - len(PREFIX)) for row in rows]
         arguments = TrlSftConfig(
-            output_dir=str(directory), max_steps=self.args.steps, per_device_train_batch_size=self.args.batch_size,
+            output_dir=str(directory), max_steps=self.args.steps,
+            per_device_train_batch_size=self.args.trl_batch_size,
             bf16=self.dtype == torch.bfloat16, use_cpu=self.args.device == "cpu", gradient_checkpointing=False,
             max_length=None, report_to="none", save_strategy="no", logging_steps=10**6, disable_tqdm=True,
         )  # fmt: skip
-        lora = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear")
+        lora = LoraConfig(
+            task_type="CAUSAL_LM", r=16, lora_alpha=32, lora_dropout=self.args.lora_dropout, target_modules="all-linear"
+        )
         return SFTTrainer(
             model=random_model(self.args.shape, self.dtype, self.device),
             args=arguments,
@@ -141,14 +153,15 @@ class Bench:
             trainer = make(Path(directory))
             trainer.add_callback(clock)
             if name == "ours":
-                with sid_loss_in_forward(trainer.model, self.vocabulary, "level"):
+                with sid_loss_in_forward(trainer.model, self.vocabulary, "level", captured=self.captured):
                     trainer.train()
             else:
                 trainer.train()
-        tokens = sum(len(PREFIX) + NUM_LEVELS * len(each) for each in self.examples["rows"]) / self.args.steps
+        rows = self.examples["rows"][: self.batch_sizes[name] * self.args.steps]
+        tokens = sum(len(PREFIX) + NUM_LEVELS * len(each) for each in rows) / self.args.steps
         rate = tokens * (self.args.steps - self.args.warmup_steps) / (clock.ended - clock.started)
         peak = torch.cuda.max_memory_allocated() / 2**30 if self.args.device == "cuda" else None
-        emit("sft", trainer=name, batch=self.args.batch_size, tokens_per_s=rate, peak_gib=peak)
+        emit("sft", trainer=name, batch=self.batch_sizes[name], tokens_per_s=rate, peak_gib=peak)
         return rate
 
 

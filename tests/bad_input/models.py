@@ -59,6 +59,9 @@ CASES = {
                                                   '{"tokenizer_class": "PreTrainedTokenizerFast"}'))),
     "model that is extended already": Case("extend --model @base", ("already has the token '<a_0>'",
                                                                      "another `template`")),
+    "random weights of no causal LM": Case("extend --sid @sid --model @plain --weights random --out @out", (
+        "plain' cannot be loaded by AutoModelForCausalLM",),
+        plain(json_values("config.json", model_type="vit", architectures=None)), given=False),
     "micro without titles": Case("extend --sid @sid --model micro --out @out",
                                  ("model 'micro' takes its words from the titles", "set catalog"), given=False),
     "micro of another catalogue than the SIDs": Case("extend --catalog @other", (
@@ -114,18 +117,38 @@ CASES = {
                                           plain()),
     "batch that cannot be shared": Case("sft --batch-size 10 --micro-batch-size 4", ("batch_size 10 does not divide",
                                                                                     "micro_batch_size 4")),
+    "patience without evaluations": Case("sft --patience 2", ("patience counts evaluations and needs eval_steps",)),
+    "no row to evaluate on": Case("sft --eval-steps 1 --eval-rows 0", ("eval_rows is 0; at least 1",)),
+    "evaluations without valid rows": Case("sft --eval-steps 1", ("catalog' has no 'valid' rows", "llmrec prepare"),
+                                           {"catalog": resealed(parquet(SPLIT, column("split", "train")))}),
     "LoRA that adapts nothing": Case("sft --train lora --lora-targets no_proj", ("lora_targets", "no_proj")),
+    "options of LoRA without LoRA": Case("sft --train rows --lora-dora --lora-rslora", (
+        "lora_dora needs train 'lora'; it is 'rows'", "lora_rslora needs")),
+    "checkpoint of another catalogue, trained on": Case("sft --model @checkpoint --catalog @other", (
+        "checkpoint' was extended for another catalogue than",)),
     "4-bit weights trained in full": Case("sft --quantization nf4", ("'nf4' needs train 'lora'",)),
     "history beyond the context": Case("sft --max-history 9999", ("9999 + 1 items take", "lower max_history")),
     "chat template that is not there": Case("sft --chat-template", ("chat_template is true but the tokenizer has none",
                                                                     "set it to false")),
     "instruction of nothing": Case("sft --instruction ''", ("The instruction gives no tokens",)),
+    "weights shared out by FSDP": Case("sft --train lora", ("under FSDP train must be 'full'", "ddp.yaml"),
+                                       env={"ACCELERATE_USE_FSDP": "true"}),
+    "weights shared out by DeepSpeed": Case("sft", ("told to use DeepSpeed", "ddp.yaml"),
+                                            env={"ACCELERATE_USE_DEEPSPEED": "true"}),
     "unknown schedule": Case("sft --scheduler cosinus", ("scheduler", "'cosinus'", "cosine")),
     "unknown tracker": Case("sft --report-to wandbb", ("report_to", "'wandbb'", "wandb")),
     "numbers that cannot train": Case(
         "sft --epochs 0 --learning-rate -1 --lora-dropout 2 --label-smoothing 1.5 --lora-rank 0 --save-steps 0",
         ("epochs is 0.0; more than 0", "learning_rate is -1.0", "lora_dropout is 2.0; at most 1",
          "label_smoothing is 1.5", "lora_rank is 0", "save_steps is 0")),
+    "unknown task": Case("sft --tasks title_to_sids", ("unknown task 'title_to_sids'", "did you mean 'title_to_sid'")),
+    "weights for other tasks": Case("sft --tasks title_to_sid --task-weights 1 -1", (
+        "task_weights has 2 numbers for 1 tasks", "every weight must be above 0")),
+    "task without its column": Case("sft --tasks category_to_sids --category-column shop",
+                                    ("task 'category_to_sids' needs the column 'shop'", "items.parquet has item_id")),
+    "neither histories nor tasks": Case("sft --histories false", ("histories is false and tasks is empty",)),
+    "probabilities that are none": Case("sft --crop 2 --mask -1 --reorder-ratio 1.5", (
+        "crop is 2.0; at most 1", "mask is -1.0; at least 0", "reorder_ratio is 1.5; at most 1")),
     "nothing to train on": Case("sft", ("has no training rows", "k_core"),
                                 {"catalog": resealed(parquet(SPLIT, column("split", "test")))}),
     "unknown baseline": Case("evaluate --baselines popularty", ("unknown baseline 'popularty'",

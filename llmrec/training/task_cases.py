@@ -1,0 +1,159 @@
+"""What alignment tasks ask about: items, moments of training histories, and categories, each with the texts it needs.
+
+A title that was cut, or that has a word unknown to the tokenizer, is no answer: the one does not end where it seems to,
+and of the other the model would learn that the unknown word fits everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+CATEGORY_ITEMS = 3  # items of a category in one answer, where it has as many
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Tokens of texts, encoded once.
+
+    Args:
+        tokens: Token ids of each text, cut to a number of them; none where it is empty.
+        is_cut: (n,) bool, whether there were more.
+        has_unknown: (n,) bool, whether a token stands for a word that the tokenizer does not know.
+        is_known: (n,) bool, whether any token does not.
+    """
+
+    tokens: list[np.ndarray]
+    is_cut: np.ndarray
+    has_unknown: np.ndarray
+    is_known: np.ndarray
+
+    @classmethod
+    def encode(cls, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, most: int) -> Texts:
+        """Tokens of texts as they stand after a word, so with a space before them.
+
+        Args:
+            texts: Empty where there is none.
+            most: Tokens to keep.
+        """
+        texts = [text.strip() for text in texts]
+        given = [f" {text}" for text in texts if text]
+        # Cut here: `truncation` would stay in the tokenizer, and be saved with the checkpoint.
+        encoded = iter(tokenizer(given, add_special_tokens=False, verbose=False)["input_ids"] if given else [])
+        tokens = [np.array(next(encoded) if text else [], dtype=np.int64) for text in texts]
+        unknown = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
+        return cls(
+            tokens=[ids[:most] for ids in tokens],
+            is_cut=np.array([len(ids) > most for ids in tokens]),
+            has_unknown=np.array([(ids[:most] == unknown).any() for ids in tokens]),
+            is_known=np.array([(ids[:most] != unknown).any() for ids in tokens]),
+        )
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return max(map(len, self.tokens))
+
+    @property
+    def is_answer(self) -> np.ndarray:
+        """(n,) bool, texts that can be learned to the end. An unknown word would fit every title."""
+        return self.is_known & ~self.has_unknown & ~self.is_cut
+
+
+class Cases(Protocol):
+    """What a task asks about.
+
+    Attributes:
+        most_given: Items, or categories, that a case gives at most.
+        num_left_out: What there is too, but without a text that the task needs.
+    """
+
+    most_given: int
+    num_left_out: int
+
+    def __len__(self) -> int: ...
+
+    def case(self, i: int, rng: np.random.Generator) -> tuple[Sequence[int], Sequence[int]]:
+        """Item rows, or one category, that are given, and item rows of the answer."""
+        ...
+
+
+class ItemCases:
+    """Every item that has the text asked for.
+
+    Args:
+        is_usable: (N,) bool.
+    """
+
+    most_given = 1
+
+    def __init__(self, is_usable: np.ndarray):
+        self.rows = np.flatnonzero(is_usable)
+        self.num_left_out = len(is_usable) - len(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def case(self, i: int, rng: np.random.Generator) -> tuple[Sequence[int], Sequence[int]]:
+        return [self.rows[i]], [self.rows[i]]
+
+
+class HistoryCases:
+    """Every item of a training sequence that has one before it, with the latest items before it.
+
+    Args:
+        sequences: Item rows of each user, oldest first.
+        max_history: Items before the answer.
+        is_shown: (N,) bool, items that a history can show.
+        is_answer: (N,) bool, items that can be the answer.
+    """
+
+    def __init__(self, sequences: Sequence[np.ndarray], max_history: int, is_shown: np.ndarray, is_answer: np.ndarray):
+        self.most_given, self.is_shown = max_history, is_shown
+        sizes = np.array([len(sequence) for sequence in sequences])
+        self.rows = np.concatenate(sequences)
+        places = np.arange(len(self.rows))
+        first = np.repeat(np.cumsum(sizes) - sizes, sizes)
+        self.starts = np.maximum(first, places - max_history)
+        shown_before = np.append(0, np.cumsum(is_shown[self.rows]))
+        has_history = shown_before[places] > shown_before[self.starts]
+        self.places = np.flatnonzero(has_history & is_answer[self.rows])
+        self.num_left_out = int((places > first).sum()) - len(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def case(self, i: int, rng: np.random.Generator) -> tuple[Sequence[int], Sequence[int]]:
+        place = self.places[i]
+        history = self.rows[self.starts[place] : place]
+        return history[self.is_shown[history]], [self.rows[place]]
+
+
+class CategoryCases:
+    """Every item with each of its categories; the answer names it first, then a few others of the category.
+
+    Args:
+        members: Item rows of each category; none of one that is not asked about.
+        num_items: Items of the catalogue.
+    """
+
+    most_given = 1
+
+    def __init__(self, members: Sequence[np.ndarray], num_items: int):
+        self.members = members
+        self.categories = np.repeat(np.arange(len(members)), [len(rows) for rows in members])
+        self.rows = np.concatenate([np.empty(0, np.int64), *members])
+        self.num_left_out = num_items - len(np.unique(self.rows))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def case(self, i: int, rng: np.random.Generator) -> tuple[Sequence[int], Sequence[int]]:
+        category, row = self.categories[i], self.rows[i]
+        members = self.members[category]
+        few = rng.choice(members, min(CATEGORY_ITEMS, len(members)), replace=False)
+        return [category], [row, *few[few != row]][:CATEGORY_ITEMS]

@@ -1,0 +1,174 @@
+"""The valid rows, ranked while a model trains: by them the best step is chosen, and training stops early.
+
+They are ranked as `llmrec evaluate --split valid` ranks them (column `plain`): the same decoder, beam, prompt and
+metric, on the model as it trains, LoRA beside its base and under the autocast of training. A loss would be cheaper, but
+it is not what the model is used for, and it may fall while fewer targets are found. The Trainer does the rest
+(`eval_strategy`, `load_best_model_at_end`, `EarlyStoppingCallback`).
+
+No random number is drawn, and every module is left in the mode it was in, so training goes on as if it had not been
+interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from llmrec.catalog import Rows
+from llmrec.checkpoint import Binding
+from llmrec.configs import SftConfig
+from llmrec.console import say
+from llmrec.evaluation.learning import CUTOFF, JUDGING, NDCG, RECALL, SECONDS, SUPERVISED
+from llmrec.evaluation.metrics import ndcg, recall
+from llmrec.evaluation.protocol import COLUMNS, evaluate
+from llmrec.sid import SidTable
+from llmrec.sid_ranker import SidRanker
+
+KEPT = 3  # checkpoints: the best one, and the two newest as without evaluation
+
+
+def check_validation(config: SftConfig, num_rows: int) -> list[str]:
+    """What is wrong with the options of validation.
+
+    Args:
+        config: Of the stage.
+        num_rows: Valid rows of the catalogue.
+    """
+    if config.eval_steps is None:
+        return ["patience counts evaluations and needs eval_steps, the steps between them"] if config.patience else []
+    if num_rows == 0:
+        return [
+            f"'{config.catalog}' has no 'valid' rows for eval_steps; leave eval_steps out, or run `llmrec prepare` "
+            "with more users or a smaller k_core"
+        ]
+    return []
+
+
+def draw(rows: Rows, count: int, seed: int) -> Rows:
+    """The rows that `llmrec evaluate` draws with `max_rows` and this seed."""
+    if count >= len(rows):
+        return rows
+    return rows.take(np.sort(np.random.default_rng(seed).choice(len(rows), size=count, replace=False)))
+
+
+def saving(config: SftConfig) -> dict[str, Any]:
+    """Arguments of the Trainer for checkpoints and evaluations; with the latter, each has a checkpoint."""
+    if config.eval_steps is None:
+        return {"save_steps": config.save_steps, "save_total_limit": 2}
+    return {
+        "save_steps": config.eval_steps,  # without a checkpoint of its own the best step could not be loaded
+        "save_total_limit": KEPT,
+        "eval_strategy": "steps",
+        "eval_steps": config.eval_steps,
+        "metric_for_best_model": NDCG,
+        "greater_is_better": True,
+        "load_best_model_at_end": True,
+        "restore_callback_states_from_checkpoint": True,  # how long EarlyStoppingCallback has been waiting
+    }
+
+
+def chosen(state: TrainerState) -> dict[str, Any]:
+    """For the manifest's counts: the best step, its ndcg and the step whose weights are saved; empty without any.
+
+    Where no target was found at any step, none is the best, and the weights of the last one are saved.
+    """
+    if state.best_metric is None:
+        return {}
+    best = state.best_global_step if state.best_metric > 0 else None
+    return {"best_step": best, f"valid_ndcg@{CUTOFF}": state.best_metric, "saved_step": best or state.global_step}
+
+
+class Validation(TrainerCallback):
+    """Valid rows, and the ranker that answers for the model as it stands.
+
+    Args:
+        rows: Rows to rank.
+        table: Semantic IDs of the catalogue.
+        binding: Vocabulary, history length and scoring of the model that trains.
+        prefix_ids: Tokens before every history.
+        examples: What one epoch trains on.
+        batch_size: Rows decoded together on one device.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        table: SidTable,
+        binding: Binding,
+        prefix_ids: Sequence[int],
+        examples: Dataset,
+        batch_size: int,
+    ):
+        self.rows, self.table, self.binding, self.prefix_ids = rows, table, binding, prefix_ids
+        self.targets = sum(map(len, examples["rows"])) - sum(examples["num_context"])
+        self.batch_size = batch_size
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Start the clock where a resumed run had stopped it, on the device that the Trainer has moved the model to."""
+        # No CUDA graphs: autocast would have them read its copies of the weights, made before the next step.
+        self.ranker = SidRanker(model, self.table, self.binding, self.prefix_ids, capture=False)
+        self.started = time.monotonic() - max((entry.get(SECONDS, 0.0) for entry in state.log_history), default=0.0)
+        if state.best_global_step:  # by its number: the directory may have been moved since
+            best = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+            state.best_model_checkpoint = str(best)
+
+    def judge(self, state: TrainerState) -> dict[str, float]:
+        """Rank the rows; the same values in every process, but for the seconds.
+
+        Args:
+            state: Of the Trainer, which has not compared this step to the best one yet.
+
+        Returns:
+            Keys of `llmrec.evaluation.learning`. Within an epoch items trained on are taken by its share of the steps.
+        """
+        label = f"sft: step {state.global_step} of {state.max_steps}, valid rows"
+        with evaluation_mode(self.ranker.model):
+            outcome = evaluate(self.ranker.rank_batches, self.rows, CUTOFF, COLUMNS[0], self.batch_size, label)
+        found = {
+            NDCG: float(ndcg(outcome.position, CUTOFF).mean()),
+            RECALL: float(recall(outcome.position, CUTOFF).mean()),
+        }
+        is_best = state.best_metric is None or found[NDCG] > state.best_metric
+        say(
+            f"sft: step {state.global_step} of {state.max_steps}, valid ndcg@{CUTOFF} {found[NDCG]:.4f}, "
+            f"recall@{CUTOFF} {found[RECALL]:.4f}{', the best so far' if is_best else ''}"
+        )
+        return {
+            **found,
+            SUPERVISED: round(self.targets * state.epoch),
+            SECONDS: time.monotonic() - self.started,
+            JUDGING: outcome.seconds,
+        }
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """While open, no dropout; afterwards every module is in the mode it was in.
+
+    4-bit layers, which drop nothing out, stay in theirs: for inference on a CPU bitsandbytes lays their weights out
+    anew, from which there is no way back to training.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    for module, was_training in modes:
+        module.training = was_training and type(module).__module__.startswith("bitsandbytes")
+    try:
+        yield
+    finally:
+        for module, was_training in modes:
+            module.training = was_training

@@ -1,0 +1,24 @@
+"""Windows of long sequences, the same for every system that is trained on them, ours and baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+
+def windows(length: int, max_history: int) -> Iterator[tuple[int, int, int]]:
+    """Windows of at most `max_history` + 1 items that together score each item once.
+
+    Args:
+        length: Items of the sequence.
+        max_history: Largest number of items before a target.
+
+    Yields:
+        (start, end, first_target): the window is [start, end), its targets are [first_target, end). After the first
+        window, every target has at least half of `max_history` before it.
+    """
+    size, stride = max_history + 1, max_history // 2 + 1
+    end = min(size, length)
+    yield 0, end, 0
+    while end < length:
+        first_target, end = end, min(end + stride, length)
+        yield max(0, end - size), end, first_target
