@@ -35,7 +35,8 @@ def write_run(tmp_path, catalog, monkeypatch):
     def write(name: str, start, trained: dict | None = TRAINED, on: Catalog = catalog, **options) -> str:
         position = Position(np.array(start), np.ones(USERS, np.int64), np.array(start))
         outcome = Outcome(position, np.zeros((USERS, 3), np.int64), np.zeros(USERS, np.int64), 1.0)
-        outcomes = {(system, column): outcome for system in ("ours", "popularity") for column in COLUMNS}
+        systems = ("ours", *options.get("baselines", ["popularity"]))
+        outcomes = {(system, column): outcome for system in systems for column in COLUMNS}
 
         def build(workdir: Path) -> None:
             write_json(workdir / "metrics.json", {"trained": trained})
@@ -191,6 +192,35 @@ def test_the_first_seed_that_does_not_say_how_it_was_made_is_refused_too(write_r
     runs = write_run("a", [0] * USERS, None), write_run("b", [0] * USERS)
     with pytest.raises(ValueError, match="'a' shares the name 'x' but does not say"):
         compared(*runs, names=["x", "x"])
+
+
+def test_a_baseline_is_compared_and_its_seeds_are_those_of_the_runs(write_run):
+    starts = {"e0": [0, -1, -1, -1, -1, -1], "e1": [0, 0, 0, -1, -1, -1]}
+    runs = [write_run(name, starts[name], seed=seed, baselines=["sasrec"]) for seed, name in enumerate(starts)]
+    result = compared(runs[0], *runs, systems=["ours", "sasrec", "sasrec"], names=["ours", "sasrec", "sasrec"])
+    assert result["num_seeds"] == {"ours": 1, "sasrec": 2}
+    assert result["systems"]["sasrec"]["plain"]["recall@1"]["mean"] == pytest.approx(2 / 6)  # 1/6 and 3/6
+    assert result["differences"]["sasrec"]["plain"]["recall@1"]["mean"] == pytest.approx(1 / 6)
+    assert list(compared(runs[0], runs[0], systems=["ours", "sasrec"])["systems"]) == ["e0", "e0 (sasrec)"]
+
+
+@pytest.mark.parametrize(
+    ("systems", "names", "seed", "message"),
+    [
+        (["sasrec", "gru4rec"], ["x", "y"], 1, "'b' has no system 'gru4rec'; it has ours, sasrec, popularity"),
+        (["sasrec", "popularity"], ["x", "x"], 1, "the name 'x' is given to sasrec and popularity"),
+        (["sasrec", "sasrec"], ["x", "x"], 0, "'a' and 'b' share the name 'x' and sasrec of one seed, 0"),
+        (["popularity", "popularity"], ["x", "x"], 1, "share the name 'x' and popularity, which is counted"),
+        (["sasrec"], ["x", "x"], 1, "--systems has 1 systems for 2 --runs"),
+    ],
+)
+def test_systems_that_are_not_in_the_runs_or_not_seeds_are_refused(write_run, systems, names, seed, message):
+    runs = [
+        write_run(name, [0] * USERS, seed=of, baselines=["sasrec", "popularity"])
+        for name, of in (("a", 0), ("b", seed))
+    ]
+    with pytest.raises(ValueError, match=message):
+        compared(*runs, systems=systems, names=names)
 
 
 def test_training_differences_leave_the_seed_out():

@@ -19,6 +19,7 @@ import numpy as np
 from scipy import sparse
 
 from llmrec.catalog import Catalog
+from llmrec.evaluation.fields import side_fields
 from llmrec.ranking import UNFILLED, Ranking
 
 BATCH = 512  # rows scored at once; bounds memory where ItemKNN has an opinion on many items
@@ -175,7 +176,7 @@ COUNTED: dict[str, type[Popularity]] = {
     "item_knn": ItemKNN,
 }
 # Keys of `llmrec.evaluation.neural.NETWORKS`, without torch, whose import costs seconds.
-TRAINED = ("sasrec", "gru4rec")
+TRAINED = ("sasrec", "gru4rec", "sasrec_fields", "bert4rec")
 BASELINES = (*COUNTED, *TRAINED)
 
 
@@ -189,7 +190,7 @@ def baseline(name: str, catalog: Catalog, seed: int = 0, device: str = "auto") -
         device: Of a trained baseline: auto, cpu or cuda.
 
     Raises:
-        ValueError: If a baseline to be trained finds no valid rows, or nothing to learn from.
+        ValueError: If a baseline to be trained finds no valid rows, nothing to learn from, or no side field.
     """
     if name in COUNTED:
         return COUNTED[name](catalog)
@@ -199,10 +200,10 @@ def baseline(name: str, catalog: Catalog, seed: int = 0, device: str = "auto") -
 
 
 def check_trainable(name: str, catalog: Catalog) -> None:
-    """Refuse a catalogue on which a network cannot be trained, with every problem at once.
+    """Refuse a catalogue on which a network cannot be trained, with every problem of its split at once.
 
     Raises:
-        ValueError: If there are no valid rows, or no training sequence has two items.
+        ValueError: If there are no valid rows, no training sequence has two items, or there is no side field to read.
     """
     problems = []
     if len(catalog.rows("valid")) == 0:
@@ -214,6 +215,8 @@ def check_trainable(name: str, catalog: Catalog) -> None:
             f"{catalog.source}/split.parquet {'; it '.join(problems)}. "
             f"Run `llmrec prepare` with more users or a smaller k_core, or leave {name} out of the baselines."
         )
+    if name == "sasrec_fields":
+        side_fields(catalog)
 
 
 def _flat(lists: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,8 +1,8 @@
 """Runs of `llmrec evaluate` beside each other: same rows, same cut-offs, differences paired over users.
 
-What is compared is ours, from per_user.parquet. Runs that were given one name are taken as one system with several
-training seeds: a row's value is the mean over them, so that the interval speaks of other users, and the standard
-deviation beside it of other seeds.
+What is compared is one system of each run, ours or a baseline, from per_user.parquet. Runs that were given one name are
+taken as one system with several training seeds: a row's value is the mean over them, so that the interval speaks of
+other users, and the standard deviation beside it of other seeds.
 
 Shapes: n rows, V metrics.
 """
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from llmrec import columns
 from llmrec.console import table
+from llmrec.evaluation.baselines import TRAINED
 from llmrec.evaluation.bootstrap import interval, paired_difference
 from llmrec.evaluation.metrics import Position, per_row
 from llmrec.evaluation.protocol import COLUMNS
@@ -39,26 +40,31 @@ class Run:
         path: Its directory.
         identity: Of its manifest: resolved config and hashes of its inputs.
         trained: Identity of what made the checkpoint, or None where that is not known.
+        system: What is compared: ours, or one of the run's baselines.
     """
 
     name: str
     path: str
     identity: dict[str, Any]
     trained: dict[str, Any] | None
+    system: str = OURS
 
     @classmethod
-    def load(cls, name: str, path: str) -> Run:
+    def load(cls, name: str, path: str, system: str = OURS) -> Run:
         """Check the directory and read what it says of itself.
 
         Raises:
-            ValueError: If it is no whole result of `llmrec evaluate`.
+            ValueError: If it is no whole result of `llmrec evaluate`, or has no such system.
         """
         verify(path, "evaluate")
         identity = read_manifest(path)["identity"]
         if not {"config", "inputs"} <= identity.keys():
             raise ValueError(f"'{path}' does not say how it was evaluated; give the --out of `llmrec evaluate` itself.")
+        systems = [OURS, *identity["config"]["baselines"]]
+        if system not in systems:
+            raise ValueError(f"'{path}' has no system '{system}'; it has {', '.join(systems)}.")
         metrics = json.loads((Path(path) / "metrics.json").read_text(encoding="utf-8"))
-        return cls(name, path, identity, metrics.get("trained"))
+        return cls(name, path, identity, metrics.get("trained"), system)
 
     def setting(self, key: str) -> Any:
         value = self.identity["config"].get(key)
@@ -68,8 +74,8 @@ class Run:
         return self.identity["inputs"].get(key)
 
     def positions(self) -> tuple[dict[str, Position], tuple[list, ...]]:
-        """Where the targets of ours stand in each column, and what says which rows these are."""
-        lines = pq.read_table(Path(self.path) / "per_user.parquet", filters=pc.field("system") == OURS)
+        """Where the targets stand in each column, and what says which rows these are."""
+        lines = pq.read_table(Path(self.path) / "per_user.parquet", filters=pc.field("system") == self.system)
         by_column = {column: lines.filter(pc.equal(lines["column"], column)) for column in COLUMNS}
         found = {
             column: Position(*(part[name].to_numpy() for name in Position._fields))
@@ -105,6 +111,28 @@ def check_comparable(runs: Sequence[Run]) -> None:
 
 def seed_problems(runs: Sequence[Run]) -> list[str]:
     """Why runs of one name are not one system trained with different seeds; empty where they are."""
+    systems = dict.fromkeys(run.system for run in runs)
+    if len(systems) > 1:
+        return [f"the name '{runs[0].name}' is given to {' and '.join(systems)}; give each system one of its own"]
+    return _checkpoint_problems(runs) if runs[0].system == OURS else _baseline_problems(runs)
+
+
+def _baseline_problems(runs: Sequence[Run]) -> list[str]:
+    """Why runs of a baseline are not of trainings with different seeds."""
+    seeds: dict[int, str] = {}
+    problems = []
+    for run in runs:
+        seed, what = run.setting("seed"), f"share the name '{run.name}' and {run.system}"
+        if seed in seeds:
+            problems.append(f"'{seeds[seed]}' and '{run.path}' {what} of one seed, {seed}")
+        elif seeds and run.system not in TRAINED:
+            problems.append(f"'{runs[0].path}' and '{run.path}' {what}, which is counted and has no seed")
+        seeds.setdefault(seed, run.path)
+    return problems
+
+
+def _checkpoint_problems(runs: Sequence[Run]) -> list[str]:
+    """Why runs of ours are not of one training with different seeds."""
     first, problems = runs[0], []
     checkpoints: dict[str | None, str] = {}
     for run in runs if len(runs) > 1 else ():

@@ -5,12 +5,15 @@ No script, no font, no image is loaded: the page reads the same in ten years and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from llmrec.evaluation.exact import EXACT, lines
+from llmrec.evaluation.learning import CUTOFF, NEAR
 from llmrec.evaluation.protocol import COLUMNS
-from llmrec.evaluation.report import OURS
+from llmrec.evaluation.report import NOT_JUDGED, OURS
 from llmrec.evaluation.svg import COLOURS, Line, legend, plot
 
 TITLES = {"plain": "plain: anything may be returned", "seen_excluded": "seen excluded: items of the history are masked"}
@@ -43,9 +46,11 @@ def render(metrics: dict[str, Any], training_log: list[dict[str, Any]], name: st
     """
     sections = [
         *(_headline(metrics, column) for column in COLUMNS),
+        _exact(metrics),
         _strata(metrics),
         _popularity_bias(metrics),
         _sid_usage(metrics["sid_usage"]),
+        _learning(metrics.get("learning", {}), dict(_coloured(metrics))),
         _training(training_log),
     ]
     return _page(f"Evaluation of {name}", [_facts(metrics), *sections])
@@ -110,6 +115,18 @@ def _headline(metrics: dict[str, Any], column: str) -> str:
     return text + _table(header, differences)
 
 
+def _exact(metrics: dict[str, Any]) -> str:
+    if not metrics.get(EXACT):
+        return ""
+    header, rows = lines(metrics[EXACT])
+    note = (
+        f"<p>On {metrics[EXACT]['num_rows']:,} rows every SID was scored too. found@k is the share of the exact first "
+        f"k that {metrics['num_beams']} beams found.</p>"
+    )
+    cells = [[name, *(f"{value:.4f}" for value in values)] for name, *values in rows]
+    return f"<h2>What the beam costs</h2>{note}{_table(header, cells)}"
+
+
 def _strata(metrics: dict[str, Any]) -> str:
     plots, lines = [], []
     for family, axis in AXES.items():
@@ -169,6 +186,33 @@ def _sid_usage(levels: list[dict[str, Any]]) -> str:
     drawn = _figure("effective codes over the size of the codebook", plot(lines, "", ticks))
     table = _table(["used / effective", "codes", *names.values()], rows)
     return f"<h2>SID usage</h2>{note}{legend(lines)}{_grid([drawn, table])}"
+
+
+def _learning(curves: dict[str, Any], colours: dict[str, str]) -> str:
+    known = {system: curve for system, curve in curves.items() if curve}
+    missing = "" if not curves or OURS in known else f"<p>Of ours: {escape(NOT_JUDGED)}</p>"
+    if not known:
+        return missing and f"<h2>Learning</h2>{missing}"
+    plots, rows = [], []
+    for unit, axis in {"supervised": "items trained on", "seconds": "seconds, judging included"}.items():
+        lines = [_learning_line(system, curve["curve"], unit, colours[system]) for system, curve in known.items()]
+        plots.append(_figure(f"valid ndcg@{CUTOFF} over {axis}", plot(lines, f"log10 of {axis}")))
+    for system, curve in known.items():
+        near, last = curve["near"], curve["curve"][-1]
+        needed = [f"{near[unit]:,.0f}" if near else "-" for unit in ("supervised", "seconds")]
+        spent = [f"{last[unit]:,.0f}" for unit in ("supervised", "seconds")]
+        rows.append([system, f"{curve['best']:.4f}", *needed, *spent])
+    header = ["system", f"best valid ndcg@{CUTOFF}", f"items to {NEAR:.0%} of it", "seconds", "items in all", "seconds"]
+    note = (
+        "<p>On valid rows, plain. An item counts as often as it was trained on; seconds are wall time with judging, on "
+        "whatever machine each system was trained on.</p>"
+    )
+    return f"<h2>Learning</h2>{note}{missing}{legend(lines)}{_grid(plots)}{_table(header, rows)}"
+
+
+def _learning_line(system: str, curve: list[dict[str, float]], unit: str, colour: str) -> Line:
+    places = [math.log10(max(point[unit], 1e-3)) for point in curve]
+    return Line(system, places, [point["ndcg"] for point in curve], colour)
 
 
 def _training(log: list[dict[str, Any]]) -> str:

@@ -14,6 +14,8 @@ from llmrec.catalog import Rows
 from llmrec.console import say, table
 from llmrec.diagnostics import entropy_bits
 from llmrec.evaluation.bootstrap import interval, paired_difference
+from llmrec.evaluation.exact import EXACT, lines
+from llmrec.evaluation.learning import CUTOFF, NEAR
 from llmrec.evaluation.metrics import (
     coverage,
     gini,
@@ -29,6 +31,7 @@ from llmrec.ranking import UNFILLED
 from llmrec.sid import EMPTY, SidTable
 
 OURS = "ours"
+NOT_JUDGED = "not known, no step was judged while it trained (eval_steps of `llmrec sft` asks for it)."
 Outcomes = dict[tuple[str, str], Outcome]  # (system, column) -> outcome
 
 
@@ -138,6 +141,8 @@ def show(metrics: dict[str, Any]) -> None:
         _show_strata(metrics, column)
         _show_slots(metrics, column)
         say(_slots_line(metrics, column))
+    _show_learning(metrics)
+    _show_exact(metrics)
 
 
 def _show_column(metrics: dict[str, Any], column: str) -> None:
@@ -182,6 +187,25 @@ def _show_slots(metrics: dict[str, Any], column: str) -> None:
     names = [f"{name}@{max(metrics['k'])}" for name in ("coverage", "gini", "novelty", "popularity_percentile")]
     rows = [[system, *(found[column][name] for name in names)] for system, found in metrics["systems"].items()]
     table(f"{column}: what is shown", ("system", *names), rows)
+
+
+def _show_learning(metrics: dict[str, Any]) -> None:
+    curves = metrics.get("learning", {})  # evaluations of before had none
+    rows = [
+        [system, curve["best"], curve["near"]["supervised"], round(curve["near"]["seconds"])]
+        for system, curve in curves.items()
+        if curve and curve["near"]
+    ]
+    if rows:
+        header = ("system", f"best valid ndcg@{CUTOFF}", f"items to {NEAR:.0%} of it", "seconds")
+        table("learning: items trained on, and wall time with judging", header, rows)
+    if curves and curves[OURS] is None:
+        say(f"ours, learning: {NOT_JUDGED}")
+
+
+def _show_exact(metrics: dict[str, Any]) -> None:
+    if metrics.get(EXACT):
+        table(f"exact, {metrics[EXACT]['num_rows']} rows", *lines(metrics[EXACT]))
 
 
 def _winner(difference: dict[str, float]) -> str:

@@ -8,19 +8,24 @@ from typing import Any
 from llmrec.configs import CompareConfig
 from llmrec.evaluation.compare import Run, check_comparable, compare, show
 from llmrec.evaluation.html import render_comparison
+from llmrec.evaluation.report import OURS
 
 
 def main(config: CompareConfig) -> dict[str, Any]:
-    """Compare ours of every run with ours of the first and print the tables.
+    """Compare every run with the first and print the tables.
 
     Returns:
         As `llmrec.evaluation.compare.compare`.
 
     Raises:
-        ValueError: If fewer than two runs are given, a directory is no result of `llmrec evaluate`, the runs differ in
-            what they measured, or the file to write exists.
+        ValueError: If fewer than two runs are given, a directory is no result of `llmrec evaluate` or lacks the system,
+            the runs differ in what they measured, or the file to write exists.
     """
-    names = config.names or config.runs
+    systems = config.systems or [OURS] * len(config.runs)
+    if len(systems) != len(config.runs):
+        raise ValueError(f"--systems has {len(systems)} systems for {len(config.runs)} --runs; give one for each.")
+    pairs = zip(config.runs, systems, strict=True)
+    names = config.names or [path if system == OURS else f"{path} ({system})" for path, system in pairs]
     if len(names) != len(config.runs):
         raise ValueError(f"--names has {len(names)} names for {len(config.runs)} --runs; give one for each.")
     if not config.runs:
@@ -29,7 +34,7 @@ def main(config: CompareConfig) -> dict[str, Any]:
         raise ValueError(f"--runs is {config.runs}; two or more are needed for a comparison.")
     if config.html is not None and Path(config.html).exists():
         raise ValueError(f"--html '{config.html}' exists; remove it or choose another file.")
-    runs = [Run.load(name, path) for name, path in zip(names, config.runs, strict=True)]
+    runs = [Run.load(*run) for run in zip(names, config.runs, systems, strict=True)]
     check_comparable(runs)
     result = compare(runs, config.bootstrap_samples, config.seed)
     show(result)

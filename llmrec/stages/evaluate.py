@@ -22,7 +22,9 @@ from llmrec.catalog import SPLITS, Catalog, Rows
 from llmrec.configs import EvaluateConfig
 from llmrec.console import say
 from llmrec.evaluation.baselines import BASELINES, BATCH, TRAINED, baseline, check_trainable
+from llmrec.evaluation.exact import EXACT, beside, draw_rows
 from llmrec.evaluation.html import render
+from llmrec.evaluation.learning import learning, points_of_epochs, points_of_log
 from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, evaluate, per_batch
 from llmrec.evaluation.report import OURS, Outcomes, show, sid_usage, summarise
 from llmrec.manifest import MANIFEST, PARTIAL, content_hash, read_manifest, write_json
@@ -33,6 +35,7 @@ METRICS = "metrics.json"
 PER_USER = "per_user.parquet"
 REPORT = "report.html"
 TRAINING_LOG = "training_log.json"
+CURVE = "curve.json"
 
 
 def main(config: EvaluateConfig) -> dict[str, Any]:
@@ -53,12 +56,15 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     def build(workdir: Path) -> dict[str, Any]:
         outcomes: Outcomes = {}
         for system in (OURS, *config.baselines):
-            load = functools.cache(functools.partial(ranker, system, config, catalog, num_beams))
+            load = functools.cache(functools.partial(ranker, system, config, catalog, num_beams, workdir))
             for column in COLUMNS:
                 part = workdir / SCRATCH / f"{system}-{column}.npz"
                 outcomes[system, column] = resumed(part, load, rows, config, system, column)
+        exact = exhaustive(outcomes, rows, catalog, table, config, workdir) if config.exact_rows else None
         if processes.is_main():
             metrics = measured(outcomes, rows, catalog, table, config, num_beams)
+            metrics["learning"] = learned(config, workdir)
+            metrics["exact"] = exact
             write_json(workdir / METRICS, metrics)
             pq.write_table(per_user(outcomes, indices, rows, catalog), workdir / PER_USER)
             page = render(metrics, training_log(config.model), Path(config.out).name)
@@ -162,10 +168,14 @@ def sample(catalog: Catalog, config: EvaluateConfig) -> tuple[np.ndarray, Rows]:
     return np.sort(drawn), rows.take(np.sort(drawn))
 
 
-def ranker(system: str, config: EvaluateConfig, catalog: Catalog, num_beams: int) -> Rank:
-    """How a system ranks; loads the checkpoint, or fits the baseline on the training rows."""
-    if system != OURS:
-        return per_batch(baseline(system, catalog, config.seed, config.device).rank)
+def ranker(system: str, config: EvaluateConfig, catalog: Catalog, num_beams: int, workdir: Path) -> Rank:
+    """How a system ranks; loads the checkpoint, or fits the baseline on the training rows, and keeps its log."""
+    if system not in (OURS, EXACT):
+        fitted = baseline(system, catalog, config.seed, config.device)
+        if system in TRAINED and processes.is_main():
+            (workdir / SCRATCH).mkdir(exist_ok=True)
+            write_json(workdir / SCRATCH / f"{system}-{CURVE}", points_of_epochs(fitted.log))
+        return per_batch(fitted.rank)
     from llmrec.recommender import Recommender  # torch and transformers, whose seconds no refused config should cost
 
     recommender = Recommender.from_pretrained(
@@ -180,13 +190,27 @@ def resumed(
     """Outcome of one system in one column, from an earlier attempt where that finished it."""
     if part.is_file():
         return Outcome.load(part)
-    batch_size = config.batch_size if system == OURS else BATCH
+    batch_size = {OURS: config.batch_size, EXACT: 1}.get(system, BATCH)
     outcome = evaluate(load(), rows, max(config.k), column, batch_size, f"{system}, {column}")
     speed = len(rows) / max(outcome.seconds, 1e-9)
     say(f"evaluate: {system}, {column}: {len(rows)} rows in {outcome.seconds:.1f} s, {speed:,.1f} rows/s")
     if processes.is_main():
         outcome.save(part)
     return outcome
+
+
+def exhaustive(
+    outcomes: Outcomes, rows: Rows, catalog: Catalog, table: SidTable, config: EvaluateConfig, workdir: Path
+) -> dict[str, Any]:
+    """The exact ranking of a sample of the rows beside the beam's; row by row, as memory grows with N squared."""
+    drawn = draw_rows(len(rows), config.exact_rows, config.seed)
+    load = functools.cache(functools.partial(ranker, EXACT, config, catalog, len(table.all_codes), workdir))
+    found: dict[str, Any] = {"num_rows": len(drawn), "num_beams": len(table.all_codes)}
+    for column in COLUMNS:
+        part = workdir / SCRATCH / f"{EXACT}-{column}.npz"
+        outcome = resumed(part, load, rows.take(drawn), config, EXACT, column)
+        found[column] = beside(outcome, outcomes[OURS, column], drawn, config.k)
+    return found
 
 
 def measured(
@@ -201,6 +225,15 @@ def measured(
         "sid_usage": sid_usage(table, outcomes),
         "trained": trained(config.model),
     }
+
+
+def learned(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
+    """Learning curves of ours and of each trained baseline, whose points `ranker` has kept."""
+    points = {OURS: points_of_log(training_log(config.model))}
+    for system in config.baselines:
+        if system in TRAINED:
+            points[system] = json.loads((workdir / SCRATCH / f"{system}-{CURVE}").read_text(encoding="utf-8"))
+    return {system: learning(of) for system, of in points.items()}
 
 
 def per_user(outcomes: Outcomes, indices: np.ndarray, rows: Rows, catalog: Catalog) -> pa.Table:

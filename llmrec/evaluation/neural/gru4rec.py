@@ -10,6 +10,7 @@ Shapes: B histories, T items of the longest, D hidden.
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from llmrec.evaluation.neural.network import Network
 
@@ -25,6 +26,8 @@ class GRU4Rec(Network):
         dropout: On its input, between its layers and on its output.
     """
 
+    name = "gru4rec"
+
     def __init__(
         self,
         num_items: int,
@@ -37,6 +40,6 @@ class GRU4Rec(Network):
         self.dropout = nn.Dropout(dropout)
         self.gru = nn.GRU(hidden, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
 
-    def forward(self, history: Tensor) -> Tensor:
-        states, _ = self.gru(self.dropout(self.items(history)))  # (B, T, D)
+    def forward(self, history: Tensor, vectors: Tensor) -> Tensor:
+        states, _ = self.gru(self.dropout(functional.embedding(history, vectors)))  # (B, T, D)
         return self.dropout(states)

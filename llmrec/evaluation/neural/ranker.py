@@ -20,7 +20,7 @@ from llmrec.console import say
 from llmrec.device import resolve_device
 from llmrec.evaluation.baselines import check_trainable
 from llmrec.evaluation.metrics import ndcg, target_position
-from llmrec.evaluation.neural.network import Network, last_states
+from llmrec.evaluation.neural.network import Network
 from llmrec.evaluation.neural.trainer import Epoch, Training, best_epoch, train
 from llmrec.ranking import UNFILLED, Ranking
 
@@ -37,13 +37,15 @@ class NeuralRanker:
     Args:
         network: Class to train, such as SASRec.
         catalog: Whose training sequences are learned and whose valid rows choose the epoch.
-        seed: Of the first weights, dropout and the order of the windows; torch's global state is left as it was.
+        seed: Of the first weights, dropout, the order of the windows and what is hidden in them. Torch's global state
+            is left as it was.
         device: auto, cpu or cuda.
-        training: Options of the trainer.
+        training: Options of the trainer; those of the network when left out.
         options: Options of the network.
 
     Raises:
-        ValueError: If there are no valid rows, or no training sequence has two items.
+        ValueError: If there are no valid rows, no training sequence has two items, or the network reads side fields and
+            there are none.
     """
 
     def __init__(
@@ -55,26 +57,25 @@ class NeuralRanker:
         training: Training | None = None,
         **options: Any,
     ):
-        name = network.__name__.lower()
-        check_trainable(name, catalog)
+        check_trainable(network.name, catalog)
         sequences, valid = catalog.train.sequences(), catalog.rows("valid")
-        self.device, training = resolve_device(device), training or Training()
+        self.device, training = resolve_device(device), training or network.training
         # Held-out histories are cut when the catalogue is prepared; longer positions would never be asked for.
         self.max_history = max(1, int(np.diff(valid.offsets).max()))
         self.popularity = torch.from_numpy(catalog.training_counts).float().log1p().to(self.device)  # (N,)
         by_length = valid.take(np.argsort(np.diff(valid.offsets), kind="stable"))  # so that little is padded
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            self.network = network(catalog.num_items, self.max_history, **options).to(self.device)
+            self.network = network.of(catalog, self.max_history, **options).to(self.device)
             self.log: list[Epoch] = train(
-                self.network, sequences, self.max_history, lambda: self._ndcg(by_length), training, seed, name
+                self.network, sequences, self.max_history, lambda: self._ndcg(by_length), training, seed
             )
         if processes.count() > 1:  # on GPUs their weights may differ by rounding
             weights = {key: value.cpu() for key, value in self.network.state_dict().items()}
             self.network.load_state_dict(processes.gather([weights] if processes.is_main() else [])[0])
         best = best_epoch(self.log)
         say(
-            f"{name}: epoch {best + 1} of {len(self.log)} in {self.log[-1].seconds:.0f} s, "
+            f"{network.name}: epoch {best + 1} of {len(self.log)} in {self.log[-1].seconds:.0f} s, "
             f"valid ndcg@{SELECTION_K} {self.log[best].quality:.4f}"
         )
 
@@ -93,8 +94,9 @@ class NeuralRanker:
         for first in range(0, len(histories), BATCH):
             part = slice(first, first + BATCH)
             scores = self.scores(histories[part])
-            for row, blocked in enumerate(exclude[part] if exclude is not None else []):
-                scores[row, blocked] = -torch.inf
+            if exclude is not None:
+                lengths = np.fromiter(map(len, exclude[part]), dtype=np.int64, count=len(exclude[part]))
+                scores[np.repeat(np.arange(len(lengths)), lengths), np.concatenate(exclude[part])] = -torch.inf
             found, order = (each.cpu().numpy() for each in scores.topk(min(k, scores.shape[1])))
             best[part, : found.shape[1]] = found
             items[part, : found.shape[1]] = np.where(np.isfinite(found), order, UNFILLED)
@@ -103,8 +105,7 @@ class NeuralRanker:
     @torch.no_grad()
     def scores(self, histories: Sequence[np.ndarray]) -> torch.Tensor:
         """(B, N) score of every item after each history."""
-        states = last_states(self.network, [history[-self.max_history :] for history in histories], self.device)
-        scores = self.network.scores(states)
+        scores = self.network.last_scores([history[-self.max_history :] for history in histories])
         scores[torch.tensor([len(history) == 0 for history in histories], device=self.device)] = self.popularity
         return scores
 

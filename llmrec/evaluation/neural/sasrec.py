@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from llmrec.evaluation.neural.network import INITIAL_STD, Network
 
@@ -26,6 +27,8 @@ class SASRec(Network):
         heads: Attention heads of a block.
         dropout: On the input, the attention weights and the output of each layer.
     """
+
+    name = "sasrec"
 
     def __init__(
         self,
@@ -46,7 +49,7 @@ class SASRec(Network):
         self.blocks = nn.TransformerEncoder(block, layers, nn.LayerNorm(hidden), enable_nested_tensor=False)
         self.register_buffer("future", nn.Transformer.generate_square_subsequent_mask(max_history), persistent=False)
 
-    def forward(self, history: Tensor) -> Tensor:
+    def forward(self, history: Tensor, vectors: Tensor) -> Tensor:
         length = history.shape[1]
-        inputs = self.dropout(self.items(history) + self.positions[:length])  # (B, T, D)
+        inputs = self.dropout(functional.embedding(history, vectors) + self.positions[:length])  # (B, T, D)
         return self.blocks(inputs, mask=self.future[:length, :length], is_causal=True)
