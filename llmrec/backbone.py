@@ -93,12 +93,17 @@ def scale_logits(scores: Tensor, factor: float, cap: float | None) -> Tensor:
     return torch.tanh(scores / cap) * cap if cap else scores
 
 
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers of a causal LM or of a PEFT model over one, first to last."""
+    kinds = set(causal_lm(model)._no_split_modules or ())
+    return [module for module in model.modules() if type(module).__name__ in kinds]
+
+
 def compile_layers(model: nn.Module) -> None:
     """Compile each decoder layer in place; layers of the same kind share their kernels, whatever the batch."""
-    kinds = set(causal_lm(model)._no_split_modules or ())
-    for module in model.modules():
-        if type(module).__name__ in kinds and module._compiled_call_impl is None:
-            module.compile(dynamic=True)
+    for layer in decoder_layers(model):
+        if layer._compiled_call_impl is None:
+            layer.compile(dynamic=True)
 
 
 @torch.no_grad()

@@ -171,7 +171,7 @@ class SftConfig(StageConfig):
     )
     lora_rank: int = option("Rank of LoRA.", 16, least=1)
     lora_alpha: int = option("Scale of LoRA, divided by its rank (by the root of it under lora_rslora).", 32, least=1)
-    lora_dropout: float = option("Dropout on LoRA's input.", 0.05, least=0, most=1)
+    lora_dropout: float = option("Dropout on LoRA's input.", 0.0, least=0, most=1)
     lora_targets: list[str] = option("Module names that LoRA adapts.", ["all-linear"])
     lora_dora: bool = option("Train the norms of the adapted weights apart from their directions (DoRA).", False)
     lora_rslora: bool = option("Scale LoRA by the root of its rank, for high ranks (rsLoRA).", False)
@@ -218,6 +218,12 @@ class SftConfig(StageConfig):
     weight_decay: float = option("AdamW weight decay.", 0.01, least=0)
     warmup_steps: int = option("Optimiser steps of linear warm-up.", 20, least=0)
     scheduler: str = option("Learning-rate schedule, as transformers names it.", "cosine")
+    dropout: float = option(
+        "Dropout on the embeddings and on what each block of a layer adds, for models without one of their own.",
+        0.0,
+        least=0,
+        most=1,
+    )
     label_smoothing: float = option("Label smoothing of the item loss.", 0.0, least=0, most=1)
     max_grad_norm: float = option("Gradient clipping.", 1.0, least=0)
     precision: Literal["auto", "float32", "bfloat16"] = option("auto: bfloat16 on a GPU that has it.", "auto")

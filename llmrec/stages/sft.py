@@ -27,6 +27,7 @@ from llmrec.manifest import content_hash, read_manifest, verify, write_json
 from llmrec.prompts import HistoryEncoder, Prompt
 from llmrec.tasks import task_problems
 from llmrec.training.augmentation import Augmentation
+from llmrec.training.dropout import residual_dropout
 from llmrec.training.examples import HistoryCollator, add_draws, build_dataset, fill_last_batch
 from llmrec.training.losses import sid_loss_in_forward
 from llmrec.training.packing import check_packing
@@ -79,7 +80,10 @@ def main(config: SftConfig) -> dict[str, Any]:
         if config.compile:
             compile_layers(model)
         captured = capture(config, model, int(table.lengths.min()), tokenizer.pad_token_id, device)
-        with sid_loss_in_forward(model, binding.vocabulary, config.sid_loss, config.label_smoothing, captured):
+        with (
+            residual_dropout(model, config.dropout),
+            sid_loss_in_forward(model, binding.vocabulary, config.sid_loss, config.label_smoothing, captured),
+        ):
             trainer = make_trainer(config, model, tokenizer, examples, collator, directory, device, dtype, validation)
             counts = {**train(trainer, directory), **chosen(trainer.state)}
             counts["task_examples"] = sum(task.num_draws for task in tasks.values())
