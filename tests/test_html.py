@@ -15,7 +15,7 @@ from llmrec.evaluation.html import render
 from llmrec.evaluation.metrics import Position
 from llmrec.evaluation.protocol import COLUMNS, Outcome
 from llmrec.evaluation.report import sid_usage, summarise
-from llmrec.evaluation.svg import Line, nice_ticks, plot
+from llmrec.evaluation.svg import HEIGHT, WIDTH, Line, log_ticks, nice_ticks, plot, short
 
 SYSTEMS = ("ours", "popularity", "<script>alert(1)</script>")
 LOG = [{"step": 10, "loss": 2.5}, {"step": 20, "loss": 1.5}, {"step": 20, "train_runtime": 3.0}]
@@ -74,6 +74,7 @@ def test_the_page_is_well_formed_and_names_every_system(metrics):
     for system in SYSTEMS:
         assert page.texts.count(system) >= 2 * 2 + 2  # in both headline tables, both of what is shown, and the legends
     assert "Evaluation of run/eval & more" in page.texts
+    assert "details" not in page.tags  # a copy of a checkpoint does not say how it was made
     assert page.tags.count("svg") == 8 + 2 + 1 + 1  # strata, popularity bias, SID usage, training
 
 
@@ -100,6 +101,23 @@ def test_the_headline_holds_the_numbers_of_metrics_json(metrics):
             assert f"{found['ndcg@3']:.4f}" in texts and f"[{low:.4f}, {high:.4f}]" in texts
 
 
+def test_a_difference_is_bold_where_its_interval_excludes_0(metrics):
+    for column in COLUMNS:
+        ends = {"popularity": (-0.2, 0.3), "<script>alert(1)</script>": (-0.2, -0.1)}
+        for baseline, (low, high) in ends.items():
+            metrics["differences"][baseline][column]["ndcg@3"] = {"mean": low, "low": low, "high": high}
+            metrics["differences"][baseline][column]["recall@3"] = {"mean": 0.0, "low": 0.0, "high": 0.0}
+    page = render(metrics, [], "eval")
+    assert page.count("<b>") == page.count("<b>-0.2000<small>[-0.2000, -0.1000]</small></b>") == len(COLUMNS)
+
+
+def test_the_settings_of_the_checkpoint_are_folded_up(metrics):
+    metrics["trained"] = {"stage": "sft", "config": {"seed": 7, "instruction": "<b>Recommend</b>"}, "inputs": {}}
+    page = Balanced(render(metrics, [], "eval"))
+    assert "llmrec sft" in page.texts and "seed: 7\ninstruction: <b>Recommend</b>" in page.texts
+    assert "details" in page.tags
+
+
 def test_sid_usage_by_hand(sid_table):
     """Items 0, 4 and 9 are shown, the first twice as often: the codes 0, 1 and 3 of level 0; 0, 0 and 1 of level 1."""
     nowhere, items = np.full(2, -1), np.array([[0, 4, -1], [9, 0, -1]])
@@ -123,24 +141,49 @@ def test_ticks_enclose_the_values_in_even_steps(low, span):
     np.testing.assert_allclose(np.diff(ticks), ticks[1] - ticks[0], rtol=1e-6)
 
 
+@settings(derandomize=True, max_examples=100, deadline=None)
+@given(low=st.floats(1e-3, 1e6), factor=st.floats(1, 1e6))
+def test_logarithmic_ticks_enclose_the_values(low, factor):
+    ticks = log_ticks(low, low * factor)
+    assert ticks[0] <= low and ticks[-1] >= low * factor
+    assert 2 <= len(ticks) <= 12 and ticks == sorted(ticks)
+
+
 @settings(derandomize=True, max_examples=25, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=11))
 def test_every_mark_lies_in_the_picture(values):
     drawn = plot([Line("a", range(len(values)), values, "#000", values, values)], "x", [str(v) for v in values])
     places = [(float(x), float(y)) for x, y in re.findall(r'cx="([-\d.]+)" cy="([-\d.]+)"', drawn)]
     assert len(places) == len(values)
-    assert all(0 <= x <= 560 and 0 <= y <= 260 for x, y in places)
+    assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in places)
     assert [y for _, y in sorted(places)] == pytest.approx([y for _, y in places])  # from left to right, as given
 
 
 def test_a_plot_puts_values_where_they_belong():
     """Two points over numbers: from the left edge of the axes to the right one, from its top to its bottom."""
     drawn = plot([Line("loss", [10, 20], [4.0, 0.0], "#000")], "step")
-    assert re.findall(r'points="([^"]+)"', drawn) == ["52.0,10.0 548.0,210.0"]
+    assert re.findall(r'points="([^"]+)"', drawn) == ["52.0,10.0 448.0,200.0"]
     assert "<title>loss: 4</title>" in drawn
 
 
 def test_labelled_places_share_the_axis_evenly():
     drawn = plot([Line("a", [0, 1], [1.0, 1.0], "#000")], "x", ["one\nbelow", "two"])
-    assert re.findall(r'cx="([\d.]+)"', drawn) == ["176.0", "424.0"]  # the middles of both halves
+    assert re.findall(r'cx="([\d.]+)"', drawn) == ["151.0", "349.0"]  # the middles of both halves
     assert ">one</text>" in drawn and ">below</text>" in drawn
+
+
+def test_a_logarithmic_axis_has_equal_room_for_equal_factors():
+    drawn = plot([Line("a", [10, 100, 1000], [1.0, 1.0, 1.0], "#000")], "items", log_x=True)
+    assert re.findall(r'cx="([\d.]+)"', drawn) == ["52.0", "250.0", "448.0"]
+    assert re.findall(r'middle">([\d,]+)<', drawn) == ["10", "20", "50", "100", "200", "500", "1,000"]
+
+
+def test_the_labels_of_an_axis_have_the_same_decimals():
+    drawn = plot([Line("a", [0, 1], [0.0, 0.1], "#000")], "", ["", ""])
+    assert re.findall(r'text-anchor="end">([^<]+)<', drawn) == ["0.00", "0.02", "0.04", "0.06", "0.08", "0.10"]
+
+
+def test_large_numbers_are_shortened():
+    assert [short(n) for n in (0.5, 950, 9999, 12_345, 999_999, 3_440_000)] == [
+        "0.5", "950", "9,999", "12k", "1,000k", "3.4M",
+    ]  # fmt: skip

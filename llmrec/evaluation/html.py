@@ -5,7 +5,6 @@ No script, no font, no image is loaded: the page reads the same in ten years and
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -13,24 +12,28 @@ from typing import Any
 from llmrec.evaluation.exact import EXACT, lines
 from llmrec.evaluation.learning import CUTOFF, NEAR
 from llmrec.evaluation.protocol import COLUMNS
-from llmrec.evaluation.report import NOT_JUDGED, OURS
-from llmrec.evaluation.svg import COLOURS, Line, legend, plot
+from llmrec.evaluation.report import NOT_JUDGED, OURS, slots_line
+from llmrec.evaluation.svg import COLOURS, Line, legend, plot, short
 
-TITLES = {"plain": "plain: anything may be returned", "seen_excluded": "seen excluded: items of the history are masked"}
+TITLES = {"plain": "Plain: anything may be returned", "seen_excluded": "Seen excluded: items of the history are masked"}
 AXES = {"popularity": "decile of the target's training popularity", "history": "items in the history"}
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff; max-width: 1180px; margin: 2em auto;
        padding: 0 1.2em; }
-h1 { margin-bottom: .2em; } h2 { margin-top: 2em; border-bottom: 1px solid #ddd; } h3 { margin-bottom: .4em; }
+h1 { margin-bottom: .2em; font-size: 1.6em; overflow-wrap: anywhere; }
+h2 { margin-top: 2em; border-bottom: 1px solid #ddd; } h3 { margin-bottom: .4em; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6em 0 1em; }
-th, td { padding: .25em .8em; text-align: right; border-bottom: 1px solid #eee; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th, td { padding: .25em .8em; text-align: right; border-bottom: 1px solid #eee; white-space: nowrap; background: #fff; }
+th:first-child, td:first-child { position: sticky; left: 0; text-align: left; min-width: 5em; max-width: 38vw;
+                                 white-space: normal; overflow-wrap: break-word; }
 th { color: #555; font-weight: 600; } tr.ours td { font-weight: 600; background: #fdf3ec; }
 small { display: block; color: #666; font-weight: 400; }
-.plots { display: flex; flex-wrap: wrap; gap: 1em 2em; } .plots > div { flex: 1 1 440px; max-width: 570px; }
+.plots { display: flex; flex-wrap: wrap; gap: 1em 2em; }
+.plots > div { flex: 1 1 25em; min-width: 0; max-width: 540px; }
 figure { margin: 0; } figcaption { font-weight: 600; } svg { width: 100%; height: auto; }
-svg text { fill: #444; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+.legend { position: sticky; top: 0; z-index: 1; padding: .3em 0; background: #fff; }
 .legend span { margin-right: 1.4em; white-space: nowrap; }
 .legend i { display: inline-block; width: 22px; margin-right: 6px; vertical-align: middle; }
 """
@@ -42,18 +45,18 @@ def render(metrics: dict[str, Any], training_log: list[dict[str, Any]], name: st
     Args:
         metrics: Content of metrics.json.
         training_log: Content of the checkpoint's training_log.json; empty where there is none.
-        name: Title of the run.
+        name: What was evaluated.
     """
     sections = [
         *(_headline(metrics, column) for column in COLUMNS),
-        _exact(metrics),
-        _strata(metrics),
-        _popularity_bias(metrics),
-        _sid_usage(metrics["sid_usage"]),
         _learning(metrics.get("learning", {}), dict(_coloured(metrics))),
         _training(training_log),
+        _strata(metrics),
+        _popularity_bias(metrics),
+        _sid_usage(metrics["sid_usage"], max(metrics["k"])),
+        _exact(metrics),
     ]
-    return _page(f"Evaluation of {name}", [_facts(metrics), *sections])
+    return _page(f"Evaluation of {name}", [_facts(metrics) + _trained(metrics.get("trained")), *sections])
 
 
 def render_comparison(result: dict[str, Any]) -> str:
@@ -61,7 +64,8 @@ def render_comparison(result: dict[str, Any]) -> str:
     reference = next(iter(result["systems"]))
     sections = [
         f"<p>{result['num_rows']:,} {escape(result['split'])} rows of {result['num_users']:,} users. Brackets are 95 % "
-        "intervals over users; sd is the standard deviation over training seeds.</p>"
+        "intervals over users; sd is the standard deviation over training seeds. A bold difference has an interval "
+        "without 0.</p>"
     ]
     for column in COLUMNS:
         measured = {name: of[column] for name, of in result["systems"].items()}
@@ -71,19 +75,20 @@ def render_comparison(result: dict[str, Any]) -> str:
             for name, found in measured.items()
         ]
         differences = [
-            [name, *(_estimate(**of[column][metric], sign="+") for metric in names)]
-            for name, of in result["differences"].items()
+            [name, *(_difference(of[column][metric]) for metric in names)] for name, of in result["differences"].items()
         ]
-        sections.append(f"<h2>{TITLES[column]}</h2>{_table(['run', 'seeds', *names], rows)}")
+        text = f"<h2>{TITLES[column]}</h2>{_table(['run', 'seeds', *names], rows)}"
         if differences:
-            sections.append(_table([f"run - {reference}, paired over users", *names], differences))
+            text += f"<h3>Difference to {escape(reference)}, paired over users</h3>"
+            text += _table(["run", *names], differences)
+        sections.append(text)
     return _page("Comparison of runs", sections)
 
 
 def _page(title: str, parts: Sequence[str]) -> str:
     title = escape(title)
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    body = f"<h1>{title}</h1>{''.join(parts)}"
+    body = f"<h1>{title}</h1>{''.join(f'<section>{part}</section>' for part in parts if part)}"
     return f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>{body}</body></html>\n'
 
 
@@ -93,26 +98,34 @@ def _facts(metrics: dict[str, Any]) -> str:
         f"all {metrics['num_items']:,} items are ranked; {metrics['num_beams']} beams. "
         f"{metrics['target_in_history']:.2%} of the targets are in the history. "
         f"Brackets are 95 % intervals over users ({metrics['bootstrap_samples']:,} resamples); they say nothing of "
-        "other training seeds.</p>"
+        "other training seeds. A bold difference has an interval without 0.</p>"
     )
 
 
+def _trained(identity: dict[str, Any] | None) -> str:
+    """What made the checkpoint, folded up."""
+    if identity is None:
+        return ""
+    settings = "\n".join(f"{key}: {value}" for key, value in identity.get("config", {}).items())
+    summary = f"The checkpoint is of <code>llmrec {escape(identity['stage'])}</code>, with these settings"
+    return f"<details><summary>{summary}</summary><pre>{escape(settings)}</pre></details>"
+
+
 def _headline(metrics: dict[str, Any], column: str) -> str:
-    names = [f"{name}@{k}" for name in ("recall", "ndcg") for k in metrics["k"]]
-    names += [f"{name}@{max(metrics['k'])}" for name in ("mrr", "sid_recall")]
+    names = [*(f"{name}@{k}" for name in ("recall", "ndcg") for k in metrics["k"]), f"mrr@{max(metrics['k'])}"]
     rows = []
     for system, columns in metrics["systems"].items():
         found = columns[column]
         rows.append([system, *(_estimate(found[name], *found["intervals"][name]) for name in names)])
-    text = f"<h2>{TITLES[column]}</h2>{_table(['system', *names], rows)}"
+    text = f"<h2>{TITLES[column]}</h2>{_table(['system', *names], rows)}<p>{escape(slots_line(metrics, column))}</p>"
     differences = [
-        [baseline, *(_estimate(**found, sign="+") for found in of[column].values())]
+        [baseline, *(_difference(found) for found in of[column].values())]
         for baseline, of in metrics["differences"].items()
     ]
     if not differences:
         return text
-    header = ["ours - baseline, paired over users", *next(iter(metrics["differences"].values()))[column]]
-    return text + _table(header, differences)
+    header = ["baseline", *next(iter(metrics["differences"].values()))[column]]
+    return f"{text}<h3>Ours - baseline, paired over users</h3>{_table(header, differences)}"
 
 
 def _exact(metrics: dict[str, Any]) -> str:
@@ -128,25 +141,27 @@ def _exact(metrics: dict[str, Any]) -> str:
 
 
 def _strata(metrics: dict[str, Any]) -> str:
-    plots, lines = [], []
+    text, lines = "", []
     for family, axis in AXES.items():
+        plots = []
         strata = [stratum for stratum in metrics["strata"] if stratum["family"] == family]
-        ticks = [f"{s['name'].removeprefix('decile ')}\n{s['num_rows']:,}" for s in strata]
+        ticks = [f"{s['name'].removeprefix('decile ')}\n{short(s['num_rows'])}" for s in strata]
         for name in (f"recall@{max(metrics['k'])}", f"ndcg@{max(metrics['k'])}"):
             for column in COLUMNS:
                 found = {system: [s["systems"][system][column][name] for s in strata] for system in metrics["systems"]}
                 lines = [_with_interval(system, colour, found[system]) for system, colour in _coloured(metrics)]
                 plots.append(_figure(f"{name}, {column}", plot(lines, axis, ticks)))
+        text += f"<h3>By {axis}</h3>{_grid(plots)}"
     note = (
         "<p>Deciles are tenths of the training interactions, 1 the least popular; cold items have none. Grey numbers "
         "count the rows; bars are the intervals of ours. A pointer on a mark shows its value and interval.</p>"
     )
-    return f"<h2>By stratum</h2>{note}{legend(lines)}{_grid(plots)}"
+    return f"<h2>By stratum</h2>{note}{legend(lines)}{text}"
 
 
 def _popularity_bias(metrics: dict[str, Any]) -> str:
     bins, plots, lines = metrics["exposure"], [], []
-    ticks = [f"{b['name'].removeprefix('decile ')}\n{b['num_items']:,}" for b in bins]
+    ticks = [f"{b['name'].removeprefix('decile ')}\n{short(b['num_items'])}" for b in bins]
     x = range(len(bins))
     fixed = [
         Line("training interactions", x, [b["training_share"] for b in bins], "#000", dashed=True),
@@ -156,17 +171,21 @@ def _popularity_bias(metrics: dict[str, Any]) -> str:
         shares = {system: [b["slot_share"][system][column] for b in bins] for system in metrics["systems"]}
         lines = [Line(system, x, shares[system], colour) for system, colour in _coloured(metrics)] + fixed
         plots.append(_figure(f"share of what is shown, {column}", plot(lines, "decile of training popularity", ticks)))
-    names = [f"{name}@{max(metrics['k'])}" for name in ("coverage", "gini", "novelty", "popularity_percentile")]
-    tables = [
-        f"<h3>{column}</h3>"
-        + _table(["system", *names], [[s, *(f"{of[column][n]:.3f}" for n in names)] for s, of in _systems(metrics)])
-        for column in COLUMNS
-    ]
-    note = "<p>A system without popularity bias would follow the targets. Grey numbers count the items of a decile.</p>"
-    return f"<h2>Popularity bias</h2>{note}{legend(lines)}{_grid(plots)}{_grid(tables)}"
+    k = max(metrics["k"])
+    names = [f"{name}@{k}" for name in ("coverage", "gini", "novelty", "popularity_percentile")]
+    header = ["system", f"coverage@{k}", f"gini@{k}", f"novelty@{k}, bits", f"popularity percentile@{k}"]
+    tables = ""
+    for column in COLUMNS:
+        rows = [[s, *(f"{of[column][name]:.3f}" for name in names)] for s, of in metrics["systems"].items()]
+        tables += f"<h3>{column}</h3>{_table(header, rows)}"
+    note = (
+        f"<p>Share of the first {k} places that each decile of the items gets. A system without popularity bias would "
+        "follow the targets. Grey numbers count the items of a decile.</p>"
+    )
+    return f"<h2>Popularity bias</h2>{note}{legend(lines)}{_grid(plots)}{tables}"
 
 
-def _sid_usage(levels: list[dict[str, Any]]) -> str:
+def _sid_usage(levels: list[dict[str, Any]], k: int) -> str:
     names = {"catalog": "catalogue", **{column: f"shown by ours, {column}" for column in COLUMNS}}
     styles = {"catalog": ("#000", False), "plain": (COLOURS[0], False), "seen_excluded": (COLOURS[0], True)}
     lines = []
@@ -179,13 +198,13 @@ def _sid_usage(levels: list[dict[str, Any]]) -> str:
         for level in levels
     ]
     note = (
-        "<p>Codes of each level that the catalogue has, and that are among what ours shows: used, and effective "
-        "(2^entropy).</p>"
+        f"<p>Codes of each level that the catalogue has, and that ours shows in the first {k} places: used, and "
+        "effective (2^entropy, the number of equally frequent codes that would be as varied).</p>"
     )
     ticks = [f"level {level['level']}\n{level['codebook_size']} codes" for level in levels]
     drawn = _figure("effective codes over the size of the codebook", plot(lines, "", ticks))
     table = _table(["used / effective", "codes", *names.values()], rows)
-    return f"<h2>SID usage</h2>{note}{legend(lines)}{_grid([drawn, table])}"
+    return f"<h2>SID usage</h2>{note}{legend(lines)}{_grid([drawn])}{table}"
 
 
 def _learning(curves: dict[str, Any], colours: dict[str, str]) -> str:
@@ -196,13 +215,14 @@ def _learning(curves: dict[str, Any], colours: dict[str, str]) -> str:
     plots, rows = [], []
     for unit, axis in {"supervised": "items trained on", "seconds": "seconds, judging included"}.items():
         lines = [_learning_line(system, curve["curve"], unit, colours[system]) for system, curve in known.items()]
-        plots.append(_figure(f"valid ndcg@{CUTOFF} over {axis}", plot(lines, f"log10 of {axis}")))
+        plots.append(_figure(f"valid ndcg@{CUTOFF} over {axis}", plot(lines, axis, log_x=True)))
     for system, curve in known.items():
         near, last = curve["near"], curve["curve"][-1]
         needed = [f"{near[unit]:,.0f}" if near else "-" for unit in ("supervised", "seconds")]
         spent = [f"{last[unit]:,.0f}" for unit in ("supervised", "seconds")]
         rows.append([system, f"{curve['best']:.4f}", *needed, *spent])
-    header = ["system", f"best valid ndcg@{CUTOFF}", f"items to {NEAR:.0%} of it", "seconds", "items in all", "seconds"]
+    best, until = f"best valid ndcg@{CUTOFF}", f"to {NEAR:.0%} of it"
+    header = ["system", best, f"items {until}", f"seconds {until}", "items in all", "seconds in all"]
     note = (
         "<p>On valid rows, plain. An item counts as often as it was trained on; seconds are wall time with judging, on "
         "whatever machine each system was trained on.</p>"
@@ -211,7 +231,7 @@ def _learning(curves: dict[str, Any], colours: dict[str, str]) -> str:
 
 
 def _learning_line(system: str, curve: list[dict[str, float]], unit: str, colour: str) -> Line:
-    places = [math.log10(max(point[unit], 1e-3)) for point in curve]
+    places = [max(point[unit], 1e-3) for point in curve]  # the axis is logarithmic
     return Line(system, places, [point["ndcg"] for point in curve], colour)
 
 
@@ -222,10 +242,6 @@ def _training(log: list[dict[str, Any]]) -> str:
     steps, losses = zip(*entries, strict=True)
     drawn = plot([Line("loss", steps, losses, COLOURS[0])], "optimiser step", from_zero=False)
     return f"<h2>Training</h2>{_grid([_figure('training loss', drawn)])}"
-
-
-def _systems(metrics: dict[str, Any]) -> Sequence[tuple[str, Any]]:
-    return list(metrics["systems"].items())
 
 
 def _coloured(metrics: dict[str, Any]) -> list[tuple[str, str]]:
@@ -242,6 +258,11 @@ def _with_interval(system: str, colour: str, found: list[dict[str, float]]) -> L
 def _estimate(mean: float, low: float, high: float, sd: float | None = None, sign: str = "") -> str:
     spread = "" if sd is None else f"<small>sd {sd:.4f}</small>"
     return f"{mean:{sign}.4f}<small>[{low:{sign}.4f}, {high:{sign}.4f}]</small>{spread}"
+
+
+def _difference(found: dict[str, float]) -> str:
+    text = _estimate(**found, sign="+")
+    return f"<b>{text}</b>" if found["low"] > 0 or found["high"] < 0 else text
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

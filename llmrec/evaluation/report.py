@@ -140,7 +140,7 @@ def show(metrics: dict[str, Any]) -> None:
         _show_differences(metrics, column)
         _show_strata(metrics, column)
         _show_slots(metrics, column)
-        say(_slots_line(metrics, column))
+        say(slots_line(metrics, column))
     _show_learning(metrics)
     _show_exact(metrics)
 
@@ -213,7 +213,8 @@ def _winner(difference: dict[str, float]) -> str:
     return OURS if difference["low"] > 0 else "baseline" if difference["high"] < 0 else "neither"
 
 
-def _slots_line(metrics: dict[str, Any], column: str) -> str:
+def slots_line(metrics: dict[str, Any], column: str) -> str:
+    """Sentence on what the slots of ours hold, and how fast they were filled."""
     found, k = metrics["systems"][OURS][column], max(metrics["k"])
     line = (
         f"ours, {column}: SID-level recall@{k} {found[f'sid_recall@{k}']:.4f}, "

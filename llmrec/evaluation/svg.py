@@ -1,7 +1,7 @@
 """Line plots as inline SVG: a few lines of our own, so that a report needs no plotting library, script or network.
 
-Every mark carries its value as a `<title>`, which browsers show under the pointer. The drawing is scaled to the width it
-is given: at 460 units its text is 9 px high on a phone, where 560 left 6 px.
+Every mark carries its value as a `<title>`, which browsers show under the pointer. The drawing is scaled to its width:
+of 460 units, text of 11 units is 9 px high on a phone.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ def _y_tick(label: str, y: float) -> str:
 
 def _x_tick(label: str, x: float) -> str:
     above, _, below = label.partition("\n")
-    text = f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{escape(above)}</text>'
+    text = f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{escape(above)}</text>'
     if below:
-        y = HEIGHT - BOTTOM + 29
-        text += f'<text x="{x:.1f}" y="{y}" text-anchor="middle" fill="#777" font-size="9">{escape(below)}</text>'
+        y = HEIGHT - BOTTOM + 31
+        text += f'<text x="{x:.1f}" y="{y}" text-anchor="middle" fill="#777" font-size="10">{escape(below)}</text>'
     return text

@@ -67,7 +67,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
             metrics["exact"] = exact
             write_json(workdir / METRICS, metrics)
             pq.write_table(per_user(outcomes, indices, rows, catalog), workdir / PER_USER)
-            page = render(metrics, training_log(config.model), Path(config.out).name)
+            page = render(metrics, training_log(config.model), f"{config.model} on {config.catalog}")
             (workdir / REPORT).write_text(page, encoding="utf-8")
         return {"num_rows": len(rows), "num_items": catalog.num_items}
 
