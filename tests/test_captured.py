@@ -1,9 +1,12 @@
 """Losses that come with their gradients: those of the same loss without, on the CPU by a stand-in for CUDA graphs."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_llm
+from extended import fine_tune
 from test_examples import make_collator
 
 from llmrec.sid import SidTable
@@ -113,3 +116,19 @@ def test_dropout_goes_on_through_replays(tokenizer, sid_table, vocabulary):
         losses.append(gradients(model, vocabulary, batches, captured)[0])
     assert losses[0] == losses[1]
     assert len(set(losses[0])) == len(batches)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("train", ["lora", "rows", "full"])
+def test_sft_learns_what_it_learns_without(tmp_path, toy, train, monkeypatch):
+    options = {"train": train, "max_steps": 12, "precision": "float32", "device": "auto", "lora_dropout": 0.0}
+    fine_tune(tmp_path / "captured", *toy, **options)
+    monkeypatch.setattr("llmrec.stages.sft.capture", lambda *arguments: None)
+    fine_tune(tmp_path / "eager", *toy, **options)
+    captured, eager = (losses(tmp_path / name) for name in ("captured", "eager"))
+    assert captured == pytest.approx(eager, rel=1e-4)
+
+
+def losses(directory):
+    log = json.loads((directory / "training_log.json").read_text(encoding="utf-8"))
+    return [entry["loss"] for entry in log if "loss" in entry]

@@ -29,6 +29,7 @@ from torch.nn.functional import pad
 from llmrec.cuda_graphs import CudaGraphs
 
 LEAST_STEP = 4
+MOST_TRAINED = 200_000_000  # parameters: gradients exist three times here, and kernels of larger models hide launches
 
 
 class CapturedLoss:
@@ -97,7 +98,7 @@ def _with_gradients(loss: Callable[..., Tensor], parameters: list[Tensor], *inpu
     )
     with torch.enable_grad(), autocast:
         value = loss(*inputs)
-        gradients = torch.autograd.grad(value, parameters)
+        gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
     return [value.detach(), torch.cat([gradient.flatten() for gradient in gradients])]
 
 
