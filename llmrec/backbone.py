@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llmrec.trained_rows import trained_block
+from llmrec.trained_rows import with_trained_rows
 
 TRIED_TOKENS = 4
 
@@ -46,11 +46,7 @@ def output_rows(model: PreTrainedModel, rows: slice | None = None) -> tuple[Tens
     # PEFT's wrapper of trained rows shows no bias, and its own forward leaves it out.
     bias = getattr(head.original_module if hasattr(head, "token_adapter") else head, "bias", None)
     rows = slice(None) if rows is None else rows
-    block = trained_block(head)
-    if block is not None and rows.start is not None and block[0].start <= rows.start and rows.stop <= block[0].stop:
-        trained = block[1][rows.start - block[0].start : rows.stop - block[0].start]
-        return trained.to(head.original_module.weight.dtype), None if bias is None else bias[rows]
-    return head.weight[rows], None if bias is None else bias[rows]
+    return with_trained_rows(head, rows), None if bias is None else bias[rows]
 
 
 def logits(model: PreTrainedModel, hidden: Tensor, rows: slice | None = None) -> Tensor:

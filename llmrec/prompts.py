@@ -71,6 +71,7 @@ class HistoryEncoder:
     def __init__(self, table: SidTable, vocabulary: SidVocabulary):
         vocabulary.check_table(table)
         self.tokens_NL = vocabulary.token_ids(table.codes(np.arange(table.num_items)))
+        self.token_range = vocabulary.token_range
         self.is_fixed_length = bool((self.tokens_NL != EMPTY).all())
 
     def encode_history(self, rows: Sequence[int] | np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:

@@ -34,6 +34,19 @@ def trained_block(module: nn.Module) -> tuple[slice, Tensor] | None:
     return slice(token_ids[0], token_ids[-1] + 1), adapter.trainable_tokens_delta[name]
 
 
+def with_trained_rows(module: nn.Module, rows: slice) -> Tensor:
+    """(rows, hidden) of an embedding or output matrix, trained ones included; a copy where not all of them are."""
+    block = trained_block(module)
+    if block is None:
+        return module.weight[rows]
+    frozen = module.token_adapter.base_layer.weight
+    (first, last), (start, stop) = (block[0].start, block[0].stop), rows.indices(len(frozen))[:2]
+    trained = block[1][max(start - first, 0) : max(stop - first, 0)].to(frozen.dtype)
+    if first <= start and stop <= last:
+        return trained
+    return torch.cat([frozen[start : min(stop, first)], trained, frozen[max(start, last) : stop]])
+
+
 def look_up_apart(wrapper: nn.Module) -> None:
     """Let PEFT's wrapper of an embedding look trained rows up in their own matrix, in place; the result is the same."""
     adapter = wrapper.token_adapter

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_llm
-from extended import fine_tune
+from extended import fine_tune, sft_config
 from test_examples import make_collator
 
 from llmrec.sid import SidTable
 from llmrec.training.captured import LEAST_STEP, CapturedLoss
 from llmrec.training.examples import build_dataset
 from llmrec.training.losses import IGNORED, sid_loss_in_forward
+from llmrec.training.weights import add_adapter
 from llmrec.vocab import SidVocabulary
 
 LENGTHS = (2, 12, 5, 3, 1, 8)
@@ -24,7 +25,7 @@ class Eager:
     def __init__(self):
         self.shapes = []
 
-    def run(self, function, inputs):
+    def run(self, function, inputs, kind):
         self.shapes.append([tensor.shape for tensor in inputs])
         return function(*inputs)
 
@@ -32,6 +33,10 @@ class Eager:
 @pytest.fixture
 def no_graphs(monkeypatch):
     monkeypatch.setattr("llmrec.training.captured.CudaGraphs", Eager)
+
+
+def captured_of(model, table):
+    return CapturedLoss(model, int(table.lengths.min()), (0, 0, IGNORED))
 
 
 def packed_batch(tokenizer, table, vocabulary, seed=0, device="cpu"):
@@ -54,7 +59,7 @@ def gradients(model, vocabulary, batches, captured=None, **options):
             loss = model(**batch, num_items_in_batch=count).loss
             (loss * 0.5).backward()
             losses.append(loss.item())
-    return losses, [parameter.grad.clone() for parameter in model.parameters()]
+    return losses, [parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad]
 
 
 def assert_equal(found, expected, tolerance=1e-5):
@@ -67,11 +72,23 @@ def assert_equal(found, expected, tolerance=1e-5):
 def test_loss_and_gradients_are_those_without(no_graphs, tokenizer, sid_table, vocabulary, architecture):
     model = tiny_llm(len(tokenizer), architecture)
     batches = [packed_batch(tokenizer, sid_table, vocabulary, seed) for seed in (0, 1)]
-    captured = CapturedLoss(model, sid_table.lengths.min(), (0, 0, IGNORED))
+    captured = captured_of(model, sid_table)
     found = gradients(model, vocabulary, batches, captured, label_smoothing=0.1)
     assert_equal(found, gradients(model, vocabulary, batches, label_smoothing=0.1))
     shapes = [shape for call in captured.graphs.shapes for shape in call[:3]]
     assert shapes and all(rows % LEAST_STEP == 0 for rows, _ in shapes)
+
+
+@pytest.mark.parametrize("train", ["full", "lora", "rows"])
+def test_words_find_room_too(no_graphs, tokenizer, sid_table, vocabulary, train):
+    model = tiny_llm(len(tokenizer))
+    if train != "full":
+        model = add_adapter(model, sft_config("", "", "", train=train), vocabulary)
+    batch = packed_batch(tokenizer, sid_table, vocabulary)
+    batch["labels"][:, 1:4] = batch["input_ids"][:, 1:4]  # of the instruction
+    expected = gradients(model, vocabulary, [batch])
+    found = gradients(model, vocabulary, [{**batch, "most_words": 64}], captured_of(model, sid_table))
+    assert_equal(found, expected)
 
 
 def test_sids_of_different_lengths_find_room(no_graphs, tokenizer):
@@ -81,13 +98,13 @@ def test_sids_of_different_lengths_find_room(no_graphs, tokenizer):
     vocabulary = SidVocabulary.add_to(tokenizer, table.level_sizes)
     model = tiny_llm(len(tokenizer))
     batches = [packed_batch(tokenizer, table, vocabulary)]
-    captured = CapturedLoss(model, int(table.lengths.min()), (0, 0, IGNORED))
+    captured = captured_of(model, table)
     assert_equal(gradients(model, vocabulary, batches, captured), gradients(model, vocabulary, batches))
 
 
 def test_calls_that_do_not_train_are_not_captured(no_graphs, llm, tokenizer, sid_table, vocabulary):
     batch = packed_batch(tokenizer, sid_table, vocabulary)
-    captured = CapturedLoss(llm, sid_table.lengths.min(), (0, 0, IGNORED))
+    captured = captured_of(llm, sid_table)
     with sid_loss_in_forward(llm, vocabulary, "level", captured=captured):
         with torch.no_grad():
             llm.train()(**batch)
@@ -99,7 +116,7 @@ def test_calls_that_do_not_train_are_not_captured(no_graphs, llm, tokenizer, sid
 def test_replays_have_the_gradients_of_eager_calls(tokenizer, sid_table, vocabulary):
     model = tiny_llm(len(tokenizer)).cuda()
     batches = [packed_batch(tokenizer, sid_table, vocabulary, seed, "cuda") for seed in range(4)]
-    captured = CapturedLoss(model, sid_table.lengths.min(), (0, 0, IGNORED))
+    captured = captured_of(model, sid_table)
     assert_equal(gradients(model, vocabulary, batches, captured), gradients(model, vocabulary, batches))
     assert captured.graphs.graphs
 
@@ -112,7 +129,7 @@ def test_dropout_goes_on_through_replays(tokenizer, sid_table, vocabulary):
     losses = []
     for _ in range(2):
         torch.manual_seed(0)
-        captured = CapturedLoss(model, sid_table.lengths.min(), (0, 0, IGNORED))
+        captured = captured_of(model, sid_table)
         losses.append(gradients(model, vocabulary, batches, captured)[0])
     assert losses[0] == losses[1]
     assert len(set(losses[0])) == len(batches)

@@ -294,6 +294,17 @@ def test_packed_and_padded_batches_have_the_same_loss(mixed, tokenizer, vocabula
     assert found == [pytest.approx(alone, rel=1e-5)] * 2
 
 
+def test_a_packed_batch_says_how_many_words_it_answers_in(mixed, vocabulary):
+    """At most: the number is rounded up, so that the shapes of a captured step are few."""
+    collator, examples = mixed
+    collator.packing = True
+    batch, sids = collator(examples), vocabulary.token_range
+    words = [label for label in batch["labels"].flatten().tolist() if label != IGNORED and label not in sids]
+    assert 0 < len(words) <= batch["most_words"] == 64
+    collator.tasks = {}
+    assert "most_words" not in collator([each for each in examples if not each["task"]])
+
+
 # The stage -----------------------------------------------------------------------------------------------------------
 
 

@@ -53,8 +53,9 @@ def test_contract_output_rows_are_those_of_peft(tokenizer, sid_table, tied):
     for rows in (vocabulary.block(1), slice(vocabulary.starts[0], vocabulary.token_range.stop)):
         weight, bias = output_rows(causal_lm(model), rows)
         assert torch.equal(weight, head.weight[rows]) and bias is None, f"TrainableTokensWrapper.weight: {VERSION}"
-    past_them = slice(vocabulary.starts[0] - 1, vocabulary.starts[1])
-    assert torch.equal(output_rows(causal_lm(model), past_them)[0], head.weight[past_them])
+    first, last = vocabulary.starts[0], vocabulary.token_range.stop
+    for rows in (slice(first - 1, first + 2), slice(last - 1, last + 5), slice(None), slice(0, 4)):
+        assert torch.equal(output_rows(causal_lm(model), rows)[0], head.weight[rows])
 
 
 def test_nothing_copies_the_vocabulary(tokenizer, sid_table, monkeypatch):

@@ -61,17 +61,18 @@ class CapturedLoss:
         """Tokens of one level that (R, T) labels can hold: a SID has at most one."""
         return -(-labels.numel() // self.shortest_sid)
 
-    def __call__(self, loss: Callable[..., Tensor], batch: Sequence[Tensor]) -> Tensor:
-        """Value of `loss(*batch)`, which autograd knows how to differentiate by the parameters.
+    def __call__(self, loss: Callable[..., Tensor], batch: Sequence[Tensor], most_words: int) -> Tensor:
+        """Value of `loss(most_words, *batch)`, which autograd knows how to differentiate by the parameters.
 
         Args:
             loss: The same at every call; reads nothing back to the host.
             batch: (R, T) input_ids, position_ids and labels, and the count that the loss is divided by.
+            most_words: Labels that are no SID tokens, at most; has few values, as there is a graph for each.
         """
         rounded = [_round_up(tensor, fill) for tensor, fill in zip(batch, self.fills, strict=False)]
-        function = functools.partial(_with_gradients, loss, self.parameters)
+        function = functools.partial(_with_gradients, functools.partial(loss, most_words), self.parameters)
         # Not within `apply`: autograd's nodes of the parameters would be made outside of the capture, and break it.
-        return _Loss.apply(*self.graphs.run(function, [*rounded, batch[-1]]), *self.parameters)
+        return _Loss.apply(*self.graphs.run(function, [*rounded, batch[-1]], most_words), *self.parameters)
 
 
 class _Loss(torch.autograd.Function):

@@ -26,6 +26,8 @@ from llmrec.training.packing import first_fit, pack, row_length
 from llmrec.training.task_examples import HISTORY, TaskExamples
 from llmrec.windows import windows
 
+WORDS_STEP = 64
+
 
 def build_dataset(
     sequences: Iterable[np.ndarray], max_history: int, loss_on: Literal["every_item", "last_item"]
@@ -116,7 +118,10 @@ class HistoryCollator:
     epoch: int = 0
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """`input_ids` and `labels`, (B, T) each, with `attention_mask`; packed, (R, T) with `position_ids`."""
+        """`input_ids` and `labels`, (B, T) each, with `attention_mask`; packed, (R, T) with `position_ids`.
+
+        With tasks there is also `most_words`, an int: that many labels at most are no SID tokens.
+        """
         ids, labels = zip(*self.draw(examples), strict=True)
         lengths = list(map(len, ids))
         size = row_length(lengths) if self.packing else max(lengths)
@@ -124,9 +129,17 @@ class HistoryCollator:
         batch = {"input_ids": pack(ids, bins, size, self.pad_token_id), "labels": pack(labels, bins, size, IGNORED)}
         if self.packing:
             positions = torch.arange(size)
-            return {**batch, "position_ids": pack([positions[:length] for length in lengths], bins, size, 0)}
+            batch["position_ids"] = pack([positions[:length] for length in lengths], bins, size, 0)
+            return {**batch, "most_words": self._most_words(batch["labels"])} if self.tasks else batch
         ones = torch.ones(size, dtype=torch.int64)
         return {**batch, "attention_mask": pack([ones[:length] for length in lengths], bins, size, 0)}
+
+    def _most_words(self, labels: Tensor) -> int:
+        """Labels that are no SID tokens, rounded up so that it has few values; counted here, where the host can."""
+        sids = self.encoder.token_range
+        count = int(((labels != IGNORED) & ((labels < sids.start) | (labels >= sids.stop))).sum())
+        step = max(WORDS_STEP, (1 << (count - 1).bit_length()) // 4)
+        return -(-count // step) * step
 
     def draw(self, examples: list[dict[str, Any]]) -> list[tuple[Tensor, Tensor]]:
         """Token ids and labels of each example, in this epoch."""

@@ -36,7 +36,7 @@ def sid_cross_entropy(
     vocabulary: SidVocabulary,
     sid_loss: SidLoss,
     label_smoothing: float = 0.0,
-    most_of_level: int | None = None,
+    most: tuple[int, int] | None = None,
 ) -> Tensor:
     """Summed cross-entropy of supervised tokens.
 
@@ -47,35 +47,37 @@ def sid_cross_entropy(
         vocabulary: Blocks of the levels.
         sid_loss: What the softmax of a SID token runs over.
         label_smoothing: Share of the target spread over what the softmax runs over.
-        most_of_level: Positions that one level can have at most. Where given, the host waits for nothing, and every
-            label must be a SID token; only with `level`.
+        most: Positions that one level and that words can have at most. Where given, the host waits for nothing; only
+            with `level`.
 
     Returns:
         Scalar float32.
     """
 
-    def loss_over(rows: slice, chosen_P: Tensor) -> Tensor:
-        places = _places(chosen_P, most_of_level)
+    def loss_over(rows: slice, chosen_P: Tensor, limit: int | None) -> Tensor:
+        places = _places(chosen_P, limit)
         scores = logits(model, hidden_PH[places], rows)
         targets = torch.where(chosen_P, labels_P - (rows.start or 0), IGNORED)[places]
         return cross_entropy(scores, targets, reduction="sum", label_smoothing=label_smoothing)
 
     supervised = labels_P != IGNORED
     if sid_loss == "full":
-        return loss_over(slice(None), supervised)
+        return loss_over(slice(None), supervised, None)
+    most_of_level, most_words = (None, None) if most is None else most
     blocks = [vocabulary.block(level) for level in range(vocabulary.num_levels)]
-    losses = [loss_over(b, (labels_P >= b.start) & (labels_P < b.stop)) for b in blocks]
-    if most_of_level is None:
+    losses = [loss_over(b, (labels_P >= b.start) & (labels_P < b.stop), most_of_level) for b in blocks]
+    if most_words != 0:
         sids = vocabulary.token_range
-        losses.append(loss_over(slice(None), supervised & ((labels_P < sids.start) | (labels_P >= sids.stop))))
+        is_word = supervised & ((labels_P < sids.start) | (labels_P >= sids.stop))
+        losses.append(loss_over(slice(None), is_word, most_words))
     return torch.stack(losses).sum()
 
 
-def _places(chosen_P: Tensor, most: int | None) -> Tensor:
-    """Places of the chosen positions, or, without asking the device how many there are, `most` that hold them all."""
-    if most is None:
+def _places(chosen_P: Tensor, limit: int | None) -> Tensor:
+    """Places of the chosen positions, or, without asking the device how many there are, `limit` that hold them all."""
+    if limit is None:
         return chosen_P.nonzero().squeeze(1)
-    return chosen_P.byte().argsort(descending=True, stable=True)[:most]
+    return chosen_P.byte().argsort(descending=True, stable=True)[:limit]
 
 
 @contextlib.contextmanager
@@ -88,6 +90,8 @@ def sid_loss_in_forward(
 ) -> Iterator[None]:
     """While open, `model(input_ids, attention_mask, labels=…)` returns the SID loss and computes no other logits.
 
+    It also takes `num_items_in_batch`, what the sum of the losses is divided by, and `most_words` of the collator.
+
     Args:
         model: Causal LM or a PEFT model over one; calls without `labels` are left as they are.
         vocabulary: Blocks of the levels.
@@ -99,18 +103,20 @@ def sid_loss_in_forward(
     original, own = base.forward, vars(base).get("forward")
 
     def mean_loss(
-        labels: Tensor, num_items_in_batch: Tensor | int | None, most_of_level: int | None = None, **inputs: Any
+        labels: Tensor, num_items_in_batch: Tensor | int | None, most: tuple[int, int] | None = None, **inputs: Any
     ) -> Tensor:
         states = run_backbone(base, **{**inputs, "use_cache": False})
         targets = pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
         total = sid_cross_entropy(
-            base, states.last_hidden_state.flatten(0, 1), targets, vocabulary, sid_loss, label_smoothing, most_of_level
+            base, states.last_hidden_state.flatten(0, 1), targets, vocabulary, sid_loss, label_smoothing, most
         )
         count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         return total / count
 
-    def captured_loss(input_ids: Tensor, position_ids: Tensor, labels: Tensor, count: Tensor) -> Tensor:
-        mask, most = separate(position_ids), captured.most_of_level(labels)
+    def captured_loss(
+        most_words: int, input_ids: Tensor, position_ids: Tensor, labels: Tensor, count: Tensor
+    ) -> Tensor:
+        mask, most = separate(position_ids), (captured.most_of_level(labels), most_words)
         return mean_loss(labels, count, most, input_ids=input_ids, position_ids=position_ids, attention_mask=mask)
 
     @functools.wraps(original)
@@ -119,13 +125,14 @@ def sid_loss_in_forward(
         *,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        most_words: int = 0,
         **inputs: Any,
     ) -> Any:
         if labels is None:
             return original(input_ids=input_ids, **inputs)
         if captured is not None and base.training and torch.is_grad_enabled():
             batch = [input_ids, inputs["position_ids"], labels, num_items_in_batch]
-            return CausalLMOutput(loss=captured(captured_loss, batch))
+            return CausalLMOutput(loss=captured(captured_loss, batch, most_words))
         return CausalLMOutput(loss=mean_loss(labels, num_items_in_batch, input_ids=input_ids, **inputs))
 
     base.forward = forward

@@ -33,7 +33,6 @@ from llmrec.checkpoint import without_tensor_bars
 from llmrec.configs import SftConfig
 from llmrec.console import is_quiet, say
 from llmrec.evaluation.learning import JUDGING
-from llmrec.tasks import TASKS
 from llmrec.training.captured import MOST_TRAINED, CapturedLoss
 from llmrec.training.checkpoints import WholeCheckpoints, newest_whole
 from llmrec.training.examples import HistoryCollator
@@ -190,11 +189,14 @@ def capture(
         pad_token_id: Token of padding.
         device: That the model will be on.
     """
-    has_words = config.sid_loss == "full" or any(TASKS[name].answer != "sid" for name in config.tasks)
     is_plain = config.packing and config.quantization == "none" and not config.gradient_checkpointing
     is_small = sum(p.numel() for p in model.parameters() if p.requires_grad) <= MOST_TRAINED
     is_whole = device.type == "cuda" and processes.sharding() is None
-    if has_words or not (is_plain and is_small and is_whole) or causal_lm(model).config._attn_implementation != "sdpa":
+    if (
+        config.sid_loss == "full"
+        or not (is_plain and is_small and is_whole)
+        or causal_lm(model).config._attn_implementation != "sdpa"
+    ):
         return None
     return CapturedLoss(model, shortest_sid, fills=(pad_token_id, 0, IGNORED))
 
