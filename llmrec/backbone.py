@@ -109,8 +109,10 @@ def check_halves(model: PreTrainedModel) -> None:
     Raises:
         ValueError: If something else lies between the two, such as another layer or a scale that we do not know.
     """
-    ids = torch.arange(TRIED_TOKENS, device=model.device).unsqueeze(0)
+    ids, was_training = torch.arange(TRIED_TOKENS, device=model.device).unsqueeze(0), model.training
+    model.eval()  # a new model is in training mode, in which its dropout would make the two differ
     expected, output = model(input_ids=ids).logits.float(), run_backbone(model, input_ids=ids)
+    model.train(was_training)
     found = logits(model, output.last_hidden_state) if "last_hidden_state" in output else None
     if found is None or not torch.allclose(found, expected, atol=float(1e-2 * expected.abs().max())):
         raise ValueError(

@@ -43,6 +43,13 @@ def test_models_of_two_halves_pass_the_trial(architecture, dtype):
     check_halves(tiny_llm(VOCABULARY, architecture).to(dtype))
 
 
+def test_a_new_model_with_dropout_passes_the_trial():
+    """Architectures make models in training mode, which the trial leaves them in."""
+    model = tiny_llm(VOCABULARY, attention_dropout=0.5).train()
+    check_halves(model)
+    assert model.training
+
+
 @pytest.mark.parametrize(
     ("architecture", "options"),
     [("modernbert-decoder", {}), ("llama4_text", {}), ("falcon_h1", {"lm_head_multiplier": 2.0})],
