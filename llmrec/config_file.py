@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from llmrec.configs import out_of_bounds
+from llmrec.suggest import suggestion
 
 
 def load_config(cls: type, path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Any:
@@ -36,9 +36,8 @@ def load_config(cls: type, path: str | Path | None = None, overrides: dict[str, 
     problems = []
     for key in list(given):
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1, cutoff=0.4)
-            hint = f"; did you mean '{near[0]}'?" if near else f"; known keys: {', '.join(fields)}"
-            problems.append(f"unknown key '{key}' in {origin[key]}{hint}")
+            hint = suggestion(key, fields, otherwise="known keys:")
+            problems.append(f"unknown key '{key}' in {origin[key]}; {hint}")
             continue
         try:
             given[key] = _convert(given[key], hints[key])

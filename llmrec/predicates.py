@@ -19,7 +19,6 @@ Shapes: N rows of the table.
 from __future__ import annotations
 
 import csv
-import difflib
 import functools
 import math
 import re
@@ -28,6 +27,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from llmrec.suggest import suggestion
 
 ORDER = {"<": pc.less, "<=": pc.less_equal, ">": pc.greater, ">=": pc.greater_equal}
 COMPARISONS = {"==": pc.equal, "!=": pc.not_equal, **ORDER}
@@ -66,9 +67,7 @@ def _parse(condition: str, names: Sequence[str]) -> tuple[str, str, str]:
     begins = [name for name in names if re.match(re.escape(name) + r"(?!\w)", condition)]
     if not begins:
         column = re.match(r"[^\s<>=!]*", condition)[0]
-        near = difflib.get_close_matches(column, names, n=1, cutoff=0.4)
-        hint = f"did you mean '{near[0]}'?" if near else f"the columns are {', '.join(names)}"
-        raise ValueError(f"unknown column '{column}'; {hint}")
+        raise ValueError(f"unknown column '{column}'; {suggestion(column, names, otherwise='the columns are')}")
     column = max(begins, key=len)
     operator, value = re.fullmatch(r"\s*([<>=!]+|[^\s<>=!]*)\s*(.*)", condition[len(column) :], re.DOTALL).groups()
     if operator not in OPERATORS:

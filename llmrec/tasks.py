@@ -10,7 +10,6 @@ Source: tasks of LC-Rec (arXiv:2311.09049) and MiniOneRec (arXiv:2510.24431).
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +18,7 @@ import numpy as np
 from llmrec import columns
 from llmrec.catalog import Catalog
 from llmrec.configs import SftConfig
+from llmrec.suggest import suggestion
 
 SLOT = "{given}"  # where a template shows what is given
 CATEGORY_COLUMNS = ("category", "genres", "brand")
@@ -80,9 +80,7 @@ def task_problems(config: SftConfig, catalog: Catalog) -> list[str]:
     problems = []
     for name in config.tasks:
         if name not in TASKS:
-            near = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.4)
-            hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(TASKS)}"
-            problems.append(f"unknown task '{name}'; {hint}")
+            problems.append(f"unknown task '{name}'; {suggestion(name, TASKS)}")
     if len(set(config.tasks)) < len(config.tasks):
         problems.append(f"tasks repeats a name: {config.tasks}")
     if config.task_weights is not None and len(config.task_weights) != len(config.tasks):

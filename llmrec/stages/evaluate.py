@@ -5,7 +5,6 @@ Each system in each column is saved when it is done, so that an interrupted run 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from llmrec.evaluation.report import OURS, Outcomes, show, sid_usage, summarise
 from llmrec.manifest import MANIFEST, PARTIAL, content_hash, read_manifest, write_json
 from llmrec.ranking import default_num_beams
 from llmrec.sid import SidTable
+from llmrec.suggest import suggestion
 
 METRICS = "metrics.json"
 PER_USER = "per_user.parquet"
@@ -90,9 +90,7 @@ def check(config: EvaluateConfig) -> None:
         problems.append(f"'num_beams' is {config.num_beams}; {max(config.k)} or more are needed to fill k = {config.k}")
     for name in config.baselines:
         if name not in BASELINES:
-            near = difflib.get_close_matches(name, BASELINES, n=1, cutoff=0.4)
-            hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(BASELINES)}"
-            problems.append(f"unknown baseline '{name}'; {hint}")
+            problems.append(f"unknown baseline '{name}'; {suggestion(name, BASELINES)}")
     if len(set(config.baselines)) < len(config.baselines):
         problems.append(f"'baselines' repeats a name: {config.baselines}")
     if problems:
