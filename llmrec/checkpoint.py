@@ -165,10 +165,11 @@ def new_model(source: str | Path, seed: int) -> PreTrainedModel:
         ValueError: If the config cannot be loaded, or is of no causal LM.
     """
     config = _from_pretrained(AutoConfig, source)
+    dtype = config.dtype or torch.float32  # read first: `from_config` writes the type that it draws in into the config
     torch.manual_seed(seed)
     with _naming(source, AutoModelForCausalLM):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return model.to(config.dtype or torch.float32)
+    return model.to(dtype)
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from llmrec.configs import out_of_bounds
+from llmrec.options import out_of_bounds
 from llmrec.suggest import suggestion
 
 

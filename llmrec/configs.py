@@ -1,62 +1,27 @@
 """One dataclass per stage: its options, what they mean, their defaults and their bounds.
 
-Nothing here imports torch: `llmrec --help` builds its flags from these fields. A field with `help` metadata explains
-itself in `--help` and in the docs; `identity=False` marks what does not change a result (where it is written, which
-device computes it), so that a run may be resumed with another value; `least`, `above` and `most` bound a number.
+Nothing here imports torch: `llmrec --help` builds its flags from these fields (`llmrec.options`), and what is wrong
+with options alone is said before anything is loaded.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import operator
-from dataclasses import MISSING, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-BOUNDS = {"least": "at least {} is needed", "above": "more than {} is needed", "most": "at most {} is allowed"}
-MAX_SEED = 2**32 - 1  # numpy takes no larger one
+from llmrec.options import MAX_SEED, Config, StageConfig, option
+from llmrec.suggest import suggestion
 
-
-def option(
-    help: str,
-    default: Any = MISSING,
-    identity: bool = True,
-    *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-) -> Any:
-    """A config field with its explanation; list defaults are copied for each instance.
-
-    Args:
-        help: What the field means, for `--help` and the docs.
-        default: Value when left out; required without one.
-        identity: Whether another value makes another run.
-        least: Smallest value allowed.
-        above: What the value must exceed, where no smallest one can be named.
-        most: Largest value allowed.
-    """
-    bounds = {k: v for k, v in {"least": least, "above": above, "most": most}.items() if v is not None}
-    metadata = {"help": help, "identity": identity, "bounds": bounds}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-@dataclass(kw_only=True)
-class Config:
-    """Base of all: a number outside its bounds is refused, however the config is made."""
-
-    def __post_init__(self):
-        problems = [problem for f in dataclasses.fields(self) for problem in out_of_bounds(f, getattr(self, f.name))]
-        if problems:
-            raise ValueError("; ".join(problems))
-
-
-@dataclass(kw_only=True)
-class StageConfig(Config):
-    out: str = option("Directory to write.", identity=False)
-    overwrite: bool = option("Replace the result of another run in `out`.", False, identity=False)
-    seed: int = option("Seed of everything random in this stage.", 0, least=0, most=MAX_SEED)
+# Keys of `llmrec.tasks.TASKS`, without pyarrow and the rest, whose import costs seconds.
+TASK_NAMES = (
+    "sid_to_title",
+    "title_to_sid",
+    "titles_to_sid",
+    "sids_to_title",
+    "description_to_sid",
+    "category_to_sids",
+)
+MOST_TASK_WEIGHT = 100  # examples are listed in memory, and one list of 100 epochs is a mistake
 
 
 @dataclass(kw_only=True)
@@ -182,8 +147,7 @@ class SftConfig(StageConfig):
     loss_on: Literal["every_item", "last_item"] = option("Items of a sequence that are targets.", "every_item")
     histories: bool = option("Train next-item prediction; false trains on `tasks` alone.", True)
     tasks: list[str] = option(
-        "Alignment tasks beside it: sid_to_title, title_to_sid, titles_to_sid, sids_to_title, description_to_sid, "
-        "category_to_sids.",
+        f"Alignment tasks beside it: {', '.join(TASK_NAMES)}.",
         [],
     )
     task_weights: list[float] | None = option(
@@ -230,7 +194,7 @@ class SftConfig(StageConfig):
     gradient_checkpointing: bool = option("Trade compute for memory.", False, identity=False)
     # Results agree up to rounding, as they do between devices and micro-batches.
     compile: bool = option(
-        "Compile the model's layers first; half a minute, which pays off beyond some thousand steps.",
+        "Compile the model's layers first; a minute, which pays off beyond some thousand steps.",
         False,
         identity=False,
     )
@@ -248,6 +212,36 @@ class SftConfig(StageConfig):
     logging_steps: int = option("Optimiser steps between log lines.", 20, identity=False, least=1)
     report_to: list[str] = option("Trackers, as transformers names them.", [], identity=False)
     device: str = option("auto or cpu.", "auto", identity=False)
+
+    def problems(self) -> list[str]:
+        problems = self._task_problems()
+        if self.patience and self.eval_steps is None:
+            problems.append("patience counts evaluations and needs eval_steps, the steps between them")
+        if self.train == "full" and self.quantization != "none":
+            problems.append("quantization 'nf4' needs train 'lora' or 'rows': 4-bit weights cannot be trained in full")
+        for name in ("lora_dora", "lora_rslora"):
+            if getattr(self, name) and self.train != "lora":
+                problems.append(f"{name} needs train 'lora'; it is '{self.train}'")
+        return problems
+
+    def _task_problems(self) -> list[str]:
+        unknown = [name for name in self.tasks if name not in TASK_NAMES]
+        problems = [f"unknown task '{name}'; {suggestion(name, TASK_NAMES)}" for name in unknown]
+        if len(set(self.tasks)) < len(self.tasks):
+            problems.append(f"tasks repeats a name: {self.tasks}")
+        weights = self.task_weights
+        if weights is not None and len(weights) != len(self.tasks):
+            problems.append(f"task_weights has {len(weights)} numbers for {len(self.tasks)} tasks")
+        if not all(0 < weight <= MOST_TASK_WEIGHT for weight in weights or []):  # so written, NaN is refused too
+            problems.append(
+                f"task_weights is {weights}; every weight must be above 0 (leave the task out) and at most "
+                f"{MOST_TASK_WEIGHT}"
+            )
+        if not self.histories and not self.tasks:
+            problems.append("nothing to train on: histories is false and tasks is empty; set one of them")
+        if not self.histories and (self.crop or self.mask or self.reorder):
+            problems.append("crop, mask and reorder vary histories, and histories: false trains none; leave them out")
+        return problems
 
 
 @dataclass(kw_only=True)
@@ -334,13 +328,3 @@ STAGES: dict[str, type] = {
     "recommend": RecommendConfig,
     "quickstart": QuickstartConfig,
 }
-
-
-def out_of_bounds(f: dataclasses.Field, value: Any) -> list[str]:
-    """What is wrong with the value of a field that has bounds; None is within all of them."""
-    holds = {"least": operator.ge, "above": operator.gt, "most": operator.le}
-    return [
-        f"{f.name} is {value}; {BOUNDS[name].format(bound)}"
-        for name, bound in f.metadata.get("bounds", {}).items()
-        if value is not None and not holds[name](value, bound)
-    ]

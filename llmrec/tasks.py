@@ -18,7 +18,6 @@ import numpy as np
 from llmrec import columns
 from llmrec.catalog import Catalog
 from llmrec.configs import SftConfig
-from llmrec.suggest import suggestion
 
 SLOT = "{given}"  # where a template shows what is given
 CATEGORY_COLUMNS = ("category", "genres", "brand")
@@ -76,22 +75,8 @@ TASKS = {
 
 
 def task_problems(config: SftConfig, catalog: Catalog) -> list[str]:
-    """What is wrong with the options of tasks; empty if nothing."""
-    problems = []
-    for name in config.tasks:
-        if name not in TASKS:
-            problems.append(f"unknown task '{name}'; {suggestion(name, TASKS)}")
-    if len(set(config.tasks)) < len(config.tasks):
-        problems.append(f"tasks repeats a name: {config.tasks}")
-    if config.task_weights is not None and len(config.task_weights) != len(config.tasks):
-        problems.append(f"task_weights has {len(config.task_weights)} numbers for {len(config.tasks)} tasks")
-    if any(weight <= 0 for weight in config.task_weights or []):
-        problems.append(f"task_weights is {config.task_weights}; every weight must be above 0 (leave the task out)")
-    if not config.histories and not config.tasks:
-        problems.append("nothing to train on: histories is false and tasks is empty; set one of them")
-    return problems + [
-        problem for name in config.tasks if name in TASKS for problem in _column_problems(name, config, catalog)
-    ]
+    """Columns that the tasks need and that items.parquet lacks, or has without a value; empty if none."""
+    return [problem for name in config.tasks for problem in _column_problems(name, config, catalog)]
 
 
 def descriptions(catalog: Catalog) -> list[str]:
@@ -116,7 +101,6 @@ def categories(catalog: Catalog, column: str | None) -> dict[str, np.ndarray]:
 
 
 def _column_problems(name: str, config: SftConfig, catalog: Catalog) -> list[str]:
-    """Columns that a task needs and that items.parquet lacks, or has without a value."""
     needs = {TASKS[name].given, TASKS[name].answer}
     lacking = []
     if "title" in needs and not any(catalog.titles):

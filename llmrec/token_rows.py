@@ -57,7 +57,7 @@ class ItemWords:
 
     @classmethod
     def of(cls, titles: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> ItemWords:
-        ids = tokenizer(list(titles), add_special_tokens=False)["input_ids"]
+        ids = tokenizer(list(titles), add_special_tokens=False, split_special_tokens=True)["input_ids"]
         lengths = torch.tensor([len(row) for row in ids])
         words = torch.tensor([token for row in ids for token in row], dtype=torch.int64)
         return cls(

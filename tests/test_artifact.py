@@ -13,8 +13,8 @@ import pytest
 
 from llmrec import disk, manifest
 from llmrec.artifact import LOCK, RUN, SCRATCH, run_stage
-from llmrec.configs import StageConfig, option
 from llmrec.manifest import MANIFEST, content_hash, read_manifest, verify
+from llmrec.options import StageConfig, option
 
 
 @dataclasses.dataclass(kw_only=True)

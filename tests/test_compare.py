@@ -28,15 +28,22 @@ TRAINED = {"stage": "sft", "config": {"epochs": 3.0, "seed": 0}, "inputs": {"cat
 
 @pytest.fixture
 def write_run(tmp_path, catalog, monkeypatch):
-    """A function that leaves an evaluation whose targets stand at the given places (-1: absent) in both columns."""
+    """A function that leaves an evaluation whose targets stand at the given places (-1: absent), those of baselines and
+    of the column `seen_excluded` at the same unless told otherwise."""
     monkeypatch.setenv("LLMREC_QUIET", "1")
     monkeypatch.chdir(tmp_path)
 
-    def write(name: str, start, trained: dict | None = TRAINED, on: Catalog = catalog, **options) -> str:
-        position = Position(np.array(start), np.ones(USERS, np.int64), np.array(start))
-        outcome = Outcome(position, np.zeros((USERS, 3), np.int64), np.zeros(USERS, np.int64), 1.0)
+    def write(
+        name: str, start, trained: dict | None = TRAINED, on: Catalog = catalog, theirs=None, excluded=None, **options
+    ) -> str:
         systems = ("ours", *options.get("baselines", ["popularity"]))
-        outcomes = {(system, column): outcome for system in systems for column in COLUMNS}
+        outcomes = {}
+        for system in systems:
+            plain = start if system == "ours" or theirs is None else theirs
+            for column, places in zip(COLUMNS, (plain, plain if excluded is None else excluded), strict=True):
+                position = Position(np.array(places), np.ones(USERS, np.int64), np.array(places))
+                items, invalid = np.zeros((USERS, 3), np.int64), np.zeros(USERS, np.int64)
+                outcomes[system, column] = Outcome(position, items, invalid, 1.0)
 
         def build(workdir: Path) -> None:
             write_json(workdir / "metrics.json", {"trained": trained})
@@ -65,6 +72,15 @@ def test_differences_by_hand(write_run):
         second = 1 / np.log2(3)
         assert difference["ndcg@2"]["mean"] == pytest.approx((3 + second - 2 - 2 * second) / 6)
     assert result["differences"].keys() == {"b"}
+
+
+def test_each_column_is_compared_with_itself(write_run):
+    runs = (write_run(name, [0] * hits + [-1] * (6 - hits), excluded=[0] * (hits + 3) + [-1] * (3 - hits))
+            for name, hits in (("a", 1), ("b", 2)))  # fmt: skip
+    result = compared(*runs)
+    for column, expected in zip(COLUMNS, ((1 / 6, 2 / 6), (4 / 6, 5 / 6)), strict=True):
+        found = [result["systems"][name][column]["recall@1"]["mean"] for name in "ab"]
+        assert found == pytest.approx(list(expected))
 
 
 def test_intervals_are_those_of_the_paired_bootstrap(write_run, catalog):
@@ -195,12 +211,15 @@ def test_the_first_seed_that_does_not_say_how_it_was_made_is_refused_too(write_r
 
 
 def test_a_baseline_is_compared_and_its_seeds_are_those_of_the_runs(write_run):
-    starts = {"e0": [0, -1, -1, -1, -1, -1], "e1": [0, 0, 0, -1, -1, -1]}
-    runs = [write_run(name, starts[name], seed=seed, baselines=["sasrec"]) for seed, name in enumerate(starts)]
+    ours, starts = [-1, -1, -1, -1, -1, 0], {"e0": [0, 0, -1, -1, -1, -1], "e1": [0, 0, 0, 0, -1, -1]}
+    runs = [
+        write_run(name, ours, theirs=starts[name], seed=seed, baselines=["sasrec"]) for seed, name in enumerate(starts)
+    ]
     result = compared(runs[0], *runs, systems=["ours", "sasrec", "sasrec"], names=["ours", "sasrec", "sasrec"])
     assert result["num_seeds"] == {"ours": 1, "sasrec": 2}
-    assert result["systems"]["sasrec"]["plain"]["recall@1"]["mean"] == pytest.approx(2 / 6)  # 1/6 and 3/6
-    assert result["differences"]["sasrec"]["plain"]["recall@1"]["mean"] == pytest.approx(1 / 6)
+    assert result["systems"]["ours"]["plain"]["recall@1"]["mean"] == pytest.approx(1 / 6)
+    assert result["systems"]["sasrec"]["plain"]["recall@1"]["mean"] == pytest.approx(3 / 6)  # 2/6 and 4/6
+    assert result["differences"]["sasrec"]["plain"]["recall@1"]["mean"] == pytest.approx(2 / 6)
     assert list(compared(runs[0], runs[0], systems=["ours", "sasrec"])["systems"]) == ["e0", "e0 (sasrec)"]
 
 

@@ -126,6 +126,11 @@ def test_a_wrong_line(load, line, message):
         load(PrepareConfig, line + "\n", out="o")
 
 
+def test_an_unknown_choice_is_refused_in_python_too():
+    with pytest.raises(ValueError, match="train is 'lorra'; choose from lora, rows, full"):
+        SftConfig(catalog="c", model="m", out="o", train="lorra")
+
+
 @pytest.mark.parametrize("text", ["- a\n", "text\n", "3\n"])
 def test_a_file_that_is_no_mapping(load, text):
     with pytest.raises(ValueError, match="must map keys to values"):

@@ -197,10 +197,17 @@ def test_an_extended_model_is_not_extended_again_with_the_same_tokens(capsys, tm
     assert "already has the token '<a_0>'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
-def test_random_weights_are_drawn_by_the_config_and_the_seed(tmp_path, sid_table, dtype):
-    """Of the model its config and tokenizer are read; its weights need not be there."""
-    llm, sid = write_llm(tmp_path / "llm", tied=False), write_sid(tmp_path / "sid", sid_table)
+@pytest.mark.parametrize(
+    ("stored", "dtype", "expected"),
+    [
+        (torch.float32, "auto", torch.float32),
+        (torch.bfloat16, "auto", torch.bfloat16),
+        (torch.float32, "bfloat16", torch.bfloat16),
+    ],
+)
+def test_random_weights_are_drawn_by_the_config_and_the_seed(tmp_path, sid_table, stored, dtype, expected):
+    """Of the model its config and tokenizer are read, the type too; its weights need not be there."""
+    llm, sid = write_llm(tmp_path / "llm", tied=False, dtype=stored), write_sid(tmp_path / "sid", sid_table)
     before = load_file(llm / "model.safetensors")
     (llm / "model.safetensors").unlink()
     for out, seed in (("one", 5), ("again", 5), ("other", 6)):
@@ -208,10 +215,10 @@ def test_random_weights_are_drawn_by_the_config_and_the_seed(tmp_path, sid_table
         extend.main(ExtendConfig(**options, weights="random"))
     one, again, other = (load_file(tmp_path / out / "model.safetensors") for out in ("one", "again", "other"))
     assert one.keys() == before.keys() and all(torch.equal(one[name], again[name]) for name in one)
-    assert {tensor.dtype for tensor in one.values()} == {torch.float32 if dtype == "auto" else torch.bfloat16}
+    assert {tensor.dtype for tensor in one.values()} == {expected}
     drawn = [name for name in one if "norm" not in name]  # norms start at 1
     assert not any(torch.equal(one[name], other[name]) for name in drawn)
-    assert not any(torch.equal(one[name].float(), before[name]) for name in drawn if "layers" in name)
+    assert not any(torch.equal(one[name].float(), before[name].float()) for name in drawn if "layers" in name)
     assert one["model.layers.0.mlp.up_proj.weight"].float().std() == pytest.approx(0.2, rel=0.1)  # initializer_range
     assert Binding.load(tmp_path / "one")[2]["base_model"] == "llm, weights drawn anew"
 

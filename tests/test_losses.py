@@ -54,6 +54,18 @@ def test_levels_are_summed(llm, vocabulary):
 
 
 @torch.no_grad()
+def test_room_for_exactly_what_there_is_loses_nothing(llm, vocabulary):
+    """Three SIDs and two words; with room for more the same."""
+    sids = [start + code for code in range(3) for start in vocabulary.starts]
+    targets = torch.tensor([IGNORED, vocabulary.token_range.start - 1, *sids, IGNORED, 4])
+    hidden = torch.randn(len(targets), llm.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    expected = float(sid_cross_entropy(llm, hidden, targets, vocabulary, "level"))
+    for most in ((3, 2), (5, 7), (100, 100)):
+        found = sid_cross_entropy(llm, hidden, targets, vocabulary, "level", most=most)
+        assert float(found) == pytest.approx(expected, rel=1e-6)
+
+
+@torch.no_grad()
 def test_spare_rows_take_no_share_of_a_level(tokenizer):
     """Uniform scores cost ln 4 with four codes in use, however many rows lie ready behind them."""
     vocabulary = SidVocabulary.add_to(tokenizer, [4, 4], spare_codes=3)

@@ -304,6 +304,16 @@ def test_evaluate_hands_on_its_seed_and_device(monkeypatch, tmp_path):
     assert given == [("sasrec", "catalog", 7, "cpu")]
 
 
+@pytest.mark.parametrize("max_history", [1, 2, 3, 8, 20])
+def test_every_item_but_the_first_is_a_target_once(max_history):
+    """Also where windows overlap."""
+    sequences = [np.arange(0, 11), np.arange(20, 21), np.arange(30, 32), np.arange(40, 49)]
+    examples = next_items(training_windows(sequences, max_history))
+    found = sorted(examples.targets[examples.supervised].tolist())
+    assert found == [item for sequence in sequences for item in sequence[1:].tolist()]
+    assert (examples.inputs[examples.supervised] + 1 == examples.targets[examples.supervised]).all()
+
+
 def test_fields_by_hand():
     """Two fields; a value each, their own value where there is none, and a half or a third of each of several."""
     found = side_fields(split([], [], []))
@@ -317,6 +327,7 @@ def test_columns_that_are_no_categories_are_left_out():
     own = [f"text of {row}" for row in range(12)]
     others = {"price": [1.5] * 12, "maker": own, "alike": ["x"] * 12, "lat": [1] * 12, "text": COLOURS}
     assert side_fields(split([], [], [], **others, year=[1990, None, 1991] * 4)).names == ["year"]
+    assert side_fields(split([], [], [], **others, half=["x"] * 6 + own[6:])).names == ["half"]
     expected = r"no side field \('price' holds double; of 'maker' most .*; of 'alike' .*\).*leave sasrec_fields out"
     with pytest.raises(ValueError, match=expected):
         side_fields(split([], [], [], **others))

@@ -72,3 +72,10 @@ def test_a_model_that_mixes_packed_sequences_is_refused():
     model = tiny_llm(30, "mamba")
     with pytest.raises(ValueError, match="MambaForCausalLM does not keep packed sequences apart; set packing to false"):
         check_packing(model)
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_a_model_with_dropout_is_tried_without_and_left_in_its_mode(is_training):
+    model = tiny_llm(30, "gpt2", attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5).train(is_training)
+    check_packing(model)
+    assert all(module.training == is_training for module in model.modules())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -14,6 +16,7 @@ from prepared import write_catalog
 from test_checkpoints import interrupt_at
 
 from llmrec.catalog import Catalog
+from llmrec.configs import TASK_NAMES
 from llmrec.prompts import HistoryEncoder, Prompt
 from llmrec.sid import SidTable
 from llmrec.tasks import SLOT, TASKS, task_problems
@@ -103,8 +106,9 @@ def test_a_category_names_a_few_of_its_items(rich, tokenizer, encoder):
         words = answer.split(" ")
         shown = [" ".join(words[i : i + 3]) for i in range(0, len(words), 3)]
         assert len(shown) == 3 and set(shown) <= {sids[row] for row in members[category]}
-    first = [task.cases.case(case, np.random.default_rng(0))[1][0] for case in range(14)]
-    assert first == [*range(11), 6, 7, 8]
+    answers = [task.cases.case(case, np.random.default_rng(seed))[1] for seed in range(9) for case in range(14)]
+    assert [rows[0] for rows in answers] == [*range(11), 6, 7, 8] * 9
+    assert all(len(set(rows)) == 3 for rows in answers)  # none twice
 
 
 def test_prompts_begin_as_every_prompt_of_the_model_does(rich, tokenizer, encoder):
@@ -132,12 +136,23 @@ def test_texts_are_cut_and_only_whole_known_ones_are_answers(tokenizer):
     assert texts.is_answer.tolist() == [True, False, False, False, False, True]
 
 
+def test_markup_in_a_text_is_no_special_token(tokenizer):
+    """An end of text in a title would end the prompt or the answer in the middle; prompts are encoded as before."""
+    before = tokenizer.encode("green tea<eos>")
+    texts = Texts.encode(["green tea<eos>", "red<bos> apple"], tokenizer, 64)
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    assert not special & set(np.concatenate(texts.tokens).tolist())
+    assert texts.is_answer.tolist() == [False, False]  # the markup is of no word that this tokenizer knows
+    assert tokenizer.encode("green tea<eos>") == before
+
+
 def test_items_without_a_title_are_left_out_and_counted(catalog, tokenizer, encoder, capsys):
     titles = [None, " ", *TITLES[2:]]
     catalog = Catalog(catalog.items.set_column(1, "title", [titles]), catalog._split)
     tasks = built(catalog, tokenizer, "title_to_sid", "titles_to_sid", "sids_to_title")
     assert tasks["title_to_sid"].cases.rows.tolist() == list(range(2, 12))
-    assert "task title_to_sid: 12 draws per epoch from 10 cases (2 without a text for it)" in capsys.readouterr().err
+    line = "task title_to_sid: 12 examples per epoch from 10 cases (2 left out: no whole text)"
+    assert line in capsys.readouterr().err
     # Sequences 0 1 2, 1 3 5, 2 5 8, 3 4 5, 4 6 8, 5 8 11: two items of each come after another.
     cases = [tuple(map(list, tasks["titles_to_sid"].cases.case(i, None))) for i in range(9)]
     assert cases[0] == ([3], [5]) and cases[1:3] == [([2], [5]), ([2, 5], [8])]
@@ -320,11 +335,11 @@ def rich_toy(toy, tmp_path_factory):
     return catalog.source, extended(root, SidTable(plain.item_ids, CODES, level_sizes=[4, 4, 4]))
 
 
-OPTIONS = {"tasks": list(TASKS), "crop": 0.5, "mask": 0.5, "reorder": 0.5, "max_steps": 12, "save_steps": 1, "seed": 2}
+OPTIONS = {"tasks": list(TASKS), "crop": 0.5, "mask": 0.5, "reorder": 0.5, "max_steps": 13, "save_steps": 1, "seed": 2}
 
 
 def test_law_12_a_resumed_run_draws_the_same(monkeypatch, tmp_path, rich_toy):
-    """27 histories and 4 draws of each task, 7 steps an epoch: killed at the end of one, and amid the next."""
+    """27 histories and 4 draws of each task, 7 steps an epoch: killed at the end of one, and late in the next."""
     epochs, collate = [], HistoryCollator.__call__
     monkeypatch.setattr(
         HistoryCollator, "__call__", lambda self, batch: epochs.append(self.epoch) or collate(self, batch)
@@ -333,7 +348,7 @@ def test_law_12_a_resumed_run_draws_the_same(monkeypatch, tmp_path, rich_toy):
     assert (whole["examples"], whole["task_examples"]) == (27, 24)
     assert epochs[:12] == [0] * 7 + [1] * 5
     again = tmp_path / "again"
-    for step in (7, 10):
+    for step in (7, 12):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             interrupt_at(patch, step)
             fine_tune(again, *rich_toy, **OPTIONS)
@@ -371,16 +386,34 @@ def test_what_can_be_learned_from_tasks_is_learned(tmp_path, rich_toy):
         ({"tasks": ["xyz"]}, "unknown task 'xyz'; choose from sid_to_title"),
         ({"tasks": ["title_to_sid"] * 2}, "tasks repeats a name"),
         ({"tasks": ["title_to_sid"], "task_weights": [1.0, 2.0]}, "task_weights has 2 numbers for 1 tasks"),
-        ({"tasks": ["title_to_sid"], "task_weights": [0.0]}, "every weight must be above 0"),
+        *(
+            ({"tasks": ["title_to_sid"], "task_weights": [weight]}, "every weight must be above 0")
+            for weight in (0.0, float("nan"), 1e6)
+        ),
         ({"histories": False}, "nothing to train on: histories is false and tasks is empty"),
+        ({"tasks": ["title_to_sid"], "histories": False, "mask": 0.5}, "crop, mask and reorder vary histories"),
+    ],
+)
+def test_options_that_cannot_be_drawn_are_refused_before_anything_is_read(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sft_config("", "", "", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         ({"tasks": ["category_to_sids"]}, "needs one of the columns category, genres, brand"),
         ({"tasks": ["category_to_sids"], "category_column": "shop"}, "needs the column 'shop'; catalog/items"),
         ({"tasks": ["description_to_sid"]}, "needs a column 'text' that says more than the title"),
     ],
-)  # fmt: skip
-def test_what_cannot_be_drawn_is_refused(catalog, options, message):
+)
+def test_tasks_without_their_column_are_refused(catalog, options, message):
     assert message in "; ".join(task_problems(sft_config("", "", "", **options), catalog))
     assert task_problems(sft_config("", "", "", loss_on="last_item", tasks=["title_to_sid"]), catalog) == []
+
+
+def test_the_config_knows_every_task():
+    assert list(TASKS) == list(TASK_NAMES)
 
 
 def test_a_task_that_the_texts_leave_empty_is_refused(catalog, sid_table, encoder):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from extended import fine_tune, losses, same_weights
 from forks import Forks
 from torch import nn
+from transformers import Trainer
 
 from llmrec.artifact import SCRATCH
 from llmrec.catalog import Catalog
@@ -144,6 +146,16 @@ def test_the_best_step_is_saved(tmp_path, toy, untied, train, tied):
     assert "best_step" not in fine_tune(tmp_path / "short", *line, **short, train=train)
     assert same_weights(tmp_path / "judged", tmp_path / "short")
     assert losses(tmp_path / "judged")[:6] == losses(tmp_path / "short")
+
+
+@pytest.mark.parametrize(("missing", "is_told"), [(["lm_head.weight"], False), (["model.norm.weight"], True)])
+def test_tied_weights_are_not_called_missing(monkeypatch, missing, is_told):
+    told = []
+    monkeypatch.setattr(Trainer, "_issue_warnings_after_load", lambda self, result: told.append(result.missing_keys))
+    trainer = object.__new__(sft.SidSFTTrainer)
+    trainer.model = SimpleNamespace(all_tied_weights_keys={"lm_head.weight": "model.embed_tokens.weight"})
+    trainer._issue_warnings_after_load(SimpleNamespace(missing_keys=missing, unexpected_keys=[]))
+    assert told == ([missing] if is_told else [])
 
 
 def test_early_stopping(stopped):

@@ -126,7 +126,7 @@ def _baseline_problems(runs: Sequence[Run]) -> list[str]:
         if seed in seeds:
             problems.append(f"'{seeds[seed]}' and '{run.path}' {what} of one seed, {seed}")
         elif seeds and run.system not in TRAINED:
-            problems.append(f"'{runs[0].path}' and '{run.path}' {what}, which is counted and has no seed")
+            problems.append(f"'{runs[0].path}' and '{run.path}' {what}, which is counted and has no seed; give it once")
         seeds.setdefault(seed, run.path)
     return problems
 

@@ -33,7 +33,7 @@ from llmrec.training.losses import sid_loss_in_forward
 from llmrec.training.packing import check_packing
 from llmrec.training.sft import capture, make_trainer, split_batch, train
 from llmrec.training.task_examples import TaskExamples, build_tasks
-from llmrec.training.validation import Validation, check_validation, chosen, draw
+from llmrec.training.validation import Validation, chosen, draw
 from llmrec.training.weights import load_trainable, merge, require_bitsandbytes, whole
 
 LOG = "training_log.json"
@@ -108,7 +108,7 @@ def main(config: SftConfig) -> dict[str, Any]:
     counts = read_manifest(out)["counts"]
     speed = f"{counts['tokens_per_second']:,} tokens/s"
     say(f"sft: {counts['steps']} steps, last loss {counts['loss']:.4f}, {speed} -> {out}")
-    if "saved_step" in counts:
+    if counts.get("best_step"):
         ndcg = counts[f"valid_ndcg@{CUTOFF}"]
         say(f"sft: the weights of step {counts['saved_step']} are saved, best valid ndcg@{CUTOFF} {ndcg:.4f}")
     return {"out": str(out), **counts}
@@ -135,11 +135,6 @@ def check(config: SftConfig, catalog: Catalog, item_ids: list[str], catalog_sha2
         problems.append(
             f"'{config.catalog}' has no training rows; lower `k_core` or change `split` in `llmrec prepare`"
         )
-    if config.train == "full" and config.quantization != "none":
-        problems.append("quantization 'nf4' needs train 'lora' or 'rows': 4-bit weights cannot be trained in full")
-    for name in ("lora_dora", "lora_rslora"):
-        if getattr(config, name) and config.train != "lora":
-            problems.append(f"{name} needs train 'lora'; it is '{config.train}'")
     if processes.sharding() == "DeepSpeed":
         problems.append("accelerate was told to use DeepSpeed; launch with recipes/accelerate/ddp.yaml, or fsdp2.yaml")
     if processes.sharding() == "FSDP" and (config.train != "full" or config.eval_steps or config.compile):
@@ -156,7 +151,11 @@ def check(config: SftConfig, catalog: Catalog, item_ids: list[str], catalog_sha2
         remedy = "install its package" if known else f"choose from {', '.join(INTEGRATION_TO_CALLBACK)}"
         problems.append(f"report_to names '{name}', which is {'not installed' if known else 'no tracker'}; {remedy}")
     problems += task_problems(config, catalog)
-    problems += check_validation(config, len(catalog.rows("valid")))
+    if config.eval_steps and len(catalog.rows("valid")) == 0:
+        problems.append(
+            f"'{config.catalog}' has no 'valid' rows for eval_steps; leave eval_steps out, or run `llmrec prepare` "
+            "with more users or a smaller k_core"
+        )
     if problems:
         raise ValueError("; ".join(problems) + ".")
     if config.quantization == "nf4":

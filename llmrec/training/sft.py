@@ -71,6 +71,12 @@ class SidSFTTrainer(WholeCheckpoints, SFTTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Not of tied weights, which a checkpoint holds once and transformers 5.23 calls missing."""
+        missing = set(load_result.missing_keys) - set(getattr(self.model, "all_tied_weights_keys", None) or {})
+        if missing or load_result.unexpected_keys:
+            super()._issue_warnings_after_load(load_result)
+
     def _load_best_model(self) -> None:
         if self.state.best_metric > 0:
             super()._load_best_model()

@@ -42,8 +42,10 @@ class Texts:
         """
         texts = [text.strip() for text in texts]
         given = [f" {text}" for text in texts if text]
-        # Cut here: `truncation` would stay in the tokenizer, and be saved with the checkpoint.
-        encoded = iter(tokenizer(given, add_special_tokens=False, verbose=False)["input_ids"] if given else [])
+        # Cut here: `truncation` would stay in the tokenizer, and be saved with the checkpoint. Split, as
+        # a title with markup such as `</s>` in it would end there.
+        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        encoded = iter(tokenizer(given, **options)["input_ids"] if given else [])
         tokens = [np.array(next(encoded) if text else [], dtype=np.int64) for text in texts]
         unknown = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
         return cls(

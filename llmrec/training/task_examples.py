@@ -166,8 +166,8 @@ def announce(name: str, task: TaskExamples) -> None:
             f"Task '{name}' has no case: the texts it needs are empty, longer than task_text_tokens or of words that "
             "the tokenizer does not know, or no training sequence has two items. Leave it out of `tasks`."
         )
-    left_out = f" ({task.cases.num_left_out:,} without a text for it)" if task.cases.num_left_out else ""
-    say(f"sft: task {name}: {task.num_draws:,} draws per epoch from {len(task.cases):,} cases{left_out}")
+    left_out = f" ({task.cases.num_left_out:,} left out: no whole text)" if task.cases.num_left_out else ""
+    say(f"sft: task {name}: {task.num_draws:,} examples per epoch from {len(task.cases):,} cases{left_out}")
 
 
 def encode_template(

@@ -36,23 +36,6 @@ from llmrec.sid_ranker import SidRanker
 KEPT = 3  # checkpoints: the best one, and the two newest as without evaluation
 
 
-def check_validation(config: SftConfig, num_rows: int) -> list[str]:
-    """What is wrong with the options of validation.
-
-    Args:
-        config: Of the stage.
-        num_rows: Valid rows of the catalogue.
-    """
-    if config.eval_steps is None:
-        return ["patience counts evaluations and needs eval_steps, the steps between them"] if config.patience else []
-    if num_rows == 0:
-        return [
-            f"'{config.catalog}' has no 'valid' rows for eval_steps; leave eval_steps out, or run `llmrec prepare` "
-            "with more users or a smaller k_core"
-        ]
-    return []
-
-
 def draw(rows: Rows, count: int, seed: int) -> Rows:
     """The rows that `llmrec evaluate` draws with `max_rows` and this seed."""
     if count >= len(rows):
@@ -144,7 +127,7 @@ class Validation(TrainerCallback):
             NDCG: float(ndcg(outcome.position, CUTOFF).mean()),
             RECALL: float(recall(outcome.position, CUTOFF).mean()),
         }
-        is_best = state.best_metric is None or found[NDCG] > state.best_metric
+        is_best = found[NDCG] > (state.best_metric or 0.0)
         say(
             f"sft: step {state.global_step} of {state.max_steps}, valid ndcg@{CUTOFF} {found[NDCG]:.4f}, "
             f"recall@{CUTOFF} {found[RECALL]:.4f}{', the best so far' if is_best else ''}"

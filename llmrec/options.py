@@ -1,0 +1,78 @@
+"""Options: the fields of a config, with their explanation and their bounds.
+
+A field with `help` metadata explains itself in `--help` and in the docs; `identity=False` marks what does not change a
+result (where it is written, which device computes it), so that a run may be resumed with another value; `least`,
+`above` and `most` bound a number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import typing
+from dataclasses import MISSING, dataclass, field
+from typing import Any, Literal
+
+BOUNDS = {"least": "at least {} is needed", "above": "more than {} is needed", "most": "at most {} is allowed"}
+MAX_SEED = 2**32 - 1  # numpy takes no larger one
+
+
+def option(
+    help: str,
+    default: Any = MISSING,
+    identity: bool = True,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+) -> Any:
+    """A config field with its explanation; list defaults are copied for each instance.
+
+    Args:
+        help: What the field means, for `--help` and the docs.
+        default: Value when left out; required without one.
+        identity: Whether another value makes another run.
+        least: Smallest value allowed.
+        above: What the value must exceed, where no smallest one can be named.
+        most: Largest value allowed.
+    """
+    bounds = {k: v for k, v in {"least": least, "above": above, "most": most}.items() if v is not None}
+    metadata = {"help": help, "identity": identity, "bounds": bounds}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(kw_only=True)
+class Config:
+    """Base of all: what can be told wrong from the options alone is refused, however the config is made."""
+
+    def __post_init__(self):
+        problems = [problem for f in dataclasses.fields(self) for problem in out_of_bounds(f, getattr(self, f.name))]
+        for name, hint in typing.get_type_hints(type(self)).items():
+            if typing.get_origin(hint) is Literal and getattr(self, name) not in typing.get_args(hint):
+                problems.append(f"{name} is '{getattr(self, name)}'; choose from {', '.join(typing.get_args(hint))}")
+        problems = problems or self.problems()
+        if problems:
+            raise ValueError("; ".join(problems) + ".")
+
+    def problems(self) -> list[str]:
+        """Options that do not go together, each within its bounds."""
+        return []
+
+
+@dataclass(kw_only=True)
+class StageConfig(Config):
+    out: str = option("Directory to write.", identity=False)
+    overwrite: bool = option("Replace the result of another run in `out`.", False, identity=False)
+    seed: int = option("Seed of everything random in this stage.", 0, least=0, most=MAX_SEED)
+
+
+def out_of_bounds(f: dataclasses.Field, value: Any) -> list[str]:
+    """What is wrong with the value of a field that has bounds; None is within all of them."""
+    holds = {"least": operator.ge, "above": operator.gt, "most": operator.le}
+    return [
+        f"{f.name} is {value}; {BOUNDS[name].format(bound)}"
+        for name, bound in f.metadata.get("bounds", {}).items()
+        if value is not None and not holds[name](value, bound)
+    ]
