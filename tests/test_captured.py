@@ -140,7 +140,7 @@ def test_dropout_goes_on_through_replays(tokenizer, sid_table, vocabulary):
 def test_sft_learns_what_it_learns_without(tmp_path, toy, train, monkeypatch):
     options = {"train": train, "max_steps": 12, "precision": "float32", "device": "auto", "lora_dropout": 0.0}
     fine_tune(tmp_path / "captured", *toy, **options)
-    monkeypatch.setattr("llmrec.stages.sft.capture", lambda *arguments: None)
+    monkeypatch.setattr(CapturedLoss, "of", lambda *arguments: None)
     fine_tune(tmp_path / "eager", *toy, **options)
     captured, eager = (losses(tmp_path / name) for name in ("captured", "eager"))
     assert captured == pytest.approx(eager, rel=1e-4)

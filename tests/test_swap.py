@@ -14,7 +14,7 @@ from test_examples import make_collator
 from llmrec.sid import SidTable
 from llmrec.training.examples import HistoryCollator, build_dataset
 from llmrec.training.losses import sid_loss_in_forward
-from llmrec.training.sft import build_optimizer
+from llmrec.training.optimizer import build_optimizer
 from llmrec.training.swap import swap_table
 from llmrec.training.weights import add_adapter
 from llmrec.vocab import SidVocabulary

@@ -24,7 +24,7 @@ from llmrec.stages import sft as stage
 from llmrec.training import weights
 from llmrec.training.examples import HistoryCollator, build_dataset
 from llmrec.training.losses import sid_loss_in_forward
-from llmrec.training.sft import SID_ROWS, build_optimizer
+from llmrec.training.optimizer import SID_ROWS, build_optimizer
 
 TARGETS = ["q_proj", "v_proj"]
 WAYS = {

@@ -6,11 +6,13 @@ Interrupted at any point, the same command continues from the newest checkpoint 
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import AutoConfig, PreTrainedTokenizerBase, SchedulerType, set_seed
+from peft import PeftModel
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, set_seed
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from llmrec import processes
@@ -25,13 +27,15 @@ from llmrec.device import resolve_device, resolve_dtype
 from llmrec.evaluation.learning import CUTOFF
 from llmrec.manifest import content_hash, read_manifest, verify, write_json
 from llmrec.prompts import HistoryEncoder, Prompt
+from llmrec.sid import SidTable
 from llmrec.tasks import task_problems
 from llmrec.training.augmentation import Augmentation
+from llmrec.training.captured import CapturedLoss
 from llmrec.training.dropout import residual_dropout
 from llmrec.training.examples import HistoryCollator, add_draws, build_dataset, fill_last_batch
-from llmrec.training.losses import sid_loss_in_forward
+from llmrec.training.losses import IGNORED, sid_loss_in_forward
 from llmrec.training.packing import check_packing
-from llmrec.training.sft import capture, make_trainer, split_batch, train
+from llmrec.training.sft import SidSFTTrainer, make_trainer, split_batch, train
 from llmrec.training.task_examples import TaskExamples, build_tasks
 from llmrec.training.validation import Validation, chosen, draw
 from llmrec.training.weights import load_trainable, merge, require_bitsandbytes, whole
@@ -39,11 +43,57 @@ from llmrec.training.weights import load_trainable, merge, require_bitsandbytes,
 LOG = "training_log.json"
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from.
+
+    Args:
+        catalog: Training sequences and valid rows.
+        binding: Vocabulary of the base, with the prompt, history length and scoring of this run.
+        table: Semantic IDs.
+        details: Of the base's llmrec.json.
+        tokenizer: Of the base.
+        prefix: Tokens before every history.
+    """
+
+    catalog: Catalog
+    binding: Binding
+    table: SidTable
+    details: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+    prefix: list[int]
+
+
 def main(config: SftConfig) -> dict[str, Any]:
     """Fine-tune and save the merged model.
 
     Returns:
         out and the counts of the manifest.
+
+    Raises:
+        ValueError: If the config, the checkpoint or the catalogue are not usable.
+    """
+    start = load(config)
+
+    def build(directory: Path) -> dict[str, Any]:
+        trainer, counts = fine_tune(config, start, directory)
+        trained = whole(trainer, config)
+        if trainer.is_world_process_zero():
+            save(config, start, trainer, trained, counts, directory)
+        return counts
+
+    out = run_stage("sft", config, {"catalog": config.catalog, "model": config.model}, build)
+    counts = read_manifest(out)["counts"]
+    speed = f"{counts['tokens_per_second']:,} tokens/s"
+    say(f"sft: {counts['steps']} steps, last loss {counts['loss']:.4f}, {speed} -> {out}")
+    if counts.get("best_step"):
+        ndcg = counts[f"valid_ndcg@{CUTOFF}"]
+        say(f"sft: the weights of step {counts['saved_step']} are saved, best valid ndcg@{CUTOFF} {ndcg:.4f}")
+    return {"out": str(out), **counts}
+
+
+def load(config: SftConfig) -> Start:
+    """Read and check everything but the weights.
 
     Raises:
         ValueError: If the config, the checkpoint or the catalogue are not usable.
@@ -61,57 +111,62 @@ def main(config: SftConfig) -> dict[str, Any]:
         say("sft: instruction, chat_template or max_history differ from the earlier phase's; these ones are saved.")
     normalize_over = "level" if config.sid_loss == "level" else "vocabulary"
     binding = dataclasses.replace(binding, prompt=prompt, max_history=config.max_history, normalize_over=normalize_over)
+    return Start(catalog, binding, table, details, tokenizer, prefix)
 
-    def build(directory: Path) -> dict[str, Any]:
-        device = resolve_device(config.device)
-        examples, tasks = make_examples(config, catalog, tokenizer, table.num_levels)
-        encoder = HistoryEncoder(table, binding.vocabulary)
-        augmentation = Augmentation.of(config)
-        collator = HistoryCollator(
-            prefix, encoder, tokenizer.pad_token_id, config.packing, augmentation, tasks, config.seed
-        )
-        rows = draw(catalog.rows("valid"), config.eval_rows, config.seed) if config.eval_steps else None
-        validation = rows and Validation(rows, table, binding, prefix, examples, config.micro_batch_size)
-        set_seed(config.seed)
-        dtype = resolve_dtype(config.precision, device)
-        model = load_trainable(config, binding.vocabulary, dtype)
-        if config.packing:
-            check_packing(model)
-        if config.compile:
-            compile_layers(model)
-        captured = capture(config, model, int(table.lengths.min()), tokenizer.pad_token_id, device)
-        with (
-            residual_dropout(model, config.dropout),
-            sid_loss_in_forward(model, binding.vocabulary, config.sid_loss, config.label_smoothing, captured),
-        ):
-            trainer = make_trainer(config, model, tokenizer, examples, collator, directory, device, dtype, validation)
-            counts = {**train(trainer, directory), **chosen(trainer.state)}
-            counts["task_examples"] = sum(task.num_draws for task in tasks.values())
-        trained = whole(trainer, config)
-        if trainer.is_world_process_zero():
-            merged = merge(trained, config, dtype, directory / SCRATCH)
-            save_model(merged, tokenizer, directory)
-            recipe = {
-                **details,
-                "catalog_sha256": content_hash(config.catalog),
-                "data": describe_data(config.catalog),
-                "earlier": phases(details),
-                "sft": describe_recipe(config),
-                "counts": counts,
-            }
-            binding.save(directory, table, recipe)
-            write_json(directory / LOG, trainer.state.log_history)
-            write_card(directory, Path(config.out).name)
-        return counts
 
-    out = run_stage("sft", config, {"catalog": config.catalog, "model": config.model}, build)
-    counts = read_manifest(out)["counts"]
-    speed = f"{counts['tokens_per_second']:,} tokens/s"
-    say(f"sft: {counts['steps']} steps, last loss {counts['loss']:.4f}, {speed} -> {out}")
-    if counts.get("best_step"):
-        ndcg = counts[f"valid_ndcg@{CUTOFF}"]
-        say(f"sft: the weights of step {counts['saved_step']} are saved, best valid ndcg@{CUTOFF} {ndcg:.4f}")
-    return {"out": str(out), **counts}
+def fine_tune(config: SftConfig, start: Start, directory: Path) -> tuple[SidSFTTrainer, dict[str, Any]]:
+    """Train in a directory, or go on where a run ended in it.
+
+    Returns:
+        The trainer at its end, and the counts of the manifest.
+    """
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.precision, device)
+    table, binding, pad_token_id = start.table, start.binding, start.tokenizer.pad_token_id
+    examples, tasks = make_examples(config, start.catalog, start.tokenizer, table.num_levels)
+    encoder, augmentation = HistoryEncoder(table, binding.vocabulary), Augmentation.of(config)
+    collator = HistoryCollator(start.prefix, encoder, pad_token_id, config.packing, augmentation, tasks, config.seed)
+    rows = draw(start.catalog.rows("valid"), config.eval_rows, config.seed) if config.eval_steps else None
+    validation = rows and Validation(rows, table, binding, start.prefix, examples, config.micro_batch_size)
+    set_seed(config.seed)
+    model = load_trainable(config, binding.vocabulary, dtype)
+    if config.packing:
+        check_packing(model)
+    if config.compile:
+        compile_layers(model)
+    fills = (pad_token_id, 0, IGNORED)
+    captured = CapturedLoss.of(config, model, int(table.lengths.min()), fills, device)
+    with (
+        residual_dropout(model, config.dropout),
+        sid_loss_in_forward(model, binding.vocabulary, config.sid_loss, config.label_smoothing, captured),
+    ):
+        trainer = make_trainer(config, model, start.tokenizer, examples, collator, directory, device, dtype, validation)
+        counts = {**train(trainer, directory), **chosen(trainer.state)}
+    return trainer, {**counts, "task_examples": sum(task.num_draws for task in tasks.values())}
+
+
+def save(
+    config: SftConfig,
+    start: Start,
+    trainer: SidSFTTrainer,
+    trained: PreTrainedModel | PeftModel,
+    counts: dict[str, Any],
+    directory: Path,
+) -> None:
+    """Write the merged model with all that belongs to it."""
+    dtype = resolve_dtype(config.precision, resolve_device(config.device))
+    save_model(merge(trained, config, dtype, directory / SCRATCH), start.tokenizer, directory)
+    recipe = {
+        **start.details,
+        "catalog_sha256": content_hash(config.catalog),
+        "data": describe_data(config.catalog),
+        "earlier": phases(start.details),
+        "sft": describe_recipe(config),
+        "counts": counts,
+    }
+    start.binding.save(directory, start.table, recipe)
+    write_json(directory / LOG, trainer.state.log_history)
+    write_card(directory, Path(config.out).name)
 
 
 def check(config: SftConfig, catalog: Catalog, item_ids: list[str], catalog_sha256: str | None) -> None:

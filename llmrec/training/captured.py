@@ -26,6 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from llmrec import processes
+from llmrec.backbone import causal_lm
+from llmrec.configs import SftConfig
 from llmrec.cuda_graphs import CudaGraphs
 
 LEAST_STEP = 4
@@ -40,6 +43,27 @@ class CapturedLoss:
         shortest_sid: Tokens of the shortest SID.
         fills: Values of empty rows of `input_ids`, `position_ids` and `labels`.
     """
+
+    @classmethod
+    def of(
+        cls, config: SftConfig, model: nn.Module, shortest_sid: int, fills: tuple[int, int, int], device: torch.device
+    ) -> CapturedLoss | None:
+        """For a run whose steps have few shapes and wait for nothing on the device; None for another.
+
+        Args:
+            config: Of the stage.
+            model: What trains.
+            shortest_sid: Tokens of the shortest SID.
+            fills: See above.
+            device: That the model will be on.
+        """
+        is_plain = config.packing and config.quantization == "none" and not config.gradient_checkpointing
+        is_small = sum(p.numel() for p in model.parameters() if p.requires_grad) <= MOST_TRAINED
+        is_whole = device.type == "cuda" and processes.sharding() is None
+        takes_masks = causal_lm(model).config._attn_implementation == "sdpa"
+        if config.sid_loss == "full" or not (is_plain and is_small and is_whole and takes_masks):
+            return None
+        return cls(model, shortest_sid, fills)
 
     def __init__(self, model: nn.Module, shortest_sid: int, fills: tuple[int, int, int]):
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

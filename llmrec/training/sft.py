@@ -28,19 +28,15 @@ from trl import SFTTrainer
 
 from llmrec import processes
 from llmrec.artifact import SCRATCH
-from llmrec.backbone import causal_lm
 from llmrec.checkpoint import without_tensor_bars
 from llmrec.configs import SftConfig
 from llmrec.console import is_quiet, say
 from llmrec.evaluation.learning import JUDGING
-from llmrec.training.captured import MOST_TRAINED, CapturedLoss
 from llmrec.training.checkpoints import WholeCheckpoints, newest_whole
 from llmrec.training.examples import HistoryCollator
-from llmrec.training.losses import IGNORED
+from llmrec.training.optimizer import build_optimizer
 from llmrec.training.validation import Validation, saving
 from llmrec.training.weights import train_in_float32, without_renaming_warning
-
-SID_ROWS = "trainable_tokens"  # in the name of PEFT's parameter for trained token rows
 
 
 class SidSFTTrainer(WholeCheckpoints, SFTTrainer):
@@ -82,26 +78,6 @@ class SidSFTTrainer(WholeCheckpoints, SFTTrainer):
             super()._load_best_model()
         else:
             say("sft: no target was found at any step, so none is the best: the weights of the last one are saved.")
-
-
-def build_optimizer(model: torch.nn.Module, config: SftConfig, fused: bool = False) -> torch.optim.Optimizer:
-    """AdamW; the SID rows, which start from noise, have their own learning rate, and no decay towards zero.
-
-    Args:
-        model: What trains.
-        config: Of the stage.
-        fused: Whether a step is one kernel for many parameters.
-    """
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    rows = [p for name, p in trained if SID_ROWS in name]
-    decayed = [p for name, p in trained if SID_ROWS not in name and p.dim() > 1]
-    others = [p for name, p in trained if SID_ROWS not in name and p.dim() <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-        {"params": rows, "weight_decay": 0.0, "lr": config.sid_learning_rate or config.learning_rate},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=fused)
 
 
 class LogLines(TrainerCallback):
@@ -181,30 +157,6 @@ def trainer_arguments(config: SftConfig, directory: Path, device: torch.device, 
             dataloader_pin_memory=device.type == "cuda",
             accelerator_config={"non_blocking": device.type == "cuda"},
         )
-
-
-def capture(
-    config: SftConfig, model: PreTrainedModel, shortest_sid: int, pad_token_id: int, device: torch.device
-) -> CapturedLoss | None:
-    """CUDA graphs of training steps, where their shapes are few and nothing in them waits for the device.
-
-    Args:
-        config: Of the stage.
-        model: What trains.
-        shortest_sid: Tokens of the shortest SID.
-        pad_token_id: Token of padding.
-        device: That the model will be on.
-    """
-    is_plain = config.packing and config.quantization == "none" and not config.gradient_checkpointing
-    is_small = sum(p.numel() for p in model.parameters() if p.requires_grad) <= MOST_TRAINED
-    is_whole = device.type == "cuda" and processes.sharding() is None
-    if (
-        config.sid_loss == "full"
-        or not (is_plain and is_small and is_whole)
-        or causal_lm(model).config._attn_implementation != "sdpa"
-    ):
-        return None
-    return CapturedLoss(model, shortest_sid, fills=(pad_token_id, 0, IGNORED))
 
 
 def make_trainer(

@@ -33,9 +33,10 @@ from llmrec.backbone import compile_layers
 from llmrec.configs import SftConfig
 from llmrec.prompts import HistoryEncoder
 from llmrec.sid import SidTable
+from llmrec.training.captured import CapturedLoss
 from llmrec.training.examples import HistoryCollator, build_dataset
-from llmrec.training.losses import sid_loss_in_forward
-from llmrec.training.sft import capture, make_trainer
+from llmrec.training.losses import IGNORED, sid_loss_in_forward
+from llmrec.training.sft import make_trainer
 from llmrec.training.weights import add_adapter
 
 NUM_ITEMS, PREFIX, PAD = 10_000, tuple(range(10, 23)), 0
@@ -118,7 +119,7 @@ class Bench:
         model = add_adapter(random_model(self.args.shape, self.dtype, self.device), self.config, self.vocabulary)
         if self.config.compile:
             compile_layers(model)
-        self.captured = capture(self.config, model, NUM_LEVELS, PAD, self.device)
+        self.captured = CapturedLoss.of(self.config, model, NUM_LEVELS, (PAD, 0, IGNORED), self.device)
         return make_trainer(
             self.config, model, self.tokenizer, self.examples, self.collator(True), directory, self.device, self.dtype
         )
