@@ -51,8 +51,8 @@ class SASRec(Network):
 
     def forward(self, history: Tensor, vectors: Tensor) -> Tensor:
         length = history.shape[1]
-        # Scaled as in the authors' code. On Beauty (dropout .5, seed 0) validation ndcg@10 was .0433 after 12 epochs with
-        # it and .0256 without; at the end .0462 (epoch 46) and .0476 (epoch 72).
+        # Scaled as in the authors' code. On Beauty (dropout .5, seed 0) validation ndcg@10 was .0433 after 12 epochs
+        # with it and .0256 without; at the end .0462 (epoch 46) and .0476 (epoch 72).
         items = functional.embedding(history, vectors) * vectors.shape[1] ** 0.5
         inputs = self.dropout(items + self.positions[:length])  # (B, T, D)
         return self.blocks(inputs, mask=self.future[:length, :length], is_causal=True)
