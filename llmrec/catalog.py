@@ -53,6 +53,12 @@ class Rows:
     def sequences(self) -> list[np.ndarray]:
         return [self.sequence(i) for i in range(len(self))]
 
+    def sample(self, count: int, seed: int) -> np.ndarray:
+        """Ascending positions of `count` random rows, or of all where there are no more."""
+        if count >= len(self):
+            return np.arange(len(self))
+        return np.sort(np.random.default_rng(seed).choice(len(self), size=count, replace=False))
+
     def take(self, indices: Sequence[int]) -> Rows:
         """The given rows, in the given order."""
         histories = [self.history(i) for i in indices]

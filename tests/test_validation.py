@@ -27,7 +27,7 @@ from llmrec.stages import evaluate
 from llmrec.stages import sft as stage
 from llmrec.training import sft, validation
 from llmrec.training.checkpoints import damage, numbered
-from llmrec.training.validation import draw, evaluation_mode
+from llmrec.training.validation import evaluation_mode
 
 # A step is an epoch, of two forward passes.
 OPTIONS = {"max_steps": 12, "eval_steps": 2, "batch_size": 24, "micro_batch_size": 12, "max_history": 10,
@@ -117,9 +117,10 @@ def test_the_figures_are_those_of_evaluate(tmp_path, toy, options):
 def test_rows_are_drawn_as_evaluate_draws_them(toy):
     catalog = Catalog.load(toy[0])
     config = EvaluateConfig(out="", catalog="", model="", split="valid", max_rows=5, seed=3)
-    drawn, expected = draw(catalog.rows("valid"), 5, 3), evaluate.sample(catalog, config)[1]
+    rows, expected = catalog.rows("valid"), evaluate.sample(catalog, config)[1]
+    drawn = rows.take(rows.sample(5, 3))
     assert drawn.user_ids == expected.user_ids and (drawn.targets == expected.targets).all()
-    assert len(draw(catalog.rows("valid"), 2000, 3)) == len(catalog.rows("valid"))
+    assert len(rows.sample(2000, 3)) == len(rows)
 
 
 def test_the_log_by_hand(stopped):

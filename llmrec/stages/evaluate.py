@@ -160,10 +160,10 @@ def sample(catalog: Catalog, config: EvaluateConfig) -> tuple[np.ndarray, Rows]:
             f"{catalog.source}/split.parquet has no '{config.split}' rows (rows per split: {counts}). "
             "Choose another --split, or run `llmrec prepare` with more users or a smaller k_core."
         )
-    if config.max_rows is None or config.max_rows >= len(rows):
+    if config.max_rows is None:
         return np.arange(len(rows)), rows
-    drawn = np.random.default_rng(config.seed).choice(len(rows), size=config.max_rows, replace=False)
-    return np.sort(drawn), rows.take(np.sort(drawn))
+    drawn = rows.sample(config.max_rows, config.seed)
+    return drawn, rows.take(drawn)
 
 
 def ranker(system: str, config: EvaluateConfig, catalog: Catalog, num_beams: int, workdir: Path) -> Rank:

@@ -37,7 +37,7 @@ from llmrec.training.losses import IGNORED, sid_loss_in_forward
 from llmrec.training.packing import check_packing
 from llmrec.training.sft import SidSFTTrainer, make_trainer, split_batch, train
 from llmrec.training.task_examples import TaskExamples, build_tasks
-from llmrec.training.validation import Validation, chosen, draw
+from llmrec.training.validation import Validation, chosen
 from llmrec.training.weights import load_trainable, merge, require_bitsandbytes, whole
 
 LOG = "training_log.json"
@@ -126,8 +126,11 @@ def fine_tune(config: SftConfig, start: Start, directory: Path) -> tuple[SidSFTT
     examples, tasks = make_examples(config, start.catalog, start.tokenizer, table.num_levels)
     encoder, augmentation = HistoryEncoder(table, binding.vocabulary), Augmentation.of(config)
     collator = HistoryCollator(start.prefix, encoder, pad_token_id, config.packing, augmentation, tasks, config.seed)
-    rows = draw(start.catalog.rows("valid"), config.eval_rows, config.seed) if config.eval_steps else None
-    validation = rows and Validation(rows, table, binding, start.prefix, examples, config.micro_batch_size)
+    validation = None
+    if config.eval_steps:
+        rows = start.catalog.rows("valid")
+        rows = rows.take(rows.sample(config.eval_rows, config.seed))  # those of `llmrec evaluate --max-rows`
+        validation = Validation(rows, table, binding, start.prefix, examples, config.micro_batch_size)
     set_seed(config.seed)
     model = load_trainable(config, binding.vocabulary, dtype)
     if config.packing:

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -34,13 +33,6 @@ from llmrec.sid import SidTable
 from llmrec.sid_ranker import SidRanker
 
 KEPT = 3  # checkpoints: the best one, and the two newest as without evaluation
-
-
-def draw(rows: Rows, count: int, seed: int) -> Rows:
-    """The rows that `llmrec evaluate` draws with `max_rows` and this seed."""
-    if count >= len(rows):
-        return rows
-    return rows.take(np.sort(np.random.default_rng(seed).choice(len(rows), size=count, replace=False)))
 
 
 def saving(config: SftConfig) -> dict[str, Any]:
