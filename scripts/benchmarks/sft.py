@@ -62,17 +62,24 @@ def main() -> None:
 
 
 class Clock(TrainerCallback):
-    """When the warm-up steps, and the last step, were done."""
+    """When the warm-up steps, and the last step, were done.
+
+    The device is waited for at these two steps alone: in between, as in training, the host prepares the next batch
+    while one runs.
+    """
 
     def __init__(self, warmup_steps: int):
         self.warmup_steps, self.started, self.ended = warmup_steps, 0.0, 0.0
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step not in (self.warmup_steps, state.max_steps):
+            return
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.ended = time.perf_counter()
         if state.global_step == self.warmup_steps:
-            self.started = self.ended
+            self.started = time.perf_counter()
+        else:
+            self.ended = time.perf_counter()
 
 
 class Bench:
