@@ -15,7 +15,7 @@ from llmrec.evaluation.html import render
 from llmrec.evaluation.metrics import Position
 from llmrec.evaluation.protocol import COLUMNS, Outcome
 from llmrec.evaluation.report import sid_usage, summarise
-from llmrec.evaluation.svg import HEIGHT, WIDTH, Line, log_ticks, nice_ticks, plot, short
+from llmrec.svg import HEIGHT, WIDTH, Line, log_ticks, nice_ticks, plot, short
 
 SYSTEMS = ("ours", "popularity", "<script>alert(1)</script>")
 LOG = [{"step": 10, "loss": 2.5}, {"step": 20, "loss": 1.5}, {"step": 20, "train_runtime": 3.0}]

@@ -15,12 +15,12 @@ from prepared import run_json
 from llmrec.catalog import Catalog
 from llmrec.configs import EvaluateConfig
 from llmrec.evaluation.baselines import TRAINED, Popularity, check_trainable
-from llmrec.evaluation.fields import side_fields
 from llmrec.evaluation.metrics import recall
 from llmrec.evaluation.neural import NETWORKS, NeuralRanker, SASRec, Training, trainer
 from llmrec.evaluation.neural.trainer import summed_loss, train
 from llmrec.evaluation.neural.windows import Windows, batches, next_items, pad_right, shuffled, training_windows
 from llmrec.evaluation.protocol import evaluate, per_batch
+from llmrec.fields import side_fields
 from llmrec.stages import evaluate as stage
 
 CPU = torch.device("cpu")

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import sparse
 
 from llmrec.catalog import Catalog
-from llmrec.evaluation.fields import side_fields
+from llmrec.fields import side_fields
 from llmrec.ranking import UNFILLED, Ranking
 
 BATCH = 512  # rows scored at once; bounds memory where ItemKNN has an opinion on many items

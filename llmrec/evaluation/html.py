@@ -1,11 +1,7 @@
-"""report.html: one evaluation as a page that needs nothing else, from the content of metrics.json and the training log.
-
-No script, no font, no image is loaded: the page reads the same in ten years and on a machine without a network.
-"""
+"""report.html of `llmrec evaluate` and the page of `llmrec compare`, from metrics.json and the training log."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -13,30 +9,11 @@ from llmrec.evaluation.exact import EXACT, lines
 from llmrec.evaluation.learning import CUTOFF, NEAR
 from llmrec.evaluation.protocol import COLUMNS
 from llmrec.evaluation.report import NOT_JUDGED, OURS, slots_line
-from llmrec.evaluation.svg import COLOURS, Line, legend, plot, short
+from llmrec.page import figure, grid, page, table
+from llmrec.svg import COLOURS, Line, legend, plot, short
 
 TITLES = {"plain": "Plain: anything may be returned", "seen_excluded": "Seen excluded: items of the history are masked"}
 AXES = {"popularity": "decile of the target's training popularity", "history": "items in the history"}
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff; max-width: 1180px; margin: 2em auto;
-       padding: 0 1.2em; }
-h1 { margin-bottom: .2em; font-size: 1.6em; overflow-wrap: anywhere; }
-h2 { margin-top: 2em; border-bottom: 1px solid #ddd; } h3 { margin-bottom: .4em; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6em 0 1em; }
-th, td { padding: .25em .8em; text-align: right; border-bottom: 1px solid #eee; white-space: nowrap; background: #fff; }
-th:first-child, td:first-child { position: sticky; left: 0; text-align: left; min-width: 5em; max-width: 38vw;
-                                 white-space: normal; overflow-wrap: break-word; }
-th { color: #555; font-weight: 600; } tr.ours td { font-weight: 600; background: #fdf3ec; }
-small { display: block; color: #666; font-weight: 400; }
-.plots { display: flex; flex-wrap: wrap; gap: 1em 2em; }
-.plots > div { flex: 1 1 25em; min-width: 0; max-width: 540px; }
-figure { margin: 0; } figcaption { font-weight: 600; } svg { width: 100%; height: auto; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; }
-.legend { position: sticky; top: 0; z-index: 1; padding: .3em 0; background: #fff; }
-.legend span { margin-right: 1.4em; white-space: nowrap; }
-.legend i { display: inline-block; width: 22px; margin-right: 6px; vertical-align: middle; }
-"""
 
 
 def render(metrics: dict[str, Any], training_log: list[dict[str, Any]], name: str) -> str:
@@ -56,7 +33,7 @@ def render(metrics: dict[str, Any], training_log: list[dict[str, Any]], name: st
         _sid_usage(metrics["sid_usage"], max(metrics["k"])),
         _exact(metrics),
     ]
-    return _page(f"Evaluation of {name}", [_facts(metrics) + _trained(metrics.get("trained")), *sections])
+    return page(f"Evaluation of {name}", [_facts(metrics) + _trained(metrics.get("trained")), *sections])
 
 
 def render_comparison(result: dict[str, Any]) -> str:
@@ -77,19 +54,12 @@ def render_comparison(result: dict[str, Any]) -> str:
         differences = [
             [name, *(_difference(of[column][metric]) for metric in names)] for name, of in result["differences"].items()
         ]
-        text = f"<h2>{TITLES[column]}</h2>{_table(['run', 'seeds', *names], rows)}"
+        text = f"<h2>{TITLES[column]}</h2>{table(['run', 'seeds', *names], rows)}"
         if differences:
             text += f"<h3>Difference to {escape(reference)}, paired over users</h3>"
-            text += _table(["run", *names], differences)
+            text += table(["run", *names], differences)
         sections.append(text)
-    return _page("Comparison of runs", sections)
-
-
-def _page(title: str, parts: Sequence[str]) -> str:
-    title = escape(title)
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    body = f"<h1>{title}</h1>{''.join(f'<section>{part}</section>' for part in parts if part)}"
-    return f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>{body}</body></html>\n'
+    return page("Comparison of runs", sections)
 
 
 def _facts(metrics: dict[str, Any]) -> str:
@@ -117,7 +87,7 @@ def _headline(metrics: dict[str, Any], column: str) -> str:
     for system, columns in metrics["systems"].items():
         found = columns[column]
         rows.append([system, *(_estimate(found[name], *found["intervals"][name]) for name in names)])
-    text = f"<h2>{TITLES[column]}</h2>{_table(['system', *names], rows)}<p>{escape(slots_line(metrics, column))}</p>"
+    text = f"<h2>{TITLES[column]}</h2>{table(['system', *names], rows)}<p>{escape(slots_line(metrics, column))}</p>"
     differences = [
         [baseline, *(_difference(found) for found in of[column].values())]
         for baseline, of in metrics["differences"].items()
@@ -125,7 +95,7 @@ def _headline(metrics: dict[str, Any], column: str) -> str:
     if not differences:
         return text
     header = ["baseline", *next(iter(metrics["differences"].values()))[column]]
-    return f"{text}<h3>Ours - baseline, paired over users</h3>{_table(header, differences)}"
+    return f"{text}<h3>Ours - baseline, paired over users</h3>{table(header, differences)}"
 
 
 def _exact(metrics: dict[str, Any]) -> str:
@@ -137,7 +107,7 @@ def _exact(metrics: dict[str, Any]) -> str:
         f"k that {metrics['num_beams']} beams found.</p>"
     )
     cells = [[name, *(f"{value:.4f}" for value in values)] for name, *values in rows]
-    return f"<h2>What the beam costs</h2>{note}{_table(header, cells)}"
+    return f"<h2>What the beam costs</h2>{note}{table(header, cells)}"
 
 
 def _strata(metrics: dict[str, Any]) -> str:
@@ -150,8 +120,8 @@ def _strata(metrics: dict[str, Any]) -> str:
             for column in COLUMNS:
                 found = {system: [s["systems"][system][column][name] for s in strata] for system in metrics["systems"]}
                 lines = [_with_interval(system, colour, found[system]) for system, colour in _coloured(metrics)]
-                plots.append(_figure(f"{name}, {column}", plot(lines, axis, ticks)))
-        text += f"<h3>By {axis}</h3>{_grid(plots)}"
+                plots.append(figure(f"{name}, {column}", plot(lines, axis, ticks)))
+        text += f"<h3>By {axis}</h3>{grid(plots)}"
     note = (
         "<p>Deciles are tenths of the training interactions, 1 the least popular; cold items have none. Grey numbers "
         "count the rows; bars are the intervals of ours. A pointer on a mark shows its value and interval.</p>"
@@ -170,19 +140,19 @@ def _popularity_bias(metrics: dict[str, Any]) -> str:
     for column in COLUMNS:
         shares = {system: [b["slot_share"][system][column] for b in bins] for system in metrics["systems"]}
         lines = [Line(system, x, shares[system], colour) for system, colour in _coloured(metrics)] + fixed
-        plots.append(_figure(f"share of what is shown, {column}", plot(lines, "decile of training popularity", ticks)))
+        plots.append(figure(f"share of what is shown, {column}", plot(lines, "decile of training popularity", ticks)))
     k = max(metrics["k"])
     names = [f"{name}@{k}" for name in ("coverage", "gini", "novelty", "popularity_percentile")]
     header = ["system", f"coverage@{k}", f"gini@{k}", f"novelty@{k}, bits", f"popularity percentile@{k}"]
     tables = ""
     for column in COLUMNS:
         rows = [[s, *(f"{of[column][name]:.3f}" for name in names)] for s, of in metrics["systems"].items()]
-        tables += f"<h3>{column}</h3>{_table(header, rows)}"
+        tables += f"<h3>{column}</h3>{table(header, rows)}"
     note = (
         f"<p>Share of the first {k} places that each decile of the items gets. A system without popularity bias would "
         "follow the targets. Grey numbers count the items of a decile.</p>"
     )
-    return f"<h2>Popularity bias</h2>{note}{legend(lines)}{_grid(plots)}{tables}"
+    return f"<h2>Popularity bias</h2>{note}{legend(lines)}{grid(plots)}{tables}"
 
 
 def _sid_usage(levels: list[dict[str, Any]], k: int) -> str:
@@ -202,9 +172,9 @@ def _sid_usage(levels: list[dict[str, Any]], k: int) -> str:
         "effective (2^entropy, the number of equally frequent codes that would be as varied).</p>"
     )
     ticks = [f"level {level['level']}\n{level['codebook_size']} codes" for level in levels]
-    drawn = _figure("effective codes over the size of the codebook", plot(lines, "", ticks))
-    table = _table(["used / effective", "codes", *names.values()], rows)
-    return f"<h2>SID usage</h2>{note}{legend(lines)}{_grid([drawn])}{table}"
+    drawn = figure("effective codes over the size of the codebook", plot(lines, "", ticks))
+    numbers = table(["used / effective", "codes", *names.values()], rows)
+    return f"<h2>SID usage</h2>{note}{legend(lines)}{grid([drawn])}{numbers}"
 
 
 def _learning(curves: dict[str, Any], colours: dict[str, str]) -> str:
@@ -215,7 +185,7 @@ def _learning(curves: dict[str, Any], colours: dict[str, str]) -> str:
     plots, rows = [], []
     for unit, axis in {"supervised": "items trained on", "seconds": "seconds, judging included"}.items():
         lines = [_learning_line(system, curve["curve"], unit, colours[system]) for system, curve in known.items()]
-        plots.append(_figure(f"valid ndcg@{CUTOFF} over {axis}", plot(lines, axis, log_x=True)))
+        plots.append(figure(f"valid ndcg@{CUTOFF} over {axis}", plot(lines, axis, log_x=True)))
     for system, curve in known.items():
         near, last = curve["near"], curve["curve"][-1]
         needed = [f"{near[unit]:,.0f}" if near else "-" for unit in ("supervised", "seconds")]
@@ -227,7 +197,7 @@ def _learning(curves: dict[str, Any], colours: dict[str, str]) -> str:
         "<p>On valid rows, plain. An item counts as often as it was trained on; seconds are wall time with judging, on "
         "whatever machine each system was trained on.</p>"
     )
-    return f"<h2>Learning</h2>{note}{missing}{legend(lines)}{_grid(plots)}{_table(header, rows)}"
+    return f"<h2>Learning</h2>{note}{missing}{legend(lines)}{grid(plots)}{table(header, rows)}"
 
 
 def _learning_line(system: str, curve: list[dict[str, float]], unit: str, colour: str) -> Line:
@@ -241,7 +211,7 @@ def _training(log: list[dict[str, Any]]) -> str:
         return ""
     steps, losses = zip(*entries, strict=True)
     drawn = plot([Line("loss", steps, losses, COLOURS[0])], "optimiser step", from_zero=False)
-    return f"<h2>Training</h2>{_grid([_figure('training loss', drawn)])}"
+    return f"<h2>Training</h2>{grid([figure('training loss', drawn)])}"
 
 
 def _coloured(metrics: dict[str, Any]) -> list[tuple[str, str]]:
@@ -263,20 +233,3 @@ def _estimate(mean: float, low: float, high: float, sd: float | None = None, sig
 def _difference(found: dict[str, float]) -> str:
     text = _estimate(**found, sign="+")
     return f"<b>{text}</b>" if found["low"] > 0 or found["high"] < 0 else text
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = []
-    for first, *cells in rows:
-        of_ours = ' class="ours"' if first == OURS else ""
-        body.append(f"<tr{of_ours}><td>{escape(first)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
-
-
-def _figure(caption: str, drawn: str) -> str:
-    return f"<figure><figcaption>{escape(caption)}</figcaption>{drawn}</figure>"
-
-
-def _grid(parts: Sequence[str]) -> str:
-    return f'<div class="plots">{"".join(f"<div>{part}</div>" for part in parts)}</div>'

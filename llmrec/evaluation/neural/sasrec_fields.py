@@ -3,7 +3,7 @@
 The vector of an item is the sum of its own and, for each field, the mean of its values' vectors; the network reads it
 and, tied, scores with it, so that an item which training seldom saw is known by its fields.
 
-Departure: the papers have one value per field; the mean over several is ours. `llmrec.evaluation.fields` says what a
+Departure: the papers have one value per field; the mean over several is ours. `llmrec.fields` says what a
 field is.
 
 Shapes: N items, E entries of all items and fields, D hidden.
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from llmrec.catalog import Catalog
-from llmrec.evaluation.fields import Fields, side_fields
 from llmrec.evaluation.neural.network import INITIAL_STD
 from llmrec.evaluation.neural.sasrec import SASRec
+from llmrec.fields import Fields, side_fields
 
 
 class SASRecFields(SASRec):

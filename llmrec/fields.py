@@ -50,13 +50,13 @@ def side_fields(catalog: Catalog) -> Fields:
     for name in catalog.items.column_names:
         if name in NO_FIELDS:
             continue
-        entries = _entries(catalog.items[name])
-        if entries is None:
+        given = entries(catalog.items[name])
+        if given is None:
             refused.append(f"'{name}' holds {catalog.items[name].type}")
-        elif not _is_shared(*entries):
+        elif not is_shared(*given):
             refused.append(f"of '{name}' most values belong to one item, or all items have the same")
         else:
-            found[name] = entries
+            found[name] = given
     if not found:
         others = "; ".join(refused) or f"it has only {catalog.items.column_names}"
         raise ValueError(
@@ -67,7 +67,7 @@ def side_fields(catalog: Catalog) -> Fields:
     return _joined(found, catalog.num_items)
 
 
-def _entries(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray] | None:
+def entries(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray] | None:
     """Item row and code of every value that is there; None where the column is no categories."""
     column = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
     cells = column.combine_chunks()
@@ -84,7 +84,7 @@ def _entries(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray] | None:
     return rows[given.to_numpy(zero_copy_only=False)].astype(np.int64), codes
 
 
-def _is_shared(rows: np.ndarray, codes: np.ndarray) -> bool:
+def is_shared(rows: np.ndarray, codes: np.ndarray) -> bool:
     """Whether there are several values, and at least half of the entries are of values that several items have."""
     pairs = np.unique(np.stack([rows, codes]), axis=1)  # an item that repeats a value has it once
     items = np.bincount(pairs[1])  # of each value
