@@ -60,40 +60,92 @@ class EmbedConfig(StageConfig):
     """Turn items into vectors, one file per view."""
 
     catalog: str = option("Directory written by `llmrec prepare`.")
-    views: list[str] = option("Views to build: text, collaborative.", ["text", "collaborative"])
+    views: list[str] = option(
+        "Views to build: text, collaborative, sasrec, lightgcn, and the names given by `external`.",
+        ["text", "collaborative"],
+    )
     text_encoder: str | None = option(
         "sentence-transformers model (Hub id or path), or 'tfidf' for TF-IDF with truncated SVD.", None
     )
     text_template: str = option("What is embedded, from the columns of items.parquet.", "{text}")
     text_dim: int = option("Dimension of TF-IDF vectors after SVD.", 128, least=1)
-    collaborative_dim: int = option("Dimension of collaborative vectors.", 64, least=1)
+    # That of LightGCN's paper (2002.02126); SASRec's (1808.09781) is 50.
+    collaborative_dim: int = option("Dimension of collaborative, sasrec and lightgcn vectors.", 64, least=1)
     collaborative_window: int = option(
         "Items on either side that count as co-occurring in a training sequence.", 5, least=1
     )
+    # The content of the files, and not their paths, belongs to the run's identity: they are inputs.
+    external: list[str] = option(
+        "Views made elsewhere, each as name=path: .parquet with item_id and vector, or .npy in catalogue order.",
+        [],
+        identity=False,
+    )
     batch_size: int = option("Texts per encoder batch.", 128, identity=False, least=1)
-    device: str = option("Device of the text encoder: auto, cpu, cuda.", "auto", identity=False)
+    device: str = option("Device of the text encoder, sasrec and lightgcn: auto, cpu, cuda.", "auto", identity=False)
 
 
 @dataclass(kw_only=True)
 class TokenizeConfig(StageConfig):
     """Learn a semantic ID for every item from its views."""
 
-    catalog: str = option("Directory written by `llmrec prepare`.")
-    views: str = option("Directory written by `llmrec embed`.")
+    out: str | None = option("Directory to write; needed without `compare`.", None, identity=False)
+    catalog: str | None = option("Directory written by `llmrec prepare`; needed without `compare`.", None)
+    views: str | None = option(
+        "Directory written by `llmrec embed`; p5_cid, atomic, random and sorted read it for the report alone.", None
+    )
     view_names: list[str] | None = option("Views to use; all of the directory when left out.", None)
-    view_weights: list[float] | None = option(
-        "Weight of each of `view_names`, after normalisation to unit length.", None
+    method: Literal["rq_kmeans", "hierarchical_kmeans", "opq", "fsq", "p5_cid", "atomic", "random", "sorted"] = option(
+        "Item tokenizer; each has options of its own, which `--help` lists for the one that is named.", "rq_kmeans"
     )
-    method: Literal["rq_kmeans"] = option("Item tokenizer.", "rq_kmeans")
-    num_levels: int = option("Codes per item, before a collision suffix.", 3, least=1)
-    codebook_size: int = option("Codes per level.", 256, least=2)
-    # 25 is the faiss default, as OneRec (2506.13695) uses it.
-    iterations: int = option("k-means iterations per level.", 25, least=1)
-    kmeans: Literal["torch", "faiss"] = option("k-means implementation; faiss needs the extra `kmeans`.", "torch")
-    collision: Literal["suffix_ordinal", "sinkhorn_reassign", "accept"] = option(
-        "How items with equal codes become distinct.", "suffix_ordinal"
+    collision: Literal[
+        "suffix_ordinal", "suffix_if_collided", "sinkhorn_reassign", "knn_cap", "hungarian_leaf", "accept"
+    ] = option("How items with equal codes become distinct.", "suffix_ordinal")
+    allow_collapse: bool = option("Keep semantic IDs of which a level uses hardly any codes.", False)
+    probe: bool = option("Measure how well histories foretell the semantic IDs; a minute or two on a CPU.", False)
+    append: str | None = option(
+        "Directory of published semantic IDs, whose tokenizer gives the new items of `catalog` theirs; its method, "
+        "views, options and collision policy hold.",
+        None,
     )
-    device: str = option("Device of k-means: auto, cpu, cuda.", "auto", identity=False)
+    compare: list[str] | None = option("Directories to set beside each other, instead of making one.", None)
+    device: str = option("Device of the tokenizer and the probe: auto, cpu, cuda.", "auto", identity=False)
+
+    @classmethod
+    def completed(cls, given: dict[str, Any]) -> type[TokenizeConfig]:
+        """With the options of the method, which its class declares; loads torch."""
+        from llmrec.tokenizers import TOKENIZERS
+
+        method = given.get("method", cls.method)
+        if cls is not TokenizeConfig or method not in TOKENIZERS:
+            return cls
+        own, hints = {f.name for f in dataclasses.fields(cls)}, typing.get_type_hints(TOKENIZERS[method])
+        return dataclasses.make_dataclass(
+            cls.__name__,
+            [(f.name, hints[f.name], copied(f)) for f in dataclasses.fields(TOKENIZERS[method]) if f.name not in own],
+            bases=(cls,),
+            kw_only=True,
+            namespace={"__doc__": cls.__doc__, "__module__": cls.__module__},
+        )
+
+    def tokenizer(self) -> ItemTokenizer:
+        """The tokenizer that the options describe, not fitted."""
+        from llmrec.tokenizers import TOKENIZERS
+
+        kind = TOKENIZERS[self.method]
+        return kind(**{f.name: getattr(self, f.name) for f in dataclasses.fields(kind)})
+
+    def problems(self) -> list[str]:
+        needed = () if self.compare else ("out", "catalog")
+        problems = [f"'{name}' is required" for name in needed if getattr(self, name) is None]
+        names = self.view_names
+        if names is not None and len(set(names)) < len(names):
+            problems.append(f"view_names is {names}; name each view once")
+        if type(self) is not TokenizeConfig:
+            try:
+                self.tokenizer()
+            except ValueError as error:
+                problems.append(str(error).removesuffix("."))
+        return problems
 
 
 @dataclass(kw_only=True)

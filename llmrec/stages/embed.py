@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,18 @@ from llmrec.configs import EmbedConfig
 from llmrec.console import say
 from llmrec.device import resolve_device
 from llmrec.manifest import read_manifest
+from llmrec.suggest import suggestion
 from llmrec.views import SUFFIX, ItemViews, View
 from llmrec.views.collaborative import collaborative_view
+from llmrec.views.external import external_view
+from llmrec.views.hold_out import hold_out
+from llmrec.views.lightgcn import lightgcn_view
+from llmrec.views.sasrec import sasrec_view
 from llmrec.views.text import TFIDF, encoder_view, load_encoder, render_texts, tfidf_view
 
-VIEWS = ("text", "collaborative")
+VIEWS = ("text", "collaborative", "sasrec", "lightgcn")
+TRAINED = {"sasrec": sasrec_view, "lightgcn": lightgcn_view}
+EXTERNAL = re.compile(r"([A-Za-z0-9_-]+)=(.+)")  # the name becomes that of a file
 
 
 def main(config: EmbedConfig) -> dict[str, Any]:
@@ -26,19 +35,23 @@ def main(config: EmbedConfig) -> dict[str, Any]:
         out, num_items and, per view, its dimension and number of missing items.
     """
     check(config)
-    catalog = Catalog.load(config.catalog)
+    catalog, files = Catalog.load(config.catalog), external_files(config)
+    external = {name: external_view(name, path, catalog) for name, path in files.items()}
     if "text" in config.views:
         render_texts(catalog, config.text_template)
+    if not TRAINED.keys().isdisjoint(config.views):
+        hold_out(catalog, config.seed)
 
     def build(workdir: Path) -> dict[str, Any]:
         for name in config.views:
             file = workdir / (name + SUFFIX)
-            view = None if file.exists() else build_view(name, config, catalog, workdir / SCRATCH)
-            if view is not None:
+            view = None if file.exists() else build_view(name, config, catalog, external, workdir / SCRATCH)
+            if view is not None and processes.is_main():
                 view.save(file)
         return counts(workdir, catalog, config) if processes.is_main() else {}
 
-    out = run_stage("embed", config, {"catalog": config.catalog}, build)
+    inputs = {"catalog": config.catalog, **{f"external {name}": path for name, path in files.items()}}
+    out = run_stage("embed", config, inputs, build)
     result = read_manifest(out)["counts"]
     for name, view in result["views"].items():
         say(f"{name}: {view['dim']} dimensions, {view['missing']} of {result['num_items']} items missing")
@@ -51,26 +64,61 @@ def check(config: EmbedConfig) -> None:
     Raises:
         ValueError: If an option is at fault, or the device is not here.
     """
-    problems = []
-    if not config.views or len(set(config.views)) < len(config.views) or set(config.views) - set(VIEWS):
-        problems.append(f"views is {config.views}; name each of {', '.join(VIEWS)} at most once, and one at least")
+    problems, given = external_problems(config), external_files(config)
+    if not config.views or len(set(config.views)) < len(config.views):
+        problems.append(f"views is {config.views}; name each view at most once, and one at least")
+    known = [*VIEWS, *given]
+    for name in config.views:
+        if name not in known:
+            problems.append(f"views is {config.views}; there is no '{name}': {suggestion(name, known)}")
     if "text" in config.views and config.text_encoder is None:
         problems.append(f"text_encoder is needed for the view 'text': a sentence-transformers model or '{TFIDF}'")
+    if "sasrec" in config.views and config.collaborative_dim % 2:
+        problems.append(f"collaborative_dim is {config.collaborative_dim}; the two heads of 'sasrec' need an even one")
     if problems:
         raise ValueError("; ".join(problems) + ".")
     resolve_device(config.device)
 
 
-def build_view(name: str, config: EmbedConfig, catalog: Catalog, scratch: Path) -> View | None:
-    """One view; None in the processes that only helped to build it."""
+def external_files(config: EmbedConfig) -> dict[str, str]:
+    """Name -> path of every entry of `config.external` that has both."""
+    return dict(match.groups() for match in map(EXTERNAL.fullmatch, config.external) if match)
+
+
+def external_problems(config: EmbedConfig) -> list[str]:
+    """What is wrong with `config.external`, files aside."""
+    problems, seen = [], set()
+    for entry in config.external:
+        match = EXTERNAL.fullmatch(entry)
+        name = match[1] if match else None
+        if name is None:
+            problems.append(f"external '{entry}' is not name=path, with a name of letters, digits, _ and -")
+        elif name in VIEWS:
+            problems.append(f"external '{entry}' has the name of a view of llmrec's own; choose another")
+        elif name in seen:
+            problems.append(f"external names '{name}' twice; give every file a name of its own")
+        elif name not in config.views:
+            problems.append(f"external gives '{name}', but views is {config.views}; add it there")
+        seen.add(name)
+    return problems
+
+
+def build_view(
+    name: str, config: EmbedConfig, catalog: Catalog, external: Mapping[str, View], scratch: Path
+) -> View | None:
+    """One view; None in processes that have no part in it, or only helped to build it."""
     if name == "text" and config.text_encoder != TFIDF:
         encoder = load_encoder(config.text_encoder, config.device)
         return encoder_view(catalog, encoder, config.text_encoder, config.text_template, config.batch_size, scratch)
+    if name in TRAINED:  # in every process: they would otherwise wait for the first one longer than they may
+        return TRAINED[name](catalog, config.collaborative_dim, config.seed, config.device)
     if not processes.is_main():
         return None
     if name == "text":
         return tfidf_view(catalog, config.text_template, config.text_dim, config.seed)
-    return collaborative_view(catalog, config.collaborative_dim, config.collaborative_window, config.seed)
+    if name == "collaborative":
+        return collaborative_view(catalog, config.collaborative_dim, config.collaborative_window, config.seed)
+    return external[name]
 
 
 def counts(workdir: Path, catalog: Catalog, config: EmbedConfig) -> dict[str, Any]:

@@ -103,6 +103,22 @@ def describe(view: str, catalog: Catalog, **settings: object) -> dict[str, str]:
     return {key: str(value) for key, value in facts.items()}
 
 
+def scatter(vectors: np.ndarray, rows: np.ndarray, num_items: int, facts: dict[str, str]) -> View:
+    """A view over all items from the vectors of some; the others are missing.
+
+    Args:
+        vectors: (len(rows), D).
+        rows: Item rows, each once.
+        num_items: N.
+        facts: Provenance of the view.
+    """
+    full = np.zeros((num_items, vectors.shape[1]), np.float32)
+    full[rows] = vectors
+    missing = np.ones(num_items, bool)
+    missing[rows] = False
+    return View(full, missing, facts)
+
+
 def _read(path: Path, catalog: Catalog) -> View:
     try:
         with safe_open(path, framework="numpy") as file:

@@ -22,7 +22,7 @@ from llmrec import processes
 from llmrec.catalog import Catalog
 from llmrec.console import progress, say
 from llmrec.device import resolve_device
-from llmrec.views import View, describe
+from llmrec.views import View, describe, scatter
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -126,7 +126,7 @@ def encoder_view(
         return None
     embedded = np.concatenate([np.load(file, allow_pickle=False) for file in files])
     facts = describe("text", catalog, encoder=name, template=template)
-    return _scatter(embedded, rows, catalog.num_items, facts)
+    return scatter(embedded, rows, catalog.num_items, facts)
 
 
 def _save_chunk(path: Path, vectors: np.ndarray) -> None:
@@ -161,13 +161,4 @@ def tfidf_view(catalog: Catalog, template: str, dim: int, seed: int) -> View:
         say(f"{weights.shape[0]} texts with {weights.shape[1]} words allow {rank} TF-IDF dimensions, not {dim}.")
     svd = TruncatedSVD(rank, random_state=seed)
     facts = describe("text", catalog, encoder=TFIDF, template=template, dim=rank, seed=seed)
-    return _scatter(svd.fit_transform(weights), rows, catalog.num_items, facts)
-
-
-def _scatter(vectors: np.ndarray, rows: np.ndarray, num_items: int, facts: dict[str, str]) -> View:
-    """A view over all items from the vectors of some; the others are missing."""
-    full = np.zeros((num_items, vectors.shape[1]), np.float32)
-    full[rows] = vectors
-    missing = np.ones(num_items, bool)
-    missing[rows] = False
-    return View(full, missing, facts)
+    return scatter(svd.fit_transform(weights), rows, catalog.num_items, facts)

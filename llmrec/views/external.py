@@ -1,0 +1,119 @@
+"""External view: vectors that were made elsewhere, of images or of anything, read from a file.
+
+llmrec runs no image model: whoever has pictures runs an encoder (CLIP, say) and gives its vectors. Two formats, neither
+of which can carry code: .parquet with `item_id` and `vector`, in any order and for any of the items, and .npy with a
+row per item in the order of items.parquet. A view that llmrec has written itself needs no reading in; it is put into
+the directory as it is (docs/embed.md).
+
+Shapes: R rows of the file, N items, D dimension.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from llmrec import columns
+from llmrec.catalog import Catalog
+from llmrec.console import say
+from llmrec.manifest import sha256_file
+from llmrec.views import View, describe, scatter
+
+FORMATS = (".parquet", ".npy")
+VECTOR = "vector"
+UNKNOWN = -1  # item row of what is not in the catalogue
+
+
+def external_view(name: str, path: str | Path, catalog: Catalog) -> View:
+    """Vectors of a file in catalogue order; items without one are missing.
+
+    Args:
+        name: Of the view.
+        path: .parquet with `item_id` (text or integers) and `vector` (lists of D numbers; a null is no vector), or
+            .npy (N, D) float in the order of items.parquet.
+
+    Raises:
+        ValueError: If the file is absent, unreadable, repeats or lacks ids, knows no item of the catalogue, has rows of
+            different lengths or a number of rows that is not N, or a vector is not finite.
+    """
+    path = Path(path)
+    if path.suffix not in FORMATS:
+        raise ValueError(f"external '{name}': '{path}' is neither {' nor '.join(FORMATS)}; convert it to one of them.")
+    if not path.is_file():
+        raise ValueError(f"external '{name}': '{path}' does not exist; check the path.")
+    rows, vectors = _read_parquet(path, catalog) if path.suffix == ".parquet" else _read_npy(path, catalog)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
+        vectors = vectors.astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"{path} has NaN or infinity in {len(bad)} vectors, first of item_id '{catalog.item_ids[rows[bad[0]]]}'. "
+            "Make them again, or leave these items out of a .parquet: an item without a row is missing."
+        )
+    facts = describe(name, catalog, encoder="external", file=path.name, file_sha256=sha256_file(path))
+    return scatter(vectors, rows, catalog.num_items, facts)
+
+
+def _read_npy(path: Path, catalog: Catalog) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) item rows and their (N, D) vectors."""
+    try:
+        vectors = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as a .npy of numbers ({error}); save it again.") from error
+    if vectors.ndim != 2 or vectors.shape[1] == 0 or vectors.dtype.kind != "f":
+        raise ValueError(f"{path} holds {vectors.dtype} {vectors.shape}; floats of shape (num_items, dim) are needed.")
+    if len(vectors) != catalog.num_items:
+        raise ValueError(
+            f"{path} has {len(vectors)} vectors, the catalogue '{catalog.source}' has {catalog.num_items} items; give "
+            f"one for each in the order of items.parquet, or a .parquet with '{columns.ITEM_ID}' and '{VECTOR}'."
+        )
+    return np.arange(len(vectors)), vectors
+
+
+def _read_parquet(path: Path, catalog: Catalog) -> tuple[np.ndarray, np.ndarray]:
+    """Item rows of the catalogue's items that have a vector in the file, and these vectors."""
+    table = _open(path)
+    ids, lists = table[columns.ITEM_ID].cast(pa.string()).to_pylist(), table[VECTOR]
+    repeated = [item_id for item_id, count in Counter(ids).items() if count > 1]
+    if repeated or None in ids:
+        problem = f"repeats {len(repeated)} item_ids, first {repeated[:3]}" if repeated else "has a row without item_id"
+        raise ValueError(f"{path} {problem}; give every item one row, or none.")
+    lengths = pc.unique(pc.list_value_length(lists).drop_null()).sort().to_pylist()
+    if len(lengths) > 1 or lengths == [0]:
+        raise ValueError(
+            f"{path} has vectors of {lengths[:5]} numbers; give every item equally many, and one at least."
+        )
+    rows = np.array([catalog.row_of.get(item_id, UNKNOWN) for item_id in ids], dtype=np.int64)
+    unknown = [item_id for item_id, row in zip(ids, rows, strict=True) if row == UNKNOWN]
+    kept = (rows != UNKNOWN) & lists.is_valid().to_numpy()
+    if not kept.any():
+        raise ValueError(
+            f"{path} has no vector of any item of '{catalog.source}' ({len(ids)} rows, first item_ids {ids[:3]}; the "
+            f"catalogue's are like {catalog.item_ids[:3]}); give the item_ids of items.parquet."
+        )
+    if unknown:
+        say(f"{path}: {len(unknown)} of {len(ids)} items are not in the catalogue and left out, first {unknown[:3]}.")
+    vectors = pc.list_flatten(lists.filter(pa.array(kept))).to_numpy()
+    return rows[kept], vectors.reshape(kept.sum(), lengths[0])
+
+
+def _open(path: Path) -> pa.Table:
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is not a parquet file ({error}); write it again.") from error
+    lacking = [name for name in (columns.ITEM_ID, VECTOR) if name not in table.column_names]
+    if lacking:
+        raise ValueError(f"{path} lacks the columns {lacking}; it has {table.column_names}. Rename yours.")
+    ids, lists = table.schema.field(columns.ITEM_ID).type, table.schema.field(VECTOR).type
+    is_list = pa.types.is_list(lists) or pa.types.is_large_list(lists) or pa.types.is_fixed_size_list(lists)
+    if not (is_list and pa.types.is_floating(lists.value_type)):
+        raise ValueError(f"{path}: column {VECTOR} holds {lists}; lists of floats are needed, so convert it.")
+    if not (pa.types.is_integer(ids) or pa.types.is_string(ids) or pa.types.is_large_string(ids)):
+        raise ValueError(f"{path}: column {columns.ITEM_ID} holds {ids}; ids are text or integers, so convert it.")
+    return table

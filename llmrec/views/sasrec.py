@@ -1,0 +1,51 @@
+"""SASRec view: the item vectors of a causal transformer that learned which item comes next.
+
+The network, its loss and its trainer are those of the baseline (`llmrec.evaluation.neural.sasrec`; Kang and McAuley,
+arXiv:1808.09781, with a softmax over all items), and so are their departures; LETTER, ETEGRec and SimCIT take such
+vectors as what is known of behaviour. Departure: the epoch is chosen by training items held out once more
+(`llmrec.views.hold_out`), not by the validation items, which a view must not know.
+
+Shapes: N items, D hidden.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+
+import numpy as np
+
+from llmrec.catalog import Catalog
+from llmrec.evaluation.neural import NeuralRanker, SASRec, Training
+from llmrec.evaluation.neural.trainer import best_epoch
+from llmrec.views import View, describe, scatter
+from llmrec.views.hold_out import hold_out
+
+
+def sasrec_view(catalog: Catalog, dim: int, seed: int, device: str, training: Training = SASRec.training) -> View:
+    """Input and output vectors of SASRec, which are tied; items that nothing precedes or follows are missing.
+
+    Under `accelerate launch` every process has to call it, and each returns the view of the first one.
+
+    Args:
+        catalog: Of which the training rows alone are read.
+        dim: Dimension D, a multiple of the network's two heads.
+        seed: Of the held-out items, the first weights, dropout and the order of training.
+        device: auto, cpu or cuda.
+        training: Options of the trainer.
+
+    Raises:
+        ValueError: If no training sequence may judge.
+    """
+    inner = hold_out(catalog, seed)
+    given = inspect.signature(SASRec).parameters.values()
+    options = {option.name: option.default for option in given if option.default is not option.empty} | {"hidden": dim}
+    ranker = NeuralRanker(SASRec, inner, seed, device, training, **options)
+    facts = describe(
+        "sasrec", catalog, encoder="sasrec", seed=seed, judges=len(inner.rows("valid")),
+        epoch=best_epoch(ranker.log) + 1, max_history=ranker.max_history, **options, **dataclasses.asdict(training),
+    )  # fmt: skip
+    train = inner.train
+    trained = np.union1d(train.values, train.targets[np.diff(train.offsets) > 0])
+    vectors = ranker.network.vectors().detach().cpu().numpy()  # (N, D)
+    return scatter(vectors[trained], trained, catalog.num_items, facts)
