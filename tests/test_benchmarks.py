@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llmrec.tokenizers import balanced, encode, residual
 from llmrec.trie import SidTrie
 
 FOLDER = Path(__file__).parents[1] / "scripts" / "benchmarks"
@@ -20,6 +21,11 @@ SMALL = {
                    "--repeats", "1"],
     "sft.py": ["--device", "cpu", "--shape", "tiny", "--batch-size", "4", "--trl-batch-size", "2",
                "--steps", "3", "--warmup-steps", "1"],
+    "kmeans.py": ["--device", "cpu", "--items", "1500", "--dim", "8", "--codes", "16", "--levels", "2",
+                  "--iterations", "4", "--repeats", "1"],
+    "balanced.py": ["--device", "cpu", "--items", "1500", "--flow-items", "700", "--dim", "8", "--codes", "16",
+                    "--levels", "2", "--iterations", "3"],
+    "encode.py": ["--device", "cpu", "--items", "3000", "--dim", "8", "--codes", "16"],
 }  # fmt: skip
 
 
@@ -54,4 +60,22 @@ def test_a_wrong_trie_is_not_timed(name, monkeypatch, capsys):
 
     monkeypatch.setattr(SidTrie, "expand", without_first_child)
     with pytest.raises((AssertionError, SystemExit)):
+        run(name, monkeypatch, capsys)
+
+
+def wrong_codes(vectors, codebooks, device, encode_residual=encode.encode_residual):
+    return (encode_residual(vectors, codebooks, device) + 1) % len(codebooks[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "function", "wrong", "message"),
+    [
+        ("kmeans.py", residual, "lloyd", lambda points, start, iterations: start, "ours ends at distortion"),
+        ("balanced.py", balanced, "balance_prices", lambda cost: cost.new_zeros(cost.shape[1]), "more than flow"),
+        ("encode.py", encode, "encode_residual", wrong_codes, "of the codes are not those of faiss"),
+    ],
+)
+def test_a_wrong_solver_or_code_is_not_timed(name, module, function, wrong, message, monkeypatch, capsys):
+    monkeypatch.setattr(module, function, wrong)
+    with pytest.raises(SystemExit, match=message):
         run(name, monkeypatch, capsys)
