@@ -1,10 +1,12 @@
 """extend: give a causal LM one token per (level, code), with rows that differ from the first step on.
 
-The result is saved as the base of fine-tuning, so that an adapter needs to hold LoRA and the semantic-ID rows alone.
+The result is saved as the base of fine-tuning, so that an adapter needs to hold LoRA and the semantic-ID rows alone. A
+checkpoint instead of a causal LM takes up a table that was appended to its own (llmrec/rebind.py).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.artifact import run_stage
 from llmrec.backbone import check_halves
+from llmrec.card import write_card
 from llmrec.catalog import Catalog
-from llmrec.checkpoint import Binding, load_model, load_tokenizer, new_model, save_model
+from llmrec.checkpoint import FILE as BINDING
+from llmrec.checkpoint import Binding, load_model, load_tokenizer, new_model, resolve, save_model
 from llmrec.configs import ExtendConfig
 from llmrec.console import say
 from llmrec.device import DTYPES
 from llmrec.manifest import read_manifest, verify
 from llmrec.micro import micro_model, word_tokenizer
 from llmrec.prompts import Prompt
+from llmrec.rebind import carried_over, check_appended, grow
 from llmrec.sid import SidTable
 from llmrec.token_rows import ItemWords, add_rows
 from llmrec.vocab import SidVocabulary, check_template
@@ -39,6 +44,8 @@ def main(config: ExtendConfig) -> dict[str, Any]:
     """
     verify(config.sid, "tokenize")
     table = SidTable.load(config.sid)
+    if (Path(config.model) / BINDING).is_file():
+        return append_items(config, table)
     check_template(config.template, table.num_levels)
     if config.model == MICRO and config.catalog is None:
         raise ValueError(
@@ -82,6 +89,58 @@ def main(config: ExtendConfig) -> dict[str, Any]:
     counts = read_manifest(out)["counts"]
     say(f"extend: {counts['sid_tokens']} SID tokens, {counts['parameters']:,} parameters -> {out}")
     return {"out": str(out), **counts}
+
+
+def append_items(config: ExtendConfig, table: SidTable) -> dict[str, Any]:
+    """Give a checkpoint a table that was appended to its own; published semantic IDs and all weights stay.
+
+    Returns:
+        out and the counts of the manifest.
+
+    Raises:
+        ValueError: If an option asks for other weights, or the table is not the checkpoint's with items added.
+    """
+    check_keeps_weights(config)
+    binding, old, details = Binding.load(resolve(config.model))
+    check_appended(old, table)
+    details, left_out = carried_over(details, config.model, config.sid)
+
+    def build(directory: Path) -> dict[str, Any]:
+        model, tokenizer = load_model(config.model, dtype="auto"), load_tokenizer(config.model)
+        vocabulary, notes = grow(binding.vocabulary, table.level_sizes, tokenizer, model, config.seed)
+        save_model(model, tokenizer, directory)
+        dataclasses.replace(binding, vocabulary=vocabulary).save(directory, table, details)
+        if "sft" in details:
+            write_card(directory, Path(config.out).name)
+        return {
+            "sid_tokens": vocabulary.num_tokens,
+            "vocabulary": len(tokenizer),
+            "new_items": table.num_items - old.num_items,
+            "grown": notes,
+        }
+
+    out = run_stage("extend", config, {"sid": config.sid, "model": config.model}, build)
+    counts = read_manifest(out)["counts"]
+    grown = "; ".join(counts["grown"]) + ": fine-tune, their rows are untrained" if counts["grown"] else "no new tokens"
+    say(f"extend: {counts['new_items']} new items, {grown} -> {out}")
+    if left_out:
+        say(f"extend: they can be recommended, but not evaluated or trained on yet: {left_out}.")
+    return {"out": str(out), **counts}
+
+
+def check_keeps_weights(config: ExtendConfig) -> None:
+    """Refuse options that a checkpoint has decided already.
+
+    Raises:
+        ValueError: With their names.
+    """
+    decided = ("catalog", "rows", "template", "spare_codes", "weights", "dtype")
+    given = [f.name for f in dataclasses.fields(config) if f.name in decided and getattr(config, f.name) != f.default]
+    if given:
+        raise ValueError(
+            f"model '{config.model}' is a checkpoint of llmrec, which keeps its tokens and weights; leave out {given}, "
+            "or give the original model."
+        )
 
 
 def load_base(config: ExtendConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -58,7 +58,7 @@ CASES = {
     "unknown device": Case("tokenize --device abacus", ("Unknown device 'abacus'", "auto, cpu or cuda")),
     "GPU where there is none": Case("tokenize --device cuda", ("torch finds no GPU", "use auto or cpu"),
                                     needs="no gpu"),
-    "all vectors equal": Case("tokenize", ("all of its", "item vectors are equal", "Check what the views"),
+    "all vectors equal": Case("tokenize", ("all of the", "item vectors are equal", "Check what the views"),
                               handmade(all_equal)),
     "NaN in a view": Case("tokenize", ("text.safetensors has NaN", "item row 3 (item_id 'item-", "as missing"),
                           handmade(nan_at(3))),

@@ -1,0 +1,85 @@
+"""Collision policies for new items beside published ones, whose codes never move.
+
+suffix_ordinal      The next ordinal of the bucket; the suffix level grows where they run out.
+suffix_if_collided  The cheapest last code that nobody has, or whose bucket has suffixes, for its next ordinal. Behind a
+                    published semantic ID without a suffix there can be none: it would no longer be complete.
+sinkhorn_reassign   The cheapest last code that nobody has; where there is none, the next ordinal of the nearest one, if
+                    the published semantic IDs have a suffix.
+knn_cap             The cheapest last code with room: for CAP items, or for one if there is no suffix.
+hungarian_leaf      The cheapest last code that nobody has.
+accept              Shared with whoever has the codes.
+
+Items take their turns in the order of their rows.
+
+Shapes: P published items, A new ones, B of a parent, L levels of the tokenizer, S of the table, K codes of the last.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llmrec.buckets import buckets, ordinals
+from llmrec.collisions.reassign import CAP, NO_ROOM, cheapest_with_room
+from llmrec.sid import EMPTY
+from llmrec.tokenizers.base import Encoded
+
+KEEP_CODES = ("suffix_ordinal", "accept")  # the others may move a last code
+
+
+def codes_beside(policy: str, published_PS: np.ndarray, encoded: Encoded, new_rows: np.ndarray) -> np.ndarray:
+    """Codes of new items that leave all published ones where they are.
+
+    Args:
+        policy: Collision policy of the published codes.
+        published_PS: (P, S) int64; S is L, or L + 1 where there is a suffix.
+        encoded: Codes and costs of the new catalogue.
+        new_rows: (A,) item rows without published codes.
+
+    Returns:
+        (A, S) int64; a suffix may lie beyond its level, which then has to grow.
+
+    Raises:
+        ValueError: If no code is free where a new item belongs.
+    """
+    levels = encoded.codes.shape[1]
+    own_AL, has_suffix = encoded.codes[new_rows], published_PS.shape[1] > levels
+    codes_AL = own_AL if policy in KEEP_CODES else _placed(policy, published_PS, encoded, new_rows)
+    if not has_suffix:
+        return codes_AL
+    # The published ordinals of a bucket are 0 … n-1, so a new item's place in it is the next one.
+    suffix_A = ordinals(np.concatenate([published_PS[:, :levels], codes_AL]))[0][len(published_PS) :]
+    if policy == "suffix_if_collided":
+        suffix_A = np.where(suffix_A == 0, EMPTY, suffix_A)
+    return np.column_stack([codes_AL, suffix_A])
+
+
+def _placed(policy: str, published_PS: np.ndarray, encoded: Encoded, new_rows: np.ndarray) -> np.ndarray:
+    """(A, L) codes of the new items, the last ones chosen where there is room; parent after parent."""
+    num_old, last = len(published_PS), encoded.codes.shape[1] - 1
+    codes_AL = encoded.codes[new_rows]
+    may_share = policy == "sinkhorn_reassign" and published_PS.shape[1] > last + 1
+    order, starts, counts = buckets(np.concatenate([published_PS[:, :last], codes_AL[:, :last]]))
+    has_new = np.maximum.reduceat(order >= num_old, starts)
+    for start, count in zip(starts[has_new], counts[has_new], strict=True):
+        rows = order[start : start + count]
+        old, new = rows[rows < num_old], rows[rows >= num_old] - num_old
+        cost_BK = encoded.last_level_cost(new_rows[new]).numpy()
+        chosen_B = cheapest_with_room(cost_BK, _room(policy, published_PS[old, last:], cost_BK.shape[1]))
+        full_B = chosen_B == NO_ROOM
+        if full_B.any() and not may_share:
+            raise ValueError(
+                f"{len(new)} new items belong under the codes {codes_AL[new[0], :last].tolist()}, where "
+                f"{full_B.sum()} of them find no free last code under collision '{policy}'. Run `llmrec tokenize` "
+                "without append, with more levels or codes, and train again; suffix_ordinal always has room for more."
+            )
+        codes_AL[new, last] = np.where(full_B, codes_AL[new, last], chosen_B)
+    return codes_AL
+
+
+def _room(policy: str, published: np.ndarray, num_codes: int) -> np.ndarray:
+    """(K,) new items that each last code of a parent can take, given the last code and suffix, if any, of its items."""
+    has_suffix = published.shape[1] > 1
+    room_K = (CAP if policy == "knn_cap" and has_suffix else 1) - np.bincount(published[:, 0], minlength=num_codes)
+    if policy == "suffix_if_collided" and has_suffix:
+        room_K[published[published[:, 1] != EMPTY, 0]] = np.iinfo(np.int64).max
+    return room_K
