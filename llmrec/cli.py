@@ -1,6 +1,7 @@
 """The `llmrec` command: one verb per stage, flags from the stage's config, errors without a traceback.
 
-torch is imported by the stage that needs it, never here, so that `llmrec --help` answers at once.
+torch is imported by the stage that needs it, so that `llmrec --help` answers at once. `llmrec tokenize` imports it for
+its flags, which are the options of its method.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import typing
 from collections.abc import Sequence
 
 from llmrec import __version__, disk, processes
-from llmrec.config_file import load_config
+from llmrec.config_file import load_config, read_yaml
 from llmrec.configs import STAGES
 
 LIGHTER = {  # what a stage that runs out of the GPU's memory may be told
@@ -28,7 +29,8 @@ LIGHTER = {  # what a stage that runs out of the GPU's memory may be told
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """Flags of every stage; of the stage that `argv` names, those too that its own flags bring along."""
     parser = argparse.ArgumentParser(
         prog="llmrec",
         description="Make an LLM recommend from a catalogue, by semantic IDs and trie-constrained decoding.",
@@ -36,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"llmrec {__version__}")
     verbs = parser.add_subparsers(dest="stage", metavar="STAGE", required=True)
     for stage, config in STAGES.items():
+        config = config.completed(named(argv)) if [stage] == list(argv[:1]) else config
         summary = (config.__doc__ or "").strip()
         verb = verbs.add_parser(stage, help=summary, description=summary, allow_abbrev=False)
         verb.add_argument("--config", help="YAML file whose keys are the options below; flags win over it.")
@@ -44,6 +47,19 @@ def build_parser() -> argparse.ArgumentParser:
         for field in dataclasses.fields(config):
             _add_flag(verb, field, hints[field.name])
     return parser
+
+
+def named(argv: Sequence[str]) -> dict[str, str]:
+    """The tokenizer that a command line, or its config file, names."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in ("--method", "--config"):
+        parser.add_argument(name, nargs="?")
+    flags = parser.parse_known_args(argv)[0]
+    try:
+        method = flags.method or (read_yaml(flags.config).get("method") if flags.config else None)
+    except ValueError:  # said again when the config is loaded
+        method = None
+    return {"method": method} if method else {}
 
 
 def _add_flag(verb: argparse.ArgumentParser, field: dataclasses.Field, hint: object) -> None:
@@ -73,7 +89,8 @@ def _choices(hint: object) -> tuple[str, ...]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one stage; returns the exit status (0, or 2 with one line on stderr where the input is at fault)."""
-    known, unknown = build_parser().parse_known_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    known, unknown = build_parser(argv).parse_known_args(argv)
     flags = vars(known)
     stage, path, as_json = flags.pop("stage"), flags.pop("config"), flags.pop("json")
     if as_json:

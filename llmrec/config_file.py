@@ -27,12 +27,12 @@ def load_config(cls: type, path: str | Path | None = None, overrides: dict[str, 
         ValueError: With every problem at once: unknown keys (and the nearest valid one), wrong types, numbers out of
             bounds, missing keys.
     """
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls)
     given, origin = {}, {}
-    for source, values in ((str(path), _read_yaml(path) if path else {}), ("the command line", overrides or {})):
+    for source, values in ((str(path), read_yaml(path) if path else {}), ("the command line", overrides or {})):
         for key, value in values.items():
             given[key], origin[key] = value, source
+    cls = cls.completed(given)
+    fields, hints = {f.name: f for f in dataclasses.fields(cls)}, typing.get_type_hints(cls)
     problems = []
     for key in list(given):
         if key not in fields:
@@ -52,7 +52,7 @@ def load_config(cls: type, path: str | Path | None = None, overrides: dict[str, 
     return cls(**given)
 
 
-def _read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path) -> dict[str, Any]:
     """Keys and values of a flat YAML file; scalars stay text, so that an id as 0104257 or no keeps its characters."""
     import yaml
 

@@ -6,11 +6,16 @@ with options alone is said before anything is loaded.
 
 from __future__ import annotations
 
+import dataclasses
+import typing
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from llmrec.options import MAX_SEED, Config, StageConfig, option
+from llmrec.options import MAX_SEED, Config, StageConfig, copied, option
 from llmrec.suggest import suggestion
+
+if TYPE_CHECKING:
+    from llmrec.tokenizers import ItemTokenizer
 
 # Keys of `llmrec.tasks.TASKS`, without pyarrow and the rest, whose import costs seconds.
 TASK_NAMES = (
@@ -94,7 +99,21 @@ class TokenizeConfig(StageConfig):
         "Directory written by `llmrec embed`; p5_cid, atomic, random and sorted read it for the report alone.", None
     )
     view_names: list[str] | None = option("Views to use; all of the directory when left out.", None)
-    method: Literal["rq_kmeans", "hierarchical_kmeans", "opq", "fsq", "p5_cid", "atomic", "random", "sorted"] = option(
+    method: Literal[
+        "rq_kmeans",
+        "rq_kmeans_plus",
+        "rvq",
+        "rq_vae",
+        "cost",
+        "letter",
+        "opq",
+        "fsq",
+        "hierarchical_kmeans",
+        "p5_cid",
+        "atomic",
+        "random",
+        "sorted",
+    ] = option(
         "Item tokenizer; each has options of its own, which `--help` lists for the one that is named.", "rq_kmeans"
     )
     collision: Literal[
@@ -153,7 +172,10 @@ class ExtendConfig(StageConfig):
     """Add the semantic-ID tokens to a causal LLM and save it as the base of fine-tuning."""
 
     sid: str = option("Directory written by `llmrec tokenize`.")
-    model: str = option("Hub id or path of a causal LLM, or 'micro' for a small new one with a word-level tokenizer.")
+    model: str = option(
+        "Hub id or path of a causal LLM; a checkpoint of llmrec, which takes up a table appended to its own; or "
+        "'micro' for a small new one with a word-level tokenizer."
+    )
     catalog: str | None = option(
         "Directory written by `llmrec prepare`; 'micro' takes its vocabulary from the titles, and rows their words.",
         None,

@@ -43,6 +43,11 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+def copied(f: dataclasses.Field) -> Any:
+    """The same field for another class."""
+    return field(default=f.default, default_factory=f.default_factory, metadata=f.metadata)
+
+
 @dataclass(kw_only=True)
 class Config:
     """Base of all: what can be told wrong from the options alone is refused, however the config is made."""
@@ -59,6 +64,11 @@ class Config:
     def problems(self) -> list[str]:
         """Options that do not go together, each within its bounds."""
         return []
+
+    @classmethod
+    def completed(cls, given: dict[str, Any]) -> type[Config]:
+        """The class with all fields, where options given say what further options there are."""
+        return cls
 
 
 @dataclass(kw_only=True)

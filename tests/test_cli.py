@@ -33,8 +33,9 @@ def test_quick_to_start(arguments):
     assert min(seconds() for _ in range(3)) <= QUICK_S
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], *[[stage, "--help"] for stage in STAGES]])
+@pytest.mark.parametrize("arguments", [[], ["--help"], *[[stage, "--help"] for stage in STAGES if stage != "tokenize"]])
 def test_help_needs_no_torch(arguments):
+    """That of tokenize lists the options of a method, which its class declares."""
     code = f"""
 import sys
 from llmrec.cli import main
@@ -57,6 +58,14 @@ def test_every_stage_is_a_module_with_a_main_and_its_flags(stage, capsys):
     shown = capsys.readouterr().out
     for name in STAGES[stage].__dataclass_fields__:
         assert f"--{name.replace('_', '-')}" in shown
+
+
+def test_help_of_tokenize_lists_the_options_of_the_method_named(capsys, tmp_path):
+    (tmp_path / "run.yaml").write_text("method: atomic\n")
+    for more, has_levels in ((["--method", "random"], True), (["--config", str(tmp_path / "run.yaml")], False)):
+        with pytest.raises(SystemExit):
+            main(["tokenize", *more, "--help"])
+        assert ("--num-levels" in capsys.readouterr().out) == has_levels
 
 
 def test_help_names_the_values_of_a_choice(capsys):

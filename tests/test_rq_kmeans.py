@@ -6,32 +6,20 @@ import json
 import sys
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
+from clustered import catalog_of, points, rebuilt_cosine
 from safetensors.torch import load_file
 from sklearn.cluster import KMeans
 
-from llmrec.catalog import Catalog
 from llmrec.tokenizers import residual
 from llmrec.tokenizers.residual import kmeans, nearest, sinkhorn, squared_distances
 from llmrec.tokenizers.rq_kmeans import RQKMeans, faiss_kmeans
 from llmrec.views import ItemViews, View
 
-SPLIT = pa.table({"user_id": ["u"], "split": ["train"], "history": [["0"]], "target": ["0"]})
-
-
-def points(num_points: int, dim: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(num_points, dim, generator=torch.Generator().manual_seed(seed))
-
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def catalog_of(num_items: int) -> Catalog:
-    ids = [str(row) for row in range(num_items)]
-    return Catalog(pa.table({"item_id": ids, "title": ids}), SPLIT)
 
 
 def views_of(*vectors: np.ndarray | torch.Tensor) -> ItemViews:
@@ -133,7 +121,7 @@ def test_last_level_cost_and_reconstruction_agree_with_the_codes():
     assert encoded.last_level_cost(rows).argmin(1).tolist() == encoded.codes[rows, 2].tolist()
     rebuilt = sum(book[encoded.codes[:, level]] for level, book in enumerate(tokenizer.codebooks))
     cosine = torch.cosine_similarity(torch.from_numpy(views["view0"].vectors), rebuilt).mean()
-    assert encoded.reconstruction_cosine == pytest.approx(float(cosine), abs=1e-5)
+    assert rebuilt_cosine(encoded) == pytest.approx(float(cosine), abs=1e-5)
 
 
 def test_law_12_same_seed_gives_the_same_codebooks_bit_by_bit():
@@ -150,7 +138,7 @@ def test_views_count_by_weight_not_by_length():
     by_half = 1000 * torch.eye(2)[torch.arange(40) // 20]
     views, catalog = views_of(by_parity + 0.01 * points(40, 2), by_half), catalog_of(40)
     for heavy, expected in (("view0", torch.arange(40) % 2), ("view1", torch.arange(40) // 20)):
-        weights = {"view0": 0.1, "view1": 0.1, heavy: 1.0}
+        weights = [1.0 if name == heavy else 0.1 for name in views]
         tokenizer = tokenizer_of(num_levels=1, codebook_size=2, view_weights=weights).fit(catalog, views)
         codes = tokenizer.encode(catalog, views).codes[:, 0]
         assert (codes == codes[0]).tolist() == (expected == 0).tolist()
@@ -169,7 +157,7 @@ def test_items_without_any_view_do_not_shape_codebooks_and_share_a_sid():
 
 def test_save_and_load_encode_alike(tmp_path):
     views, catalog = views_of(points(100, 4), points(100, 2, seed=3)), catalog_of(100)
-    tokenizer = tokenizer_of(view_weights={"view1": 0.5}).fit(catalog, views)
+    tokenizer = tokenizer_of(view_weights=[1, 0.5]).fit(catalog, views)
     tokenizer.save_pretrained(tmp_path)
     assert load_file(tmp_path / "codebooks.safetensors")["codebook_2"].shape == (16, 6)
     loaded = RQKMeans.from_pretrained(tmp_path, device="cpu")
@@ -178,8 +166,9 @@ def test_save_and_load_encode_alike(tmp_path):
     with pytest.raises(ValueError, match=r"fitted on the views .*'view1': 2.* was given \{'view0': 4\}"):
         loaded.encode(catalog, views_of(points(100, 4)))
     settings = json.loads((tmp_path / "item_tokenizer.json").read_text())
-    (tmp_path / "item_tokenizer.json").write_text(json.dumps({**settings, "num_levels": 2}))
-    with pytest.raises(ValueError, match="says 2 of"):
+    settings["options"]["num_levels"] = 2
+    (tmp_path / "item_tokenizer.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"3 codebooks of \[16, 16, 16\] codes where \[16, 16\] belong"):
         RQKMeans.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has no item_tokenizer"):
         RQKMeans.from_pretrained(tmp_path / "nowhere")
@@ -188,14 +177,14 @@ def test_save_and_load_encode_alike(tmp_path):
 @pytest.mark.parametrize(
     ("vectors", "message"),
     [
-        (np.ones((40, 3)), "all of its 40 item vectors are equal"),
-        (np.eye(5)[np.arange(40) % 5], "5 distinct vectors. Lower codebook_size to at most 5"),
-        (np.eye(10), "it has 10 items.*Lower codebook_size to at most 10"),
+        (np.ones((40, 3)), "all of the 40 item vectors are equal"),
+        (np.eye(5)[np.arange(40) % 5], "5 distinct vectors.*Lower codebook_size to at most 5"),
+        (np.eye(10), "10 items.*Lower codebook_size to at most 10"),
         (np.zeros((40, 3)), "no view has a vector for any item"),
     ],
 )
 def test_too_little_to_fill_a_codebook(vectors, message):
-    with pytest.raises(ValueError, match=f"codebooks of 16 codes: .*{message}"):
+    with pytest.raises(ValueError, match=message):
         tokenizer_of().fit(catalog_of(len(vectors)), views_of(vectors))
 
 
@@ -217,6 +206,49 @@ def test_faiss_kmeans_is_as_good_and_deterministic(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install llmrec\[kmeans\]"):
         faiss_kmeans(x, 16, 25, seed=3)
+
+
+@pytest.mark.parametrize("balance", ["capacity", "onerec"])
+def test_balanced_levels_use_every_code_equally_often(tmp_path, balance):
+    """16 codes for 200 items: 12 or 13 each, at every level over the whole catalogue."""
+    views, catalog = views_of(points(200, 6) ** 3), catalog_of(200)
+    tokenizer = tokenizer_of(balance=balance).fit(catalog, views)
+    encoded = tokenizer.encode(catalog, views)
+    for codes in encoded.codes.T:
+        assert set(np.bincount(codes, minlength=16)) == {12, 13}
+    tokenizer.save_pretrained(tmp_path)
+    loaded = RQKMeans.from_pretrained(tmp_path, device="cpu").encode(catalog, views)
+    np.testing.assert_array_equal(loaded.codes, encoded.codes)
+    again = tokenizer_of(balance=balance).fit(catalog, views).encode(catalog, views)
+    np.testing.assert_array_equal(again.codes, encoded.codes)
+
+
+def test_capacity_costs_less_than_codes_in_turn_and_more_than_no_balance():
+    views, catalog = views_of(points(200, 6) ** 3), catalog_of(200)
+    lost = {}
+    for balance in ("none", "capacity", "onerec"):
+        encoded = tokenizer_of(num_levels=1, balance=balance).fit(catalog, views).encode(catalog, views)
+        rows = np.arange(200)
+        lost[balance] = float((encoded.vectors(rows) - encoded.reconstruction(rows)).square().sum())
+    assert lost["none"] < lost["capacity"] < lost["onerec"]
+
+
+def test_balanced_items_keep_their_codes_beside_new_ones_and_costs_follow_the_codes():
+    x = points(200, 6) ** 3
+    tokenizer = tokenizer_of(balance="capacity").fit(catalog_of(200), views_of(x))
+    encoded = tokenizer.encode(catalog_of(200), views_of(x))
+    grown = tokenizer.encode(catalog_of(203), views_of(torch.cat([x, points(3, 6, seed=7)])))
+    np.testing.assert_array_equal(grown.codes[:200], encoded.codes)
+    first, second, third = (torch.from_numpy(codes) for codes in grown.codes.T)
+    left = grown.vectors(np.arange(203)) - tokenizer.codebooks[0][first] - tokenizer.codebooks[1][second]
+    torch.testing.assert_close(grown.last_level_cost(np.arange(203)), squared_distances(left, tokenizer.codebooks[2]))
+    nearest_ones = nearest(left[200:], tokenizer.codebooks[2])[0]
+    assert torch.equal(third[200:], nearest_ones)
+
+
+def test_faiss_knows_no_balance():
+    with pytest.raises(ValueError, match="kmeans 'faiss' knows no balance, and balance is 'onerec'"):
+        tokenizer_of(kmeans="faiss", balance="onerec")
 
 
 @pytest.mark.gpu

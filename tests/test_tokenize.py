@@ -11,7 +11,7 @@ from prepared import run_json, write_catalog
 
 from llmrec.cli import main
 from llmrec.sid import SidTable
-from llmrec.tokenizers import RQKMeans
+from llmrec.tokenizers import Random, RQKMeans, Sorted, load_tokenizer
 from llmrec.views import ItemViews, View
 
 
@@ -38,7 +38,9 @@ def flags(prepared, views, out, *more: object) -> list[object]:
             "--num-levels", 2, "--device", "cpu", *more]  # fmt: skip
 
 
-@pytest.mark.parametrize("collision", ["suffix_ordinal", "sinkhorn_reassign", "accept"])
+@pytest.mark.parametrize(
+    "collision", ["suffix_ordinal", "suffix_if_collided", "sinkhorn_reassign", "knn_cap", "accept"]
+)
 def test_every_policy_writes_what_it_promises(capsys, tmp_path, prepared, views, collision):
     report = run_json(capsys, *flags(prepared, views, tmp_path / "sid", "--collision", collision))
     table = SidTable.load(tmp_path / "sid")
@@ -47,9 +49,10 @@ def test_every_policy_writes_what_it_promises(capsys, tmp_path, prepared, views,
     assert report["before_policy"]["shared_items"] >= 2 / 12  # items 4 and 5
     assert (report["after_policy"]["max_bucket"] == 1) == (collision != "accept") == (table.bucket_sizes.max() == 1)
     assert [level["codebook_size"] for level in report["levels"]] == table.level_sizes
-    assert report["items_without_any_view"] == 1
+    assert report["items_without_any_view"] == 1 and report["collision"] == collision
     assert {path.name for path in (tmp_path / "sid").iterdir()} == {
-        "sid_table.parquet", "codebooks.safetensors", "item_tokenizer.json", "report.json", "manifest.json",
+        "sid_table.parquet", "codebooks.safetensors", "item_tokenizer.json", "report.json", "report.html",
+        "manifest.json",
     }  # fmt: skip
 
 
@@ -91,6 +94,7 @@ def test_tables_are_shown_to_a_person(capsys, tmp_path, prepared, views):
         (["--view-names", "smell"], "holds ['one', 'two']"),
         (["--num-levels", 1, "--collision", "accept"], "12 items cannot be told apart by 1 levels of 4 codes"),
         (["--device", "abacus"], "Unknown device 'abacus'"),
+        (["--method", "atomc"], "'method' in the command line is 'atomc'; choose from rq_kmeans"),
     ],
 )
 def test_wrong_configs_leave_nothing_behind(capsys, tmp_path, prepared, views, more, message):
@@ -108,3 +112,71 @@ def test_views_that_cannot_give_sids_are_refused(capsys, tmp_path, prepared, vie
     ]))  # fmt: skip
     assert main([str(part) for part in flags(other, views, tmp_path / "sid2")]) == 2
     assert "has 12 vectors" in capsys.readouterr().err
+
+
+def without_views(prepared, out, method: str, *more: object) -> list[object]:
+    return ["tokenize", "--catalog", prepared.source, "--out", out, "--method", method, *more]
+
+
+@pytest.mark.parametrize("method", ["atomic", "random", "sorted"])
+def test_methods_without_views(capsys, tmp_path, prepared, method):
+    sizes = [] if method == "atomic" else ["--codebook-size", 4, "--num-levels", 2]
+    reports = [run_json(capsys, *without_views(prepared, tmp_path / f"sid{i}", method, *sizes)) for i in range(2)]
+    assert reports[0]["sid_sha256"] == reports[1]["sid_sha256"]
+    table = SidTable.load(tmp_path / "sid0")
+    assert table.bucket_sizes.max() == 1
+    loaded = load_tokenizer(tmp_path / "sid0")
+    codes = loaded.encode(prepared, ItemViews()).codes
+    np.testing.assert_array_equal(table.codes(range(12))[:, : codes.shape[1]], codes)
+
+
+def test_sorted_items_share_prefixes_with_their_neighbours(prepared):
+    """12 items over 16 SIDs: place p has cell 16 p / 12, written in base 4."""
+    codes = Sorted(num_levels=2, codebook_size=4).fit(prepared, ItemViews()).encode(prepared, ItemViews()).codes
+    order = sorted(range(12), key=lambda row: prepared.titles[row])
+    cells = [0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14]
+    assert [tuple(codes[row]) for row in order] == [divmod(cell, 4) for cell in cells]
+
+
+def test_options_of_another_method_are_unknown(capsys, tmp_path, prepared):
+    argv = [str(part) for part in without_views(prepared, tmp_path / "sid", "atomic", "--codebook-size", 4)]
+    assert main(argv) == 2
+    assert "unknown key 'codebook_size'" in capsys.readouterr().err
+    argv = [
+        str(part) for part in without_views(prepared, tmp_path / "sid", "random", "--collision", "sinkhorn_reassign")
+    ]
+    assert main(argv) == 2
+    assert "needs to know how far items are from codes" in capsys.readouterr().err
+    argv = [str(part) for part in without_views(prepared, tmp_path / "sid", "rq_kmeans")]
+    assert main(argv) == 2
+    assert "method 'rq_kmeans' needs views" in capsys.readouterr().err
+
+
+def test_a_collapsed_level_ends_the_stage_unless_allowed(capsys, tmp_path, prepared, monkeypatch):
+    monkeypatch.setattr(Random, "codes_of", lambda self, catalog: np.zeros((12, 2), np.int64))
+    argv = without_views(prepared, tmp_path / "sid", "random", "--codebook-size", 20, "--num-levels", 2)
+    assert main([str(part) for part in argv]) == 2
+    assert "level 0 uses 1 of 12 codes, level 1 uses 1 of 12 codes" in capsys.readouterr().err
+    assert run_json(capsys, *argv, "--allow-collapse")["before_policy"]["max_bucket"] == 12
+
+
+def test_compare_sets_finished_directories_beside_each_other(capsys, tmp_path, prepared, views):
+    for name, size in (("small", 3), ("large", 4)):
+        run_json(capsys, *flags(prepared, views, tmp_path / name), "--codebook-size", size)
+    both = [tmp_path / "small", tmp_path / "large"]
+    compared = run_json(capsys, "tokenize", "--compare", *both)
+    assert compared["collision rate"].keys() == {str(path) for path in both}
+    assert main([str(part) for part in ("tokenize", "--compare", *both)]) == 0
+    assert "Semantic IDs beside each other" in capsys.readouterr().err
+    for wrong, message in (([both[0]], "two different directories are needed"), ([*both, tmp_path], "manifest.json")):
+        assert main([str(part) for part in ("tokenize", "--compare", *wrong)]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["tokenize"]) == 2
+    assert "'out' is required; 'catalog' is required" in capsys.readouterr().err
+
+
+def test_probe_is_measured_where_asked_for(capsys, tmp_path, prepared):
+    argv = without_views(prepared, tmp_path / "sid", "random", "--codebook-size", 4, "--num-levels", 2)
+    assert run_json(capsys, *argv)["probe"] is None
+    found = run_json(capsys, *argv, "--probe", "--overwrite")["probe"]
+    assert len(found["cross_entropy"]) == 3 and found["lp"] == pytest.approx(sum(found["cross_entropy"]))

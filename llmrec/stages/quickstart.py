@@ -14,6 +14,7 @@ import torch
 
 from llmrec.catalog import Catalog
 from llmrec.checkpoint import load_tokenizer
+from llmrec.config_file import load_config
 from llmrec.configs import (
     EmbedConfig,
     EvaluateConfig,
@@ -102,12 +103,15 @@ def run_stages(config: QuickstartConfig, dataset: str, model: str, out: dict[str
         lambda: prepare.main(PrepareConfig(out=out["catalog"], dataset=dataset, num_users=config.num_users, **common)),
         lambda: embed.main(EmbedConfig(out=out["views"], catalog=out["catalog"], text_encoder="tfidf", **common)),
         lambda: tokenize.main(
-            TokenizeConfig(
-                out=out["sid"],
-                catalog=out["catalog"],
-                views=out["views"],
-                codebook_size=codebook_size(Catalog.load(out["catalog"]).num_items),
-                **common,
+            load_config(
+                TokenizeConfig,
+                overrides={
+                    "out": out["sid"],
+                    "catalog": out["catalog"],
+                    "views": out["views"],
+                    "codebook_size": codebook_size(Catalog.load(out["catalog"]).num_items),
+                    **common,
+                },
             )
         ),
         lambda: extend.main(

@@ -1,78 +1,183 @@
-"""tokenize: catalogue + views -> a semantic ID for every item, and a report on their quality."""
+"""tokenize: catalogue + views -> a semantic ID for every item, and a report on their quality.
+
+With `append` the new items of a catalogue get theirs beside published ones; with `compare` finished directories are set
+beside each other and nothing is made.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llmrec import collisions, diagnostics, processes
+from llmrec.append import Published, append
 from llmrec.artifact import run_stage
 from llmrec.catalog import Catalog
 from llmrec.configs import TokenizeConfig
-from llmrec.manifest import write_json
+from llmrec.console import say
+from llmrec.device import resolve_device
+from llmrec.diagnostics import page
+from llmrec.manifest import verify, write_json
+from llmrec.probe import probe
 from llmrec.sid import SidTable
-from llmrec.tokenizers import TOKENIZERS
+from llmrec.tokenizers import Encoded, ItemTokenizer
 from llmrec.views import ItemViews, view_files
 
-REPORT = "report.json"
+REPORT, PAGE = "report.json", "report.html"
+LEAST_USE = 0.1  # of the codes of a level; k-means uses all, and a codebook below half of it is of little use
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """What was made of a catalogue.
+
+    Attributes:
+        table: Semantic IDs of all items.
+        encoded: What the tokenizer gave.
+        tokenizer: Fitted.
+        policy: Collision policy.
+        notes: What a reader of the report should know.
+    """
+
+    table: SidTable
+    encoded: Encoded
+    tokenizer: ItemTokenizer
+    policy: str
+    notes: list[str]
 
 
 def main(config: TokenizeConfig) -> dict[str, Any]:
     """Fit the item tokenizer, encode the catalogue, resolve collisions, report.
 
     Returns:
-        out and the content of report.json.
+        out and the content of report.json; with `compare`, what `llmrec.diagnostics.compare` returns.
     """
-    check(config)
+    if config.compare:
+        return beside(config.compare)
+    published = Published.load(config.append, config.device) if config.append else None
+    tokenizer = published.tokenizer if published else config.tokenizer()
+    check(config, tokenizer)
     catalog = Catalog.load(config.catalog)
-    files = view_files(config.views, config.view_names)
-    tokenizer = TOKENIZERS[config.method].from_config(config)
-    collisions.check_capacity(config.collision, catalog.num_items, tokenizer.level_sizes)
+    names = list(tokenizer.view_dims) if published and tokenizer.needs_views else config.view_names
+    files = view_files(config.views, names) if config.views else {}
+    planned = None if published else tokenizer.planned_sizes(catalog.num_items)
+    if planned is not None:
+        collisions.check_capacity(config.collision, catalog.num_items, planned)
 
     def build(workdir: Path) -> dict[str, Any]:
         if not processes.is_main():
             return {}
-        views = ItemViews.load(config.views, catalog, config.view_names)
-        encoded = tokenizer.fit(catalog, views).encode(catalog, views)
-        codes, level_sizes, notes = collisions.resolve(config.collision, encoded, tokenizer.level_sizes)
-        sid_table = SidTable(catalog.item_ids, codes, level_sizes=level_sizes)
-        report = {
+        views = ItemViews.load(config.views, catalog) if files else ItemViews()
+        used = ItemViews({name: views[name] for name in files})
+        made = appended(published, catalog, used) if published else fitted(config, tokenizer, catalog, used)
+        made.table.save(workdir)
+        made.tokenizer.save_pretrained(workdir)
+        write_report(workdir, config, catalog, views, made)
+        return {
             "num_items": catalog.num_items,
-            "items_without_any_view": int((~views.known).sum()),
-            "sid_sha256": sid_table.sha256,
-            "expected_collision_rate": collisions.expected_collision_rate(catalog.num_items, tokenizer.level_sizes),
-            "before_policy": diagnostics.collision_report(encoded.codes),
-            "after_policy": diagnostics.collision_report(codes),
-            "levels": diagnostics.level_report(sid_table),
-            "reconstruction_cosine": encoded.reconstruction_cosine,
-            "notes": notes,
+            "num_levels": made.table.num_levels,
+            "level_sizes": made.table.level_sizes,
         }
-        sid_table.save(workdir)
-        tokenizer.save_pretrained(workdir)
-        write_json(workdir / REPORT, report)
-        return {"num_items": catalog.num_items, "num_levels": sid_table.num_levels, "level_sizes": level_sizes}
 
     # A view file may have been added to the directory by hand: its content is part of what the codes depend on.
-    inputs = {"catalog": config.catalog, "views": config.views, **{f"view {name}": f for name, f in files.items()}}
+    inputs = {"catalog": config.catalog, **({"views": config.views} if files else {})}
+    inputs |= {f"view {name}": file for name, file in files.items()}
+    inputs |= {"append": config.append} if config.append else {}
     out = run_stage("tokenize", config, inputs, build)
-    report = json.loads((out / REPORT).read_text(encoding="utf-8"))
+    report = read_report(out)
     diagnostics.show(report)
+    say(f"{out / PAGE} shows it with plots.")
     return {"out": str(out), **report}
 
 
-def check(config: TokenizeConfig) -> None:
+def fitted(config: TokenizeConfig, tokenizer: ItemTokenizer, catalog: Catalog, views: ItemViews) -> Made:
+    """Semantic IDs by a tokenizer that is fitted now."""
+    encoded = tokenizer.fit(catalog, views).encode(catalog, views)
+    check_use(encoded.codes, tokenizer.level_sizes, config.allow_collapse)
+    codes, level_sizes, notes = collisions.resolve(config.collision, encoded, tokenizer.level_sizes)
+    return Made(SidTable(catalog.item_ids, codes, level_sizes=level_sizes), encoded, tokenizer, config.collision, notes)
+
+
+def appended(published: Published, catalog: Catalog, views: ItemViews) -> Made:
+    """Published semantic IDs, and new ones beside them."""
+    found = append(published, catalog, views)
+    return Made(found.table, found.encoded, published.tokenizer, published.policy, found.notes)
+
+
+def write_report(workdir: Path, config: TokenizeConfig, catalog: Catalog, views: ItemViews, made: Made) -> None:
+    """report.json and report.html; neighbours are those of every view there is, whichever the method has read."""
+    vectors, reconstruction = made.encoded.vectors, made.encoded.reconstruction
+    report = diagnostics.report(
+        catalog, views or None, made.table, made.encoded.codes, made.tokenizer.level_sizes, vectors, reconstruction,
+        config.seed,
+    )  # fmt: skip
+    report |= {"method": made.tokenizer.method, "collision": made.policy, "sid_sha256": made.table.sha256}
+    report["probe"] = (
+        dataclasses.asdict(probe(catalog, made.table, config.seed, config.device)) if config.probe else None
+    )
+    report["notes"] = made.notes
+    write_json(workdir / REPORT, report)
+    html = page.render(report, catalog, made.table, vectors, config.seed, name=Path(config.out).name)
+    (workdir / PAGE).write_text(html, encoding="utf-8")
+
+
+def read_report(directory: str | Path) -> dict[str, Any]:
+    return json.loads((Path(directory) / REPORT).read_text(encoding="utf-8"))
+
+
+def beside(directories: list[str]) -> dict[str, Any]:
+    """Print the reports of several directories beside each other.
+
+    Raises:
+        ValueError: If a directory is not a finished one of `llmrec tokenize`, or they are of different catalogues.
+    """
+    if len(set(directories)) < 2:
+        raise ValueError(f"compare is {directories}; two different directories are needed at least.")
+    for directory in directories:
+        verify(Path(directory), "tokenize")
+    compared = diagnostics.compare({directory: read_report(directory) for directory in directories})
+    diagnostics.show_comparison(compared)
+    return compared
+
+
+def check(config: TokenizeConfig, tokenizer: ItemTokenizer) -> None:
     """Refuse a config that cannot work, with every problem at once.
 
     Raises:
-        ValueError: If names and weights of views do not go together.
+        ValueError: If the method, its views and the collision policy do not go together, or the device is not here.
     """
-    problems, names, weights = [], config.view_names, config.view_weights
-    if names is not None and len(set(names)) < len(names):
-        problems.append(f"view_names is {names}; name each view once")
-    if weights is not None and (names is None or len(weights) != len(names)):
+    problems, method = [], tokenizer.method
+    if tokenizer.needs_views and config.views is None:
+        problems.append(f"method '{method}' needs views, a directory written by `llmrec embed`")
+    if not tokenizer.needs_views and config.collision in collisions.NEED_COSTS:
+        problems.append(
+            f"collision '{config.collision}' needs to know how far items are from codes, which '{method}' does not; "
+            "use suffix_ordinal, suffix_if_collided or accept"
+        )
+    weights, names = getattr(tokenizer, "view_weights", None), config.view_names
+    if not config.append and weights is not None and (names is None or len(weights) != len(names)):
         problems.append(f"view_weights is {weights} for view_names {names}; give one weight per name")
-    if weights is not None and not all(0 < weight < float("inf") for weight in weights):
-        problems.append(f"view_weights is {weights}; positive numbers are needed")
     if problems:
         raise ValueError("; ".join(problems) + ".")
+    resolve_device(config.device)
+
+
+def check_use(codes_NL: np.ndarray, level_sizes: list[int], allow_collapse: bool) -> None:
+    """Refuse levels that use hardly any of the codes that they could.
+
+    Raises:
+        ValueError: If a level uses less than LEAST_USE of them, unless that is allowed.
+    """
+    could = [min(size, len(codes_NL)) for size in level_sizes]
+    used = [len(np.unique(codes_N)) for codes_N in codes_NL.T]
+    fallen = [level for level in range(len(could)) if used[level] < LEAST_USE * could[level]]
+    if fallen and not allow_collapse:
+        said = ", ".join(f"level {level} uses {used[level]} of {could[level]} codes" for level in fallen)
+        raise ValueError(
+            f"the codebooks have collapsed: {said}. Check the views, lower codebook_size or the learning rate, or set "
+            "allow_collapse to keep such semantic IDs."
+        )

@@ -1,21 +1,32 @@
-"""What every item tokenizer offers, and what it hands to the collision policies.
+"""What every item tokenizer is: options from its paper, `fit`, `encode`, and two files.
 
-Shapes: N items, L levels, K codes of the last level.
+A tokenizer is a dataclass whose fields are its options, so that `llmrec tokenize --method <name>` takes them as flags
+and YAML keys, with the bounds and defaults that stand in the method's own file.
+
+Shapes: N items, L levels, K codes of the last level, D dimension of the vectors.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llmrec.catalog import Catalog
-from llmrec.configs import TokenizeConfig
+from llmrec.manifest import write_json
+from llmrec.options import MAX_SEED, Config, option
 from llmrec.views import ItemViews
+
+CODEBOOKS, SETTINGS = "codebooks.safetensors", "item_tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -24,27 +35,106 @@ class Encoded:
 
     Attributes:
         codes: (N, L) int64.
-        last_level_cost: Item rows (n,) -> (n, K) squared distance of what the items have left before the last level
-            to each of its codes.
-        reconstruction_cosine: Mean cosine of the items' vectors and what their codes add up to.
+        last_level_cost: Item rows (n,) -> (n, K) cost of each code of the last level for them; None for a tokenizer
+            that knows of no nearness.
+        vectors: Item rows (n,) -> (n, D), what was quantised; None for a tokenizer that quantises nothing.
+        reconstruction: Item rows (n,) -> (n, D), what the codes stand for; None likewise.
     """
 
     codes: np.ndarray
-    last_level_cost: Callable[[np.ndarray], Tensor]
-    reconstruction_cosine: float
+    last_level_cost: Callable[[np.ndarray], Tensor] | None = None
+    vectors: Callable[[np.ndarray], Tensor] | None = None
+    reconstruction: Callable[[np.ndarray], Tensor] | None = None
 
 
-class ItemTokenizer(Protocol):
+@dataclass(kw_only=True)
+class ItemTokenizer(Config, ABC):
     """Learns codes from views and, if it wants, from `catalog.train`; never from held-out behaviour."""
 
-    @classmethod
-    def from_config(cls, config: TokenizeConfig) -> Self: ...
+    seed: int = option("Seed of everything random.", 0, least=0, most=MAX_SEED)
+    device: str = option("Device to compute on: auto, cpu, cuda.", "auto", identity=False)
+
+    method: ClassVar[str]
+    needs_views: ClassVar[bool] = True
+
+    @abstractmethod
+    def planned_sizes(self, num_items: int) -> list[int] | None:
+        """Codes of each level, as far as they are known before `fit`; None where the data decide."""
 
     @property
-    def level_sizes(self) -> list[int]: ...
+    @abstractmethod
+    def level_sizes(self) -> list[int]:
+        """Codes of each level, after `fit`."""
 
-    def fit(self, catalog: Catalog, views: ItemViews) -> Self: ...
+    @abstractmethod
+    def fit(self, catalog: Catalog, views: ItemViews) -> Self:
+        """Learn the codes.
 
-    def encode(self, catalog: Catalog, views: ItemViews) -> Encoded: ...
+        Raises:
+            ValueError: If the catalogue or the views do not allow it.
+        """
 
-    def save_pretrained(self, path: str | Path) -> None: ...
+    @abstractmethod
+    def encode(self, catalog: Catalog, views: ItemViews) -> Encoded:
+        """Codes of every item of a catalogue, which may have items that `fit` has not seen.
+
+        Raises:
+            ValueError: If the tokenizer is not fitted, or the views are not those it was fitted on.
+        """
+
+    @abstractmethod
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What `fit` has learned: tensors, and facts for JSON."""
+
+    @abstractmethod
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Take up what `state` gave.
+
+        Raises:
+            ValueError: If the tensors do not fit the options and facts.
+        """
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write codebooks.safetensors and item_tokenizer.json."""
+        tensors, facts = self.state()
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(tensors, Path(path) / CODEBOOKS)
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["identity"]}
+        write_json(Path(path) / SETTINGS, {"method": self.method, "options": options, "learned": facts})
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, device: str = "auto") -> Self:
+        """Read a fitted tokenizer from the directory that `save_pretrained` or `llmrec tokenize` wrote.
+
+        Raises:
+            ValueError: If a file is absent or unreadable, of another method, or the two do not go together.
+        """
+        settings = read_settings(path)
+        if settings["method"] != cls.method:
+            raise ValueError(
+                f"'{path}' holds a tokenizer of method '{settings['method']}', not '{cls.method}'; "
+                "`llmrec.tokenizers.load_tokenizer` takes any."
+            )
+        try:
+            tensors = load_file(Path(path) / CODEBOOKS)
+            tokenizer = cls(**settings["options"], device=device)
+            tokenizer.restore(tensors, settings["learned"])
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"'{path}' holds no whole tokenizer: {error}. Run `llmrec tokenize` again.") from error
+        return tokenizer
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """Content of item_tokenizer.json: method, options, learned.
+
+    Raises:
+        ValueError: If one of the tokenizer's two files is absent, or this one is not of this form.
+    """
+    for name in (SETTINGS, CODEBOOKS):
+        if not (Path(path) / name).is_file():
+            raise ValueError(f"'{path}' has no {name}; `llmrec tokenize` writes it.")
+    try:
+        settings = json.loads((Path(path) / SETTINGS).read_text(encoding="utf-8"))
+        return {name: settings[name] for name in ("method", "options", "learned")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{Path(path) / SETTINGS} is not of this version; run `llmrec tokenize` again.") from error

@@ -1,0 +1,179 @@
+"""P5-CID: collaborative ids. Items that users take together share a prefix; nothing but training behaviour is read.
+
+The graph of items has an edge for every two items of a user's training sequence, however far apart, weighted by how
+often that happens. Spectral clustering cuts it into groups, each group is cut again, and a group of at most `leaf_size`
+items is a leaf, in which every item has its ordinal. So semantic IDs differ in length, no two are equal, and none is a
+prefix of another. Items that occur with no other form one group of their own.
+
+Sources: "How to Index Item IDs" (arXiv:2305.06569) and its code, whose tokens belong to one path; OpenP5
+(arXiv:2306.11134), whose tokens are reused by all branches. Departures: a level has tokens of its own here, so that a
+reused token means nothing at another depth; groups without co-occurrences, and those still too large after MAX_SPLITS
+splits, are cut into equal parts, so that every tree ends.
+
+Shapes: N items, M items of a group, T training interactions, L levels, C clusters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from scipy import linalg, sparse
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor
+
+from llmrec.catalog import Catalog, Rows
+from llmrec.options import option
+from llmrec.sid import EMPTY
+from llmrec.tokenizers.assigned import find_keys, item_keys
+from llmrec.tokenizers.base import Encoded, ItemTokenizer
+from llmrec.views import ItemViews
+
+MAX_SPLITS = 8  # Beauty needs 4 at 20 clusters and leaves of 64; each further one is another token per item
+UNIFORM = 1e-6  # affinity of every two items, so that a graph in several pieces has a spectrum to cut by
+DENSE = 1024  # largest group whose matrix is decomposed as a whole; 512, the most clusters, is well below
+
+
+@dataclass(kw_only=True)
+class P5CID(ItemTokenizer):
+    """Recursive spectral clustering of co-occurrences."""
+
+    method: ClassVar[str] = "p5_cid"
+    needs_views: ClassVar[bool] = False
+
+    # Said to be usual in OpenP5, as is a leaf of 500.
+    clusters: int = option("Groups that a group is cut into.", 20, least=2, most=512)
+    # Ours: of the 13.6 bits that tell Beauty's items apart, 500 would leave 9 to an ordinal, which has no meaning.
+    leaf_size: int = option("Most items of a group that is not cut again.", 64, least=1)
+    # OpenP5.
+    tokens: Literal["shared", "path_unique"] = option(
+        "Codes of groups: numbers within the parent, or one of its own for every group of a level.", "shared"
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.codes_NL: np.ndarray | None = None
+        self.keys_N: np.ndarray | None = None
+
+    def planned_sizes(self, num_items: int) -> None:
+        return None
+
+    @property
+    def level_sizes(self) -> list[int]:
+        return (self.codes_NL.max(axis=0) + 1).tolist()
+
+    def fit(self, catalog: Catalog, views: ItemViews) -> Self:
+        counts = all_pairs(catalog.train, catalog.num_items)
+        if counts.nnz == 0:
+            raise ValueError(
+                f"No two items occur in one training sequence of '{catalog.source}' ({len(catalog.train)} training "
+                "rows), and p5_cid knows items by nothing else. Use a method that reads views, such as rq_kmeans."
+            )
+        self.codes_NL, self.keys_N = self._tree(counts), item_keys(catalog.item_ids)
+        return self
+
+    def encode(self, catalog: Catalog, views: ItemViews) -> Encoded:
+        if self.codes_NL is None:
+            raise ValueError("This tokenizer has no codes yet; fit it first.")
+        found_N, place_N = find_keys(item_keys(catalog.item_ids), self.keys_N)
+        if not found_N.all():
+            first = catalog.item_ids[int(found_N.argmin())]
+            raise ValueError(
+                f"'{catalog.source}' has {(~found_N).sum()} items that p5_cid was not fitted on, first '{first}'; it "
+                "cannot place items that nobody has taken yet. Fit it again once they have training interactions, or "
+                "use a method that reads views, such as rq_kmeans."
+            )
+        return Encoded(self.codes_NL[place_N])
+
+    def _tree(self, counts: sparse.csr_array) -> np.ndarray:
+        """(N, L) int64 codes, -1 beyond the end; groups are cut level by level."""
+        levels, groups = [], [np.arange(counts.shape[0])]
+        while groups:
+            codes_N, ordinal_N = (np.full(counts.shape[0], EMPTY) for _ in range(2))
+            children: list[np.ndarray] = []
+            for group in groups:
+                if len(group) <= self.leaf_size:
+                    ordinal_N[group] = np.arange(len(group))
+                    continue
+                for number, child in enumerate(self._cut(counts, group, len(levels))):
+                    codes_N[child] = number if self.tokens == "shared" else len(children)
+                    children.append(child)
+            before = 0 if self.tokens == "shared" else len(children)  # an ordinal shares no token with a group
+            levels.append(np.where(ordinal_N == EMPTY, codes_N, before + ordinal_N))
+            groups = children
+        return np.stack(levels, axis=1)
+
+    def _cut(self, counts: sparse.csr_array, group: np.ndarray, depth: int) -> list[np.ndarray]:
+        """Parts of a group; at the root, the last one holds the items that occur with no other."""
+        inside = counts[group][:, group]
+        linked_M = np.diff(inside.indptr) > 0
+        if depth == 0 and not linked_M.all():
+            linked = group[linked_M]
+            return [*self._cut(counts, linked, depth), group[~linked_M]]
+        if linked_M.any() and depth < MAX_SPLITS:
+            labels_M = spectral_labels(inside, min(self.clusters, len(group)), self.seed)
+            parts = [group[labels_M == label] for label in np.unique(labels_M)]
+            if len(parts) > 1:
+                return parts
+        return np.array_split(group, min(self.clusters, -(-len(group) // self.leaf_size)))
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {"codes": torch.from_numpy(self.codes_NL), "item_keys": torch.from_numpy(self.keys_N)}, {}
+
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        self.codes_NL, self.keys_N = tensors["codes"].numpy(), tensors["item_keys"].numpy()
+        if len(self.codes_NL) != len(self.keys_N):
+            raise ValueError(f"codes of {len(self.codes_NL)} items, keys of {len(self.keys_N)}")
+
+
+def all_pairs(train: Rows, num_items: int) -> sparse.csr_array:
+    """How often each two items occur in one training sequence, at any distance.
+
+    Returns:
+        (N, N) float64, symmetric, zero diagonal.
+    """
+    items = np.insert(train.values, train.offsets[1:], train.targets)  # (T,) every sequence with its last item
+    owner = np.repeat(np.arange(len(train)), np.diff(train.offsets) + 1)
+    taken = sparse.coo_array((np.ones(len(items)), (owner, items)), shape=(len(train), num_items)).tocsr()
+    counts = (taken.T @ taken).tocoo()
+    apart = counts.row != counts.col
+    pairs = (counts.data[apart], (counts.row[apart], counts.col[apart]))
+    return sparse.coo_array(pairs, shape=counts.shape).tocsr()
+
+
+def spectral_labels(affinity: sparse.csr_array, num_clusters: int, seed: int) -> np.ndarray:
+    """Cluster of each item of a graph, by the first eigenvectors of its normalised Laplacian.
+
+    Args:
+        affinity: (M, M) symmetric; UNIFORM is added to every entry.
+        num_clusters: C, at most M.
+        seed: Of the start vector of the iteration.
+
+    Returns:
+        (M,) int64 labels below C, of which some may have no item.
+
+    Source: scikit-learn's SpectralClustering with assign_labels "cluster_qr" (Damle, Minden and Ying, 2019), which
+        would make a matrix with the uniform affinity dense; here that is a product of two vectors.
+    """
+    size = affinity.shape[0]
+    scale_M = (np.asarray(affinity.sum(axis=1)).ravel() + UNIFORM * size) ** -0.5
+    scaled = sparse.diags_array(scale_M) @ affinity @ sparse.diags_array(scale_M)
+    if size <= DENSE:
+        matrix = scaled.toarray() + UNIFORM * np.outer(scale_M, scale_M)
+        vectors_MC = linalg.eigh(matrix, subset_by_index=[size - num_clusters, size - 1])[1]
+    else:
+        operator = LinearOperator(
+            scaled.shape, matvec=lambda x: scaled @ x.ravel() + UNIFORM * scale_M * (scale_M @ x), dtype=np.float64
+        )
+        start_M = np.random.default_rng(seed).standard_normal(size)
+        vectors_MC = eigsh(operator, num_clusters, which="LA", v0=start_M, tol=1e-6)[1]
+    return cluster_qr(vectors_MC * scale_M[:, None])
+
+
+def cluster_qr(vectors_MC: np.ndarray) -> np.ndarray:
+    """(M,) cluster of each row: pivoted QR picks one row per cluster, and the others go to the one they point along."""
+    pivots = linalg.qr(vectors_MC.T, pivoting=True, mode="economic")[2][: vectors_MC.shape[1]]
+    left, _, right = linalg.svd(vectors_MC[pivots].T)
+    return np.abs(vectors_MC @ (left @ right)).argmax(axis=1)

@@ -1,0 +1,165 @@
+"""The one training loop of the trained item tokenizers, and the one rule that stops it.
+
+The papers train for 5,000 to 20,000 epochs, whatever the catalogue. Here all methods stop by one rule, so that neither
+the size of a catalogue nor patience decides between them: HELD_OUT of the items are never trained on, their loss (the
+method's own reconstruction or contrast, with nearest codes and nothing random) is read every EVERY steps, and training
+ends once it has not fallen by a relative TOLERANCE for `patience` readings. The best weights read are kept, the
+starting ones among them. A catalogue too small to spare items is judged by its training loss.
+
+AdamW at a constant rate: a decay needs an end that is known beforehand. Data and random draws live on the device, and
+between readings the host waits for nothing.
+
+Shapes: N items, B rows of a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from llmrec.console import progress
+from llmrec.options import option
+from llmrec.tokenizers.vectors import ResidualTokenizer
+
+EVERY = 100  # steps between readings of the held-out loss
+TOLERANCE = 1e-3  # relative fall of it that counts as one
+HELD_OUT, LEAST_HELD_OUT, MOST_HELD_OUT = 0.05, 16, 8192  # fewer would be noise, more would only cost time
+
+
+class Learner(nn.Module, ABC):
+    """What is trained: parameters, and the losses of item rows (B,) under them."""
+
+    @abstractmethod
+    def loss(self, rows_B: Tensor) -> Tensor:
+        """What is minimised."""
+
+    @abstractmethod
+    def judge(self, rows_B: Tensor) -> Tensor:
+        """What stops training: the mean over rows of what the method is for, in evaluation mode."""
+
+    def before_epoch(self, step: int) -> None:
+        """Called before each pass over the items; `step` is that which comes next, 1 at the start."""
+
+    def after_step(self, step: int, rows_B: Tensor, optimizer: torch.optim.Optimizer, nearness: float) -> None:
+        """Called after each step and its reading; `nearness` to the end of training is 0 at its start, 1 at its end."""
+
+
+class Training(NamedTuple):
+    """How training went.
+
+    Attributes:
+        epochs: Passes over the training items; a part of one counts as its part.
+        loss: Smallest loss read.
+        held_out: Items it was read on; 0 where it is the training items' own.
+    """
+
+    epochs: float
+    loss: float
+    held_out: int
+
+
+class Plateau:
+    """Losses read so far: the best of them, and how many readings have brought nothing new."""
+
+    def __init__(self, patience: int):
+        self.patience, self.stale = patience, 0
+        self.best = self._mark = math.inf
+
+    def read(self, loss: float) -> bool:
+        """Take note of a loss; True if it is the best so far.
+
+        Raises:
+            ValueError: If it is not finite.
+        """
+        if not math.isfinite(loss):
+            raise ValueError(f"training diverged: the held-out loss is {loss}. Lower learning_rate.")
+        fell = loss < self._mark - TOLERANCE * abs(self._mark) if math.isfinite(self._mark) else True
+        self.stale = 0 if fell else self.stale + 1
+        self._mark = loss if fell else self._mark
+        is_best = loss < self.best
+        self.best = min(self.best, loss)
+        return is_best
+
+    @property
+    def is_over(self) -> bool:
+        return self.stale >= self.patience
+
+
+@dataclass(kw_only=True)
+class TrainedTokenizer(ResidualTokenizer):
+    """A residual tokenizer that is trained by gradient."""
+
+    learning_rate: float = option("Of AdamW, constant.", 1e-3, above=0)
+    weight_decay: float = option("Of AdamW.", 1e-4, least=0)
+    batch_size: int = option("Items of a training step.", 1024, least=1)
+    max_epochs: int = option("Most passes over the items; 0 leaves the starting codebooks.", 2000, least=0)
+    patience: int = option(
+        "Readings of the held-out loss, one per 100 steps, without a fall before the end.", 10, least=1
+    )
+
+    def train(self, learner: Learner, num_items: int, device: torch.device) -> Training:
+        """Train until the plateau and leave the learner in evaluation mode with its best weights.
+
+        Args:
+            learner: On the device.
+            num_items: N.
+            device: Of the learner and its data.
+        """
+        generator = torch.Generator(device).manual_seed(self.seed)
+        training_rows, judged_rows = split(num_items, generator)
+        optimizer = torch.optim.AdamW(
+            learner.parameters(), self.learning_rate, weight_decay=self.weight_decay, fused=True
+        )
+        per_epoch = max(1, len(training_rows) // self.batch_size)
+        most, plateau, step = self.max_epochs * per_epoch, Plateau(self.patience), 0
+        plateau.read(read_loss(learner, judged_rows, self.batch_size))
+        kept = copy_of(learner)
+        for step in progress(range(1, most + 1), f"train {self.method}", unit="steps at most"):
+            place = (step - 1) % per_epoch
+            if place == 0:
+                learner.before_epoch(step)
+                order = training_rows[torch.randperm(len(training_rows), generator=generator, device=device)]
+            rows_B = order[place * self.batch_size :][: self.batch_size]
+            _update(learner, rows_B, optimizer)
+            if step % EVERY == 0 or step == most:
+                if plateau.read(read_loss(learner, judged_rows, self.batch_size)):
+                    kept = copy_of(learner)
+                if plateau.is_over:
+                    break
+            # After the reading: codes that restart here have until the next one to settle.
+            learner.after_step(step, rows_B, optimizer, max(step / most, plateau.stale / self.patience))
+        learner.load_state_dict(kept)
+        learner.eval()
+        held_out = len(judged_rows) if len(training_rows) < num_items else 0
+        return Training(step / per_epoch, plateau.best, held_out)
+
+
+def split(num_items: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Rows to train on and rows to judge by, on the device of the generator; both are all where none can be spared."""
+    rows_N = torch.randperm(num_items, generator=generator, device=generator.device)
+    held_out = min(int(HELD_OUT * num_items), MOST_HELD_OUT)
+    return (rows_N[held_out:], rows_N[:held_out]) if held_out >= LEAST_HELD_OUT else (rows_N, rows_N)
+
+
+def _update(learner: Learner, rows_B: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    learner.train()
+    optimizer.zero_grad()
+    learner.loss(rows_B).backward()
+    optimizer.step()
+
+
+@torch.no_grad()
+def read_loss(learner: Learner, rows_N: Tensor, batch_size: int) -> float:
+    """Mean of `judge` over rows; the one place where the host waits for the device."""
+    learner.eval()
+    losses = [learner.judge(rows_B) * len(rows_B) for rows_B in rows_N.split(batch_size)]
+    return float(torch.stack(losses).sum() / len(rows_N))
+
+
+def copy_of(learner: Learner) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in learner.state_dict().items()}
