@@ -1,0 +1,129 @@
+"""Every item tokenizer on Amazon Beauty, beneath one small decoder and one training budget.
+
+    python scripts/experiments/beauty_tokenizers.py --work /tmp/grid --results /tmp/grid/results.jsonl --parallel 8
+
+Needs runs/beauty/catalog and runs/beauty/views (recipes/beauty-smollm2-135m: prepare, embed). The decoder is the 1.2M
+one of recipes/beauty-micro with what helped it there (dropout, label smoothing and weight decay, by valid), trained for
+as many epochs whatever the tokenizer. The table is docs/tokenizers.md's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from grid import Grid, Run, chosen, parser
+
+TEXT, BEHAVIOUR = ["text"], ["collaborative"]
+BOTH = [*TEXT, *BEHAVIOUR]
+METHODS: dict[str, dict[str, Any]] = {
+    "random": {"method": "random"},
+    "sorted": {"method": "sorted"},
+    "atomic": {"method": "atomic", "collision": "accept"},
+    "p5_cid": {"method": "p5_cid", "collision": "accept"},
+    "p5_cid, path-unique tokens": {"method": "p5_cid", "tokens": "path_unique", "collision": "accept"},
+    "rq_kmeans": {"method": "rq_kmeans", "view_names": BOTH},
+    "rq_kmeans, text": {"method": "rq_kmeans", "view_names": TEXT},
+    "rq_kmeans, behaviour": {"method": "rq_kmeans", "view_names": BEHAVIOUR},
+    "rq_kmeans, sinkhorn_reassign": {"method": "rq_kmeans", "view_names": BOTH, "collision": "sinkhorn_reassign"},
+    "rq_kmeans, capacity": {"method": "rq_kmeans", "view_names": BOTH, "balance": "capacity"},
+    "rq_kmeans, onerec": {"method": "rq_kmeans", "view_names": BOTH, "balance": "onerec"},
+    "hierarchical_kmeans": {"method": "hierarchical_kmeans", "view_names": BOTH, "collision": "accept"},
+    "opq": {"method": "opq", "view_names": BOTH},
+    "fsq": {"method": "fsq", "view_names": BOTH},
+    "rvq": {"method": "rvq", "view_names": BOTH},
+    "rq_kmeans_plus": {"method": "rq_kmeans_plus", "view_names": BOTH},
+    "rq_vae": {"method": "rq_vae", "view_names": BOTH},
+    "rq_vae, text": {"method": "rq_vae", "view_names": TEXT},
+    "rq_vae, as LC-Rec": {
+        "method": "rq_vae", "view_names": BOTH, "num_levels": 4, "sinkhorn_epsilon": 0.003,
+        "collision": "sinkhorn_reassign",
+    },
+    "cost": {"method": "cost", "view_names": BOTH},
+    "letter": {
+        "method": "letter", "view_names": BOTH, "quantize_collaborative": True, "collision": "sinkhorn_reassign",
+    },
+    "letter, text": {"method": "letter", "view_names": BOTH, "collision": "sinkhorn_reassign"},
+}  # fmt: skip
+EXTEND = {"model": "micro", "micro_layers": 4, "micro_hidden": 128, "micro_words": 300}
+SFT = {
+    "train": "full", "max_history": 20, "batch_size": 256, "micro_batch_size": 256, "learning_rate": 1e-3,
+    "warmup_steps": 50, "dropout": 0.2, "weight_decay": 0.1, "label_smoothing": 0.1, "logging_steps": 95,
+    "save_steps": 100000,
+}  # fmt: skip
+EVALUATE = {"baselines": [], "batch_size": 256}
+
+
+def runs_of(arguments: argparse.Namespace) -> list[Run]:
+    data, device = {"catalog": arguments.catalog}, {"device": arguments.device}
+    found = []
+    for seed in arguments.seeds:
+        for name, options in METHODS.items():
+            steps = (
+                ("tokenize", {**data, "views": arguments.views, **options, **device, "probe": True}),
+                ("extend", {**data, **EXTEND}),
+                ("sft", {**data, **SFT, **device, "epochs": arguments.epochs}),
+                *(("evaluate", {**data, **EVALUATE, **device, "split": split}) for split in ("valid", "test")),
+            )
+            found.append(Run(name, steps, seed))
+    return found
+
+
+def measure(run: Run, directories: list[Path]) -> dict[str, Any]:
+    """What the table shows of a run."""
+    sid, _, sft, *evaluated = directories
+    report, counts = load(sid / "report.json"), load(sft / "manifest.json")["counts"]
+    found = {
+        "collision_rate": report["before_policy"]["collision_rate"],
+        "perplexity_share": [level["perplexity_share"] for level in report["levels"]],
+        "level_sizes": [level["codebook_size"] for level in report["levels"]],
+        "probe": report["probe"],
+        "tokenize_s": load(sid / "manifest.json")["seconds"],
+        "train_s": counts["train_seconds"],
+        "loss": counts["loss"],
+    }
+    for split, directory in zip(("valid", "test"), evaluated, strict=True):
+        ours = load(directory / "metrics.json")["systems"]["ours"]
+        found[split] = {c: {m: ours[c][m] for m in ("recall@10", "ndcg@10", "coverage@10")} for c in ours}
+    return found
+
+
+def load(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text())
+
+
+def show(results: list[dict[str, Any]]) -> None:
+    """A line per run, by valid recall."""
+    whole = [result for result in results if "error" not in result]
+    print(f"{'':34} seed | valid R N, seen excl. R N | test R N, seen excl. R N  | collisions perplexity   probe  s, s")
+    for r in sorted(whole, key=lambda r: -r["valid"]["plain"]["recall@10"]):
+        cells = [
+            " ".join(f"{r[split][c][m]:.4f}"[1:] for c in ("plain", "seen_excluded") for m in ("recall@10", "ndcg@10"))
+            for split in ("valid", "test")
+        ]
+        print(
+            f"{r['name']:34} {r['seed']:4} | {cells[0]}   | {cells[1]}   | {r['collision_rate']:10.4f} "
+            f"{r['perplexity_share'][0]:10.2f} {r['probe']['item_cross_entropy']:7.3f} {r['tokenize_s']:3.0f}, "
+            f"{r['train_s']:3.0f}"
+        )
+    for r in results:
+        if "error" in r:
+            print(f"FAILED {r['name']} seed {r['seed']}: {r['error'].strip().splitlines()[-1][:200]}")
+
+
+def main() -> None:
+    made = parser(__doc__.splitlines()[0])
+    made.add_argument("--catalog", default="runs/beauty/catalog")
+    made.add_argument("--views", default="runs/beauty/views")
+    made.add_argument("--epochs", type=float, default=12)
+    made.add_argument("--device", default="auto")
+    arguments = made.parse_args()
+    grid = Grid(arguments, measure)
+    grid.run_all(chosen(runs_of(arguments), arguments))
+    show(list(grid.results.values()))
+
+
+if __name__ == "__main__":
+    main()
