@@ -180,3 +180,21 @@ def test_probe_is_measured_where_asked_for(capsys, tmp_path, prepared):
     assert run_json(capsys, *argv)["probe"] is None
     found = run_json(capsys, *argv, "--probe", "--overwrite")["probe"]
     assert len(found["cross_entropy"]) == 3 and found["lp"] == pytest.approx(sum(found["cross_entropy"]))
+
+
+def test_append_gives_new_items_semantic_ids_and_moves_none(capsys, tmp_path, prepared, views):
+    split = pa.Table.from_pylist([{"user_id": "u", "split": "train", "history": ["item-0"], "target": "item-1"}])
+    fewer = write_catalog(tmp_path / "fewer", prepared.items.slice(0, 9), split)
+    known = ItemViews.load(views, prepared)
+    (tmp_path / "known").mkdir()
+    ItemViews({name: View(v.vectors[:9], v.missing[:9]) for name, v in known.items()}).save(tmp_path / "known")
+    run_json(capsys, *flags(fewer, tmp_path / "known", tmp_path / "old"))
+    again = ["tokenize", "--append", tmp_path / "old", "--catalog", prepared.source, "--views", views]
+    report = run_json(capsys, *again, "--out", tmp_path / "new")
+    old, new = SidTable.load(tmp_path / "old"), SidTable.load(tmp_path / "new")
+    assert new.item_ids == prepared.item_ids and new.bucket_sizes.max() == 1
+    np.testing.assert_array_equal(new.codes(range(9)), old.codes(range(9)))
+    assert report["notes"][0] == "3 new items; 9 keep their semantic IDs." and report["method"] == "rq_kmeans"
+    further = ["tokenize", "--append", tmp_path / "new", "--catalog", fewer.source, "--views", tmp_path / "known"]
+    assert main([str(part) for part in (*further, "--out", tmp_path / "less")]) == 2
+    assert "lacks 3 of 12 published items" in capsys.readouterr().err
