@@ -87,7 +87,7 @@ def test_options_that_do_not_go_together_are_refused():
         ValueError, match=r"sizes \[4, 4\] make 16 codes and codebook_size is 12; set codebook_size to 16"
     ):
         tokenizer_of(sizes=[4, 4])
-    with pytest.raises(ValueError, match=r"give numbers above 1.*encoder_layers is .0.; sizes of at least 1"):
+    with pytest.raises(ValueError, match=r"encoder_layers has .0.; sizes of at least 1.*give numbers above 1"):
         tokenizer_of(sizes=[12, 1], encoder_layers=[0])
     with pytest.raises(ValueError, match="all of the 40 item vectors are equal"):
         tokenizer_of().fit(catalog_of(40), views_of(text=np.ones((40, 3))))

@@ -98,15 +98,11 @@ class Autoencoding(Learner):
 
 
 @dataclass(kw_only=True)
-class AutoencoderTokenizer(TrainedTokenizer):
-    """A tokenizer with an encoder and a decoder; a method says what is trained, in `learner`."""
+class NetworkTokenizer(TrainedTokenizer):
+    """A tokenizer whose latent vectors an autoencoder makes; `learn` sets `network` and `codebooks`."""
 
+    # TIGER's.
     encoder_layers: list[int] = option("Hidden layers of the encoder; the decoder mirrors them.", [512, 256, 128])
-    commitment: float = option("Weight of the commitment loss.", 0.25, least=0)
-    ste: Literal["per_level", "sum"] = option(
-        "Where the gradient passes: at each level, as in released code, or the sum, as papers write it.", "per_level"
-    )
-    sinkhorn_epsilon: float = option("Even use of the last level in training; 0 turns it off.", 0.0, least=0)
 
     def __post_init__(self):
         super().__post_init__()
@@ -115,6 +111,41 @@ class AutoencoderTokenizer(TrainedTokenizer):
     def problems(self) -> list[str]:
         wrong = [size for size in self.encoder_layers if size < 1]
         return super().problems() + ([f"encoder_layers has {wrong}; sizes of at least 1 are needed"] if wrong else [])
+
+    def latent(self, points_BD: Tensor) -> Tensor:
+        return self.network.encode(points_BD)
+
+    def decode(self, latent_BE: Tensor) -> Tensor:
+        return self.network.decode(latent_BE)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, facts = super().state()
+        return {**tensors, **{NETWORK + name: part for name, part in self.network.state_dict().items()}}, facts
+
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        super().restore(tensors, facts)
+        network = self.empty_network(sum(self.view_dims.values()), self.codebooks[0].shape[1])
+        own = {name.removeprefix(NETWORK): part for name, part in tensors.items() if name.startswith(NETWORK)}
+        try:
+            network.load_state_dict(own)
+        except RuntimeError as error:
+            raise ValueError(f"its network does not fit the options: {error}") from error
+        self.network = network.to(resolve_device(self.device)).eval().requires_grad_(False)
+
+    def empty_network(self, dim: int, latent_dim: int) -> Autoencoder:
+        """The network to read weights into."""
+        return Autoencoder(dim, self.encoder_layers, latent_dim)
+
+
+@dataclass(kw_only=True)
+class AutoencoderTokenizer(NetworkTokenizer):
+    """A tokenizer with learned codebooks between encoder and decoder; a method says what is trained, in `learner`."""
+
+    commitment: float = option("Weight of the commitment loss.", 0.25, least=0)
+    ste: Literal["per_level", "sum"] = option(
+        "Where the gradient passes: at each level, as in released code, or the sum, as papers write it.", "per_level"
+    )
+    sinkhorn_epsilon: float = option("Even use of the last level in training; 0 turns it off.", 0.0, least=0)
 
     def learn(self, points_ND: Tensor) -> None:
         require_distinct(points_ND, self.codebook_size)
@@ -154,27 +185,3 @@ class AutoencoderTokenizer(TrainedTokenizer):
         return ResidualQuantizer(
             self.num_levels, self.codebook_size, dim, self.commitment, self.ste, self.sinkhorn_epsilon, shared
         )
-
-    def latent(self, points_BD: Tensor) -> Tensor:
-        return self.network.encode(points_BD)
-
-    def decode(self, latent_BE: Tensor) -> Tensor:
-        return self.network.decode(latent_BE)
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors, facts = super().state()
-        return {**tensors, **{NETWORK + name: part for name, part in self.network.state_dict().items()}}, facts
-
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        super().restore(tensors, facts)
-        network = self.empty_network(sum(self.view_dims.values()), self.codebooks[0].shape[1])
-        own = {name.removeprefix(NETWORK): part for name, part in tensors.items() if name.startswith(NETWORK)}
-        try:
-            network.load_state_dict(own)
-        except RuntimeError as error:
-            raise ValueError(f"its network does not fit the options: {error}") from error
-        self.network = network.to(resolve_device(self.device)).eval().requires_grad_(False)
-
-    def empty_network(self, dim: int, latent_dim: int) -> Autoencoder:
-        """The network to read weights into."""
-        return Autoencoder(dim, self.encoder_layers, latent_dim)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,13 +27,12 @@ from torch.nn.functional import mse_loss
 from llmrec.console import say
 from llmrec.device import resolve_device
 from llmrec.options import option
-from llmrec.tokenizers.autoencoder import NETWORK, Autoencoder
-from llmrec.tokenizers.plateau import Learner, TrainedTokenizer
+from llmrec.tokenizers.autoencoder import Autoencoder, NetworkTokenizer
+from llmrec.tokenizers.plateau import Learner
 from llmrec.tokenizers.vectors import require_distinct
 
-MARGIN = (
-    1e-3  # by which the tanh reaches past the outermost values, as in the paper's code; else none would round there
-)
+# By which the tanh reaches past the outermost values, as in the paper's code; else none would round there.
+MARGIN = 1e-3
 
 
 class Rounding(Learner):
@@ -54,7 +53,7 @@ class Rounding(Learner):
 
 
 @dataclass(kw_only=True)
-class FSQ(TrainedTokenizer):
+class FSQ(NetworkTokenizer):
     """Finite scalar quantisation."""
 
     method: ClassVar[str] = "fsq"
@@ -62,12 +61,6 @@ class FSQ(TrainedTokenizer):
     codebook_size: int = option("Codes per level: the product of `sizes`.", 240, least=2)
     # The paper's for about 2^8 codes; 8 5 5 5 for 2^10, 7 5 5 5 5 for 2^12.
     sizes: list[int] = option("Values that each latent dimension of a level is rounded to.", [8, 6, 5])
-    # TIGER's, as for rq_vae; the paper's are convolutions.
-    encoder_layers: list[int] = option("Hidden layers of the encoder; the decoder mirrors them.", [512, 256, 128])
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.network: Autoencoder | None = None
 
     def problems(self) -> list[str]:
         problems = super().problems()
@@ -78,8 +71,6 @@ class FSQ(TrainedTokenizer):
                 f"sizes {self.sizes} make {math.prod(self.sizes)} codes and codebook_size is {self.codebook_size}; "
                 f"set codebook_size to {math.prod(self.sizes)}, or choose other sizes"
             )
-        if min(self.encoder_layers, default=1) < 1:
-            problems.append(f"encoder_layers is {self.encoder_layers}; sizes of at least 1 are needed")
         return problems
 
     @property
@@ -101,23 +92,6 @@ class FSQ(TrainedTokenizer):
 
     def latent(self, points_BD: Tensor) -> Tensor:
         return bounded(self.network.encode(points_BD), self.latent_sizes) / (self.latent_sizes // 2)
-
-    def decode(self, latent_BE: Tensor) -> Tensor:
-        return self.network.decode(latent_BE)
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors, facts = super().state()
-        return {**tensors, **{NETWORK + name: part for name, part in self.network.state_dict().items()}}, facts
-
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        super().restore(tensors, facts)
-        network = Autoencoder(sum(self.view_dims.values()), self.encoder_layers, len(self.latent_sizes))
-        own = {name.removeprefix(NETWORK): part for name, part in tensors.items() if name.startswith(NETWORK)}
-        try:
-            network.load_state_dict(own)
-        except RuntimeError as error:
-            raise ValueError(f"its network does not fit the options: {error}") from error
-        self.network = network.to(resolve_device(self.device)).eval().requires_grad_(False)
 
 
 def bounded(latent_BE: Tensor, sizes_E: Tensor) -> Tensor:

@@ -73,12 +73,8 @@ class ResidualQuantizer(nn.Module):
     ):
         super().__init__()
         books = 1 if shared else num_levels
-        self.num_levels, self.commitment, self.ste, self.sinkhorn_epsilon = (
-            num_levels,
-            commitment,
-            ste,
-            sinkhorn_epsilon,
-        )
+        self.num_levels, self.commitment, self.ste = num_levels, commitment, ste
+        self.sinkhorn_epsilon = sinkhorn_epsilon
         self.codebooks = nn.ParameterList(torch.zeros(codebook_size, dim) for _ in range(books))
         self.register_buffer("usage", torch.ones(books, codebook_size))  # 1 is even use
 
