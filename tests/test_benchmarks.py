@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmrec.tokenizers import balanced, encode, residual
+from llmrec.tokenizers import RQKMeans, balanced, residual
 from llmrec.trie import SidTrie
 
 FOLDER = Path(__file__).parents[1] / "scripts" / "benchmarks"
@@ -63,8 +63,8 @@ def test_a_wrong_trie_is_not_timed(name, monkeypatch, capsys):
         run(name, monkeypatch, capsys)
 
 
-def wrong_codes(vectors, codebooks, device, encode_residual=encode.encode_residual):
-    return (encode_residual(vectors, codebooks, device) + 1) % len(codebooks[0])
+def wrong_codes(tokenizer, points, codes_of=RQKMeans.codes_of):
+    return (codes_of(tokenizer, points) + 1) % tokenizer.codebook_size
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def wrong_codes(vectors, codebooks, device, encode_residual=encode.encode_residu
     [
         ("kmeans.py", residual, "lloyd", lambda points, start, iterations: start, "ours ends at distortion"),
         ("balanced.py", balanced, "balance_prices", lambda cost: cost.new_zeros(cost.shape[1]), "more than flow"),
-        ("encode.py", encode, "encode_residual", wrong_codes, "of the codes are not those of faiss"),
+        ("encode.py", RQKMeans, "codes_of", wrong_codes, "of the codes are not those of faiss"),
     ],
 )
 def test_a_wrong_solver_or_code_is_not_timed(name, module, function, wrong, message, monkeypatch, capsys):

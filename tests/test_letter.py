@@ -31,7 +31,7 @@ def views(num_items: int = 300, dim: int = 4):
 def learner_of(tokenizer: Letter, num_items: int = 300):
     given_views = views(num_items)
     tokenizer._targets = tokenizer._collaborative(given_views)
-    points_ND = tokenizer.joint_vectors(catalog_of(num_items), given_views)
+    points_ND = tokenizer.joint_vectors(catalog_of(num_items), given_views, np.arange(num_items))
     return tokenizer.learner(points_ND, torch.Generator().manual_seed(0))
 
 

@@ -10,9 +10,11 @@ Shapes: N items, B rows of a chunk, L levels, K codes of a level, D sum of the v
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,10 +22,11 @@ from llmrec.catalog import Catalog
 from llmrec.device import resolve_device
 from llmrec.options import option
 from llmrec.tokenizers.base import Encoded, ItemTokenizer
+from llmrec.tokenizers.blocks import blocks
 from llmrec.tokenizers.residual import nearest, squared_distances
-from llmrec.views import ItemViews
+from llmrec.views import ItemViews, View
 
-CHUNK = 65536  # rows that are encoded together
+CHUNK = 65536  # rows that go through a network together
 
 
 @dataclass(kw_only=True)
@@ -70,7 +73,7 @@ class VectorTokenizer(ItemTokenizer):
 
     def fit(self, catalog: Catalog, views: ItemViews) -> Self:
         self.view_dims = dims_of(self.inputs(views))
-        points_ND = self.joint_vectors(catalog, views)[torch.from_numpy(self.inputs(views).known)]
+        points_ND = self.joint_vectors(catalog, views, np.flatnonzero(self.inputs(views).known))
         if not len(points_ND):
             raise ValueError(
                 f"no view has a vector for any item of '{catalog.source}'. Run `llmrec embed` with other views."
@@ -86,33 +89,50 @@ class VectorTokenizer(ItemTokenizer):
                 f"This tokenizer was fitted on the views {self.view_dims} (name: dimension) and was given {dims}; "
                 "fit it first, or pass the same views in the same order."
             )
-        points_ND, device = self.joint_vectors(catalog, views), resolve_device(self.device)
-        codes_NL = torch.cat([self.codes_of(part.to(device)).cpu() for part in points_ND.split(CHUNK)])
+        require_rows(catalog, views)
+        codes_NL, device = self.encode_views(views), resolve_device(self.device)
+
+        def vectors(rows: np.ndarray) -> Tensor:
+            return self.joint_vectors(catalog, views, rows)
+
         return Encoded(
             codes_NL.numpy(),
-            last_level_cost=lambda rows: self.last_level_cost(points_ND[torch.as_tensor(rows)].to(device)).cpu(),
-            vectors=lambda rows: points_ND[torch.as_tensor(rows)],
+            last_level_cost=lambda rows: self.last_level_cost(vectors(rows).to(device)).cpu(),
+            vectors=vectors,
             reconstruction=lambda rows: self.rebuild(codes_NL[torch.as_tensor(rows)].to(device)).cpu(),
         )
 
-    def joint_vectors(self, catalog: Catalog, views: ItemViews) -> Tensor:
-        """(N, D) float32 on the CPU: `inputs` at unit length times their weights, side by side, zeros where missing.
+    @torch.no_grad()
+    def encode_views(self, views: ItemViews) -> Tensor:
+        """(N, L) int64 codes on the CPU, of views that may be larger than the device's memory, or the host's."""
+        weighted = self.weighted(views)
+        sources = [view.vectors for view, _ in weighted]
+        parts = [
+            self.codes_of(join(weighted, rows, found)) for rows, found in blocks(sources, resolve_device(self.device))
+        ]
+        return torch.cat(parts).cpu()
+
+    def joint_vectors(self, catalog: Catalog, views: ItemViews, rows: np.ndarray) -> Tensor:
+        """Vectors of item rows (n,), (n, D) float32 on the CPU; see `join`.
 
         Raises:
             ValueError: If a view is of another catalogue, or there is not one weight per view.
         """
+        require_rows(catalog, views)
+        weighted = self.weighted(views)
+        return join(weighted, rows, [torch.from_numpy(np.array(view.vectors[rows])) for view, _ in weighted])
+
+    def weighted(self, views: ItemViews) -> list[tuple[View, float]]:
+        """Each of `inputs` with its weight.
+
+        Raises:
+            ValueError: If there is not one weight per view.
+        """
         weights = self.view_weights or [1.0] * len(views)
         if len(weights) != len(views):
             raise ValueError(f"view_weights is {weights} for the views {list(views)}; give one weight per view.")
-        require_rows(catalog, views)
-        blocks, inputs = [], self.inputs(views)
-        for weight, (name, view) in zip(weights, views.items(), strict=True):
-            if name not in inputs:
-                continue
-            unit = torch.nn.functional.normalize(torch.from_numpy(view.vectors), dim=1)
-            unit[torch.from_numpy(view.missing)] = 0
-            blocks.append(unit * weight)
-        return torch.cat(blocks, dim=1)
+        inputs = self.inputs(views)
+        return [(view, weight) for weight, (name, view) in zip(weights, views.items(), strict=True) if name in inputs]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {}, {"view_dims": self.view_dims}
@@ -205,6 +225,24 @@ def require_rows(catalog: Catalog, views: ItemViews) -> None:
                 f"view '{name}' has {len(view.vectors)} rows but the catalogue has {catalog.num_items} items; "
                 "run `llmrec embed` on this catalogue."
             )
+
+
+def join(weighted: Sequence[tuple[View, float]], rows: slice | np.ndarray, parts: Sequence[Tensor]) -> Tensor:
+    """Views side by side, each at unit length times its weight, zeros where it misses an item.
+
+    Args:
+        weighted: Views and their weights.
+        rows: Item rows, of which `missing` is read.
+        parts: (B, D) vectors of these rows in each view.
+
+    Returns:
+        (B, sum of D), on the device of the parts.
+    """
+    found = []
+    for (view, weight), part_BD in zip(weighted, parts, strict=True):
+        known_B1 = torch.from_numpy(~view.missing[rows]).to(part_BD.device)[:, None]
+        found.append(torch.nn.functional.normalize(part_BD, dim=1) * known_B1 * weight)
+    return torch.cat(found, dim=1)
 
 
 def require_distinct(points_ND: Tensor, least: int) -> None:

@@ -23,6 +23,7 @@ from llmrec.catalog import Catalog
 from llmrec.manifest import MANIFEST, content_hash, read_manifest, verify
 
 SUFFIX = ".safetensors"
+ROWS = 65536  # read together when a view is checked
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def scatter(vectors: np.ndarray, rows: np.ndarray, num_items: int, facts: dict[s
 def _read(path: Path, catalog: Catalog) -> View:
     try:
         with safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+            tensors = {name: _tensor(file, name, path) for name in file.keys()}  # noqa: SIM118 (no iterator)
             provenance = dict(json.loads((file.metadata() or {}).get("provenance", "{}")))
     except (SafetensorError, OSError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a view ({error}); write it again.") from error
@@ -131,6 +132,24 @@ def _read(path: Path, catalog: Catalog) -> View:
     view = View(tensors["vectors"], tensors["missing"], provenance)
     _check(view, catalog, path)
     return view
+
+
+def _tensor(file: safe_open, name: str, path: Path) -> np.ndarray:
+    """A tensor of an open file: mapped where it can be, as the vectors of a large catalogue may not fit into memory."""
+    found = file.get_slice(name)
+    can_map = found.get_dtype() == "F32" and 0 not in found.get_shape()
+    return _mapped(path, name) if can_map else file.get_tensor(name)
+
+
+def _mapped(path: Path, name: str) -> np.ndarray:
+    """A float32 tensor of a safetensors file, mapped and not read; what is written to it stays in memory.
+
+    Source: the format's description (https://huggingface.co/docs/safetensors): length and JSON of a header, then data.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        of = json.loads(file.read(length))[name]
+    return np.memmap(path, "<f4", "c", 8 + length + of["data_offsets"][0], tuple(of["shape"]))
 
 
 def _check(view: View, catalog: Catalog, path: Path) -> None:
@@ -151,7 +170,8 @@ def _check(view: View, catalog: Catalog, path: Path) -> None:
             f"{path} has {vectors.shape[0]} vectors and {missing.size} missing flags, the catalogue "
             f"'{catalog.source}' has {catalog.num_items} items; run `llmrec embed` on this catalogue."
         )
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    parts = (vectors[first : first + ROWS] for first in range(0, len(vectors), ROWS))
+    bad = np.flatnonzero(np.concatenate([~np.isfinite(part).all(axis=1) for part in parts]))
     if len(bad):
         raise ValueError(
             f"{path} has NaN or infinity in {len(bad)} vectors, first at item row {bad[0]} "

@@ -23,8 +23,9 @@ from vectors import ROWS, clustered, residual_levels
 
 from llmrec.collisions import resolve
 from llmrec.tokenizers.base import Encoded
-from llmrec.tokenizers.encode import encode_residual
 from llmrec.tokenizers.residual import kmeans
+from llmrec.tokenizers.rq_kmeans import RQKMeans
+from llmrec.views import ItemViews, View
 
 SAMPLE = 20_000
 FIT_PER_CODE, ITERATIONS = 256, 5  # the codebooks need not be good here
@@ -69,7 +70,7 @@ def fit(args: argparse.Namespace, vectors_ND: Tensor) -> list[Tensor]:
 
 def assert_same(args: argparse.Namespace, sample: np.ndarray, books: list[Tensor]) -> float:
     """Compare codes with the loop over faiss; items per second of the latter."""
-    ours = encode_residual(sample, books, args.device)
+    ours = encode(args, sample, books)
     started = time.perf_counter()
     theirs = faiss_codes(sample, [book.cpu().numpy() for book in books])
     rate = len(sample) / (time.perf_counter() - started)
@@ -80,6 +81,13 @@ def assert_same(args: argparse.Namespace, sample: np.ndarray, books: list[Tensor
     assert len(np.unique(unique(args, ours), axis=0)) == len(sample), "two items share a semantic ID"
     emit("equal", items=len(sample), different_codes=different, left_over_faiss=left[0] / left[1])
     return rate
+
+
+def encode(args: argparse.Namespace, vectors: np.ndarray, books: list[Tensor]) -> np.ndarray:
+    """Codes as `llmrec tokenize` makes them."""
+    tokenizer = RQKMeans(num_levels=args.levels, codebook_size=args.codes, device=args.device)
+    tokenizer.codebooks = books
+    return tokenizer.encode_views(ItemViews(text=View(vectors, np.zeros(len(vectors), bool)))).numpy()
 
 
 def unique(args: argparse.Namespace, codes: np.ndarray) -> np.ndarray:
@@ -102,9 +110,9 @@ def what_is_left(vectors: np.ndarray, codes: np.ndarray, books: list[Tensor]) ->
 
 
 def measure(args: argparse.Namespace, vectors: np.ndarray, books: list[Tensor], faiss_rate: float) -> None:
-    encode_residual(vectors[:SAMPLE], books, args.device)  # what runs once per process does not count
+    encode(args, vectors[:SAMPLE], books)  # what runs once per process does not count
     started = time.perf_counter()
-    codes = encode_residual(vectors, books, args.device)
+    codes = encode(args, vectors, books)
     encoded = time.perf_counter()
     suffix_size = int(unique(args, codes)[:, -1].max()) + 1
     ended = time.perf_counter()
