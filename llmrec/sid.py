@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmrec import columns
+from llmrec.buckets import buckets, ordinals
 
 FILE = "sid_table.parquet"
 EMPTY = -1  # code in the levels beyond a SID's length
@@ -120,10 +121,7 @@ class SidTable:
     @cached_property
     def bucket_sizes(self) -> np.ndarray:
         """(N,) number of items that share each item's first SID, itself included."""
-        _, inverse, counts = np.unique(
-            self.codes(np.arange(self.num_items)), axis=0, return_inverse=True, return_counts=True
-        )
-        return counts[inverse.reshape(-1)]
+        return ordinals(self.codes(np.arange(self.num_items)))[1]
 
     @cached_property
     def sha256(self) -> str:
@@ -200,16 +198,16 @@ def _check_codes(item_ids: list[str], codes: np.ndarray, rows: np.ndarray) -> No
 def _make_prefix_free(codes: np.ndarray, level_sizes: list[int]) -> tuple[np.ndarray, list[int]]:
     """Give each SID that is a proper prefix of another one a terminal code, one past the codes of the next level."""
     lengths = (codes != EMPTY).sum(axis=1)
-    short = np.flatnonzero(lengths < codes.shape[1])
-    if len(short) == 0:
+    if (lengths == codes.shape[1]).all():
         return codes, level_sizes
-    prefixes = {
-        tuple(row[:depth]) for row, length in zip(codes.tolist(), lengths, strict=True) for depth in range(1, length)
-    }
+    order, starts, counts = buckets(codes)
+    distinct = codes[order[starts]]
+    # Sorted, with -1 before every code, a SID stands right before the first of those that it is a prefix of.
+    goes_on = ((distinct[:-1] == distinct[1:]) | (distinct[:-1] == EMPTY)).all(axis=1)
+    is_prefix = np.empty(len(codes), bool)
+    is_prefix[order] = np.repeat(np.append(goes_on, False), counts)
     codes, sizes = codes.copy(), list(level_sizes)
-    for sid in short:
-        length = lengths[sid]
-        if tuple(codes[sid, :length].tolist()) in prefixes:
-            codes[sid, length] = level_sizes[length]
-            sizes[length] = level_sizes[length] + 1
+    for level in np.unique(lengths[is_prefix]):
+        codes[is_prefix & (lengths == level), level] = level_sizes[level]
+        sizes[level] = level_sizes[level] + 1
     return codes, sizes
