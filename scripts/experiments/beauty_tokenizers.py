@@ -2,7 +2,8 @@
 
     python scripts/experiments/beauty_tokenizers.py --work /tmp/grid --results /tmp/grid/results.jsonl --parallel 8
 
-Needs runs/beauty/catalog and runs/beauty/views (recipes/beauty-smollm2-135m: prepare, embed). The decoder is the 1.2M
+Needs runs/beauty/catalog and runs/beauty/views (recipes/beauty-smollm2-135m: prepare; embed with --views text
+collaborative sasrec). The decoder is the 1.2M
 one of recipes/beauty-micro with what helped it there (dropout, label smoothing and weight decay, by valid), trained for
 as many epochs whatever the tokenizer. The table is docs/tokenizers.md's.
 """
@@ -16,8 +17,8 @@ from typing import Any
 
 from grid import Grid, Run, chosen, parser
 
-TEXT, BEHAVIOUR = ["text"], ["collaborative"]
-BOTH = [*TEXT, *BEHAVIOUR]
+TEXT, BEHAVIOUR, SASREC = ["text"], ["collaborative"], ["sasrec"]
+BOTH, WITH_SASREC = [*TEXT, *BEHAVIOUR], [*TEXT, *SASREC]
 METHODS: dict[str, dict[str, Any]] = {
     "random": {"method": "random"},
     "sorted": {"method": "sorted"},
@@ -27,6 +28,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "rq_kmeans": {"method": "rq_kmeans", "view_names": BOTH},
     "rq_kmeans, text": {"method": "rq_kmeans", "view_names": TEXT},
     "rq_kmeans, behaviour": {"method": "rq_kmeans", "view_names": BEHAVIOUR},
+    "rq_kmeans, SASRec": {"method": "rq_kmeans", "view_names": SASREC},
+    "rq_kmeans, text and SASRec": {"method": "rq_kmeans", "view_names": WITH_SASREC},
     "rq_kmeans, sinkhorn_reassign": {"method": "rq_kmeans", "view_names": BOTH, "collision": "sinkhorn_reassign"},
     "rq_kmeans, capacity": {"method": "rq_kmeans", "view_names": BOTH, "balance": "capacity"},
     "rq_kmeans, onerec": {"method": "rq_kmeans", "view_names": BOTH, "balance": "onerec"},
@@ -44,6 +47,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "cost": {"method": "cost", "view_names": BOTH},
     "letter": {
         "method": "letter", "view_names": BOTH, "quantize_collaborative": True, "collision": "sinkhorn_reassign",
+    },
+    "letter, text, aligned with SASRec": {
+        "method": "letter", "view_names": WITH_SASREC, "collaborative_view": "sasrec", "collision": "sinkhorn_reassign",
     },
     "letter, text": {"method": "letter", "view_names": BOTH, "collision": "sinkhorn_reassign"},
 }  # fmt: skip
