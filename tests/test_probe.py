@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from llmrec.catalog import Catalog
-from llmrec.probe import _cross_entropy, _fit, _log_sum_exp_of_sums, _LogLinear, _positions, _prefixes, _Targets, probe
+from llmrec.probe import _cross_entropy, _fit, _positions, _prefixes, probe
+from llmrec.probe.log_linear import LogLinear, log_sum_exp_of_sums
+from llmrec.probe.targets import Targets
 from llmrec.sid import SidTable
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -137,12 +139,12 @@ def test_entropies_by_hand():
     np.testing.assert_allclose(result.gain, [1 - ln2 / h for h in result.entropy], rtol=1e-6)
 
 
-def fitted(codes: np.ndarray, sizes: list[int], catalog: Catalog) -> tuple[_LogLinear, _Targets]:
+def fitted(codes: np.ndarray, sizes: list[int], catalog: Catalog) -> tuple[LogLinear, Targets]:
     generator = torch.Generator().manual_seed(0)
-    model = _LogLinear(codes, _prefixes(codes), sizes, generator)
-    _fit(model, _Targets.of(catalog.train, torch.device("cpu"), every=True), 8, generator)
+    model = LogLinear(codes, _prefixes(codes), sizes, generator)
+    _fit(model, Targets.of(catalog.train, torch.device("cpu"), every=True), 8, generator)
     model.requires_grad_(False)
-    return model, _Targets.of(catalog.rows("valid"), torch.device("cpu"))
+    return model, Targets.of(catalog.rows("valid"), torch.device("cpu"))
 
 
 VARIABLE = np.array([[0, -1, -1], [1, 0, -1], [1, 1, 0], [1, 1, 1], [2, 0, 0], [2, 0, 0]])  # the last two share theirs
@@ -190,7 +192,7 @@ def test_both_ways_to_a_target_agree(small):
 def test_normalisers_as_a_product_are_those_of_the_sums(terms):
     of_history, of_prefix = torch.from_numpy(terms[:2]), torch.from_numpy(terms)
     expected = (of_history[:, None] + of_prefix).logsumexp(dim=2)
-    torch.testing.assert_close(_log_sum_exp_of_sums(of_history, of_prefix), expected)
+    torch.testing.assert_close(log_sum_exp_of_sums(of_history, of_prefix), expected)
 
 
 def test_the_end_of_a_shorter_sid_costs_nothing(small):
@@ -217,17 +219,17 @@ def test_positions_are_those_of_a_sort(small, monkeypatch):
 
 def test_targets_and_left_contexts_by_hand():
     catalog = catalog_of([[3, 1, 2, 0, 1], [2, 0, 3, 1, 0]], list("abcd"))  # trained on 3 1 2 and 2 0 3
-    histories, items = _Targets.of(catalog.train, torch.device("cpu"), every=True).take(slice(None))
+    histories, items = Targets.of(catalog.train, torch.device("cpu"), every=True).take(slice(None))
     assert items.tolist() == [1, 2, 0, 3]
     assert histories[:, :3].tolist() == [[3, -1, -1], [1, 3, -1], [2, -1, -1], [0, 2, -1]]
-    histories, items = _Targets.of(catalog.rows("valid"), torch.device("cpu")).take(slice(None))
+    histories, items = Targets.of(catalog.rows("valid"), torch.device("cpu")).take(slice(None))
     assert items.tolist() == [0, 1]
     assert histories[:, :4].tolist() == [[2, 1, 3, -1], [3, 0, 2, -1]]
 
 
 def test_a_history_is_cut_to_its_last_ten_items():
     catalog = catalog_of([[*range(15), 0, 0]], [str(row) for row in range(15)])
-    histories, _ = _Targets.of(catalog.rows("valid"), torch.device("cpu")).take(slice(None))
+    histories, _ = Targets.of(catalog.rows("valid"), torch.device("cpu")).take(slice(None))
     assert histories.tolist() == [list(range(14, 4, -1))]
 
 

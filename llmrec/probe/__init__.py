@@ -26,30 +26,27 @@ first sketch, LP and gain over hashed features with a beam:
   the entropies it is a code, the only one after its prefix.
 - Dropout of 0.2 on the history vector: on Beauty LP went from 8.42 to 8.36.
 
-Shapes: B rows, M items of a history, N items, S SIDs, L levels, K codes of a level, V codes of all levels, P prefixes
-of one length, D dim, T interactions, n targets.
+Shapes: N items, S SIDs, L levels, B rows.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from llmrec.catalog import Catalog, Rows
 from llmrec.device import resolve_device
 from llmrec.diagnostics import entropy_bits
 from llmrec.evaluation.metrics import Position, ndcg, recall
-from llmrec.sid import EMPTY, SidTable
+from llmrec.probe.log_linear import LogLinear
+from llmrec.probe.targets import Targets
+from llmrec.sid import SidTable
 
-RECENT = 10  # items of a history that are read
 # At half the rate the four epochs end at an LP of 8.52 instead of 8.42 on Beauty, both without dropout.
-DIM, LEARNING_RATE, BATCH, DROPOUT = 64, 0.02, 1024, 0.2
+LEARNING_RATE, BATCH, DROPOUT = 0.02, 1024, 0.2
 SCORES = 2**23  # normalisers and scores held at once while items are ranked; 64 MiB each
 
 
@@ -115,11 +112,11 @@ def probe(
     codes_NL = sid_table.codes(np.arange(catalog.num_items))
     prefixes = _prefixes(codes_NL)
     generator = torch.Generator(where).manual_seed(seed)
-    model = _LogLinear(codes_NL, prefixes, sid_table.level_sizes, generator)
-    _fit(model, _Targets.of(catalog.train, where, every=True), epochs, generator)
-    cross_entropy = _cross_entropy(model, _Targets.of(valid, where))
+    model = LogLinear(codes_NL, prefixes, sid_table.level_sizes, generator)
+    _fit(model, Targets.of(catalog.train, where, every=True), epochs, generator)
+    cross_entropy = _cross_entropy(model, Targets.of(valid, where))
     ranked = valid.take(valid.sample(max_ranked, seed))
-    position = _positions(model, _Targets.of(ranked, where))
+    position = _positions(model, Targets.of(ranked, where))
     entropy, item_entropy = _entropies(prefixes, catalog.training_counts), _entropies(prefixes, np.ones(len(prefixes)))
     return Probe(
         cross_entropy=cross_entropy.tolist(),
@@ -174,133 +171,7 @@ def _entropies(prefixes: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.maximum(np.diff(joint).round(12), 0)
 
 
-@dataclass(frozen=True)
-class _Targets:
-    """Targets, and where their left contexts are in one long array of sequences.
-
-    Attributes:
-        items: (T,) item rows of all sequences, one after another.
-        starts: (n,) place in `items` where the sequence of each target begins.
-        places: (n,) place of each target.
-    """
-
-    items: Tensor
-    starts: Tensor
-    places: Tensor
-
-    @classmethod
-    def of(cls, rows: Rows, device: torch.device, every: bool = False) -> _Targets:
-        """The targets of the rows, or every item of their sequences that has one before it."""
-        number, lengths = np.arange(len(rows)), np.diff(rows.offsets) + 1
-        starts, places = rows.offsets[:-1] + number, rows.offsets[1:] + number
-        if every:
-            starts, places = starts.repeat(lengths), np.arange(lengths.sum())
-            starts, places = starts[places > starts], places[places > starts]
-        items = np.insert(rows.values, rows.offsets[1:], rows.targets)
-        return cls(*(torch.from_numpy(array).to(device) for array in (items, starts, places)))
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def take(self, chosen: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """(B, M) items before each of the chosen targets, latest first, -1 where there is none, and (B,) targets."""
-        starts, places = self.starts[chosen], self.places[chosen]
-        before = places[:, None] - torch.arange(1, RECENT + 1, device=places.device)
-        histories = torch.where(before >= starts[:, None], self.items[before.clamp(min=0)], -1)
-        return histories, self.items[places]
-
-
-class _LogLinear(torch.nn.Module):
-    """The model of the header; item row -1 of a history is none, and has no codes."""
-
-    def __init__(self, codes_NL: np.ndarray, prefixes: np.ndarray, level_sizes: list[int], generator: torch.Generator):
-        super().__init__()
-        device, num_codes = generator.device, sum(level_sizes)
-        self.num_levels = len(level_sizes)
-        first = np.cumsum([0, *level_sizes])
-        self.rows = [slice(*pair) for pair in pairwise(first)]  # of each level among the V codes
-        tokens = np.where(codes_NL == EMPTY, num_codes, codes_NL + first[:-1])
-        nothing = np.full((1, self.num_levels), num_codes)  # the last row, so that -1 finds it
-        self.codes = torch.from_numpy(codes_NL).to(device)  # (N, L)
-        self.tokens = torch.from_numpy(np.concatenate([tokens, nothing])).to(device)  # (N + 1, L)
-        self.prefixes = torch.from_numpy(prefixes).to(device)  # (N, L + 1)
-        owners = [np.unique(column, return_index=True)[1] for column in prefixes.T]
-        self.owners = [torch.from_numpy(items).to(device) for items in owners]  # (P,) each, an item of each prefix
-
-        def random(rows: int) -> torch.nn.Parameter:
-            return torch.nn.Parameter(torch.randn(rows, DIM, generator=generator, device=device) / DIM**0.5)
-
-        self.recent, self.last, self.earlier = (random(num_codes + 1) for _ in range(3))
-        self.prefix = torch.nn.ParameterList(random(len(items)) for items in owners[:-1])
-        # Zeros make every code equally likely at first.
-        self.weight = torch.nn.Parameter(torch.zeros(num_codes, DIM, device=device))
-        self.bias = torch.nn.Parameter(torch.zeros(num_codes, device=device))
-
-    def history_vector(self, histories: Tensor) -> Tensor:
-        """(B, D) of (B, M) item rows, latest first."""
-        tokens, known = self.tokens[histories], (histories >= 0).sum(dim=1, keepdim=True)
-        return _sum_of(self.recent, tokens.flatten(1)) / known.clamp(min=1) + _sum_of(self.last, tokens[:, 0])
-
-    def prefix_vector(self, items: Tensor, level: int) -> Tensor:
-        """(B, D) of the first `level` codes of (B,) item rows."""
-        vector = F.embedding(self.prefixes[items, level], self.prefix[level])
-        return vector + _sum_of(self.earlier, self.tokens[items, :level]) if level else vector
-
-    def log_probs(self, history_vector: Tensor, items: Tensor) -> Tensor:
-        """(B, L) log-probability of each code of (B,) items given its prefix; 0 beyond the end of a SID."""
-        found = []
-        for level, rows in enumerate(self.rows):
-            vector = history_vector + self.prefix_vector(items, level)
-            logits = F.linear(vector, self.weight[rows], self.bias[rows])  # (B, K)
-            found.append(_pick(logits.log_softmax(dim=1), self.codes[items, level]))
-        return torch.stack(found, dim=1)
-
-    def sid_scores(self, history_vector: Tensor, prefix_logits: list[Tensor]) -> Tensor:
-        """(B, S) log-probability of every SID, S the numbers in the last column of `prefixes`.
-
-        Args:
-            history_vector: (B, D).
-            prefix_logits: What `prefix_logits` returns.
-        """
-        owners, total = self.owners[-1], 0.0
-        for level, (rows, of_prefix) in enumerate(zip(self.rows, prefix_logits, strict=True)):
-            of_history = history_vector.double() @ self.weight[rows].double().T  # (B, K)
-            codes, prefixes = self.codes[owners, level], self.prefixes[owners, level]  # (S,)
-            normaliser = _log_sum_exp_of_sums(of_history, of_prefix)  # (B, P)
-            logits = of_history[:, codes.clamp(min=0)] + of_prefix[prefixes, codes.clamp(min=0)]  # (B, S)
-            total = total + torch.where(codes != EMPTY, logits - normaliser[:, prefixes], 0.0)
-        return total
-
-    def prefix_logits(self) -> list[Tensor]:
-        """Per level (P, K) what each prefix adds to the logits, in double precision."""
-        found = []
-        for level, rows in enumerate(self.rows):
-            vector = self.prefix_vector(self.owners[level], level)
-            found.append(vector.double() @ self.weight[rows].double().T + self.bias[rows].double())
-        return found
-
-
-def _sum_of(table: Tensor, tokens: Tensor) -> Tensor:
-    """(B, D) sum of the rows of `table` that (B, …) tokens name; its last row stands for nothing."""
-    return F.embedding_bag(tokens, table, mode="sum", padding_idx=len(table) - 1)
-
-
-def _pick(log_probs: Tensor, codes: Tensor) -> Tensor:
-    """(B,) entry of each row that its code names, 0 for none."""
-    picked = log_probs.gather(1, codes.clamp(min=0)[:, None])[:, 0]
-    return torch.where(codes != EMPTY, picked, 0.0)
-
-
-def _log_sum_exp_of_sums(of_history: Tensor, of_prefix: Tensor) -> Tensor:
-    """(B, P) log sum over k of exp(of_history[b, k] + of_prefix[p, k]), as a product of matrices.
-
-    Both are (…, K) doubles: the largest terms of the two may be at different codes, where floats would vanish.
-    """
-    high_B, high_P = of_history.amax(dim=1, keepdim=True), of_prefix.amax(dim=1, keepdim=True)
-    return ((of_history - high_B).exp() @ (of_prefix - high_P).exp().T).log() + high_B + high_P.T
-
-
-def _fit(model: _LogLinear, targets: _Targets, epochs: int, generator: torch.Generator) -> None:
+def _fit(model: LogLinear, targets: Targets, epochs: int, generator: torch.Generator) -> None:
     """Adam on all levels at once, the learning rate falling to 0."""
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99))
     steps = epochs * -(-len(targets) // BATCH)
@@ -318,7 +189,7 @@ def _fit(model: _LogLinear, targets: _Targets, epochs: int, generator: torch.Gen
 
 
 @torch.no_grad()
-def _cross_entropy(model: _LogLinear, targets: _Targets) -> np.ndarray:
+def _cross_entropy(model: LogLinear, targets: Targets) -> np.ndarray:
     """(L,) mean over the targets, in nats."""
     total = np.zeros(model.num_levels)
     for first in range(0, len(targets), BATCH):
@@ -328,7 +199,7 @@ def _cross_entropy(model: _LogLinear, targets: _Targets) -> np.ndarray:
 
 
 @torch.no_grad()
-def _positions(model: _LogLinear, targets: _Targets) -> Position:
+def _positions(model: LogLinear, targets: Targets) -> Position:
     """Where the targets stand when all items are ranked; items of equal score are one tie group."""
     prefix_logits, sids = model.prefix_logits(), model.prefixes[:, -1]
     sizes = torch.bincount(sids)  # (S,)
