@@ -28,7 +28,7 @@ from llmrec.views import ItemViews
 REPORT = "report.json"
 LEAST_AGREEMENT = 0.9  # of the published items must get their codes again from the new views
 # Encoders whose vectors depend on the whole catalogue: on another one they are other vectors.
-FITTED = ("tfidf", "ppmi-svd", "sasrec", "lightgcn")
+FITTED = ("tfidf", "ppmi-svd", "sasrec", "lightgcn", "famae", "ppmi-svd-smoothed")
 
 
 @dataclass(frozen=True)

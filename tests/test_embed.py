@@ -31,6 +31,24 @@ def test_views_of_the_stage(capsys, tmp_path, prepared):
     assert set(np.flatnonzero(views["collaborative"].missing)) == set(range(12)) - trained
 
 
+def test_views_of_places(capsys, tmp_path, prepared):
+    places = pa.table({"lat": np.linspace(40, 41, 12), "lon": np.linspace(-74, -73, 12)})
+    for name in places.column_names:
+        prepared.items = prepared.items.append_column(name, places[name])
+    placed = write_catalog(tmp_path / "placed", prepared.items, prepared._split)
+    argv = ["embed", "--catalog", placed.source, "--views", "spatial", "geographic", "--collaborative-dim", 4,
+            "--geographic-frequencies", 3, "--out"]  # fmt: skip
+    result = run_json(capsys, *argv, tmp_path / "views")
+    assert result["views"]["geographic"] == {"dim": 12, "missing": 0}
+    assert result["views"]["spatial"] == {"dim": 4, "missing": 0}
+    at = prepared.items.column_names.index("lat")
+    wrong = prepared.items.set_column(at, "lat", pa.array(np.linspace(89, 91, 12)))
+    lost = write_catalog(tmp_path / "lost", wrong, prepared._split)
+    argv[2] = lost.source
+    assert main([str(part) for part in (*argv, tmp_path / "none")]) == 2
+    assert "item-" in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
 def test_a_resumed_run_keeps_finished_views_and_equals_an_undisturbed_one(tmp_path, prepared, monkeypatch):
     argv = ["embed", "--catalog", prepared.source, "--text-encoder", "tfidf", "--text-dim", "4", "--out"]
     assert main([*argv, str(tmp_path / "whole")]) == 0
@@ -57,7 +75,7 @@ def test_a_resumed_run_keeps_finished_views_and_equals_an_undisturbed_one(tmp_pa
     ("flags", "message"),
     [
         (["--views", "text"], "text_encoder is needed for the view 'text'"),
-        (["--views", "smell"], "there is no 'smell': choose from text, collaborative, sasrec, lightgcn"),
+        (["--views", "odour"], "there is no 'odour': choose from text, collaborative, sasrec, lightgcn"),
         (["--views", "lightgnc"], "there is no 'lightgnc': did you mean 'lightgcn'?"),
         (["--views", "collaborative", "collaborative"], "name each view at most once"),
         (["--views", "sasrec", "--collaborative-dim", "5"], "the two heads of 'sasrec' need an even one"),

@@ -75,5 +75,5 @@ def test_a_judge_reads_the_latest_items_before():
 
 @pytest.mark.parametrize("train", [[], [[0], [1, 0]], [[0, 1, 2], [3, 4, 5]]])
 def test_no_sequence_that_may_judge_is_an_error(train):
-    with pytest.raises(ValueError, match=rf"None of the {len(train)} training sequences .* leave both out of `views`"):
+    with pytest.raises(ValueError, match=rf"None of the {len(train)} training sequences .* leave them out of `views`"):
         hold_out(catalog_of(train), 0)

@@ -18,13 +18,16 @@ from llmrec.suggest import suggestion
 from llmrec.views import SUFFIX, ItemViews, View
 from llmrec.views.collaborative import collaborative_view
 from llmrec.views.external import external_view
+from llmrec.views.famae import famae_view, item_fields
+from llmrec.views.famae_network import HEADS
 from llmrec.views.hold_out import hold_out
 from llmrec.views.lightgcn import lightgcn_view
 from llmrec.views.sasrec import sasrec_view
+from llmrec.views.spatial import coordinates, geographic_view, spatial_view
 from llmrec.views.text import TFIDF, encoder_view, load_encoder, render_texts, tfidf_view
 
-VIEWS = ("text", "collaborative", "sasrec", "lightgcn")
-TRAINED = {"sasrec": sasrec_view, "lightgcn": lightgcn_view}
+VIEWS = ("text", "collaborative", "sasrec", "lightgcn", "famae", "spatial", "geographic")
+TRAINED = {"sasrec": sasrec_view, "lightgcn": lightgcn_view, "famae": famae_view}
 EXTERNAL = re.compile(r"([A-Za-z0-9_-]+)=(.+)")  # the name becomes that of a file
 
 
@@ -39,6 +42,10 @@ def main(config: EmbedConfig) -> dict[str, Any]:
     external = {name: external_view(name, path, catalog) for name, path in files.items()}
     if "text" in config.views:
         render_texts(catalog, config.text_template)
+    if "famae" in config.views:
+        item_fields(catalog)
+    if not {"spatial", "geographic"}.isdisjoint(config.views):
+        coordinates(catalog)
     if not TRAINED.keys().isdisjoint(config.views):
         hold_out(catalog, config.seed)
 
@@ -75,6 +82,8 @@ def check(config: EmbedConfig) -> None:
         problems.append(f"text_encoder is needed for the view 'text': a sentence-transformers model or '{TFIDF}'")
     if "sasrec" in config.views and config.collaborative_dim % 2:
         problems.append(f"collaborative_dim is {config.collaborative_dim}; the two heads of 'sasrec' need an even one")
+    if "famae" in config.views and config.famae_dim % HEADS:
+        problems.append(f"famae_dim is {config.famae_dim}; the heads of 'famae' need a multiple of {HEADS}")
     if problems:
         raise ValueError("; ".join(problems) + ".")
     resolve_device(config.device)
@@ -111,11 +120,16 @@ def build_view(
         encoder = load_encoder(config.text_encoder, config.device)
         return encoder_view(catalog, encoder, config.text_encoder, config.text_template, config.batch_size, scratch)
     if name in TRAINED:  # in every process: they would otherwise wait for the first one longer than they may
-        return TRAINED[name](catalog, config.collaborative_dim, config.seed, config.device)
+        dim = config.famae_dim if name == "famae" else config.collaborative_dim
+        return TRAINED[name](catalog, dim, config.seed, config.device)
     if not processes.is_main():
         return None
     if name == "text":
         return tfidf_view(catalog, config.text_template, config.text_dim, config.seed)
+    if name == "spatial":
+        return spatial_view(catalog, config.collaborative_dim, config.spatial_neighbours, config.seed)
+    if name == "geographic":
+        return geographic_view(catalog, config.geographic_frequencies)
     if name == "collaborative":
         return collaborative_view(catalog, config.collaborative_dim, config.collaborative_window, config.seed)
     return external[name]

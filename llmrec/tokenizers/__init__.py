@@ -7,6 +7,7 @@ from llmrec.tokenizers.base import Encoded, ItemTokenizer, read_settings
 from llmrec.tokenizers.cost import CoST
 from llmrec.tokenizers.fixed import Atomic, Random, Sorted
 from llmrec.tokenizers.fsq import FSQ
+from llmrec.tokenizers.gaoq import GAOQ
 from llmrec.tokenizers.hierarchical_kmeans import HierarchicalKMeans
 from llmrec.tokenizers.letter import Letter
 from llmrec.tokenizers.opq import OPQ
@@ -17,7 +18,7 @@ from llmrec.tokenizers.rq_vae import RQVAE
 from llmrec.tokenizers.rvq import RVQ
 
 METHODS = (
-    RQKMeans, RQKMeansPlus, RVQ, RQVAE, CoST, Letter, OPQ, FSQ, HierarchicalKMeans, P5CID, Atomic, Random, Sorted,
+    RQKMeans, RQKMeansPlus, RVQ, RQVAE, CoST, Letter, OPQ, FSQ, HierarchicalKMeans, GAOQ, P5CID, Atomic, Random, Sorted,
 )  # fmt: skip
 TOKENIZERS: dict[str, type[ItemTokenizer]] = {tokenizer.method: tokenizer for tokenizer in METHODS}
 
@@ -43,6 +44,6 @@ def load_tokenizer(path: str | Path, device: str = "auto") -> ItemTokenizer:
 
 
 __all__ = [
-    "FSQ", "OPQ", "P5CID", "RQVAE", "RVQ", "TOKENIZERS", "Atomic", "CoST", "Encoded", "HierarchicalKMeans",
+    "FSQ", "GAOQ", "OPQ", "P5CID", "RQVAE", "RVQ", "TOKENIZERS", "Atomic", "CoST", "Encoded", "HierarchicalKMeans",
     "ItemTokenizer", "Letter", "RQKMeans", "RQKMeansPlus", "Random", "Sorted", "load_tokenizer", "tokenizer_class",
 ]  # fmt: skip

@@ -48,8 +48,8 @@ def hold_out(catalog: Catalog, seed: int) -> Catalog:
     if not len(able):
         raise ValueError(
             f"None of the {len(train)} training sequences of '{catalog.source}' has {SHORTEST} items and ends in one "
-            "that is new to its user and not the last everywhere, by which the epoch of sasrec and lightgcn is "
-            "chosen; run `llmrec prepare` with more users or a smaller k_core, or leave both out of `views`."
+            "that is new to its user and not the last everywhere, by which the epoch of sasrec, lightgcn and "
+            "famae is chosen; run `llmrec prepare` with more users or a smaller k_core, or leave them out of `views`."
         )
     count = max(1, round(SHARE * len(able)), min(LEAST, len(able) // 2))
     judges = np.random.default_rng(seed).choice(able, count, replace=False)

@@ -34,6 +34,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "rq_kmeans, capacity": {"method": "rq_kmeans", "view_names": BOTH, "balance": "capacity"},
     "rq_kmeans, onerec": {"method": "rq_kmeans", "view_names": BOTH, "balance": "onerec"},
     "hierarchical_kmeans": {"method": "hierarchical_kmeans", "view_names": BOTH, "collision": "accept"},
+    "gaoq": {"method": "gaoq", "view_names": BOTH, "collision": "hungarian_leaf"},
     "opq": {"method": "opq", "view_names": BOTH},
     "fsq": {"method": "fsq", "view_names": BOTH},
     "rvq": {"method": "rvq", "view_names": BOTH},

@@ -1,0 +1,128 @@
+"""The network of FAMAE (arXiv:2602.02338): fields of the items of a window in, values of hidden fields out.
+
+One state, that of the last position, predicts every field, by its cosine with the vectors of the values, which are also
+those that are read. famae.py says what is ours.
+
+Shapes: N items, J fields, V values of a field, W values of one item in it, B windows, T positions, U items of a batch,
+S sampled values, D dimension of a field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from llmrec.device import from_host
+from llmrec.evaluation.neural.network import INITIAL_STD
+
+# The paper's, unless said otherwise.
+WINDOW = 32  # positions, the last item's included
+LAYERS, HEADS, INNER, DROPOUT = 2, 4, 512, 0.1
+NEGATIVES = 128
+MOST_CLASSES = 1000  # values of a field above which negatives are sampled; the paper gives no number
+PADDING = -1  # instead of an item row
+
+
+class Field(NamedTuple):
+    """Values of one field.
+
+    Attributes:
+        name: Column.
+        values: (N, W) int64: values in [0, num_values), then `num_values + 1` as filling. Of an item without one, the
+            first is `num_values`.
+        num_values: V.
+    """
+
+    name: str
+    values: np.ndarray
+    num_values: int
+
+
+class FAMAE(nn.Module):
+    """A transformer that reads windows of items with fields, and scores values of fields at the last position.
+
+    Args:
+        fields: Of N items, their own first.
+        dim: D, a multiple of the four heads.
+    """
+
+    def __init__(self, fields: Sequence[Field], dim: int):
+        super().__init__()
+        self.sizes = [field.num_values for field in fields]
+        self.embeddings = nn.ModuleList(
+            nn.EmbeddingBag(size + 2, dim, mode="mean", padding_idx=size + 1) for size in self.sizes
+        )
+        self.masks = nn.Parameter(torch.empty(len(fields), dim))
+        self.positions = nn.Parameter(torch.empty(WINDOW, dim))
+        for weight in (self.masks, self.positions, *(bag.weight for bag in self.embeddings)):
+            nn.init.normal_(weight, std=INITIAL_STD)
+        self.embedded = nn.Sequential(nn.LayerNorm(dim), nn.Dropout(DROPOUT))
+        block = nn.TransformerEncoderLayer(dim, HEADS, INNER, DROPOUT, batch_first=True)
+        self.blocks = nn.TransformerEncoder(block, LAYERS, enable_nested_tensor=False)
+        for i, field in enumerate(fields):
+            self.register_buffer(f"values_{i}", torch.from_numpy(field.values), persistent=False)
+
+    def values(self, field: int) -> Tensor:
+        """(N, W), see `Field`."""
+        return getattr(self, f"values_{field}")
+
+    def forward(self, items_BT: Tensor, hidden_BJ: Tensor) -> Tensor:
+        """State at the last position.
+
+        Args:
+            items_BT: (B, T) int64 item rows, PADDING before them.
+            hidden_BJ: (B, J) bool, fields of the last item that are not read.
+
+        Returns:
+            (B, D).
+        """
+        rows_U, place_BT = items_BT.clamp(min=0).unique(return_inverse=True)
+        parts_UJD = torch.stack([bag(self.values(i)[rows_U]) for i, bag in enumerate(self.embeddings)], dim=1)
+        last_BJD = torch.where(hidden_BJ[..., None], self.masks, parts_UJD[place_BT[:, -1]])
+        sums_BTD = torch.cat([parts_UJD.sum(1)[place_BT[:, :-1]], last_BJD.sum(1, keepdim=True)], dim=1)
+        inputs_BTD = self.embedded(sums_BTD + self.positions[-items_BT.shape[1] :])
+        return self.blocks(inputs_BTD, src_key_padding_mask=items_BT == PADDING)[:, -1]
+
+    def scores(self, states_BD: Tensor, field: int, values: Tensor | slice) -> Tensor:
+        """(B, number of values) sqrt(D) cosines of states with some of a field's values."""
+        classes = functional.normalize(self.embeddings[field].weight[values], dim=-1)
+        return functional.normalize(states_BD, dim=-1) @ classes.T * states_BD.shape[1] ** 0.5
+
+    def field_loss(self, states_BD: Tensor, field: int, items_B: Tensor, negatives: Tensor | None = None) -> Tensor:
+        """(B,) cross-entropy of an item's values, each as likely as the others; 0 where it has none.
+
+        Args:
+            states_BD: (B, D).
+            field: Which.
+            items_B: (B,) the items whose values are to be predicted.
+            negatives: (S,) values that stand for all others; those that an item has are left out for it.
+        """
+        values_BW, size = self.values(field)[items_B], self.sizes[field]
+        real_BW, values_BW = values_BW < size, values_BW.clamp(max=size - 1)
+        if negatives is None:
+            loss_BW = -self.scores(states_BD, field, slice(size)).log_softmax(1).gather(1, values_BW)
+        else:
+            others_BS = self.scores(states_BD, field, negatives)
+            own_BS = ((negatives == values_BW[..., None]) & real_BW[..., None]).any(1)
+            rest_B1 = others_BS.masked_fill(own_BS, -torch.inf).logsumexp(1, keepdim=True)
+            classes_BWD = functional.normalize(self.embeddings[field].weight[values_BW], dim=-1)
+            unit_B1D = functional.normalize(states_BD, dim=-1)[:, None]
+            score_BW = (classes_BWD * unit_B1D).sum(-1) * states_BD.shape[1] ** 0.5
+            loss_BW = torch.logaddexp(score_BW, rest_B1) - score_BW
+        return (loss_BW * real_BW).sum(1) / real_BW.sum(1).clamp(min=1)
+
+    def loss(self, items_BT: np.ndarray, hidden_BJ: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """Mean over windows of the sum over the hidden fields of the last item."""
+        device = self.masks.device
+        items, total = from_host(items_BT, device), torch.zeros((), device=device)
+        states_BD = self(items, from_host(hidden_BJ, device))
+        for i, size in enumerate(self.sizes):
+            rows = from_host(np.flatnonzero(hidden_BJ[:, i]), device)
+            sampled = from_host(rng.integers(0, size, NEGATIVES), device) if size > MOST_CLASSES else None
+            total = total + self.field_loss(states_BD[rows], i, items[rows, -1], sampled).sum()
+        return total / len(items)
