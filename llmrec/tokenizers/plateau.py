@@ -32,7 +32,13 @@ HELD_OUT, LEAST_HELD_OUT, MOST_HELD_OUT = 0.05, 16, 8192  # fewer would be noise
 
 
 class Learner(nn.Module, ABC):
-    """What is trained: parameters, and the losses of item rows (B,) under them."""
+    """What is trained: parameters, and the losses of item rows (B,) under them.
+
+    Attributes:
+        least_steps: Steps before which a plateau is no end, for a method that changes what it minimises until then.
+    """
+
+    least_steps: int = 0
 
     @abstractmethod
     def loss(self, rows_B: Tensor) -> Tensor:
@@ -129,7 +135,7 @@ class TrainedTokenizer(ResidualTokenizer):
             if step % EVERY == 0 or step == most:
                 if plateau.read(read_loss(learner, judged_rows, self.batch_size)):
                     kept = copy_of(learner)
-                if plateau.is_over:
+                if plateau.is_over and step >= learner.least_steps:
                     break
             # After the reading: codes that restart here have until the next one to settle.
             learner.after_step(step, rows_B, optimizer, max(step / most, plateau.stale / self.patience))
