@@ -114,6 +114,7 @@ class TokenizeConfig(StageConfig):
         "rq_vae",
         "cost",
         "letter",
+        "simcit",
         "opq",
         "fsq",
         "hierarchical_kmeans",

@@ -16,9 +16,11 @@ from llmrec.tokenizers.rq_kmeans import RQKMeans
 from llmrec.tokenizers.rq_kmeans_plus import RQKMeansPlus
 from llmrec.tokenizers.rq_vae import RQVAE
 from llmrec.tokenizers.rvq import RVQ
+from llmrec.tokenizers.simcit import SimCIT
 
 METHODS = (
-    RQKMeans, RQKMeansPlus, RVQ, RQVAE, CoST, Letter, OPQ, FSQ, HierarchicalKMeans, GAOQ, P5CID, Atomic, Random, Sorted,
+    RQKMeans, RQKMeansPlus, RVQ, RQVAE, CoST, Letter, SimCIT, OPQ, FSQ, HierarchicalKMeans, GAOQ, P5CID, Atomic, Random,
+    Sorted,
 )  # fmt: skip
 TOKENIZERS: dict[str, type[ItemTokenizer]] = {tokenizer.method: tokenizer for tokenizer in METHODS}
 
@@ -45,5 +47,6 @@ def load_tokenizer(path: str | Path, device: str = "auto") -> ItemTokenizer:
 
 __all__ = [
     "FSQ", "GAOQ", "OPQ", "P5CID", "RQVAE", "RVQ", "TOKENIZERS", "Atomic", "CoST", "Encoded", "HierarchicalKMeans",
-    "ItemTokenizer", "Letter", "RQKMeans", "RQKMeansPlus", "Random", "Sorted", "load_tokenizer", "tokenizer_class",
+    "ItemTokenizer", "Letter", "RQKMeans", "RQKMeansPlus", "Random", "SimCIT", "Sorted", "load_tokenizer",
+    "tokenizer_class",
 ]  # fmt: skip

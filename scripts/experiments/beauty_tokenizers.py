@@ -52,6 +52,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "letter, text, aligned with SASRec": {
         "method": "letter", "view_names": WITH_SASREC, "collaborative_view": "sasrec", "collision": "sinkhorn_reassign",
     },
+    "simcit": {"method": "simcit", "view_names": BOTH},
+    "simcit, as released": {
+        "method": "simcit", "view_names": BOTH, "codebook_size": 128, "num_levels": 2, "batch_size": 256,
+        "learning_rate": 2e-4, "weight_decay": 1e-3, "temperature_law": "constant", "temperature": 0.2,
+        "noise_law": "constant", "codebook_start": "uniform", "allow_collapse": True,
+    },
     "letter, text": {"method": "letter", "view_names": BOTH, "collision": "sinkhorn_reassign"},
 }  # fmt: skip
 EXTEND = {"model": "micro", "micro_layers": 4, "micro_hidden": 128, "micro_words": 300}
