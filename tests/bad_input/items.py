@@ -32,7 +32,7 @@ CASES = {
                                     ("text_encoder is needed", "'tfidf'"), given=False),
     "unknown encoder": Case("embed --text-encoder nobody/nothing", ("text_encoder 'nobody/nothing' could not be loaded",
                                                                    "or use 'tfidf'")),
-    "unknown view": Case("embed --views text smell", ("views is ['text', 'smell']", "text, collaborative")),
+    "unknown view": Case("embed --views text odour", ("views is ['text', 'odour']", "text, collaborative")),
     "text template with an unknown column": Case(
         "embed --text-template {brand}", ("text_template '{brand}'", "items.parquet", "it has no ['brand']")),
     "text template without a column": Case("embed --text-template item", ("text_template 'item'", "it names none")),
