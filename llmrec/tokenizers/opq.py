@@ -23,11 +23,11 @@ from llmrec.console import progress, say
 from llmrec.device import resolve_device
 from llmrec.options import option
 from llmrec.tokenizers.residual import code_means, kmeans_plus_plus, lloyd, nearest, squared_distances
-from llmrec.tokenizers.vectors import CHUNK, VectorTokenizer, require_distinct
+from llmrec.tokenizers.vectors import CHUNK, CodebookTokenizer, require_distinct
 
 
 @dataclass(kw_only=True)
-class OPQ(VectorTokenizer):
+class OPQ(CodebookTokenizer):
     """Optimised product quantisation."""
 
     method: ClassVar[str] = "opq"
@@ -45,10 +45,6 @@ class OPQ(VectorTokenizer):
     # The faiss default.
     iterations: int = option("k-means iterations per level, after the rotation is learned.", 25, least=1)
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.codebooks: list[Tensor] = []
-
     def problems(self) -> list[str]:
         problems = super().problems()
         if self.pca_dim is not None and self.pca_dim % self.num_levels:
@@ -58,26 +54,15 @@ class OPQ(VectorTokenizer):
             )
         return problems
 
-    def planned_sizes(self, num_items: int) -> list[int]:
-        return self.level_sizes
-
-    @property
-    def level_sizes(self) -> list[int]:
-        return [self.codebook_size] * self.num_levels
-
     def learn(self, points_ND: Tensor) -> None:
         require_distinct(points_ND, self.codebook_size)
         device, generator = resolve_device(self.device), torch.Generator().manual_seed(self.seed)
         mean_D, into_DE, back_ED = (part.to(device) for part in self._reduction(points_ND))
         reduced_NE = torch.cat([(part.to(device) - mean_D) @ into_DE for part in points_ND.split(CHUNK)])
-        turn_EE, starts = learn_rotation(reduced_NE, *self._sizes, self.rotations, generator)
+        turn_EE, starts = learn_rotation(reduced_NE, self.num_levels, self.codebook_size, self.rotations, generator)
         self.mean_D, self.into_DE, self.back_ED = mean_D, into_DE @ turn_EE, turn_EE.T @ back_ED
         parts = parts_of(reduced_NE @ turn_EE, self.num_levels)
         self.codebooks = [lloyd(part, start, self.iterations) for part, start in zip(parts, starts, strict=True)]
-
-    @property
-    def _sizes(self) -> tuple[int, int]:
-        return self.num_levels, self.codebook_size
 
     def _reduction(self, points_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, and the matrices into the E dimensions and back."""
@@ -116,17 +101,12 @@ class OPQ(VectorTokenizer):
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, facts = super().state()
-        tensors |= {"mean": self.mean_D, "into": self.into_DE, "back": self.back_ED}
-        return {**tensors, "codebooks": torch.stack(self.codebooks)}, facts
+        return {**tensors, "mean": self.mean_D, "into": self.into_DE, "back": self.back_ED}, facts
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         super().restore(tensors, facts)
         device = resolve_device(self.device)
         self.mean_D, self.into_DE, self.back_ED = (tensors[name].to(device) for name in ("mean", "into", "back"))
-        self.codebooks = list(tensors["codebooks"].to(device))
-        shape = tuple(tensors["codebooks"].shape[:2])
-        if shape != self._sizes:
-            raise ValueError(f"{shape[0]} codebooks of {shape[1]} codes where {self._sizes} belong")
 
 
 def whitening(points_ND: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -142,13 +142,8 @@ class VectorTokenizer(ItemTokenizer):
 
 
 @dataclass(kw_only=True)
-class ResidualTokenizer(VectorTokenizer):
-    """A tokenizer whose levels each quantise what the levels before have left of a latent vector.
-
-    `learn` sets `codebooks`, one (K, E) tensor per level on the device. A method with an encoder overrides `latent`
-    and `decode`; the others quantise the vectors themselves. One that changes what is left before a level quantises it
-    overrides `level_input` and `rebuild`.
-    """
+class CodebookTokenizer(VectorTokenizer):
+    """A tokenizer with a codebook for each level, all of one size; `learn` sets `codebooks`, on the device."""
 
     num_levels: int = option("Codes per item, before a collision suffix.", 3, least=1)
     codebook_size: int = option("Codes per level.", 256, least=2)
@@ -163,6 +158,28 @@ class ResidualTokenizer(VectorTokenizer):
     @property
     def level_sizes(self) -> list[int]:
         return [self.codebook_size] * self.num_levels
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, facts = super().state()
+        return {**tensors, **{f"codebook_{level}": book for level, book in enumerate(self.codebooks)}}, facts
+
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        super().restore(tensors, facts)
+        device = resolve_device(self.device)
+        count = sum(name.startswith("codebook_") for name in tensors)
+        self.codebooks = [tensors[f"codebook_{level}"].to(device) for level in range(count)]
+        sizes = [len(book) for book in self.codebooks]
+        if sizes != self.level_sizes:
+            raise ValueError(f"{len(sizes)} codebooks of {sizes} codes where {self.level_sizes} belong")
+
+
+@dataclass(kw_only=True)
+class ResidualTokenizer(CodebookTokenizer):
+    """A tokenizer whose levels each quantise what the levels before have left of a latent vector.
+
+    Codebooks are (K, E). A method with an encoder overrides `latent` and `decode`; the others quantise the vectors
+    themselves. One that changes what is left before a level quantises it overrides `level_input` and `rebuild`.
+    """
 
     def latent(self, points_BD: Tensor) -> Tensor:
         """(B, E) what the codebooks quantise."""
@@ -193,19 +210,6 @@ class ResidualTokenizer(VectorTokenizer):
             codes.append(nearest(before_BE, codebook_KE)[0])
             left_BE = before_BE - codebook_KE[codes[-1]]
         return torch.stack(codes, 1), before_BE
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors, facts = super().state()
-        return {**tensors, **{f"codebook_{level}": book for level, book in enumerate(self.codebooks)}}, facts
-
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        super().restore(tensors, facts)
-        device = resolve_device(self.device)
-        count = sum(name.startswith("codebook_") for name in tensors)
-        self.codebooks = [tensors[f"codebook_{level}"].to(device) for level in range(count)]
-        sizes = [len(book) for book in self.codebooks]
-        if sizes != self.level_sizes:
-            raise ValueError(f"{len(sizes)} codebooks of {sizes} codes where {self.level_sizes} belong")
 
 
 def dims_of(views: ItemViews) -> dict[str, int]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from common import emit, emit_machine
 from torch import Tensor
-from vectors import clustered, residual_levels
+from vectors import clustered, parser, residual_levels
 
 from llmrec.tokenizers.balanced import (
     balance_prices,
@@ -33,16 +33,10 @@ TOLERANCE = 0.015  # cost above flow's
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--items", type=int, default=10**6)
-    parser.add_argument("--flow-items", type=int, default=20_000, help="items of the problem that flow solves, too")
-    parser.add_argument("--dim", type=int, default=768)
-    parser.add_argument("--codes", type=int, default=256)
-    parser.add_argument("--levels", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=20)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    flags = parser(__doc__.splitlines()[0])
+    flags.add_argument("--flow-items", type=int, default=20_000, help="items of the problem that flow solves, too")
+    flags.add_argument("--iterations", type=int, default=20)
+    args = flags.parse_args()
     emit_machine()
     vectors_ND = clustered(max(args.items, args.flow_items), args.dim, args.device, args.seed)
     against_flow(args, vectors_ND[: args.flow_items])

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from common import emit, emit_machine
 from torch import Tensor
-from vectors import ROWS, clustered, residual_levels
+from vectors import ROWS, clustered, parser, residual_levels
 
 from llmrec.collisions import resolve
 from llmrec.tokenizers.base import Encoded
@@ -34,15 +34,9 @@ TOLERANCE = 1e-4  # of the mean squared length of what is left
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--items", type=int, default=10**6)
-    parser.add_argument("--dim", type=int, default=768)
-    parser.add_argument("--codes", type=int, default=256)
-    parser.add_argument("--levels", type=int, default=3)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--directory", help="where the file of vectors is written; a temporary one when left out")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    flags = parser(__doc__.splitlines()[0])
+    flags.add_argument("--directory", help="where the file of vectors is written; a temporary one when left out")
+    args = flags.parse_args()
     emit_machine()
     with tempfile.TemporaryDirectory(dir=args.directory) as directory:
         vectors = mapped_vectors(args, Path(directory) / "vectors.f32")

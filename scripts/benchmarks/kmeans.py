@@ -16,7 +16,7 @@ import faiss
 import torch
 from common import emit, emit_machine, seconds
 from torch import Tensor
-from vectors import clustered, residual_levels
+from vectors import clustered, parser, residual_levels
 
 from llmrec.tokenizers.residual import kmeans, kmeans_plus_plus, lloyd, nearest
 
@@ -25,16 +25,10 @@ SAMPLE_PER_CODE = 64
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--items", type=int, default=10**6)
-    parser.add_argument("--dim", type=int, default=768)
-    parser.add_argument("--codes", type=int, default=256)
-    parser.add_argument("--levels", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=20)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    flags = parser(__doc__.splitlines()[0])
+    flags.add_argument("--iterations", type=int, default=20)
+    flags.add_argument("--repeats", type=int, default=3)
+    args = flags.parse_args()
     emit_machine()
     vectors_ND = clustered(args.items, args.dim, args.device, args.seed)
     assert_same(args, vectors_ND[: SAMPLE_PER_CODE * args.codes])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,18 @@ from llmrec.tokenizers.residual import nearest
 CLUSTERS, NOISE = 2000, 0.7  # sizes fall as 1 / rank
 CENTRES_SEED = 2**31
 ROWS = 2**17  # made at once
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Flags of every benchmark of such vectors."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--items", type=int, default=10**6)
+    made.add_argument("--dim", type=int, default=768)
+    made.add_argument("--codes", type=int, default=256)
+    made.add_argument("--levels", type=int, default=3)
+    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    made.add_argument("--seed", type=int, default=0)
+    return made
 
 
 def clustered(num_items: int, dim: int, device: torch.device | str, seed: int) -> Tensor:
