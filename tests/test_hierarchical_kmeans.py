@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec.collisions import num_collisions
-from llmrec.tokenizers.hierarchical_kmeans import HierarchicalKMeans, least_base, rows_of_nodes
+from llmrec.tokenizers.hierarchical_kmeans import HierarchicalKMeans, least_base
+from llmrec.tokenizers.splits import rows_of_nodes
 
 
 def tokenizer_of(**options) -> HierarchicalKMeans:

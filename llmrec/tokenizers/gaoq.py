@@ -18,23 +18,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from llmrec.catalog import Catalog
 from llmrec.console import progress
 from llmrec.device import resolve_device
 from llmrec.options import option
-from llmrec.tokenizers.assigned import AssignedTokenizer
 from llmrec.tokenizers.balanced import balanced_kmeans
-from llmrec.tokenizers.hierarchical_kmeans import rows_of_nodes
 from llmrec.tokenizers.residual import code_means, squared_distances
+from llmrec.tokenizers.splits import SplittingTokenizer, rows_of_nodes
 from llmrec.tokenizers.vectors import require_distinct
-from llmrec.views import ItemViews
 
 LEAF_ITEMS = 15  # of a last cluster; ReSID has 13 to 19 on its four smallest sets, 5 to 16 on the others
 WIDENING = 2  # children of the second level to one of the first; ReSID has 1 to 3.3 on nine of its ten sets
@@ -54,7 +51,7 @@ class Level(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class GAOQ(AssignedTokenizer):
+class GAOQ(SplittingTokenizer):
     """Balanced clusters of clusters, coded by anchors."""
 
     method: ClassVar[str] = "gaoq"
@@ -63,12 +60,9 @@ class GAOQ(AssignedTokenizer):
     branching: list[int] | None = option(
         "Children of a node at each level; when left out, three numbers that end in clusters of 15 items.", None
     )
-    # 25 is the faiss default.
-    iterations: int = option("k-means iterations per node.", 25, least=1)
 
     def __post_init__(self):
         super().__post_init__()
-        self.sizes: list[int] = []
         self.levels: list[Level] = []
         self.anchors: list[Tensor] = []  # (A, D) of each level but the first
 
@@ -93,14 +87,6 @@ class GAOQ(AssignedTokenizer):
                 f"branching out, which gives {derived_branching(num_items)}."
             )
         return sizes
-
-    @property
-    def level_sizes(self) -> list[int]:
-        return self.sizes
-
-    def fit(self, catalog: Catalog, views: ItemViews) -> Self:
-        self.sizes = self.planned_sizes(catalog.num_items)
-        return super().fit(catalog, views)
 
     def learn(self, points_ND: Tensor) -> None:
         require_distinct(points_ND, 2)  # a node with fewer items than children has fewer children
@@ -182,11 +168,11 @@ class GAOQ(AssignedTokenizer):
         tensors, facts = super().state()
         for i, (level, anchors_AD) in enumerate(zip(self.levels, self.anchors, strict=True)):
             tensors |= {f"centroids_{i}": level.centroids, f"there_{i}": level.there, f"anchors_{i + 1}": anchors_AD}
-        return tensors, {**facts, "level_sizes": self.sizes}
+        return tensors, facts
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         super().restore(tensors, facts)
-        self.sizes, device = facts["level_sizes"], resolve_device(self.device)
+        device = resolve_device(self.device)
         depths = range(len(self.sizes) - 1)
         nodes = [[math.prod(self.sizes[:i]), self.sizes[i]] for i in depths]
         self.levels = [Level(tensors[f"centroids_{i}"].to(device), tensors[f"there_{i}"].to(device)) for i in depths]

@@ -12,20 +12,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from llmrec.catalog import Catalog
 from llmrec.console import progress
 from llmrec.device import resolve_device
 from llmrec.options import option
-from llmrec.tokenizers.assigned import AssignedTokenizer
 from llmrec.tokenizers.balanced import balanced_kmeans
 from llmrec.tokenizers.residual import kmeans, nearest, squared_distances
+from llmrec.tokenizers.splits import SplittingTokenizer, rows_of_nodes
 from llmrec.tokenizers.vectors import require_distinct
-from llmrec.views import ItemViews
 
 
 class Level(NamedTuple):
@@ -41,7 +39,7 @@ class Level(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class HierarchicalKMeans(AssignedTokenizer):
+class HierarchicalKMeans(SplittingTokenizer):
     """Recursive k-means."""
 
     method: ClassVar[str] = "hierarchical_kmeans"
@@ -54,12 +52,9 @@ class HierarchicalKMeans(AssignedTokenizer):
         None,
     )
     balanced: bool = option("Parts of a node differ in size by one item at most.", True)
-    # 25 is the faiss default.
-    iterations: int = option("k-means iterations per node.", 25, least=1)
 
     def __post_init__(self):
         super().__post_init__()
-        self.sizes: list[int] = []
         self.levels: list[Level] = []
 
     def problems(self) -> list[str]:
@@ -70,14 +65,6 @@ class HierarchicalKMeans(AssignedTokenizer):
 
     def planned_sizes(self, num_items: int) -> list[int]:
         return self.branching or [least_base(num_items, self.num_levels)] * self.num_levels
-
-    @property
-    def level_sizes(self) -> list[int]:
-        return self.sizes
-
-    def fit(self, catalog: Catalog, views: ItemViews) -> Self:
-        self.sizes = self.planned_sizes(catalog.num_items)
-        return super().fit(catalog, views)
 
     def learn(self, points_ND: Tensor) -> None:
         require_distinct(points_ND, 2)  # a node with fewer items than children has fewer children
@@ -145,21 +132,15 @@ class HierarchicalKMeans(AssignedTokenizer):
         tensors, facts = super().state()
         for i, level in enumerate(self.levels):
             tensors |= {f"centroids_{i}": level.centroids, f"first_{i}": level.first}
-        return tensors, {**facts, "level_sizes": self.sizes}
+        return tensors, facts
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         super().restore(tensors, facts)
-        self.sizes, device = facts["level_sizes"], resolve_device(self.device)
+        device = resolve_device(self.device)
         names = [(f"centroids_{level}", f"first_{level}") for level in range(self.num_levels)]
         self.levels = [Level(tensors[centroids].to(device), tensors[first].to(device)) for centroids, first in names]
         if any(level.first[-1] != len(level.centroids) for level in self.levels):
             raise ValueError("the centroids are not as many as the nodes have children")
-
-
-def rows_of_nodes(nodes_N: Tensor) -> tuple[Tensor, ...]:
-    """Rows of the points of each node that has any, node by node in ascending order."""
-    order_N = nodes_N.argsort(stable=True)
-    return order_N.split(nodes_N.unique(return_counts=True)[1].tolist())
 
 
 def least_base(num_items: int, num_levels: int) -> int:
