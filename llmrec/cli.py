@@ -38,7 +38,8 @@ def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"llmrec {__version__}")
     verbs = parser.add_subparsers(dest="stage", metavar="STAGE", required=True)
     for stage, config in STAGES.items():
-        config = config.completed(named(argv)) if [stage] == list(argv[:1]) else config
+        if stage == "tokenize" == next(iter(argv), None):  # nothing is read or loaded for the others
+            config = config.completed(named(argv))
         summary = (config.__doc__ or "").strip()
         verb = verbs.add_parser(stage, help=summary, description=summary, allow_abbrev=False)
         verb.add_argument("--config", help="YAML file whose keys are the options below; flags win over it.")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from llmrec import collisions, diagnostics, processes
-from llmrec.append import Published, append
+from llmrec.append import REPORT, Published, append
 from llmrec.artifact import run_stage
 from llmrec.catalog import Catalog
 from llmrec.configs import TokenizeConfig
@@ -27,7 +27,7 @@ from llmrec.sid import SidTable
 from llmrec.tokenizers import Encoded, ItemTokenizer
 from llmrec.views import ItemViews, view_files
 
-REPORT, PAGE = "report.json", "report.html"
+PAGE = "report.html"
 LEAST_USE = 0.1  # of the codes of a level; k-means uses all, and a codebook below half of it is of little use
 
 
