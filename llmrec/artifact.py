@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from llmrec import disk, processes
-from llmrec.configs import StageConfig
 from llmrec.manifest import (
     MANIFEST,
     PARTIAL,
@@ -30,6 +29,7 @@ from llmrec.manifest import (
     write_json,
     write_manifest,
 )
+from llmrec.options import StageConfig
 
 RUN = "run.json"
 LOCK = ".lock"

@@ -61,7 +61,7 @@ def test_values_come_back_from_the_text_of_a_flag(stage):
             continue
         text = "null" if field.default is None else str(field.default)
         needed = ("out", "catalog", "views", "sid", "model", "runs")
-        given = {name: "x" for name in needed if name in cls.__annotations__}
+        given = {name: "x" for name in needed if name in _names(cls)}
         flags = {"out": "x", **given, field.name: text} if "out" in _names(cls) else {**given, field.name: text}
         assert getattr(load_config(cls, overrides=flags), field.name) == field.default
 

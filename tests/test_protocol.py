@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 from llmrec.artifact import run_stage
 from llmrec.catalog import Rows
 from llmrec.checkpoint import Binding
-from llmrec.configs import EvaluateConfig, StageConfig
+from llmrec.configs import EvaluateConfig
 from llmrec.evaluation import metrics
 from llmrec.evaluation.baselines import COUNTED
 from llmrec.evaluation.metrics import target_position
 from llmrec.evaluation.protocol import Outcome, dealt, evaluate, per_batch, seen_targets
 from llmrec.manifest import content_hash
+from llmrec.options import StageConfig
 from llmrec.prompts import Prompt
 from llmrec.ranking import Ranking
 from llmrec.stages import evaluate as stage

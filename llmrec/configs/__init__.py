@@ -1,0 +1,42 @@
+"""One dataclass per stage: its options, what they mean, their defaults and their bounds.
+
+Nothing here imports torch: `llmrec --help` builds its flags from these fields (`llmrec.options`), and what is wrong
+with options alone is said before anything is loaded.
+"""
+
+from llmrec.configs.embed import EmbedConfig
+from llmrec.configs.evaluate import CompareConfig, EvaluateConfig
+from llmrec.configs.extend import ExtendConfig
+from llmrec.configs.fine_tune import FineTuneConfig
+from llmrec.configs.prepare import PrepareConfig
+from llmrec.configs.quickstart import QuickstartConfig
+from llmrec.configs.recommend import RecommendConfig
+from llmrec.configs.sft import TASK_NAMES, SftConfig
+from llmrec.configs.tokenize import TokenizeConfig
+
+__all__ = [
+    "STAGES",
+    "TASK_NAMES",
+    "CompareConfig",
+    "EmbedConfig",
+    "EvaluateConfig",
+    "ExtendConfig",
+    "FineTuneConfig",
+    "PrepareConfig",
+    "QuickstartConfig",
+    "RecommendConfig",
+    "SftConfig",
+    "TokenizeConfig",
+]
+
+STAGES: dict[str, type] = {
+    "prepare": PrepareConfig,
+    "embed": EmbedConfig,
+    "tokenize": TokenizeConfig,
+    "extend": ExtendConfig,
+    "sft": SftConfig,
+    "evaluate": EvaluateConfig,
+    "compare": CompareConfig,
+    "recommend": RecommendConfig,
+    "quickstart": QuickstartConfig,
+}
