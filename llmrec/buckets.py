@@ -13,8 +13,8 @@ import numpy as np
 def buckets(codes_NL: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Items sorted into buckets of equal codes.
 
-    A semantic ID becomes one integer where the levels allow it: 10^6 items of four levels of 256 codes take .47 s on
-    one core, against 3.4 s by `np.unique` over rows; a sort level by level, for what does not fit, takes .81 s.
+    Where they fit, a semantic ID and its row become one integer, and integers sort fast: on one core 10^7 items of
+    three levels of 256 codes take .7 s, against 6.8 s by a sort level by level.
 
     Args:
         codes_NL: (N, L) int64, -1 beyond the end of a semantic ID; L may be 0.
@@ -22,17 +22,20 @@ def buckets(codes_NL: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Returns:
         (N,) item rows, ordered by codes and within a bucket by row; where each bucket starts; how many items it has.
     """
-    sizes = (codes_NL.max(axis=0) + 2).tolist()
-    if math.prod(sizes) < 2**63:
+    sizes, row_bits = (codes_NL.max(axis=0) + 2).tolist(), len(codes_NL).bit_length()
+    if math.prod(sizes) << row_bits < 2**63:
         key_N = np.zeros(len(codes_NL), np.int64)
         for size, codes_N in zip(sizes, codes_NL.T, strict=True):
-            key_N = key_N * size + codes_N
-        order_N = np.argsort(key_N, kind="stable")
+            key_N = key_N * size + codes_N + 1
+        key_N = key_N << row_bits | np.arange(len(codes_NL))
+        key_N.sort()
+        order_N, key_N = key_N & ((1 << row_bits) - 1), key_N >> row_bits
+        differs_N = key_N[1:] != key_N[:-1]
     else:
         order_N = np.lexsort(codes_NL.T[::-1])
-    sorted_NL = codes_NL[order_N]
-    is_first_N = np.append(True, (sorted_NL[1:] != sorted_NL[:-1]).any(axis=1))
-    starts = np.flatnonzero(is_first_N)
+        sorted_NL = codes_NL[order_N]
+        differs_N = (sorted_NL[1:] != sorted_NL[:-1]).any(axis=1)
+    starts = np.flatnonzero(np.append(True, differs_N))
     return order_N, starts, np.diff(starts, append=len(codes_NL))
 
 

@@ -98,7 +98,7 @@ def test_suffix_of_a_short_sid_stands_behind_the_codes_of_its_level():
     assert resolved.tolist() == [[3, 2], [3, 3], [3, 0], [2, -1], [2, 1]] and sizes == [4, 4]
     table = table_of(resolved, sizes)  # (2) is a prefix of (2, 1): the terminal code lies behind the suffixes
     assert table.codes([3]).tolist() == [[2, 4]] and table.level_sizes == [4, 5]
-    everyone, sizes = add_suffix(codes, [4, 2], 2)
+    everyone, sizes = add_suffix(codes, ordinals(codes)[0], [4, 2], 2)
     assert everyone.tolist() == [[3, 2, -1], [3, 3, -1], [3, 0, 0], [2, 2, -1], [2, 1, 0]] and sizes == [4, 4, 2]
 
 

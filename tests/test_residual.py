@@ -80,6 +80,17 @@ def test_sums_by_product_equal_sums_by_row(monkeypatch):
         assert torch.equal(residual._sums_by_product(x, codes, 24), expected)
 
 
+@pytest.mark.parametrize("num_moved", [0, 5, 170, 180, 700])
+def test_sums_after_some_points_moved_are_those_of_all_points(num_moved):
+    x = torch.randint(-50, 50, (700, 5), generator=seeded()).float()
+    before = torch.randint(0, 20, (700,), generator=seeded(1))
+    after = before.clone()
+    after[torch.randperm(700, generator=seeded(2))[:num_moved]] += 3
+    sums = residual._sums_after(x, before, None, None, 24)
+    expected = torch.stack([x[after == code].sum(0) for code in range(24)])
+    assert torch.equal(residual._sums_after(x, after, before, sums, 24), expected)
+
+
 @pytest.mark.parametrize(("uniform", "row"), [(0.0, 1), (0.24, 1), (0.26, 3), (0.999, 3)])
 def test_a_draw_is_proportional_to_the_weights_and_never_of_a_point_without(uniform, row):
     weights = torch.tensor([0.0, 1.0, 0.0, 3.0])

@@ -167,8 +167,9 @@ def test_bad_options_and_unfitted_tokenizers_are_refused():
 
 
 @pytest.mark.gpu
-def test_law_12_on_a_gpu():
+@pytest.mark.parametrize("made", [rq_vae, rq_kmeans_plus])
+def test_law_12_on_a_gpu(made):
     vectors = clusters(4000, 32, 100)
-    runs = [fitted(rq_vae(codebook_size=64, device="cuda"), vectors) for _ in range(2)]
+    runs = [fitted(made(codebook_size=64, device="cuda"), vectors) for _ in range(2)]
     np.testing.assert_array_equal(runs[0][1].codes, runs[1][1].codes)
     assert all(torch.equal(a, b) for a, b in zip(runs[0][0].codebooks, runs[1][0].codebooks, strict=True))

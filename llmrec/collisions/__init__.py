@@ -83,12 +83,12 @@ def resolve(policy: str, encoded: Encoded, level_sizes: list[int]) -> tuple[np.n
     if policy in NEED_COSTS:
         require_costs(policy, encoded)
         codes_NL, notes = _moved(policy, encoded, level_sizes[-1])
-    sharing_N = ordinals(codes_NL)[1]
+    ordinal_N, sharing_N = ordinals(codes_NL)
     if policy in NEED_COSTS and sharing_N.max() == 1:
         return codes_NL, level_sizes, notes
     chosen_N = sharing_N > 1 if policy == "suffix_if_collided" else None
     suffix_size = CAP if policy == "knn_cap" else level_sizes[-1]
-    resolved, sizes = add_suffix(codes_NL, level_sizes, suffix_size, chosen_N)
+    resolved, sizes = add_suffix(codes_NL, ordinal_N, level_sizes, suffix_size, chosen_N)
     if policy == "sinkhorn_reassign":
         notes.append("What still collides was told apart by suffix_ordinal.")
     elif policy == "suffix_if_collided":

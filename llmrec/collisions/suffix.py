@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmrec.buckets import ordinals
 from llmrec.sid import EMPTY
 
 
 def add_suffix(
-    codes_NL: np.ndarray, level_sizes: list[int], suffix_size: int, chosen_N: np.ndarray | None = None
+    codes_NL: np.ndarray,
+    ordinal_N: np.ndarray,
+    level_sizes: list[int],
+    suffix_size: int,
+    chosen_N: np.ndarray | None = None,
 ) -> tuple[np.ndarray, list[int]]:
     """Give items their ordinal among the items with the same codes as one more code.
 
@@ -21,6 +24,7 @@ def add_suffix(
 
     Args:
         codes_NL: (N, L) int64, -1 beyond the end of a semantic ID.
+        ordinal_N: (N,) of `ordinals`.
         level_sizes: Codes of each level.
         suffix_size: Least number of codes of the new level.
         chosen_N: (N,) bool, who gets a suffix: with an item, all that share its codes. Everyone, when left out.
@@ -29,7 +33,7 @@ def add_suffix(
         (N, L + 1) int64 codes, or (N, L) where no item needs the new level; their level sizes, larger than those given
         where more items share all codes than a level has room for.
     """
-    ordinal_N, num_levels = ordinals(codes_NL)[0], codes_NL.shape[1]
+    num_levels = codes_NL.shape[1]
     chosen_N = np.ones(len(codes_NL), bool) if chosen_N is None else chosen_N
     length_N = (codes_NL != EMPTY).sum(axis=1)
     codes, sizes = np.column_stack([codes_NL, np.full(len(codes_NL), EMPTY)]), [*level_sizes, suffix_size]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 CHUNK_BYTES = 32 * 2**20  # largest (rows, K) block of distances held at once: it stays in the L2 cache of an H100
 START_POINTS_PER_CODE = 256  # k-means++ looks at every point once per code, so at no more points than this
+FEW = 0.25  # share of points whose changes are summed instead of everything: they are summed twice, and gathered
 ROUNDING = 1e-6  # of an expanded square, relative to the squares in it
 DRAW_STEPS = 2**36  # resolution of a k-means++ draw: the sum over 2^26 points still fits into int64
 
@@ -77,7 +78,7 @@ def lloyd(points_ND: Tensor, codebook_KD: Tensor, iterations: int) -> Tensor:
     """Move codes to the means of their points; a code that loses all its points restarts at the farthest point.
 
     On a GPU the products are in TF32: a point halfway between two codes may go to either, which costs next to nothing.
-    The means that are returned are summed in float32.
+    The means that are returned are summed anew in float32.
 
     Args:
         points_ND: (N, D) float32 on any device.
@@ -88,18 +89,34 @@ def lloyd(points_ND: Tensor, codebook_KD: Tensor, iterations: int) -> Tensor:
     Returns:
         (K, D) float32 on the device of the points.
     """
-    previous_N = None
+    previous_N = sums_KD = None
     with tf32_products():
         for _ in range(iterations):
             codes_N = _nearest(points_ND, codebook_KD)[0]
             if previous_N is not None and torch.equal(codes_N, previous_N):
                 break
-            updated_KD, counts_K = code_means(points_ND, codes_N, codebook_KD)
+            sums_KD = _sums_after(points_ND, codes_N, previous_N, sums_KD, len(codebook_KD))
+            codebook_KD, counts_K = _means(sums_KD, codes_N, codebook_KD)
             if counts_K.min() == 0:
                 distances_N = _distances_to(points_ND, codes_N, codebook_KD)
-                _restart_empty(updated_KD, points_ND, codes_N, distances_N)
-            codebook_KD, previous_N = updated_KD, codes_N
-    return code_means(points_ND, codes_N, codebook_KD)[0] if points_ND.is_cuda else codebook_KD
+                _restart_empty(codebook_KD, points_ND, codes_N, distances_N)
+            previous_N = codes_N
+    return code_means(points_ND, codes_N, codebook_KD)[0]
+
+
+def _sums_after(
+    points_ND: Tensor, codes_N: Tensor, previous_N: Tensor | None, sums_KD: Tensor | None, num_codes: int
+) -> Tensor:
+    """Sum of the points of each code, from the sums of before where few points have changed their code.
+
+    After the first iterations a few per cent of the points do, and theirs alone are then added and taken away.
+    """
+    if previous_N is not None:
+        moved = (codes_N != previous_N).nonzero().flatten()
+        if len(moved) < len(codes_N) * FEW:
+            part, left = points_ND[moved], previous_N[moved]
+            return sums_KD + _sums(part, codes_N[moved], num_codes) - _sums(part, left, num_codes)
+    return _sums(points_ND, codes_N, num_codes)
 
 
 def kmeans_plus_plus(points_ND: Tensor, num_codes: int, generator: torch.Generator) -> Tensor:
@@ -146,8 +163,12 @@ def code_means(points_ND: Tensor, codes_N: Tensor, codebook_KD: Tensor) -> tuple
     Returns:
         (K, D) means and (K,) int64 numbers of points.
     """
+    return _means(_sums(points_ND, codes_N, len(codebook_KD)), codes_N, codebook_KD)
+
+
+def _means(sums_KD: Tensor, codes_N: Tensor, codebook_KD: Tensor) -> tuple[Tensor, Tensor]:
     counts_K = torch.bincount(codes_N, minlength=len(codebook_KD))
-    means_KD = _sums(points_ND, codes_N, len(codebook_KD)) / counts_K.clamp(min=1)[:, None]
+    means_KD = sums_KD / counts_K.clamp(min=1)[:, None]
     return torch.where(counts_K[:, None] > 0, means_KD, codebook_KD), counts_K
 
 

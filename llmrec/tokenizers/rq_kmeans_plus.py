@@ -72,14 +72,14 @@ class RQKMeansPlus(AutoencoderTokenizer):
             seed=self.seed,
             device=self.device,
         )
-        start.learn(points_ND)
+        start.learn(points_ND.cpu())
         dim = points_ND.shape[1]
         network = ResidualAutoencoder(dim, self.encoder_layers, generator).to(points_ND.device)
         network.standardize(points_ND)
         quantizer = self.quantizer(dim).to(points_ND.device)
         with torch.no_grad():
             for codebook_KD, found_KD in zip(quantizer.codebooks, start.codebooks, strict=True):
-                codebook_KD.copy_(found_KD * network.scale)
+                codebook_KD.copy_(found_KD.to(points_ND.device) * network.scale)
         return FineTuning(points_ND, network, quantizer, self.seed)
 
     def empty_network(self, dim: int, latent_dim: int) -> Autoencoder:
