@@ -117,8 +117,13 @@ def test_a_start_has_distinct_points_while_there_are_any():
 def test_a_start_of_many_points_looks_at_a_sample_and_iterations_at_all(monkeypatch):
     monkeypatch.setattr(residual, "START_POINTS_PER_CODE", 4)
     seen = []
-    mv = torch.mv
-    monkeypatch.setattr(torch, "mv", lambda matrix, vector: seen.append(len(matrix)) or mv(matrix, vector))
+    addmv = torch.addmv
+
+    def counted(bias, matrix, vector, *, alpha):
+        seen.append(len(matrix))
+        return addmv(bias, matrix, vector, alpha=alpha)
+
+    monkeypatch.setattr(torch, "addmv", counted)
     x = clustered(3000, 4, 10)
     codebook = kmeans(x, 10, 25, seeded())
     assert seen == [40] * 9
