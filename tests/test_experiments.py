@@ -105,3 +105,22 @@ def test_the_tokenizers_of_the_table_are_those_there_are(grid):
     assert {options["method"] for options in METHODS.values()} == set(TOKENIZERS)
     for options in METHODS.values():
         TokenizeConfig.completed(options)(out="o", catalog="c", views="v", **options)
+
+
+def test_the_claim_of_the_probe_averages_seeds_and_draws_tokenizers(monkeypatch, capsys, tmp_path):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import probe_claim
+
+    def run(name: str, recall: float, entropy: float, **more) -> str:
+        probe = {"item_cross_entropy": entropy, "recall_at_50": 1 - recall, "ndcg_at_10": recall, "gain": [recall]}
+        found = {"name": name, "test": {"plain": {"recall@10": recall}}, "probe": probe}
+        return json.dumps(found | {"collision_rate": 0.1 * recall, "perplexity_share": [recall], **more})
+
+    lines = [run("a", 0.1, 9.0), run("b", 0.2, 9.5), run("b", 0.4, 7.5), run("c", 0.5, 8.6), run("d", 0.6, 7.0)]
+    (tmp_path / "runs.jsonl").write_text("\n".join([*lines, run("e", 0.9, 9.9, error="killed"), run("f", 0, 1)]))
+    monkeypatch.setattr(sys, "argv", ["", str(tmp_path / "runs.jsonl"), "--without", "f", "--samples", "50"])
+    probe_claim.main()
+    first, *measured = capsys.readouterr().out.splitlines()
+    assert first == "4 tokenizers, 5 runs"
+    assert measured[0].split()[:3] == ["probe:", "-item_cross_entropy", "+0.80"]  # b, by its mean, and c change places
+    assert measured[1].split()[2:] == ["-1.00", "[-1.00,", "-1.00]"]
