@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 
 import numpy as np
@@ -306,6 +307,51 @@ def test_training_tells_clusters_apart(codebook_start):
     assert sum(most.values()) >= 0.98 * 300  # items whose codes are those of their cluster
 
 
+def test_the_contrast_of_prefixes_is_that_of_partial_sums():
+    rows, given_views = torch.arange(100), views()
+    options = {"noise": 0.0, "noise_law": "constant", "temperature": 0.3, "num_levels": 3, "code_similarity": 0}
+    plain, prefixed = (learner_of(simcit(prefix_weight=weight, **options), given_views) for weight in (0.0, 0.6))
+    points_BD, by_hand = plain.points[rows], []
+    fused = plain.network(points_BD)
+    left = fused.latent
+    for codebook in plain.quantizer.codebooks:
+        left = left - ((-torch.cdist(left, codebook).square()) / 0.3).softmax(1) @ codebook
+        anchors = plain.projection(fused.latent - left)[:, None]
+        blocks = plain.network.blocks(points_BD)
+        by_hand.append(nt_xent(anchors, plain.projection(fused.views), fused.known, points_BD, blocks, 0.07).sum())
+    assert plain.loss(rows).item() == pytest.approx(by_hand[2].item(), rel=1e-5)
+    expected = by_hand[2] + 0.6 * (by_hand[0] + by_hand[1]) / 2
+    assert prefixed.loss(rows).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_contrasted_prefixes_tell_items_apart_by_their_first_code():
+    """Of 8 clusters under 8 codes, the first code alone should find the cluster."""
+    given_views = views_of(one=clusters(320, 8, 8, spread=0.5), two=clusters(320, 6, 8, spread=0.5))
+    options = {"anneal_steps": 100, "max_epochs": 60, "batch_size": 128, "codebook_start": "uniform", "seed": 1}
+    loss = {}
+    for weight in (0.0, 1.0):
+        tokenizer = simcit(prefix_weight=weight, **options)
+        learner = learner_of(tokenizer, given_views)
+        tokenizer.train(learner, 320, torch.device("cpu"))
+        learner.options.prefix_weight = 1.0  # to read the contrast of the first code alone
+        whole = learner.judge(torch.arange(320))
+        learner.options.prefix_weight = 0.0
+        loss[weight] = (whole - learner.judge(torch.arange(320))).item()
+    assert loss[1.0] < 0.97 * loss[0.0], loss
+
+
+def test_a_view_that_takes_the_attention_is_named(capsys):
+    known_to_few = points(300, 3)
+    known_to_few[10:] = 0
+    simcit().fit(catalog_of(300), views_of(image=known_to_few, text=clusters(300, 10, 10)))
+    said = capsys.readouterr().err
+    assert re.search(
+        r"simcit: 'text' has 9[78].\d% of the attention; the other views shape codes by the contrast", said
+    )
+    simcit().fit(catalog_of(300), views())
+    assert "of the attention" not in capsys.readouterr().err
+
+
 def test_a_view_replaced_by_noise_loses_attention():
     shares, clustered = {}, clusters(400, 8, 20, spread=0.1)
     options = {"num_levels": 1, "codebook_size": 20, "learning_rate": 1e-2, "batch_size": 100, "anneal_steps": 100}
@@ -354,10 +400,11 @@ def test_save_load_and_law_12(tmp_path):
         loaded.encode(catalog, views_of(text=given_views["text"].vectors))
 
 
-def test_one_view_is_held_against_itself():
+def test_one_view_is_held_against_itself(capsys):
     given_views = views_of(text=clusters(300, 10, 10))
     tokenizer = simcit().fit(catalog_of(300), given_views)
     assert tokenizer.signs["attention"] == {"text": 1}
+    assert "simcit: 'text' is the only view; it is held against itself" in capsys.readouterr().err
     assert tokenizer.encode(catalog_of(300), given_views).codes.shape == (300, 2)
 
 
@@ -379,11 +426,13 @@ def test_an_item_without_any_view_gets_the_codes_of_the_zero_vector():
 
 
 @pytest.mark.parametrize("batch_size", [12, 4096])
-def test_a_batch_as_large_as_the_catalogue_or_larger(batch_size):
+def test_a_batch_as_large_as_the_catalogue_or_larger(batch_size, capsys):
     given_views = views_of(text=points(12, 5), image=points(12, 3, seed=1))
     tokenizer = simcit(batch_size=batch_size, codebook_size=12, codebook_start="kmeans")
     codes = tokenizer.fit(catalog_of(12), given_views).encode(catalog_of(12), given_views).codes
     assert codes.shape == (12, 2) and 0 <= codes.min() <= codes.max() < 12
+    said = "batch_size 4096 is more than the 12 items to train on; a step takes them all" in capsys.readouterr().err
+    assert said == (batch_size == 4096)
 
 
 @pytest.mark.parametrize(
@@ -394,6 +443,8 @@ def test_a_batch_as_large_as_the_catalogue_or_larger(batch_size):
         ({"batch_size": 1}, "batch_size is 1; at least 2"),
         ({"encoder_layers": [0]}, "encoder_layers has"),
         ({"contrast_temperature": 0}, "contrast_temperature is 0; more than 0"),
+        ({"micro_batch_size": 0}, "micro_batch_size is 0; at least 1"),
+        ({"prefix_weight": 0.5, "num_levels": 1}, "prefix_weight is 0.5 for one level.*raise num_levels"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, message):

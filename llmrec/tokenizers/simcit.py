@@ -55,6 +55,7 @@ from llmrec.tokenizers.vectors import CHUNK, require_distinct
 from llmrec.views import ItemViews
 
 MOSTLY = 0.5  # a view that knows a smaller share of the items is named
+DROWNS = 0.95  # a view of several that has a larger share of the attention is named
 
 
 class Identifying(Learner):
@@ -189,6 +190,9 @@ class SimCIT(NetworkTokenizer):
             f"simcit: {training.epochs:.0f} epochs, {judged} {training.loss:.4f}; "
             f"{described(self.signs, self.codebook_size)}"
         )
+        name, share = max(self.signs["attention"].items(), key=lambda of: of[1])
+        if len(self.view_dims) > 1 and share > DROWNS:
+            say(f"simcit: '{name}' has {share:.1%} of the attention; the other views shape codes by the contrast alone")
 
     def warn(self, blocks: Sequence[Tensor]) -> None:
         """Say what the views do not give: a second side to the contrast, or vectors of most items."""
