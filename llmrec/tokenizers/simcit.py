@@ -11,11 +11,12 @@ One view is held against itself, quantised; the attention has no say then.
 Source: SimCIT (arXiv:2506.16683), known to us by its released code (alibaba/SimCIT) and a digest of the paper. The
 defaults are the paper's as far as they are known: 48 codes, 3 levels, a temperature that falls, by a law that is not
 known. The released code has 2 levels of 128 codes, codes that start uniform, and constant temperature .2 and noise 1.
-Departures: training ends at a plateau of the contrast with nearest codes (plateau.py), where the code has up to 15,000
-epochs with warm-up and cosine; views are standardised; items that are all but equal are no negatives of each other;
-codes start as k-means centres, at whose distances the temperature must end lower. On Amazon Beauty, batch 256, 13
-epochs (annealed over 400 steps), distinct tuples per item are .069 from uniform codes and .605 from centres, both
-ending at temperature .2, and .700 from centres ending at .02.
+Contrast temperature .07 and the penalty are the code's; of the paper it is said that .1 is good and that there is no
+penalty (recipes/beauty-simcit has both). Departures: training ends at a plateau of the contrast with nearest codes
+(plateau.py), where the code has up to 15,000 epochs with warm-up and cosine; views are standardised; items that are all
+but equal are no negatives of each other; codes start as k-means centres, at whose distances the temperature must end
+lower. On Amazon Beauty, batch 256, 13 epochs (annealed over 400 steps), distinct tuples per item are .069 from uniform
+codes and .605 from centres, both ending at temperature .2, and .700 from centres ending at .02.
 
 Quality rises with the batch, whose other items are the negatives. `micro_batch_size` gives the gradient of the whole
 batch in the memory of a part (gradient_cache.py), of encoders and quantiser as of the (B, B) logits. So one device is
