@@ -150,6 +150,8 @@ def test_codewords_need_titles_and_a_tokenizer(toy):
     with pytest.raises(ValueError, match="rows 'codewords' needs the titles; set catalog"):
         extend.main(ExtendConfig(out=str(root / "base"), **options))
     (root / "sid" / "item_tokenizer.json").unlink()
-    with pytest.raises(ValueError, match=r"has no item_tokenizer\.json"):
+    with pytest.raises(ValueError, match=r"item_tokenizer\.json is missing since `llmrec tokenize` wrote it"):
         extend.main(ExtendConfig(out=str(root / "base"), catalog=catalog, **options))
+    with pytest.raises(ValueError, match=r"has no item_tokenizer\.json"):  # of SIDs that were adopted
+        codebooks_of(root / "sid")
     assert not (root / "base").exists()
