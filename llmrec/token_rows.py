@@ -1,16 +1,18 @@
 """New rows of the embedding and output matrix for the tokens of semantic IDs.
 
 Rows are the mean of the old ones plus Gaussian noise at the old rows' standard deviation. The resize of transformers
-would draw them 1e-9 of that apart (pairwise cosine 1.000000), so that codes look alike at step 0. Told the items'
-titles, a row leans towards the words of the items that have its code, and noise keeps codes with the same words apart.
+would draw them 1e-9 of that apart (pairwise cosine 1.000000), so that codes look alike at step 0. Told what codes mean,
+by the titles of the items that have them or by their codewords (codeword_rows.py), a row leans towards that, and noise
+keeps codes of one meaning apart.
 
 Shapes: V rows of ordinary tokens, D hidden, N items, K codes of a level.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from llmrec.sid import SidTable
 from llmrec.vocab import SidVocabulary
 
 ROW_MULTIPLE = 64  # matrix multiplications prefer vocabularies of this multiple
-NOISE_SHARE = 0.1  # of the variance of rows that lean towards titles
+NOISE_SHARE = 0.1  # of the variance of rows that lean towards a meaning
 WORDS_AT_ONCE = 2**16
 
 
@@ -67,35 +69,70 @@ class ItemWords:
         )
 
 
-def titled_rows(old_VD: Tensor, noise_KD: Tensor, item_words: ItemWords, codes_N: np.ndarray) -> Tensor:
-    """Rows of a level's codes that lean towards the titles of their items.
+class Meant(NamedTuple):
+    """What codes of a level mean in the space of a matrix.
+
+    Attributes:
+        codes: (n,) int64 those that mean something.
+        rows: (n, D) float32.
+    """
+
+    codes: Tensor
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class TitleMeaning:
+    """A code means the mean title of its items.
+
+    Attributes:
+        words: Tokens of the titles.
+        table: Codes of the items; an item with several SIDs is told by its first.
+    """
+
+    words: ItemWords
+    table: SidTable
+
+    def __call__(self, old_VD: Tensor) -> list[Meant]:
+        """For each level.
+
+        Args:
+            old_VD: (V, D) rows of ordinary tokens.
+        """
+        codes_LN = self.table.codes(np.arange(self.table.num_items)).T
+        sizes = self.table.level_sizes
+        return [self.level(old_VD.float(), codes_N, size) for codes_N, size in zip(codes_LN, sizes, strict=True)]
+
+    def level(self, old: Tensor, codes_N: np.ndarray, codebook_size: int) -> Meant:
+        codes = torch.from_numpy(codes_N)[self.words.items]
+        used = codes >= 0  # -1 beyond the end of a SID
+        codes, words = codes[used].to(old.device), self.words.words[used].to(old.device)
+        weights = self.words.weights[used].to(old.device)
+        sums = torch.zeros(codebook_size, old.shape[1], device=old.device)
+        for part in torch.arange(len(codes), device=old.device).split(WORDS_AT_ONCE):
+            sums.index_add_(0, codes[part], old[words[part]] * weights[part].unsqueeze(1))
+        items = torch.zeros(codebook_size, device=old.device).index_add_(0, codes, weights)
+        titled = items.nonzero()[:, 0]
+        return Meant(titled, sums[titled] / items[titled].unsqueeze(1))
+
+
+def leaning_rows(old_VD: Tensor, noise_KD: Tensor, meant: Meant) -> Tensor:
+    """Rows of a level's codes that lean towards what the codes mean.
 
     Args:
         old_VD: (V, D) rows of ordinary tokens.
-        noise_KD: (K, D) rows of `new_rows`, kept for codes that no titled item has.
-        item_words: Tokens of the titles.
-        codes_N: (N,) code of each item at the level, -1 beyond its SID.
+        noise_KD: (K, D) rows of `new_rows`, kept for codes that mean nothing.
+        meant: Of the level.
 
     Returns:
         (K, D), at the scale of the old rows, in their type.
     """
-    old = old_VD.float()
-    codes = torch.from_numpy(codes_N)[item_words.items]
-    used = codes >= 0
-    codes, words = codes[used].to(old.device), item_words.words[used].to(old.device)
-    weights = item_words.weights[used].to(old.device)
-    sums = torch.zeros(len(noise_KD), old.shape[1], device=old.device)
-    for part in torch.arange(len(codes), device=old.device).split(WORDS_AT_ONCE):
-        sums.index_add_(0, codes[part], old[words[part]] * weights[part].unsqueeze(1))
-    items = torch.zeros(len(noise_KD), device=old.device).index_add_(0, codes, weights)
-    has_title = items > 0
-    meaning = sums[has_title] / items[has_title].unsqueeze(1)
-    away = meaning - meaning.mean(dim=0)
+    old, rows = old_VD.float(), noise_KD.clone()
+    away = meant.rows - meant.rows.mean(dim=0)
     away = away * (old.std(dim=0).norm() / away.norm(dim=1).mean().clamp(min=1e-6))
-    noise = noise_KD[has_title].float() - old.mean(dim=0)
-    rows = noise_KD.clone()
+    noise = noise_KD[meant.codes].float() - old.mean(dim=0)
     leaning = old.mean(dim=0) + (1 - NOISE_SHARE) ** 0.5 * away + NOISE_SHARE**0.5 * noise
-    rows[has_title] = leaning.to(rows.dtype)
+    rows[meant.codes] = leaning.to(rows.dtype)
     return rows
 
 
@@ -104,8 +141,7 @@ def add_rows(
     model: PreTrainedModel,
     vocabulary: SidVocabulary,
     seed: int,
-    item_words: ItemWords | None = None,
-    table: SidTable | None = None,
+    meaning: Callable[[Tensor], Sequence[Meant]] | None = None,
 ) -> None:
     """Give every SID token a row of its own in the embedding and output matrix; a tied pair stays tied.
 
@@ -113,17 +149,16 @@ def add_rows(
         model: Causal LM, changed in place.
         vocabulary: Tokens whose rows are written.
         seed: Seed of the noise.
-        item_words: Titles that rows shall lean towards, and
-        table: the SIDs of their items.
+        meaning: Old rows of a matrix (V, D) -> what codes mean there, level by level from the first.
     """
     old_size, needed = vocabulary.starts[0], vocabulary.token_range.stop
     if needed > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(-(-needed // ROW_MULTIPLE) * ROW_MULTIPLE, mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
     matrices = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
-    codes_LN = [] if item_words is None else table.codes(np.arange(table.num_items)).T
     for weight in matrices.values():
-        weight[old_size:] = new_rows(weight[:old_size], len(weight) - old_size, generator)
-        for level, codes_N in enumerate(codes_LN):
+        old_VD = weight[:old_size]
+        weight[old_size:] = new_rows(old_VD, len(weight) - old_size, generator)
+        for level, meant in enumerate(meaning(old_VD) if meaning else ()):
             block = vocabulary.block(level)
-            weight[block] = titled_rows(weight[:old_size], weight[block], item_words, codes_N)
+            weight[block] = leaning_rows(old_VD, weight[block], meant)

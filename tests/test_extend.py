@@ -30,7 +30,7 @@ from llmrec.recommender import Recommender
 from llmrec.sid import SidTable
 from llmrec.stages import extend
 from llmrec.stages.evaluate import check_training_rows
-from llmrec.token_rows import ItemWords, add_rows
+from llmrec.token_rows import ItemWords, TitleMeaning, add_rows
 from llmrec.vocab import SidVocabulary
 
 ARCHITECTURES = ("qwen3", "llama", "mistral", "qwen2", "gemma2")
@@ -145,7 +145,7 @@ def test_codes_with_the_same_words_and_codes_without_items_have_rows_of_their_ow
     vocabulary = SidVocabulary((4, 4, 4), (28, 32, 36), (4, 4, 4), 3)
     words = ItemWords(torch.arange(12), torch.full((12,), 5), torch.ones(12))  # one word for every title
     table = SidTable(sid_table.item_ids, np.minimum(sid_table.all_codes, 2), level_sizes=[4, 4, 4])
-    add_rows(model, vocabulary, 0, words, table)
+    add_rows(model, vocabulary, 0, TitleMeaning(words, table))
     rows = model.get_input_embeddings().weight.detach()[28:]
     assert torch.equal(model.get_input_embeddings().weight[:28], before[:28])
     assert (torch.cdist(rows, rows) + 9 * torch.eye(12)).min() > 0.1

@@ -112,6 +112,35 @@ def test_no_epochs_leave_the_start():
     assert learner.weight == 0 and not learner.seen
 
 
+def test_every_reading_is_in_the_log_and_doubling_ones_are_said(capsys):
+    class Signed(Line):
+        def watch(self, rows_N):
+            assert not self.training and len(rows_N) == 400
+            return {"weight": self.weight.item(), "parts": [1.0, 2.0], "shares": {"x": 0.25}}
+
+    tokenizer = Trained(learning_rate=0.05, weight_decay=0.0, batch_size=32, max_epochs=65, patience=50)
+    learner = Signed(400)
+    tokenizer.train(learner, 400, torch.device("cpu"))
+    readings = tokenizer.training_log[0]
+    assert [reading["step"] for reading in readings] == [*range(0, 701, 100), 715]
+    assert readings[0]["weight"] == 0 and readings[-1]["weight"] == pytest.approx(3, abs=0.1)
+    assert readings[0]["loss"] == pytest.approx(float((9 * learner.x.square())[split_of_400()].mean()))
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("line: step")]
+    assert [line.split(";")[0] for line in said] == [f"line: step {step}" for step in (100, 200, 400, 715)]
+    assert said[0].endswith("; parts 1 2; shares x 0.25")
+
+
+def split_of_400():
+    return split(400, torch.Generator().manual_seed(0))[1]
+
+
+def test_a_second_training_has_readings_of_its_own():
+    tokenizer = Trained(batch_size=32, max_epochs=1)
+    for _ in range(2):
+        tokenizer.train(Line(40), 40, torch.device("cpu"))
+    assert [[reading["step"] for reading in readings] for readings in tokenizer.training_log] == [[0, 1], [0, 1]]
+
+
 def test_law_12_the_same_seed_takes_the_same_steps():
     runs = [Line(200, noise=1) for _ in range(3)]
     for learner, seed in zip(runs, (0, 0, 1), strict=True):

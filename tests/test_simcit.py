@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 
 import numpy as np
@@ -16,7 +17,8 @@ from torch import nn
 from llmrec.tokenizers.contrast import duplicates, nt_xent
 from llmrec.tokenizers.fusion import Fusion
 from llmrec.tokenizers.plateau import read_loss
-from llmrec.tokenizers.simcit import SimCIT, perplexity
+from llmrec.tokenizers.simcit import SimCIT
+from llmrec.tokenizers.simcit_signs import perplexity
 from llmrec.tokenizers.soft_quantizer import SoftQuantizer
 from llmrec.views import ItemViews, View
 
@@ -44,13 +46,12 @@ def quantizer_of(num_levels: int = 3, codebook_size: int = 5, dim: int = 4, seed
     return SoftQuantizer(num_levels, codebook_size, dim, torch.Generator().manual_seed(seed))
 
 
-def contrast(anchors, targets, known=None, temperature=0.5, same_anchors=None, same_targets=None):
-    nobody = torch.zeros(len(anchors), len(anchors), dtype=torch.bool)
+def contrast(anchors, targets, known=None, temperature=0.5, joint=None, blocks=None):
+    """Of one anchor per item; items are all different unless vectors say otherwise."""
+    different = torch.eye(len(anchors))
     known = torch.ones(targets.shape[:2], dtype=torch.bool) if known is None else known
-    return nt_xent(
-        anchors, targets, known, nobody if same_anchors is None else same_anchors,
-        [nobody] * targets.shape[1] if same_targets is None else same_targets, temperature,
-    )  # fmt: skip
+    joint, blocks = (different if joint is None else joint), blocks or [different] * targets.shape[1]
+    return nt_xent(anchors[:, None], targets, known, joint, blocks, temperature)[0]
 
 
 def test_contrast_and_gradient_of_two_items_and_two_views_by_hand():
@@ -73,11 +74,9 @@ def test_an_item_twice_in_a_batch_is_no_negative_of_itself():
     anchors, targets = points(3, 4), points(3, 8, seed=1).view(3, 2, 4)
     twice = torch.tensor([0, 1, 2, 0])
     once = contrast(anchors, targets)
-    vectors_BD = targets.flatten(1)[twice]
     repeated = contrast(
-        anchors[twice], targets[twice], same_anchors=duplicates(vectors_BD),
-        same_targets=[duplicates(block) for block in targets[twice].unbind(1)],
-    )  # fmt: skip
+        anchors[twice], targets[twice], joint=targets.flatten(1)[twice], blocks=targets[twice].unbind(1)
+    )
     # View 0: item 0 is asked twice, against items 1 and 2, which in turn see it twice.
     u, t = nn.functional.normalize(anchors, dim=1), nn.functional.normalize(targets, dim=2)[:, 0]
 
@@ -93,7 +92,8 @@ def test_an_item_twice_in_a_batch_is_no_negative_of_itself():
 
 def test_duplicates_are_pairs_above_the_cosine():
     vectors = torch.tensor([[1.0, 0.0], [5.0, 0.1], [0.0, 1.0], [0.0, 0.0]])
-    assert duplicates(vectors).nonzero().tolist() == [[0, 1], [1, 0]]
+    assert duplicates(vectors, torch.arange(4)).nonzero().tolist() == [[0, 1], [1, 0]]
+    assert duplicates(vectors, torch.tensor([3, 1])).nonzero().tolist() == [[1, 0]]
 
 
 def test_a_view_that_misses_an_item_neither_asks_for_it_nor_offers_it():
@@ -167,9 +167,9 @@ def test_without_noise_and_at_temperature_zero_codes_are_hard(num_levels, codebo
     quantizer, latent = quantizer_of(num_levels, codebook_size, seed=seed), points(30, 4, seed)
     quantizer.temperature.fill_(1e-7)
     soft = quantizer(latent)
-    vector, codes = quantizer.hard(latent)
+    prefixes, codes = quantizer.hard(latent)
     assert torch.equal(torch.stack([weights.argmax(1) for weights in soft.weights], 1), codes)
-    torch.testing.assert_close(soft.vector, vector)
+    torch.testing.assert_close(soft.prefixes, prefixes)
     tokenizer = simcit(num_levels=num_levels, codebook_size=codebook_size)
     tokenizer.codebooks, tokenizer.latent = list(quantizer.codebooks), lambda points_BD: points_BD
     assert torch.equal(tokenizer.codes_of(latent), codes)
@@ -186,7 +186,7 @@ def test_a_mixture_by_hand():
     left = 0.5 - 2 * far
     upper = 1 / (1 + math.exp(((left - 1) ** 2 - left**2) / 0.5))
     assert soft.weights[0][0, 1].item() == pytest.approx(far) and soft.weights[1][0, 1].item() == pytest.approx(upper)
-    assert soft.vector.item() == pytest.approx(2 * far + upper)
+    assert soft.prefixes.flatten().tolist() == pytest.approx([2 * far, 2 * far + upper])
 
 
 def test_low_temperature_does_not_remove_noise_but_its_scale_does():
@@ -195,7 +195,7 @@ def test_low_temperature_does_not_remove_noise_but_its_scale_does():
     for temperature, noise in ((1.0, 1.0), (1e-4, 1.0), (1.0, 0.0)):
         quantizer.temperature.fill_(temperature)
         quantizer.noise.fill_(noise)
-        soft = quantizer(latent, torch.Generator().manual_seed(0))
+        soft = quantizer(latent, quantizer.draw(2000, torch.Generator().manual_seed(0)))
         chosen[temperature, noise] = soft.weights[0].argmax(1)
     assert torch.equal(chosen[1.0, 1.0], chosen[1e-4, 1.0])
     nearest = quantizer.hard(latent)[1][:, 0]
@@ -206,7 +206,7 @@ def test_noise_draws_a_code_with_its_share_at_temperature_one():
     quantizer = quantizer_of(1, 3, 2)
     quantizer.noise.fill_(1.0)
     latent = points(1, 2).expand(20_000, 2)
-    drawn = quantizer(latent, torch.Generator().manual_seed(0)).weights[0].argmax(1)
+    drawn = quantizer(latent, quantizer.draw(20_000, torch.Generator().manual_seed(0))).weights[0].argmax(1)
     shares = quantizer(latent[:1]).weights[0][0]
     torch.testing.assert_close(drawn.bincount(minlength=3) / 20_000, shares, atol=0.015, rtol=0)
 
@@ -251,11 +251,10 @@ def test_the_loss_is_the_sum_over_views_and_the_penalty():
         2.5 * whole.quantizer.similarity().item(), abs=1e-4
     )
     fused = plain.network(plain.points[rows])
-    blocks = plain.network.blocks(plain.points[rows])
     parts = nt_xent(
-        plain.projection(plain.quantizer(fused.latent).vector), plain.projection(fused.views), fused.known,
-        duplicates(plain.points[rows]), [duplicates(block) for block in blocks], 0.07,
-    )  # fmt: skip
+        plain.projection(plain.quantizer(fused.latent).prefixes[:, -1:]), plain.projection(fused.views), fused.known,
+        plain.points[rows], plain.network.blocks(plain.points[rows]), 0.07,
+    )[0]  # fmt: skip
     assert plain.loss(rows).item() == pytest.approx(parts.sum().item(), rel=1e-5)
     weighted = learner_of(simcit(code_similarity=0, view_weights=[2, 0.5], **options), given_views)
     expected = 2 * parts[0] + 0.5 * parts[1]
@@ -278,11 +277,12 @@ def test_items_of_equal_text_are_negatives_by_behaviour_alone():
     text, rows = points(40, 10), torch.arange(40)
     text[7] = text[20]
     learner = learner_of(simcit(), views_of(collaborative=points(40, 6, seed=1), text=text))
-    fused, equal = learner.network(learner.points[rows]), torch.zeros(40, 40, dtype=torch.bool)
-    equal[7, 20] = equal[20, 7] = True
-    quantized, nobody = learner.quantizer.hard(fused.latent)[0], torch.zeros_like(equal)
+    fused, different = learner.network(learner.points[rows]), torch.eye(40)
+    equal = different.clone()
+    equal[7] = equal[20]
+    quantized = learner.quantizer.hard(fused.latent)[0][:, -1:]
     parts = [learner.projection(quantized), learner.projection(fused.views), fused.known]
-    losses = [nt_xent(*parts, nobody, [nobody, same], 0.07).sum().item() for same in (equal, nobody)]
+    losses = [nt_xent(*parts, different, [different, same], 0.07).sum().item() for same in (equal, different)]
     assert learner.judge(rows).item() == pytest.approx(losses[0], rel=1e-6) != pytest.approx(losses[1], rel=1e-6)
 
 
@@ -307,13 +307,58 @@ def test_training_tells_clusters_apart(codebook_start):
     assert sum(most.values()) >= 0.98 * 300  # items whose codes are those of their cluster
 
 
+def test_the_contrast_of_prefixes_is_that_of_partial_sums():
+    rows, given_views = torch.arange(100), views()
+    options = {"noise": 0.0, "noise_law": "constant", "temperature": 0.3, "num_levels": 3, "code_similarity": 0}
+    plain, prefixed = (learner_of(simcit(prefix_weight=weight, **options), given_views) for weight in (0.0, 0.6))
+    points_BD, by_hand = plain.points[rows], []
+    fused = plain.network(points_BD)
+    left = fused.latent
+    for codebook in plain.quantizer.codebooks:
+        left = left - ((-torch.cdist(left, codebook).square()) / 0.3).softmax(1) @ codebook
+        anchors = plain.projection(fused.latent - left)[:, None]
+        blocks = plain.network.blocks(points_BD)
+        by_hand.append(nt_xent(anchors, plain.projection(fused.views), fused.known, points_BD, blocks, 0.07).sum())
+    assert plain.loss(rows).item() == pytest.approx(by_hand[2].item(), rel=1e-5)
+    expected = by_hand[2] + 0.6 * (by_hand[0] + by_hand[1]) / 2
+    assert prefixed.loss(rows).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_contrasted_prefixes_tell_items_apart_by_their_first_code():
+    """Of 8 clusters under 8 codes, the first code alone should find the cluster."""
+    given_views = views_of(one=clusters(320, 8, 8, spread=0.5), two=clusters(320, 6, 8, spread=0.5))
+    options = {"anneal_steps": 100, "max_epochs": 60, "batch_size": 128, "codebook_start": "uniform", "seed": 1}
+    loss = {}
+    for weight in (0.0, 1.0):
+        tokenizer = simcit(prefix_weight=weight, **options)
+        learner = learner_of(tokenizer, given_views)
+        tokenizer.train(learner, 320, torch.device("cpu"))
+        learner.options.prefix_weight = 1.0  # to read the contrast of the first code alone
+        whole = learner.judge(torch.arange(320))
+        learner.options.prefix_weight = 0.0
+        loss[weight] = (whole - learner.judge(torch.arange(320))).item()
+    assert loss[1.0] < 0.97 * loss[0.0], loss
+
+
+def test_a_view_that_takes_the_attention_is_named(capsys):
+    known_to_few = points(300, 3)
+    known_to_few[10:] = 0
+    simcit().fit(catalog_of(300), views_of(image=known_to_few, text=clusters(300, 10, 10)))
+    said = capsys.readouterr().err
+    assert re.search(
+        r"simcit: 'text' has 9[78].\d% of the attention; the other views shape codes by the contrast", said
+    )
+    simcit().fit(catalog_of(300), views())
+    assert "of the attention" not in capsys.readouterr().err
+
+
 def test_a_view_replaced_by_noise_loses_attention():
     shares, clustered = {}, clusters(400, 8, 20, spread=0.1)
     options = {"num_levels": 1, "codebook_size": 20, "learning_rate": 1e-2, "batch_size": 100, "anneal_steps": 100}
     for name, third in (("clustered", clustered), ("noise", points(400, 8, seed=9))):
         given_views = views_of(one=clustered, two=clustered, three=third)
         tokenizer = simcit(max_epochs=100, **options).fit(catalog_of(400), given_views)
-        shares[name] = tokenizer.signs["attention"]
+        shares[name] = list(tokenizer.signs["attention"].values())
     # Measured .431 and .095; with the seeds 1 to 3 it falls to less than half as well.
     assert shares["noise"][2] < 0.5 * shares["clustered"][2]
     assert shares["noise"][2] < min(shares["noise"][:2])
@@ -323,14 +368,16 @@ def test_signs():
     assert perplexity(torch.tensor([0, 0, 3, 3])) == pytest.approx(2)
     quiet = {"noise": 0.0, "noise_law": "constant", "temperature": 1e-6, "temperature_law": "constant"}
     learner = learner_of(simcit(codebook_start="kmeans", **quiet), views())
-    signs = learner.signs()
+    everyone = torch.arange(300)
+    signs = learner.watch(everyone)
     assert signs["mismatch"] == [0, 0] and signs["sampled_nearest"] == [1, 1]
-    assert sum(signs["attention"]) == pytest.approx(1)
+    assert list(signs["attention"]) == ["collaborative", "text"]
+    assert sum(signs["attention"].values()) == pytest.approx(1)
     codes = learner.quantizer.hard(learner.network.encode(learner.points))[1]
     assert signs["unique_per_item"] == pytest.approx(len({tuple(row) for row in codes.tolist()}) / 300)
     learner.quantizer.temperature.fill_(100.0)  # the second level sees more than the first should have left
     learner.quantizer.noise.fill_(50.0)
-    signs = learner.signs()
+    signs = learner.watch(everyone)
     assert signs["mismatch"][0] == 0 < signs["mismatch"][1]
     assert signs["sampled_nearest"] == pytest.approx([1 / 8, 1 / 8], abs=0.08)
 
@@ -353,10 +400,11 @@ def test_save_load_and_law_12(tmp_path):
         loaded.encode(catalog, views_of(text=given_views["text"].vectors))
 
 
-def test_one_view_is_held_against_itself():
+def test_one_view_is_held_against_itself(capsys):
     given_views = views_of(text=clusters(300, 10, 10))
     tokenizer = simcit().fit(catalog_of(300), given_views)
-    assert tokenizer.signs["attention"] == [1]
+    assert tokenizer.signs["attention"] == {"text": 1}
+    assert "simcit: 'text' is the only view; it is held against itself" in capsys.readouterr().err
     assert tokenizer.encode(catalog_of(300), given_views).codes.shape == (300, 2)
 
 
@@ -365,7 +413,7 @@ def test_a_view_missing_for_most_items_is_named(capsys):
     sparse[20:] = 0
     tokenizer = simcit().fit(catalog_of(300), views_of(text=clusters(300, 10, 10), image=sparse))
     assert "view 'image' knows 6.7% of the items" in capsys.readouterr().err
-    assert 0 < tokenizer.signs["attention"][1] < 0.067
+    assert 0 < tokenizer.signs["attention"]["image"] < 0.067
 
 
 def test_an_item_without_any_view_gets_the_codes_of_the_zero_vector():
@@ -378,11 +426,13 @@ def test_an_item_without_any_view_gets_the_codes_of_the_zero_vector():
 
 
 @pytest.mark.parametrize("batch_size", [12, 4096])
-def test_a_batch_as_large_as_the_catalogue_or_larger(batch_size):
+def test_a_batch_as_large_as_the_catalogue_or_larger(batch_size, capsys):
     given_views = views_of(text=points(12, 5), image=points(12, 3, seed=1))
     tokenizer = simcit(batch_size=batch_size, codebook_size=12, codebook_start="kmeans")
     codes = tokenizer.fit(catalog_of(12), given_views).encode(catalog_of(12), given_views).codes
     assert codes.shape == (12, 2) and 0 <= codes.min() <= codes.max() < 12
+    said = "batch_size 4096 is more than the 12 items to train on; a step takes them all" in capsys.readouterr().err
+    assert said == (batch_size == 4096)
 
 
 @pytest.mark.parametrize(
@@ -393,6 +443,8 @@ def test_a_batch_as_large_as_the_catalogue_or_larger(batch_size):
         ({"batch_size": 1}, "batch_size is 1; at least 2"),
         ({"encoder_layers": [0]}, "encoder_layers has"),
         ({"contrast_temperature": 0}, "contrast_temperature is 0; more than 0"),
+        ({"micro_batch_size": 0}, "micro_batch_size is 0; at least 1"),
+        ({"prefix_weight": 0.5, "num_levels": 1}, "prefix_weight is 0.5 for one level.*raise num_levels"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, message):

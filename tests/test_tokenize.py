@@ -56,6 +56,26 @@ def test_every_policy_writes_what_it_promises(capsys, tmp_path, prepared, views,
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("method", ["simcit", "rvq", "rq_kmeans"])
+def test_the_report_has_the_log_of_training(capsys, tmp_path, prepared, views, method):
+    options = ["--method", method, *([] if method == "rq_kmeans" else ["--max-epochs", 3])]
+    report = run_json(capsys, *flags(prepared, views, tmp_path / "sid", *options))
+    page = (tmp_path / "sid" / "report.html").read_text()
+    if method == "rq_kmeans":
+        assert report["training"] is None and "<h2>Training" not in page
+        return
+    assert [[reading["step"] for reading in log] for log in report["training"]] == [[0, 3]] * (
+        2 if method == "rvq" else 1
+    )
+    assert page.count("<h2>Training") == len(report["training"])
+    if method == "simcit":
+        assert set(report["training"][0][0]) == {
+            "step", "loss", "temperature", "noise", "perplexity", "mismatch", "sampled_nearest", "unique_per_item",
+            "attention",
+        }  # fmt: skip
+        assert all(f"<figcaption>{name}</figcaption>" in page for name in ("loss", "perplexity", "attention"))
+
+
 def test_law_12_same_seed_same_sids_and_the_saved_tokenizer_gives_them_again(capsys, tmp_path, prepared, views):
     reports = [run_json(capsys, *flags(prepared, views, tmp_path / f"sid{i}")) for i in range(2)]
     assert reports[0]["sid_sha256"] == reports[1]["sid_sha256"]

@@ -21,8 +21,10 @@ class ExtendConfig(StageConfig):
         "Directory written by `llmrec prepare`; 'micro' takes its vocabulary from the titles, and rows their words.",
         None,
     )
-    rows: Literal["noise", "titles"] = option(
-        "First rows of the codes: noise, or leaning towards the words of their items' titles.", "noise"
+    rows: Literal["noise", "titles", "codewords"] = option(
+        "First rows of the codes: noise; leaning towards the words of their items' titles; or towards what their "
+        "codewords say of titles by a linear map, for methods whose codewords add up to an item.",
+        "noise",
     )
     template: str = option("Token of a code; {letter} or {level}, and {code}.", "<{letter}_{code}>")
     spare_codes: int = option("Token rows per level kept free for codes of later items.", 0, least=0)

@@ -20,6 +20,7 @@ from llmrec.diagnostics.cold_start import find_category
 from llmrec.diagnostics.item_map import GREY, MAX_POINTS, Point, coordinates, scatter
 from llmrec.diagnostics.sample import Vectors, draw
 from llmrec.diagnostics.terminal import facts, tables
+from llmrec.diagnostics.training import training_section
 from llmrec.page import figure, grid, page, table
 from llmrec.sid import EMPTY, SidTable
 from llmrec.svg import COLOURS, Line, legend, plot
@@ -52,7 +53,7 @@ def render(
     """The page.
 
     Args:
-        report: As `llmrec.diagnostics.report` returns it; `notes` are shown where it has them.
+        report: As `llmrec.diagnostics.report` returns it; `notes` and `training` are shown where it has them.
         catalog: Titles and categories of the items.
         sid_table: The semantic IDs.
         vectors: Item rows (n,) -> (n, D), what was quantised; no map is drawn without them.
@@ -64,6 +65,7 @@ def render(
         "".join(f"<p>{escape(line)}</p>" for line in facts(report)),
         _levels(report["levels"], codes_NL),
         *(_section(*of) for of in tables(report)),
+        training_section(report.get("training")),
         _map(catalog, codes_NL, vectors, seed),
         _titles(catalog, codes_NL),
     ]

@@ -19,6 +19,7 @@ from llmrec.card import write_card
 from llmrec.catalog import Catalog
 from llmrec.checkpoint import FILE as BINDING
 from llmrec.checkpoint import Binding, load_model, load_tokenizer, new_model, resolve, save_model
+from llmrec.codeword_rows import CodewordMeaning, codebooks_of
 from llmrec.configs import ExtendConfig
 from llmrec.console import say
 from llmrec.device import DTYPES
@@ -27,7 +28,7 @@ from llmrec.micro import micro_model, word_tokenizer
 from llmrec.prompts import Prompt
 from llmrec.rebind import carried_over, check_appended, grow
 from llmrec.sid import SidTable
-from llmrec.token_rows import ItemWords, add_rows
+from llmrec.token_rows import ItemWords, TitleMeaning, add_rows
 from llmrec.vocab import SidVocabulary, check_template
 
 MICRO = "micro"
@@ -51,15 +52,17 @@ def main(config: ExtendConfig) -> dict[str, Any]:
         raise ValueError(
             "model 'micro' takes its words from the titles; set catalog to the `llmrec prepare` directory."
         )
-    if config.rows == "titles" and config.catalog is None:
+    if config.rows != "noise" and config.catalog is None:
         raise ValueError(
-            "rows 'titles' needs the titles; set catalog to the `llmrec prepare` directory, or rows to noise."
+            f"rows '{config.rows}' needs the titles; set catalog to the `llmrec prepare` directory, or rows to noise."
         )
     if config.catalog is not None and Catalog.load(config.catalog).item_ids != table.item_ids:
         raise ValueError(
             f"'{config.sid}' has semantic IDs of other items than '{config.catalog}' has, or in another order; run "
             "`llmrec tokenize` on this catalogue, or give the one that the SIDs are of."
         )
+    if config.rows == "codewords":
+        codebooks_of(config.sid)
     inputs = {"sid": config.sid}
     if config.model != MICRO:  # a directory of that name is not meant
         inputs["model"] = config.model
@@ -70,8 +73,8 @@ def main(config: ExtendConfig) -> dict[str, Any]:
         model, tokenizer = load_base(config)
         check_halves(model)
         vocabulary = SidVocabulary.add_to(tokenizer, table.level_sizes, config.spare_codes, config.template)
-        words = ItemWords.of(Catalog.load(config.catalog).titles, tokenizer) if config.rows == "titles" else None
-        add_rows(model, vocabulary, config.seed, words, table)
+        meaning = meaning_of(config, table, tokenizer)
+        add_rows(model, vocabulary, config.seed, meaning)
         save_model(model, tokenizer, directory)
         max_history = _longest_history(model, vocabulary)
         binding = Binding(vocabulary, Prompt(), max_history, "vocabulary")
@@ -83,10 +86,14 @@ def main(config: ExtendConfig) -> dict[str, Any]:
             "vocabulary": len(tokenizer),
             "parameters": model.num_parameters(),
             "tied_embeddings": bool(model.config.get_text_config().tie_word_embeddings),
+            "titles_explained": meaning.explained if isinstance(meaning, CodewordMeaning) else None,
         }
 
     out = run_stage("extend", config, inputs, build)
     counts = read_manifest(out)["counts"]
+    if counts["titles_explained"]:
+        shares = " and ".join(f"{share:.1%}" for share in counts["titles_explained"])
+        say(f"extend: codewords explain {shares} of the variance of mean title rows, on the items they were fitted to")
     say(f"extend: {counts['sid_tokens']} SID tokens, {counts['parameters']:,} parameters -> {out}")
     return {"out": str(out), **counts}
 
@@ -141,6 +148,26 @@ def check_keeps_weights(config: ExtendConfig) -> None:
             f"model '{config.model}' is a checkpoint of llmrec, which keeps its tokens and weights; leave out {given}, "
             "or give the original model."
         )
+
+
+def meaning_of(
+    config: ExtendConfig, table: SidTable, tokenizer: PreTrainedTokenizerBase
+) -> TitleMeaning | CodewordMeaning | None:
+    """What rows of codes lean towards.
+
+    Raises:
+        ValueError: If no item has a title with a word.
+    """
+    if config.rows == "noise":
+        return None
+    words = ItemWords.of(Catalog.load(config.catalog).titles, tokenizer)
+    if not len(words.items):
+        raise ValueError(
+            f"rows '{config.rows}' needs titles, and no item of '{config.catalog}' has one; set rows to noise."
+        )
+    if config.rows == "titles":
+        return TitleMeaning(words, table)
+    return CodewordMeaning(codebooks_of(config.sid), table, words)
 
 
 def load_base(config: ExtendConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -120,6 +120,7 @@ def write_report(workdir: Path, config: TokenizeConfig, catalog: Catalog, views:
         dataclasses.asdict(probe(catalog, made.table, config.seed, config.device)) if config.probe else None
     )
     report["notes"] = made.notes
+    report["training"] = made.tokenizer.training_log or None
     write_json(workdir / REPORT, report)
     html = page.render(report, catalog, made.table, vectors, config.seed, name=Path(config.out).name)
     (workdir / PAGE).write_text(html, encoding="utf-8")

@@ -62,6 +62,11 @@ class ItemTokenizer(Config, ABC):
         """Codes of each level, as far as they are known before `fit`; None where the data decide."""
 
     @property
+    def training_log(self) -> list[list[dict[str, Any]]]:
+        """Of each training within `fit`, its readings: step, loss, and what the method adds; empty without training."""
+        return []
+
+    @property
     @abstractmethod
     def level_sizes(self) -> list[int]:
         """Codes of each level, after `fit`."""

@@ -9,6 +9,9 @@ starting ones among them. A catalogue too small to spare items is judged by its 
 AdamW at a constant rate: a decay needs an end that is known beforehand. Data and random draws live on the device, and
 between readings the host waits for nothing.
 
+Every reading goes into a log, with what the method itself says of a sample of the items; readings 1, 2, 4, 8, … are
+said in the terminal.
+
 Shapes: N items, B rows of a batch.
 """
 
@@ -17,18 +20,21 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from llmrec.console import progress
+from llmrec.catalog import Catalog
+from llmrec.console import progress, say
 from llmrec.options import option
 from llmrec.tokenizers.vectors import ResidualTokenizer
+from llmrec.views import ItemViews
 
 EVERY = 100  # steps between readings of the held-out loss
 TOLERANCE = 1e-3  # relative fall of it that counts as one
 HELD_OUT, LEAST_HELD_OUT, MOST_HELD_OUT = 0.05, 16, 8192  # fewer would be noise, more would only cost time
+WATCHED = 8192  # most items that a method's own signs are read on
 
 
 class Learner(nn.Module, ABC):
@@ -47,6 +53,10 @@ class Learner(nn.Module, ABC):
     @abstractmethod
     def judge(self, rows_B: Tensor) -> Tensor:
         """What stops training: the mean over rows of what the method is for, in evaluation mode."""
+
+    def watch(self, rows_N: Tensor) -> dict[str, Any]:
+        """What the log shows beside the loss: name -> a number, one per level, or name -> number; evaluation mode."""
+        return {}
 
     def before_epoch(self, step: int) -> None:
         """Called before each pass over the items; `step` is that which comes next, 1 at the start."""
@@ -108,8 +118,20 @@ class TrainedTokenizer(ResidualTokenizer):
         "Readings of the held-out loss, one per 100 steps, without a fall before the end.", 10, least=1
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        self.log: list[list[dict[str, Any]]] = []
+
+    @property
+    def training_log(self) -> list[list[dict[str, Any]]]:
+        return self.log
+
+    def fit(self, catalog: Catalog, views: ItemViews) -> Self:
+        self.log = []
+        return super().fit(catalog, views)
+
     def train(self, learner: Learner, num_items: int, device: torch.device) -> Training:
-        """Train until the plateau and leave the learner in evaluation mode with its best weights.
+        """Train until the plateau and leave the learner in evaluation mode with its best weights; adds to the log.
 
         Args:
             learner: On the device.
@@ -121,9 +143,16 @@ class TrainedTokenizer(ResidualTokenizer):
         optimizer = torch.optim.AdamW(
             learner.parameters(), self.learning_rate, weight_decay=self.weight_decay, fused=True
         )
+        if len(training_rows) < self.batch_size:
+            say(
+                f"{self.method}: batch_size {self.batch_size} is more than the {len(training_rows)} items to train on; "
+                "a step takes them all"
+            )
         per_epoch = max(1, len(training_rows) // self.batch_size)
         most, plateau, step = self.max_epochs * per_epoch, Plateau(self.patience), 0
-        plateau.read(read_loss(learner, judged_rows, self.batch_size))
+        watched_rows = torch.cat([judged_rows, training_rows])[: min(num_items, WATCHED)]
+        self.log.append([])
+        plateau.read(self.reading(0, learner, judged_rows, watched_rows))
         kept = copy_of(learner)
         for step in progress(range(1, most + 1), f"train {self.method}", unit="steps at most"):
             place = (step - 1) % per_epoch
@@ -133,7 +162,7 @@ class TrainedTokenizer(ResidualTokenizer):
             rows_B = order[place * self.batch_size :][: self.batch_size]
             _update(learner, rows_B, optimizer)
             if step % EVERY == 0 or step == most:
-                if plateau.read(read_loss(learner, judged_rows, self.batch_size)):
+                if plateau.read(self.reading(step, learner, judged_rows, watched_rows)):
                     kept = copy_of(learner)
                 if plateau.is_over and step >= learner.least_steps:
                     break
@@ -143,6 +172,16 @@ class TrainedTokenizer(ResidualTokenizer):
         learner.eval()
         held_out = len(judged_rows) if len(training_rows) < num_items else 0
         return Training(step / per_epoch, plateau.best, held_out)
+
+    def reading(self, step: int, learner: Learner, judged_rows: Tensor, watched_rows: Tensor) -> float:
+        """The loss that stops training, after noting it in the log with the signs of the method."""
+        readings = self.log[-1]
+        loss = read_loss(learner, judged_rows, self.batch_size)
+        readings.append({"step": step, "loss": loss, **learner.watch(watched_rows)})
+        count = len(readings) - 1  # the start is not said
+        if count & (count - 1) == 0 < count:
+            say(f"{self.method}: {in_words(readings[-1])}")
+        return loss
 
 
 def split(num_items: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -165,6 +204,18 @@ def read_loss(learner: Learner, rows_N: Tensor, batch_size: int) -> float:
     learner.eval()
     losses = [learner.judge(rows_B) * len(rows_B) for rows_B in rows_N.split(batch_size)]
     return float(torch.stack(losses).sum() / len(rows_N))
+
+
+def in_words(reading: dict[str, Any]) -> str:
+    """An entry of the log in a line."""
+    parts = []
+    for name, value in reading.items():
+        if isinstance(value, dict):
+            shown = ", ".join(f"{part} {number:.3g}" for part, number in value.items())
+        else:
+            shown = " ".join(f"{number:.4g}" for number in (value if isinstance(value, list) else [value]))
+        parts.append(f"{name.replace('_', ' ')} {shown}")
+    return "; ".join(parts)
 
 
 def copy_of(learner: Learner) -> dict[str, Tensor]:

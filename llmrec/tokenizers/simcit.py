@@ -11,21 +11,28 @@ One view is held against itself, quantised; the attention has no say then.
 Source: SimCIT (arXiv:2506.16683), known to us by its released code (alibaba/SimCIT) and a digest of the paper. The
 defaults are the paper's as far as they are known: 48 codes, 3 levels, a temperature that falls, by a law that is not
 known. The released code has 2 levels of 128 codes, codes that start uniform, and constant temperature .2 and noise 1.
-Departures: training ends at a plateau of the contrast with nearest codes (plateau.py), where the code has up to 15,000
-epochs with warm-up and cosine; views are standardised; items that are all but equal are no negatives of each other;
-codes start as k-means centres, at whose distances the temperature must end lower. On Amazon Beauty, batch 256, 13
-epochs (annealed over 400 steps), distinct tuples per item are .069 from uniform codes and .605 from centres, both
-ending at temperature .2, and .700 from centres ending at .02.
+Contrast temperature .07 and the penalty are the code's; of the paper it is said that .1 is good and that there is no
+penalty (recipes/beauty-simcit has both). Departures: training ends at a plateau of the contrast with nearest codes
+(plateau.py), where the code has up to 15,000 epochs with warm-up and cosine; views are standardised; items that are all
+but equal are no negatives of each other; codes start as k-means centres, at whose distances the temperature must end
+lower. On Amazon Beauty, batch 256, 13 epochs (annealed over 400 steps), distinct tuples per item are .069 from uniform
+codes and .605 from centres, both ending at temperature .2, and .700 from centres ending at .02.
 
-Batches are whole: a step over 8,192 items and 3 views took 3.8 GiB on a CPU, mostly for the logits, so that gradient
-caching, which spares the encoders' memory, would save little. Negatives come from one process: nothing is gathered.
+Quality rises with the batch, whose other items are the negatives. `micro_batch_size` gives the gradient of the whole
+batch in the memory of a part (gradient_cache.py), of encoders and quantiser as of the (B, B) logits. So one device is
+enough for any batch, and negatives are not gathered over processes.
 
-Shapes: N items, B rows, M views, L levels, K codes of a level, D sum of the view dimensions, E latent dimension.
+Not in the paper, which names it as open: `prefix_weight` asks the codes before the last to find the item too, as far
+as they can, so that a prefix by itself tells items apart.
+
+Shapes: N items, B rows, b rows of a part, M views, L levels, A anchors of an item, K codes of a level, D sum of the
+view dimensions, E latent dimension.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -39,14 +46,17 @@ from llmrec.device import resolve_device
 from llmrec.options import option
 from llmrec.tokenizers.autoencoder import NetworkTokenizer
 from llmrec.tokenizers.base import Encoded
-from llmrec.tokenizers.contrast import duplicates, nt_xent
+from llmrec.tokenizers.contrast import nt_xent
 from llmrec.tokenizers.fusion import Fusion, linear
+from llmrec.tokenizers.gradient_cache import in_parts
 from llmrec.tokenizers.plateau import Learner
+from llmrec.tokenizers.simcit_signs import described, signs_of
 from llmrec.tokenizers.soft_quantizer import Annealing, Law, SoftQuantizer
 from llmrec.tokenizers.vectors import CHUNK, require_distinct
 from llmrec.views import ItemViews
 
 MOSTLY = 0.5  # a view that knows a smaller share of the items is named
+DROWNS = 0.95  # a view of several that has a larger share of the attention is named
 
 
 class Identifying(Learner):
@@ -63,24 +73,31 @@ class Identifying(Learner):
         self.anneal(0)
 
     def loss(self, rows_B: Tensor) -> Tensor:
-        return self.contrast(rows_B, False) + self.options.code_similarity * self.quantizer.similarity()
+        contrast = self.contrast(rows_B, self.quantizer.draw(len(rows_B), self.generator))
+        return contrast + self.options.code_similarity * self.quantizer.similarity()
 
     def judge(self, rows_B: Tensor) -> Tensor:
-        return self.contrast(rows_B, True)
+        return self.contrast(rows_B, None)
 
-    def contrast(self, rows_B: Tensor, hard: bool) -> Tensor:
-        """Sum over views, with nearest codes or with the mixtures of training."""
-        points_BD = self.points[rows_B]
-        fused = self.network(points_BD)
-        quantized_BE = (
-            self.quantizer.hard(fused.latent)[0] if hard else self.quantizer(fused.latent, self.generator).vector
-        )
-        same_targets = [duplicates(block_BV) for block_BV in self.network.blocks(points_BD)]
-        losses_M = nt_xent(
-            self.projection(quantized_BE), self.projection(fused.views), fused.known, duplicates(points_BD),
-            same_targets, self.options.contrast_temperature,
-        )  # fmt: skip
-        return (self.view_weights * losses_M).sum()
+    def contrast(self, rows_B: Tensor, noise: list[Tensor] | None) -> Tensor:
+        """Sum over views, with the mixtures of training, or with nearest codes where noise is None."""
+        points_BD, size = self.points[rows_B], self.options.micro_batch_size
+
+        def represent(points_bD: Tensor, *noise_bK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """Anchors (b, A, E), views (b, M, E) and which of them are known (b, M)."""
+            fused = self.network(points_bD)
+            hard = not noise_bK
+            prefixes_bLE = self.quantizer.hard(fused.latent)[0] if hard else self.quantizer(fused.latent, noise_bK)[0]
+            anchors_bAE = prefixes_bLE if self.options.prefix_weight else prefixes_bLE[:, -1:]
+            return self.projection(anchors_bAE), self.projection(fused.views), fused.known
+
+        parts = in_parts(represent, size, points_BD, *(noise or ()))
+        anchors_BAE, views_BME, known_BM = (torch.cat(part) for part in zip(*parts, strict=True))
+        blocks = self.network.blocks(points_BD)
+        temperature = self.options.contrast_temperature
+        losses_AM = nt_xent(anchors_BAE, views_BME, known_BM, points_BD, blocks, temperature, size)
+        prefixes = self.options.prefix_weight * losses_AM[:-1].mean(0) if len(losses_AM) > 1 else 0.0
+        return (self.view_weights * (losses_AM[-1] + prefixes)).sum()
 
     def anneal(self, step: int) -> None:
         self.quantizer.temperature.fill_(self.options.annealing("temperature").at(step))
@@ -89,41 +106,9 @@ class Identifying(Learner):
     def after_step(self, step: int, rows_B: Tensor, optimizer: torch.optim.Optimizer, nearness: float) -> None:
         self.anneal(step)
 
-    @torch.no_grad()
-    def signs(self) -> dict[str, Any]:
-        """What tells a good training from a failed one, over all items, with temperature and noise of the best weights.
-
-        Returns:
-            Per level: perplexity of the codes, mismatch (share of items whose heaviest code without noise is not the
-            exported one), sampled_nearest (share whose heaviest code with noise is the nearest). unique_per_item:
-            distinct tuples per item. attention: mean share of each view over all items.
-        """
-        found, generator = [], torch.Generator(self.points.device).manual_seed(self.options.seed)
-        for points_BD in self.points.split(CHUNK):
-            fused = self.network(points_BD)
-            quiet, noisy = self.quantizer(fused.latent), self.quantizer(fused.latent, generator)
-            codes_BL = self.quantizer.hard(fused.latent)[1]
-            differs_BL = torch.stack([weights.argmax(1) for weights in quiet.weights], 1) != codes_BL
-            nearest_BL = torch.stack(
-                [w.argmax(1) == s.argmax(1) for w, s in zip(noisy.weights, noisy.scores, strict=True)], 1
-            )
-            found.append((codes_BL, differs_BL, nearest_BL, fused.shares))
-        codes_NL, differs_NL, nearest_NL, shares_NM = (torch.cat(part) for part in zip(*found, strict=True))
-        return {
-            "temperature": float(self.quantizer.temperature),
-            "noise": float(self.quantizer.noise),
-            "perplexity": [perplexity(codes_N) for codes_N in codes_NL.unbind(1)],
-            "mismatch": differs_NL.float().mean(0).tolist(),
-            "sampled_nearest": nearest_NL.float().mean(0).tolist(),
-            "unique_per_item": len(codes_NL.unique(dim=0)) / len(codes_NL),
-            "attention": shares_NM.mean(0).tolist(),
-        }
-
-
-def perplexity(codes_N: Tensor) -> float:
-    """Number of evenly used codes that would be as uncertain."""
-    shares_K = codes_N.bincount() / len(codes_N)
-    return float(torch.special.entr(shares_K).sum().exp())
+    def watch(self, rows_N: Tensor) -> dict[str, Any]:
+        names = list(self.options.view_dims)
+        return signs_of(self.points, rows_N, self.network, self.quantizer, names, self.options.seed)
 
 
 @dataclass(kw_only=True)
@@ -140,8 +125,18 @@ class SimCIT(NetworkTokenizer):
     learning_rate: float = option("Of AdamW, constant.", 2e-4, above=0)
     weight_decay: float = option("Of AdamW.", 1e-3, least=0)
     batch_size: int = option("Items of a training step, each other's negatives.", 1024, least=2)  # released: 256
+    micro_batch_size: int | None = option(
+        "Items that go through at once, for the gradient of the whole batch in less memory; left out, all.",
+        None,
+        least=1,
+    )
     contrast_temperature: float = option("Divides the cosines of the contrastive loss.", 0.07, above=0)
     projection: bool = option("Contrast through a linear layer, which is thrown away after training.", True)
+    prefix_weight: float = option(
+        "Weight of the mean contrast of the codes up to each level but the last; 0 contrasts all codes together alone.",
+        0.0,
+        least=0,
+    )
     code_similarity: float = option("Weight of the mean cosine between codes of a level.", 1.0, least=0)
     codebook_start: Literal["uniform", "kmeans"] = option(
         "Starting codes: uniform in [0, 1), as released, or centres of the first latent vectors.", "kmeans"
@@ -167,6 +162,11 @@ class SimCIT(NetworkTokenizer):
                 f"noise goes from {self.noise} to {self.noise_end} by an exponential law, which never reaches 0; "
                 "give numbers above 0, or set noise_law to linear"
             )
+        if self.prefix_weight and self.num_levels == 1:
+            problems.append(
+                f"prefix_weight is {self.prefix_weight} for one level, which has no prefix; leave it out, or raise "
+                "num_levels"
+            )
         return problems
 
     def annealing(self, name: Literal["temperature", "noise"]) -> Annealing:
@@ -181,16 +181,28 @@ class SimCIT(NetworkTokenizer):
     def learn(self, points_ND: Tensor) -> None:
         device = resolve_device(self.device)
         learner = self.learner(points_ND.to(device), torch.Generator().manual_seed(self.seed))
-        for name, block_NV in zip(self.view_dims, learner.network.blocks(points_ND), strict=True):
-            share = float(block_NV.any(1).float().mean())
-            if share < MOSTLY:
-                say(f"simcit: view '{name}' knows {share:.1%} of the items; the others are fused without it")
+        self.warn(learner.network.blocks(points_ND))
         training = self.train(learner, len(points_ND), device)
         self.network = learner.network.requires_grad_(False)
         self.codebooks = [codebook_KE.detach().clone() for codebook_KE in learner.quantizer.codebooks]
-        self.signs = learner.signs()
+        self.signs = learner.watch(torch.arange(len(points_ND), device=device))
         judged = f"loss on {training.held_out} held-out items" if training.held_out else "training loss"
-        say(f"simcit: {training.epochs:.0f} epochs, {judged} {training.loss:.4f}; {self.described()}")
+        say(
+            f"simcit: {training.epochs:.0f} epochs, {judged} {training.loss:.4f}; "
+            f"{described(self.signs, self.codebook_size)}"
+        )
+        name, share = max(self.signs["attention"].items(), key=lambda of: of[1])
+        if len(self.view_dims) > 1 and share > DROWNS:
+            say(f"simcit: '{name}' has {share:.1%} of the attention; the other views shape codes by the contrast alone")
+
+    def warn(self, blocks: Sequence[Tensor]) -> None:
+        """Say what the views do not give: a second side to the contrast, or vectors of most items."""
+        if len(blocks) == 1:
+            say(f"simcit: '{next(iter(self.view_dims))}' is the only view; it is held against itself, quantised")
+        for name, block_NV in zip(self.view_dims, blocks, strict=True):
+            share = float(block_NV.any(1).float().mean())
+            if share < MOSTLY:
+                say(f"simcit: view '{name}' knows {share:.1%} of the items; the others are fused without it")
 
     def learner(self, points_ND: Tensor, generator: torch.Generator) -> Identifying:
         """What is trained, at its start.
@@ -210,23 +222,6 @@ class SimCIT(NetworkTokenizer):
                 quantizer.start(torch.cat([network.encode(part) for part in points_ND.split(CHUNK)]), generator)
         projection = linear(self.latent_dim, self.latent_dim, True, generator) if self.projection else nn.Identity()
         return Identifying(points_ND, network, quantizer, projection.to(points_ND.device), self)
-
-    def described(self) -> str:
-        """`signs` in words."""
-        signs, levels = self.signs, range(self.num_levels)
-        shares = ", ".join(
-            f"{name} {share:.3f}" for name, share in zip(self.view_dims, signs["attention"], strict=True)
-        )
-        per_level = "; ".join(
-            f"level {level}: perplexity {signs['perplexity'][level]:.1f} of {self.codebook_size}, "
-            f"{signs['mismatch'][level]:.1%} of items exported with another code than training had, "
-            f"{signs['sampled_nearest'][level]:.1%} of draws the nearest"
-            for level in levels
-        )
-        return (
-            f"{signs['unique_per_item']:.4f} tuples per item; attention {shares}; at temperature "
-            f"{signs['temperature']:.3f} and noise {signs['noise']:.3f}, {per_level}"
-        )
 
     def empty_network(self, dim: int, latent_dim: int) -> Fusion:
         return Fusion(list(self.view_dims.values()), self.encoder_layers, latent_dim)

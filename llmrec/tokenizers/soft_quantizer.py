@@ -12,6 +12,7 @@ Shapes: B rows, N items, L levels, K codes of a level, E latent dimension.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -28,12 +29,12 @@ class Soft(NamedTuple):
     """What a soft quantiser makes of latent vectors.
 
     Attributes:
-        vector: (B, E) sum of the mixtures.
+        prefixes: (B, L, E) sum of the mixtures up to each level; the last is what all codes stand for.
         scores: Of each level, (B, K) negative squared distances.
         weights: Of each level, (B, K) share of each code in the mixture.
     """
 
-    vector: Tensor
+    prefixes: Tensor
     scores: list[Tensor]
     weights: list[Tensor]
 
@@ -72,23 +73,29 @@ class SoftQuantizer(nn.Module):
             codebook_KE.copy_(kmeans(left_NE, len(codebook_KE), START_ITERATIONS, generator))
             left_NE = left_NE - codebook_KE[nearest(left_NE, codebook_KE)[0]]
 
-    def forward(self, latent_BE: Tensor, generator: torch.Generator | None = None) -> Soft:
-        """Quantise, with noise where a generator of the device is given."""
-        left_BE, scores, weights = latent_BE, [], []
-        for codebook_KE in self.codebooks:
+    def draw(self, num_rows: int, generator: torch.Generator) -> list[Tensor]:
+        """Of each level, (num_rows, K) Gumbel noise on the device of the generator, which is that of the codebooks."""
+        return [gumbel(num_rows, codebook_KE, generator) for codebook_KE in self.codebooks]
+
+    def forward(self, latent_BE: Tensor, noise: Sequence[Tensor] = ()) -> Soft:
+        """Quantise, with the noise of `draw` where it is given."""
+        left_BE, prefixes, scores, weights = latent_BE, [], [], []
+        for level, codebook_KE in enumerate(self.codebooks):
             scores.append(-squared_distances(left_BE, codebook_KE))
-            logits_BK = scores[-1] if generator is None else scores[-1] + self.noise * gumbel(scores[-1], generator)
+            logits_BK = scores[-1] + self.noise * noise[level] if noise else scores[-1]
             weights.append((logits_BK / self.temperature).softmax(1))
             left_BE = left_BE - weights[-1] @ codebook_KE
-        return Soft(latent_BE - left_BE, scores, weights)
+            prefixes.append(latent_BE - left_BE)
+        return Soft(torch.stack(prefixes, 1), scores, weights)
 
     def hard(self, latent_BE: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, E) sum of nearest codes, and (B, L) these, as they are exported."""
-        left_BE, codes = latent_BE, []
+        """(B, L, E) sums of nearest codes up to each level, and (B, L) these codes, as they are exported."""
+        left_BE, prefixes, codes = latent_BE, [], []
         for codebook_KE in self.codebooks:
             codes.append(nearest(left_BE, codebook_KE)[0])
             left_BE = left_BE - codebook_KE[codes[-1]]
-        return latent_BE - left_BE, torch.stack(codes, 1)
+            prefixes.append(latent_BE - left_BE)
+        return torch.stack(prefixes, 1), torch.stack(codes, 1)
 
     def similarity(self) -> Tensor:
         """Mean cosine of two different codes of a level."""
@@ -97,6 +104,7 @@ class SoftQuantizer(nn.Module):
         return ((books_LKE.sum(1).square().sum(1) - size) / (size * (size - 1))).mean()
 
 
-def gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
-    waits = torch.empty_like(like).exponential_(generator=generator)
-    return -waits.clamp_(min=torch.finfo(like.dtype).tiny).log()
+def gumbel(num_rows: int, codebook_KE: Tensor, generator: torch.Generator) -> Tensor:
+    """(num_rows, K) in the type of a codebook."""
+    waits = codebook_KE.new_empty(num_rows, len(codebook_KE)).exponential_(generator=generator)
+    return -waits.clamp_(min=torch.finfo(waits.dtype).tiny).log()

@@ -48,5 +48,10 @@ CASES = {
     "one run to compare": Case("compare --runs run/eval", ("--runs is ['run/eval']; two or more",), given=False),
     "no run to compare": Case("compare --runs", ("--runs is empty", "llmrec evaluate"), given=False),
     "names for other runs": Case("compare --runs a b --names a", ("--names has 1 names for 2 --runs",), given=False),
+    "micro batch of no items": Case("tokenize --method simcit --micro-batch-size 0",
+                                    ("micro_batch_size is 0; at least 1",)),
+    "prefix of one level": Case("tokenize --method simcit --num-levels 1 --prefix-weight 0.5",
+                                ("prefix_weight is 0.5 for one level", "raise num_levels")),
+    "micro batch of a method without": Case("tokenize --micro-batch-size 8", ("unknown key 'micro_batch_size'",)),
     "unknown stage": Case("tokenise", ("invalid choice: 'tokenise'", "tokenize"), given=False),
 }  # fmt: skip

@@ -67,6 +67,11 @@ CASES = {
     "random weights of no causal LM": Case("extend --sid @sid --model @plain --weights random --out @out", (
         "plain' cannot be loaded by AutoModelForCausalLM",),
         plain(json_values("config.json", model_type="vit", architectures=None)), given=False),
+    "codewords without titles": Case("extend --sid @sid --model @plain --rows codewords --out @out",
+                                     ("rows 'codewords' needs the titles; set catalog",), plain(), given=False),
+    "codewords of a garbled tokenizer": Case(
+        "extend --rows codewords", ("item_tokenizer.json is not of this version", "llmrec tokenize"),
+        {"sid": resealed(inside("item_tokenizer.json", "{}"))}),
     "micro without titles": Case("extend --sid @sid --model micro --out @out",
                                  ("model 'micro' takes its words from the titles", "set catalog"), given=False),
     "micro of another catalogue than the SIDs": Case("extend --catalog @other", (

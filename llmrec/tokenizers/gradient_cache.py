@@ -1,0 +1,43 @@
+"""Gradient caching: the gradient of a batch as large as its negatives need, in the memory of a part of it.
+
+GradCache encodes the batch part by part and keeps no activations, takes the loss and its gradient with respect to what
+came out, and encodes part by part once more to pass that gradient on. Here autograd does all three: each part is an
+activation checkpoint, which keeps its inputs alone and is computed again when the backward pass reaches it. The engine
+runs the newest part to its end before it begins the one before, so that the activations of one part are alive at a
+time. The price is the same: what is cached is computed twice.
+
+Nothing random may be drawn inside: noise is an input, drawn for the whole batch, so that parts see what the whole
+would.
+
+Source: GradCache (arXiv:2101.06983).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+def in_parts(function: Callable[..., Any], part_size: int | None, *inputs: Tensor) -> list[Any]:
+    """What a function makes of each part of a batch; inner tensors of a part are made again in the backward pass.
+
+    Args:
+        function: Of tensors as `inputs`, cut to the rows of a part; it may read other tensors, gradients included.
+        part_size: Rows of a part; None for one part, whose inner tensors are kept.
+        inputs: (B, ...) each, cut along the rows.
+
+    Returns:
+        What `function` returned for each part, in order.
+
+    Source: GradCache (arXiv:2101.06983, section 3.2).
+    """
+    if part_size is None or part_size >= len(inputs[0]):
+        return [function(*inputs)]
+    parts = zip(*(each.split(part_size) for each in inputs), strict=True)
+    if not torch.is_grad_enabled():
+        return [function(*part) for part in parts]
+    return [checkpoint(function, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
