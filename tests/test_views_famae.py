@@ -31,7 +31,7 @@ from llmrec.views.famae import (
     weights_of,
     windows_of,
 )
-from llmrec.views.famae_network import FAMAE, PADDING, Field
+from llmrec.views.famae_network import FAMAE, PADDING, Field, last_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = dataclasses.replace(TRAINING, max_epochs=9)
@@ -98,6 +98,13 @@ def test_windows_by_hand():
     assert ends.batch(np.arange(2)).tolist() == [[1, 2, 3], [-1, 5, 6]]
     long = windows_of([np.arange(40)])
     assert long.batch(np.array([38])).tolist() == [list(range(40 - WINDOW, 40))] and len(long.ends) == 39
+
+
+def test_the_last_state_alone_is_that_of_the_whole_block():
+    torch.manual_seed(0)
+    block, inputs = torch.nn.TransformerEncoderLayer(8, 4, 16, 0.1, batch_first=True).eval(), torch.randn(3, 5, 8)
+    padding = torch.arange(5) < torch.tensor([[0], [2], [4]])
+    torch.testing.assert_close(last_state(block, inputs, padding), block(inputs, src_key_padding_mask=padding)[:, -1])
 
 
 def test_the_number_of_hidden_fields_is_uniform_and_then_which():
