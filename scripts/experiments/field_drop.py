@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from decoder import decoder_steps, recommended
 from grid import Grid, Run, chosen, parser
 
 from llmrec.catalog import Catalog
-from llmrec.columns import ITEM_ID, TARGET, USER_ID
+from llmrec.columns import TARGET, USER_ID
 from llmrec.evaluation.bootstrap import interval, paired_difference
 from llmrec.evaluation.metrics import Position, recall
 from llmrec.tokenizers.residual import kmeans, nearest
@@ -39,9 +40,8 @@ TEXT_FIELD, TEXT_VALUES, TEXT_DIM = "title_cluster", 64, 64
 K = 10
 
 
-def runs_of(arguments: argparse.Namespace) -> list[Run]:
-    catalog, found = Catalog.load(arguments.catalog), []
-    fields = [field.name for field in item_fields(catalog)[1:]]
+def runs_of(arguments: argparse.Namespace, catalog: Catalog, fields: list[str]) -> list[Run]:
+    found = []
     for seed in arguments.seeds:
         clusters = title_clusters(catalog, seed)
         for rate in arguments.rates:
@@ -92,13 +92,20 @@ def title_clusters(catalog: Catalog, seed: int) -> pa.Array:
     return pa.array([f"title {code}" for code in codes], mask=view.missing)
 
 
-def measure(run: Run, directories: list[Path]) -> dict[str, Any]:
-    """Recommendations, the metrics of FAMAE, and which users' test targets are among the first ten."""
+def measure(fields: list[str], run: Run, directories: list[Path]) -> dict[str, Any]:
+    """Recommendations, the metrics of FAMAE, and which users' test targets are among the first ten.
+
+    Args:
+        fields: Columns that are dropped.
+        run: What was run.
+        directories: Of its stages.
+    """
     prepared, embedded, _, _, _, *evaluated = directories
     table = pq.read_table(evaluated[-1] / "per_user.parquet", filters=[("column", "=", "plain")]).sort_by(USER_ID)
     hits = recall(Position(*(table[name].to_numpy() for name in Position._fields)), K)
     catalog = Catalog.load(prepared)
-    lost = np.isin(table[TARGET].to_numpy(), lost_items(catalog))
+    without = np.all([catalog.items[name].is_null().to_numpy() for name in fields], axis=0)
+    lost = np.isin(table[TARGET].to_numpy(), np.array(catalog.item_ids)[without])
     (view,) = ItemViews.load(embedded, catalog).values()
     return {
         **recommended(evaluated),
@@ -109,13 +116,6 @@ def measure(run: Run, directories: list[Path]) -> dict[str, Any]:
         "users": len(hits),
         "hits": np.flatnonzero(hits).tolist(),  # in the order of user_id, so that runs can be paired
     }
-
-
-def lost_items(catalog: Catalog) -> list[str]:
-    """Items without any side field but the title's cluster."""
-    names = [field.name for field in item_fields(catalog)[1:] if field.name != TEXT_FIELD]
-    missing = np.all([catalog.items[name].is_null().to_numpy() for name in names], axis=0)
-    return catalog.items[ITEM_ID].filter(pa.array(missing)).to_pylist()
 
 
 def mean_of(values: np.ndarray) -> float | None:
@@ -160,8 +160,10 @@ def main() -> None:
     made.add_argument("--learning-rate", type=float, default=2e-3)
     made.add_argument("--device", default="auto")
     arguments = made.parse_args()
-    grid = Grid(arguments, measure)
-    grid.run_all(chosen(runs_of(arguments), arguments))
+    catalog = Catalog.load(arguments.catalog)
+    fields = [field.name for field in item_fields(catalog)[1:]]
+    grid = Grid(arguments, partial(measure, fields))
+    grid.run_all(chosen(runs_of(arguments, catalog, fields), arguments))
     show(list(grid.results.values()))
 
 
