@@ -193,11 +193,14 @@ def test_field_drop_runs_and_pairs_its_users(run):
     assert not [result["error"] for result in results.values() if "error" in result]
     assert list(results) == ["fields, 0% dropped", "text, 0% dropped", "fields and text, 60% dropped"]
     whole, partial = results["fields, 0% dropped"], results["fields and text, 60% dropped"]
-    assert whole["lost"]["targets"] == 0 < partial["lost"]["targets"] < partial["users"] == whole["users"]
+    assert len(whole["lost"]) == 0 < len(partial["lost"]) < partial["users"] == whole["users"]
     assert len(partial["hits"]) / partial["users"] == pytest.approx(partial["test"]["plain"]["recall@10"])
     assert partial["famae"].keys() == {"all_hidden", "item_hidden"} and results["text, 0% dropped"]["famae"] == {}
     (line,) = [line for line in said.splitlines() if line.startswith("fields, 0%")]
-    assert "- all fields 0.0000 [0.0000, 0.0000]" in line
+    assert "- all fields 0.0000 [0.0000, 0.0000]" in line and "targets without" not in line
+    (line,) = [line for line in said.splitlines() if line.startswith("fields and text, 60%")]
+    rows, hits, base = partial["lost"], field_drop.hits_of(partial), field_drop.hits_of(whole)
+    assert f"targets without fields {hits[rows].mean():.4f}, with them {base[rows].mean():.4f}" in line
 
 
 def test_the_backbone_sweep_gives_the_three_systems_one_size(run):

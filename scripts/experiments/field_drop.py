@@ -6,8 +6,8 @@
 From a share of the items, drawn by the seed, all side fields are taken (what 30 % lose, 60 % lose as well). `fields` is
 ReSID on what is left, `fields and text` has one field more, the k-means cluster of the item's title, which no item with
 a title lacks, and `text` is GAOQ on the titles alone. The log, the split and the decoder are the same in all. Besides
-recall it says how often targets that have lost their fields are found, and those that have not. Another --work is
-another run: the files of items lie there.
+recall it says how often the targets that have lost their fields are found, and how often the same ones are found where
+nothing is lost. Another --work is another run: the files of items lie there.
 """
 
 from __future__ import annotations
@@ -107,19 +107,20 @@ def measure(fields: list[str], run: Run, directories: list[Path]) -> dict[str, A
     without = np.all([catalog.items[name].is_null().to_numpy() for name in fields], axis=0)
     lost = np.isin(table[TARGET].to_numpy(), np.array(catalog.item_ids)[without])
     (view,) = ItemViews.load(embedded, catalog).values()
+    facts = {name: float(view.provenance[name]) for name in ("all_hidden", "item_hidden") if name in view.provenance}
     return {
         **recommended(evaluated),
-        "famae": {
-            name: float(view.provenance[name]) for name in ("all_hidden", "item_hidden") if name in view.provenance
-        },
-        "lost": {"targets": int(lost.sum()), "recall": mean_of(hits[lost]), "recall_of_others": mean_of(hits[~lost])},
+        "famae": facts,
         "users": len(hits),
-        "hits": np.flatnonzero(hits).tolist(),  # in the order of user_id, so that runs can be paired
+        # Places in the order of user_id, which all runs have in common, so that they can be paired.
+        "hits": np.flatnonzero(hits).tolist(),
+        "lost": np.flatnonzero(lost).tolist(),
     }
 
 
-def mean_of(values: np.ndarray) -> float | None:
-    return float(values.mean()) if len(values) else None
+def hits_of(result: dict[str, Any]) -> np.ndarray:
+    """(U,) 1 where the target of a user is among the first ten."""
+    return np.bincount(result["hits"], minlength=result["users"])
 
 
 def show(results: list[dict[str, Any]]) -> None:
@@ -127,22 +128,24 @@ def show(results: list[dict[str, Any]]) -> None:
 
     Intervals are 95 %, over users; hits of a user are averaged over seeds first.
     """
-    seeds, shares = defaultdict(list), {}
+    seeds = defaultdict(list)
     for result in sorted(results, key=lambda result: result["seed"]):
         if "error" in result:
             print(f"FAILED {result['name']} seed {result['seed']}: {result['error'].strip().splitlines()[-1][:200]}")
         else:
             seeds[result["name"]].append(result)
+    whole = {result["seed"]: hits_of(result) for result in seeds.get("fields, 0% dropped", [])}
     for name, of in seeds.items():
-        shares[name] = np.mean([np.bincount(r["hits"], minlength=r["users"]) for r in of], axis=0)
-    for name, share_U in shares.items():
-        users, of = np.arange(len(share_U)), seeds[name]
-        base = shares.get("fields, 0% dropped")
-        lost = [r["lost"]["recall"] for r in of if r["lost"]["recall"] is not None]
-        parts = [f"{name:30} seeds {[r['seed'] for r in of]} R@{K} {spoken(*interval(share_U, users))}"]
-        parts += [f"by seed {[round(r['test']['plain'][f'recall@{K}'], 4) for r in of]}"]
-        parts += [f"- all fields {spoken(*paired_difference(share_U, base, users))}"] if base is not None else []
-        parts += [f"targets without fields {np.mean(lost):.4f}"] if lost else []
+        hits_SU, users = np.stack([hits_of(result) for result in of]), np.arange(of[0]["users"])
+        parts = [f"{name:30} seeds {[result['seed'] for result in of]}"]
+        parts += [f"R@{K} {spoken(*interval(hits_SU.mean(0), users))} by seed {hits_SU.mean(1).round(4).tolist()}"]
+        if whole.keys() >= {result["seed"] for result in of}:
+            base_SU = np.stack([whole[result["seed"]] for result in of])
+            parts.append(f"- all fields {spoken(*paired_difference(hits_SU.mean(0), base_SU.mean(0), users))}")
+            if all(result["lost"] for result in of):
+                triples = zip(hits_SU, base_SU, (result["lost"] for result in of), strict=True)
+                lost = [(hits_U[rows].mean(), base_U[rows].mean()) for hits_U, base_U, rows in triples]
+                parts.append("targets without fields {:.4f}, with them {:.4f}".format(*np.mean(lost, axis=0)))
         print(", ".join(parts))
 
 
