@@ -173,6 +173,7 @@ def test_new_items_whose_cluster_is_full_go_to_the_nearest_with_room():
     assert tuple(encoded.codes[19, :2]) == tuple(codes[far, :2]) != short
     placed = codes_beside("hungarian_leaf", codes, encoded, np.array([19]))[0]
     assert tuple(placed[:2]) == short and num_collisions(np.vstack([codes, placed])) == 0
+    assert codes_beside("hungarian_leaf", codes, encoded, np.array([], np.int64)).shape == (0, 3)
 
 
 def test_new_items_beyond_all_anchors_are_refused_or_get_a_suffix():

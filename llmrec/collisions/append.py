@@ -43,7 +43,7 @@ def codes_beside(policy: str, published_PS: np.ndarray, encoded: Encoded, new_ro
         ValueError: If no code is free where a new item belongs.
     """
     levels = encoded.codes.shape[1]
-    if policy == "hungarian_leaf" and encoded.place is not None:
+    if policy == "hungarian_leaf" and encoded.place is not None and len(new_rows):
         return encoded.place(new_rows, published_PS)
     own_AL, has_suffix = encoded.codes[new_rows], published_PS.shape[1] > levels
     codes_AL = own_AL if policy in KEEP_CODES else _placed(policy, published_PS, encoded, new_rows)
