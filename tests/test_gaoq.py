@@ -11,9 +11,11 @@ from clustered import catalog_of, clusters, points, views_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmrec.append import Published, append
 from llmrec.collisions import num_collisions, resolve
 from llmrec.collisions.append import codes_beside
 from llmrec.diagnostics.structure import index_consistency
+from llmrec.sid import SidTable
 from llmrec.tokenizers.gaoq import GAOQ, anchors_of, derived_branching, matched, offset_cosines
 from llmrec.tokenizers.hierarchical_kmeans import HierarchicalKMeans
 
@@ -169,11 +171,16 @@ def test_new_items_whose_cluster_is_full_go_to_the_nearest_with_room():
     codes = codes_for(tokenizer, x)
     (short,) = [p for p in itertools.product(range(2), repeat=2) if (codes[:, :2] == p).all(axis=1).sum() == 4]
     far = int(np.flatnonzero(codes[:, 0] != short[0])[0])
-    encoded = tokenizer.encode(catalog_of(20), views_of(text=torch.cat([x, x[far : far + 1]])))
+    catalog, views = catalog_of(20), views_of(text=torch.cat([x, x[far : far + 1]]))
+    encoded = tokenizer.encode(catalog, views)
     assert tuple(encoded.codes[19, :2]) == tuple(codes[far, :2]) != short
     placed = codes_beside("hungarian_leaf", codes, encoded, np.array([19]))[0]
     assert tuple(placed[:2]) == short and num_collisions(np.vstack([codes, placed])) == 0
     assert codes_beside("hungarian_leaf", codes, encoded, np.array([], np.int64)).shape == (0, 3)
+    published = Published(SidTable(catalog_of(19).item_ids, codes, level_sizes=[2, 2, 5]), tokenizer, "hungarian_leaf")
+    grown = append(published, catalog, views)
+    assert grown.table.codes([19]).tolist() == [placed.tolist()]
+    assert "1 new items found no room under their parent and went to the nearest that has." in grown.notes
 
 
 def test_new_items_beyond_all_anchors_are_refused_or_get_a_suffix():
