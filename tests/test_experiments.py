@@ -210,7 +210,11 @@ def test_the_backbone_sweep_gives_the_three_systems_one_size(run):
     results, said = run(backbone_sweep, "--sizes", "small", "--codebook-size", 4)
     assert not [result["error"] for result in results.values() if "error" in result]
     systems = {name: system for result in results.values() for name, system in result["systems"].items()}
-    assert list(systems) == ["ReSID, small", "SASRec, small", "TIGER, small"]
+    assert {name: list(system) for name, system in systems.items()} == {
+        "ReSID, small": ["valid", "test", "backbone"],
+        "SASRec, small": ["test", "backbone"],
+        "TIGER, small": ["valid", "test", "backbone"],
+    }
     assert systems["ReSID, small"]["backbone"] == systems["TIGER, small"]["backbone"]
     assert systems["SASRec, small"]["backbone"] == 12 * 32**2 + 13 * 32 + 2 * 32  # a block, and the norm at the end
     assert [line.split(",")[0] for line in said.splitlines()[-3:]] == ["ReSID", "SASRec", "TIGER"]

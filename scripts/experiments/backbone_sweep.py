@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from decoder import decoder_steps, recommended
+from decoder import SPLITS, decoder_steps, recommended
 from grid import Grid, Run, chosen, parser
 from safetensors import safe_open
 
@@ -50,7 +50,8 @@ def runs_of(arguments: argparse.Namespace) -> list[Run]:
         for size in arguments.sizes:
             layers, hidden = SIZES[size]
             for name, (embed, tokenize) in methods(arguments).items():
-                # SASRec is ranked beside one of the two: a baseline of the same catalogue, whatever the semantic IDs.
+                # SASRec is ranked beside one of the two, on test alone: it does not depend on semantic IDs, and each
+                # evaluation would train it again.
                 sasrec = {"baselines": ["sasrec"], "sasrec_layers": layers, "sasrec_hidden": hidden}
                 steps = (
                     ("embed", {**data, **embed, **device}),
@@ -59,7 +60,7 @@ def runs_of(arguments: argparse.Namespace) -> list[Run]:
                         data, arguments.epochs, arguments.device,
                         extend={"micro_layers": layers, "micro_hidden": hidden},
                         sft={**batch, "learning_rate": arguments.learning_rate},
-                        evaluate=sasrec if name == "ReSID" else {},
+                        test=sasrec if name == "ReSID" else {},
                     ),
                 )  # fmt: skip
                 found.append(Run(f"{name}, {size}", steps, seed))
@@ -102,7 +103,9 @@ def show(results: list[dict[str, Any]]) -> None:
     for name, of in sorted(systems.items()):
         cells = [
             " ".join(f"{mean(s[split]['plain'][m] for s in of):.4f}"[1:] for m in ("recall@10", "ndcg@10"))
-            for split in ("valid", "test")
+            if split in of[0]
+            else ""
+            for split in SPLITS
         ]
         by_seed = [round(s["test"]["plain"]["recall@10"], 4) for s in of]
         print(f"{name:20} {of[0]['backbone']:8,}  {cells[0]:>15}  {cells[1]:>14}  {by_seed}")

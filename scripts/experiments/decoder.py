@@ -28,23 +28,21 @@ def decoder_steps(given: dict[str, Any], epochs: float, device: str, **replaced:
         given: Options of all of them, such as the catalogue where no stage of the run makes it.
         epochs: Of sft.
         device: auto, cpu or cuda.
-        replaced: Stage -> options in place of those above.
+        replaced: extend, sft or a split, as the evaluation of it -> options in place of those above.
     """
     extend, sft, evaluate = ({**given, **options} for options in (EXTEND, SFT, EVALUATE))
     return (
         ("extend", {**extend, **replaced.get("extend", {})}),
         ("sft", {**sft, "device": device, "epochs": epochs, **replaced.get("sft", {})}),
-        *(
-            ("evaluate", {**evaluate, "device": device, "split": split, **replaced.get("evaluate", {})})
-            for split in SPLITS
-        ),
+        *(("evaluate", {**evaluate, "device": device, "split": split, **replaced.get(split, {})}) for split in SPLITS),
     )
 
 
 def recommended(evaluated: list[Path], system: str = "ours") -> dict[str, dict[str, dict[str, float]]]:
-    """Split -> column -> metric of a system, from its evaluations in the order of SPLITS."""
+    """Split -> column -> metric of a system, from evaluations in the order of SPLITS, where it takes part."""
     found = {}
     for split, directory in zip(SPLITS, evaluated, strict=True):
-        of = load(directory / "metrics.json")["systems"][system]
-        found[split] = {c: {m: of[c][m] for m in ("recall@10", "ndcg@10", "coverage@10")} for c in of}
+        of = load(directory / "metrics.json")["systems"].get(system)
+        if of is not None:
+            found[split] = {c: {m: of[c][m] for m in ("recall@10", "ndcg@10", "coverage@10")} for c in of}
     return found
