@@ -18,7 +18,7 @@ from statistics import mean
 from typing import Any
 
 from decoder import SPLITS, decoder_steps, recommended
-from grid import Grid, Run, chosen, parser
+from grid import Run, carry_out, parser
 from safetensors import safe_open
 
 from llmrec.evaluation.neural import SASRec
@@ -123,9 +123,7 @@ def main() -> None:
     made.add_argument("--learning-rate", type=float, default=1e-3)
     made.add_argument("--device", default="auto")
     arguments = made.parse_args()
-    grid = Grid(arguments, measure)
-    grid.run_all(chosen(runs_of(arguments), arguments))
-    show(list(grid.results.values()))
+    carry_out(arguments, runs_of(arguments), measure, show)
 
 
 if __name__ == "__main__":

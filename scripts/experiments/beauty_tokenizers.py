@@ -15,7 +15,7 @@ from statistics import mean
 from typing import Any
 
 from decoder import decoder_steps, recommended
-from grid import ROOT, Grid, Run, chosen, load, parser
+from grid import ROOT, Run, carry_out, load, parser
 
 TEXT, BEHAVIOUR, SASREC, FAMAE = ["text"], ["collaborative"], ["sasrec"], ["famae"]
 BOTH, WITH_SASREC = [*TEXT, *BEHAVIOUR], [*TEXT, *SASREC]
@@ -147,9 +147,7 @@ def main() -> None:
     made.add_argument("--epochs", type=float, default=12)
     made.add_argument("--device", default="auto")
     arguments = made.parse_args()
-    grid = Grid(arguments, measure)
-    grid.run_all(chosen(runs_of(arguments), arguments))
-    show(list(grid.results.values()))
+    carry_out(arguments, runs_of(arguments), measure, show)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from decoder import decoder_steps, recommended
-from grid import Grid, Run, chosen, parser
+from grid import Run, carry_out, parser
 
 from llmrec.catalog import Catalog
 from llmrec.columns import TARGET, USER_ID
@@ -165,9 +165,7 @@ def main() -> None:
     arguments = made.parse_args()
     catalog = Catalog.load(arguments.catalog)
     fields = [field.name for field in item_fields(catalog)[1:]]
-    grid = Grid(arguments, partial(measure, fields))
-    grid.run_all(chosen(runs_of(arguments, catalog, fields), arguments))
-    show(list(grid.results.values()))
+    carry_out(arguments, runs_of(arguments, catalog, fields), partial(measure, fields), show)
 
 
 if __name__ == "__main__":

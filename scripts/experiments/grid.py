@@ -198,6 +198,18 @@ def chosen(runs: list[Run], arguments: argparse.Namespace) -> list[Run]:
     ]
 
 
+def carry_out(
+    arguments: argparse.Namespace,
+    runs: list[Run],
+    measure: Callable[[Run, list[Path]], dict[str, Any]],
+    show: Callable[[list[dict[str, Any]]], None],
+) -> None:
+    """Run what is chosen of the runs, and show all results there are."""
+    grid = Grid(arguments, measure)
+    grid.run_all(chosen(runs, arguments))
+    show(list(grid.results.values()))
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """Flags of every experiment."""
     made = argparse.ArgumentParser(description=description)
