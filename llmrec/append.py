@@ -114,9 +114,13 @@ def append(published: Published, catalog: Catalog, views: ItemViews) -> Appended
     if not len(new_rows):
         return Appended(table, encoded, new_rows, [f"No new items: all {old.num_items} keep their semantic IDs."])
     notes = [f"{len(new_rows)} new items; {old.num_items} keep their semantic IDs."]
-    moved = (codes[new_rows, : encoded.codes.shape[1]] != encoded.codes[new_rows]).any(axis=1).sum()
+    differs = codes[new_rows, : encoded.codes.shape[1]] != encoded.codes[new_rows]
+    elsewhere = differs[:, :-1].any(axis=1)
+    moved = (differs.any(axis=1) & ~elsewhere).sum()
     if moved:
         notes.append(f"{moved} new items have another last code than the tokenizer's, whose place was taken.")
+    if elsewhere.any():
+        notes.append(f"{elsewhere.sum()} new items found no room under their parent and went to the nearest that has.")
     return Appended(table, encoded, new_rows, [*notes, *grown])
 
 

@@ -1,14 +1,29 @@
-"""The grid of pipelines: shared stages run once, a failure leaves the others alone, results are taken up again."""
+"""The grid of pipelines: shared stages run once, a failure leaves the others alone, results are taken up again.
+
+The experiments themselves run at a tiny size, their stages in this process.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
+from llmrec.cli import main
+from llmrec.evaluation.neural import SASRec
+from llmrec.evaluation.neural.trainer import Training
+from llmrec.stages import embed
+from llmrec.views.famae import TRAINING, famae_view
+
 FOLDER = Path(__file__).parents[1] / "scripts" / "experiments"
+MODULES = [file.stem for file in FOLDER.glob("*.py")]
 
 
 @pytest.fixture
@@ -17,7 +32,8 @@ def grid(monkeypatch):
     import grid
 
     yield grid
-    sys.modules.pop("grid")
+    for name in MODULES:
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -53,6 +69,37 @@ def pretend(grid, monkeypatch) -> list[list[str]]:
 
     monkeypatch.setattr(grid.Grid, "process", process)
     return called
+
+
+@pytest.fixture
+def run(grid, monkeypatch, tmp_path, capsys, one_thread):
+    """Call the main function of an experiment on a small simulated catalogue, and return what it kept and printed."""
+    import decoder
+
+    def process(self, label, words):
+        if main(words) != 0:
+            raise grid.Failed(capsys.readouterr().err)
+
+    monkeypatch.setattr(grid.Grid, "process", process)
+    monkeypatch.setattr(decoder, "EXTEND", {"model": "micro", "micro_layers": 1, "micro_hidden": 32, "micro_words": 64})
+    monkeypatch.setattr(decoder, "EVALUATE", {"baselines": [], "batch_size": 256, "bootstrap_samples": 20})
+    monkeypatch.setattr(SASRec, "training", Training(max_epochs=1))
+    short = dataclasses.replace(TRAINING, max_epochs=1)
+    monkeypatch.setattr(embed, "famae_view", functools.partial(famae_view, training=short))
+    catalog = tmp_path / "catalog"
+    simulated = ["prepare", "--dataset", "simulated", "--simulated-users", "50", "--simulated-items", "32"]
+    assert main([*simulated, "--k-core", "3", "--out", str(catalog)]) == 0
+
+    def call(module: ModuleType, *flags: str) -> tuple[dict[str, dict], str]:
+        given = ["--catalog", catalog, "--work", tmp_path / "work", "--results", tmp_path / "results.jsonl"]
+        given += ["--famae-dim", 4, "--epochs", 0.2, "--parallel", 1, "--device", "cpu", *flags]
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, given)])
+        capsys.readouterr()
+        module.main()
+        lines = (tmp_path / "results.jsonl").read_text().splitlines()
+        return {r["name"]: r for r in map(json.loads, lines)}, capsys.readouterr().out
+
+    return call
 
 
 def test_stages_in_common_run_once_and_a_failure_leaves_the_others_alone(grid, arguments, monkeypatch, tmp_path):
@@ -124,3 +171,69 @@ def test_the_claim_of_the_probe_averages_seeds_and_draws_tokenizers(monkeypatch,
     assert first == "4 tokenizers, 5 runs"
     assert measured[0].split()[:3] == ["probe:", "-item_cross_entropy", "+0.80"]  # b, by its mean, and c change places
     assert measured[1].split()[2:] == ["-1.00", "[-1.00,", "-1.00]"]
+
+
+def test_minutes_count_the_views_that_a_method_reads(grid, monkeypatch, tmp_path):
+    import beauty_tokenizers
+
+    monkeypatch.setattr(beauty_tokenizers, "ROOT", tmp_path)
+    for folder, counts in (("views", {"seconds": {"text": 60.0, "famae": 30.0}}), ("sid", {"fit_seconds": 6.0})):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "manifest.json").write_text(json.dumps({"counts": counts}))
+
+    def minutes(**options) -> float | None:
+        run = grid.Run("a", (("tokenize", {"views": "views", **options}),))
+        return beauty_tokenizers.tokenization(run, tmp_path / "sid")["minutes"]
+
+    assert minutes(view_names=["famae"]) == pytest.approx(0.6)
+    assert minutes(view_names=["text", "famae"]) == pytest.approx(1.6)
+    assert minutes() == pytest.approx(0.1)  # no view is read
+    assert minutes(view_names=["sasrec"]) is None  # nobody knows what it took
+
+
+def test_a_larger_share_of_dropped_fields_holds_the_smaller_one(grid):
+    import field_drop
+
+    items = pa.table({"item_id": list("abcdefghij"), "year": range(10), "genres": [["x"], ["x", "y"]] * 5})
+    some, more = (field_drop.drop_fields(items, ["year", "genres"], rate, seed=1) for rate in (0.3, 0.6))
+    lost, lost_more = (set(np.flatnonzero(table["year"].is_null().to_numpy())) for table in (some, more))
+    assert (len(lost), len(lost_more)) == (3, 6) and lost < lost_more
+    assert set(np.flatnonzero(some["genres"].is_null().to_numpy())) == lost
+    kept = [row for row in range(10) if row not in lost]
+    assert some.schema == items.schema and some.take(kept).equals(items.take(kept))
+    assert field_drop.drop_fields(items, ["year"], 0.0, seed=1).equals(items)
+
+
+def test_field_drop_runs_and_pairs_its_users(run):
+    import field_drop
+
+    only = ["--rates", 0, 0.6, "--only", "^fields, 0%", "^fields and text, 60%", "^text"]
+    results, said = run(field_drop, *only)
+    assert not [result["error"] for result in results.values() if "error" in result]
+    assert list(results) == ["fields, 0% dropped", "text, 0% dropped", "fields and text, 60% dropped"]
+    whole, partial = results["fields, 0% dropped"], results["fields and text, 60% dropped"]
+    assert len(whole["lost"]) == 0 < len(partial["lost"]) < partial["users"] == whole["users"]
+    assert len(partial["hits"]) / partial["users"] == pytest.approx(partial["test"]["plain"]["recall@10"])
+    assert partial["famae"].keys() == {"all_hidden", "item_hidden"} and results["text, 0% dropped"]["famae"] == {}
+    (line,) = [line for line in said.splitlines() if line.startswith("fields, 0%")]
+    assert "- all fields 0.0000 [0.0000, 0.0000]" in line and "targets without" not in line
+    (line,) = [line for line in said.splitlines() if line.startswith("fields and text, 60%")]
+    rows, hits, base = partial["lost"], field_drop.hits_of(partial), field_drop.hits_of(whole)
+    assert f"targets without fields {hits[rows].mean():.4f}, with them {base[rows].mean():.4f}" in line
+
+
+def test_the_backbone_sweep_gives_the_three_systems_one_size(run):
+    import backbone_sweep
+
+    backbone_sweep.SIZES["small"] = (1, 32)
+    results, said = run(backbone_sweep, "--sizes", "small", "--codebook-size", 4)
+    assert not [result["error"] for result in results.values() if "error" in result]
+    systems = {name: system for result in results.values() for name, system in result["systems"].items()}
+    assert {name: list(system) for name, system in systems.items()} == {
+        "ReSID, small": ["valid", "test", "backbone"],
+        "SASRec, small": ["test", "backbone"],
+        "TIGER, small": ["valid", "test", "backbone"],
+    }
+    assert systems["ReSID, small"]["backbone"] == systems["TIGER, small"]["backbone"]
+    assert systems["SASRec, small"]["backbone"] == 12 * 32**2 + 13 * 32 + 2 * 32  # a block, and the norm at the end
+    assert [line.split(",")[0] for line in said.splitlines()[-3:]] == ["ReSID", "SASRec", "TIGER"]

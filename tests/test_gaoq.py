@@ -11,9 +11,11 @@ from clustered import catalog_of, clusters, points, views_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmrec.append import Published, append
 from llmrec.collisions import num_collisions, resolve
 from llmrec.collisions.append import codes_beside
 from llmrec.diagnostics.structure import index_consistency
+from llmrec.sid import SidTable
 from llmrec.tokenizers.gaoq import GAOQ, anchors_of, derived_branching, matched, offset_cosines
 from llmrec.tokenizers.hierarchical_kmeans import HierarchicalKMeans
 
@@ -162,12 +164,31 @@ def test_new_items_take_the_nearest_child_and_then_the_free_anchor_nearest_in_co
         assert placed[0, 2] == free[cosine[free].argmax()]
 
 
-def test_new_items_beyond_the_anchors_of_a_cluster_are_refused_or_get_a_suffix():
+def test_new_items_whose_cluster_is_full_go_to_the_nearest_with_room():
+    """Four clusters of five places, 19 items: three are full, and whoever comes second finds no room at all."""
+    x = clusters(19, 4, 4, spread=0.1)
+    tokenizer = gaoq_of(branching=[2, 2, 5])
+    codes = codes_for(tokenizer, x)
+    (short,) = [p for p in itertools.product(range(2), repeat=2) if (codes[:, :2] == p).all(axis=1).sum() == 4]
+    far = int(np.flatnonzero(codes[:, 0] != short[0])[0])
+    catalog, views = catalog_of(20), views_of(text=torch.cat([x, x[far : far + 1]]))
+    encoded = tokenizer.encode(catalog, views)
+    assert tuple(encoded.codes[19, :2]) == tuple(codes[far, :2]) != short
+    placed = codes_beside("hungarian_leaf", codes, encoded, np.array([19]))[0]
+    assert tuple(placed[:2]) == short and num_collisions(np.vstack([codes, placed])) == 0
+    assert codes_beside("hungarian_leaf", codes, encoded, np.array([], np.int64)).shape == (0, 3)
+    published = Published(SidTable(catalog_of(19).item_ids, codes, level_sizes=[2, 2, 5]), tokenizer, "hungarian_leaf")
+    grown = append(published, catalog, views)
+    assert grown.table.codes([19]).tolist() == [placed.tolist()]
+    assert "1 new items found no room under their parent and went to the nearest that has." in grown.notes
+
+
+def test_new_items_beyond_all_anchors_are_refused_or_get_a_suffix():
     x = points(20, 4)
     tokenizer = gaoq_of(branching=[2, 2, 5])
     codes, grown = codes_for(tokenizer, x), torch.cat([x, x[:1]])
     encoded = tokenizer.encode(catalog_of(21), views_of(text=grown))
-    with pytest.raises(ValueError, match="find no free last code"):
+    with pytest.raises(ValueError, match="1 new items find no free last code: of the 20 places"):
         codes_beside("hungarian_leaf", codes, encoded, np.array([20]))
     assert num_collisions(resolve("suffix_if_collided", encoded, [2, 2, 5])[0]) == 0
 

@@ -28,9 +28,10 @@ from llmrec.views.famae import (
     quality,
     train,
     vectors_of,
+    weights_of,
     windows_of,
 )
-from llmrec.views.famae_network import FAMAE, PADDING, Field
+from llmrec.views.famae_network import FAMAE, PADDING, Field, last_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = dataclasses.replace(TRAINING, max_epochs=9)
@@ -62,7 +63,7 @@ def sequences() -> list[list[int]]:
 def view(sequences, fields) -> View:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    found = famae_view(catalog_of(sequences, fields), 16, 0, "cpu", QUICK)
+    found = famae_view(catalog_of(sequences, fields), 16, 0, "cpu", training=QUICK)
     torch.set_num_threads(threads)
     return found
 
@@ -97,6 +98,13 @@ def test_windows_by_hand():
     assert ends.batch(np.arange(2)).tolist() == [[1, 2, 3], [-1, 5, 6]]
     long = windows_of([np.arange(40)])
     assert long.batch(np.array([38])).tolist() == [list(range(40 - WINDOW, 40))] and len(long.ends) == 39
+
+
+def test_the_last_state_alone_is_that_of_the_whole_block():
+    torch.manual_seed(0)
+    block, inputs = torch.nn.TransformerEncoderLayer(8, 4, 16, 0.1, batch_first=True).eval(), torch.randn(3, 5, 8)
+    padding = torch.arange(5) < torch.tensor([[0], [2], [4]])
+    torch.testing.assert_close(last_state(block, inputs, padding), block(inputs, src_key_padding_mask=padding)[:, -1])
 
 
 def test_the_number_of_hidden_fields_is_uniform_and_then_which():
@@ -208,7 +216,7 @@ def test_items_that_training_has_not_seen_have_their_fields_alone(view):
 
 
 def test_values_of_untrained_items_alone_are_zero(small):
-    vectors, known = vectors_of(small[1], np.array([0, 1]))
+    vectors, known = vectors_of(small[1], np.array([0, 1]), [1, 1, 1])
     assert vectors.reshape(5, 3, 8).any(axis=2).tolist() == [
         [True, True, True],
         [True, True, True],
@@ -221,6 +229,35 @@ def test_values_of_untrained_items_alone_are_zero(small):
     np.testing.assert_allclose(vectors[3, 8:16], own.detach().numpy(), rtol=1e-5)
 
 
+def test_weights_of_fields_are_lengths_of_blocks(small):
+    plain, known = vectors_of(small[1], np.arange(5), [1, 1, 1])
+    weighted, same = vectors_of(small[1], np.arange(5), weights_of(small[0], {"genres": 0.25, "item_id": 3}))
+    np.testing.assert_allclose(weighted.reshape(5, 3, 8), plain.reshape(5, 3, 8) * [[[3], [0.25], [1]]], rtol=1e-6)
+    assert np.array_equal(known, same)
+    with pytest.raises(ValueError, match=r"names \['brand'\]; the fields of view 'famae' are \['item_id', 'genres'"):
+        weights_of(small[0], {"brand": 2})
+
+
+def test_the_rate_falls_along_a_cosine_to_nothing_at_the_last_epoch(monkeypatch, small):
+    """Two epochs of three steps: halfway down at the end of the first, nothing left at the end of the second."""
+    windows, rates = windows_of([np.array([0, 1]), np.array([1, 2]), np.array([2, 3])]), []
+
+    def judge(network: FAMAE, judges: Windows) -> Quality:
+        rates.append(optimizers[0].param_groups[0]["lr"])
+        return Quality(0.0, 0.0)
+
+    made, optimizers = torch.optim.AdamW, []
+
+    def remembered(*args, **options) -> torch.optim.Optimizer:
+        optimizers.append(made(*args, **options))
+        return optimizers[0]
+
+    monkeypatch.setattr("torch.optim.AdamW", remembered)
+    monkeypatch.setattr("llmrec.views.famae.quality", judge)
+    train(small[1], windows, windows, dataclasses.replace(TRAINING, max_epochs=2), 0)
+    assert rates == pytest.approx([TRAINING.learning_rate / 2, 0], abs=1e-9)
+
+
 def test_law_1_and_the_same_seed(sequences, fields):
     short = sequences[:60]
     blind = catalog_of(short, fields, valid=[[0, 1]], test=[[0, 1]])
@@ -231,22 +268,22 @@ def test_law_1_and_the_same_seed(sequences, fields):
         return rows(split)
 
     blind.rows = guarded
-    first = famae_view(blind, 8, 3, "cpu", SHORT)
-    second = famae_view(catalog_of(short, fields, valid=[[3, 60]], test=[[2, 5]]), 8, 3, "cpu", SHORT)
+    first = famae_view(blind, 8, 3, "cpu", training=SHORT)
+    second = famae_view(catalog_of(short, fields, valid=[[3, 60]], test=[[2, 5]]), 8, 3, "cpu", training=SHORT)
     assert first.vectors.tobytes() == second.vectors.tobytes() and first.provenance == second.provenance
-    assert not np.allclose(first.vectors, famae_view(blind, 8, 4, "cpu", SHORT).vectors)
+    assert not np.allclose(first.vectors, famae_view(blind, 8, 4, "cpu", training=SHORT).vectors)
 
 
 def test_a_field_with_many_values_is_learned_from_samples(monkeypatch, sequences, fields):
     monkeypatch.setattr("llmrec.views.famae_network.MOST_CLASSES", 20)
     monkeypatch.setattr("llmrec.views.famae_network.NEGATIVES", 16)
-    found = famae_view(catalog_of(sequences, fields), 16, 0, "cpu", QUICK)
+    found = famae_view(catalog_of(sequences, fields), 16, 0, "cpu", training=dataclasses.replace(QUICK, max_epochs=18))
     assert float(found.provenance["item_hidden"]) > 0.8  # a genre alone gives .5
 
 
 def test_one_value_is_left_out_with_a_word_and_no_field_is_an_error(capfd, sequences, fields):
     given = {**fields, "shop": ["x"] * 62}
-    found = famae_view(catalog_of(sequences[:60], given), 8, 0, "cpu", SHORT)
+    found = famae_view(catalog_of(sequences[:60], given), 8, 0, "cpu", training=SHORT)
     assert found.provenance["fields"] == "['item_id', 'genres', 'store']"
     assert "famae leaves out ['shop']" in " ".join(capfd.readouterr().err.split())
     with pytest.raises(ValueError, match=r"of the columns \['item_id', 'title', 'shop'\].*none is one"):
@@ -262,6 +299,16 @@ def test_the_stage_builds_it_and_refuses_before_any_work(capsys, tmp_path, seque
     result = run_json(capsys, *argv, "--famae-dim", 8)
     assert result["views"]["famae"]["dim"] == 24
     assert ItemViews.load(tmp_path / "views", prepared)["famae"].vectors.dtype == np.float32
+    assert result["seconds"].keys() == {"famae"} and result["seconds"]["famae"] > 0
+    weighted = [*argv[:-1], tmp_path / "no", "--famae-dim", "8", "--famae-field-weights"]
+    for weight, message in {
+        "brand=2": "names ['brand']; the fields of view 'famae' are ['item_id', 'genres', 'store']",
+        "store": "famae_field_weights '=store' is not field=weight",
+        "store=-1": "'store=-1' is not field=weight, with a number above 0",
+        "store=nan": "'store=nan' is not",
+    }.items():
+        assert main([*map(str, weighted), weight]) == 2
+        assert message in capsys.readouterr().err
     plain = write_catalog(tmp_path / "plain", made.items.select(["item_id", "title"]), made._split)
     assert main(["embed", "--catalog", str(plain.source), "--views", "famae", "--out", str(tmp_path / "no")]) == 2
     assert "view 'famae' needs a side field" in capsys.readouterr().err

@@ -6,7 +6,8 @@ suffix_if_collided  The cheapest last code that nobody has, or whose bucket has 
 sinkhorn_reassign   The cheapest last code that nobody has; where there is none, the next ordinal of the nearest one, if
                     the published semantic IDs have a suffix.
 knn_cap             The cheapest last code with room: for CAP items, or for one if there is no suffix.
-hungarian_leaf      The cheapest last code that nobody has.
+hungarian_leaf      The cheapest last code that nobody has; where a parent is full, under the nearest one that is not,
+                    if the tokenizer knows which that is (GAOQ).
 accept              Shared with whoever has the codes.
 
 Items take their turns in the order of their rows.
@@ -42,6 +43,8 @@ def codes_beside(policy: str, published_PS: np.ndarray, encoded: Encoded, new_ro
         ValueError: If no code is free where a new item belongs.
     """
     levels = encoded.codes.shape[1]
+    if policy == "hungarian_leaf" and encoded.place is not None and len(new_rows):
+        return encoded.place(new_rows, published_PS)
     own_AL, has_suffix = encoded.codes[new_rows], published_PS.shape[1] > levels
     codes_AL = own_AL if policy in KEEP_CODES else _placed(policy, published_PS, encoded, new_rows)
     if not has_suffix:

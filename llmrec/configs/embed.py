@@ -32,6 +32,10 @@ class EmbedConfig(StageConfig):
     geographic_frequencies: int = option("Frequencies of latitude and longitude in geographic vectors.", 16, least=1)
     # ReSID (2602.02338).
     famae_dim: int = option("Dimension of each field's part of famae vectors, the item's own included.", 128, least=1)
+    famae_field_weights: list[str] = option(
+        "Weights of parts of famae vectors, each as field=weight, the item's own part being item_id; 1 when left out.",
+        [],
+    )
     # The content of the files, and not their paths, belongs to the run's identity: they are inputs.
     external: list[str] = option(
         "Views made elsewhere, each as name=path: .parquet with item_id and vector, or .npy in catalogue order.",

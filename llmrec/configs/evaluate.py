@@ -22,6 +22,10 @@ class EvaluateConfig(StageConfig):
         "train for minutes.",
         ["popularity", "repeat", "markov", "item_knn"],
     )
+    sasrec_hidden: int | None = option(
+        "Hidden size of the baseline sasrec; that of its file when left out.", None, least=2
+    )
+    sasrec_layers: int | None = option("Layers of the baseline sasrec, likewise.", None, least=1)
     max_rows: int | None = option("Evaluate a random sample of rows.", None, least=1)
     exact_rows: int = option("Rows, a random sample, to rank without a beam as well; slow.", 0, least=0)
     batch_size: int = option("Rows decoded together on one device.", 64, identity=False, least=1)

@@ -180,7 +180,7 @@ TRAINED = ("sasrec", "gru4rec", "sasrec_fields", "bert4rec")
 BASELINES = (*COUNTED, *TRAINED)
 
 
-def baseline(name: str, catalog: Catalog, seed: int = 0, device: str = "auto") -> Baseline:
+def baseline(name: str, catalog: Catalog, seed: int = 0, device: str = "auto", **options: int) -> Baseline:
     """A baseline that has learned the training sequences of a catalogue.
 
     Args:
@@ -188,6 +188,7 @@ def baseline(name: str, catalog: Catalog, seed: int = 0, device: str = "auto") -
         catalog: Whose training sequences are learned; a trained baseline chooses its epoch on the valid rows.
         seed: Of a trained baseline.
         device: Of a trained baseline: auto, cpu or cuda.
+        options: Of the network of a trained baseline.
 
     Raises:
         ValueError: If a baseline to be trained finds no valid rows, nothing to learn from, or no side field.
@@ -196,7 +197,7 @@ def baseline(name: str, catalog: Catalog, seed: int = 0, device: str = "auto") -
         return COUNTED[name](catalog)
     from llmrec.evaluation.neural import NETWORKS, NeuralRanker
 
-    return NeuralRanker(NETWORKS[name], catalog, seed, device)
+    return NeuralRanker(NETWORKS[name], catalog, seed, device, **options)
 
 
 def check_trainable(name: str, catalog: Catalog) -> None:

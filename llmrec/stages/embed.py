@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,12 @@ from llmrec.catalog import Catalog
 from llmrec.configs import EmbedConfig
 from llmrec.console import say
 from llmrec.device import resolve_device
-from llmrec.manifest import read_manifest
+from llmrec.manifest import read_manifest, write_json
 from llmrec.suggest import suggestion
 from llmrec.views import SUFFIX, ItemViews, View
 from llmrec.views.collaborative import collaborative_view
 from llmrec.views.external import external_view
-from llmrec.views.famae import famae_view, item_fields
+from llmrec.views.famae import famae_view, item_fields, weights_of
 from llmrec.views.famae_network import HEADS
 from llmrec.views.hold_out import hold_out
 from llmrec.views.lightgcn import lightgcn_view
@@ -27,7 +29,8 @@ from llmrec.views.spatial import coordinates, geographic_view, spatial_view
 from llmrec.views.text import TFIDF, encoder_view, load_encoder, render_texts, tfidf_view
 
 VIEWS = ("text", "collaborative", "sasrec", "lightgcn", "famae", "spatial", "geographic")
-TRAINED = {"sasrec": sasrec_view, "lightgcn": lightgcn_view, "famae": famae_view}
+TRAINED = {"sasrec": sasrec_view, "lightgcn": lightgcn_view}
+SECONDS = "seconds.json"
 EXTERNAL = re.compile(r"([A-Za-z0-9_-]+)=(.+)")  # the name becomes that of a file
 
 
@@ -35,7 +38,7 @@ def main(config: EmbedConfig) -> dict[str, Any]:
     """Build every view of `config.views` that the output directory does not have yet.
 
     Returns:
-        out, num_items and, per view, its dimension and number of missing items.
+        out, num_items, per view its dimension and number of missing items, and the seconds each view took.
     """
     check(config)
     catalog, files = Catalog.load(config.catalog), external_files(config)
@@ -43,17 +46,18 @@ def main(config: EmbedConfig) -> dict[str, Any]:
     if "text" in config.views:
         render_texts(catalog, config.text_template)
     if "famae" in config.views:
-        item_fields(catalog)
+        weights_of(item_fields(catalog), field_weights(config))
     if not {"spatial", "geographic"}.isdisjoint(config.views):
         coordinates(catalog)
-    if not TRAINED.keys().isdisjoint(config.views):
+    if not {"famae", *TRAINED}.isdisjoint(config.views):
         hold_out(catalog, config.seed)
 
     def build(workdir: Path) -> dict[str, Any]:
         for name in config.views:
-            file = workdir / (name + SUFFIX)
+            file, started = workdir / (name + SUFFIX), time.monotonic()
             view = None if file.exists() else build_view(name, config, catalog, external, workdir / SCRATCH)
             if view is not None and processes.is_main():
+                note_seconds(workdir, name, time.monotonic() - started)
                 view.save(file)
         return counts(workdir, catalog, config) if processes.is_main() else {}
 
@@ -71,7 +75,7 @@ def check(config: EmbedConfig) -> None:
     Raises:
         ValueError: If an option is at fault, or the device is not here.
     """
-    problems, given = external_problems(config), external_files(config)
+    problems, given = [*external_problems(config), *weight_problems(config)], external_files(config)
     if not config.views or len(set(config.views)) < len(config.views):
         problems.append(f"views is {config.views}; name each view at most once, and one at least")
     known = [*VIEWS, *given]
@@ -112,6 +116,32 @@ def external_problems(config: EmbedConfig) -> list[str]:
     return problems
 
 
+def field_weights(config: EmbedConfig) -> dict[str, float]:
+    """Field -> weight, of a config without `weight_problems`."""
+    return {name: float(weight) for name, _, weight in (each.rpartition("=") for each in config.famae_field_weights)}
+
+
+def weight_problems(config: EmbedConfig) -> list[str]:
+    """What is wrong with `config.famae_field_weights`, names of fields aside."""
+    entries, problems = [each.rpartition("=") for each in config.famae_field_weights], []
+    if entries and "famae" not in config.views:
+        problems.append(f"famae_field_weights is given, but views is {config.views}; add 'famae' there")
+    for name, _, weight in entries:
+        if not name or not is_positive(weight):
+            problems.append(f"famae_field_weights '{name}={weight}' is not field=weight, with a number above 0")
+    if len({name for name, _, _ in entries}) < len(entries):
+        problems.append(f"famae_field_weights is {config.famae_field_weights}; name each field once")
+    return problems
+
+
+def is_positive(text: str) -> bool:
+    """Whether a text is a finite number above 0."""
+    try:
+        return 0 < float(text) < float("inf")
+    except ValueError:
+        return False
+
+
 def build_view(
     name: str, config: EmbedConfig, catalog: Catalog, external: Mapping[str, View], scratch: Path
 ) -> View | None:
@@ -119,9 +149,11 @@ def build_view(
     if name == "text" and config.text_encoder != TFIDF:
         encoder = load_encoder(config.text_encoder, config.device)
         return encoder_view(catalog, encoder, config.text_encoder, config.text_template, config.batch_size, scratch)
-    if name in TRAINED:  # in every process: they would otherwise wait for the first one longer than they may
-        dim = config.famae_dim if name == "famae" else config.collaborative_dim
-        return TRAINED[name](catalog, dim, config.seed, config.device)
+    # What is trained, in every process: they would otherwise wait for the first one longer than they may.
+    if name == "famae":
+        return famae_view(catalog, config.famae_dim, config.seed, config.device, field_weights(config))
+    if name in TRAINED:
+        return TRAINED[name](catalog, config.collaborative_dim, config.seed, config.device)
     if not processes.is_main():
         return None
     if name == "text":
@@ -139,4 +171,16 @@ def counts(workdir: Path, catalog: Catalog, config: EmbedConfig) -> dict[str, An
     """What the manifest says of the views, from the files themselves, which are so checked once more."""
     views = ItemViews.load(workdir, catalog, config.views)
     facts = {name: {"dim": v.vectors.shape[1], "missing": int(v.missing.sum())} for name, v in views.items()}
-    return {"num_items": catalog.num_items, "views": facts}
+    return {"num_items": catalog.num_items, "views": facts, "seconds": seconds_of(workdir)}
+
+
+def note_seconds(workdir: Path, name: str, seconds: float) -> None:
+    """Keep what a view took: a killed run does not build it again, and the cost of semantic IDs includes it."""
+    (workdir / SCRATCH).mkdir(exist_ok=True)
+    write_json(workdir / SCRATCH / SECONDS, {**seconds_of(workdir), name: round(seconds, 1)})
+
+
+def seconds_of(workdir: Path) -> dict[str, float]:
+    """View -> seconds, of the views built so far in one go; less what a killed attempt at one spent on it."""
+    file = workdir / SCRATCH / SECONDS
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

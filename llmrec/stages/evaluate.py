@@ -91,6 +91,11 @@ def check(config: EvaluateConfig) -> None:
     for name in config.baselines:
         if name not in BASELINES:
             problems.append(f"unknown baseline '{name}'; {suggestion(name, BASELINES)}")
+    sized = config.sasrec_hidden is not None or config.sasrec_layers is not None
+    if sized and "sasrec" not in config.baselines:
+        problems.append(f"sasrec_hidden or sasrec_layers is given, but baselines is {config.baselines}; add sasrec")
+    if (config.sasrec_hidden or 0) % 2:
+        problems.append(f"sasrec_hidden is {config.sasrec_hidden}; its two heads need an even number")
     if len(set(config.baselines)) < len(config.baselines):
         problems.append(f"'baselines' repeats a name: {config.baselines}")
     if problems:
@@ -169,7 +174,9 @@ def sample(catalog: Catalog, config: EvaluateConfig) -> tuple[np.ndarray, Rows]:
 def ranker(system: str, config: EvaluateConfig, catalog: Catalog, num_beams: int, workdir: Path) -> Rank:
     """How a system ranks; loads the checkpoint, or fits the baseline on the training rows, and keeps its log."""
     if system not in (OURS, EXACT):
-        fitted = baseline(system, catalog, config.seed, config.device)
+        size = {"hidden": config.sasrec_hidden, "layers": config.sasrec_layers} if system == "sasrec" else {}
+        given = {name: value for name, value in size.items() if value is not None}
+        fitted = baseline(system, catalog, config.seed, config.device, **given)
         if system in TRAINED and processes.is_main():
             (workdir / SCRATCH).mkdir(exist_ok=True)
             write_json(workdir / SCRATCH / f"{system}-{CURVE}", points_of_epochs(fitted.log))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,9 @@ def main(config: TokenizeConfig) -> dict[str, Any]:
             return {}
         views = ItemViews.load(config.views, catalog) if files else ItemViews()
         used = ItemViews({name: views[name] for name in files})
+        started = time.monotonic()
         made = appended(published, catalog, used) if published else fitted(config, tokenizer, catalog, used)
+        seconds = time.monotonic() - started
         made.table.save(workdir)
         made.tokenizer.save_pretrained(workdir)
         write_report(workdir, config, catalog, views, made)
@@ -81,6 +84,7 @@ def main(config: TokenizeConfig) -> dict[str, Any]:
             "num_items": catalog.num_items,
             "num_levels": made.table.num_levels,
             "level_sizes": made.table.level_sizes,
+            "fit_seconds": round(seconds, 1),  # of the semantic IDs alone, without the report and the probe
         }
 
     # A view file may have been added to the directory by hand: its content is part of what the codes depend on.

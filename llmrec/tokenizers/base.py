@@ -39,12 +39,15 @@ class Encoded:
             that knows of no nearness.
         vectors: Item rows (n,) -> (n, D), what was quantised; None for a tokenizer that quantises nothing.
         reconstruction: Item rows (n,) -> (n, D), what the codes stand for; None likewise.
+        place: Item rows (n,) and codes (P, L) that others have -> (n, L) codes that nobody has, under another parent
+            where that of an item is full; None for a tokenizer that knows of no other parent.
     """
 
     codes: np.ndarray
     last_level_cost: Callable[[np.ndarray], Tensor] | None = None
     vectors: Callable[[np.ndarray], Tensor] | None = None
     reconstruction: Callable[[np.ndarray], Tensor] | None = None
+    place: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,9 @@ distinct by construction. Source: ReSID (arXiv:2602.02338); its code has not bee
 Left open by the paper: the balanced split is solved by balanced.py, as in hierarchical_kmeans. A level with more
 anchors than dimensions cannot have orthonormal ones and gets random unit vectors; a parent with fewer children than
 anchors uses the best of them; an only child has no direction and takes any. New items go to the nearest child, and in
-the last cluster to the anchor that they point to most; the policy hungarian_leaf sees to it that this is a free one.
+the last cluster to the anchor that they point to most. Beside published items, with the policy hungarian_leaf, they go
+to the nearest child with room below it and a free anchor there: clusters of ceil(N / (b1 b2)) places are almost full. A
+level of overflow is what suffix_if_collided gives.
 
 Shapes: N items, B points of a node or a chunk, L levels, C children and A anchors of a level, D dimension, P nodes.
 """
@@ -17,21 +19,25 @@ Shapes: N items, B points of a node or a chunk, L levels, C children and A ancho
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from llmrec.catalog import Catalog
 from llmrec.console import progress
 from llmrec.device import resolve_device
 from llmrec.options import option
 from llmrec.tokenizers.balanced import balanced_kmeans
+from llmrec.tokenizers.base import Encoded
 from llmrec.tokenizers.residual import code_means, squared_distances
 from llmrec.tokenizers.splits import SplittingTokenizer, rows_of_nodes
 from llmrec.tokenizers.vectors import require_distinct
+from llmrec.views import ItemViews
 
 LEAF_ITEMS = 15  # of a last cluster; ReSID has 13 to 19 on its four smallest sets, 5 to 16 on the others
 WIDENING = 2  # children of the second level to one of the first; ReSID has 1 to 3.3 on nine of its ten sets
@@ -135,6 +141,53 @@ class GAOQ(SplittingTokenizer):
     def _leaf_cosines(self, points_BD: Tensor, leaves_B: Tensor) -> Tensor:
         """(B, A) cosine of the steps from the leaves' centroids to the points with the anchors of the last level."""
         return offset_cosines(points_BD, self.levels[-1].centroids.flatten(0, 1)[leaves_B], self.anchors[-1])
+
+    def encode(self, catalog: Catalog, views: ItemViews) -> Encoded:
+        encoded, device = super().encode(catalog, views), resolve_device(self.device)
+
+        def place(rows: np.ndarray, taken_PL: np.ndarray) -> np.ndarray:
+            return self.place(encoded.vectors(rows).to(device), torch.from_numpy(taken_PL).to(device)).cpu().numpy()
+
+        return replace(encoded, place=place)
+
+    @torch.no_grad()
+    def place(self, points_BD: Tensor, taken_PL: Tensor) -> Tensor:
+        """Codes that nobody has: of the nearest child with room at each level, then of the best free anchor.
+
+        Args:
+            points_BD: (B, D) vectors of new items, which take their turns in this order.
+            taken_PL: (P, L) codes of the items there are.
+
+        Returns:
+            (B, L) int64 codes.
+
+        Raises:
+            ValueError: If there are fewer free codes than new items.
+        """
+        num_leaves, num_anchors = self.levels[-1].there.numel(), self.sizes[-1]
+        free_QA = self.levels[-1].there.flatten()[:, None].repeat(1, num_anchors)  # Q last clusters
+        free_QA[self._leaves(taken_PL), taken_PL[:, -1]] = False
+        if int(free_QA.sum()) < len(points_BD):
+            raise ValueError(
+                f"{len(points_BD)} new items find no free last code: of the {num_leaves * num_anchors} places of "
+                f"branching {self.sizes} {int(free_QA.sum())} are free. Run `llmrec tokenize` without append, with a "
+                "larger last number, and train again; collision suffix_ordinal always has room for more."
+            )
+        room = [free_QA.view(*level.there.shape, -1).sum(2) for level in self.levels]  # (P, C) free below each child
+        return torch.stack([self._place_one(point_D, free_QA, room) for point_D in points_BD])
+
+    def _place_one(self, point_D: Tensor, free_QA: Tensor, room: list[Tensor]) -> Tensor:
+        """(L,) codes of one new item, which are taken then."""
+        node, codes = 0, []
+        for level, room_PC in zip(self.levels, room, strict=True):
+            cost_C = squared_distances(point_D[None], level.centroids[node])[0]
+            codes.append(cost_C.masked_fill(room_PC[node] == 0, torch.inf).argmin())
+            room_PC[node, codes[-1]] -= 1
+            node = node * len(cost_C) + int(codes[-1])
+        cosine_A = self._leaf_cosines(point_D[None], torch.tensor([node], device=point_D.device))[0]
+        codes.append(cosine_A.masked_fill(~free_QA[node], -torch.inf).argmax())
+        free_QA[node, codes[-1]] = False
+        return torch.stack(codes)
 
     def codes_of(self, points_BD: Tensor) -> Tensor:
         nodes_B, codes = torch.zeros(len(points_BD), dtype=torch.int64, device=points_BD.device), []

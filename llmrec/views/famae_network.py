@@ -43,6 +43,15 @@ class Field(NamedTuple):
     num_values: int
 
 
+def last_state(block: nn.TransformerEncoderLayer, inputs_BTD: Tensor, padding_BT: Tensor) -> Tensor:
+    """(B, D) what a block makes of the last position; what it would make of the others nothing reads."""
+    last_B1D = inputs_BTD[:, -1:]
+    read_B1D, _ = block.self_attn(last_B1D, inputs_BTD, inputs_BTD, key_padding_mask=padding_BT, need_weights=False)
+    last_B1D = block.norm1(last_B1D + block.dropout1(read_B1D))
+    inner_B1D = block.linear2(block.dropout(block.activation(block.linear1(last_B1D))))
+    return block.norm2(last_B1D + block.dropout2(inner_B1D))[:, 0]
+
+
 class FAMAE(nn.Module):
     """A transformer that reads windows of items with fields, and scores values of fields at the last position.
 
@@ -63,7 +72,7 @@ class FAMAE(nn.Module):
             nn.init.normal_(weight, std=INITIAL_STD)
         self.embedded = nn.Sequential(nn.LayerNorm(dim), nn.Dropout(DROPOUT))
         block = nn.TransformerEncoderLayer(dim, HEADS, INNER, DROPOUT, batch_first=True)
-        self.blocks = nn.TransformerEncoder(block, LAYERS, enable_nested_tensor=False)
+        self.blocks = nn.TransformerEncoder(block, LAYERS, enable_nested_tensor=False).layers
         for i, field in enumerate(fields):
             self.register_buffer(f"values_{i}", torch.from_numpy(field.values), persistent=False)
 
@@ -85,8 +94,10 @@ class FAMAE(nn.Module):
         parts_UJD = torch.stack([bag(self.values(i)[rows_U]) for i, bag in enumerate(self.embeddings)], dim=1)
         last_BJD = torch.where(hidden_BJ[..., None], self.masks, parts_UJD[place_BT[:, -1]])
         sums_BTD = torch.cat([parts_UJD.sum(1)[place_BT[:, :-1]], last_BJD.sum(1, keepdim=True)], dim=1)
-        inputs_BTD = self.embedded(sums_BTD + self.positions[-items_BT.shape[1] :])
-        return self.blocks(inputs_BTD, src_key_padding_mask=items_BT == PADDING)[:, -1]
+        states_BTD, padding_BT = self.embedded(sums_BTD + self.positions[-items_BT.shape[1] :]), items_BT == PADDING
+        for block in self.blocks[:-1]:
+            states_BTD = block(states_BTD, src_key_padding_mask=padding_BT)
+        return last_state(self.blocks[-1], states_BTD, padding_BT)
 
     def scores(self, states_BD: Tensor, field: int, values: Tensor | slice) -> Tensor:
         """(B, number of values) sqrt(D) cosines of states with some of a field's values."""

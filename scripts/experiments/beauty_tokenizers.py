@@ -3,21 +3,21 @@
     python scripts/experiments/beauty_tokenizers.py --work /tmp/grid --results /tmp/grid/results.jsonl --parallel 8
 
 Needs runs/beauty/catalog and runs/beauty/views (recipes/beauty-smollm2-135m: prepare; embed with --views text
-collaborative sasrec). The decoder is the 1.2M
-one of recipes/beauty-micro with what helped it there (dropout, label smoothing and weight decay, by valid), trained for
-as many epochs whatever the tokenizer. The table is docs/tokenizers.md's.
+collaborative sasrec famae, on the same machine, since minutes of views count; compare minutes with --parallel 1).
+decoder.py says what is beneath. The table is docs/tokenizers.md's.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-from grid import Grid, Run, chosen, parser
+from decoder import decoder_steps, recommended
+from grid import ROOT, Run, carry_out, load, parser
 
-TEXT, BEHAVIOUR, SASREC = ["text"], ["collaborative"], ["sasrec"]
+TEXT, BEHAVIOUR, SASREC, FAMAE = ["text"], ["collaborative"], ["sasrec"], ["famae"]
 BOTH, WITH_SASREC = [*TEXT, *BEHAVIOUR], [*TEXT, *SASREC]
 METHODS: dict[str, dict[str, Any]] = {
     "random": {"method": "random"},
@@ -35,6 +35,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "rq_kmeans, onerec": {"method": "rq_kmeans", "view_names": BOTH, "balance": "onerec"},
     "hierarchical_kmeans": {"method": "hierarchical_kmeans", "view_names": BOTH, "collision": "accept"},
     "gaoq": {"method": "gaoq", "view_names": BOTH, "collision": "hungarian_leaf"},
+    "resid": {"method": "gaoq", "view_names": FAMAE, "collision": "hungarian_leaf"},
+    "famae, hierarchical_kmeans": {
+        "method": "hierarchical_kmeans", "view_names": FAMAE, "branching": [20, 41, 15], "collision": "hungarian_leaf",
+    },
+    "famae, rq_vae": {"method": "rq_vae", "view_names": FAMAE},
     "opq": {"method": "opq", "view_names": BOTH},
     "fsq": {"method": "fsq", "view_names": BOTH},
     "rvq": {"method": "rvq", "view_names": BOTH},
@@ -60,13 +65,6 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "letter, text": {"method": "letter", "view_names": BOTH, "collision": "sinkhorn_reassign"},
 }  # fmt: skip
-EXTEND = {"model": "micro", "micro_layers": 4, "micro_hidden": 128, "micro_words": 300}
-SFT = {
-    "train": "full", "max_history": 20, "batch_size": 256, "micro_batch_size": 256, "learning_rate": 1e-3,
-    "warmup_steps": 50, "dropout": 0.2, "weight_decay": 0.1, "label_smoothing": 0.1, "logging_steps": 95,
-    "save_steps": 100000,
-}  # fmt: skip
-EVALUATE = {"baselines": [], "batch_size": 256}
 
 
 def runs_of(arguments: argparse.Namespace) -> list[Run]:
@@ -76,9 +74,7 @@ def runs_of(arguments: argparse.Namespace) -> list[Run]:
         for name, options in METHODS.items():
             steps = (
                 ("tokenize", {**data, "views": arguments.views, **options, **device, "probe": True}),
-                ("extend", {**data, **EXTEND}),
-                ("sft", {**data, **SFT, **device, "epochs": arguments.epochs}),
-                *(("evaluate", {**data, **EVALUATE, **device, "split": split}) for split in ("valid", "test")),
+                *decoder_steps(data, arguments.epochs, arguments.device),
             )
             found.append(Run(name, steps, seed))
     return found
@@ -88,29 +84,39 @@ def measure(run: Run, directories: list[Path]) -> dict[str, Any]:
     """What the table shows of a run."""
     sid, _, sft, *evaluated = directories
     report, counts = load(sid / "report.json"), load(sft / "manifest.json")["counts"]
-    found = {
+    return {
         "collision_rate": report["before_policy"]["collision_rate"],
         "perplexity_share": [level["perplexity_share"] for level in report["levels"]],
         "level_sizes": [level["codebook_size"] for level in report["levels"]],
         "probe": report["probe"],
-        "tokenize_s": load(sid / "manifest.json")["seconds"],
+        **tokenization(run, sid),
         "train_s": counts["train_seconds"],
         "loss": counts["loss"],
+        **recommended(evaluated),
     }
-    for split, directory in zip(("valid", "test"), evaluated, strict=True):
-        ours = load(directory / "metrics.json")["systems"]["ours"]
-        found[split] = {c: {m: ours[c][m] for m in ("recall@10", "ndcg@10", "coverage@10")} for c in ours}
-    return found
 
 
-def load(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text())
+def tokenization(run: Run, sid: Path) -> dict[str, float | None]:
+    """Seconds of the views that a method reads, of the method itself (no report, no probe), and minutes of both.
+
+    A view is counted for every method that reads it, FAMAE for ReSID as the text encoder for LETTER; None where
+    the views were not made by one `llmrec embed`, whose manifest says what each took.
+    """
+    options, fit_s = run.steps[0][1], load(sid / "manifest.json")["counts"]["fit_seconds"]
+    manifest = ROOT / options["views"] / "manifest.json"
+    known = load(manifest)["counts"].get("seconds", {}) if manifest.is_file() else {}
+    names = options.get("view_names", [])
+    views_s = sum(known[name] for name in names) if known.keys() >= set(names) else None
+    return {"views_s": views_s, "fit_s": fit_s, "minutes": None if views_s is None else (views_s + fit_s) / 60}
 
 
 def show(results: list[dict[str, Any]]) -> None:
     """A line per run, by valid recall."""
     whole = [result for result in results if "error" not in result]
-    print(f"{'':34} seed | valid R N, seen excl. R N | test R N, seen excl. R N  | collisions perplexity   probe  s, s")
+    print(
+        f"{'':34} seed | valid R N, seen excl. R N | test R N, seen excl. R N  | collisions perplexity   probe, "
+        "minutes, train s"
+    )
     for r in sorted(whole, key=lambda r: -r["valid"]["plain"]["recall@10"]):
         cells = [
             " ".join(f"{r[split][c][m]:.4f}"[1:] for c in ("plain", "seen_excluded") for m in ("recall@10", "ndcg@10"))
@@ -118,12 +124,20 @@ def show(results: list[dict[str, Any]]) -> None:
         ]
         print(
             f"{r['name']:34} {r['seed']:4} | {cells[0]}   | {cells[1]}   | {r['collision_rate']:10.4f} "
-            f"{r['perplexity_share'][0]:10.2f} {r['probe']['item_cross_entropy']:7.3f} {r['tokenize_s']:3.0f}, "
-            f"{r['train_s']:3.0f}"
+            f"{r['perplexity_share'][0]:10.2f} {r['probe']['item_cross_entropy']:7.3f}, "
+            f"{shown(r):>7}, {r['train_s']:7.0f}"
         )
+    minutes = {name: [r.get("minutes") for r in whole if r["name"] == name] for name in ("letter", "resid")}
+    if all(found and None not in found for found in minutes.values()):
+        print(f"minutes of letter / minutes of resid: {mean(minutes['letter']) / mean(minutes['resid']):.1f}")
     for r in results:
         if "error" in r:
             print(f"FAILED {r['name']} seed {r['seed']}: {r['error'].strip().splitlines()[-1][:200]}")
+
+
+def shown(result: dict[str, Any]) -> str:
+    """Minutes to tokenize, where they are known."""
+    return "?" if result.get("minutes") is None else f"{result['minutes']:.2f}"
 
 
 def main() -> None:
@@ -133,9 +147,7 @@ def main() -> None:
     made.add_argument("--epochs", type=float, default=12)
     made.add_argument("--device", default="auto")
     arguments = made.parse_args()
-    grid = Grid(arguments, measure)
-    grid.run_all(chosen(runs_of(arguments), arguments))
-    show(list(grid.results.values()))
+    carry_out(arguments, runs_of(arguments), measure, show)
 
 
 if __name__ == "__main__":

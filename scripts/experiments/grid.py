@@ -25,12 +25,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-# Option of a stage -> stages whose directory it takes, the nearest before it.
+# Option of a stage -> stages whose directory it takes, the nearest before it; what no stage of the run makes is given.
+CATALOG = {"catalog": ("prepare",)}
 WIRES = {
-    "extend": {"sid": ("tokenize",)},
-    "sft": {"model": ("sft", "extend")},
-    "evaluate": {"model": ("sft",)},
+    "embed": CATALOG,
+    "tokenize": {**CATALOG, "views": ("embed",)},
+    "extend": {**CATALOG, "sid": ("tokenize",)},
+    "sft": {**CATALOG, "model": ("sft", "extend")},
+    "evaluate": {**CATALOG, "model": ("sft",)},
 }
+Step = tuple[str, dict[str, Any]]  # a stage and its options
 NO_IDENTITY = ("compile", "micro_batch_size", "logging_steps", "save_steps", "device")  # change no result
 
 
@@ -39,7 +43,7 @@ class Run:
     """A named pipeline: (stage, options) in order, all with one seed."""
 
     name: str
-    steps: tuple[tuple[str, dict[str, Any]], ...]
+    steps: tuple[Step, ...]
     seed: int = 0
 
     @property
@@ -140,7 +144,8 @@ class Grid:
         (stage, options), out = run.steps[depth - 1], self.directory(run, depth)
         for option, sources in WIRES.get(stage, {}).items():
             places = [place for place in range(1, depth) if run.steps[place - 1][0] in sources]
-            options = {**options, option: self.directory(run, places[-1])}
+            if places:
+                options = {**options, option: self.directory(run, places[-1])}
         with self.lock:
             lock = self.of_directory[out]
         with lock:
@@ -175,6 +180,10 @@ class Grid:
         print(f"[{self.seconds():.0f} s] {text}", flush=True)
 
 
+def load(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text())
+
+
 def read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
@@ -187,6 +196,18 @@ def chosen(runs: list[Run], arguments: argparse.Namespace) -> list[Run]:
         if any(re.search(pattern, run.name) for pattern in arguments.only)
         and not any(re.search(pattern, run.name) for pattern in arguments.skip)
     ]
+
+
+def carry_out(
+    arguments: argparse.Namespace,
+    runs: list[Run],
+    measure: Callable[[Run, list[Path]], dict[str, Any]],
+    show: Callable[[list[dict[str, Any]]], None],
+) -> None:
+    """Run what is chosen of the runs, and show all results there are."""
+    grid = Grid(arguments, measure)
+    grid.run_all(chosen(runs, arguments))
+    show(list(grid.results.values()))
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -161,6 +161,10 @@ CASES = {
         "crop is 2.0; at most 1", "mask is -1.0; at least 0", "reorder_ratio is 1.5; at most 1")),
     "nothing to train on": Case("sft", ("has no training rows", "k_core"),
                                 {"catalog": resealed(parquet(SPLIT, column("split", "test")))}),
+    "size of a baseline that is not asked for": Case("evaluate --sasrec-layers 3", (
+        "sasrec_hidden or sasrec_layers is given, but baselines is ['popularity'", "add sasrec")),
+    "baseline of an odd size": Case("evaluate --baselines sasrec --sasrec-hidden 33", (
+        "sasrec_hidden is 33; its two heads need an even number",)),
     "unknown baseline": Case("evaluate --baselines popularty", ("unknown baseline 'popularty'",
                                                                 "did you mean 'popularity'")),
     "cut-off of zero": Case("evaluate --k 0", ("'k' is [0]", "positive")),
