@@ -15,6 +15,7 @@ Shapes: N items, B rows, L levels, K codes of a level, D dimension of the vector
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from llmrec.device import resolve_device
 from llmrec.options import option
-from llmrec.tokenizers.autoencoder import Autoencoder, Autoencoding
+from llmrec.tokenizers.autoencoder import Autoencoding
 from llmrec.tokenizers.quantizer import Quantized
 from llmrec.tokenizers.residual import nearest, squared_distances
 from llmrec.tokenizers.rq_vae import RQVAE
@@ -112,11 +113,9 @@ class ETEGRec(RQVAE):
         Args:
             points_ND: (N, D) vectors of all items, of `joint_vectors`.
         """
-        device = resolve_device(self.device)
-        network = Autoencoder(points_ND.shape[1], self.encoder_layers, self.latent_dim)
-        network.load_state_dict(self.network.state_dict())
         quantizer = self.quantizer(self.latent_dim)
         with torch.no_grad():
             for codebook_KE, fitted_KE in zip(quantizer.levels, self.codebooks, strict=True):
                 codebook_KE.copy_(fitted_KE)
-        return EndToEnd(points_ND.to(device), network, quantizer, self.seed).to(device)
+        device = resolve_device(self.device)
+        return EndToEnd(points_ND.to(device), copy.deepcopy(self.network), quantizer, self.seed).to(device)
