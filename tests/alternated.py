@@ -1,4 +1,4 @@
-"""A small catalogue, ETEGRec's tokenizer on it and an LLM extended by its semantic IDs, for tests of `llmrec alternate`."""
+"""A small catalogue, ETEGRec's tokenizer on it and an LLM extended by its codes: what `llmrec alternate` reads."""
 
 from __future__ import annotations
 

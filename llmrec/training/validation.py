@@ -134,9 +134,8 @@ class Validation(TrainerCallback):
             RECALL: float(recall(outcome.position, CUTOFF).mean()),
         }
         is_best = found[NDCG] > (state.best_metric or 0.0)
-        say(
-            f"{step}, valid ndcg@{CUTOFF} {found[NDCG]:.4f}, recall@{CUTOFF} {found[RECALL]:.4f}{', the best so far' if is_best else ''}"
-        )
+        best = ", the best so far" if is_best else ""
+        say(f"{step}, valid ndcg@{CUTOFF} {found[NDCG]:.4f}, recall@{CUTOFF} {found[RECALL]:.4f}{best}")
         return {
             **found,
             SUPERVISED: round(self.targets * state.epoch),
