@@ -83,3 +83,8 @@ def log_of(out: Path) -> list[dict]:
 def cycles_of(out: Path) -> list[dict]:
     """Log entries of passes."""
     return [entry for entry in log_of(out) if "cycle" in entry]
+
+
+def flags_of(line: Line, **options) -> list[str]:
+    given = {**vars(line), **SMALL, **options}
+    return [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
