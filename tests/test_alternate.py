@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from alternated import (
@@ -23,7 +24,7 @@ from alternated import (
     write_line,
 )
 from extended import fine_tune, losses, same_weights, weights_of
-from prepared import run_json
+from prepared import run_json, write_catalog
 from transformers import Trainer
 
 from llmrec.append import Published
@@ -35,7 +36,7 @@ from llmrec.recommender import Recommender
 from llmrec.sid import SidTable
 from llmrec.tokenizers import load_tokenizer
 from llmrec.training import alternate as training
-from llmrec.views import ItemViews
+from llmrec.views import ItemViews, View
 
 VERSIONS = {name: importlib.metadata.version(name) for name in ("transformers", "trl", "accelerate")}
 SFT = {name: SMALL[name] for name in ("max_steps", "batch_size", "micro_batch_size", "max_history", "learning_rate")}
@@ -99,7 +100,8 @@ def test_what_the_stage_leaves(line, done):
     binding, table, details = Binding.load(done)
     assert table.sha256 != Binding.load(line.model)[1].sha256 and binding.normalize_over == "level"
     assert details["sft"]["cycle_steps"] == 2 and details["counts"]["cycles"] == 3
-    assert "cycle_steps: 2" in (done / "README.md").read_text()
+    card = (done / "README.md").read_text()
+    assert "cycle_steps: 2" in card and str(done.parent) not in card
     items, scores = Recommender.from_pretrained(done, device="cpu").recommend([["item-0", "item-1"]], k=5)
     assert len(set(items[0])) == 5 and np.isfinite(scores).all()
 
@@ -121,15 +123,27 @@ def test_evaluate_and_a_later_phase_take_it(capsys, line, done, tmp_path):
     assert [phase["sft"]["cycle_steps"] for phase in Binding.load(tmp_path / "sft")[2]["earlier"]] == [2]
 
 
-def test_items_can_be_appended_to_its_semantic_ids_and_a_further_run_starts_from_them(capsys, line, done, tmp_path):
-    again = Line(line.catalog, line.views, str(done / "sid"), str(done))
-    run(tmp_path / "again", again)
-    assert Binding.load(tmp_path / "again")[1].num_items == 12
-    out = str(tmp_path / "appended")
-    argv = ["tokenize", "--append", str(done / "sid"), "--catalog", line.catalog, "--views", line.views, "--out", out]
-    report = run_json(capsys, *argv, "--method", "etegrec", "--device", "cpu")
-    assert "No new items: all 12 keep" in report["notes"][0]
-    assert SidTable.load(out).sha256 == SidTable.load(done / "sid").sha256
+def test_new_items_are_appended_to_its_semantic_ids_and_to_the_checkpoint(capsys, line, done, tmp_path):
+    """A thirteenth item beside the twelve, whose suffixes may have gaps."""
+    old = Catalog.load(line.catalog)
+    new = pa.concat_tables([old.items, old.items.slice(0, 1).set_column(0, "item_id", pa.array(["item-12"]))])
+    grown = write_catalog(tmp_path / "catalog", new, old._split)
+    view = ItemViews.load(line.views, old)["sasrec"]
+    larger = View(np.append(view.vectors, view.vectors[5:6], axis=0), np.append(view.missing, False))
+    (tmp_path / "views").mkdir()
+    ItemViews({"sasrec": larger}).save(tmp_path / "views")
+    argv = ["tokenize", "--append", done / "sid", "--catalog", grown.source, "--views", tmp_path / "views"]
+    report = run_json(capsys, *argv, "--out", tmp_path / "sid", "--method", "etegrec", "--device", "cpu")
+    assert "1 new items; 12 keep" in report["notes"][0]
+    codes = SidTable.load(tmp_path / "sid").all_codes
+    assert codes[12, :-1].tolist() == codes[5, :-1].tolist() and len(np.unique(codes, axis=0)) == 13
+    run_json(capsys, "extend", "--sid", tmp_path / "sid", "--model", done, "--out", tmp_path / "extended")
+    assert Binding.load(tmp_path / "extended")[1].num_items == 13
+
+
+def test_a_further_run_starts_from_its_semantic_ids(line, done, tmp_path):
+    run(tmp_path / "again", Line(line.catalog, line.views, str(done / "sid"), str(done)))
+    assert Binding.load(tmp_path / "again")[2]["earlier"][0]["counts"]["cycles"] == 3
 
 
 def test_signs_of_failure_are_logged_while_it_trains(done):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from llmrec.configs.sft import SftConfig
 from llmrec.options import option
@@ -12,8 +12,6 @@ from llmrec.options import option
 @dataclass(kw_only=True)
 class AlternateConfig(SftConfig):
     """Fine-tune the extended LLM and train its item tokenizer in turns (ETEGRec)."""
-
-    stage: ClassVar[str] = "alternate"
 
     sid: str = option("Directory written by `llmrec tokenize --method etegrec`, whose semantic IDs `model` has.")
     views: str = option("Directory written by `llmrec embed`, with the views that the tokenizer was fitted on.")
@@ -42,7 +40,12 @@ class AlternateConfig(SftConfig):
     tokenizer_weight_decay: float = option("AdamW weight decay of the tokenizer.", 0.05, least=0)
 
     @property
+    def stage(self) -> str:
+        return "alternate"
+
+    @property
     def aligns(self) -> bool:
+        """Whether any of the alignment losses has a weight."""
         return bool(self.sia_weight or self.psa_weight)
 
     def problems(self) -> list[str]:
@@ -54,9 +57,10 @@ class AlternateConfig(SftConfig):
                 f"align_after is {self.align_after} and freeze_after {self.freeze_after}: nothing would be aligned; "
                 "lower the one, raise the other, or set sia_weight and psa_weight to 0"
             )
-        if self.aligns and self.micro_batch_size < self.batch_size:
+        if (self.aligns or self.optimization == "joint") and self.micro_batch_size < self.batch_size:
             problems.append(
-                f"micro_batch_size is {self.micro_batch_size} for batch_size {self.batch_size}: targets are aligned "
-                "beside all others of their batch, so set the two to one number (gradient_checkpointing saves memory)"
+                f"micro_batch_size is {self.micro_batch_size} for batch_size {self.batch_size}: the tokenizer's losses "
+                "are of the distinct targets of a whole batch, so set the two to one number (gradient_checkpointing "
+                "saves memory)"
             )
         return problems

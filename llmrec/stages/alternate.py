@@ -97,7 +97,7 @@ def load(config: AlternateConfig) -> Begun:
     Raises:
         ValueError: If something is not usable, or does not go with the rest.
     """
-    if processes.count() > 1:
+    if processes.count() > 1 or processes.sharding():
         raise ValueError(
             f"alternate trains in one process, and {processes.count()} were started: targets are compared within one "
             "batch, and a tokenizer of each process would give its own semantic IDs. Run `llmrec alternate` without "

@@ -291,7 +291,7 @@ def describe_data(catalog: str) -> dict[str, Any]:
 def describe_recipe(config: SftConfig) -> dict[str, Any]:
     """What makes the weights what they are, for the model card; no paths."""
     settings = [f.name for f in dataclasses.fields(config) if f.metadata["identity"]]
-    return {name: getattr(config, name) for name in settings if name not in ("catalog", "model")}
+    return {name: getattr(config, name) for name in settings if name not in ("catalog", "model", "sid", "views")}
 
 
 def phases(details: dict[str, Any]) -> list[dict[str, Any]]:

@@ -28,8 +28,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # Option of a stage -> stages whose directory it takes, the nearest before it.
 WIRES = {
     "extend": {"sid": ("tokenize",)},
-    "sft": {"model": ("sft", "extend")},
-    "evaluate": {"model": ("sft",)},
+    "sft": {"model": ("alternate", "sft", "extend")},
+    "alternate": {"model": ("alternate", "sft", "extend"), "sid": ("tokenize",)},
+    "evaluate": {"model": ("alternate", "sft")},
 }
 NO_IDENTITY = ("compile", "micro_batch_size", "logging_steps", "save_steps", "device")  # change no result
 
