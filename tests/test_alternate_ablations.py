@@ -1,4 +1,4 @@
-"""The ablations of the alternate stage, from the command line."""
+"""The ablations of the alternate stage, from the command@turns."""
 
 from __future__ import annotations
 
@@ -8,22 +8,14 @@ import numpy as np
 import pytest
 import torch
 from alternated import (
-    Line,
     cycles_of,
     flags_of,
     log_of,
     run,
-    write_line,
 )
 from prepared import run_json
 
 from llmrec.training import alternate as training
-
-
-@pytest.fixture(scope="module")
-def line(tmp_path_factory) -> Line:
-    """Everything before the stage; only read."""
-    return write_line(tmp_path_factory.mktemp("line"))
 
 
 @pytest.mark.parametrize(
@@ -39,15 +31,15 @@ def line(tmp_path_factory) -> Line:
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
-def test_ablations_run_from_the_command_line(capsys, line, tmp_path, options):
-    result = run_json(capsys, "alternate", *flags_of(line, **options), "--out", tmp_path / "out")
+def test_ablations_run_from_the_command_line(capsys, turns, tmp_path, options):
+    result = run_json(capsys, "alternate", *flags_of(turns, **options), "--out", tmp_path / "out")
     assert result["cycles"] == 3 and np.isfinite(result["loss"])
     aligned = [entry for entry in log_of(tmp_path / "out") if "sia" in entry]
     assert any(entry["sia"] for entry in aligned) == (options.get("sia_weight") != 0)
     assert any(entry["psa"] for entry in aligned) == (options.get("psa_weight") != 0)
 
 
-def test_joint_training_moves_the_tokenizer_at_every_step(line, tmp_path, monkeypatch):
+def test_joint_training_moves_the_tokenizer_at_every_step(turns, tmp_path, monkeypatch):
     books = []
     original = training.AlternateTrainer.training_step
 
@@ -56,7 +48,7 @@ def test_joint_training_moves_the_tokenizer_at_every_step(line, tmp_path, monkey
         return original(self, *arguments, **options)
 
     monkeypatch.setattr(training.AlternateTrainer, "training_step", step)
-    run(tmp_path / "out", line, optimization="joint")
+    run(tmp_path / "out", turns, optimization="joint")
     moved = [not torch.equal(a, b) for a, b in itertools.pairwise(books)]
     assert moved == [True] * 6 + [False], "until the last pass, after which the tokenizer is frozen"
     assert not any("pass_own" in entry for entry in cycles_of(tmp_path / "out"))

@@ -20,15 +20,8 @@ from llmrec.artifact import SCRATCH
 from llmrec.catalog import Catalog
 from llmrec.cli import main
 from llmrec.stages import alternate
-from llmrec.training import alternate as training
+from llmrec.training import alternation
 from llmrec.training.checkpoints import SEAL
-
-
-@pytest.fixture(scope="module")
-def line(tmp_path_factory) -> Line:
-    """Everything before the stage; only read."""
-    return write_line(tmp_path_factory.mktemp("line"))
-
 
 # Bad input ------------------------------------------------------------------------------------------------------------
 
@@ -47,17 +40,17 @@ def line(tmp_path_factory) -> Line:
         ({"max_history": 100}, "lower max_history"),
     ],
 )
-def test_options_that_cannot_work(line, tmp_path, options, message):
+def test_options_that_cannot_work(turns, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        run(tmp_path / "out", line, **options)
+        run(tmp_path / "out", turns, **options)
     assert not list(tmp_path.iterdir())
 
 
-def test_semantic_ids_of_another_making_are_refused(line, tmp_path):
-    catalog = Catalog.load(line.catalog)
-    other = write_sid(tmp_path / "other", line.catalog, line.views, "rq_kmeans", codebook_size=4, num_levels=2)
-    shared = write_sid(tmp_path / "shared", line.catalog, line.views, collision="suffix_if_collided")
-    seeded = write_sid(tmp_path / "seeded", line.catalog, line.views, seed=3)
+def test_semantic_ids_of_another_making_are_refused(turns, tmp_path):
+    catalog = Catalog.load(turns.catalog)
+    other = write_sid(tmp_path / "other", turns.catalog, turns.views, "rq_kmeans", codebook_size=4, num_levels=2)
+    shared = write_sid(tmp_path / "shared", turns.catalog, turns.views, collision="suffix_if_collided")
+    seeded = write_sid(tmp_path / "seeded", turns.catalog, turns.views, seed=3)
     absent = write_views(tmp_path / "text", catalog, name="text")
     changed = write_views(tmp_path / "changed", catalog, seed=9)
     before = sorted(path.name for path in tmp_path.iterdir())
@@ -67,22 +60,22 @@ def test_semantic_ids_of_another_making_are_refused(line, tmp_path):
         ({"sid": seeded}, "has other semantic IDs than '.*seeded'; run `llmrec extend --sid"),
         ({"views": absent}, r"view_names asks for \['sasrec'\], but '.*text' holds \['text'\]"),
         ({"views": changed}, r"from the views \['sasrec'\] the tokenizer makes the published codes again for"),
-        ({"sid": line.model}, "written by `llmrec extend`; the output of `llmrec tokenize`"),
+        ({"sid": turns.model}, "written by `llmrec extend`; the output of `llmrec tokenize`"),
     ):
         with pytest.raises(ValueError, match=message):
-            run(tmp_path / "out", Line(**{**vars(line), **given}))
+            run(tmp_path / "out", Line(**{**vars(turns), **given}))
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_several_processes_are_refused_at_once(line, tmp_path, monkeypatch):
+def test_several_processes_are_refused_at_once(turns, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="alternate trains in one process, and 2 were started"):
-        run(tmp_path / "out", line)
+        run(tmp_path / "out", turns)
 
 
-def test_a_tokenizer_that_collapses_ends_the_run_and_names_the_way_back(capsys, line, tmp_path, monkeypatch):
+def test_a_tokenizer_that_collapses_ends_the_run_and_names_the_way_back(capsys, turns, tmp_path, monkeypatch):
     """At the second pass all codes of a level become one; the checkpoint of the first is whole."""
-    original = training.Alternation.train_tokenizer
+    original = alternation.Alternation.train_tokenizer
 
     def collapsing(self, aligned):
         found = original(self, aligned)
@@ -91,9 +84,9 @@ def test_a_tokenizer_that_collapses_ends_the_run_and_names_the_way_back(capsys, 
                 self.tokenizer.quantizer.codebooks[0][1:] = 1e4
         return found
 
-    monkeypatch.setattr(training.Alternation, "train_tokenizer", collapsing)
+    monkeypatch.setattr(alternation.Alternation, "train_tokenizer", collapsing)
     monkeypatch.setattr("llmrec.tokenizers.collapse.LEAST_USE", 0.3)  # of six codes: one is too few
-    assert main(["alternate", *flags_of(line, save_steps=3), "--out", str(tmp_path / "out")]) == 2
+    assert main(["alternate", *flags_of(turns, save_steps=3), "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert "Step 4: the tokenizer has collapsed: level 0 uses 1 of 6 codes." in said
     kept = tmp_path / "out.partial" / SCRATCH / "trainer" / "checkpoint-3"
@@ -101,14 +94,14 @@ def test_a_tokenizer_that_collapses_ends_the_run_and_names_the_way_back(capsys, 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_tokenizer_that_diverges_ends_the_run(line, tmp_path):
+def test_a_tokenizer_that_diverges_ends_the_run(turns, tmp_path):
     with pytest.raises(ValueError, match=r"the tokenizer has (diverged|collapsed).*There is no checkpoint from before"):
-        run(tmp_path / "out", line, tokenizer_learning_rate=1e30, max_grad_norm=0)
+        run(tmp_path / "out", turns, tokenizer_learning_rate=1e30, max_grad_norm=0)
 
 
 def test_an_item_without_a_vector_is_no_target_of_the_alignment(tmp_path):
-    line = write_line(tmp_path, missing=(3,))
-    run(tmp_path / "out", line)
+    turns = write_line(tmp_path, missing=(3,))
+    run(tmp_path / "out", turns)
     assert np.isfinite(losses(tmp_path / "out")).all()
-    start = alternate.load(alternate_config(tmp_path / "x", line))
+    start = alternate.load(alternate_config(tmp_path / "x", turns))
     assert not start.views.known[3]

@@ -31,7 +31,8 @@ from llmrec.stages import sft
 from llmrec.stages.tokenize import Made, write_report
 from llmrec.tokenizers import ETEGRec
 from llmrec.training.alignment import Adapters
-from llmrec.training.alternate import AlternateTrainer, Alternation
+from llmrec.training.alternate import AlternateTrainer
+from llmrec.training.alternation import Alternation
 from llmrec.training.augmentation import Augmentation
 from llmrec.training.cycles import Plan
 from llmrec.training.dropout import residual_dropout

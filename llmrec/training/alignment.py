@@ -81,7 +81,8 @@ def sequence_item_loss(items: Sequence[Tensor], sequences: Sequence[Tensor], div
     Returns:
         Scalar, sum over levels, mean over targets.
 
-    Source: ETEGRec (arXiv:2409.05546), L_SIA with the sign under which it falls as the two agree.
+    Source: ETEGRec (arXiv:2409.05546), L_SIA with the sign under which it falls as the two agree. The public fork takes
+        the mean over levels, so that its weight is divided by L.
     """
     total = 0.0
     for item_UK, sequence_UK in zip(items, sequences, strict=True):
