@@ -1,7 +1,7 @@
 """Training of LLM and item tokenizer in turns, on the trainer of `llmrec sft`.
 
-The trainer makes its batches when a step begins, adds the adapters to the optimiser, and keeps both sides in one
-checkpoint; the turns themselves are `llmrec.training.alternation`.
+The trainer gives the tokenizer its turn between two steps, makes batches when a step begins, adds the adapters to the
+optimiser, and keeps both sides in one checkpoint; the turns themselves are `llmrec.training.alternation`.
 
 Source: ETEGRec (arXiv:2409.05546).
 """
@@ -39,7 +39,8 @@ class AlternateTrainer(SidSFTTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], Tensor | int | None]:
-        """Batches of a step, as tokens of this step's semantic IDs."""
+        """Batches of the next step, as tokens of its semantic IDs; before it the tokenizer may have its turn."""
+        self.alternation.between_steps(self.state.global_step)
         drawn, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         pooling = self.alternation.wants_pools_at(self.state.global_step + 1)
         batches = [self.data_collator.batch(each["examples"], pooling) for each in drawn]

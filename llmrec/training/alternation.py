@@ -131,9 +131,16 @@ class Alternation(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.adapters.zero_grad()
-        if self.is_frozen or not self.plan.ends_cycle(state.global_step):
+
+    def between_steps(self, step: int) -> None:
+        """Give the tokenizer its turn, if it is its turn.
+
+        Args:
+            step: The last optimiser step; it was judged and saved with the semantic IDs that it was trained on.
+        """
+        if self.is_frozen or not self.plan.ends_cycle(step):
             return
-        started, step = time.monotonic(), state.global_step
+        started = time.monotonic()
         passed = {} if self.is_joint else self.train_tokenizer(self.aligns_at(step))
         churn = self.retokenize(step)
         self.settled = self.settled + 1 if churn < SETTLED and (self.aligns_at(step) or not self.config.aligns) else 0
@@ -141,12 +148,10 @@ class Alternation(TrainerCallback):
         if self.is_frozen:
             self._let_tokenizer_train(False)
         found = signs(self.table.codes(np.arange(self.table.num_items))[:, :-1])
-        due = control.should_log
         self.trainer.log({"cycle": self.cycle, "churn": churn, **passed, **found})
-        control.should_log = due  # which an entry resets, so that the loss of this step would have none
         frozen = ", and the tokenizer is frozen from here on" if self.is_frozen else ""
         say(
-            f"alternate: step {step} of {state.max_steps}, cycle {self.cycle}: {churn:.2%} of the items have another "
+            f"alternate: step {step} of {self.plan.steps}, cycle {self.cycle}: {churn:.2%} of the items have another "
             f"semantic ID, {found['unique_per_item']:.4f} tuples per item{frozen} ({time.monotonic() - started:.1f} s)"
         )
 

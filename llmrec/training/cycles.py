@@ -54,4 +54,4 @@ class Plan:
         return self.frozen_after // self.cycle
 
     def ends_cycle(self, step: int) -> bool:
-        return step % self.cycle == 0 and step <= self.frozen_after
+        return step % self.cycle == 0 and 0 < step <= self.frozen_after
