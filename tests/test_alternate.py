@@ -20,6 +20,8 @@ from extended import fine_tune, losses, same_weights, weights_of
 from transformers import Trainer
 
 from llmrec.checkpoint import Binding
+from llmrec.sid import SidTable
+from llmrec.stages import alternate as stage
 from llmrec.training import alternate as training
 from llmrec.training import alternation
 
@@ -135,6 +137,40 @@ def test_a_tokenizer_that_hardly_moves_is_frozen_early(turns, tmp_path):
     counts = run(tmp_path / "out", turns, **options)
     assert counts["cycles"] == 3 and counts["changed_items"] == 0
     assert [entry["step"] for entry in log_of(tmp_path / "out") if entry.get("sia")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_all_of_a_side_is_in_its_file(turns, tmp_path, monkeypatch):
+    """What is changed after a save is as it was after a load, and collator and table go with it."""
+    seen, save = [], stage.save
+
+    def saving(config, begun, trainer, *more):
+        seen.append(trainer)
+        return save(config, begun, trainer, *more)
+
+    monkeypatch.setattr(stage, "save", saving)
+    run(tmp_path / "out", turns)
+    side = seen[0].alternation
+    expected = {name: copy_of(getattr(side, name)) for name in ("tokenizer", "adapters")}
+    books, table = [book.clone() for book in side.books], side.table
+    counters, rate = (side.cycle, side.settled, side.is_frozen), side.scheduler.get_last_lr()
+    moments = [dict(state) for state in side.optimizer.state.values()]
+    side.save(tmp_path)
+    with torch.no_grad():
+        for tensor in (*side.tokenizer.parameters(), *side.adapters.parameters(), *side.books):
+            tensor.zero_()
+    side.cycle, side.settled, side.is_frozen, side.scheduler.last_epoch = 7, 7, False, 0
+    side.optimizer.state.clear()
+    side._use(SidTable(table.item_ids, table.all_codes[::-1], level_sizes=table.level_sizes), None)
+    side.load(tmp_path)
+    for name, state in expected.items():
+        assert unchanged(getattr(side, name), state)
+    assert all(torch.equal(*pair) for pair in zip(side.books, books, strict=True))
+    assert (side.cycle, side.settled, side.is_frozen) == counters and side.scheduler.get_last_lr() == rate
+    assert side.scheduler.last_epoch > 0 and side.table.sha256 == table.sha256
+    for state, old in zip(side.optimizer.state.values(), moments, strict=True):
+        assert all(torch.equal(state[name], old[name]) for name in old)
+    tokens = seen[0].data_collator.encoder.tokens_NL
+    assert (tokens == side.vocabulary.token_ids(table.all_codes)).all()
 
 
 # What we rely on in transformers ------------------------------------------------------------------------------------
