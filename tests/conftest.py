@@ -155,6 +155,24 @@ def tuned(toy, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def turns(tmp_path_factory):
+    """What `llmrec alternate` reads: catalogue, view, ETEGRec's codes and an LLM extended by them; only read."""
+    from alternated import write_line
+
+    return write_line(tmp_path_factory.mktemp("turns"))
+
+
+@pytest.fixture(scope="session")
+def turned(turns, tmp_path_factory):
+    """Checkpoint of the alternate stage on `turns`, with LoRA and dropout; only read."""
+    from alternated import run
+
+    out = tmp_path_factory.mktemp("turned") / "out"
+    run(out, turns, lora_dropout=0.1, save_steps=2)
+    return out
+
+
+@pytest.fixture(scope="session")
 def quickstart_200(data_dir, tmp_path_factory) -> Path:
     """What `llmrec quickstart --num-users 200` leaves; its stderr is in quickstart.log, its wall time in seconds."""
     import subprocess

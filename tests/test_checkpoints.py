@@ -470,6 +470,7 @@ def test_counts_of_a_resumed_run_by_hand(monkeypatch, tmp_path, item_ids):
     vocabulary = SidVocabulary(tuple(table.level_sizes), (10, 12, 14), tuple(table.level_sizes), 3)
     examples = Dataset.from_dict({"rows": [[0, 1, 2], [3, 0], []], "num_context": [0, 1, 0]})
     trainer = SimpleNamespace(
+        config=SimpleNamespace(stage="sft"),
         train=lambda resume_from_checkpoint: SimpleNamespace(metrics={"train_runtime": 2.0}),
         state=SimpleNamespace(global_step=4, max_steps=4, epoch=2.0, log_history=[{"loss": 3.0}, {"loss": 1.0}]),
         data_collator=HistoryCollator([5] * 4, HistoryEncoder(table, vocabulary), 0),

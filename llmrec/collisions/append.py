@@ -1,6 +1,6 @@
 """Collision policies for new items beside published ones, whose codes never move.
 
-suffix_ordinal      The next ordinal of the bucket; the suffix level grows where they run out.
+suffix_ordinal      The least free ordinal of the bucket; the suffix level grows where they run out.
 suffix_if_collided  The cheapest last code that nobody has, or whose bucket has suffixes, for its next ordinal. Behind a
                     published semantic ID without a suffix there can be none: it would no longer be complete.
 sinkhorn_reassign   The cheapest last code that nobody has; where there is none, the next ordinal of the nearest one, if
@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmrec.buckets import buckets, ordinals
+from llmrec.buckets import buckets
 from llmrec.collisions.reassign import CAP, NO_ROOM, cheapest_with_room
+from llmrec.collisions.suffix import least_free
 from llmrec.sid import EMPTY
 from llmrec.tokenizers.base import Encoded
 
@@ -49,8 +50,10 @@ def codes_beside(policy: str, published_PS: np.ndarray, encoded: Encoded, new_ro
     codes_AL = own_AL if policy in KEEP_CODES else _placed(policy, published_PS, encoded, new_rows)
     if not has_suffix:
         return codes_AL
-    # The published ordinals of a bucket are 0 … n-1, so a new item's place in it is the next one.
-    suffix_A = ordinals(np.concatenate([published_PS[:, :levels], codes_AL]))[0][len(published_PS) :]
+    # Those of a bucket are 0 … n-1 after `tokenize`; after `alternate`, where items move on, some may be free.
+    taken_P = np.maximum(published_PS[:, levels], 0)  # alone under `suffix_if_collided`: the first
+    wanted = np.append(taken_P, np.full(len(codes_AL), EMPTY))
+    suffix_A = least_free(np.concatenate([published_PS[:, :levels], codes_AL]), wanted)[len(published_PS) :]
     if policy == "suffix_if_collided":
         suffix_A = np.where(suffix_A == 0, EMPTY, suffix_A)
     return np.column_stack([codes_AL, suffix_A])

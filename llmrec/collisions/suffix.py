@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from llmrec.buckets import buckets
 from llmrec.sid import EMPTY
 
 
@@ -44,3 +45,22 @@ def add_suffix(
     if (codes[:, -1] == EMPTY).all():
         return codes[:, :-1], sizes[:-1]
     return codes, sizes
+
+
+def least_free(codes_NL: np.ndarray, suffix_N: np.ndarray) -> np.ndarray:
+    """Suffixes for the items that have none yet; those that have one keep it.
+
+    Args:
+        codes_NL: (N, L) int64.
+        suffix_N: (N,) int64, distinct among the items with equal codes; -1 for an item that needs one.
+
+    Returns:
+        (N,) int64. In the order of rows each item has got the least number that no item with its codes has.
+    """
+    found_N, (order_N, starts, counts) = suffix_N.copy(), buckets(codes_NL)
+    needs = np.logical_or.reduceat(suffix_N[order_N] == EMPTY, starts)
+    for start, count in zip(starts[needs], counts[needs], strict=True):
+        rows = order_N[start : start + count]
+        waiting = rows[suffix_N[rows] == EMPTY]
+        found_N[waiting] = np.setdiff1d(np.arange(count), suffix_N[rows])[: len(waiting)]
+    return found_N

@@ -4,6 +4,7 @@ Nothing here imports torch: `llmrec --help` builds its flags from these fields (
 with options alone is said before anything is loaded.
 """
 
+from llmrec.configs.alternate import AlternateConfig
 from llmrec.configs.embed import EmbedConfig
 from llmrec.configs.evaluate import CompareConfig, EvaluateConfig
 from llmrec.configs.extend import ExtendConfig
@@ -17,6 +18,7 @@ from llmrec.configs.tokenize import TokenizeConfig
 __all__ = [
     "STAGES",
     "TASK_NAMES",
+    "AlternateConfig",
     "CompareConfig",
     "EmbedConfig",
     "EvaluateConfig",
@@ -35,6 +37,7 @@ STAGES: dict[str, type] = {
     "tokenize": TokenizeConfig,
     "extend": ExtendConfig,
     "sft": SftConfig,
+    "alternate": AlternateConfig,
     "evaluate": EvaluateConfig,
     "compare": CompareConfig,
     "recommend": RecommendConfig,

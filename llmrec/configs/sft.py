@@ -80,6 +80,11 @@ class SftConfig(FineTuneConfig):
         identity=False,
     )
 
+    @property
+    def stage(self) -> str:
+        """Name of the stage, as its messages begin."""
+        return "sft"
+
     def problems(self) -> list[str]:
         problems = self._task_problems() + super().problems()
         if self.train == "full" and self.quantization != "none":

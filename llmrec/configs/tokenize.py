@@ -31,6 +31,7 @@ class TokenizeConfig(StageConfig):
         "cost",
         "letter",
         "simcit",
+        "etegrec",
         "opq",
         "fsq",
         "hierarchical_kmeans",

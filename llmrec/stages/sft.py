@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, set_seed
@@ -86,10 +87,15 @@ def main(config: SftConfig) -> dict[str, Any]:
     counts = read_manifest(out)["counts"]
     speed = f"{counts['tokens_per_second']:,} tokens/s"
     say(f"sft: {counts['steps']} steps, last loss {counts['loss']:.4f}, {speed} -> {out}")
+    tell_best(config.stage, counts)
+    return {"out": str(out), **counts}
+
+
+def tell_best(stage: str, counts: dict[str, Any]) -> None:
+    """Say which weights were saved, where steps were judged."""
     if counts.get("best_step"):
         ndcg = counts[f"valid_ndcg@{CUTOFF}"]
-        say(f"sft: the weights of step {counts['saved_step']} are saved, best valid ndcg@{CUTOFF} {ndcg:.4f}")
-    return {"out": str(out), **counts}
+        say(f"{stage}: the weights of step {counts['saved_step']} are saved, best valid ndcg@{CUTOFF} {ndcg:.4f}")
 
 
 def load(config: SftConfig) -> Start:
@@ -98,7 +104,7 @@ def load(config: SftConfig) -> Start:
     Raises:
         ValueError: If the config, the checkpoint or the catalogue are not usable.
     """
-    verify(config.model, "extend", "sft")
+    verify(config.model, "extend", "sft", "alternate")
     catalog = Catalog.load(config.catalog)
     binding, table, details = Binding.load(config.model)
     check(config, catalog, table.item_ids, details.get("catalog_sha256"))
@@ -126,17 +132,8 @@ def fine_tune(config: SftConfig, start: Start, directory: Path) -> tuple[SidSFTT
     examples, tasks = make_examples(config, start.catalog, start.tokenizer, table.num_levels)
     encoder, augmentation = HistoryEncoder(table, binding.vocabulary), Augmentation.of(config)
     collator = HistoryCollator(start.prefix, encoder, pad_token_id, config.packing, augmentation, tasks, config.seed)
-    validation = None
-    if config.eval_steps:
-        rows = start.catalog.rows("valid")
-        rows = rows.take(rows.sample(config.eval_rows, config.seed))  # those of `llmrec evaluate --max-rows`
-        validation = Validation(rows, table, binding, start.prefix, examples, config.micro_batch_size)
-    set_seed(config.seed)
-    model = load_trainable(config, binding.vocabulary, dtype)
-    if config.packing:
-        check_packing(model)
-    if config.compile:
-        compile_layers(model)
+    validation = make_validation(config, start, examples)
+    model = make_model(config, binding, dtype)
     fills = (pad_token_id, 0, IGNORED)
     captured = CapturedLoss.of(config, model, int(table.lengths.min()), fills, device)
     with (
@@ -146,6 +143,26 @@ def fine_tune(config: SftConfig, start: Start, directory: Path) -> tuple[SidSFTT
         trainer = make_trainer(config, model, start.tokenizer, examples, collator, directory, device, dtype, validation)
         counts = {**train(trainer, directory), **chosen(trainer.state)}
     return trainer, {**counts, "task_examples": sum(task.num_draws for task in tasks.values())}
+
+
+def make_validation(config: SftConfig, start: Start, examples: Dataset) -> Validation | None:
+    """The valid rows to rank while it trains, where they are asked for."""
+    if not config.eval_steps:
+        return None
+    rows = start.catalog.rows("valid")
+    rows = rows.take(rows.sample(config.eval_rows, config.seed))  # those of `llmrec evaluate --max-rows`
+    return Validation(rows, start.table, start.binding, start.prefix, examples, config.micro_batch_size, config.stage)
+
+
+def make_model(config: SftConfig, binding: Binding, dtype: torch.dtype) -> PreTrainedModel | PeftModel:
+    """What trains, from a fixed random state."""
+    set_seed(config.seed)
+    model = load_trainable(config, binding.vocabulary, dtype)
+    if config.packing:
+        check_packing(model)
+    if config.compile:
+        compile_layers(model)
+    return model
 
 
 def save(
@@ -274,7 +291,7 @@ def describe_data(catalog: str) -> dict[str, Any]:
 def describe_recipe(config: SftConfig) -> dict[str, Any]:
     """What makes the weights what they are, for the model card; no paths."""
     settings = [f.name for f in dataclasses.fields(config) if f.metadata["identity"]]
-    return {name: getattr(config, name) for name in settings if name not in ("catalog", "model")}
+    return {name: getattr(config, name) for name in settings if name not in ("catalog", "model", "sid", "views")}
 
 
 def phases(details: dict[str, Any]) -> list[dict[str, Any]]:

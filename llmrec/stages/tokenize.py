@@ -12,8 +12,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from llmrec import collisions, diagnostics, processes
 from llmrec.append import REPORT, Published, append
 from llmrec.artifact import run_stage
@@ -26,10 +24,10 @@ from llmrec.manifest import verify, write_json
 from llmrec.probe import probe
 from llmrec.sid import SidTable
 from llmrec.tokenizers import Encoded, ItemTokenizer
+from llmrec.tokenizers.collapse import collapsed
 from llmrec.views import ItemViews, view_files
 
 PAGE = "report.html"
-LEAST_USE = 0.1  # of the codes of a level; k-means uses all, and a codebook below half of it is of little use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +99,12 @@ def main(config: TokenizeConfig) -> dict[str, Any]:
 def fitted(config: TokenizeConfig, tokenizer: ItemTokenizer, catalog: Catalog, views: ItemViews) -> Made:
     """Semantic IDs by a tokenizer that is fitted now."""
     encoded = tokenizer.fit(catalog, views).encode(catalog, views)
-    check_use(encoded.codes, tokenizer.level_sizes, config.allow_collapse)
+    fallen = collapsed(encoded.codes, tokenizer.level_sizes)
+    if fallen and not config.allow_collapse:
+        raise ValueError(
+            f"the codebooks have collapsed: {fallen}. Check the views, lower codebook_size or the learning rate, "
+            "or set allow_collapse to keep such semantic IDs."
+        )
     codes, level_sizes, notes = collisions.resolve(config.collision, encoded, tokenizer.level_sizes)
     return Made(SidTable(catalog.item_ids, codes, level_sizes=level_sizes), encoded, tokenizer, config.collision, notes)
 
@@ -169,20 +172,3 @@ def check(config: TokenizeConfig, tokenizer: ItemTokenizer) -> None:
     if problems:
         raise ValueError("; ".join(problems) + ".")
     resolve_device(config.device)
-
-
-def check_use(codes_NL: np.ndarray, level_sizes: list[int], allow_collapse: bool) -> None:
-    """Refuse levels that use hardly any of the codes that they could.
-
-    Raises:
-        ValueError: If a level uses less than LEAST_USE of them, unless that is allowed.
-    """
-    could = [min(size, len(codes_NL)) for size in level_sizes]
-    used = [len(np.unique(codes_N)) for codes_N in codes_NL.T]
-    fallen = [level for level in range(len(could)) if used[level] < LEAST_USE * could[level]]
-    if fallen and not allow_collapse:
-        said = ", ".join(f"level {level} uses {used[level]} of {could[level]} codes" for level in fallen)
-        raise ValueError(
-            f"the codebooks have collapsed: {said}. Check the views, lower codebook_size or the learning rate, or set "
-            "allow_collapse to keep such semantic IDs."
-        )

@@ -5,6 +5,7 @@ from pathlib import Path
 from llmrec.suggest import suggestion
 from llmrec.tokenizers.base import Encoded, ItemTokenizer, read_settings
 from llmrec.tokenizers.cost import CoST
+from llmrec.tokenizers.etegrec import ETEGRec
 from llmrec.tokenizers.fixed import Atomic, Random, Sorted
 from llmrec.tokenizers.fsq import FSQ
 from llmrec.tokenizers.gaoq import GAOQ
@@ -19,8 +20,8 @@ from llmrec.tokenizers.rvq import RVQ
 from llmrec.tokenizers.simcit import SimCIT
 
 METHODS = (
-    RQKMeans, RQKMeansPlus, RVQ, RQVAE, CoST, Letter, SimCIT, OPQ, FSQ, HierarchicalKMeans, GAOQ, P5CID, Atomic, Random,
-    Sorted,
+    RQKMeans, RQKMeansPlus, RVQ, RQVAE, CoST, Letter, SimCIT, ETEGRec, OPQ, FSQ, HierarchicalKMeans, GAOQ, P5CID,
+    Atomic, Random, Sorted,
 )  # fmt: skip
 TOKENIZERS: dict[str, type[ItemTokenizer]] = {tokenizer.method: tokenizer for tokenizer in METHODS}
 
@@ -46,7 +47,7 @@ def load_tokenizer(path: str | Path, device: str = "auto") -> ItemTokenizer:
 
 
 __all__ = [
-    "FSQ", "GAOQ", "OPQ", "P5CID", "RQVAE", "RVQ", "TOKENIZERS", "Atomic", "CoST", "Encoded", "HierarchicalKMeans",
-    "ItemTokenizer", "Letter", "RQKMeans", "RQKMeansPlus", "Random", "SimCIT", "Sorted", "load_tokenizer",
-    "tokenizer_class",
+    "FSQ", "GAOQ", "OPQ", "P5CID", "RQVAE", "RVQ", "TOKENIZERS", "Atomic", "CoST", "ETEGRec", "Encoded",
+    "HierarchicalKMeans", "ItemTokenizer", "Letter", "RQKMeans", "RQKMeansPlus", "Random", "SimCIT", "Sorted",
+    "load_tokenizer", "tokenizer_class",
 ]  # fmt: skip

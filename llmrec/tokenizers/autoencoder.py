@@ -84,7 +84,11 @@ class Autoencoding(Learner):
 
     def objective(self, points_BD: Tensor, quantized: Quantized, rows_B: Tensor) -> Tensor:
         """What the codes are for: here, to rebuild the vectors."""
-        return mse_loss(self.network.decode(quantized.vector), points_BD) * self.network.scale**2
+        return self.rebuilding_loss(points_BD, self.network.decode(quantized.vector))
+
+    def rebuilding_loss(self, points_BD: Tensor, rebuilt_BD: Tensor) -> Tensor:
+        """Share of the variance of the vectors that is not rebuilt."""
+        return mse_loss(rebuilt_BD, points_BD) * self.network.scale**2
 
     def penalty(self, quantized: Quantized) -> Tensor | float:
         """What is added in training alone."""
@@ -152,14 +156,18 @@ class AutoencoderTokenizer(NetworkTokenizer):
         device = resolve_device(self.device)
         learner = self.learner(points_ND.to(device), torch.Generator().manual_seed(self.seed))
         training = self.train(learner, len(points_ND), device)
-        self.network = learner.network.requires_grad_(False)
-        self.codebooks = [codebook_KE.detach().clone() for codebook_KE in learner.quantizer.levels]
+        self.take(learner)
         used = torch.cat([self.codes_of(part)[:, 0] for part in learner.points.split(CHUNK)]).unique().numel()
         judged = f"loss on {training.held_out} held-out items" if training.held_out else "training loss"
         say(
             f"{self.method}: {training.epochs:.0f} epochs, {judged} {training.loss:.4f}, "
             f"level 0 uses {used} of {self.codebook_size} codes"
         )
+
+    def take(self, learner: Autoencoding) -> None:
+        """Make what was trained the tokenizer's own."""
+        self.network = learner.network.requires_grad_(False)
+        self.codebooks = [codebook_KE.detach().clone() for codebook_KE in learner.quantizer.levels]
 
     @abstractmethod
     def learner(self, points_ND: Tensor, generator: torch.Generator) -> Autoencoding:

@@ -124,8 +124,7 @@ class HistoryCollator:
         """
         ids, labels = zip(*self.draw(examples), strict=True)
         lengths = list(map(len, ids))
-        size = row_length(lengths) if self.packing else max(lengths)
-        bins = first_fit(lengths, size) if self.packing else [[place] for place in range(len(ids))]
+        bins, size = self.lay_out(lengths)
         batch = {"input_ids": pack(ids, bins, size, self.pad_token_id), "labels": pack(labels, bins, size, IGNORED)}
         if self.packing:
             positions = torch.arange(size)
@@ -133,6 +132,11 @@ class HistoryCollator:
             return {**batch, "most_words": self._most_words(batch["labels"])} if self.tasks else batch
         ones = torch.ones(size, dtype=torch.int64)
         return {**batch, "attention_mask": pack([ones[:length] for length in lengths], bins, size, 0)}
+
+    def lay_out(self, lengths: list[int]) -> tuple[list[list[int]], int]:
+        """Sequences of each row, by their places, and tokens of a row."""
+        size = row_length(lengths) if self.packing else max(lengths)
+        return first_fit(lengths, size) if self.packing else [[place] for place in range(len(lengths))], size
 
     def _most_words(self, labels: Tensor) -> int:
         """Labels that are no SID tokens, rounded up so that it has few values; counted here, where the host can."""
@@ -156,7 +160,7 @@ class HistoryCollator:
         """All histories in one gather: labels are the tokens of the items that are targets."""
         if not examples:
             return iter(())
-        rows, is_target, num_items = self._augmented(examples) if self.augmentation else flatten(examples)
+        rows, is_target, num_items = self.histories(examples)
         tokens, sizes = self.encoder.encode_histories(rows)
         labels = np.where(np.repeat(is_target, sizes), tokens, IGNORED)
         ends = np.append(0, np.cumsum(sizes))[np.append(0, np.cumsum(num_items))]
@@ -165,6 +169,10 @@ class HistoryCollator:
         ids = np.insert(tokens, starts, np.tile(self.prefix, len(examples)))
         labels = np.insert(labels, starts, IGNORED)
         return zip(torch.from_numpy(ids).split(lengths), torch.from_numpy(labels).split(lengths), strict=True)
+
+    def histories(self, examples: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What `flatten` returns, of histories as this epoch shows them."""
+        return self._augmented(examples) if self.augmentation else flatten(examples)
 
     def _augmented(self, examples: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What `flatten` returns, of histories as they are shown in this epoch."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -87,6 +87,7 @@ def sid_loss_in_forward(
     sid_loss: SidLoss,
     label_smoothing: float = 0.0,
     captured: CapturedLoss | None = None,
+    beside: Callable[[Tensor, dict[str, Tensor]], Tensor] | None = None,
 ) -> Iterator[None]:
     """While open, `model(input_ids, attention_mask, labels=…)` returns the SID loss and computes no other logits.
 
@@ -98,12 +99,17 @@ def sid_loss_in_forward(
         sid_loss: What the softmax runs over.
         label_smoothing: See `sid_cross_entropy`.
         captured: Runs packed batches of training as CUDA graphs; see `llmrec.training.captured`.
+        beside: Last hidden states (B, T, hidden) and `pools` of a batch that has them -> what is added to its loss.
     """
     base = causal_lm(model)
     original, own = base.forward, vars(base).get("forward")
 
     def mean_loss(
-        labels: Tensor, num_items_in_batch: Tensor | int | None, most: tuple[int, int] | None = None, **inputs: Any
+        labels: Tensor,
+        num_items_in_batch: Tensor | int | None,
+        most: tuple[int, int] | None = None,
+        pools: dict[str, Tensor] | None = None,
+        **inputs: Any,
     ) -> Tensor:
         states = run_backbone(base, **{**inputs, "use_cache": False})
         targets = pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
@@ -111,7 +117,7 @@ def sid_loss_in_forward(
             base, states.last_hidden_state.flatten(0, 1), targets, vocabulary, sid_loss, label_smoothing, most
         )
         count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        return total / count
+        return total / count if pools is None else total / count + beside(states.last_hidden_state, pools)
 
     def captured_loss(
         most_words: int, input_ids: Tensor, position_ids: Tensor, labels: Tensor, count: Tensor

@@ -7,6 +7,7 @@ Departures from TRL: the examples are item rows that the collator turns into tok
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,21 @@ class SidSFTTrainer(WholeCheckpoints, SFTTrainer):
         if self.state.best_metric > 0:
             super()._load_best_model()
         else:
-            say("sft: no target was found at any step, so none is the best: the weights of the last one are saved.")
+            say(
+                f"{self.config.stage}: no target was found at any step, so none is the best: the weights of the last "
+                "one are saved."
+            )
 
 
 class LogLines(TrainerCallback):
-    """One line per log entry where there is no terminal for a progress bar."""
+    """One line per log entry where there is no terminal for a progress bar.
+
+    Args:
+        stage: Name that it begins with.
+    """
+
+    def __init__(self, stage: str):
+        self.stage = stage
 
     def on_log(
         self,
@@ -92,7 +103,7 @@ class LogLines(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if logs and "loss" in logs and args.disable_tqdm:
-            say(f"sft: step {state.global_step} of {state.max_steps}, loss {float(logs['loss']):.4f}")
+            say(f"{self.stage}: step {state.global_step} of {state.max_steps}, loss {float(logs['loss']):.4f}")
 
 
 class TellEpoch(TrainerCallback):
@@ -169,11 +180,12 @@ def make_trainer(
     device: torch.device,
     dtype: torch.dtype,
     validation: Validation | None = None,
+    trainer_class: Callable[..., SidSFTTrainer] = SidSFTTrainer,
 ) -> SidSFTTrainer:
     """TRL's trainer over item rows."""
     arguments = trainer_arguments(config, directory, device, dtype)
     use_one_gpu(arguments)
-    trainer = SidSFTTrainer(
+    trainer = trainer_class(
         config=config,
         model=model,
         args=arguments,
@@ -181,7 +193,7 @@ def make_trainer(
         data_collator=collator,
         processing_class=tokenizer,
         callbacks=[
-            LogLines(),
+            LogLines(config.stage),
             TellEpoch(collator),
             *([EarlyStoppingCallback(config.patience)] if config.patience else []),
         ],
@@ -205,7 +217,7 @@ def train(trainer: SidSFTTrainer, directory: Path) -> dict[str, Any]:
     """Train to the end, from the newest whole checkpoint where there is one."""
     newest = newest_whole(directory / SCRATCH / "trainer")
     if newest is not None:
-        say(f"sft: continuing from {newest.name}")
+        say(f"{trainer.config.stage}: continuing from {newest.name}")
     done = int(newest.name.rsplit("-", 1)[1]) if newest else 0
     with without_tensor_bars():
         result = trainer.train(resume_from_checkpoint=str(newest) if newest else None)

@@ -72,6 +72,7 @@ class Validation(TrainerCallback):
         prefix_ids: Tokens before every history.
         examples: What one epoch trains on.
         batch_size: Rows decoded together on one device.
+        stage: Name that its lines begin with.
     """
 
     def __init__(
@@ -82,10 +83,22 @@ class Validation(TrainerCallback):
         prefix_ids: Sequence[int],
         examples: Dataset,
         batch_size: int,
+        stage: str,
     ):
         self.rows, self.table, self.binding, self.prefix_ids = rows, table, binding, prefix_ids
         self.targets = sum(map(len, examples["rows"])) - sum(examples["num_context"])
-        self.batch_size = batch_size
+        self.batch_size, self.stage = batch_size, stage
+        self.ranker: SidRanker | None = None
+
+    def use(self, table: SidTable) -> None:
+        """Rank by other semantic IDs from now on."""
+        self.table = table
+        if self.ranker is not None:
+            self.ranker = self._ranker(self.ranker.model)
+
+    def _ranker(self, model: nn.Module) -> SidRanker:
+        # No CUDA graphs: autocast would have them read its copies of the weights, made before the next step.
+        return SidRanker(model, self.table, self.binding, self.prefix_ids, capture=False)
 
     def on_train_begin(
         self,
@@ -96,8 +109,7 @@ class Validation(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Start the clock where a resumed run had stopped it, on the device that the Trainer has moved the model to."""
-        # No CUDA graphs: autocast would have them read its copies of the weights, made before the next step.
-        self.ranker = SidRanker(model, self.table, self.binding, self.prefix_ids, capture=False)
+        self.ranker = self._ranker(model)
         self.started = time.monotonic() - max((entry.get(SECONDS, 0.0) for entry in state.log_history), default=0.0)
         if state.best_global_step:  # by its number: the directory may have been moved since
             best = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
@@ -112,18 +124,18 @@ class Validation(TrainerCallback):
         Returns:
             Keys of `llmrec.evaluation.learning`. Within an epoch items trained on are taken by its share of the steps.
         """
-        label = f"sft: step {state.global_step} of {state.max_steps}, valid rows"
+        step = f"{self.stage}: step {state.global_step} of {state.max_steps}"
         with evaluation_mode(self.ranker.model):
-            outcome = evaluate(self.ranker.rank_batches, self.rows, CUTOFF, COLUMNS[0], self.batch_size, label)
+            outcome = evaluate(
+                self.ranker.rank_batches, self.rows, CUTOFF, COLUMNS[0], self.batch_size, f"{step}, valid rows"
+            )
         found = {
             NDCG: float(ndcg(outcome.position, CUTOFF).mean()),
             RECALL: float(recall(outcome.position, CUTOFF).mean()),
         }
         is_best = found[NDCG] > (state.best_metric or 0.0)
-        say(
-            f"sft: step {state.global_step} of {state.max_steps}, valid ndcg@{CUTOFF} {found[NDCG]:.4f}, "
-            f"recall@{CUTOFF} {found[RECALL]:.4f}{', the best so far' if is_best else ''}"
-        )
+        best = ", the best so far" if is_best else ""
+        say(f"{step}, valid ndcg@{CUTOFF} {found[NDCG]:.4f}, recall@{CUTOFF} {found[RECALL]:.4f}{best}")
         return {
             **found,
             SUPERVISED: round(self.targets * state.epoch),

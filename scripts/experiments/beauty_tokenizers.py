@@ -57,6 +57,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "letter, text, aligned with SASRec": {
         "method": "letter", "view_names": WITH_SASREC, "collaborative_view": "sasrec", "collision": "sinkhorn_reassign",
     },
+    "etegrec, before alternate": {"method": "etegrec", "view_names": SASREC},
     "simcit": {"method": "simcit", "view_names": BOTH},
     "simcit, as released": {
         "method": "simcit", "view_names": BOTH, "codebook_size": 128, "num_levels": 2, "batch_size": 256,

@@ -31,8 +31,14 @@ WIRES = {
     "embed": CATALOG,
     "tokenize": {**CATALOG, "views": ("embed",)},
     "extend": {**CATALOG, "sid": ("tokenize",)},
-    "sft": {**CATALOG, "model": ("sft", "extend")},
-    "evaluate": {**CATALOG, "model": ("sft",)},
+    "sft": {**CATALOG, "model": ("alternate", "sft", "extend")},
+    "alternate": {
+        **CATALOG,
+        "views": ("embed",),
+        "model": ("alternate", "sft", "extend"),
+        "sid": ("tokenize",),
+    },
+    "evaluate": {**CATALOG, "model": ("alternate", "sft")},
 }
 Step = tuple[str, dict[str, Any]]  # a stage and its options
 NO_IDENTITY = ("compile", "micro_batch_size", "logging_steps", "save_steps", "device")  # change no result
