@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from test_examples import make_collator
 from test_swap import start, train
 
+from llmrec.buckets import ordinals
 from llmrec.collisions.suffix import add_suffix, least_free
 from llmrec.sid import EMPTY, SidTable
 from llmrec.training.examples import HistoryCollator
@@ -27,7 +28,7 @@ property_test = settings(derandomize=True, max_examples=60, deadline=None)
 
 
 def table_of(codes: np.ndarray, suffixes: int = 12) -> SidTable:
-    with_suffix, sizes = add_suffix(codes, [4, 4], suffixes)
+    with_suffix, sizes = add_suffix(codes, ordinals(codes)[0], [4, 4], suffixes)
     return SidTable([f"item-{row}" for row in range(12)], with_suffix, level_sizes=sizes)
 
 
@@ -44,7 +45,7 @@ def test_least_free_by_hand():
 @property_test
 @given(codes_of_items, st.lists(st.booleans(), min_size=12, max_size=12))
 def test_least_free_keeps_and_fills(codes, keeps):
-    ordinal = add_suffix(codes, [4, 4], 12)[0][:, -1]
+    ordinal = ordinals(codes)[0]
     given_suffix = np.where(keeps, ordinal, EMPTY)
     found = least_free(codes, given_suffix)
     assert (found[keeps] == ordinal[keeps]).all()
