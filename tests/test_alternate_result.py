@@ -37,7 +37,7 @@ def test_what_the_stage_leaves(turns, turned):
     verify(turned, "alternate")
     binding, table, details = Binding.load(turned)
     assert table.sha256 != Binding.load(turns.model)[1].sha256 and binding.normalize_over == "level"
-    assert details["sft"]["cycle_steps"] == 2 and details["counts"]["cycles"] == 3
+    assert details["alternate"]["cycle_steps"] == 2 and details["counts"]["cycles"] == 3
     card = (turned / "README.md").read_text()
     assert "cycle_steps: 2" in card and str(turned.parent) not in card
     items, scores = Recommender.from_pretrained(turned, device="cpu").recommend([["item-0", "item-1"]], k=5)

@@ -5,10 +5,12 @@ with options alone is said before anything is loaded.
 """
 
 from llmrec.configs.alternate import AlternateConfig
+from llmrec.configs.dpo import DpoConfig
 from llmrec.configs.embed import EmbedConfig
 from llmrec.configs.evaluate import CompareConfig, EvaluateConfig
 from llmrec.configs.extend import ExtendConfig
 from llmrec.configs.fine_tune import FineTuneConfig
+from llmrec.configs.preference import PreferenceConfig
 from llmrec.configs.prepare import PrepareConfig
 from llmrec.configs.quickstart import QuickstartConfig
 from llmrec.configs.recommend import RecommendConfig
@@ -20,10 +22,12 @@ __all__ = [
     "TASK_NAMES",
     "AlternateConfig",
     "CompareConfig",
+    "DpoConfig",
     "EmbedConfig",
     "EvaluateConfig",
     "ExtendConfig",
     "FineTuneConfig",
+    "PreferenceConfig",
     "PrepareConfig",
     "QuickstartConfig",
     "RecommendConfig",
@@ -38,6 +42,7 @@ STAGES: dict[str, type] = {
     "extend": ExtendConfig,
     "sft": SftConfig,
     "alternate": AlternateConfig,
+    "dpo": DpoConfig,
     "evaluate": EvaluateConfig,
     "compare": CompareConfig,
     "recommend": RecommendConfig,

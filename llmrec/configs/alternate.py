@@ -13,6 +13,8 @@ from llmrec.options import option
 class AlternateConfig(SftConfig):
     """Fine-tune the extended LLM and train its item tokenizer in turns (ETEGRec)."""
 
+    stage = "alternate"
+
     sid: str = option("Directory written by `llmrec tokenize --method etegrec`, whose semantic IDs `model` has.")
     views: str = option("Directory written by `llmrec embed`, with the views that the tokenizer was fitted on.")
     optimization: Literal["alternating", "joint"] = option(
@@ -38,10 +40,6 @@ class AlternateConfig(SftConfig):
     # The paper: one of 5e-4, 1e-4, 5e-5.
     tokenizer_learning_rate: float = option("Peak learning rate of the tokenizer.", 1e-4, above=0)
     tokenizer_weight_decay: float = option("AdamW weight decay of the tokenizer.", 0.05, least=0)
-
-    @property
-    def stage(self) -> str:
-        return "alternate"
 
     @property
     def aligns(self) -> bool:

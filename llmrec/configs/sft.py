@@ -25,6 +25,8 @@ MOST_TASK_WEIGHT = 100  # examples are listed in memory, and one list of 100 epo
 class SftConfig(FineTuneConfig):
     """Fine-tune the extended LLM on next-item prediction."""
 
+    stage = "sft"
+
     model: str = option("Directory written by `llmrec extend`, or by an earlier `llmrec sft` to train on from it.")
     instruction: str = option(
         "Text before the history.", "Recommend the next item for a user with this history, oldest first:"
@@ -79,11 +81,6 @@ class SftConfig(FineTuneConfig):
         False,
         identity=False,
     )
-
-    @property
-    def stage(self) -> str:
-        """Name of the stage, as its messages begin."""
-        return "sft"
 
     def problems(self) -> list[str]:
         problems = self._task_problems() + super().problems()

@@ -36,9 +36,11 @@ from llmrec.training.alternation import Alternation
 from llmrec.training.augmentation import Augmentation
 from llmrec.training.cycles import Plan
 from llmrec.training.dropout import residual_dropout
+from llmrec.training.examples import num_targets
 from llmrec.training.losses import sid_loss_in_forward
 from llmrec.training.pools import PoolingCollator
 from llmrec.training.sft import make_trainer, train
+from llmrec.training.start import Start, make_validation
 from llmrec.training.validation import chosen
 from llmrec.views import ItemViews, view_files
 
@@ -57,7 +59,7 @@ class Begun:
         plan: Of the run.
     """
 
-    llm: sft.Start
+    llm: Start
     published: Published
     views: ItemViews
     plan: Plan
@@ -156,7 +158,7 @@ def fine_tune(config: AlternateConfig, begun: Begun, directory: Path) -> tuple[A
         seed=config.seed,
         known_N=begun.views.known,
     )
-    validation = sft.make_validation(config, start, examples)
+    validation = make_validation(config, start, num_targets(examples))
     model = sft.make_model(config, binding, dtype)
     alternation = make_alternation(config, begun, model)
     with (

@@ -55,6 +55,11 @@ def build_dataset(
     return Dataset.from_dict({"rows": rows, "num_context": num_context})
 
 
+def num_targets(examples: Dataset) -> int:
+    """Items of histories that are trained on in an epoch."""
+    return sum(map(len, examples["rows"])) - sum(examples["num_context"])
+
+
 def fill_last_batch(examples: Dataset, batch_size: int) -> Dataset:
     """Add examples without items, which have no target, until every optimiser step has `batch_size` of them.
 
