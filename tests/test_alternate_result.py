@@ -58,7 +58,7 @@ def test_evaluate_and_a_later_phase_take_it(capsys, turns, turned, tmp_path):
     assert main(argv) == 0
     fine_tune(tmp_path / "sft", turns.catalog, turned, **SFT)
     assert Binding.load(tmp_path / "sft")[1].sha256 == Binding.load(turned)[1].sha256
-    assert [phase["sft"]["cycle_steps"] for phase in Binding.load(tmp_path / "sft")[2]["earlier"]] == [2]
+    assert [phase["alternate"]["cycle_steps"] for phase in Binding.load(tmp_path / "sft")[2]["earlier"]] == [2]
 
 
 def test_new_items_are_appended_to_its_semantic_ids_and_to_the_checkpoint(capsys, turns, turned, tmp_path):

@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from beauty_tokenizers import EVALUATE, EXTEND, SFT, measure, show
+from beauty_tokenizers import measure, show
+from decoder import decoder_steps
 from grid import Grid, Run, chosen, parser
 
 BASE = {"method": "simcit", "view_names": ["text", "collaborative"]}
@@ -51,9 +52,7 @@ def runs_of(arguments: argparse.Namespace) -> list[Run]:
             given = {**data, "views": OTHER_VIEWS.get(name, arguments.views), **device, "probe": True}
             steps = (
                 ("tokenize", {**given, **options_of(name), "allow_collapse": True}),
-                ("extend", {**data, **EXTEND}),
-                ("sft", {**data, **SFT, **device, "epochs": arguments.epochs}),
-                *(("evaluate", {**data, **EVALUATE, **device, "split": split}) for split in ("valid", "test")),
+                *decoder_steps(data, arguments.epochs, arguments.device),
             )
             found.append(Run(name, steps, seed))
     return found
