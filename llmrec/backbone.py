@@ -10,6 +10,8 @@ into every process that only decodes.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -29,6 +31,19 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
 def run_backbone(model: PreTrainedModel, **inputs: Any) -> Any:
     """Forward pass without the output projection; `last_hidden_state` is (B, T, hidden)."""
     return model.base_model(**inputs)
+
+
+@contextlib.contextmanager
+def forward_replaced(model: PreTrainedModel, forward: Callable[..., Any]) -> Iterator[None]:
+    """While open, `model(...)` calls `forward`, from within whatever wraps the model (PEFT, DDP, FSDP)."""
+    own = vars(model).get("forward")
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.forward  # also what TRL and accelerate put over it
+        if own is not None:
+            model.forward = own
 
 
 def output_rows(model: PreTrainedModel, rows: slice | None = None) -> tuple[Tensor, Tensor | None]:

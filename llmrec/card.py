@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llmrec.checkpoint import Binding
+from llmrec.checkpoint import TRAINING, Binding
 
 FILE = "README.md"
 HEADER = """---
@@ -67,7 +67,7 @@ def write_card(directory: str | Path, name: str, metrics: dict[str, Any] | None 
         "A causal LM that recommends items of one catalogue as semantic IDs, made with llmrec.",
         _list(facts),
         "## Data\n\n" + (_list(details["data"]) if "data" in details else "Not recorded."),
-        "## Training\n\n" + (_training(details) if "sft" in details else "Not fine-tuned: extended only."),
+        "## Training\n\n" + (_training(details) if "counts" in details else "Not fine-tuned: extended only."),
         "## Measured\n\n" + (_measured(metrics) if metrics else "Nothing was measured for this card."),
         "## Load\n\n" + LOADING.format(name=_quoted(name), item=_quoted(table.item_ids[0]), sid=_quoted(sid)),
     ]
@@ -85,10 +85,15 @@ def _list(values: dict[str, Any]) -> str:
 
 def _training(details: dict[str, Any]) -> str:
     """Recipe and counts; of each phase under a heading of its own where there are several."""
-    phases = [_list({**phase["sft"], **phase["counts"]}) for phase in [*details.get("earlier", []), details]]
+    phases = [_phase(phase) for phase in [*details.get("earlier", []), details]]
     if len(phases) == 1:
         return phases[0]
     return "\n\n".join(f"### Phase {number} of {len(phases)}\n\n{text}" for number, text in enumerate(phases, 1))
+
+
+def _phase(phase: dict[str, Any]) -> str:
+    stage = next(stage for stage in TRAINING if stage in phase)
+    return _list({"stage": stage, **phase[stage], **phase["counts"]})
 
 
 def _measured(metrics: dict[str, Any]) -> str:

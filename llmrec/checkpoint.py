@@ -1,7 +1,7 @@
 """A checkpoint: an ordinary Hugging Face model directory, the SID table, and llmrec.json that binds them.
 
-`extend` and `sft` write it, everything that decodes reads it. Nothing in it is executed: weights are safetensors, the
-rest is JSON and parquet, and `trust_remote_code` stays off.
+`extend` and the stages that train write it, everything that decodes reads it. Nothing in it is executed: weights are
+safetensors, the rest is JSON and parquet, and `trust_remote_code` stays off.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from llmrec.vocab import SidVocabulary
 
 FILE = "llmrec.json"
 SCHEMA_VERSION = 1
+TRAINING = ("sft", "dpo", "grpo")  # stages that leave the trained LLM, merged
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def resolve(source: str | Path) -> Path:
     """
     path = Path(source)
     if path.is_dir():
-        return verify(path, "extend", "sft") if (path / MANIFEST).is_file() else path
+        return verify(path, "extend", *TRAINING) if (path / MANIFEST).is_file() else path
     if path.with_name(path.name + PARTIAL).is_dir():
         return verify(path)
     try:

@@ -26,10 +26,11 @@ from forks import Forks
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from llmrec.artifact import SCRATCH
+from llmrec.configs import SftConfig
 from llmrec.prompts import HistoryEncoder
 from llmrec.sid import SidTable
 from llmrec.stages import sft as stage
-from llmrec.training import checkpoints, sft
+from llmrec.training import checkpoints, sft, trainer
 from llmrec.training.checkpoints import ASIDE, SEAL, WholeCheckpoints, damage, newest_whole, numbered, seal
 from llmrec.training.examples import HistoryCollator
 from llmrec.vocab import SidVocabulary
@@ -469,15 +470,16 @@ def test_counts_of_a_resumed_run_by_hand(monkeypatch, tmp_path, item_ids):
     table = SidTable(item_ids[:4], np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, -1, -1]]))
     vocabulary = SidVocabulary(tuple(table.level_sizes), (10, 12, 14), tuple(table.level_sizes), 3)
     examples = Dataset.from_dict({"rows": [[0, 1, 2], [3, 0], []], "num_context": [0, 1, 0]})
-    trainer = SimpleNamespace(
+    stand_in = SimpleNamespace(
+        config=SftConfig(out="", catalog="", model=""),
         train=lambda resume_from_checkpoint: SimpleNamespace(metrics={"train_runtime": 2.0}),
         state=SimpleNamespace(global_step=4, max_steps=4, epoch=2.0, log_history=[{"loss": 3.0}, {"loss": 1.0}]),
         data_collator=HistoryCollator([5] * 4, HistoryEncoder(table, vocabulary), 0),
         train_dataset=examples,
         model=torch.nn.Linear(2, 3),
     )
-    monkeypatch.setattr(sft, "newest_whole", lambda directory: tmp_path / "checkpoint-3")
-    assert sft.train(trainer, tmp_path) == {
+    monkeypatch.setattr(trainer, "newest_whole", lambda directory: tmp_path / "checkpoint-3")
+    assert sft.train(stand_in, tmp_path) == {
         "steps": 4, "examples": 2, "targets": 4, "loss": 1.0, "train_seconds": 2.0,
         "tokens_per_second": round(10.5 / 2), "trained_parameters": 9,
     }  # fmt: skip

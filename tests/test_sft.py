@@ -24,7 +24,7 @@ from llmrec.manifest import read_manifest, verify
 from llmrec.prompts import HistoryEncoder
 from llmrec.recommender import Recommender
 from llmrec.stages import sft as stage
-from llmrec.training import sft, weights
+from llmrec.training import trainer, weights
 from llmrec.training.examples import HistoryCollator, build_dataset
 from llmrec.training.losses import sid_loss_in_forward
 
@@ -214,19 +214,19 @@ def test_hooks_of_the_trainer(tmp_path, toy):
     dtype = resolve_dtype(config.precision, device)
     model = weights.load_trainable(config, binding.vocabulary, dtype)
     with sid_loss_in_forward(model, binding.vocabulary, "level"):
-        trainer = stage.make_trainer(config, model, tokenizer, examples, collator, tmp_path, device, dtype)
-        assert trainer.train_dataset.column_names == ["rows", "num_context"], VERSIONS
-        assert type(trainer).compute_loss is Trainer.compute_loss
-        assert trainer.model_accepts_loss_kwargs, VERSIONS
-        batch = next(iter(trainer.get_train_dataloader()))
-        expected = trainer.model(**batch, num_items_in_batch=7).loss
-        found = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=7)
+        ours = stage.make_trainer(config, model, tokenizer, examples, collator, tmp_path, device, dtype)
+        assert ours.train_dataset.column_names == ["rows", "num_context"], VERSIONS
+        assert type(ours).compute_loss is Trainer.compute_loss
+        assert ours.model_accepts_loss_kwargs, VERSIONS
+        batch = next(iter(ours.get_train_dataloader()))
+        expected = ours.model(**batch, num_items_in_batch=7).loss
+        found = ours.compute_loss(ours.model, dict(batch), num_items_in_batch=7)
         torch.testing.assert_close(found, expected, msg=str(VERSIONS))
-        before, total = (trainer.model(**batch, num_items_in_batch=1).loss for _ in range(2))
+        before, total = (ours.model(**batch, num_items_in_batch=1).loss for _ in range(2))
         torch.testing.assert_close(before, total)
-    names = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+    names = [name for name, parameter in ours.model.named_parameters() if parameter.requires_grad]
     assert sum("trainable_tokens_delta" in name for name in names) == 1, VERSIONS
-    groups = trainer.create_optimizer().param_groups
+    groups = ours.create_optimizer().param_groups
     assert [len(group["params"]) for group in groups] == [len(names) - 1, 1]
     assert [group["weight_decay"] for group in groups] == [0.01, 0.0]
     assert [group["lr"] for group in groups] == [2e-4, 1e-3]
@@ -263,5 +263,5 @@ def test_contract_one_process_keeps_to_one_of_several_gpus(tmp_path):
     assert arguments.n_gpu == 0, VERSIONS
     arguments._n_gpu = 2  # what _setup_devices finds in a process that sees two
     assert arguments.n_gpu == 2 and arguments.train_batch_size == 8, VERSIONS
-    sft.use_one_gpu(arguments)
+    trainer.use_one_gpu(arguments, "sft")
     assert arguments.n_gpu == 1 and arguments.train_batch_size == 4, VERSIONS

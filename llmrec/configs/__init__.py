@@ -8,6 +8,7 @@ from llmrec.configs.embed import EmbedConfig
 from llmrec.configs.evaluate import CompareConfig, EvaluateConfig
 from llmrec.configs.extend import ExtendConfig
 from llmrec.configs.fine_tune import FineTuneConfig
+from llmrec.configs.preference import PreferenceConfig
 from llmrec.configs.prepare import PrepareConfig
 from llmrec.configs.quickstart import QuickstartConfig
 from llmrec.configs.recommend import RecommendConfig
@@ -22,6 +23,7 @@ __all__ = [
     "EvaluateConfig",
     "ExtendConfig",
     "FineTuneConfig",
+    "PreferenceConfig",
     "PrepareConfig",
     "QuickstartConfig",
     "RecommendConfig",

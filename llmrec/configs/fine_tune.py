@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from llmrec.options import StageConfig, option
 
@@ -12,7 +12,10 @@ from llmrec.options import StageConfig, option
 class FineTuneConfig(StageConfig):
     """What is trained of the LLM, for how long, and how it is watched."""
 
+    stage: ClassVar[str]  # as messages name it
+
     catalog: str = option("Directory written by `llmrec prepare`.")
+    model: str = option("Checkpoint directory to start from.")
     lora_rank: int = option("Rank of LoRA.", 16, least=1)
     lora_alpha: int = option("Scale of LoRA, divided by its rank (by the root of it under lora_rslora).", 32, least=1)
     lora_dropout: float = option("Dropout on LoRA's input.", 0.0, least=0, most=1)

@@ -6,28 +6,24 @@ Interrupted at any point, the same command continues from the newest checkpoint 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, set_seed
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from llmrec import processes
 from llmrec.artifact import SCRATCH, run_stage
 from llmrec.backbone import compile_layers
-from llmrec.card import write_card
 from llmrec.catalog import Catalog
-from llmrec.checkpoint import Binding, load_tokenizer, save_model
+from llmrec.checkpoint import Binding, load_tokenizer
 from llmrec.configs import SftConfig
 from llmrec.console import say
 from llmrec.device import resolve_device, resolve_dtype
 from llmrec.evaluation.learning import CUTOFF
-from llmrec.manifest import content_hash, read_manifest, verify, write_json
+from llmrec.manifest import read_manifest, verify
 from llmrec.prompts import HistoryEncoder, Prompt
-from llmrec.sid import SidTable
 from llmrec.tasks import task_problems
 from llmrec.training.augmentation import Augmentation
 from llmrec.training.captured import CapturedLoss
@@ -35,33 +31,11 @@ from llmrec.training.dropout import residual_dropout
 from llmrec.training.examples import HistoryCollator, add_draws, build_dataset, fill_last_batch
 from llmrec.training.losses import IGNORED, sid_loss_in_forward
 from llmrec.training.packing import check_packing
-from llmrec.training.sft import SidSFTTrainer, make_trainer, split_batch, train
+from llmrec.training.sft import SidSFTTrainer, make_trainer, train
+from llmrec.training.start import Start, check, check_length, context_of, make_validation, save_checkpoint
 from llmrec.training.task_examples import TaskExamples, build_tasks
-from llmrec.training.validation import Validation, chosen
-from llmrec.training.weights import load_trainable, merge, require_bitsandbytes, whole
-
-LOG = "training_log.json"
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a run starts from.
-
-    Args:
-        catalog: Training sequences and valid rows.
-        binding: Vocabulary of the base, with the prompt, history length and scoring of this run.
-        table: Semantic IDs.
-        details: Of the base's llmrec.json.
-        tokenizer: Of the base.
-        prefix: Tokens before every history.
-    """
-
-    catalog: Catalog
-    binding: Binding
-    table: SidTable
-    details: dict[str, Any]
-    tokenizer: PreTrainedTokenizerBase
-    prefix: list[int]
+from llmrec.training.validation import chosen
+from llmrec.training.weights import load_trainable, merge, whole
 
 
 def main(config: SftConfig) -> dict[str, Any]:
@@ -101,12 +75,12 @@ def load(config: SftConfig) -> Start:
     verify(config.model, "extend", "sft")
     catalog = Catalog.load(config.catalog)
     binding, table, details = Binding.load(config.model)
-    check(config, catalog, table.item_ids, details.get("catalog_sha256"))
+    check(config, catalog, table.item_ids, details.get("catalog_sha256"), problems(config, catalog))
     tokenizer = load_tokenizer(config.model)
     binding.vocabulary.check(tokenizer)
     prompt = Prompt(config.instruction, config.chat_template)
     prefix = prompt.prefix(tokenizer)
-    check_length(config, len(prefix) + (config.max_history + 1) * table.num_levels)
+    check_length(config.model, config.max_history, len(prefix) + (config.max_history + 1) * table.num_levels)
     if "sft" in details and (prompt, config.max_history) != (binding.prompt, binding.max_history):
         say("sft: instruction, chat_template or max_history differ from the earlier phase's; these ones are saved.")
     normalize_over = "level" if config.sid_loss == "level" else "vocabulary"
@@ -126,11 +100,8 @@ def fine_tune(config: SftConfig, start: Start, directory: Path) -> tuple[SidSFTT
     examples, tasks = make_examples(config, start.catalog, start.tokenizer, table.num_levels)
     encoder, augmentation = HistoryEncoder(table, binding.vocabulary), Augmentation.of(config)
     collator = HistoryCollator(start.prefix, encoder, pad_token_id, config.packing, augmentation, tasks, config.seed)
-    validation = None
-    if config.eval_steps:
-        rows = start.catalog.rows("valid")
-        rows = rows.take(rows.sample(config.eval_rows, config.seed))  # those of `llmrec evaluate --max-rows`
-        validation = Validation(rows, table, binding, start.prefix, examples, config.micro_batch_size)
+    targets = sum(map(len, examples["rows"])) - sum(examples["num_context"])
+    validation = make_validation(config, start, targets)
     set_seed(config.seed)
     model = load_trainable(config, binding.vocabulary, dtype)
     if config.packing:
@@ -158,81 +129,19 @@ def save(
 ) -> None:
     """Write the merged model with all that belongs to it."""
     dtype = resolve_dtype(config.precision, resolve_device(config.device))
-    save_model(merge(trained, config, dtype, directory / SCRATCH), start.tokenizer, directory)
-    recipe = {
-        **start.details,
-        "catalog_sha256": content_hash(config.catalog),
-        "data": describe_data(config.catalog),
-        "earlier": phases(start.details),
-        "sft": describe_recipe(config),
-        "counts": counts,
-    }
-    start.binding.save(directory, start.table, recipe)
-    write_json(directory / LOG, trainer.state.log_history)
-    write_card(directory, Path(config.out).name)
+    merged = merge(trained, config, dtype, directory / SCRATCH)
+    save_checkpoint(config, start, merged, trainer.state.log_history, counts, directory)
 
 
-def check(config: SftConfig, catalog: Catalog, item_ids: list[str], catalog_sha256: str | None) -> None:
-    """Refuse what cannot be trained, before anything is loaded.
-
-    Raises:
-        ValueError: With every option at fault and what it may be.
-    """
-    problems = []
-    if item_ids != catalog.item_ids:
-        problems.append(
-            f"'{config.model}' was extended for another catalogue than '{config.catalog}' ({len(item_ids)} and "
-            f"{catalog.num_items} items). Run `llmrec tokenize` and `llmrec extend` on this catalogue"
-        )
-    elif catalog_sha256 not in (None, content_hash(config.catalog)):
-        problems.append(
-            f"'{config.model}' was made on another split of the items of '{config.catalog}', which may hold what this "
-            "one tests; use that catalogue, or run `llmrec embed`, `tokenize` and `extend` on this one"
-        )
-    if len(catalog.train) == 0:
-        problems.append(
-            f"'{config.catalog}' has no training rows; lower `k_core` or change `split` in `llmrec prepare`"
-        )
-    if processes.sharding() == "DeepSpeed":
-        problems.append("accelerate was told to use DeepSpeed; launch with recipes/accelerate/ddp.yaml, or fsdp2.yaml")
+def problems(config: SftConfig, catalog: Catalog) -> list[str]:
+    """What is wrong with the options of this stage alone."""
+    found = task_problems(config, catalog)
     if processes.sharding() == "FSDP" and (config.train != "full" or config.eval_steps or config.compile):
-        problems.append(
+        found.append(
             "under FSDP train must be 'full', without eval_steps and compile, which need all weights in each process; "
             "launch with recipes/accelerate/ddp.yaml"
         )
-    schedulers = [scheduler.value for scheduler in SchedulerType]
-    if config.scheduler not in schedulers:
-        problems.append(f"scheduler is '{config.scheduler}'; choose from {', '.join(schedulers)}")
-    installed = get_available_reporting_integrations()
-    for name in set(config.report_to) - {*installed, "all", "none"}:
-        known = name in INTEGRATION_TO_CALLBACK
-        remedy = "install its package" if known else f"choose from {', '.join(INTEGRATION_TO_CALLBACK)}"
-        problems.append(f"report_to names '{name}', which is {'not installed' if known else 'no tracker'}; {remedy}")
-    problems += task_problems(config, catalog)
-    if config.eval_steps and len(catalog.rows("valid")) == 0:
-        problems.append(
-            f"'{config.catalog}' has no 'valid' rows for eval_steps; leave eval_steps out, or run `llmrec prepare` "
-            "with more users or a smaller k_core"
-        )
-    if problems:
-        raise ValueError("; ".join(problems) + ".")
-    if config.quantization == "nf4":
-        require_bitsandbytes()
-    split_batch(config)
-
-
-def check_length(config: SftConfig, num_tokens: int) -> None:
-    """Refuse a history cap that does not fit the model's context.
-
-    Raises:
-        ValueError: If `num_tokens` of prompt and items exceed it.
-    """
-    context = context_of(config.model)
-    if context and num_tokens > context:
-        raise ValueError(
-            f"The instruction and {config.max_history} + 1 items take {num_tokens} tokens but the model's context is "
-            f"{context}; lower max_history."
-        )
+    return found
 
 
 def make_examples(
@@ -255,33 +164,3 @@ def make_examples(
     num_draws = {name: task.num_draws for name, task in tasks.items()}
     examples = add_draws(histories if config.histories else histories.select([]), num_draws)
     return fill_last_batch(examples, config.batch_size), tasks
-
-
-def context_of(model: str) -> int | None:
-    """Tokens that a model can attend to, where its config says."""
-    return getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None)
-
-
-def describe_data(catalog: str) -> dict[str, Any]:
-    """Dataset, filter and split, for the model card; of a file its name, not where it lies."""
-    manifest = read_manifest(catalog)
-    settings = {key: manifest["config"].get(key) for key in ("dataset", "k_core", "split", "max_history", "seed")}
-    if settings["dataset"] is None and manifest["config"].get("interactions"):
-        settings["dataset"] = Path(manifest["config"]["interactions"]).name
-    return {**settings, "counts": manifest["counts"]}
-
-
-def describe_recipe(config: SftConfig) -> dict[str, Any]:
-    """What makes the weights what they are, for the model card; no paths."""
-    settings = [f.name for f in dataclasses.fields(config) if f.metadata["identity"]]
-    return {name: getattr(config, name) for name in settings if name not in ("catalog", "model")}
-
-
-def phases(details: dict[str, Any]) -> list[dict[str, Any]]:
-    """Recipe and counts of every run of this stage behind a checkpoint, oldest first; empty of one just extended.
-
-    Args:
-        details: Of its llmrec.json.
-    """
-    last = [{name: details[name] for name in ("sft", "counts")}] if "sft" in details else []
-    return [*details.get("earlier", []), *last]

@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from llmrec.backbone import causal_lm, logits, run_backbone
+from llmrec.backbone import causal_lm, forward_replaced, logits, run_backbone
 from llmrec.training.captured import CapturedLoss
 from llmrec.training.packing import separate
 from llmrec.vocab import SidVocabulary
@@ -100,7 +100,7 @@ def sid_loss_in_forward(
         captured: Runs packed batches of training as CUDA graphs; see `llmrec.training.captured`.
     """
     base = causal_lm(model)
-    original, own = base.forward, vars(base).get("forward")
+    original = base.forward
 
     def mean_loss(
         labels: Tensor, num_items_in_batch: Tensor | int | None, most: tuple[int, int] | None = None, **inputs: Any
@@ -135,11 +135,5 @@ def sid_loss_in_forward(
             return CausalLMOutput(loss=captured(captured_loss, batch, most_words))
         return CausalLMOutput(loss=mean_loss(labels, num_items_in_batch, input_ids=input_ids, **inputs))
 
-    base.forward = forward
-    try:
-        with captured.stream() if captured is not None else contextlib.nullcontext():
-            yield
-    finally:
-        del base.forward  # also what TRL and accelerate put over it
-        if own is not None:
-            base.forward = own
+    with forward_replaced(base, forward), captured.stream() if captured is not None else contextlib.nullcontext():
+        yield

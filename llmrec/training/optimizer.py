@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from llmrec.configs import SftConfig
+from llmrec.configs import FineTuneConfig
 
 SID_ROWS = "trainable_tokens"  # in the name of PEFT's parameter for trained token rows
 
 
-def build_optimizer(model: torch.nn.Module, config: SftConfig, fused: bool = False) -> torch.optim.Optimizer:
+def build_optimizer(model: torch.nn.Module, config: FineTuneConfig, fused: bool = False) -> torch.optim.Optimizer:
     """AdamW; the SID rows, which start from noise, have their own learning rate, and no decay towards zero.
 
     Args:
@@ -24,6 +24,7 @@ def build_optimizer(model: torch.nn.Module, config: SftConfig, fused: bool = Fal
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
-        {"params": rows, "weight_decay": 0.0, "lr": config.sid_learning_rate or config.learning_rate},
     ]
+    if rows:  # of the stages, sft alone trains them
+        groups.append({"params": rows, "weight_decay": 0.0, "lr": config.sid_learning_rate or config.learning_rate})
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=fused)

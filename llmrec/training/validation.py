@@ -17,14 +17,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llmrec.catalog import Rows
 from llmrec.checkpoint import Binding
-from llmrec.configs import SftConfig
+from llmrec.configs import FineTuneConfig
 from llmrec.console import say
 from llmrec.evaluation.learning import CUTOFF, JUDGING, NDCG, RECALL, SECONDS, SUPERVISED
 from llmrec.evaluation.metrics import ndcg, recall
@@ -35,7 +35,7 @@ from llmrec.sid_ranker import SidRanker
 KEPT = 3  # checkpoints: the best one, and the two newest as without evaluation
 
 
-def saving(config: SftConfig) -> dict[str, Any]:
+def saving(config: FineTuneConfig) -> dict[str, Any]:
     """Arguments of the Trainer for checkpoints and evaluations; with the latter, each has a checkpoint."""
     if config.eval_steps is None:
         return {"save_steps": config.save_steps, "save_total_limit": 2}
@@ -54,12 +54,21 @@ def saving(config: SftConfig) -> dict[str, Any]:
 def chosen(state: TrainerState) -> dict[str, Any]:
     """For the manifest's counts: the best step, its ndcg and the step whose weights are saved; empty without any.
 
-    Where no target was found at any step, none is the best, and the weights of the last one are saved.
+    Where no target was found at any step, none is the best, and the weights of the last one are saved. Where the start
+    was judged too and no step was better, 0 is the best step.
     """
     if state.best_metric is None:
         return {}
+    if start_is_best(state):
+        return {"best_step": 0, f"valid_ndcg@{CUTOFF}": state.best_metric, "saved_step": 0}
     best = state.best_global_step if state.best_metric > 0 else None
     return {"best_step": best, f"valid_ndcg@{CUTOFF}": state.best_metric, "saved_step": best or state.global_step}
+
+
+def start_is_best(state: TrainerState) -> bool:
+    """Whether the weights that training began with were judged, and no step ranks the valid rows better."""
+    was_judged = any(NDCG in entry and entry["step"] == 0 for entry in state.log_history)
+    return was_judged and not state.best_global_step
 
 
 class Validation(TrainerCallback):
@@ -70,8 +79,10 @@ class Validation(TrainerCallback):
         table: Semantic IDs of the catalogue.
         binding: Vocabulary, history length and scoring of the model that trains.
         prefix_ids: Tokens before every history.
-        examples: What one epoch trains on.
+        targets: Items that one epoch trains on.
         batch_size: Rows decoded together on one device.
+        stage: As messages name it.
+        from_start: Judge the weights that training begins with too; a step has to be better than they are to be saved.
     """
 
     def __init__(
@@ -80,12 +91,13 @@ class Validation(TrainerCallback):
         table: SidTable,
         binding: Binding,
         prefix_ids: Sequence[int],
-        examples: Dataset,
+        targets: int,
         batch_size: int,
+        stage: str,
+        from_start: bool = False,
     ):
         self.rows, self.table, self.binding, self.prefix_ids = rows, table, binding, prefix_ids
-        self.targets = sum(map(len, examples["rows"])) - sum(examples["num_context"])
-        self.batch_size = batch_size
+        self.targets, self.batch_size, self.stage, self.from_start = targets, batch_size, stage, from_start
 
     def on_train_begin(
         self,
@@ -102,6 +114,11 @@ class Validation(TrainerCallback):
         if state.best_global_step:  # by its number: the directory may have been moved since
             best = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
             state.best_model_checkpoint = str(best)
+        if self.from_start and state.global_step == 0:
+            with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
+                found = self.judge(state)
+            state.log_history.append({**found, "epoch": 0.0, "step": 0})
+            state.best_metric = found[NDCG]
 
     def judge(self, state: TrainerState) -> dict[str, float]:
         """Rank the rows; the same values in every process, but for the seconds.
@@ -112,21 +129,20 @@ class Validation(TrainerCallback):
         Returns:
             Keys of `llmrec.evaluation.learning`. Within an epoch items trained on are taken by its share of the steps.
         """
-        label = f"sft: step {state.global_step} of {state.max_steps}, valid rows"
+        label = f"{self.stage}: step {state.global_step} of {state.max_steps}, valid"
+        rank = self.ranker.rank_batches
         with evaluation_mode(self.ranker.model):
-            outcome = evaluate(self.ranker.rank_batches, self.rows, CUTOFF, COLUMNS[0], self.batch_size, label)
+            outcome = evaluate(rank, self.rows, CUTOFF, COLUMNS[0], self.batch_size, f"{label} rows")
         found = {
             NDCG: float(ndcg(outcome.position, CUTOFF).mean()),
             RECALL: float(recall(outcome.position, CUTOFF).mean()),
         }
         is_best = found[NDCG] > (state.best_metric or 0.0)
-        say(
-            f"sft: step {state.global_step} of {state.max_steps}, valid ndcg@{CUTOFF} {found[NDCG]:.4f}, "
-            f"recall@{CUTOFF} {found[RECALL]:.4f}{', the best so far' if is_best else ''}"
-        )
+        note = ", the best so far" if is_best else ""
+        say(f"{label} ndcg@{CUTOFF} {found[NDCG]:.4f}, recall@{CUTOFF} {found[RECALL]:.4f}{note}")
         return {
             **found,
-            SUPERVISED: round(self.targets * state.epoch),
+            SUPERVISED: round(self.targets * (state.epoch or 0)),
             SECONDS: time.monotonic() - self.started,
             JUDGING: outcome.seconds,
         }

@@ -1,7 +1,11 @@
 """What trains, and how it becomes one model again.
 
-LoRA trains beside the SID rows (PEFT's trainable token indices), or those rows train alone; everything else is frozen,
-and merging gives a model that scores like the adapter. What trains is float32, whatever the frozen weights are.
+In sft LoRA trains beside the SID rows (PEFT's trainable token indices), or those rows train alone; everything else is
+frozen, and merging gives a model that scores like the adapter. What trains is float32, whatever the frozen weights are.
+
+The stages that optimise preferences train a fresh LoRA on a merged checkpoint and nothing else, so that with the
+adapter off it is the policy that they started from. The SID rows stay: sft has trained them on every item of every
+history, a preference step would move only the codes of its few completions, and servers load a LoRA without rows.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -19,7 +24,7 @@ from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel, Traine
 from llmrec import processes
 from llmrec.backbone import causal_lm
 from llmrec.checkpoint import load_model
-from llmrec.configs import SftConfig
+from llmrec.configs import FineTuneConfig, SftConfig
 from llmrec.trained_rows import look_up_apart
 from llmrec.vocab import SidVocabulary
 
@@ -46,12 +51,19 @@ def load_trainable(config: SftConfig, vocabulary: SidVocabulary, dtype: torch.dt
     """
     if config.train == "full":
         return load_model(config.model, dtype=torch.float32)
-    if config.quantization == "nf4":
-        require_bitsandbytes()
-        model = load_model(config.model, dtype=dtype, quantization_config=nf4_config(dtype))
-    else:
-        model = load_model(config.model, dtype=dtype)
-    return add_adapter(model, config, vocabulary)
+    return add_adapter(load_frozen(config, dtype), config, vocabulary)
+
+
+def load_frozen(config: FineTuneConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The model that an adapter is put on, in 4 bits where the config asks for it.
+
+    Raises:
+        ValueError: If 4-bit weights are asked for without bitsandbytes.
+    """
+    if config.quantization != "nf4":
+        return load_model(config.model, dtype=dtype)
+    require_bitsandbytes()
+    return load_model(config.model, dtype=dtype, quantization_config=nf4_config(dtype))
 
 
 def require_bitsandbytes() -> None:
@@ -66,27 +78,34 @@ def add_adapter(model: PreTrainedModel, config: SftConfig, vocabulary: SidVocabu
 
     Raises:
         ValueError: If a LoRA target matches no module.
-
-    Source: LoRA arXiv:2106.09685, DoRA arXiv:2402.09353, rsLoRA arXiv:2312.03732.
     """
-    lora = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        use_dora=config.lora_dora,
-        use_rslora=config.lora_rslora,
-        # Without a target PEFT 0.21 refuses; its TrainableTokensConfig would hold the rows in other modules than LoRA's
-        # do, whose `weight` shows the rows as they were before training.
-        target_modules=DUMMY_TARGET_MODULES if config.train == "rows" else lora_targets(model, config.lora_targets),
-        trainable_token_indices=trained_rows(model, vocabulary),
-    )
+    # Without a target PEFT 0.21 refuses; its TrainableTokensConfig would hold the rows in other modules than LoRA's
+    # do, whose `weight` shows the rows as they were before training.
+    targets = DUMMY_TARGET_MODULES if config.train == "rows" else lora_targets(model, config.lora_targets)
+    lora = lora_config(config, targets, trainable_token_indices=trained_rows(model, vocabulary))
     torch.manual_seed(config.seed)
     with without_renaming_warning():
         adapted = get_peft_model(model, lora)
     train_in_float32(adapted)
     look_up_apart(model.get_input_embeddings())
     return adapted
+
+
+def lora_config(config: FineTuneConfig, target_modules: list[str] | str, **options: Any) -> LoraConfig:
+    """PEFT's config of the stage's LoRA.
+
+    Source: LoRA arXiv:2106.09685, DoRA arXiv:2402.09353, rsLoRA arXiv:2312.03732.
+    """
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        use_dora=config.lora_dora,
+        use_rslora=config.lora_rslora,
+        target_modules=target_modules,
+        **options,
+    )
 
 
 def lora_targets(model: PreTrainedModel, names: list[str]) -> list[str] | str:
@@ -127,7 +146,7 @@ def train_in_float32(model: torch.nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
-def whole(trainer: Trainer, config: SftConfig) -> PreTrainedModel | PeftModel:
+def whole(trainer: Trainer, config: FineTuneConfig) -> PreTrainedModel | PeftModel:
     """What was trained, with all of its weights in the first process; every process must call it.
 
     Args:
@@ -144,7 +163,9 @@ def whole(trainer: Trainer, config: SftConfig) -> PreTrainedModel | PeftModel:
     return model
 
 
-def merge(model: PreTrainedModel | PeftModel, config: SftConfig, dtype: torch.dtype, scratch: Path) -> PreTrainedModel:
+def merge(
+    model: PreTrainedModel | PeftModel, config: FineTuneConfig, dtype: torch.dtype, scratch: Path
+) -> PreTrainedModel:
     """Trained weights as one ordinary model, in the type that the base has on disk.
 
     A 4-bit base is loaded as it was trained on and dequantised before LoRA is added to it: PEFT would quantise the sum

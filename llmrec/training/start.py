@@ -1,0 +1,178 @@
+"""What a run starts from that trains the LLM, what is checked before anything is loaded, and what it leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, SchedulerType
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+
+from llmrec import processes
+from llmrec.card import write_card
+from llmrec.catalog import Catalog
+from llmrec.checkpoint import TRAINING, Binding, save_model
+from llmrec.configs import FineTuneConfig
+from llmrec.manifest import content_hash, read_manifest, write_json
+from llmrec.sid import SidTable
+from llmrec.training.trainer import split_batch
+from llmrec.training.validation import Validation
+from llmrec.training.weights import require_bitsandbytes
+
+LOG = "training_log.json"
+PATHS = ("catalog", "model", "preferences")  # options that name files, which a model card leaves out
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from.
+
+    Args:
+        catalog: Training sequences and valid rows.
+        binding: Vocabulary of the base, with the prompt, history length and scoring of this run.
+        table: Semantic IDs.
+        details: Of the base's llmrec.json.
+        tokenizer: Of the base.
+        prefix: Tokens before every history.
+    """
+
+    catalog: Catalog
+    binding: Binding
+    table: SidTable
+    details: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+    prefix: list[int]
+
+
+def check(
+    config: FineTuneConfig, catalog: Catalog, item_ids: list[str], catalog_sha256: str | None, more: Sequence[str] = ()
+) -> None:
+    """Refuse what cannot be trained, before anything is loaded.
+
+    Args:
+        config: Of the stage.
+        catalog: That of the config.
+        item_ids: Items of the checkpoint.
+        catalog_sha256: Hash of the catalogue that the checkpoint was made on, where it says.
+        more: Problems that the stage has found itself.
+
+    Raises:
+        ValueError: With every option at fault and what it may be.
+    """
+    problems = []
+    if item_ids != catalog.item_ids:
+        problems.append(
+            f"'{config.model}' was extended for another catalogue than '{config.catalog}' ({len(item_ids)} and "
+            f"{catalog.num_items} items). Run `llmrec tokenize` and `llmrec extend` on this catalogue"
+        )
+    elif catalog_sha256 not in (None, content_hash(config.catalog)):
+        problems.append(
+            f"'{config.model}' was made on another split of the items of '{config.catalog}', which may hold what this "
+            "one tests; use that catalogue, or run `llmrec embed`, `tokenize` and `extend` on this one"
+        )
+    if len(catalog.train) == 0:
+        problems.append(
+            f"'{config.catalog}' has no training rows; lower `k_core` or change `split` in `llmrec prepare`"
+        )
+    if processes.sharding() == "DeepSpeed":
+        problems.append("accelerate was told to use DeepSpeed; launch with recipes/accelerate/ddp.yaml, or fsdp2.yaml")
+    schedulers = [scheduler.value for scheduler in SchedulerType]
+    if config.scheduler not in schedulers:
+        problems.append(f"scheduler is '{config.scheduler}'; choose from {', '.join(schedulers)}")
+    installed = get_available_reporting_integrations()
+    for name in set(config.report_to) - {*installed, "all", "none"}:
+        known = name in INTEGRATION_TO_CALLBACK
+        remedy = "install its package" if known else f"choose from {', '.join(INTEGRATION_TO_CALLBACK)}"
+        problems.append(f"report_to names '{name}', which is {'not installed' if known else 'no tracker'}; {remedy}")
+    if config.eval_steps and len(catalog.rows("valid")) == 0:
+        problems.append(
+            f"'{config.catalog}' has no 'valid' rows for eval_steps; leave eval_steps out, or run `llmrec prepare` "
+            "with more users or a smaller k_core"
+        )
+    problems += more
+    if problems:
+        raise ValueError("; ".join(problems) + ".")
+    if config.quantization == "nf4":
+        require_bitsandbytes()
+    split_batch(config)
+
+
+def check_length(model: str, max_history: int, num_tokens: int) -> None:
+    """Refuse a history cap that does not fit the model's context.
+
+    Raises:
+        ValueError: If `num_tokens` of prompt and items exceed it.
+    """
+    context = context_of(model)
+    if context and num_tokens > context:
+        raise ValueError(
+            f"The instruction and {max_history} + 1 items take {num_tokens} tokens but the model's context is "
+            f"{context}; lower max_history."
+        )
+
+
+def context_of(model: str) -> int | None:
+    """Tokens that a model can attend to, where its config says."""
+    return getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None)
+
+
+def make_validation(config: FineTuneConfig, start: Start, targets: int, from_start: bool = False) -> Validation | None:
+    """The valid rows, as `llmrec evaluate --max-rows` draws them, if they shall be ranked; see `Validation`."""
+    if config.eval_steps is None:
+        return None
+    rows = start.catalog.rows("valid")
+    rows = rows.take(rows.sample(config.eval_rows, config.seed))
+    binding, batch_size = start.binding, config.micro_batch_size
+    return Validation(rows, start.table, binding, start.prefix, targets, batch_size, config.stage, from_start)
+
+
+def save_checkpoint(
+    config: FineTuneConfig,
+    start: Start,
+    merged: PreTrainedModel,
+    log: list[dict[str, Any]],
+    counts: dict[str, Any],
+    directory: Path,
+) -> None:
+    """Write the merged model with all that belongs to it."""
+    save_model(merged, start.tokenizer, directory)
+    kept = {name: value for name, value in start.details.items() if name not in TRAINING}
+    recipe = {
+        **kept,
+        "catalog_sha256": content_hash(config.catalog),
+        "data": describe_data(config.catalog),
+        "earlier": phases(start.details),
+        config.stage: describe_recipe(config),
+        "counts": counts,
+    }
+    start.binding.save(directory, start.table, recipe)
+    write_json(directory / LOG, log)
+    write_card(directory, Path(config.out).name)
+
+
+def describe_data(catalog: str) -> dict[str, Any]:
+    """Dataset, filter and split, for the model card; of a file its name, not where it lies."""
+    manifest = read_manifest(catalog)
+    settings = {key: manifest["config"].get(key) for key in ("dataset", "k_core", "split", "max_history", "seed")}
+    if settings["dataset"] is None and manifest["config"].get("interactions"):
+        settings["dataset"] = Path(manifest["config"]["interactions"]).name
+    return {**settings, "counts": manifest["counts"]}
+
+
+def describe_recipe(config: FineTuneConfig) -> dict[str, Any]:
+    """What makes the weights what they are, for the model card; no paths."""
+    settings = [f.name for f in dataclasses.fields(config) if f.metadata["identity"]]
+    return {name: getattr(config, name) for name in settings if name not in PATHS}
+
+
+def phases(details: dict[str, Any]) -> list[dict[str, Any]]:
+    """Recipe and counts of every run that trained a checkpoint, oldest first; empty of one just extended.
+
+    Args:
+        details: Of its llmrec.json.
+    """
+    last = [{name: details[name] for name in (stage, "counts")} for stage in TRAINING if stage in details]
+    return [*details.get("earlier", []), *last]

@@ -1,0 +1,190 @@
+"""What all stages that train the LLM ask of TRL's trainers: arguments, optimiser, evaluation, log lines, resuming.
+
+Each stage's trainer is `SidTrainer` before one of TRL's.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from llmrec import processes
+from llmrec.artifact import SCRATCH
+from llmrec.checkpoint import without_tensor_bars
+from llmrec.configs import FineTuneConfig
+from llmrec.console import is_quiet, say
+from llmrec.evaluation.learning import JUDGING
+from llmrec.training.checkpoints import WholeCheckpoints, newest_whole
+from llmrec.training.optimizer import build_optimizer
+from llmrec.training.validation import Validation, saving
+from llmrec.training.weights import train_in_float32
+
+
+class SidTrainer(WholeCheckpoints):
+    """Goes before one of TRL's trainers among the bases of a stage's trainer.
+
+    Args:
+        config: Of the stage.
+        validation: What ranks the valid rows; none are ranked without it.
+        options: Of TRL's trainer.
+    """
+
+    def __init__(self, config: FineTuneConfig, validation: Validation | None = None, **options: Any):
+        self.config = config
+        super().__init__(eval_dataset=validation and validation.rows, **options)
+        train_in_float32(self.model)  # TRL casts what trains on a 4-bit base to bfloat16, too coarse for Adam's steps
+        self.validation = validation
+        if validation is not None:
+            self.add_callback(validation)
+        self.add_callback(LogLines(config.stage))
+        if config.patience:
+            self.add_callback(EarlyStoppingCallback(config.patience))
+        self.remove_callback(PrinterCallback)  # it prints to stdout, which `--json` keeps for the result
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """`build_optimizer`'s; under FSDP the Trainer takes none that was made before."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            self.optimizer = build_optimizer(model, self.config, fused=model.device.type == "cuda")
+        return self.optimizer
+
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """How the valid rows are ranked; TRL's would be the loss on them."""
+        with self.accelerator.autocast():
+            metrics = self.validation.judge(self.state)
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Not of tied weights, which a checkpoint holds once and transformers 5.23 calls missing."""
+        missing = set(load_result.missing_keys) - set(getattr(self.model, "all_tied_weights_keys", None) or {})
+        if missing or load_result.unexpected_keys:
+            super()._issue_warnings_after_load(load_result)
+
+    def _load_best_model(self) -> None:
+        if self.state.best_metric > 0:
+            super()._load_best_model()
+        else:
+            say(
+                f"{self.config.stage}: no target was found at any step, so none is the best: the weights of the last "
+                "one are saved."
+            )
+
+
+class LogLines(TrainerCallback):
+    """One line per log entry where there is no terminal for a progress bar.
+
+    Args:
+        stage: As the lines name it.
+    """
+
+    def __init__(self, stage: str):
+        self.stage = stage
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs and "loss" in logs and args.disable_tqdm:
+            say(f"{self.stage}: step {state.global_step} of {state.max_steps}, loss {float(logs['loss']):.4f}")
+
+
+def split_batch(config: FineTuneConfig) -> tuple[int, int]:
+    """Sequences per forward pass of a process, and passes per optimiser step.
+
+    Raises:
+        ValueError: If `batch_size` cannot be shared out evenly.
+    """
+    share, rest = divmod(config.batch_size, processes.count())
+    micro = min(config.micro_batch_size, share)
+    if rest or micro == 0 or share % micro:
+        raise ValueError(
+            f"batch_size {config.batch_size} does not divide into {processes.count()} processes x micro_batch_size "
+            f"{config.micro_batch_size}; make it a multiple of both."
+        )
+    return micro, share // micro
+
+
+def shared_arguments(
+    config: FineTuneConfig, directory: Path, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
+    """A config in the words of TrainingArguments; matrix products run in `dtype`, the type of frozen weights."""
+    micro, accumulation = split_batch(config)
+    return {
+        "output_dir": str(directory / SCRATCH / "trainer"),
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": accumulation,
+        "learning_rate": config.learning_rate,
+        "num_train_epochs": config.epochs,
+        "max_steps": config.max_steps,
+        "lr_scheduler_type": config.scheduler,
+        "warmup_steps": config.warmup_steps,
+        "max_grad_norm": config.max_grad_norm,
+        "bf16": dtype == torch.bfloat16,
+        "use_cpu": device.type == "cpu",
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "logging_steps": config.logging_steps,
+        "logging_nan_inf_filter": False,  # it hides a loss that is no number, and waits for the device at each step
+        **saving(config),
+        "report_to": config.report_to or "none",
+        "seed": config.seed,
+        "remove_unused_columns": False,
+        "use_cache": True,  # of the saved config: training asks for none, but decoding without one is slow
+        "disable_tqdm": is_quiet() or not sys.stderr.isatty(),
+        "dataloader_pin_memory": device.type == "cuda",
+        "accelerator_config": {"non_blocking": device.type == "cuda"},
+    }
+
+
+def use_one_gpu(arguments: TrainingArguments, stage: str) -> None:
+    """Keep a single process to the first of several GPUs.
+
+    The Trainer would wrap the model in nn.DataParallel, which TRL refuses; `accelerate launch` is the way to use more.
+    """
+    if arguments.n_gpu > 1:
+        say(
+            f"{stage}: {arguments.n_gpu} GPUs are visible and one is used; `accelerate launch scripts/{stage}.py` uses "
+            "all."
+        )
+        arguments._n_gpu = 1
+
+
+def train(trainer: SidTrainer, directory: Path) -> tuple[dict[str, Any], float]:
+    """Train to the end, from the newest whole checkpoint where there is one.
+
+    Returns:
+        Counts of the manifest, and the epochs per second of this call.
+    """
+    newest = newest_whole(directory / SCRATCH / "trainer")
+    if newest is not None:
+        say(f"{trainer.config.stage}: continuing from {newest.name}")
+    done = int(newest.name.rsplit("-", 1)[1]) if newest else 0
+    with without_tensor_bars():
+        result = trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    state, judged_before = trainer.state, done if newest else -1
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    judging = [e[JUDGING] for e in state.log_history if JUDGING in e and e["step"] > judged_before]
+    seconds = result.metrics["train_runtime"] - sum(judging)
+    counts = {
+        "steps": state.global_step,
+        "loss": losses[-1] if losses else result.training_loss,
+        "train_seconds": round(seconds, 1),
+        "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+    }
+    return counts, state.epoch * (state.global_step - done) / state.global_step / seconds
