@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_decoding import prompts, vocabulary_of
 
-from llmrec.sampling import tree_sample
+from llmrec.sampling import Draws, tree_sample
 from llmrec.sid import SidTable
 from llmrec.training.advantages import distinct_advantages, group_advantages, importance_weights, is_idle
+from llmrec.training.rollouts import always_taken, weighted
 from llmrec.trie import SidTrie
 
 NUM_ITEMS, NUM_DRAWN, NUM_GROUPS = 20, 6, 20_000
@@ -85,7 +86,7 @@ def test_where_every_sid_is_drawn_weights_are_probabilities():
 
 @pytest.fixture(scope="module")
 def drawn():
-    """NUM_GROUPS draws of NUM_DRAWN + 1 from 20 items by a random model: probabilities, leaves, log-probs, keys."""
+    """Probabilities of 20 items by a random model, and NUM_GROUPS draws of NUM_DRAWN + 1 of them."""
     rng = np.random.default_rng(0)
     codes = np.array(np.unravel_index(rng.choice(64, NUM_ITEMS, replace=False), (4, 4, 4))).T
     table = SidTable([f"item-{row}" for row in range(NUM_ITEMS)], codes, level_sizes=[4, 4, 4])
@@ -94,10 +95,8 @@ def drawn():
     every = tree_sample(model, ids, None, trie, vocabulary, NUM_ITEMS, generator=seeded())
     p = torch.zeros(NUM_ITEMS, dtype=torch.float64)
     p[every.leaves[0]] = every.scores[0].double().exp()
-    draws = tree_sample(
-        model, ids.expand(NUM_GROUPS, -1), None, trie, vocabulary, NUM_DRAWN + 1, generator=seeded(1)
-    )
-    return p / p.sum(), draws.leaves, draws.scores.double(), draws.keys.double()
+    draws = tree_sample(model, ids.expand(NUM_GROUPS, -1), None, trie, vocabulary, NUM_DRAWN + 1, generator=seeded(1))
+    return p / p.sum(), draws
 
 
 def estimates(leaves, values):
@@ -106,7 +105,7 @@ def estimates(leaves, values):
 
 
 def assert_unbiased(samples, expected):
-    """The mean of (U, x) samples is expected within TOLERANCE standard errors, and the errors are small enough to tell."""
+    """The mean of (U, x) samples is as expected within TOLERANCE standard errors, which are small enough to tell."""
     errors = samples.std(dim=0) / len(samples) ** 0.5
     assert ((samples.mean(dim=0) - expected).abs() <= TOLERANCE * errors + 1e-6).all()
     assert errors.max() < 0.01
@@ -118,9 +117,9 @@ def test_the_catalogue_is_worth_testing(drawn):
 
 
 def test_weights_are_unbiased_and_uncorrelated(drawn):
-    p, leaves, log_probs, keys = drawn
-    weights = importance_weights(log_probs[:, :NUM_DRAWN], keys[:, NUM_DRAWN])
-    of_items = estimates(leaves[:, :NUM_DRAWN], weights)
+    p, draws = drawn
+    leaves, _, weights = weighted(draws, NUM_DRAWN)
+    of_items = estimates(leaves, weights)
     assert_unbiased(of_items, p)
     assert_unbiased(weights.sum(dim=1, keepdim=True), torch.ones(1))
     pairs = (of_items.unsqueeze(2) * of_items.unsqueeze(1)).flatten(1)  # E w_i w_j = p_i p_j for i != j
@@ -130,9 +129,22 @@ def test_weights_are_unbiased_and_uncorrelated(drawn):
 
 def test_unweighted_draws_would_be_biased(drawn):
     """The test above can fail: shares of the groups are far from the probabilities."""
-    p, leaves, *_ = drawn
-    shares = estimates(leaves[:, :NUM_DRAWN], torch.full((NUM_GROUPS, NUM_DRAWN), 1 / NUM_DRAWN, dtype=torch.float64))
+    p, draws = drawn
+    leaves = weighted(draws, NUM_DRAWN).leaves
+    shares = estimates(leaves, torch.full((NUM_GROUPS, NUM_DRAWN), 1 / NUM_DRAWN, dtype=torch.float64))
     assert (shares.mean(dim=0) - p).abs().max() > 0.05
+
+
+def test_weights_need_the_roots_key_to_be_drawn(drawn):
+    """With it fixed, as the order of the draws would allow, the largest key of every group would be the same."""
+    p, draws = drawn
+    one = weighted(draws, 1)
+    assert_unbiased(estimates(one.leaves, one.weights), p)
+    keys = draws.keys.double()
+    # exp(-key) of a SID is exp(-key of the root) and something that the root's key does not change.
+    fixed = -((-keys).exp() - (-keys[:, :1]).exp() + 1).log()
+    biased = weighted(Draws(draws.codes, draws.scores, draws.leaves, fixed), 1)
+    assert (estimates(biased.leaves, biased.weights).mean(dim=0) - p).abs().max() > 0.05
 
 
 REWARDS = {"one hit": torch.eye(NUM_ITEMS, dtype=torch.float64)[7],
@@ -144,20 +156,36 @@ def gradient(of_items, p):
     return of_items - p * of_items.sum(dim=1, keepdim=True)
 
 
+def gradients(drawn, p, rewards):
+    """(U, 20) estimates of groups."""
+    advantages = distinct_advantages(rewards[drawn.leaves], drawn.log_probs, drawn.weights, divide=False)
+    return gradient(estimates(drawn.leaves, drawn.weights * advantages), p)
+
+
 @pytest.mark.parametrize("name", REWARDS)
 def test_the_gradient_estimate_is_unbiased(drawn, name):
-    p, leaves, log_probs, keys = drawn
-    leaves, log_probs, threshold = leaves[:, :NUM_DRAWN], log_probs[:, :NUM_DRAWN], keys[:, NUM_DRAWN]
-    weights, rewards = importance_weights(log_probs, threshold), REWARDS[name][leaves]
-    advantages = distinct_advantages(rewards, log_probs, weights, divide=False)
+    p, draws = drawn
     exact = p * (REWARDS[name] - p @ REWARDS[name])
-    assert_unbiased(gradient(estimates(leaves, weights * advantages), p), exact)
+    assert_unbiased(gradients(weighted(draws, NUM_DRAWN), p, REWARDS[name]), exact)
+
+
+@pytest.mark.parametrize("rank", [0, 9, NUM_ITEMS - 1])
+def test_an_injected_target_leaves_the_estimates_unbiased(drawn, rank):
+    """Whether it is likely or rare, and for the rule reward the estimate is then exact but for the others' part."""
+    p, draws = drawn
+    item = p.argsort(descending=True)[rank]
+    target = item.expand(NUM_GROUPS, 1)
+    taken, found = always_taken(draws, NUM_DRAWN, target, p[target].log())
+    assert taken.leaves.shape == (NUM_GROUPS, NUM_DRAWN) and (taken.leaves[:, -1] == item).all()
+    assert all(len(set(row)) == NUM_DRAWN for row in taken.leaves[:500].tolist())
+    assert found.equal((draws.leaves[:, :NUM_DRAWN] == item).any(dim=1))
+    assert_unbiased(estimates(taken.leaves, taken.weights), p)
+    for rewards in (torch.eye(NUM_ITEMS, dtype=torch.float64)[item], REWARDS["graded"]):
+        assert_unbiased(gradients(taken, p, rewards), p * (rewards - p @ rewards))
 
 
 def test_the_baseline_lowers_the_variance(drawn):
-    p, leaves, log_probs, keys = drawn
-    leaves, log_probs, threshold = leaves[:, :NUM_DRAWN], log_probs[:, :NUM_DRAWN], keys[:, NUM_DRAWN]
-    weights, rewards = importance_weights(log_probs, threshold), 5 + REWARDS["graded"][leaves]
-    advantages = distinct_advantages(rewards, log_probs, weights, divide=False)
-    with_baseline = gradient(estimates(leaves, weights * advantages), p).var(dim=0).sum()
-    assert with_baseline < 0.5 * gradient(estimates(leaves, weights * rewards), p).var(dim=0).sum()
+    p, draws = drawn
+    found, rewards = weighted(draws, NUM_DRAWN), 5 + REWARDS["graded"]
+    without = gradient(estimates(found.leaves, found.weights * rewards[found.leaves]), p)
+    assert gradients(found, p, rewards).var(dim=0).sum() < 0.5 * without.var(dim=0).sum()

@@ -8,6 +8,7 @@ from llmrec.configs.embed import EmbedConfig
 from llmrec.configs.evaluate import CompareConfig, EvaluateConfig
 from llmrec.configs.extend import ExtendConfig
 from llmrec.configs.fine_tune import FineTuneConfig
+from llmrec.configs.grpo import REWARD_NAMES, GrpoConfig
 from llmrec.configs.preference import PreferenceConfig
 from llmrec.configs.prepare import PrepareConfig
 from llmrec.configs.quickstart import QuickstartConfig
@@ -16,6 +17,7 @@ from llmrec.configs.sft import TASK_NAMES, SftConfig
 from llmrec.configs.tokenize import TokenizeConfig
 
 __all__ = [
+    "REWARD_NAMES",
     "STAGES",
     "TASK_NAMES",
     "CompareConfig",
@@ -23,6 +25,7 @@ __all__ = [
     "EvaluateConfig",
     "ExtendConfig",
     "FineTuneConfig",
+    "GrpoConfig",
     "PreferenceConfig",
     "PrepareConfig",
     "QuickstartConfig",
@@ -37,6 +40,7 @@ STAGES: dict[str, type] = {
     "tokenize": TokenizeConfig,
     "extend": ExtendConfig,
     "sft": SftConfig,
+    "grpo": GrpoConfig,
     "evaluate": EvaluateConfig,
     "compare": CompareConfig,
     "recommend": RecommendConfig,
