@@ -14,6 +14,11 @@ SPLIT = "split"
 HISTORY = "history"
 TARGET = "target"
 
+NEGATIVES = "negatives"
+SOURCES = "sources"
+BEAM_RANKS = "beam_ranks"
+ORACLE = "oracle"
+
 ALIAS = "alias"
 LENGTH = "length"
 

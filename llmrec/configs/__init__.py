@@ -4,6 +4,7 @@ Nothing here imports torch: `llmrec --help` builds its flags from these fields (
 with options alone is said before anything is loaded.
 """
 
+from llmrec.configs.dpo import DpoConfig
 from llmrec.configs.embed import EmbedConfig
 from llmrec.configs.evaluate import CompareConfig, EvaluateConfig
 from llmrec.configs.extend import ExtendConfig
@@ -21,6 +22,7 @@ __all__ = [
     "STAGES",
     "TASK_NAMES",
     "CompareConfig",
+    "DpoConfig",
     "EmbedConfig",
     "EvaluateConfig",
     "ExtendConfig",
@@ -40,6 +42,7 @@ STAGES: dict[str, type] = {
     "tokenize": TokenizeConfig,
     "extend": ExtendConfig,
     "sft": SftConfig,
+    "dpo": DpoConfig,
     "grpo": GrpoConfig,
     "evaluate": EvaluateConfig,
     "compare": CompareConfig,

@@ -23,6 +23,7 @@ from llmrec.sid_ranker import SidRanker
 from llmrec.training.curves import render
 from llmrec.training.grpo import make_trainer
 from llmrec.training.policy import Prompts, load_policy, load_start, save_policy, training_prompts
+from llmrec.training.preferences import check_batch
 from llmrec.training.rewards import UserReward, build_rewards, check_functions, name_of, resolved, source_of
 from llmrec.training.siblings import sibling_scores_in_forward
 from llmrec.training.start import Start, make_validation
@@ -78,11 +79,7 @@ def check(config: GrpoConfig, start: Start, prompts: Prompts, rewards: Sequence[
             f"num_generations is {config.num_generations}, but the catalogue has {num_sids} semantic IDs and rollouts "
             f"'{config.rollouts}' draws each once; lower it, or use rollouts 'sampled'."
         )
-    if config.batch_size > len(prompts):
-        raise ValueError(
-            f"batch_size is {config.batch_size}, but there are {len(prompts)} prompts; lower it, or raise max_prompts "
-            "or use targets 'every_item' for more."
-        )
+    check_batch(len(prompts), config.batch_size)
     names = [name_of(each) for each in rewards]
     if len(set(names)) < len(names):
         raise ValueError(f"Two rewards have one name: {names}; rename one.")

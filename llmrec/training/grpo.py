@@ -63,6 +63,7 @@ LOSSES = {
     "ecpo": ("dr_grpo", "token"),
 }
 BY_LENGTH = ("grpo", "gspo", "ecpo")  # losses that average over the tokens of a completion
+PROMPTS_AT_ONCE = 256  # rolled out together
 REWARD = "reward_"  # before the names of rewards, among the columns
 
 
@@ -77,6 +78,8 @@ class SidGRPOTrainer(SidTrainer, GRPOTrainer):
         validation: What ranks the valid rows.
         options: Of GRPOTrainer.
     """
+
+    shown = ("loss", "expected_reward", "idle_share", "entropy", "kl")
 
     def __init__(
         self,
@@ -126,8 +129,8 @@ class SidGRPOTrainer(SidTrainer, GRPOTrainer):
         return order[list(prompts)].tolist()
 
     def _draw(self, places: Sequence[int], generator: torch.Generator) -> list[Group]:
-        size = self.config.micro_batch_size
-        parts = (places[first : first + size] for first in range(0, len(places), size))
+        # Not of micro_batch_size: how many are drawn together decides what is drawn.
+        parts = (places[first : first + PROMPTS_AT_ONCE] for first in range(0, len(places), PROMPTS_AT_ONCE))
         return [group for part in parts for group in self.rollouts.draw(part, generator)]
 
     def _refill(

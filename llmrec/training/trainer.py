@@ -38,7 +38,12 @@ class SidTrainer(WholeCheckpoints):
         config: Of the stage.
         validation: What ranks the valid rows; none are ranked without it.
         options: Of TRL's trainer.
+
+    Attributes:
+        shown: Values of a log entry that are said where there is no terminal.
     """
+
+    shown: tuple[str, ...] = ("loss",)
 
     def __init__(self, config: FineTuneConfig, validation: Validation | None = None, **options: Any):
         self.config = config
@@ -47,7 +52,7 @@ class SidTrainer(WholeCheckpoints):
         self.validation = validation
         if validation is not None:
             self.add_callback(validation)
-        self.add_callback(LogLines(config.stage))
+        self.add_callback(LogLines(config.stage, self.shown))
         if config.patience:
             self.add_callback(EarlyStoppingCallback(config.patience))
         self.remove_callback(PrinterCallback)  # it prints to stdout, which `--json` keeps for the result
@@ -88,10 +93,11 @@ class LogLines(TrainerCallback):
 
     Args:
         stage: As the lines name it.
+        shown: Values of an entry, as far as it has them.
     """
 
-    def __init__(self, stage: str):
-        self.stage = stage
+    def __init__(self, stage: str, shown: tuple[str, ...]):
+        self.stage, self.shown = stage, shown
 
     def on_log(
         self,
@@ -102,7 +108,8 @@ class LogLines(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if logs and "loss" in logs and args.disable_tqdm:
-            say(f"{self.stage}: step {state.global_step} of {state.max_steps}, loss {float(logs['loss']):.4f}")
+            values = ", ".join(f"{name} {float(logs[name]):.4f}" for name in self.shown if name in logs)
+            say(f"{self.stage}: step {state.global_step} of {state.max_steps}, {values}")
 
 
 def split_batch(config: FineTuneConfig) -> tuple[int, int]:

@@ -1,0 +1,153 @@
+"""dpo: teach a fine-tuned checkpoint to prefer what came next to its own wrong answers, and save it merged.
+
+Interrupted at any point, the same command continues: with the negatives that it had mined, from the newest checkpoint
+that is whole.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, set_seed
+
+from llmrec import processes
+from llmrec.artifact import run_stage
+from llmrec.configs import DpoConfig
+from llmrec.console import say
+from llmrec.device import resolve_device, resolve_dtype
+from llmrec.evaluation.learning import CUTOFF
+from llmrec.manifest import read_manifest, write_json
+from llmrec.prompts import HistoryEncoder
+from llmrec.sid_ranker import SidRanker
+from llmrec.training.dpo import SidDPOTrainer, make_trainer, train
+from llmrec.training.hardness import MOST_SCORED, hardness, log_prob_gaps
+from llmrec.training.negatives import mine
+from llmrec.training.policy import load_policy, load_start, save_policy, training_prompts
+from llmrec.training.preferences import FILE, PreferenceCollator, Preferences, check_batch, read_preferences
+from llmrec.training.siblings import sibling_scores_in_forward
+from llmrec.training.start import Start, make_validation
+from llmrec.training.validation import chosen, evaluation_mode
+from llmrec.trie import SidTrie
+
+HARDNESS = "hardness.json"
+
+
+def main(config: DpoConfig) -> dict[str, Any]:
+    """Optimise preferences and save the merged model.
+
+    Returns:
+        out and the counts of the manifest.
+
+    Raises:
+        ValueError: If the config, the checkpoint, the catalogue or the preferences are not usable.
+    """
+    start = load_start(config)
+    given = load_preferences(config, start)
+
+    def build(directory: Path) -> dict[str, Any]:
+        trainer, counts = optimise(config, start, given, directory)
+        if trainer.is_world_process_zero():
+            dtype = resolve_dtype(config.precision, resolve_device(config.device))
+            save_policy(config, start, trainer, counts, dtype, directory)
+        return counts
+
+    inputs = {"catalog": config.catalog, "model": config.model}
+    out = run_stage("dpo", config, inputs | ({"preferences": config.preferences} if given else {}), build)
+    counts = read_manifest(out)["counts"]
+    say(f"dpo: {counts['steps']} steps over {counts['prompts']:,} prompts, last loss {counts['loss']:.4f} -> {out}")
+    if "saved_step" in counts:
+        say(f"dpo: {choice(counts)}")
+    return {"out": str(out), **counts}
+
+
+def load_preferences(config: DpoConfig, start: Start) -> Preferences | None:
+    """Those of the file, if there is one; else it is checked that there will be enough.
+
+    Raises:
+        ValueError: If the file cannot be trained on, or there are too few prompts for a batch.
+    """
+    if config.preferences is None:
+        check_batch(len(training_prompts(start.catalog, config)), config.batch_size)
+        return None
+    given = read_preferences(config.preferences, start.catalog, start.table)
+    check_batch(len(given), config.batch_size)
+    if given.oracle and config.loss != "dpo":
+        raise ValueError(f"'{config.preferences}' has an oracle for each pair, which needs loss 'dpo'; set it.")
+    return given
+
+
+def choice(counts: dict[str, Any]) -> str:
+    """Which weights are saved, and why."""
+    ndcg = f"valid ndcg@{CUTOFF} {counts[f'valid_ndcg@{CUTOFF}']:.4f}"
+    if counts["saved_step"] == 0:
+        return f"no step ranks the valid rows better than the checkpoint ({ndcg}): its weights are saved as they were"
+    return f"the weights of step {counts['saved_step']} are saved, best {ndcg}"
+
+
+def optimise(
+    config: DpoConfig, start: Start, given: Preferences | None, directory: Path
+) -> tuple[SidDPOTrainer, dict[str, Any]]:
+    """Train in a directory, or go on where a run ended in it.
+
+    Returns:
+        The trainer at its end, and the counts of the manifest.
+    """
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.precision, device)
+    binding, table, pad_token_id = start.binding, start.table, start.tokenizer.pad_token_id
+    collator = PreferenceCollator(
+        start.prefix, HistoryEncoder(table, binding.vocabulary), binding.max_history, pad_token_id
+    )
+    set_seed(config.seed)
+    model, lora = load_policy(config, dtype)
+    if config.quantization == "none":  # 4-bit weights are on their device
+        model.to(device)
+    model.train()  # 4-bit layers on a CPU must not be asked in any other mode, see `evaluation_mode`
+    trie = SidTrie(table, device=device)
+    with sibling_scores_in_forward(model, binding.vocabulary, trie, binding.normalize_over):
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            preferences = given or mined(config, start, model, directory)
+            gaps = log_prob_gaps(model, preferences.take(range(min(len(preferences), MOST_SCORED))), collator,
+                                 config.micro_batch_size)  # fmt: skip
+        report(preferences, start, gaps, directory)
+        preferences = preferences.whole_batches(config.batch_size, config.seed)
+        validation = make_validation(config, start, len(preferences), from_start=True)
+        examples = preferences.examples(config.label_smoothing)
+        trainer = make_trainer(
+            config, model, lora, start.tokenizer, examples, collator, directory, device, dtype, validation
+        )
+        counts = {**train(trainer, directory), **chosen(trainer.state)}
+    return trainer, counts
+
+
+def mined(config: DpoConfig, start: Start, model: PreTrainedModel, directory: Path) -> Preferences:
+    """Negatives of the training prompts, as the run had mined them before if it was interrupted.
+
+    Raises:
+        ValueError: If no prompt is left with a negative.
+    """
+    path = directory / FILE
+    processes.wait()
+    if path.is_file():
+        return read_preferences(path, start.catalog, start.table)
+    prompts, counts = training_prompts(start.catalog, config), start.catalog.training_counts
+    with evaluation_mode(model):
+        ranker = SidRanker(model, start.table, start.binding, start.prefix)
+        preferences = mine(prompts, start.table, counts, config, ranker)
+    if len(preferences) < len(prompts):
+        say(f"dpo: {len(prompts) - len(preferences)} prompts have no unseen item and are left out.")
+    if processes.is_main():
+        preferences.save(path, start.table.item_ids)
+    processes.wait()
+    return preferences
+
+
+def report(preferences: Preferences, start: Start, gaps: list, directory: Path) -> None:
+    """Say and write how hard the negatives are."""
+    figures = hardness(preferences, start.table, gaps)
+    for source, values in figures.items():
+        say(f"dpo: {source}: {', '.join(f'{name} {value}' for name, value in values.items())}")
+    if processes.is_main():
+        write_json(directory / HARDNESS, figures)
