@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 
 LIBRARIES = ("llmrec.stages.prepare", "llmrec.stages.sft", "llmrec.stages.extend", "llmrec.stages.embed",
-             "llmrec.stages.tokenize", "llmrec.stages.evaluate", "llmrec.recommender", "trl", "peft")  # fmt: skip
+             "llmrec.stages.grpo", "llmrec.stages.tokenize", "llmrec.stages.evaluate", "llmrec.recommender", "trl",
+             "peft")  # fmt: skip
 
 
 class Forks:

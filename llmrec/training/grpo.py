@@ -90,7 +90,9 @@ class SidGRPOTrainer(SidTrainer, GRPOTrainer):
         validation: Validation | None = None,
         **options: Any,
     ):
-        self.make_ranker, self.sequences, self.rewards, self.rollouts = make_ranker, sequences, rewards, None
+        self.make_ranker, self.sequences, self.rewards = make_ranker, sequences, rewards
+        self.rollouts: RollOuts | None = None  # made once the model is on its device
+        self._batch: dict[str, Tensor] = {}  # whose loss is being computed
         super().__init__(
             config=config,
             validation=validation,

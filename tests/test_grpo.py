@@ -1,0 +1,550 @@
+"""The grpo stage: the policy it trains, its losses, what it leaves, resumption, and what it relies on in TRL."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import json
+import signal
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from extended import same_weights, weights_of
+from forks import Forks
+from trl import GRPOTrainer
+
+from llmrec.artifact import SCRATCH
+from llmrec.checkpoint import Binding
+from llmrec.cli import main
+from llmrec.configs import EvaluateConfig, GrpoConfig
+from llmrec.evaluation.learning import NDCG
+from llmrec.manifest import read_manifest, verify
+from llmrec.stages import evaluate
+from llmrec.stages import grpo as stage
+from llmrec.training import grpo
+from llmrec.training.checkpoints import numbered
+from llmrec.training.grpo import SidGRPOTrainer, early_clipped
+
+TRL = importlib.metadata.version("trl")
+STEPS = {"max_steps": 3, "batch_size": 6, "micro_batch_size": 3, "num_generations": 4, "lora_rank": 4, "seed": 0,
+         "learning_rate": 5e-3, "warmup_steps": 0, "scheduler": "constant", "logging_steps": 1, "save_steps": 1000,
+         "device": "cpu"}  # fmt: skip
+
+
+def reinforce(out: Path, catalog: str, model: Path, own_rewards=(), **options) -> dict:
+    config = GrpoConfig(out=str(out), catalog=catalog, model=str(model), **{**STEPS, **options})
+    return stage.main(config, own_rewards)
+
+
+def log_of(out: Path) -> list[dict]:
+    return json.loads((out / "training_log.json").read_text())
+
+
+def curve(out: Path, key: str = "loss") -> list[float]:
+    return [entry[key] for entry in log_of(out) if key in entry]
+
+
+@pytest.fixture(scope="session")
+def tuned_untied(toy, untied, tmp_path_factory):
+    from extended import fine_tune
+
+    out = tmp_path_factory.mktemp("tuned_untied") / "sft"
+    fine_tune(out, toy[0], untied, train="full", max_steps=5, learning_rate=5e-3, batch_size=24, max_history=10)
+    return out
+
+
+# The policy ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("checkpoint", ["tuned", "tuned_untied"])
+@pytest.mark.parametrize("way", ["sampled", "distinct", "beams"])
+def test_law_5_the_first_kl_is_zero_and_lora_alone_trains(tmp_path, toy, checkpoint, way, request, monkeypatch):
+    train, trained = stage.train, {}
+
+    def spy(trainer, directory):
+        trained.update({name: p.requires_grad for name, p in trainer.model.named_parameters()})
+        return train(trainer, directory)
+
+    monkeypatch.setattr(stage, "train", spy)
+    reinforce(tmp_path / "grpo", toy[0], request.getfixturevalue(checkpoint), rollouts=way)
+    first, *others = curve(tmp_path / "grpo", "kl")
+    assert first == 0 and all(kl > 0 for kl in others)
+    assert any(trained.values()) and all(("lora_" in name) == trains for name, trains in trained.items())
+    assert not any(".ref." in name for name in trained), f"trl {TRL} adds a reference to an adapter that it is given"
+
+
+def test_modes_are_restored_and_roll_outs_see_the_adapter(tmp_path, toy, tuned, monkeypatch):
+    """Roll-outs are drawn without dropout by the weights of the step, not by those of the start."""
+    seen, draw = [], grpo.RollOuts.draw
+
+    def spy(self, places, generator):
+        model = self.ranker.model
+        assert not any(module.training for module in model.modules())
+        lora = torch.cat([p.detach().flatten() for name, p in model.named_parameters() if "lora_B" in name])
+        ids, mask = self.ranker.encode([np.array([1, 2])])
+        seen.append((lora.abs().sum().item(), model(input_ids=ids, attention_mask=mask).logits.sum().item()))
+        return draw(self, places, generator)
+
+    losses = SidGRPOTrainer._compute_loss
+
+    def in_training(self, model, inputs):
+        assert self.model.training
+        return losses(self, model, inputs)
+
+    monkeypatch.setattr(grpo.RollOuts, "draw", spy)
+    monkeypatch.setattr(SidGRPOTrainer, "_compute_loss", in_training)
+    reinforce(tmp_path / "grpo", toy[0], tuned)
+    sizes, logits = zip(*seen, strict=True)
+    assert sizes[0] == 0 < sizes[1] < sizes[2] and len(set(logits)) == 3
+
+
+def test_prompts_run_once_for_their_group(tmp_path, toy, tuned, monkeypatch):
+    """Forward passes of training hold micro_batch_size rows, not num_generations times as many."""
+    rows, forward = [], grpo.SidGRPOTrainer._get_per_token_logps_and_entropies
+
+    def spy(self, model, input_ids, *arguments, **options):
+        def counted(**inputs):
+            rows.append((len(inputs["input_ids"]), inputs["completions"].shape[:2]))
+            return model(**inputs)
+
+        return forward(self, counted, input_ids, *arguments, **options)
+
+    monkeypatch.setattr(SidGRPOTrainer, "_get_per_token_logps_and_entropies", spy)
+    reinforce(tmp_path / "grpo", toy[0], tuned, max_steps=1)
+    assert set(rows) == {(3, (3, 4))} and len(rows) == 2 * 2  # policy and reference, in two micro-batches
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "gspo", "ecpo"])
+def test_micro_batches_change_nothing(tmp_path, toy, tuned, loss):
+    """Neither what is drawn nor the steps, also where groups are left out and steps share roll-outs."""
+    options = {"loss": loss, "num_iterations": 2, "max_steps": 4, "idle": "filter", "save_steps": 2,
+               "rollouts": "sampled" if loss == "gspo" else "distinct"}  # fmt: skip
+    for micro in (6, 2):
+        reinforce(tmp_path / str(micro), toy[0], tuned, micro_batch_size=micro, **options)
+    assert curve(tmp_path / "6") == pytest.approx(curve(tmp_path / "2"), rel=1e-3, abs=1e-5)
+    one, other = weights_of(tmp_path / "6"), weights_of(tmp_path / "2")
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=2e-4)
+
+
+# Losses --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trainers(toy, tuned, tmp_path_factory):
+    """A trainer of each loss before its first step, with a batch of roll-outs that all of them share."""
+    made, root = {}, tmp_path_factory.mktemp("trainers")
+
+    def keep(trainer, directory):
+        inputs = [row for number in range(6) for row in [{"prompt": str(number)}] * 4]
+        trainer.state.epoch = 0
+        trainer.model.train()
+        trainer.current_gradient_accumulation_steps = 1
+        scored = trainer._generate_and_score_completions([dict(row) for row in inputs])
+        made[trainer.config.loss] = (trainer, {name: value.clone() for name, value in scored.items()})
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "train", keep)
+        patch.setattr(stage, "sibling_scores_in_forward", lambda *arguments: open_for_good(*arguments))
+        for loss in ("grpo", "dr_grpo", "dapo", "gspo", "ecpo"):
+            with pytest.raises(KeyboardInterrupt):
+                reinforce(root / loss, toy[0], tuned, loss=loss, rollouts="sampled", num_iterations=2, save_steps=2,
+                          micro_batch_size=6, temperature=2.0, beta=0.1)  # fmt: skip
+    return made
+
+
+def open_for_good(*arguments):
+    """`sibling_scores_in_forward`, not closed by the error that ends the fixture."""
+    from contextlib import nullcontext
+
+    from llmrec.training.siblings import sibling_scores_in_forward
+
+    context = sibling_scores_in_forward(*arguments)
+    context.__enter__()
+    kept.append(context)
+    return nullcontext()
+
+
+kept = []
+
+
+def stepped(batch):
+    """The batch as if the policy had moved since: old log-probabilities that differ by up to .5."""
+    noise = torch.rand(batch["old_per_token_logps"].shape, generator=torch.Generator().manual_seed(0)) - 0.5
+    return {**batch, "old_per_token_logps": batch["old_per_token_logps"] + noise}
+
+
+def by_hand(trainer, batch, level="token", bound=None):
+    """(U * G, C) ratios, per-token losses and KL, from the definitions."""
+    flat = {name: value.flatten(0, 1) if value.dim() else value for name, value in batch.items()}
+    ids = torch.cat([flat["prompt_ids"], flat["completion_ids"]], dim=1)
+    mask = torch.cat([flat["prompt_mask"], flat["completion_mask"]], dim=1)
+    with torch.no_grad():
+        logps, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 3)
+    old, reference = flat["old_per_token_logps"], flat["ref_per_token_logps"]
+    if bound is not None:
+        old = torch.maximum(old, logps - np.log(bound))
+    ratio = logps - old if level == "token" else (logps - old).mean(dim=1, keepdim=True)
+    ratio, advantages = ratio.exp(), flat["advantages"].unsqueeze(1)
+    policy = -torch.min(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
+    kl = (reference - logps).exp() - (reference - logps) - 1
+    return ratio, policy + 0.1 * kl
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "gspo", "ecpo"])
+def test_losses_by_hand(trainers, loss):
+    """SIDs here have 3 codes each, over which every loss averages; nothing is left out."""
+    trainer, batch = trainers[loss]
+    batch = stepped(batch)
+    ratio, expected = by_hand(trainer, batch, *{"gspo": ["sequence"], "ecpo": ["token", 1.3]}.get(loss, []))
+    assert ratio.max() > 1.2 > 0.8 > ratio.min()
+    assert (ratio.max() <= 1.3 + 1e-5) == (loss == "ecpo")
+    found = trainer._compute_loss(trainer.model, batch)
+    torch.testing.assert_close(found, expected.mean())
+
+
+def test_grpo_is_trls_own_loss(trainers):
+    """Where nothing is weighed, TRL's `grpo` under its own mask and advantages is the same."""
+    trainer, batch = trainers["grpo"]
+    batch = stepped(batch)
+    ours = trainer._compute_loss(trainer.model, batch)
+    trainer.loss_type, theirs = "grpo", {name: value for name, value in batch.items() if name != "tool_mask"}
+    try:
+        torch.testing.assert_close(trainer._compute_loss(trainer.model, theirs), ours)
+    finally:
+        trainer.loss_type = "dr_grpo"
+
+
+def test_advantages_of_independent_draws_are_trls(trainers, monkeypatch):
+    trainer, _ = trainers["grpo"]
+    captured, advance = [], GRPOTrainer._generate_and_score_completions
+    monkeypatch.setattr(
+        GRPOTrainer, "_generate_and_score_completions",
+        lambda self, inputs: captured.append(advance(self, inputs)) or {**captured[-1]},
+    )  # fmt: skip
+    ours = trainer._generate_and_score_completions([{"prompt": str(n)} for n in range(6) for _ in range(4)])
+    torch.testing.assert_close(ours["advantages"].flatten(), captured[0]["advantages"], atol=1e-4, rtol=1e-4)
+    assert ours["advantages"].abs().max() > 0.5
+
+
+def test_ecpo_bounds_the_ratio_and_keeps_its_gradient():
+    new, old = torch.tensor([0.0, 0.0, 0.0], requires_grad=True), torch.tensor([-2.0, -0.1, 1.0])
+    ratio = (new - early_clipped(old, new, 1.3)).exp()
+    assert ratio.tolist() == pytest.approx([1.3, np.exp(0.1), np.exp(-1)])
+    ratio.sum().backward()
+    assert new.grad.tolist() == pytest.approx([1.3, np.exp(0.1), np.exp(-1)])
+
+
+# Groups --------------------------------------------------------------------------------------------------------------
+
+
+def always_idle(history, item_ids, target):
+    return [1.0] * len(item_ids)
+
+
+def every_other(history, item_ids, target):
+    """Signal for every other of the items that histories of the toy catalogue end in (even ones)."""
+    return [float(i) * (int(history[-1].rsplit("-", 1)[1]) // 2 % 2) for i in range(len(item_ids))]
+
+
+def test_idle_groups_alone_move_nothing(tmp_path, toy, tuned):
+    """By the rewards; the KL of what is left out does not count either."""
+    reinforce(tmp_path / "grpo", toy[0], tuned, rewards=[f"{__file__}:always_idle"], idle="filter", max_steps=2)
+    assert curve(tmp_path / "grpo", "idle_share") == [1, 1]
+    assert curve(tmp_path / "grpo", "grad_norm") == [0, 0]
+
+
+def test_filtered_groups_leave_the_mean_of_the_others(trainers):
+    """The loss over 6 groups of which 2 are left out is that over the other 4."""
+    trainer, _ = trainers["grpo"]
+    inputs = [{"weight": 1.0, "is_idle": group in (1, 4)} for group in range(6) for _ in range(4)]
+    mask = torch.ones(24, 3, dtype=torch.int64)
+    trainer.config.idle = "filter"
+    try:
+        found = trainer._mask(inputs, mask).unflatten(0, (6, 4))
+    finally:
+        trainer.config.idle = "keep"
+    live = [0, 2, 3, 5]
+    assert (found[[1, 4]] == 0).all() and torch.allclose(found[live], torch.tensor(1.5))
+
+
+def test_a_short_sid_weighs_as_much_as_a_long_one(trainers):
+    """`grpo` averages over the tokens of a completion before it averages over completions; `dapo` over all tokens."""
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    inputs = [{"weight": 2.0, "is_idle": False}, {"weight": 1.0, "is_idle": False}]
+    assert trainers["grpo"][0]._mask(inputs, mask).tolist() == [[2, 2, 2], [3, 0, 0]]
+    assert trainers["dapo"][0]._mask(inputs, mask).tolist() == [[2, 2, 2], [1, 0, 0]]
+
+
+def test_refilled_groups_are_of_other_prompts_and_have_signal(tmp_path, toy, tuned):
+    options = {"rewards": [f"{__file__}:every_other"], "max_steps": 2}
+    reinforce(tmp_path / "keep", toy[0], tuned, **options)
+    reinforce(tmp_path / "refill", toy[0], tuned, idle="refill", **options)
+    assert curve(tmp_path / "refill", "idle_share")[0] == curve(tmp_path / "keep", "idle_share")[0] > 0
+    assert curve(tmp_path / "keep", "frac_reward_zero_std")[0] > 0
+    assert curve(tmp_path / "refill", "frac_reward_zero_std") == [0, 0]
+    assert all(drawn > 0 for drawn in curve(tmp_path / "refill", "refill_draws"))
+
+
+def test_every_prompt_once_an_epoch_in_another_order(trainers):
+    trainer, _ = trainers["grpo"]
+    count = len(trainer.sequences)
+    trainer.state.epoch = 0.5
+    first = trainer._examples(range(count))
+    trainer.state.epoch = 1.0
+    second = trainer._examples(range(count))
+    trainer.state.epoch = 0
+    assert sorted(first) == sorted(second) == list(range(count)) and first != second
+    assert trainer._examples(range(count)) == first
+
+
+# The stage -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_stage_leaves(capsys, tmp_path, toy, tuned):
+    flags = ["--catalog", toy[0], "--model", str(tuned), "--out", str(tmp_path / "grpo"), "--device", "cpu",
+             "--max-steps", "2", "--batch-size", "6", "--micro-batch-size", "6", "--num-generations", "4"]  # fmt: skip
+    assert main(["grpo", *flags, "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out)
+    manifest = read_manifest(verify(tmp_path / "grpo", "grpo"))
+    assert manifest["counts"] == {key: value for key, value in counts.items() if key != "out"}
+    assert counts["steps"] == 2 and counts["prompts"] == 21 and counts["prompts_per_second"] > 0
+    binding, _, details = Binding.load(tmp_path / "grpo")
+    assert binding.normalize_over == "children" and binding.prompt == Binding.load(tuned)[0].prompt
+    assert details["grpo"]["num_generations"] == 4 and [*details["earlier"][0]] == ["sft", "counts"]
+    assert (tmp_path / "grpo" / "generation_config.json").read_bytes() == (
+        tuned / "generation_config.json"
+    ).read_bytes()
+    page = (tmp_path / "grpo" / "training.html").read_text()
+    assert all(caption in page for caption in ("Reward", "Groups", "Entropy", "KL"))
+
+
+def test_law_12_the_seed_decides_the_curve_and_the_weights(tmp_path, toy, tuned):
+    for name, seed in (("one", 5), ("again", 5), ("other", 6)):
+        reinforce(tmp_path / name, toy[0], tuned, seed=seed)
+    assert curve(tmp_path / "one") == curve(tmp_path / "again") != curve(tmp_path / "other")
+    assert same_weights(tmp_path / "one", tmp_path / "again") and not same_weights(tmp_path / "one", tmp_path / "other")
+
+
+def test_the_reward_rises_on_what_can_be_learned(tmp_path, toy, tuned):
+    """A reward against what sft taught: item 3, whatever the history."""
+
+    def third(history, item_ids, target):
+        return [float(item == "item-3") for item in item_ids]
+
+    reinforce(tmp_path / "grpo", toy[0], tuned, [third], rewards=["rule"], reward_weights=[1e-9], max_steps=20,
+              batch_size=12, num_generations=6, learning_rate=1e-2, temperature=3, beta=0)  # fmt: skip
+    found = curve(tmp_path / "grpo", "expected_reward")
+    assert found[0] < 0.2 and np.mean(found[-5:]) > 0.6
+
+
+def test_the_best_step_by_the_real_decoder_is_saved(tmp_path, toy, tuned):
+    """ndcg@10 of the saved model by `llmrec evaluate --split valid` is the figure by which it was chosen."""
+    counts = reinforce(tmp_path / "grpo", toy[0], tuned, max_steps=8, eval_steps=2, learning_rate=2e-2)
+    judged = {entry["step"]: entry[NDCG] for entry in log_of(tmp_path / "grpo") if NDCG in entry}
+    assert list(judged) == [0, 2, 4, 6, 8]
+    assert counts["saved_step"] == counts["best_step"] == max(judged, key=judged.get)
+    assert counts["valid_ndcg@10"] == max(judged.values())
+    evaluate.main(EvaluateConfig(out=str(tmp_path / "eval"), catalog=toy[0], model=str(tmp_path / "grpo"), k=[10],
+                                 split="valid", baselines=[], bootstrap_samples=2, device="cpu"))  # fmt: skip
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert metrics["systems"]["ours"]["plain"]["ndcg@10"] == pytest.approx(max(judged.values()), abs=1e-6)
+    entries = [entry for entry in log_of(tmp_path / "grpo") if NDCG in entry]
+    assert not any("reward" in entry for entry in entries), "TRL's averages belong to the steps"
+    assert len(curve(tmp_path / "grpo", "reward")) == 8
+
+
+def test_a_run_that_falls_stops_and_leaves_the_start(tmp_path, toy, tuned):
+    """The reward is for any item but the target, so the first evaluation is worse and patience ends it."""
+
+    def perverse(history, item_ids, target):
+        return [float(item != target) for item in item_ids]
+
+    counts = reinforce(tmp_path / "grpo", toy[0], tuned, [perverse], rewards=["rule"], reward_weights=[1e-9],
+                       max_steps=40, eval_steps=4, patience=2, learning_rate=2e-2, num_generations=6)  # fmt: skip
+    assert counts["saved_step"] == 0 and counts["steps"] < 40
+    assert same_weights(tmp_path / "grpo", tuned)
+
+
+def test_nf4_trains_and_merges(tmp_path, toy, tuned):
+    pytest.importorskip("bitsandbytes")
+    reinforce(tmp_path / "grpo", toy[0], tuned, quantization="nf4", precision="bfloat16", lora_targets=["q_proj"])
+    assert curve(tmp_path / "grpo", "kl")[0] == pytest.approx(0, abs=1e-6)
+    assert all(np.isfinite(curve(tmp_path / "grpo")))
+    assert not same_weights(tmp_path / "grpo", tuned)
+
+
+# Resumption ----------------------------------------------------------------------------------------------------------
+
+LONG = {"max_steps": 8, "save_steps": 2, "num_iterations": 2, "batch_size": 12, "idle": "refill", "loss": "ecpo"}
+
+
+@pytest.fixture(scope="module")
+def forks():
+    server = Forks()
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("call", [2, 3])
+def test_kill_9_and_resumption(tmp_path, toy, tuned, forks, call):
+    """Killed in the save of step 4 or 6; 21 prompts in batches of 12 make an epoch of a batch and two steps."""
+    reinforce(tmp_path / "whole", toy[0], tuned, **LONG)
+    flags = {**STEPS, **LONG, "catalog": toy[0], "model": tuned, "out": tmp_path / "cut"}
+    argv = ["grpo", *(part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", str(value)))]
+    forks.start(argv, tmp_path / "stderr", die_in=("llmrec.training.checkpoints.publish", call))
+    assert forks.wait() == -signal.SIGKILL, (tmp_path / "stderr").read_text()
+    left = numbered(tmp_path / "cut.partial" / SCRATCH / "trainer")
+    assert left[0].name == f"checkpoint-{2 * (call - 1)}"
+    reinforce(tmp_path / "cut", toy[0], tuned, **LONG)
+    assert same_weights(tmp_path / "cut", tmp_path / "whole")
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+
+
+def test_another_reward_in_the_same_file_is_another_run(tmp_path, toy, tuned):
+    own = tmp_path / "mine.py"
+    own.write_text("def mine(history, item_ids, target):\n    return [1.0] * len(item_ids)\n")
+    options = {"rewards": [f"{own}:mine"], "max_steps": 1}
+    reinforce(tmp_path / "grpo", toy[0], tuned, **options)
+    own.write_text(own.read_text().replace("1.0", "2.0"))
+    with pytest.raises(ValueError, match="its input 'reward mine' has changed"):
+        reinforce(tmp_path / "grpo", toy[0], tuned, **options)
+
+
+# Several processes ---------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_give_the_losses_and_weights_of_one(tmp_path, toy, tuned, forks):
+    """Of beams, which are the same however prompts are dealt out; draws are each process's own."""
+    options = {"rollouts": "beams", "idle": "filter", "micro_batch_size": 3, "catalog": toy[0], "model": tuned}
+    reinforce(tmp_path / "one", **{**options, "catalog": toy[0], "model": tuned})
+    flags = {**STEPS, **options, "out": tmp_path / "two"}
+    argv = ["grpo", *(part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", str(value)))]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    pids = [
+        forks.start(
+            argv, tmp_path / f"stderr{rank}", environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
+        for rank in range(2)
+    ]
+    assert [forks.wait(pid) for pid in pids] == [0, 0], [(tmp_path / f"stderr{r}").read_text() for r in range(2)]
+    assert read_manifest(tmp_path / "two")["processes"] == 2
+    assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), rel=1e-3, abs=1e-5)
+    one, other = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=2e-4)
+
+
+# What we rely on in TRL ----------------------------------------------------------------------------------------------
+
+
+def test_contract_of_the_overridden_methods():
+    """Names and arguments of what is overridden, in the version that they were read in."""
+    assert TRL.startswith("1.16."), f"trl {TRL}: read its GRPOTrainer again, then name the version here"
+    signature = list(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
+    assert signature[:7] == ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size",
+                             "compute_entropy"]  # fmt: skip
+    assert list(inspect.signature(GRPOTrainer._compute_loss).parameters) == ["self", "model", "inputs"]
+    assert list(inspect.signature(GRPOTrainer._generate_and_score_completions).parameters) == ["self", "inputs"]
+    ours = {name for name, value in vars(SidGRPOTrainer).items() if inspect.isfunction(value)}
+    assert ours & set(dir(GRPOTrainer)) == {
+        "__init__", "_compute_loss", "_generate_and_score_completions", "_get_per_token_logps_and_entropies", "log",
+    }  # fmt: skip
+
+
+def test_contract_old_log_probabilities_are_read_after_the_new_ones():
+    """ECPO puts its own between the two."""
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    new, old = "self._get_per_token_logps_and_entropies(", 'inputs.get("old_per_token_logps")'
+    assert source.index(new) < source.index(old), TRL
+    assert source.count('completion_mask * inputs["tool_mask"]') == 1, TRL
+
+
+def test_contract_trl_shuffles_and_splits_along_the_first_axis():
+    from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
+
+    torch.manual_seed(0)
+    batch = {"a": torch.arange(24).view(6, 4), "b": torch.arange(24).view(6, 4, 1), "n": torch.tensor(5)}
+    shuffled = shuffle_sequence_dict(batch)
+    assert shuffled["a"].equal(shuffled["b"].squeeze(2)) and not shuffled["a"].equal(batch["a"]), TRL
+    assert sorted(shuffled["a"][:, 0].tolist()) == [0, 4, 8, 12, 16, 20], TRL
+    parts = split_tensor_dict(shuffled, 2)
+    assert [part["a"].shape for part in parts] == [(3, 4), (3, 4)] and parts[0]["n"] == 5, TRL
+
+
+def test_contract_rollout_func_gets_each_prompt_repeated(tmp_path, toy, tuned, monkeypatch):
+    asked, roll_out = [], grpo.roll_out
+    monkeypatch.setattr(grpo, "roll_out", lambda prompts, trainer: asked.append(prompts) or roll_out(prompts, trainer))
+    reinforce(tmp_path / "grpo", toy[0], tuned, max_steps=1)
+    assert asked == [[str(n) for n in range(6) for _ in range(4)]], TRL
+
+
+# Bad input -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_generations": 1}, "num_generations is 1; at least 2 is needed"),
+        ({"num_generations": 12}, "num_generations is 12, but the catalogue has 11 semantic IDs"),
+        ({"num_generations": 12, "rollouts": "beams"}, "use rollouts 'sampled'"),
+        ({"rewards": ["ruel"]}, "unknown reward 'ruel'; did you mean 'rule'"),
+        ({"rewards": []}, "rewards is empty"),
+        ({"rewards": ["rule", "rule"]}, "rewards repeats a name"),
+        ({"rewards": ["nowhere.py:f"]}, "'nowhere.py:f' cannot be loaded"),
+        ({"rewards": ["rule", "rank"], "reward_weights": [1.0]}, "reward_weights has 1 numbers for 2 rewards"),
+        ({"rewards": ["rule"], "reward_weights": [0.0]}, "every weight must be a number and not 0"),
+        ({"lora_dropout": 0.1}, "lora_dropout must be 0"),
+        ({"rollouts": "beams", "temperature": 2.0}, "beams are not drawn"),
+        ({"loss": "gspo"}, "'gspo' takes no importance weights; use rollouts 'sampled'"),
+        ({"epsilon_high": 0.1}, "epsilon_high is 0.1, below epsilon 0.2"),
+        ({"num_iterations": 3}, "save_steps is 1000; it must be a multiple of num_iterations 3"),
+        ({"num_iterations": 2, "eval_steps": 5}, "eval_steps is 5; it must be a multiple"),
+        ({"batch_size": 60, "micro_batch_size": 6}, "fewer than batch_size 60"),
+        ({"loss": "ppo"}, "loss is 'ppo'; choose from grpo, dr_grpo, dapo, gspo, ecpo"),
+        ({"lora_targets": ["no_proj"]}, "no_proj"),
+    ],
+)
+def test_wrong_options_leave_nothing_behind(tmp_path, toy, tuned, options, message):
+    with pytest.raises(ValueError, match=message):
+        reinforce(tmp_path / "grpo", toy[0], tuned, **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("values", [[float("nan")] * 4, [1.0] * 3])
+def test_a_reward_that_is_none_is_refused_before_the_first_step(tmp_path, toy, tuned, values):
+    with pytest.raises(ValueError, match="The reward 'mine'"):
+        reinforce(tmp_path / "grpo", toy[0], tuned, [mine_of(values)])
+    assert not list(tmp_path.iterdir())
+
+
+def mine_of(values):
+    def mine(history, item_ids, target):
+        return values
+
+    return mine
+
+
+def test_a_reward_that_fails_later_ends_the_run(tmp_path, toy, tuned):
+    """What a few items did not show is found where it happens, and named."""
+
+    def mine(history, item_ids, target):
+        return [float("nan") if item == "item-3" else 1.0 for item in item_ids]
+
+    with pytest.raises(ValueError, match="The reward 'mine' is nan for item row 3"):
+        reinforce(tmp_path / "grpo", toy[0], tuned, [mine], num_generations=11, batch_size=2, micro_batch_size=2)
+
+
+def test_a_checkpoint_that_is_not_merged_is_refused(tmp_path, toy, tuned):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="is an adapter, not a merged model"):
+        reinforce(tmp_path / "grpo", toy[0], tmp_path / "adapter")
+    with pytest.raises(ValueError, match="was written by `llmrec extend`"):
+        reinforce(tmp_path / "grpo", toy[0], toy[1])
