@@ -15,9 +15,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-LIBRARIES = ("llmrec.stages.prepare", "llmrec.stages.sft", "llmrec.stages.extend", "llmrec.stages.embed",
-             "llmrec.stages.grpo", "llmrec.stages.tokenize", "llmrec.stages.evaluate", "llmrec.recommender", "trl",
-             "peft")  # fmt: skip
+LIBRARIES = ("llmrec.stages.prepare", "llmrec.stages.sft", "llmrec.stages.dpo", "llmrec.stages.grpo",
+             "llmrec.stages.extend", "llmrec.stages.embed", "llmrec.stages.tokenize", "llmrec.stages.evaluate",
+             "llmrec.recommender", "trl", "peft")  # fmt: skip
 
 
 class Forks:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llmrec.tokenizers import RQKMeans, balanced, residual
+from llmrec.training import siblings
 from llmrec.trie import SidTrie
 
 FOLDER = Path(__file__).parents[1] / "scripts" / "benchmarks"
@@ -21,6 +22,7 @@ SMALL = {
                    "--repeats", "1"],
     "sft.py": ["--device", "cpu", "--shape", "tiny", "--batch-size", "4", "--trl-batch-size", "2",
                "--steps", "3", "--warmup-steps", "1"],
+    "preference.py": ["--device", "cpu", "--shape", "tiny", "--batch-size", "4", "--mean-items", "5", "--repeats", "1"],
     "kmeans.py": ["--device", "cpu", "--items", "1500", "--dim", "8", "--codes", "16", "--levels", "2",
                   "--iterations", "4", "--repeats", "1"],
     "balanced.py": ["--device", "cpu", "--items", "1500", "--flow-items", "700", "--dim", "8", "--codes", "16",
@@ -61,6 +63,16 @@ def test_a_wrong_trie_is_not_timed(name, monkeypatch, capsys):
     monkeypatch.setattr(SidTrie, "expand", without_first_child)
     with pytest.raises((AssertionError, SystemExit)):
         run(name, monkeypatch, capsys)
+
+
+def test_siblings_that_see_one_another_are_not_timed(monkeypatch, capsys):
+    def everyone(lengths, num_tokens, num_completions, num_run):
+        size = num_tokens + num_completions * num_run
+        return torch.ones(size, size, dtype=torch.bool).tril().expand(len(lengths), 1, -1, -1)
+
+    monkeypatch.setattr(siblings, "siblings_mask", everyone)
+    with pytest.raises(SystemExit, match="shared and repeated prompts differ"):
+        run("preference.py", monkeypatch, capsys)
 
 
 def wrong_codes(tokenizer, points, codes_of=RQKMeans.codes_of):

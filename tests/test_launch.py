@@ -1,4 +1,4 @@
-"""sft and evaluate under `accelerate launch`: two processes on the CPU give the results of one.
+"""sft, dpo and evaluate under `accelerate launch`: two processes on the CPU give the results of one.
 
 Without MPI, `accelerate launch --cpu --num_processes 2` starts one process (accelerate 1.15) and llmrec says so;
 `--multi_gpu` on a machine without a GPU starts two. How many there were is read from the manifest.
@@ -12,12 +12,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from extended import fine_tune, losses, weights_of
 
 from llmrec.cli import main
+from llmrec.configs import DpoConfig
 from llmrec.manifest import read_manifest
+from llmrec.stages import dpo
 
 ROOT = Path(__file__).parents[1]
 LAUNCHERS = {
@@ -27,6 +30,8 @@ LAUNCHERS = {
 # 27 windows in batches of 8: the last batch of an epoch is not full. No dropout: each process draws its own.
 SFT = {"max_steps": 6, "batch_size": 8, "micro_batch_size": 4, "max_history": 4, "lora_rank": 4, "lora_dropout": 0.0,
        "warmup_steps": 0, "logging_steps": 1, "save_steps": 4, "device": "cpu"}  # fmt: skip
+DPO = {"max_steps": 4, "batch_size": 8, "micro_batch_size": 4, "targets": "every_item", "learning_rate": 1e-3,
+       "warmup_steps": 0, "logging_steps": 1, "eval_steps": 2, "device": "cpu"}  # fmt: skip
 EVALUATE = {"bootstrap_samples": 50, "batch_size": 4, "device": "cpu", "k": [1, 5], "num_beams": 8}
 
 
@@ -81,6 +86,21 @@ def test_sft_gives_the_losses_and_weights_of_one_process(toy, one, tmp_path, pro
     assert ended.stderr.count("sft: 6 steps") == 1
     assert losses(out) == pytest.approx(losses(one / "sft"), rel=1e-4)
     ours, theirs = weights_of(out), weights_of(one / "sft")
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
+
+
+def test_dpo_gives_the_losses_and_weights_of_one_process(toy, one, tmp_path):
+    """Two processes share out the mining, whose result is the same, and the gradients."""
+    options = {**DPO, "catalog": toy[0], "model": str(one / "sft")}
+    dpo.main(DpoConfig(out=str(tmp_path / "one"), **options))
+    ended = launch(2, "dpo", {**options, "out": str(tmp_path / "two")})
+    assert ended.returncode == 0, ended.stderr
+    assert read_manifest(tmp_path / "two")["processes"] == 2
+    found, expected = (pq.read_table(tmp_path / name / "preferences.parquet") for name in ("two", "one"))
+    assert found.equals(expected)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    ours, theirs = weights_of(tmp_path / "two"), weights_of(tmp_path / "one")
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
 

@@ -110,7 +110,7 @@ def append_items(config: ExtendConfig, table: SidTable) -> dict[str, Any]:
         vocabulary, notes = grow(binding.vocabulary, table.level_sizes, tokenizer, model, config.seed)
         save_model(model, tokenizer, directory)
         dataclasses.replace(binding, vocabulary=vocabulary).save(directory, table, details)
-        if "sft" in details:
+        if "counts" in details:
             write_card(directory, Path(config.out).name)
         return {
             "sid_tokens": vocabulary.num_tokens,

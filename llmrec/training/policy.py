@@ -107,12 +107,17 @@ def load_start(config: PreferenceConfig, problems: Sequence[str] = ()) -> Start:
 def load_policy(config: PreferenceConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, LoraConfig]:
     """The checkpoint, frozen, and the LoRA that a trainer of TRL shall put on it.
 
-    TRL takes the two apart: given a model that has an adapter, it would add a copy of that as the reference.
+    TRL takes the two apart: given a model that has an adapter, it would add a copy of that as the reference. It turns
+    dropout modules off, but not the dropout inside of attention functions, which here is turned off too: policy and
+    reference have to be the same function at the start.
 
     Raises:
         ValueError: If a LoRA target matches no module, or 4-bit weights are asked for without bitsandbytes.
     """
     model = load_frozen(config, dtype)
+    for module in model.modules():
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
     return model, lora_config(config, lora_targets(model, config.lora_targets))
 
 

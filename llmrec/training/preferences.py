@@ -114,9 +114,7 @@ def check_batch(num_prompts: int, batch_size: int) -> None:
         ValueError: If there are fewer than `batch_size`.
     """
     if num_prompts < batch_size:
-        raise ValueError(
-            f"There are {num_prompts} prompts with negatives, fewer than batch_size {batch_size}; lower it."
-        )
+        raise ValueError(f"There are {num_prompts} prompts to train on, fewer than batch_size {batch_size}; lower it.")
 
 
 @dataclass
