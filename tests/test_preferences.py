@@ -120,9 +120,9 @@ def test_smoothing_of_an_oracle(preferences):
 
 def test_hardness_by_hand(sid_table, preferences):
     """7 is (2, 0, 0), 8 is (2, 0, 3), 1 is (0, 0, 1); 2 is (0, 1, 0), 0 is (0, 0, 0)."""
-    figures = hardness(preferences, sid_table, [np.array([-0.5, 3.0])])
+    figures = hardness(preferences, sid_table, [np.array([-0.5, 3.0]), np.array([1.0])])
     assert figures == {
-        "beam": {"negatives": 2, "shared_prefix": 1.5, "beam_rank": 3.5, "gap": -0.5, "above_target": 1.0},
+        "beam": {"negatives": 2, "shared_prefix": 1.5, "beam_rank": 3.5, "gap": 0.25, "above_target": 0.5},
         "random": {"negatives": 1, "shared_prefix": 0.0, "gap": 3.0, "above_target": 0.0},
     }
 

@@ -107,12 +107,9 @@ def optimise(
     model.train()  # 4-bit layers on a CPU must not be asked in any other mode, see `evaluation_mode`
     trie = SidTrie(table, device=device)
     with sibling_scores_in_forward(model, binding.vocabulary, trie, binding.normalize_over):
+        preferences = (given or mined(config, start, model, directory)).whole_batches(config.batch_size, config.seed)
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            preferences = given or mined(config, start, model, directory)
-            gaps = log_prob_gaps(model, preferences.take(range(min(len(preferences), MOST_SCORED))), collator,
-                                 config.micro_batch_size)  # fmt: skip
-        report(preferences, start, gaps, directory)
-        preferences = preferences.whole_batches(config.batch_size, config.seed)
+            report(config, start, model, preferences, collator, directory)
         validation = make_validation(config, start, len(preferences), from_start=True)
         examples = preferences.examples(config.label_smoothing)
         trainer = make_trainer(
@@ -123,11 +120,7 @@ def optimise(
 
 
 def mined(config: DpoConfig, start: Start, model: PreTrainedModel, directory: Path) -> Preferences:
-    """Negatives of the training prompts, as the run had mined them before if it was interrupted.
-
-    Raises:
-        ValueError: If no prompt is left with a negative.
-    """
+    """Negatives of the training prompts, as the run had mined them before if it was interrupted."""
     path = directory / FILE
     processes.wait()
     if path.is_file():
@@ -144,9 +137,17 @@ def mined(config: DpoConfig, start: Start, model: PreTrainedModel, directory: Pa
     return preferences
 
 
-def report(preferences: Preferences, start: Start, gaps: list, directory: Path) -> None:
-    """Say and write how hard the negatives are."""
-    figures = hardness(preferences, start.table, gaps)
+def report(
+    config: DpoConfig,
+    start: Start,
+    model: PreTrainedModel,
+    preferences: Preferences,
+    collator: PreferenceCollator,
+    directory: Path,
+) -> None:
+    """Say and write how hard the negatives are, by those of some prompts."""
+    some = preferences.sample(MOST_SCORED, config.seed)
+    figures = hardness(some, start.table, log_prob_gaps(model, some, collator, config.micro_batch_size))
     for source, values in figures.items():
         say(f"dpo: {source}: {', '.join(f'{name} {value}' for name, value in values.items())}")
     if processes.is_main():

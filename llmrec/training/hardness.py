@@ -48,28 +48,24 @@ def hardness(preferences: Preferences, table: SidTable, gaps: list[np.ndarray]) 
     Args:
         preferences: Some prompts with their negatives.
         table: Semantic IDs.
-        gaps: Of `log_prob_gaps`, for the first prompts.
+        gaps: Of `log_prob_gaps`.
 
     Returns:
         For each source negatives (how many), shared_prefix (mean codes that they begin with like the target),
-        beam_rank (mean place in the model's ranking of what is unseen, from 0; absent of other sources) and, of the
-        prompts with gaps, gap (mean, in nats) and above_target (share that the model finds likelier than the target).
+        beam_rank (mean place in the model's ranking of what is unseen, from 0; absent of other sources), gap (mean, in
+        nats) and above_target (share that the model finds likelier than the target).
     """
     rows, ranks = np.concatenate(preferences.negatives), np.concatenate(preferences.ranks)
     sources = np.array([name for names in preferences.sources for name in names])
     targets = np.repeat(preferences.prompts.targets, [len(each) for each in preferences.negatives])
     shared = (table.codes(rows) == table.codes(targets)).cumprod(axis=1).sum(axis=1)
-    gap = np.concatenate([*gaps, np.empty(0)])
-    return {
-        str(name): _figures(shared[sources == name], ranks[sources == name], gap[sources[: len(gap)] == name])
-        for name in np.unique(sources)
-    }
+    gap = np.concatenate(gaps)
+    by_source = {str(name): sources == name for name in np.unique(sources)}
+    return {name: _figures(shared[own], ranks[own], gap[own]) for name, own in by_source.items()}
 
 
 def _figures(shared: np.ndarray, ranks: np.ndarray, gap: np.ndarray) -> dict[str, Any]:
     figures = {"negatives": len(shared), "shared_prefix": round(float(shared.mean()), 3)}
     if (ranks >= 0).all():
         figures["beam_rank"] = round(float(ranks.mean()), 2)
-    if len(gap):
-        figures |= {"gap": round(float(gap.mean()), 3), "above_target": round(float((gap < 0).mean()), 3)}
-    return figures
+    return figures | {"gap": round(float(gap.mean()), 3), "above_target": round(float((gap < 0).mean()), 3)}

@@ -62,8 +62,12 @@ class Preferences:
         oracle = self.oracle and [self.oracle[i] for i in places]
         return Preferences(self.prompts.take(places), negatives, sources, ranks, oracle)
 
+    def sample(self, count: int, seed: int) -> Preferences:
+        """Those of `count` random prompts, or of all where there are no more, in their order."""
+        return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:count]))
+
     def whole_batches(self, batch_size: int, seed: int) -> Preferences:
-        """A random part that every optimiser step of an epoch has `batch_size` prompts of, all but a few.
+        """All but a few, drawn at random, so that every optimiser step of an epoch has `batch_size` prompts.
 
         A last step of fewer prompts would weigh them more, and accelerate would repeat some to share it out.
 
@@ -71,8 +75,7 @@ class Preferences:
             ValueError: If there are fewer than one batch.
         """
         check_batch(len(self), batch_size)
-        kept = np.random.default_rng(seed).permutation(len(self))[: len(self) // batch_size * batch_size]
-        return self.take(np.sort(kept))
+        return self.sample(len(self) // batch_size * batch_size, seed)
 
     def save(self, path: Path, item_ids: Sequence[str]) -> None:
         """Write the file that `read_preferences` reads; whole or absent."""
