@@ -13,20 +13,8 @@ from llmrec.catalog import Catalog
 from llmrec.configs import REWARD_NAMES
 from llmrec.sid import EMPTY
 from llmrec.training.advantages import group_advantages
-from llmrec.training.rewards import (
-    REWARDS,
-    Collaborative,
-    Groups,
-    Novelty,
-    build_rewards,
-    check_functions,
-    load_function,
-    prefix,
-    rank,
-    resolved,
-    rule,
-    source_of,
-)
+from llmrec.training.own_rewards import check_own, load_function, own_rewards, sources
+from llmrec.training.rewards import REWARDS, Collaborative, Groups, Novelty, build_rewards, prefix, rank, rule
 
 
 def groups(items, target, scores=None, codes=CODES, histories=((0, 1),)):
@@ -61,7 +49,7 @@ def test_rule_and_rank_give_the_advantages_of_minionerec(place, hit, first, last
     """Its published values for 16 beams."""
     items = np.full(16, 3)
     items[place] = 7
-    found, _ = build_rewards(["rule", "rank"], None, None)(groups(items, target=7))
+    found, _ = build_rewards(["rule", "rank"], [1, 1], None)(groups(items, target=7))
     advantages = group_advantages(torch.from_numpy(found))[0]
     assert advantages[place].item() == pytest.approx(hit, abs=6e-4)
     if first is not None:
@@ -95,7 +83,7 @@ def test_collaborative_is_the_gain_of_sasrecs_place():
 
 def test_collaborative_trains_on_the_training_split(toy):
     """Users of the toy catalogue walk in steps of one, so after item 3 comes item 4."""
-    rewards = build_rewards(["collaborative"], None, Catalog.load(toy[0]), device="cpu")
+    rewards = build_rewards(["collaborative"], [1], Catalog.load(toy[0]), device="cpu")
     found = rewards(groups([4, 9], target=4, histories=((1, 2, 3),)))[0][0]
     assert found[0] > found[1] > 0
 
@@ -115,30 +103,27 @@ def test_the_names_in_the_config_are_those_of_the_library():
 OWN = "def longest(history, item_ids, target):\n    return [len(i) + (i == target) for i in item_ids]\n"
 
 
-@pytest.fixture
-def item_catalog(item_ids):
-    return types.SimpleNamespace(item_ids=item_ids)
-
-
 @pytest.mark.parametrize("way", ["file", "module"])
-def test_a_function_of_a_file_or_module(way, tmp_path, monkeypatch, item_catalog):
+def test_a_function_of_a_file_or_module(way, tmp_path, monkeypatch, item_ids):
     (tmp_path / "mine.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    functions = resolved([f"{tmp_path / 'mine.py' if way == 'file' else 'mine'}:longest", "rule"])
-    assert source_of(functions[0]) == str(tmp_path / "mine.py")
-    total, parts = build_rewards(functions, None, item_catalog)(groups([10, 3], target=10))
-    assert list(parts) == ["longest", "rule"]
-    assert total.tolist() == [[len("item-10") + 1 + 1, len("item-3")]]
+    name = f"{tmp_path / 'mine.py' if way == 'file' else 'mine'}:longest"
+    own = own_rewards([name, "rule"], [], item_ids)
+    assert sources(own) == {f"reward {name}": str(tmp_path / "mine.py")}
+    total, parts = build_rewards([name, "rule"], [1, 10], None, own)(groups([10, 3], target=10))
+    assert list(parts) == [name, "rule"]
+    assert total.tolist() == [[len("item-10") + 1 + 10, len("item-3")]]
 
 
-def test_a_callable_sees_external_ids(item_catalog):
+def test_a_callable_sees_external_ids(item_ids):
     seen = []
 
     def reward(history, item_ids, target):
         seen.append((history, item_ids, target))
         return np.zeros(len(item_ids))
 
-    build_rewards([reward], None, item_catalog)(groups([4, 2], target=7, histories=((3, 0),)))
+    own = own_rewards([], [reward], item_ids)
+    build_rewards(["reward"], [1], None, own)(groups([4, 2], target=7, histories=((3, 0),)))
     assert seen == [(["item-3", "item-0"], ["item-4", "item-2"], "item-7")]
 
 
@@ -155,12 +140,13 @@ def test_a_callable_sees_external_ids(item_catalog):
 )
 def test_what_is_no_reward_is_refused_before_training(sid_table, result, message):
     with pytest.raises(ValueError, match=f"The reward 'mine' {message}"):
-        check_functions([named(lambda *_: result)], sid_table, [np.array([1, 2, 7])], count=3)
+        check_own(of(lambda *_: result), sid_table, [np.array([1, 2, 7])], count=3)
 
 
-def named(function):
+def of(function):
+    """A function as the only reward, called mine."""
     function.__name__ = "mine"
-    return function
+    return own_rewards([], [function], [f"item-{row}" for row in range(12)])
 
 
 def test_what_fails_names_the_history(sid_table):
@@ -168,7 +154,7 @@ def test_what_fails_names_the_history(sid_table):
         raise KeyError("price")
 
     with pytest.raises(ValueError, match=r"'mine' failed on the history \['item-1', 'item-2'\].*'item-7'.*price"):
-        check_functions([mine], sid_table, [np.array([1, 2, 7])], count=3)
+        check_own(of(mine), sid_table, [np.array([1, 2, 7])], count=3)
 
 
 def test_a_reward_is_tried_on_the_target_and_on_misses(sid_table):
@@ -178,7 +164,7 @@ def test_a_reward_is_tried_on_the_target_and_on_misses(sid_table):
         seen.append((item_ids, target))
         return np.ones(len(item_ids))
 
-    check_functions([mine], sid_table, [np.array([0, 11])], count=3)
+    check_own(of(mine), sid_table, [np.array([0, 11])], count=3)
     assert seen == [(["item-11", "item-0", "item-1"], "item-11")]
 
 
@@ -197,6 +183,11 @@ def test_a_reference_that_leads_nowhere(reference, message):
         load_function(reference)
 
 
-def test_two_rewards_of_one_name(item_catalog):
-    with pytest.raises(ValueError, match="Two rewards are called 'rule'"):
-        build_rewards(["rule", "rule"], None, item_catalog)
+@pytest.mark.parametrize("name", ["rule", "mine"])
+def test_two_rewards_of_one_name(item_ids, name):
+    def mine(history, item_ids, target):
+        return []
+
+    mine.__name__ = name
+    with pytest.raises(ValueError, match=f"Two rewards are called '{name}'"):
+        own_rewards([], [mine, mine], item_ids)

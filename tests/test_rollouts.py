@@ -36,7 +36,7 @@ def rollouts(ranker, way, num_generations=5, inject_target=False, rewards=("rule
     config = types.SimpleNamespace(
         rollouts=way, num_generations=num_generations, inject_target=inject_target, loss=loss, temperature=temperature
     )
-    return RollOuts(ranker, SEQUENCES, build_rewards(rewards, None, None), config)
+    return RollOuts(ranker, SEQUENCES, build_rewards(rewards, [1.0] * len(rewards), None), config)
 
 
 def draw(found: RollOuts, places=(0, 1, 2, 3), seed=0):

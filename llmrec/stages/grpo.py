@@ -5,7 +5,7 @@ Interrupted at any point, the same command continues from the newest checkpoint 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from llmrec.manifest import read_manifest
 from llmrec.sid_ranker import SidRanker
 from llmrec.training.curves import render
 from llmrec.training.grpo import make_trainer
+from llmrec.training.own_rewards import ById, OwnReward, check_own, own_rewards, sources
 from llmrec.training.policy import Prompts, load_policy, load_start, save_policy, training_prompts
 from llmrec.training.preferences import check_batch
-from llmrec.training.rewards import UserReward, build_rewards, check_functions, name_of, resolved, source_of
+from llmrec.training.rewards import build_rewards
 from llmrec.training.siblings import sibling_scores_in_forward
 from llmrec.training.start import Start, make_validation
 from llmrec.training.trainer import train
@@ -35,12 +36,12 @@ PAGE = "training.html"
 TRIED = 2  # prompts that a user's reward is tried on
 
 
-def main(config: GrpoConfig, own_rewards: Sequence[UserReward] = ()) -> dict[str, Any]:
+def main(config: GrpoConfig, functions: Sequence[OwnReward] = ()) -> dict[str, Any]:
     """Train and save the merged model.
 
     Args:
         config: Options.
-        own_rewards: Functions beside the rewards of the config, each of weight 1.
+        functions: Rewards beside those of the config, each of weight 1.
 
     Returns:
         out and the counts of the manifest.
@@ -50,15 +51,14 @@ def main(config: GrpoConfig, own_rewards: Sequence[UserReward] = ()) -> dict[str
     """
     start = load_start(config)
     prompts = training_prompts(start.catalog, config)
-    rewards = [*resolved(config.rewards), *own_rewards]
-    check(config, start, prompts, rewards)
-    functions = [each for each in rewards if not isinstance(each, str)]
-    sources = {f"reward {name_of(each)}": source_of(each) or name_of(each) for each in functions}
+    own = own_rewards(config.rewards, functions, start.table.item_ids)
+    check(config, start, prompts, own)
 
     def build(directory: Path) -> dict[str, Any]:
-        return reinforce(config, start, prompts, rewards, directory)
+        return reinforce(config, start, prompts, own, directory)
 
-    out = run_stage("grpo", config, {"catalog": config.catalog, "model": config.model, **sources}, build)
+    inputs = {"catalog": config.catalog, "model": config.model, **sources(own)}
+    out = run_stage("grpo", config, inputs, build)
     counts = read_manifest(out)["counts"]
     say(f"grpo: {counts['steps']} steps, {counts['prompts_per_second']:,} prompts/s -> {out}")
     if "saved_step" in counts:
@@ -67,7 +67,7 @@ def main(config: GrpoConfig, own_rewards: Sequence[UserReward] = ()) -> dict[str
     return {"out": str(out), **counts}
 
 
-def check(config: GrpoConfig, start: Start, prompts: Prompts, rewards: Sequence[str | UserReward]) -> None:
+def check(config: GrpoConfig, start: Start, prompts: Prompts, own: Mapping[str, ById]) -> None:
     """Refuse what cannot be trained on, before anything is loaded.
 
     Raises:
@@ -80,13 +80,7 @@ def check(config: GrpoConfig, start: Start, prompts: Prompts, rewards: Sequence[
             f"'{config.rollouts}' draws each once; lower it, or use rollouts 'sampled'."
         )
     check_batch(len(prompts), config.batch_size)
-    names = [name_of(each) for each in rewards]
-    if len(set(names)) < len(names):
-        raise ValueError(f"Two rewards have one name: {names}; rename one.")
-    functions = [each for each in rewards if not isinstance(each, str)]
-    check_functions(
-        functions, start.table, sequences_of(prompts.take(range(min(TRIED, len(prompts))))), config.num_generations
-    )
+    check_own(own, start.table, sequences_of(prompts.take(range(min(TRIED, len(prompts))))), config.num_generations)
 
 
 def sequences_of(prompts: Prompts) -> list[np.ndarray]:
@@ -95,13 +89,14 @@ def sequences_of(prompts: Prompts) -> list[np.ndarray]:
 
 
 def reinforce(
-    config: GrpoConfig, start: Start, prompts: Prompts, rewards: Sequence[str | UserReward], directory: Path
+    config: GrpoConfig, start: Start, prompts: Prompts, own: Mapping[str, ById], directory: Path
 ) -> dict[str, Any]:
     """Train in a directory, or go on where a run ended in it, and save there; counts of the manifest."""
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.precision, device)
-    weights = [*(config.reward_weights or [1.0] * len(config.rewards)), *[1.0] * (len(rewards) - len(config.rewards))]
-    weighted = build_rewards(rewards, weights, start.catalog, config.seed, config.device)
+    names = list(dict.fromkeys([*config.rewards, *own]))
+    weights = [*(config.reward_weights or [1.0] * len(config.rewards)), *[1.0] * (len(names) - len(config.rewards))]
+    rewards = build_rewards(names, weights, start.catalog, own, config.seed, config.device)
     validation = make_validation(config, start, len(prompts), from_start=True)
     set_seed(config.seed)
     model, lora = load_policy(config, dtype)
@@ -114,7 +109,7 @@ def reinforce(
     with sibling_scores_in_forward(model, vocabulary, trie, config.normalize_over, config.temperature):
         trainer = make_trainer(
             config, model, lora, start.tokenizer, start.table.num_levels, directory, device, dtype,
-            make_ranker=ranker, sequences=sequences_of(prompts), rewards=weighted, validation=validation,
+            make_ranker=ranker, sequences=sequences_of(prompts), rewards=rewards, validation=validation,
         )  # fmt: skip
         counts, epochs_per_second = train(trainer, directory)
     counts |= {

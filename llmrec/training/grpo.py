@@ -42,13 +42,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import GRPOConfig as TrlGrpoConfig
 from trl import GRPOTrainer
 
-from llmrec import processes
 from llmrec.configs import GrpoConfig
 from llmrec.evaluation.learning import NDCG
 from llmrec.sid import EMPTY
 from llmrec.sid_ranker import SidRanker
 from llmrec.training.rewards import WeightedRewards
 from llmrec.training.rollouts import Group, RollOuts
+from llmrec.training.rounds import Rounds
 from llmrec.training.trainer import SidTrainer, shared_arguments, use_one_gpu
 from llmrec.training.validation import Validation, evaluation_mode
 from llmrec.training.weights import without_renaming_warning
@@ -63,7 +63,6 @@ LOSSES = {
     "ecpo": ("dr_grpo", "token"),
 }
 BY_LENGTH = ("grpo", "gspo", "ecpo")  # losses that average over the tokens of a completion
-PROMPTS_AT_ONCE = 256  # rolled out together
 REWARD = "reward_"  # before the names of rewards, among the columns
 
 
@@ -91,7 +90,7 @@ class SidGRPOTrainer(SidTrainer, GRPOTrainer):
         **options: Any,
     ):
         self.make_ranker, self.sequences, self.rewards = make_ranker, sequences, rewards
-        self.rollouts: RollOuts | None = None  # made once the model is on its device
+        self.rounds: Rounds | None = None  # made once the model is on its device
         self._batch: dict[str, Tensor] = {}  # whose loss is being computed
         super().__init__(
             config=config,
@@ -103,53 +102,11 @@ class SidGRPOTrainer(SidTrainer, GRPOTrainer):
 
     def draw(self, prompts: Sequence[int]) -> tuple[list[Group], dict[str, float]]:
         """Groups of numbered prompts, by the model as it stands, and what the log says of them."""
-        wanted = self._examples(prompts)
-        if self.rollouts is None:
-            self.rollouts = RollOuts(self.make_ranker(self.model), self.sequences, self.rewards, self.config)
-        state = [self.config.seed, self.state.global_step, processes.rank()]
-        seed = int(np.random.SeedSequence(state).generate_state(1, np.uint64)[0] >> 1)
-        generator = torch.Generator(self.model.device).manual_seed(seed)
+        if self.rounds is None:
+            rollouts = RollOuts(self.make_ranker(self.model), self.sequences, self.rewards, self.config)
+            self.rounds = Rounds(rollouts, self.config)
         with evaluation_mode(self.model), self.accelerator.autocast():
-            groups = self._draw(wanted, generator)
-            facts = {
-                "idle_share": float(np.mean([group.is_idle for group in groups])),
-                "hit_share": float(np.mean([group.is_hit for group in groups])),
-                "distinct_share": float(np.mean([group.num_distinct for group in groups])) / self.num_generations,
-                "expected_reward": float(np.mean([group.expected_reward for group in groups])),
-            }
-            if self.config.idle == "refill":
-                facts["refill_draws"] = float(self._refill(groups, wanted, generator, np.random.default_rng(state)))
-        return groups, facts
-
-    def _examples(self, prompts: Sequence[int]) -> list[int]:
-        """Positions of the examples that stand at some places of this epoch's order.
-
-        It is drawn here: TRL's sampler goes on from epoch to epoch, and begins with the first one's again when a run
-        is resumed.
-        """
-        order = np.random.default_rng([self.config.seed, int(self.state.epoch or 0)]).permutation(len(self.sequences))
-        return order[list(prompts)].tolist()
-
-    def _draw(self, places: Sequence[int], generator: torch.Generator) -> list[Group]:
-        # Not of micro_batch_size: how many are drawn together decides what is drawn.
-        parts = (places[first : first + PROMPTS_AT_ONCE] for first in range(0, len(places), PROMPTS_AT_ONCE))
-        return [group for part in parts for group in self.rollouts.draw(part, generator)]
-
-    def _refill(
-        self, groups: list[Group], wanted: list[int], generator: torch.Generator, rng: np.random.Generator
-    ) -> int:
-        """Put groups of other examples in the place of idle ones; how many were drawn for it."""
-        others, drawn = rng.permutation(np.setdiff1d(np.arange(len(self.sequences)), wanted)).tolist(), 0
-        for _ in range(self.config.refill_rounds):
-            empty = [place for place, group in enumerate(groups) if group.is_idle]
-            spare, others = others[: len(empty)], others[len(empty) :]
-            if not spare:
-                break
-            drawn += len(spare)
-            found = [group for group in self._draw(spare, generator) if not group.is_idle]
-            for place, group in zip(empty, found, strict=False):
-                groups[place] = group
-        return drawn
+            return self.rounds.draw(prompts, int(self.state.epoch or 0), self.state.global_step)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """TRL's batch with our advantages and weights, as (U, G, …): TRL shuffles and splits whole groups then."""
@@ -280,7 +237,7 @@ def trainer_arguments(
             epsilon=config.epsilon,
             epsilon_high=config.epsilon_high,
             reward_weights=weights,
-            shuffle_dataset=False,  # see `SidGRPOTrainer._examples`
+            shuffle_dataset=False,  # see `Rounds.examples`
             disable_dropout=True,
         )
 

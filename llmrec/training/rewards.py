@@ -20,19 +20,14 @@ Shapes: U groups, G roll-outs of a group, L levels, N items.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from llmrec.catalog import Catalog
 from llmrec.evaluation.neural import NeuralRanker, SASRec
-from llmrec.sid import EMPTY, SidTable
-from llmrec.suggest import suggestion
+from llmrec.sid import EMPTY
 
 
 @dataclass(frozen=True)
@@ -63,8 +58,6 @@ class Groups:
 
 # A reward by rows: (U, G) float of groups.
 Reward = Callable[[Groups], np.ndarray]
-# A user's reward: history, item_ids of a group in the order drawn, target -> a number for each of the item_ids.
-UserReward = Callable[[list[str], list[str], str], Sequence[float]]
 
 
 def rule(groups: Groups) -> np.ndarray:
@@ -122,41 +115,6 @@ class Novelty:
         return self.novelty[groups.items]
 
 
-class ById:
-    """A user's function as a reward.
-
-    Args:
-        function: See `UserReward`.
-        item_ids: External id of each item row.
-    """
-
-    def __init__(self, function: UserReward, item_ids: Sequence[str]):
-        self.function, self.name, self.item_ids = function, name_of(function), np.array(item_ids, dtype=object)
-
-    def __call__(self, groups: Groups) -> np.ndarray:
-        given = zip(groups.histories, groups.items, groups.targets, strict=True)
-        return np.array([self._of_group(*(self.item_ids[rows] for rows in group)) for group in given])
-
-    def _of_group(self, history: np.ndarray, items: np.ndarray, target: str) -> np.ndarray:
-        try:
-            values = np.asarray(self.function(history.tolist(), items.tolist(), target), dtype=np.float64)
-        except Exception as error:
-            raise ValueError(
-                f"The reward '{self.name}' failed on the history {history.tolist()} with target '{target}': "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        if values.shape != items.shape:
-            raise ValueError(
-                f"The reward '{self.name}' returned {_described(values)} for a group of {len(items)} items; return one "
-                "number for each of them, in their order."
-            )
-        return values
-
-
-def _described(values: np.ndarray) -> str:
-    return f"{len(values)} numbers" if values.ndim == 1 else f"an array of shape {values.shape}"
-
-
 class WeightedRewards:
     """The weighted sum of rewards.
 
@@ -165,7 +123,7 @@ class WeightedRewards:
         weights: As many.
     """
 
-    def __init__(self, rewards: dict[str, Reward], weights: Sequence[float]):
+    def __init__(self, rewards: Mapping[str, Reward], weights: Sequence[float]):
         self.rewards, self.weights = rewards, list(weights)
 
     def __call__(self, groups: Groups) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -200,98 +158,23 @@ REWARDS: dict[str, Callable[[Catalog, int, str], Reward]] = {
 
 
 def build_rewards(
-    names: Sequence[str | UserReward],
-    weights: Sequence[float] | None,
+    names: Sequence[str],
+    weights: Sequence[float],
     catalog: Catalog,
+    own: Mapping[str, Reward] | None = None,
     seed: int = 0,
     device: str = "auto",
 ) -> WeightedRewards:
     """Rewards by name; SASRec is trained here if it is asked for.
 
     Args:
-        names: Of REWARDS, or functions of the user's own.
-        weights: Of each; 1 when left out.
+        names: Of REWARDS, or of the user's own.
+        weights: Of each.
         catalog: Whose training split SASRec and novelty know. Valid rows choose SASRec's epoch.
+        own: The user's own by name (`llmrec.training.own_rewards`).
         seed: Of SASRec.
         device: Of SASRec.
-
-    Raises:
-        ValueError: If two functions have one name.
     """
-    rewards: dict[str, Reward] = {}
-    for each in names:
-        name = name_of(each)
-        if name in rewards:
-            raise ValueError(f"Two rewards are called '{name}'; give one of them another name.")
-        rewards[name] = REWARDS[each](catalog, seed, device) if isinstance(each, str) else ById(each, catalog.item_ids)
-    return WeightedRewards(rewards, weights or [1.0] * len(rewards))
-
-
-def name_of(reward: str | UserReward) -> str:
-    """What a reward is called in the log."""
-    return reward if isinstance(reward, str) else getattr(reward, "__name__", type(reward).__name__)
-
-
-def resolved(names: Sequence[str]) -> list[str | UserReward]:
-    """Names of REWARDS as they are, references to functions loaded."""
-    return [name if name in REWARDS else load_function(name) for name in names]
-
-
-def source_of(function: UserReward) -> str | None:
-    """File that holds a user's function, where it lies in one."""
-    return inspect.getsourcefile(function if inspect.isroutine(function) else type(function))
-
-
-def check_functions(
-    functions: Sequence[UserReward], table: SidTable, sequences: Sequence[np.ndarray], count: int
-) -> None:
-    """Try functions on groups that hold the target and other items, before anything is trained.
-
-    Args:
-        functions: Of the user.
-        table: Semantic IDs.
-        sequences: Item rows of histories, each with its target behind it.
-        count: G.
-
-    Raises:
-        ValueError: If one fails, or does not give a finite number for each item.
-    """
-    targets = np.array([sequence[-1] for sequence in sequences])
-    items = (targets[:, None] + np.arange(count)) % table.num_items
-    scores = np.tile(-np.arange(1.0, count + 1), (len(items), 1))
-    groups = Groups(
-        [sequence[:-1] for sequence in sequences], targets, table.codes(targets), items, table.codes(items), scores
-    )
-    WeightedRewards({name_of(each): ById(each, table.item_ids) for each in functions}, [1.0] * len(functions))(groups)
-
-
-def load_function(reference: str) -> UserReward:
-    """The function that a reference names, by running the module or file that holds it.
-
-    Args:
-        reference: `module:function` or `path/to/file.py:function`.
-
-    Raises:
-        ValueError: If there is no such module, file or function, or it cannot be imported.
-    """
-    where, _, name = reference.rpartition(":")
-    if not where or not name.isidentifier():
-        raise ValueError(
-            f"Unknown reward '{reference}'; {suggestion(reference, REWARDS)} A function of your own is named "
-            "module:function or path/to/file.py:function."
-        )
-    try:
-        module = _run_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
-    except Exception as error:
-        raise ValueError(f"The reward '{reference}' cannot be loaded: {type(error).__name__}: {error}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ValueError(f"The reward '{reference}' names no function: '{where}' has no callable '{name}'.")
-    return function
-
-
-def _run_file(path: Path) -> object:
-    spec = importlib.util.spec_from_file_location(f"llmrec_reward_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    own = own or {}
+    rewards = {name: own[name] if name in own else REWARDS[name](catalog, seed, device) for name in names}
+    return WeightedRewards(rewards, weights)

@@ -83,7 +83,7 @@ class Bench(Search):
         ranker = SidRanker(model, self.table, binding, list(PREFIX), capture=False)
         rng = np.random.default_rng(1)
         sequences = rng.integers(0, self.args.items, (self.args.batch_size, self.args.history + 1))
-        return RollOuts(ranker, list(sequences), build_rewards(config.rewards, None, None), config)
+        return RollOuts(ranker, list(sequences), build_rewards(config.rewards, [1, 1], None), config)
 
     def draw(self, rollouts: RollOuts, count: int) -> list[Group]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
