@@ -88,7 +88,7 @@ class TreeCache:
             if visible is None:
                 shape = (1, query.shape[2], self.filled + query.shape[2])
                 visible = torch.ones(shape, dtype=torch.bool, device=query.device).tril(self.filled)
-            self._mask = _additive(visible, query.dtype)
+            self._mask = additive_mask(visible, query.dtype)
         return self._mask
 
     @contextmanager
@@ -117,8 +117,8 @@ _active: ContextVar[TreeCache] = ContextVar("llmrec_tree_cache")
 _one_at_a_time = threading.Lock()  # a server's threads share the model's config
 
 
-def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, 1, T, S) mask of 0 and -inf whose rows start at aligned addresses."""
+def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, T, S) bool -> (B, 1, T, S) mask of 0 and -inf whose rows start at aligned addresses."""
     batch_size, num_tokens, num_columns = visible.shape
     aligned = -(-num_columns // ALIGNMENT) * ALIGNMENT
     mask = torch.zeros(batch_size, 1, num_tokens, aligned, dtype=dtype, device=visible.device)

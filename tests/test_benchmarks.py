@@ -70,7 +70,7 @@ def test_a_wrong_trie_is_not_timed(name, monkeypatch, capsys):
 def test_siblings_that_see_one_another_are_not_timed(monkeypatch, capsys):
     def everyone(lengths, num_tokens, num_completions, num_run):
         size = num_tokens + num_completions * num_run
-        return torch.ones(size, size, dtype=torch.bool).tril().expand(len(lengths), 1, -1, -1)
+        return torch.ones(size, size, dtype=torch.bool).tril().expand(len(lengths), -1, -1)
 
     monkeypatch.setattr(siblings, "siblings_mask", everyone)
     with pytest.raises(SystemExit, match="shared and repeated prompts differ"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import json
 import math
 
@@ -12,6 +13,7 @@ import torch
 from extended import losses, same_weights
 from peft import PeftModel
 from test_checkpoints import names
+from trl import DPOTrainer
 
 from llmrec.artifact import SCRATCH
 from llmrec.checkpoint import Binding
@@ -21,7 +23,7 @@ from llmrec.evaluation.learning import NDCG
 from llmrec.manifest import read_manifest, verify
 from llmrec.recommender import Recommender
 from llmrec.stages import dpo as stage
-from llmrec.training import dpo, validation
+from llmrec.training import validation
 from llmrec.training.dpo import SidDPOTrainer, preference_loss
 
 VERSIONS = {name: importlib.metadata.version(name) for name in ("trl", "peft", "transformers", "accelerate")}
@@ -145,7 +147,9 @@ def test_where_no_step_is_better_the_start_is_saved(monkeypatch, capsys, tmp_pat
     counts = optimise(tmp_path / "dpo", toy[0], tuned, eval_steps=2, patience=2, max_steps=6)
     assert (counts["steps"], counts["best_step"], counts["saved_step"], counts["valid_ndcg@10"]) == (4, 0, 0, 0.5)
     assert same_weights(tmp_path / "dpo", tuned)
-    assert "no step ranks the valid rows better than the checkpoint" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "no step ranks the valid rows better than the checkpoint" in told
+    assert "rewards/accuracies 0.0000, rewards/margins 0.0000, drift 0.0000" in told
     assert [entry["step"] for entry in log_of(tmp_path / "dpo") if NDCG in entry] == [0, 2, 4]
 
 
@@ -179,6 +183,10 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(monkeypatch, capsys, tmp_
 
 def test_contract_hooks_of_the_trainer(monkeypatch, tmp_path, toy, tuned):
     """TRL puts the LoRA on, makes no second model and no second adapter, and calls our two methods."""
+    hooks = {"_compute_loss": ["model", "inputs", "return_outputs"],
+             "_prepare_dataset": ["dataset", "processing_class", "args", "dataset_name"]}  # fmt: skip
+    for name, parameters in hooks.items():
+        assert list(inspect.signature(getattr(DPOTrainer, name)).parameters) == ["self", *parameters], VERSIONS
     kept, original = [], stage.train
 
     def watched(trainer, directory):
@@ -193,5 +201,5 @@ def test_contract_hooks_of_the_trainer(monkeypatch, tmp_path, toy, tuned):
     assert isinstance(trainer.model, PeftModel) and list(trainer.model.peft_config) == ["default"], VERSIONS
     assert trainer.ref_model is None and not trainer.loss_is_scaled_for_ga, VERSIONS
     assert trainer.train_dataset.column_names == ["rows", "items", "smoothing"], VERSIONS
-    assert type(trainer).compute_loss is dpo.DPOTrainer.compute_loss, VERSIONS
+    assert type(trainer).compute_loss is DPOTrainer.compute_loss, VERSIONS
     assert "forward" not in vars(trainer.model.get_base_model()), VERSIONS

@@ -1,7 +1,7 @@
 """A preference that was planted is found: held-out NDCG@10 over that of sft, intervals apart.
 
-Learning rate, beta and number of steps were chosen by the valid rows, at the first setting tried; the stage chooses its
-step by them too. The test rows are read here alone.
+Learning rate and beta are those of the first setting tried, whose valid rows were satisfied; the step is chosen by the
+valid rows. docs/preference.md has the figures, and what other negatives and more sft do.
 """
 
 from __future__ import annotations

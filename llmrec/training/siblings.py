@@ -31,7 +31,7 @@ from transformers.utils import ModelOutput
 from llmrec.backbone import causal_lm, check_context, check_rows, forward_replaced, logits, run_backbone
 from llmrec.scores import NormalizeOver, check_normalize_over
 from llmrec.sid import EMPTY
-from llmrec.tree_attention import check_attention
+from llmrec.tree_attention import additive_mask, check_attention
 from llmrec.tree_forward import pad_right
 from llmrec.trie import ROOT, SidTrie
 from llmrec.vocab import SidVocabulary
@@ -122,11 +122,14 @@ def sibling_states(
     run = completions[..., :-1].clamp(min=0)  # what is never read may be any token
     positions = torch.arange(prompts.shape[1], device=prompts.device).minimum(lengths.unsqueeze(1) - 1)
     behind = lengths.view(-1, 1, 1) + torch.arange(num_levels - 1, device=prompts.device)
+    visible = siblings_mask(lengths, prompts.shape[1], num_completions, num_levels - 1)
+    device = prompts.device.type
+    is_cast = torch.is_autocast_enabled(device)  # a mask of another type would be copied in every layer
     states = run_backbone(
         base,
         input_ids=torch.cat([prompts, run.flatten(1)], dim=1),
         position_ids=torch.cat([positions, behind.expand_as(run).flatten(1)], dim=1),
-        attention_mask=_for(base, siblings_mask(lengths, prompts.shape[1], num_completions, num_levels - 1)),
+        attention_mask=additive_mask(visible, torch.get_autocast_dtype(device) if is_cast else base.dtype),
         use_cache=False,
     ).last_hidden_state
     last = (lengths - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1])
@@ -144,7 +147,7 @@ def siblings_mask(lengths: Tensor, num_tokens: int, num_completions: int, num_ru
         num_run: Tokens of a completion that are run.
 
     Returns:
-        (B, 1, S, S) bool: prompts causally, completions their prompt and their own tokens up to themselves.
+        (B, S, S) bool: prompts causally, completions their prompt and their own tokens up to themselves.
     """
     device = lengths.device
     column = torch.arange(num_tokens + num_completions * num_run, device=device)
@@ -152,7 +155,7 @@ def siblings_mask(lengths: Tensor, num_tokens: int, num_completions: int, num_ru
     completion = torch.where(is_prompt, -1, (column - num_tokens) // max(num_run, 1))
     own = (completion.unsqueeze(1) == completion).tril()  # (S, S); a prompt's columns are completion -1
     prompt_seen = ~is_prompt.unsqueeze(1) & (column < lengths.view(-1, 1, 1))  # (B, S, S)
-    return (own | prompt_seen).unsqueeze(1)
+    return own | prompt_seen
 
 
 def score_siblings(
@@ -190,14 +193,6 @@ def score_siblings(
 def _entropy(distribution: Tensor) -> Tensor:
     """(…, R) log-probabilities -> (…)."""
     return -(distribution.exp() * distribution.masked_fill(distribution.isneginf(), 0.0)).sum(dim=-1)
-
-
-def _for(base: PreTrainedModel, visible: Tensor) -> Tensor:
-    """A bool mask as the model's attention takes it: `eager` adds it to the scores."""
-    if base.config._attn_implementation == "sdpa":
-        return visible
-    mask = torch.zeros(visible.shape, dtype=base.dtype, device=visible.device)
-    return mask.masked_fill_(~visible, torch.finfo(base.dtype).min)
 
 
 def _check(
