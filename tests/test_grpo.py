@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import inspect
 import json
@@ -29,6 +30,7 @@ from llmrec.training import grpo
 from llmrec.training.checkpoints import numbered
 from llmrec.training.grpo import SidGRPOTrainer, early_clipped
 from llmrec.training.rounds import Rounds
+from llmrec.training.siblings import sibling_scores_in_forward
 
 TRL = importlib.metadata.version("trl")
 STEPS = {"max_steps": 3, "batch_size": 6, "micro_batch_size": 3, "num_generations": 4, "lora_rank": 4, "seed": 0,
@@ -135,43 +137,76 @@ def test_micro_batches_change_nothing(tmp_path, toy, tuned, loss):
 # Losses --------------------------------------------------------------------------------------------------------------
 
 
+class Made(Exception):
+    """Ends a run once its trainer is there."""
+
+
+def made(out: Path, toy, tuned, **options) -> tuple[SidGRPOTrainer, dict]:
+    """A trainer before its first step, and a batch of roll-outs of the first six prompts."""
+    kept: list[SidGRPOTrainer] = []
+    with pytest.MonkeyPatch.context() as patch:
+
+        def keep(trainer, directory):
+            kept.append(trainer)
+            raise Made
+
+        # Open for as long as the process lives: the forward is asked after the run has ended.
+        patch.setattr(stage, "sibling_scores_in_forward", opened)
+        patch.setattr(stage, "train", keep)
+        with pytest.raises(Made):
+            reinforce(out, toy[0], tuned, **{"micro_batch_size": 6, **options})
+    trainer = kept[0]
+    trainer.state.epoch, trainer.current_gradient_accumulation_steps = 0, 1
+    trainer.model.train()
+    return trainer, trainer._generate_and_score_completions(numbers(trainer.num_generations))
+
+
+def numbers(num_generations: int) -> list[dict]:
+    """Rows of six prompts as TRL hands them on."""
+    return [{"prompt": str(number)} for number in range(6) for _ in range(num_generations)]
+
+
+def opened(*given):
+    OPEN.append(sibling_scores_in_forward(*given))  # kept, or it would be closed with the last reference to it
+    OPEN[-1].__enter__()
+    return contextlib.nullcontext()
+
+
+OPEN = []
+
+
 @pytest.fixture(scope="module")
 def trainers(toy, tuned, tmp_path_factory):
-    """A trainer of each loss before its first step, with a batch of roll-outs that all of them share."""
-    made, root = {}, tmp_path_factory.mktemp("trainers")
-
-    def keep(trainer, directory):
-        inputs = [row for number in range(6) for row in [{"prompt": str(number)}] * 4]
-        trainer.state.epoch = 0
-        trainer.model.train()
-        trainer.current_gradient_accumulation_steps = 1
-        scored = trainer._generate_and_score_completions([dict(row) for row in inputs])
-        made[trainer.config.loss] = (trainer, {name: value.clone() for name, value in scored.items()})
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "train", keep)
-        patch.setattr(stage, "sibling_scores_in_forward", lambda *arguments: open_for_good(*arguments))
-        for loss in ("grpo", "dr_grpo", "dapo", "gspo", "ecpo"):
-            with pytest.raises(KeyboardInterrupt):
-                reinforce(root / loss, toy[0], tuned, loss=loss, rollouts="sampled", num_iterations=2, save_steps=2,
-                          micro_batch_size=6, temperature=2.0, beta=0.1)  # fmt: skip
-    return made
+    """A trainer and a batch of each loss."""
+    root = tmp_path_factory.mktemp("trainers")
+    options = {"rollouts": "sampled", "num_iterations": 2, "save_steps": 2, "temperature": 2.0, "beta": 0.1}
+    return {
+        loss: made(root / loss, toy, tuned, loss=loss, **options)
+        for loss in ("grpo", "dr_grpo", "dapo", "gspo", "ecpo")
+    }
 
 
-def open_for_good(*arguments):
-    """`sibling_scores_in_forward`, not closed by the error that ends the fixture."""
-    from contextlib import nullcontext
-
-    from llmrec.training.siblings import sibling_scores_in_forward
-
-    context = sibling_scores_in_forward(*arguments)
-    context.__enter__()
-    kept.append(context)
-    return nullcontext()
-
-
-kept = []
+def test_the_gradient_is_that_of_the_expected_reward(tmp_path, toy, tuned):
+    """Where all SIDs are drawn nothing is left to chance: weights, baseline, mask and TRL's loss together are exact."""
+    trainer, batch = made(tmp_path / "all", toy, tuned, loss="dr_grpo", rollouts="distinct", num_generations=11,
+                          rewards=["prefix"], beta=0.0, temperature=2.0)  # fmt: skip
+    parameters = [p for p in trainer.model.parameters() if p.requires_grad]
+    found = torch.autograd.grad(trainer._compute_loss(trainer.model, batch), parameters)
+    rollouts = trainer.rounds.rollouts
+    expected = 0
+    for number, place in enumerate(trainer.rounds.examples(range(6), 0)):
+        target = int(rollouts.sequences[place][-1])
+        ids, mask = batch["prompt_ids"][number, :1], batch["prompt_mask"][number, :1]
+        sids = np.unique(rollouts.ranker.table.all_codes, axis=0)
+        target_codes = rollouts.ranker.table.codes([target])[0]
+        rewards = torch.tensor((sids == target_codes).cumprod(axis=1).mean(axis=1), dtype=torch.float32)
+        tokens = torch.from_numpy(rollouts.vocabulary.token_ids(sids)).unsqueeze(0)
+        log_probs = trainer.model(input_ids=ids, attention_mask=mask, completions=tokens).log_probs.sum(dim=2)[0]
+        expected = expected - (log_probs.exp() * rewards).sum() / 6 / 3  # Dr. GRPO divides by the longest completion
+    exact = torch.autograd.grad(expected, parameters)
+    assert max(gradient.abs().max() for gradient in exact) > 1e-3
+    for ours, theirs in zip(found, exact, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
 
 
 def stepped(batch):
@@ -228,7 +263,7 @@ def test_advantages_of_independent_draws_are_trls(trainers, monkeypatch):
         GRPOTrainer, "_generate_and_score_completions",
         lambda self, inputs: captured.append(advance(self, inputs)) or {**captured[-1]},
     )  # fmt: skip
-    ours = trainer._generate_and_score_completions([{"prompt": str(n)} for n in range(6) for _ in range(4)])
+    ours = trainer._generate_and_score_completions(numbers(4))
     torch.testing.assert_close(ours["advantages"].flatten(), captured[0]["advantages"], atol=1e-4, rtol=1e-4)
     assert ours["advantages"].abs().max() > 0.5
 
