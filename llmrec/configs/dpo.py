@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from llmrec.configs.preference import PreferenceConfig
 from llmrec.options import option
@@ -16,7 +16,7 @@ NEGATIVE_SOURCES = ("beam", "sibling", "popular", "random")
 class DpoConfig(PreferenceConfig):
     """Teach a fine-tuned checkpoint to prefer what came next to items that did not."""
 
-    stage: ClassVar[str] = "dpo"
+    stage = "dpo"
 
     loss: Literal["sdpo", "dpo"] = option(
         "Softmax over all negatives of a prompt (S-DPO), or the mean over pairs (DPO); equal with one negative.",

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from llmrec.options import StageConfig, option
 
 
 @dataclass(kw_only=True)
 class FineTuneConfig(StageConfig):
-    """What is trained of the LLM, for how long, and how it is watched."""
-
-    stage: ClassVar[str]  # as messages name it
+    """What is trained of the LLM, for how long, and how it is watched; each has a `stage`, as messages name it."""
 
     catalog: str = option("Directory written by `llmrec prepare`.")
     model: str = option("Checkpoint directory to start from.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from llmrec.configs.fine_tune import FineTuneConfig
 from llmrec.options import option
@@ -25,7 +25,7 @@ MOST_TASK_WEIGHT = 100  # examples are listed in memory, and one list of 100 epo
 class SftConfig(FineTuneConfig):
     """Fine-tune the extended LLM on next-item prediction."""
 
-    stage: ClassVar[str] = "sft"
+    stage = "sft"
 
     model: str = option("Directory written by `llmrec extend`, or by an earlier `llmrec sft` to train on from it.")
     instruction: str = option(
