@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from llmrec.configs.preference import PreferenceConfig
 from llmrec.options import option
@@ -18,7 +18,7 @@ REWARD_NAMES = ("rule", "rank", "prefix", "collaborative", "novelty")
 class GrpoConfig(PreferenceConfig):
     """Reinforce what a fine-tuned checkpoint recommends by rewards of its own roll-outs."""
 
-    stage: ClassVar[str] = "grpo"
+    stage = "grpo"
 
     normalize_over: Literal["children"] = option(
         "What the policy's probabilities run over: the codes that lead to items, so that those of all items sum to 1.",
