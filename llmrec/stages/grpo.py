@@ -100,6 +100,7 @@ def reinforce(
     validation = make_validation(config, start, len(prompts), from_start=True)
     set_seed(config.seed)
     model, lora = load_policy(config, dtype)
+    model.train()  # 4-bit layers on a CPU must not be asked in any other mode, see `evaluation_mode`
 
     def ranker(model: nn.Module) -> SidRanker:
         # No CUDA graphs: autocast would have them read its copies of the weights, made before the next step.
