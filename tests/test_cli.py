@@ -19,7 +19,7 @@ from llmrec.configs import STAGES
 
 ROOT = Path(__file__).parents[1]
 QUICK_S = 0.3
-TRAINING_LINE = ("prepare", "embed", "tokenize", "extend", "sft", "evaluate")
+TRAINING_LINE = ("prepare", "embed", "tokenize", "extend", "sft", "dpo", "evaluate")
 SIMULATED = ["prepare", "--dataset", "simulated", "--simulated-users", "60", "--simulated-items", "30", "--k-core", "3"]
 
 

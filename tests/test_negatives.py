@@ -135,6 +135,14 @@ def test_beams_are_the_models_best_unseen_items_in_their_order(llm, sid_table, v
         assert found.ranks[place].tolist() == sorted(found.ranks[place].tolist()) and found.ranks[place][0] == 0
 
 
+def test_a_user_who_has_taken_everything_is_left_out(llm, sid_table, vocabulary):
+    """Also where the decoder is asked for beams, of which none is legal."""
+    ranker = SidRanker(llm, sid_table, Binding(vocabulary, Prompt(), 5, "vocabulary"), [4, 5])
+    prompts = prompts_of([[*range(12)], [0, 1, 2], [*range(11)]])
+    found = mine(prompts, sid_table, np.ones(12), dpo_config(), ranker)
+    assert found.prompts.user_ids == ["1", "2"] and found.negatives[1].tolist() == [11]
+
+
 @torch.no_grad()
 def test_mining_depends_on_the_seed_and_on_no_batch(monkeypatch, llm, sid_table, vocabulary, catalog):
     ranker = SidRanker(llm, sid_table, Binding(vocabulary, Prompt(), 5, "vocabulary"), [4, 5])

@@ -104,3 +104,10 @@ def test_an_oracle_needs_pairs(tmp_path, toy, tuned):
         optimise(tmp_path / "dpo", toy[0], tuned, preferences=str(tmp_path / "file.jsonl"))
     optimise(tmp_path / "dpo", toy[0], tuned, preferences=str(tmp_path / "file.jsonl"), loss="dpo", max_steps=1)
     assert losses(tmp_path / "dpo")[0] == pytest.approx(math.log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "message"), [("FSDP", "dpo trains a LoRA alone"), ("DEEPSPEED", "use DeepSpeed")])
+def test_weights_that_are_shared_out_are_refused(monkeypatch, tmp_path, toy, tuned, kind, message):
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    with pytest.raises(ValueError, match=f"{message}.*recipes/accelerate/ddp.yaml"):
+        optimise(tmp_path / "dpo", toy[0], tuned)

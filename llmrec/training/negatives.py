@@ -119,8 +119,7 @@ def mine(
     size = config.micro_batch_size
     batches = [longest_first[first : first + size] for first in range(0, len(prompts), size)]
     own = dealt(batches, processes.rank(), processes.count())
-    plans = {int(i): _plan(config, int(i)) for batch in own for i in batch}
-    found = processes.gather(list(_mined(prompts, pool, config, ranker, own, plans)))
+    found = processes.gather(list(_mined(prompts, pool, config, ranker, own)))
     found.sort(key=lambda each: each[0])
     kept = [each for each in found if each[1]]
     numbers, rows, sources, ranks = zip(*kept, strict=True) if kept else ((), (), (), ())
@@ -139,15 +138,11 @@ def _plan(config: DpoConfig, number: int) -> list[int]:
 
 
 def _mined(
-    prompts: Prompts,
-    pool: Pool,
-    config: DpoConfig,
-    ranker: SidRanker | None,
-    batches: Sequence[np.ndarray],
-    plans: dict[int, list[int]],
+    prompts: Prompts, pool: Pool, config: DpoConfig, ranker: SidRanker | None, batches: Sequence[np.ndarray]
 ) -> Iterator[tuple[int, list[int], list[str], list[int]]]:
     """Number, negatives, sources and ranks of each prompt of some batches."""
-    barred = {int(i): pool.barred(_sequence(prompts, i)) for batch in batches for i in batch}
+    taken = {int(i): np.append(prompts.sequences[i], prompts.targets[i]) for batch in batches for i in batch}
+    barred = {i: pool.barred(rows) for i, rows in taken.items()}
     asked = ([prompts.histories[i] for i in batch] for batch in batches)
     excluded = ([barred[int(i)] for i in batch] for batch in batches)
     rankings = iter([None] * len(batches))
@@ -158,15 +153,11 @@ def _mined(
     for batch, ranking in pairs:
         for place, i in enumerate(map(int, batch)):
             beams = [] if ranking is None else ranking.items[place]
-            yield i, *_negatives(pool, config, i, int(prompts.targets[i]), barred[i], beams, plans[i])
-
-
-def _sequence(prompts: Prompts, i: int) -> np.ndarray:
-    return np.append(prompts.sequences[i], prompts.targets[i])
+            yield i, *_negatives(pool, config, i, int(prompts.targets[i]), barred[i], beams)
 
 
 def _negatives(
-    pool: Pool, config: DpoConfig, number: int, target: int, barred: np.ndarray, beams: Sequence[int], plan: list[int]
+    pool: Pool, config: DpoConfig, number: int, target: int, barred: np.ndarray, beams: Sequence[int]
 ) -> tuple[list[int], list[str], list[int]]:
     """Item rows, their sources and their places among the beams, of one prompt."""
     rng, group_of = np.random.default_rng([config.seed, number, 1]), pool.sids.of
@@ -177,7 +168,7 @@ def _negatives(
         sources.extend([source] * len(found))
         ranks.extend(places)
 
-    for source, count in zip(config.negative_sources, plan, strict=True):
+    for source, count in zip(config.negative_sources, _plan(config, number), strict=True):
         if source == "beam":
             add(source, *_best(beams, count, taken, group_of))
         else:
