@@ -54,7 +54,7 @@ from llmrec.training.validation import Validation, evaluation_mode
 from llmrec.training.weights import without_renaming_warning
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func; tests/test_grpo.py holds its contract
-# TRL's loss_type and importance_sampling_level.
+# TRL's loss_type and importance_sampling_level. It warns of `gspo` that lengths would count, which our masks undo.
 LOSSES = {
     "grpo": ("dr_grpo", "token"),
     "dr_grpo": ("dr_grpo", "token"),
@@ -181,7 +181,7 @@ def early_clipped(old: Tensor, new: Tensor, bound: float) -> Tensor:
 
 
 def roll_out(prompts: list[str], trainer: SidGRPOTrainer) -> dict[str, list[Any]]:
-    """TRL's `rollout_func`: each prompt, the number of an example, comes `num_generations` times in a row."""
+    """TRL's `rollout_func`: each prompt, a number, comes `num_generations` times in a row."""
     groups, facts = trainer.draw([int(prompt) for prompt in prompts[:: trainer.num_generations]])
     return {
         "prompt_ids": [group.prompt for group in groups for _ in group.completions],
