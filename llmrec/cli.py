@@ -25,6 +25,7 @@ LIGHTER = {  # what a stage that runs out of the GPU's memory may be told
     "sft": "Lower micro_batch_size (the result stays the same) or max_history, or set gradient_checkpointing.",
     "alternate": "Lower batch_size and micro_batch_size together, or max_history, or set gradient_checkpointing.",
     "dpo": "Lower micro_batch_size (the result stays the same) or negatives, or set gradient_checkpointing.",
+    "grpo": "Lower micro_batch_size (the result stays the same) or num_generations, or set gradient_checkpointing.",
     "evaluate": "Lower batch_size (the result stays the same) or num_beams; exact_rows needs most.",
     "embed": "Lower batch_size (the result stays the same).",
     "quickstart": "Run the stages by themselves, with a smaller micro_batch_size and batch_size, or a smaller model.",

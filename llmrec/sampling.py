@@ -3,9 +3,9 @@
 The distribution is the model's over the legal continuations of each prefix (`normalize_over="children"`), so that the
 probabilities of all permitted SIDs sum to 1: GRPO's policy.
 
-Without replacement, every prefix carries a Gumbel-perturbed log-probability, and the largest survive; a prefix's is
-the maximum of its continuations', which makes the search exact: the SIDs that remain are a sample of `num_samples`
-different ones, in the order in which they would be drawn.
+Without replacement, every prefix carries a Gumbel-perturbed log-probability, its key, and the largest survive; a
+prefix's is the maximum of its continuations', which makes the search exact: the SIDs that remain are a sample of
+`num_samples` different ones, in the order in which they would be drawn.
 
 Shapes: B rows, M samples, W continuations of a prefix, T prompt tokens, P prefix tokens, L levels.
 
@@ -13,6 +13,8 @@ Source: Kool et al., Stochastic Beams and Where to Find Them (arXiv:1903.06059),
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,6 +27,18 @@ from llmrec.tree_forward import TreeForward, pad_right
 from llmrec.tree_search import Beams, Continuations, Paths, Space
 from llmrec.trie import SidTrie
 from llmrec.vocab import SidVocabulary
+
+
+@dataclass(frozen=True)
+class Draws(Beams):
+    """Beams drawn without replacement, in the order drawn.
+
+    Attributes:
+        keys: (B, M) perturbed log-probabilities, descending; -inf in unfilled beams. Each SID's is Gumbel-distributed
+            about its log-probability and independent of the others', of which these are the largest.
+    """
+
+    keys: Tensor
 
 
 @torch.no_grad()
@@ -58,7 +72,8 @@ def tree_sample(
 
     Returns:
         Beams in the order drawn, `scores` the log-probability of each SID at this temperature. Without replacement
-        fewer than `num_samples` are filled where fewer SIDs are legal; with it, none where none is.
+        these are `Draws`, of which fewer than `num_samples` are filled where fewer SIDs are legal; with it, none is
+        filled where none is legal.
 
     Raises:
         ValueError: If `num_samples` or `temperature` is not positive, and as `tree_beam_search` does.
@@ -73,7 +88,9 @@ def tree_sample(
     ids, lengths = pad_right(input_ids, attention_mask)
     forward = TreeForward(space.model, num_samples * (trie.num_levels - 1), prefix_ids)
     hidden, paths = forward.prefill(ids, lengths), Paths.start(len(ids), trie.num_levels, ids.device)
-    draw = (_Independent if replacement else _Distinct)(len(ids), num_samples, ids.device)
+    draw = (
+        _Independent(len(ids), num_samples) if replacement else _Distinct(len(ids), num_samples, ids.device, generator)
+    )
     for level in range(trie.num_levels):
         if level > 0:
             hidden = forward.advance(space.tokens(paths, level - 1), paths.parents)
@@ -81,7 +98,7 @@ def tree_sample(
         paths = paths.follow(onward, draw.choose(onward, generator), level)
         if trie.has_leaves(level + 1):
             draw.collect(paths.complete(trie, level + 1))
-    return draw.drawn
+    return draw.drawn if replacement else draw.with_keys()
 
 
 def _gumbel(like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -91,7 +108,7 @@ def _gumbel(like: Tensor, generator: torch.Generator | None) -> Tensor:
 class _Independent:
     """Draws with replacement: sample i follows path i."""
 
-    def __init__(self, batch_size: int, num_samples: int, device: torch.device):
+    def __init__(self, batch_size: int, num_samples: int):
         self.shape, self.drawn = (batch_size, num_samples), None
 
     def choose(self, onward: Continuations, generator: torch.Generator | None) -> Tensor:
@@ -117,9 +134,10 @@ class _Independent:
 class _Distinct:
     """Draws without replacement: the prefixes with the largest perturbed log-probabilities."""
 
-    def __init__(self, batch_size: int, num_samples: int, device: torch.device):
+    def __init__(self, batch_size: int, num_samples: int, device: torch.device, generator: torch.Generator | None):
         self.num_samples, self.drawn = num_samples, None
-        self.keys = torch.zeros(batch_size, 1, device=device)  # of the paths; the root's may be any
+        # The root's decides nothing about which SIDs are drawn, but the distribution of all the others'.
+        self.keys = _gumbel(torch.zeros(batch_size, 1, device=device), generator)  # of the paths
         self.drawn_keys: Tensor | None = None
 
     def choose(self, onward: Continuations, generator: torch.Generator | None) -> Tensor:
@@ -136,6 +154,9 @@ class _Distinct:
             keys = torch.cat([self.drawn_keys, keys], dim=1)
         self.drawn_keys, best = keys.topk(min(self.num_samples, keys.shape[1]), dim=1)
         self.drawn = complete.take(best)
+
+    def with_keys(self) -> Draws:
+        return Draws(self.drawn.codes, self.drawn.scores, self.drawn.leaves, self.drawn_keys)
 
 
 def _given_maximum(free: Tensor, maximum: Tensor) -> Tensor:

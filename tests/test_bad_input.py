@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from bad_input import GIVEN, Case, configs, directories, items, models, preferences, raw_files
+from bad_input import GIVEN, Case, configs, directories, grpo, items, models, preferences, raw_files
 
 from llmrec.cli import main
 from llmrec.manifest import MANIFEST
 
 CORPUS = {
     f"{module.__name__.rsplit('.', 1)[-1]}: {name}": case
-    for module in (configs, raw_files, directories, items, models, preferences)
+    for module in (configs, raw_files, directories, items, models, preferences, grpo)
     for name, case in module.CASES.items()
 }
 LONGEST_S = 10  # a refusal takes milliseconds; a stage that starts its work first, or asks the network, takes longer

@@ -22,6 +22,8 @@ SMALL = {
                    "--repeats", "1"],
     "sft.py": ["--device", "cpu", "--shape", "tiny", "--batch-size", "4", "--trl-batch-size", "2",
                "--steps", "3", "--warmup-steps", "1"],
+    "rollout.py": ["--device", "cpu", "--shape", "tiny", "--items", "500", "--history", "4", "--beams", "5",
+                   "--batch-size", "6", "--generate-batches", "2", "--repeats", "1"],
     "preference.py": ["--device", "cpu", "--shape", "tiny", "--batch-size", "4", "--mean-items", "5", "--repeats", "1"],
     "kmeans.py": ["--device", "cpu", "--items", "1500", "--dim", "8", "--codes", "16", "--levels", "2",
                   "--iterations", "4", "--repeats", "1"],
@@ -50,7 +52,7 @@ def test_a_benchmark_prints_a_line_per_case(name, monkeypatch, capsys):
     assert cases and all("case" in case for case in cases)
 
 
-@pytest.mark.parametrize("name", ["constraint.py", "decode.py"])
+@pytest.mark.parametrize("name", ["constraint.py", "decode.py", "rollout.py"])
 def test_a_wrong_trie_is_not_timed(name, monkeypatch, capsys):
     expand, allowed = SidTrie.expand, SidTrie.allowed
     monkeypatch.setattr(SidTrie, "allowed", lambda *arguments: ~allowed(*arguments))

@@ -27,13 +27,15 @@ LINE = {
     "--micro-batch-size 8 --max-history 6 --warmup-steps 0 --device cpu",
     "dpo": "--catalog catalog --model checkpoint --max-steps 6 --save-steps 1 --batch-size 8 --micro-batch-size 8 "
     "--warmup-steps 0 --device cpu",
+    "grpo": "--catalog catalog --model checkpoint --max-steps 6 --save-steps 1 --batch-size 8 --micro-batch-size 8 "
+    "--num-generations 4 --warmup-steps 0 --device cpu",
     "evaluate": "--catalog catalog --model checkpoint --max-rows 8 --bootstrap-samples 20 --device cpu",
 }
-OUT = dict(zip(LINE, ("catalog", "views", "sid", "base", "checkpoint", "preferred", "eval"), strict=True))
+OUT = dict(zip(LINE, ("catalog", "views", "sid", "base", "checkpoint", "preferred", "reinforced", "eval"), strict=True))
 KILLS = 3  # per stage
 # Smallest and largest file a stage may write before the disk is "full": the first result file, and a later one.
 FULL_AT = {"prepare": (1_000, 4_500), "embed": (500,), "tokenize": (600,), "extend": (1_500, 20_000),
-           "sft": (1_500, 20_000, 60_000), "dpo": (1_500, 60_000), "evaluate": (1_000,)}  # fmt: skip
+           "sft": (1_500, 20_000, 60_000), "dpo": (1_500, 60_000), "grpo": (60_000,), "evaluate": (1_000,)}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +69,12 @@ def partial(out: Path) -> Path:
 
 
 def assert_same_result(stage: str, out: Path, reference: Path) -> None:
-    """What a stage decides is the same; sft, dpo and evaluate also record how long they took."""
+    """What a stage decides is the same; sft, dpo, grpo and evaluate also record how long they took."""
     verify(out, stage)
     assert not partial(out).exists()
     if stage in ("prepare", "embed", "tokenize", "extend"):
         assert content_hash(out) == content_hash(reference)
-    if stage in ("sft", "dpo"):
+    if stage in ("sft", "dpo", "grpo"):
         weights, expected = load_file(out / "model.safetensors"), load_file(reference / "model.safetensors")
         assert all((weights[name] == expected[name]).all() for name in expected)
 

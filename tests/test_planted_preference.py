@@ -12,8 +12,8 @@ import pytest
 from extended import fine_tune
 from planted import planted
 
-from llmrec.configs import DpoConfig, EvaluateConfig
-from llmrec.stages import dpo, evaluate
+from llmrec.configs import DpoConfig, EvaluateConfig, GrpoConfig
+from llmrec.stages import dpo, evaluate, grpo
 
 pytestmark = pytest.mark.slow
 
@@ -21,6 +21,9 @@ SFT = {"train": "full", "max_steps": 240, "learning_rate": 2e-3, "batch_size": 6
        "max_history": 15, "eval_steps": 60}  # fmt: skip
 DPO = {"epochs": 2, "learning_rate": 1e-3, "beta": 0.3, "negatives": 8, "batch_size": 64, "micro_batch_size": 64,
        "warmup_steps": 5, "eval_steps": 23}  # fmt: skip
+
+GRPO = {"epochs": 2, "learning_rate": 1e-3, "rewards": ["rule"], "batch_size": 64, "micro_batch_size": 64,
+        "warmup_steps": 5, "eval_steps": 23}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -45,4 +48,12 @@ def test_dpo_finds_it(line):
     root, catalog = line
     dpo.main(DpoConfig(out=str(root / "dpo"), catalog=catalog, model=str(root / "sft"), device="cpu", **DPO))
     before, after = measured(root, catalog, "sft"), measured(root, catalog, "dpo")
+    assert before[1] < after[0], (before, after)
+
+
+def test_grpo_finds_it(line):
+    """By the rule reward alone: what was taken is worth 1, anything else nothing."""
+    root, catalog = line
+    grpo.main(GrpoConfig(out=str(root / "grpo"), catalog=catalog, model=str(root / "sft"), device="cpu", **GRPO))
+    before, after = measured(root, catalog, "sft"), measured(root, catalog, "grpo")
     assert before[1] < after[0], (before, after)

@@ -30,7 +30,7 @@ def scripts(monkeypatch):
     import simcit_ablations
 
     yield simcit_ablations, corrupt_view
-    for name in {"grid", "beauty_tokenizers", "corrupt_view", "simcit_ablations"} - before:
+    for name in {"grid", "decoder", "beauty_tokenizers", "corrupt_view", "simcit_ablations"} - before:
         sys.modules.pop(name)
 
 

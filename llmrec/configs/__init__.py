@@ -10,6 +10,7 @@ from llmrec.configs.embed import EmbedConfig
 from llmrec.configs.evaluate import CompareConfig, EvaluateConfig
 from llmrec.configs.extend import ExtendConfig
 from llmrec.configs.fine_tune import FineTuneConfig
+from llmrec.configs.grpo import REWARD_NAMES, GrpoConfig
 from llmrec.configs.preference import PreferenceConfig
 from llmrec.configs.prepare import PrepareConfig
 from llmrec.configs.quickstart import QuickstartConfig
@@ -18,6 +19,7 @@ from llmrec.configs.sft import TASK_NAMES, SftConfig
 from llmrec.configs.tokenize import TokenizeConfig
 
 __all__ = [
+    "REWARD_NAMES",
     "STAGES",
     "TASK_NAMES",
     "AlternateConfig",
@@ -27,6 +29,7 @@ __all__ = [
     "EvaluateConfig",
     "ExtendConfig",
     "FineTuneConfig",
+    "GrpoConfig",
     "PreferenceConfig",
     "PrepareConfig",
     "QuickstartConfig",
@@ -43,6 +46,7 @@ STAGES: dict[str, type] = {
     "sft": SftConfig,
     "alternate": AlternateConfig,
     "dpo": DpoConfig,
+    "grpo": GrpoConfig,
     "evaluate": EvaluateConfig,
     "compare": CompareConfig,
     "recommend": RecommendConfig,

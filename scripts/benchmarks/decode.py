@@ -85,11 +85,14 @@ class Bench:
     def decoder(self, model: PreTrainedModel, normalize_over: str = "level", **options: bool) -> SidDecoder:
         return SidDecoder(model, self.trie, self.vocabulary, self.args.beams, normalize_over, **options)
 
-    def generate(self, model: PreTrainedModel, ids: Tensor, **constraint: object) -> tuple[Tensor, Tensor]:
-        """(B, M, L) codes and (B, M) scores of `generate`."""
+    def generate(
+        self, model: PreTrainedModel, ids: Tensor, renormalize: bool = False, **constraint: object
+    ) -> tuple[Tensor, Tensor]:
+        """(B, M, L) codes and (B, M) scores of `generate`, over the vocabulary or over what is allowed."""
         config = GenerationConfig(
             max_new_tokens=NUM_LEVELS, num_beams=self.args.beams, num_return_sequences=self.args.beams,
             length_penalty=0.0, pad_token_id=EOS, return_dict_in_generate=True, output_scores=True,
+            renormalize_logits=renormalize,
         )  # fmt: skip
         output = model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config, **constraint

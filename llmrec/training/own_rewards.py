@@ -1,0 +1,140 @@
+"""Rewards of the user's own: functions of external ids, from a file, a module or a Python caller.
+
+A reference such as `my_rewards.py:margin` runs that file. It is named on the command line or in the config of a run,
+by whoever starts it; nothing is ever loaded from an artefact.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from llmrec.configs import REWARD_NAMES
+from llmrec.sid import SidTable
+from llmrec.suggest import suggestion
+from llmrec.training.rewards import Groups, WeightedRewards
+
+# history, item_ids of a group in the order drawn, target -> a number for each of the item_ids.
+OwnReward = Callable[[list[str], list[str], str], Sequence[float]]
+
+
+class ById:
+    """A user's function as a reward.
+
+    Args:
+        function: See `OwnReward`.
+        name: As errors call it.
+        item_ids: External id of each item row.
+    """
+
+    def __init__(self, function: OwnReward, name: str, item_ids: Sequence[str]):
+        self.function, self.name, self.item_ids = function, name, np.array(item_ids, dtype=object)
+
+    def __call__(self, groups: Groups) -> np.ndarray:
+        given = zip(groups.histories, groups.items, groups.targets, strict=True)
+        return np.array([self._of_group(*(self.item_ids[rows] for rows in group)) for group in given])
+
+    def _of_group(self, history: np.ndarray, items: np.ndarray, target: str) -> np.ndarray:
+        try:
+            values = np.asarray(self.function(history.tolist(), items.tolist(), target), dtype=np.float64)
+        except Exception as error:
+            raise ValueError(
+                f"The reward '{self.name}' failed on the history {history.tolist()} with target '{target}': "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if values.shape != items.shape:
+            raise ValueError(
+                f"The reward '{self.name}' returned {_described(values)} for a group of {len(items)} items; return one "
+                "number for each of them, in their order."
+            )
+        return values
+
+
+def _described(values: np.ndarray) -> str:
+    return f"{len(values)} numbers" if values.ndim == 1 else f"an array of shape {values.shape}"
+
+
+def own_rewards(names: Sequence[str], functions: Sequence[OwnReward], item_ids: Sequence[str]) -> dict[str, ById]:
+    """The rewards of a run that are the user's.
+
+    Args:
+        names: Of all rewards of the config; those that are references are loaded.
+        functions: Beside them, each under its own name.
+        item_ids: External id of each item row.
+
+    Raises:
+        ValueError: If a function cannot be loaded, or has the name of another reward.
+    """
+    own = {name: ById(load_function(name), name, item_ids) for name in names if name not in REWARD_NAMES}
+    for function in functions:
+        name = getattr(function, "__name__", type(function).__name__)
+        if name in own or name in REWARD_NAMES:
+            raise ValueError(f"Two rewards are called '{name}'; rename one.")
+        own[name] = ById(function, name, item_ids)
+    return own
+
+
+def sources(own: Mapping[str, ById]) -> dict[str, str]:
+    """What a run depends on for its own rewards: the files that hold them, or their names where they lie in none."""
+    functions = {name: reward.function for name, reward in own.items()}
+    files = {name: inspect.getsourcefile(f if inspect.isroutine(f) else type(f)) for name, f in functions.items()}
+    return {f"reward {name}": file or name for name, file in files.items()}
+
+
+def check_own(own: Mapping[str, ById], table: SidTable, sequences: Sequence[np.ndarray], count: int) -> None:
+    """Try rewards on groups that hold the target and other items, before anything is trained.
+
+    Args:
+        own: Of the user, by name.
+        table: Semantic IDs.
+        sequences: Item rows of histories, each with its target behind it.
+        count: G.
+
+    Raises:
+        ValueError: If one fails, or does not give a finite number for each item.
+    """
+    targets = np.array([sequence[-1] for sequence in sequences])
+    items = (targets[:, None] + np.arange(count)) % table.num_items
+    scores = np.tile(-np.arange(1.0, count + 1), (len(items), 1))
+    groups = Groups(
+        [sequence[:-1] for sequence in sequences], targets, table.codes(targets), items, table.codes(items), scores
+    )
+    WeightedRewards(own, [1.0] * len(own))(groups)
+
+
+def load_function(reference: str) -> OwnReward:
+    """The function that a reference names, by running the module or file that holds it.
+
+    Args:
+        reference: `module:function` or `path/to/file.py:function`.
+
+    Raises:
+        ValueError: If there is no such module, file or function, or it cannot be imported.
+    """
+    where, _, name = reference.rpartition(":")
+    if not where or not name.isidentifier():
+        raise ValueError(
+            f"Unknown reward '{reference}'; {suggestion(reference, REWARD_NAMES)} A function of your own is named "
+            "module:function or path/to/file.py:function."
+        )
+    try:
+        module = _run_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+    except Exception as error:
+        raise ValueError(f"The reward '{reference}' cannot be loaded: {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"The reward '{reference}' leads nowhere: '{where}' has no callable '{name}'.")
+    return function
+
+
+def _run_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"llmrec_reward_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,145 @@
+"""Prompts per second that GRPO rolls out, beside `generate` with as many beams and a Python constraint.
+
+    python scripts/benchmarks/rollout.py --shape smollm2-135m
+    python scripts/benchmarks/rollout.py --shape qwen3-0.6b
+
+Random weights of a real model's shape with a LoRA, a random catalogue of 4 levels of 256 codes, histories of one
+length. A roll-out is all that a training step asks for: prompts from item rows, SIDs with log-probabilities, rewards,
+advantages. First, in float32, beams are held against those of `generate`, and every roll-out must be an item; then
+everything is timed in the precision of training, eagerly, as it runs there.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import torch
+from common import emit, emit_machine, seconds
+from decode import Bench as Search
+from decode import nested_dicts
+from models import CODEBOOK_SIZE, NUM_LEVELS, SHAPES, SIZES
+from peft import get_peft_model
+from torch import Tensor, nn
+
+from llmrec.checkpoint import Binding
+from llmrec.configs import GrpoConfig
+from llmrec.prompts import Prompt
+from llmrec.sid import SidTable
+from llmrec.sid_ranker import SidRanker
+from llmrec.training.rewards import build_rewards
+from llmrec.training.rollouts import Group, RollOuts
+from llmrec.training.weights import lora_config
+from llmrec.trie import SidTrie
+
+PREFIX = range(10, 23)
+WAYS = ("sampled", "distinct", "beams")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, required=True)
+    parser.add_argument("--items", type=int, default=10_000)
+    parser.add_argument("--history", type=int, default=20, help="items")
+    parser.add_argument("--beams", type=int, default=16, help="roll-outs of a prompt")
+    parser.add_argument("--batch-size", type=int, default=64, help="prompts rolled out together")
+    parser.add_argument("--generate-batches", type=int, nargs="*", default=[4, 16, 64])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=7)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    emit_machine()
+    bench = Bench(args)
+    bench.check_equality()
+    bench.time_generate()
+    bench.time_rollouts()
+
+
+class Bench(Search):
+    """One model shape and catalogue; prints a line per case."""
+
+    def __init__(self, args: argparse.Namespace):
+        super().__init__(args)
+        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        codes = np.random.default_rng(0).integers(0, CODEBOOK_SIZE, (args.items, NUM_LEVELS))
+        self.table = SidTable(list(map(str, range(args.items))), codes, level_sizes=SIZES)
+        self.trie = SidTrie(self.table, device=self.device)
+        self.dicts = nested_dicts((codes + np.array(self.vocabulary.starts)).tolist())
+
+    def model(self, dtype: torch.dtype) -> nn.Module:
+        """With a LoRA that does something."""
+        model = get_peft_model(
+            super().model(dtype), lora_config(GrpoConfig(out="", catalog="", model=""), "all-linear")
+        )
+        generator = torch.Generator(self.device).manual_seed(0)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(parameter, std=0.01, generator=generator)
+        return model.eval()
+
+    def rollouts(self, model: nn.Module, way: str) -> RollOuts:
+        config = GrpoConfig(out="", catalog="", model="", rollouts=way, num_generations=self.args.beams)
+        binding = Binding(self.vocabulary, Prompt(), self.args.history, "children")
+        ranker = SidRanker(model, self.table, binding, list(PREFIX), capture=False)
+        rng = np.random.default_rng(1)
+        sequences = rng.integers(0, self.args.items, (self.args.batch_size, self.args.history + 1))
+        return RollOuts(ranker, list(sequences), build_rewards(config.rewards, [1, 1], None), config)
+
+    def draw(self, rollouts: RollOuts, count: int) -> list[Group]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            return rollouts.draw(range(count), torch.Generator(self.device).manual_seed(0))
+
+    def prompt_ids(self, groups: list[Group]) -> Tensor:
+        return torch.tensor([group.prompt for group in groups], device=self.device)
+
+    def check_equality(self) -> None:
+        """Stop unless beams are those of `generate`, and every roll-out of each way is an item."""
+        dtype, self.dtype = self.dtype, torch.float32
+        model, invalid = self.model(torch.float32), {}
+        for way in WAYS:
+            groups = self.draw(self.rollouts(model, way), 2)
+            invalid[way] = sum(not self.is_item(sid) for group in groups for sid in group.completions)
+        ids = self.prompt_ids(groups)
+        codes, _ = self.generate(model, ids, renormalize=True, **self.with_dicts(ids))
+        beams = torch.tensor([group.completions for group in groups], device=self.device)
+        ours = beams - torch.tensor(self.vocabulary.starts, device=self.device)
+        # Beams of nearly one score may trade places, or one may take the other's at the end.
+        shared = [
+            len(set(map(tuple, a)) & set(map(tuple, b))) for a, b in zip(ours.tolist(), codes.tolist(), strict=True)
+        ]
+        if min(shared) < self.args.beams - 1 or any(invalid.values()):
+            raise SystemExit(
+                f"Roll-outs differ from `generate`: {shared} of {self.args.beams} shared, invalid {invalid}."
+            )
+        emit("equal", dtype="float32", rows=len(groups), beams=self.args.beams, shared=shared, invalid=invalid)
+        self.dtype = dtype
+
+    def is_item(self, tokens: list[int]) -> bool:
+        codes = [token - start for token, start in zip(tokens, self.vocabulary.starts, strict=True)]
+        return len(self.table.rows(codes)) > 0
+
+    def time_generate(self) -> None:
+        model = self.model(self.dtype)
+        prompts = self.prompt_ids(self.draw(self.rollouts(model, "beams"), self.args.batch_size))
+        for batch_size in self.args.generate_batches:
+            ids = prompts.repeat(-(-batch_size // len(prompts)), 1)[:batch_size]
+            elapsed = self.generate_seconds(model, ids, self.with_dicts)
+            if elapsed is None:
+                emit("generate", constraint="dict trie", batch=batch_size, prompts_per_s="out of memory")
+                break
+            self.generate_rate = max(self.generate_rate, batch_size / elapsed)
+            emit("generate", constraint="dict trie", batch=batch_size, prompts_per_s=batch_size / elapsed)
+
+    def time_rollouts(self) -> None:
+        model, size = self.model(self.dtype), self.args.batch_size
+        for way in WAYS:
+            rollouts = self.rollouts(model, way)
+            elapsed = seconds(lambda r=rollouts: self.draw(r, size), self.args.repeats, self.device)
+            drawn = [sid for group in self.draw(rollouts, size) for sid in group.completions]
+            invalid = sum(not self.is_item(sid) for sid in drawn)
+            emit("rollout", way=way, batch=size, roll_outs=len(drawn), prompts_per_s=size / elapsed, invalid=invalid,
+                 times_generate=size / elapsed / self.generate_rate)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

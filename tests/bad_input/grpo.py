@@ -1,0 +1,46 @@
+"""grpo: rewards, roll-outs and their options."""
+
+from __future__ import annotations
+
+from . import Case
+from .damage import folder, text
+
+OWN = "grpo --rewards @own.py:mine"
+
+
+def own(body: str) -> dict:
+    return {"own.py": text(f"def mine(history, item_ids, target):\n    return {body}\n")}
+
+
+CASES = {
+    "start that was not fine-tuned": Case("grpo --model @base", ("was written by `llmrec extend`", "llmrec sft")),
+    "start that is an adapter": Case("grpo --model @adapter", ("adapter' is an adapter, not a merged model",),
+                                     {"adapter": folder("adapter_config.json")}),
+    "start of another catalogue": Case("grpo --catalog @other", ("was extended for another catalogue",)),
+    "unknown reward": Case("grpo --rewards ruel", ("unknown reward 'ruel'", "did you mean 'rule'", "module:function")),
+    "no reward": Case("grpo --rewards", ("rewards is empty", "rule, rank, prefix")),
+    "reward twice": Case("grpo --rewards rule rule", ("rewards repeats a name",)),
+    "weights of other rewards": Case("grpo --reward-weights 1", ("reward_weights has 1 numbers for 2 rewards",)),
+    "weight of nothing": Case("grpo --reward-weights 0 1", ("every weight must be a number and not 0",)),
+    "reward in no file": Case(OWN, ("own.py:mine' cannot be loaded", "FileNotFoundError")),
+    "reward that is no Python": Case(OWN, ("own.py:mine' cannot be loaded", "SyntaxError"),
+                                     {"own.py": text("def mine(")}),
+    "reward of another name": Case("grpo --rewards @own.py:yours", ("own.py' has no callable 'yours'",), own("[]")),
+    "reward that is not a number": Case(OWN, ("own.py:mine' is nan for item row",),
+                                        own("[float('nan')] * len(item_ids)")),
+    "reward of a wrong length": Case(OWN, ("own.py:mine' returned 1 numbers for a group of 16 items",), own("[1.0]")),
+    "reward that fails": Case(OWN, ("own.py:mine' failed on the history", "KeyError: 'price'"), own("{}['price']")),
+    "group of one": Case("grpo --num-generations 1", ("num_generations is 1; at least 2 is needed",)),
+    "more roll-outs than items": Case("grpo --num-generations 999",
+                                      ("num_generations is 999, but the catalogue has", "use rollouts 'sampled'")),
+    "more beams than items": Case("grpo --num-generations 999 --rollouts beams", ("rollouts 'beams' draws each once",)),
+    "temperature of beams": Case("grpo --rollouts beams --temperature 2", ("beams are not drawn",)),
+    "weights in gspo": Case("grpo --loss gspo", ("takes no importance weights", "use rollouts 'sampled'")),
+    "unknown loss": Case("grpo --loss ppo", ("'loss' in the command line is 'ppo'; choose from grpo, dr_grpo, dapo",)),
+    "dropout": Case("grpo --lora-dropout 0.1", ("lora_dropout must be 0",)),
+    "clipping that crosses": Case("grpo --epsilon-high 0.1", ("epsilon_high is 0.1, below epsilon 0.2",)),
+    "checkpoint between two steps of one roll-out": Case(
+        "grpo --num-iterations 3 --save-steps 10", ("save_steps is 10", "multiple of num_iterations 3")),
+    "another normalisation": Case("grpo --normalize-over level", ("normalize_over", "choose from children")),
+    "too few prompts": Case("grpo --max-prompts 7", ("There are 7 prompts to train on, fewer than batch_size 8",)),
+}  # fmt: skip
