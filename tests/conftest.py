@@ -47,6 +47,16 @@ def trie(sid_table):
 
 
 @pytest.fixture(scope="module")
+def forks():
+    """A process that has the libraries loaded and forks one that runs a stage; see `forks.Forks`."""
+    from forks import Forks
+
+    server = Forks()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
 def one_thread():
     """Models this small lose more to waiting for threads than they gain."""
     import torch

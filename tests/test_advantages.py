@@ -24,9 +24,6 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-# Independent draws ---------------------------------------------------------------------------------------------------
-
-
 def test_one_hit_among_sixteen():
     """By the rule reward the mean is 1/16 and the unbiased deviation 1/4, to which 1e-4 is added."""
     rewards = torch.zeros(1, 16)
@@ -61,9 +58,6 @@ def test_equal_weights_of_unlikely_sids_give_the_advantages_of_independent_draws
     expected = torch.full_like(rewards, -1 / 16 / (0.25 + 1e-4))
     expected[0, 3] = hit
     torch.testing.assert_close(found, expected)
-
-
-# Draws without replacement -------------------------------------------------------------------------------------------
 
 
 def importance_by_hand(p, threshold):

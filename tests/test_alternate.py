@@ -29,9 +29,6 @@ VERSIONS = {name: importlib.metadata.version(name) for name in ("transformers", 
 SFT = {name: SMALL[name] for name in ("max_steps", "batch_size", "micro_batch_size", "max_history", "learning_rate")}
 
 
-# What it is without its parts -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("train", ["lora", "full"])
 def test_without_alignment_and_passes_it_is_sft_bit_for_bit(turns, tmp_path, train):
     """With dropout, so that a random number drawn by the one and not by the other would show."""
@@ -62,9 +59,6 @@ def test_before_alignment_nothing_but_the_cross_entropy_is_trained_on(turns, tmp
     assert aligned == {4, 5, 6}, "after .4 of 8 steps, until the last pass within .8"
     first, *others = cycles_of(tmp_path / "one")
     assert first["pass_sia"] == 0 and all(entry["pass_sia"] > 0 for entry in others)
-
-
-# Turns ----------------------------------------------------------------------------------------------------------------
 
 
 def test_each_trains_in_its_turn(turns, tmp_path, monkeypatch):
@@ -171,9 +165,6 @@ def test_all_of_a_side_is_in_its_file(turns, tmp_path, monkeypatch):
         assert all(torch.equal(state[name], old[name]) for name in old)
     tokens = seen[0].data_collator.encoder.tokens_NL
     assert (tokens == side.vocabulary.token_ids(table.all_codes)).all()
-
-
-# What we rely on in transformers ------------------------------------------------------------------------------------
 
 
 def test_hooks_of_the_trainer():

@@ -23,8 +23,6 @@ from llmrec.stages import alternate
 from llmrec.training import alternation
 from llmrec.training.checkpoints import SEAL
 
-# Bad input ------------------------------------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize(
     ("options", "message"),

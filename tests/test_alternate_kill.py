@@ -33,13 +33,6 @@ MOMENTS = {
 
 
 @pytest.fixture(scope="module")
-def forks():
-    server = Forks()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
 def whole(forks, turns, tmp_path_factory):
     """Runs that were not interrupted, by their options."""
     root, made = tmp_path_factory.mktemp("whole"), {}

@@ -62,13 +62,6 @@ def uninterrupted(toy, tmp_path_factory):
     return out
 
 
-@pytest.fixture(scope="module")
-def forks():
-    server = Forks()
-    yield server
-    server.close()
-
-
 def checkpoints_of(out: Path) -> Path:
     """Where a run that has not finished keeps its checkpoints."""
     return out.with_name(out.name + ".partial") / SCRATCH / "trainer"
@@ -85,9 +78,6 @@ def start_and_kill(monkeypatch, out, toy, step, **options):
         with pytest.raises(KeyboardInterrupt):
             fine_tune(out, *toy, **OPTIONS, **options)
     return checkpoints_of(out)
-
-
-# Damage --------------------------------------------------------------------------------------------------------------
 
 
 def flip(path):
@@ -223,9 +213,6 @@ def test_a_seal_lists_every_file(tmp_path):
     assert list(json.loads((tmp_path / SEAL).read_text())) == ["b", "deep/a"] and damage(tmp_path) is None
 
 
-# Kills ---------------------------------------------------------------------------------------------------------------
-
-
 def command(out: Path, toy) -> list[str]:
     """What `fine_tune(out, *toy, **OPTIONS)` does, as a command."""
     options = {**SHAPE, **OPTIONS, "catalog": toy[0], "model": toy[1], "out": out}
@@ -302,9 +289,6 @@ def test_an_interruption_between_training_and_merging(monkeypatch, tmp_path, toy
     assert same_weights(tmp_path / "sft", uninterrupted / "lora")
 
 
-# A failing disk ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("name", "kept"), [("checkpoint-2", None), ("checkpoint-4", "checkpoint-2")])
 def test_a_full_disk_keeps_the_checkpoint_before(monkeypatch, capsys, tmp_path, toy, uninterrupted, name, kept):
     save = torch.save
@@ -326,9 +310,6 @@ def test_a_full_disk_keeps_the_checkpoint_before(monkeypatch, capsys, tmp_path, 
         fine_tune(tmp_path / "sft", *toy, **OPTIONS)
         assert f"continuing from {kept}" in capsys.readouterr().err
         assert same_weights(tmp_path / "sft", uninterrupted / "lora")
-
-
-# Several processes ---------------------------------------------------------------------------------------------------
 
 
 def start_two(forks: Forks, out: Path, toy, **first_or_second) -> tuple[int, int]:
@@ -367,9 +348,6 @@ def two_uninterrupted(toy, forks, tmp_path_factory):
     out = tmp_path_factory.mktemp("two") / "sft"
     assert [forks.wait(pid) for pid in start_two(forks, out, toy)] == [0, 0], out.with_name("stderr-0").read_text()
     return out
-
-
-# What we rely on in the Trainer --------------------------------------------------------------------------------------
 
 
 class Line(torch.nn.Module):

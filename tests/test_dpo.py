@@ -40,9 +40,6 @@ def log_of(out) -> list[dict]:
     return json.loads((out / "training_log.json").read_text())
 
 
-# The loss ------------------------------------------------------------------------------------------------------------
-
-
 def test_values_by_hand():
     """Target ahead by 1 of the first negative and by 2 of the second, beta 0.5: margins 0.5 and 1."""
     ratios, smoothing = torch.tensor([[1.0, 0.0, -1.0]]), torch.zeros(1, 2)
@@ -83,9 +80,6 @@ def test_extreme_margins_neither_overflow_nor_lose_their_gradient(loss, gap):
         assert float(ratios.grad[0, 0]) == pytest.approx(-1, rel=1e-3)
     if gap >= 95:
         assert float(value.detach()) == pytest.approx(0, abs=1e-30)
-
-
-# The stage -----------------------------------------------------------------------------------------------------------
 
 
 def test_what_the_stage_leaves(capsys, tmp_path, toy, tuned):
@@ -148,7 +142,7 @@ def test_where_no_step_is_better_the_start_is_saved(monkeypatch, capsys, tmp_pat
     assert (counts["steps"], counts["best_step"], counts["saved_step"], counts["valid_ndcg@10"]) == (4, 0, 0, 0.5)
     assert same_weights(tmp_path / "dpo", tuned)
     told = capsys.readouterr().err
-    assert "no step ranks the valid rows better than the checkpoint" in told
+    assert "no step ranks the valid rows better than the start" in told
     assert "rewards/accuracies 0.0000, rewards/margins 0.0000, drift 0.0000" in told
     assert [entry["step"] for entry in log_of(tmp_path / "dpo") if NDCG in entry] == [0, 2, 4]
 
@@ -176,9 +170,6 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(monkeypatch, capsys, tmp_
     assert "continuing from checkpoint-4" in capsys.readouterr().err
     assert losses(tmp_path / "dpo") == losses(tmp_path / "whole") and len(losses(tmp_path / "dpo")) == 5
     assert same_weights(tmp_path / "dpo", tmp_path / "whole")
-
-
-# What we rely on in TRL ----------------------------------------------------------------------------------------------
 
 
 def test_contract_hooks_of_the_trainer(monkeypatch, tmp_path, toy, tuned):

@@ -33,9 +33,6 @@ def tuned_untied(toy, untied, tmp_path_factory):
     return out
 
 
-# The policy ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("checkpoint", "way"),
     [("tuned", "sampled"), ("tuned", "distinct"), ("tuned", "beams"), ("tuned_untied", "distinct")],
@@ -107,9 +104,6 @@ def test_micro_batches_change_nothing(tmp_path, toy, tuned, loss):
     one, other = weights_of(tmp_path / "6"), weights_of(tmp_path / "2")
     for name in one:
         torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=2e-4)
-
-
-# Losses --------------------------------------------------------------------------------------------------------------
 
 
 class Made(Exception):
@@ -251,9 +245,6 @@ def test_ecpo_bounds_the_ratio_and_keeps_its_gradient():
     assert new.grad.tolist() == pytest.approx([1.3, np.exp(0.1), np.exp(-1)])
 
 
-# Groups --------------------------------------------------------------------------------------------------------------
-
-
 def always_idle(history, item_ids, target):
     return [1.0] * len(item_ids)
 
@@ -307,9 +298,6 @@ def test_every_prompt_once_an_epoch_in_another_order():
     first, second = (rounds.examples(range(21), epoch) for epoch in (0, 1))
     assert sorted(first) == sorted(second) == list(range(21)) and first != second
     assert rounds.examples([3, 7], 0) == [first[3], first[7]]
-
-
-# What we rely on in TRL ----------------------------------------------------------------------------------------------
 
 
 def test_contract_of_the_overridden_methods():

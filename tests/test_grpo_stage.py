@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from extended import same_weights, weights_of
-from forks import Forks
 from reinforced import STEPS, curve, log_of, reinforce
 
 from llmrec.artifact import SCRATCH
@@ -21,8 +20,6 @@ from llmrec.evaluation.learning import NDCG
 from llmrec.manifest import read_manifest, verify
 from llmrec.stages import evaluate
 from llmrec.training.checkpoints import numbered
-
-# The stage -----------------------------------------------------------------------------------------------------------
 
 
 def test_what_the_stage_leaves(capsys, tmp_path, toy, tuned):
@@ -99,16 +96,7 @@ def test_nf4_trains_and_merges(tmp_path, toy, tuned):
     assert same_weights(tmp_path / "grpo", tuned) == (counts["saved_step"] == 0)
 
 
-# Resumption ----------------------------------------------------------------------------------------------------------
-
 LONG = {"max_steps": 8, "save_steps": 2, "num_iterations": 2, "batch_size": 12, "idle": "refill", "loss": "ecpo"}
-
-
-@pytest.fixture(scope="module")
-def forks():
-    server = Forks()
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +130,6 @@ def test_another_reward_in_the_same_file_is_another_run(tmp_path, toy, tuned):
         reinforce(tmp_path / "grpo", toy[0], tuned, **options)
 
 
-# Several processes ---------------------------------------------------------------------------------------------------
-
-
 def test_two_processes_give_the_losses_and_weights_of_one(tmp_path, toy, tuned, forks):
     """Of beams, which are the same however prompts are dealt out; draws are each process's own."""
     options = {"rollouts": "beams", "idle": "filter", "micro_batch_size": 3, "catalog": toy[0], "model": tuned}
@@ -166,9 +151,6 @@ def test_two_processes_give_the_losses_and_weights_of_one(tmp_path, toy, tuned, 
     one, other = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
     for name in one:
         torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=2e-4)
-
-
-# Bad input -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -39,13 +39,6 @@ FULL_AT = {"prepare": (1_000, 4_500), "embed": (500,), "tokenize": (600,), "exte
 
 
 @pytest.fixture(scope="module")
-def forks():
-    server = Forks()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
 def line(forks, tmp_path_factory) -> tuple[Path, dict[str, float]]:
     """Every stage run to its end once, and for how many seconds each had a partial directory."""
     root, seconds = tmp_path_factory.mktemp("line"), {}

@@ -52,9 +52,6 @@ def test_both_logs_give_the_same_points():
     assert points_of_log([{"loss": 2.0, "step": 1}]) == []
 
 
-# In an evaluation ----------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def judged(toy, tmp_path_factory) -> Path:
     """A checkpoint whose training was judged at steps 2, 4 and 6."""

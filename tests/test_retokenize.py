@@ -32,9 +32,6 @@ def table_of(codes: np.ndarray, suffixes: int = 12) -> SidTable:
     return SidTable([f"item-{row}" for row in range(12)], with_suffix, level_sizes=sizes)
 
 
-# Suffixes -------------------------------------------------------------------------------------------------------------
-
-
 def test_least_free_by_hand():
     codes = np.array([[5], [5], [5], [7], [5], [7]])
     suffix = np.array([2, EMPTY, 0, EMPTY, EMPTY, 0])
@@ -76,9 +73,6 @@ def test_an_item_that_leaves_does_not_move_those_that_stay():
     assert made.churn == 2 / 12
 
 
-# Matching -------------------------------------------------------------------------------------------------------------
-
-
 def test_codes_that_swapped_places_are_found_again():
     old = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
     order = torch.tensor([3, 0, 5, 1, 4, 2])
@@ -105,9 +99,6 @@ def test_items_of_an_unmatched_code_have_changed():
     assert made.churn == 3 / 12, "those with code 1 at level 0"
 
 
-# The swap, with suffixes and a match ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_swap_of_codes_and_rows_leaves_the_loss_unchanged(tokenizer, lora):
     """What a pass does where codebooks are permuted alone: the loss goes on as if nothing had happened."""
@@ -128,9 +119,6 @@ def test_a_swap_of_codes_and_rows_leaves_the_loss_unchanged(tokenizer, lora):
     encoder, _ = swap_table(model, optimizer, vocabulary, made.table, made.old_codes)
     swapped = HistoryCollator(collator.prefix, encoder, collator.pad_token_id)
     assert train(model, optimizer, swapped, vocabulary, 3, "level") == pytest.approx(undisturbed, rel=1e-5)
-
-
-# Failure --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_collapsed_level_is_refused():

@@ -25,9 +25,6 @@ def groups(items, target, scores=None, codes=CODES, histories=((0, 1),)):
     return Groups(histories, np.array([target]), codes[[target]], items, codes[items], scores)
 
 
-# Built in ------------------------------------------------------------------------------------------------------------
-
-
 def test_rule():
     assert rule(groups([3, 7, 7, 1], target=7)).tolist() == [[0, 1, 1, 0]]
 
@@ -97,8 +94,6 @@ def test_weights_and_parts_of_the_sum():
 def test_the_names_in_the_config_are_those_of_the_library():
     assert tuple(REWARDS) == REWARD_NAMES
 
-
-# One's own -----------------------------------------------------------------------------------------------------------
 
 OWN = "def longest(history, item_ids, target):\n    return [len(i) + (i == target) for i in item_ids]\n"
 

@@ -107,9 +107,6 @@ def test_advantages_and_weights(ranker, way):
             assert (group.weights == 1).all()
 
 
-# Targets -------------------------------------------------------------------------------------------------------------
-
-
 @WAYS
 def test_an_injected_target_is_in_every_group_once(ranker, way):
     """Also where two prompts have one target: examples 1 and 3."""
@@ -155,9 +152,6 @@ def test_any_sid_of_a_target_is_a_hit():
     groups = found.described([np.array([1])], np.array([0]), drawn)
     assert groups.hits.tolist() == [[True, True, False]] and groups.items.tolist() == [[0, 0, 1]]
     assert groups.target_codes.tolist() == [[0, 1]] and groups.codes.tolist() == [[[0, 1], [1, 0], [1, 1]]]
-
-
-# The policy ----------------------------------------------------------------------------------------------------------
 
 
 def test_probabilities_of_all_items_sum_to_one(ranker):

@@ -31,18 +31,12 @@ from llmrec.training.losses import sid_loss_in_forward
 VERSIONS = {name: importlib.metadata.version(name) for name in ("trl", "peft", "transformers", "accelerate")}
 
 
-# Law 12 -------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("train", ["lora", "full"])
 def test_law_12_the_seed_decides_the_loss_curve_and_the_weights(tmp_path, toy, train):
     for name, seed in (("one", 5), ("again", 5), ("other", 6)):
         fine_tune(tmp_path / name, *toy, seed=seed, train=train, lora_dropout=0.1)
     assert losses(tmp_path / "one") == losses(tmp_path / "again") != losses(tmp_path / "other")
     assert same_weights(tmp_path / "one", tmp_path / "again") and not same_weights(tmp_path / "one", tmp_path / "other")
-
-
-# The result ----------------------------------------------------------------------------------------------------------
 
 
 def test_what_the_stage_leaves(capsys, tmp_path, toy):
@@ -142,9 +136,6 @@ def test_a_base_of_another_catalogue_is_refused(capsys, tmp_path, toy, catalog):
     assert "was extended for another catalogue" in capsys.readouterr().err
 
 
-# Phases ---------------------------------------------------------------------------------------------------------------
-
-
 def test_phases_follow_one_another(capsys, tmp_path, toy):
     """Rows first, then LoRA, then all weights; the prompt and the history of the last one are what is asked for."""
     catalog, base = toy
@@ -186,9 +177,6 @@ def test_law_1_a_phase_on_another_split_is_refused(tmp_path, toy, tuned):
     other = write_catalog(tmp_path / "other", items, split.slice(0, 60))
     with pytest.raises(ValueError, match="made on another split of the items"):
         fine_tune(tmp_path / "sft", other.source, tuned)
-
-
-# What we rely on in other packages -----------------------------------------------------------------------------------
 
 
 def test_trl_passes_labels_through_where_its_fused_head_is_not_asked_for(tokenizer, sid_table, vocabulary):

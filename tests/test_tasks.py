@@ -70,8 +70,6 @@ def asked(task, tokenizer, encoder, epochs: int = 1, seed: int = 0) -> list[tupl
     return [tuple(" ".join(tokenizer.convert_ids_to_tokens(part)) for part in pair) for pair in pairs]
 
 
-# By hand -------------------------------------------------------------------------------------------------------------
-
 PLUM, PLUM_SID = "blue plum", "<a_0> <b_3> <c_2>"  # item 3
 
 
@@ -160,9 +158,6 @@ def test_items_without_a_title_are_left_out_and_counted(catalog, tokenizer, enco
     assert tasks["sids_to_title"].cases.num_left_out == 1  # item 1 after 0
 
 
-# Law 1 ---------------------------------------------------------------------------------------------------------------
-
-
 @property_test
 @given(st.lists(st.lists(st.integers(0, 29), min_size=1, max_size=12), min_size=1, max_size=5), st.integers(1, 6))
 def test_law_1_cases_are_runs_of_one_training_sequence(sequences, max_history):
@@ -199,9 +194,6 @@ def test_law_1_no_held_out_item_in_a_drawn_history(data, seed):
     for task in built(catalog, tokenizer, "titles_to_sid", "sids_to_title").values():
         for index in range(task.num_draws):
             assert not held_out & set(np.concatenate(task.draw(seed, 0, index, encoder)).tolist())
-
-
-# Draws ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_draws", [1, 5, 12, 31])
@@ -258,9 +250,6 @@ def test_examples_of_an_epoch(rich, tokenizer):
     assert examples[5] == {"rows": [5, 8, 11], "num_context": 0, "task": "", "index": 5}
     assert examples[6:]["index"] == [0, 1] and examples[6:]["rows"] == [[], []]
     assert add_draws(histories.select([]), {"title_to_sid": 2})[0]["task"] == "title_to_sid"
-
-
-# Batches -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -320,9 +309,6 @@ def test_a_packed_batch_says_how_many_words_it_answers_in(mixed, vocabulary):
     assert "most_words" not in collator([each for each in examples if not each["task"]])
 
 
-# The stage -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def rich_toy(toy, tmp_path_factory):
     """`toy` with categories and descriptions of words that its model knows."""
@@ -374,9 +360,6 @@ def test_what_can_be_learned_from_tasks_is_learned(tmp_path, rich_toy):
     fine_tune(tmp_path / "sft", *rich_toy, tasks=["title_to_sid", "sid_to_title"], **options)
     curve = losses(tmp_path / "sft")
     assert curve[0] > 1.5 and np.mean(curve[-3:]) < 0.3
-
-
-# Errors --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

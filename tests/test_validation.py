@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from extended import fine_tune, losses, same_weights
-from forks import Forks
 from torch import nn
 from transformers import Trainer
 
@@ -94,9 +93,6 @@ def evaluation(out: Path, toy, model: Path, **options) -> EvaluateConfig:
     return EvaluateConfig(out=str(out), catalog=str(toy[0]), model=str(model), **{**defaults, **options})
 
 
-# The figures ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "options",
     [{"train": "lora"}, {"train": "lora", "sid_loss": "full", "eval_rows": 9}, {"train": "full"}, {"train": "rows"}],
@@ -132,9 +128,6 @@ def test_the_log_by_hand(stopped):
     seconds = [point["seconds"] for point in points]
     assert seconds[0] > 0 and seconds == sorted(seconds)
     assert sum(entry["eval_runtime"] for entry in log) < seconds[-1]
-
-
-# The choice ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("train", "tied"), [("lora", True), ("lora", False), ("rows", True), ("full", True)])
@@ -214,9 +207,6 @@ def test_on_a_gpu(tmp_path, toy, options):
     assert counts["valid_ndcg@10"] == max(ndcg for _, ndcg in curve(tmp_path / "judged"))
 
 
-# Training goes on undisturbed ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "options",
     [{"gradient_checkpointing": True}, {"precision": "bfloat16"}, {"train": "full", "precision": "bfloat16"}],
@@ -260,9 +250,6 @@ def test_every_module_is_left_in_its_mode():
         assert not any(module.training for module in model.modules())
         raise ZeroDivisionError
     assert [module.training for module in model.modules()] == before == [True, True, False, False, False]
-
-
-# Resumption ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -347,16 +334,6 @@ def test_a_partial_directory_that_was_moved(tmp_path, toy, stopped, waiting):
     shutil.copytree(waiting, tmp_path / "elsewhere.partial")
     fine_tune_past_the_best(tmp_path / "elsewhere", toy, **STOPPING)
     assert same_weights(tmp_path / "elsewhere", stopped)
-
-
-# Processes that are killed, or several ------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def forks():
-    server = Forks()
-    yield server
-    server.close()
 
 
 def command(out: Path, toy, **options) -> list[str]:

@@ -41,7 +41,7 @@ from llmrec.training.losses import sid_loss_in_forward
 from llmrec.training.pools import PoolingCollator
 from llmrec.training.sft import make_trainer, train
 from llmrec.training.start import Start, make_validation
-from llmrec.training.validation import chosen
+from llmrec.training.validation import chosen, tell_chosen
 from llmrec.views import ItemViews, view_files
 
 SID = "sid"  # directory of the tokenizer within the checkpoint
@@ -90,7 +90,7 @@ def main(config: AlternateConfig) -> dict[str, Any]:
         f"alternate: {counts['steps']} steps, {counts['cycles']} passes of the tokenizer, last loss "
         f"{counts['loss']:.4f}, {counts['changed_items']:.1%} of the items have another semantic ID -> {out}"
     )
-    sft.tell_best(config.stage, counts)
+    tell_chosen(config.stage, counts)
     return {"out": str(out), **counts}
 
 

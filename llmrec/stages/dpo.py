@@ -17,7 +17,6 @@ from llmrec.artifact import run_stage
 from llmrec.configs import DpoConfig
 from llmrec.console import say
 from llmrec.device import resolve_device, resolve_dtype
-from llmrec.evaluation.learning import CUTOFF
 from llmrec.manifest import read_manifest, write_json
 from llmrec.prompts import HistoryEncoder
 from llmrec.sid_ranker import SidRanker
@@ -28,7 +27,7 @@ from llmrec.training.policy import load_policy, load_start, save_policy, trainin
 from llmrec.training.preferences import FILE, PreferenceCollator, Preferences, check_batch, read_preferences
 from llmrec.training.siblings import sibling_scores_in_forward
 from llmrec.training.start import Start, make_validation
-from llmrec.training.validation import chosen, evaluation_mode
+from llmrec.training.validation import chosen, evaluation_mode, tell_chosen
 from llmrec.trie import SidTrie
 
 HARDNESS = "hardness.json"
@@ -57,8 +56,7 @@ def main(config: DpoConfig) -> dict[str, Any]:
     out = run_stage("dpo", config, inputs | ({"preferences": config.preferences} if given else {}), build)
     counts = read_manifest(out)["counts"]
     say(f"dpo: {counts['steps']} steps over {counts['prompts']:,} prompts, last loss {counts['loss']:.4f} -> {out}")
-    if "saved_step" in counts:
-        say(f"dpo: {choice(counts)}")
+    tell_chosen(config.stage, counts)
     return {"out": str(out), **counts}
 
 
@@ -76,14 +74,6 @@ def load_preferences(config: DpoConfig, start: Start) -> Preferences | None:
     if given.oracle and config.loss != "dpo":
         raise ValueError(f"'{config.preferences}' has an oracle for each pair, which needs loss 'dpo'; set it.")
     return given
-
-
-def choice(counts: dict[str, Any]) -> str:
-    """Which weights are saved, and why."""
-    ndcg = f"valid ndcg@{CUTOFF} {counts[f'valid_ndcg@{CUTOFF}']:.4f}"
-    if counts["saved_step"] == 0:
-        return f"no step ranks the valid rows better than the checkpoint ({ndcg}): its weights are saved as they were"
-    return f"the weights of step {counts['saved_step']} are saved, best {ndcg}"
 
 
 def optimise(

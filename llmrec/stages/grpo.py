@@ -17,7 +17,6 @@ from llmrec.artifact import run_stage
 from llmrec.configs import GrpoConfig
 from llmrec.console import say
 from llmrec.device import resolve_device, resolve_dtype
-from llmrec.evaluation.learning import CUTOFF
 from llmrec.manifest import read_manifest
 from llmrec.sid_ranker import SidRanker
 from llmrec.training.curves import render
@@ -29,7 +28,7 @@ from llmrec.training.rewards import build_rewards
 from llmrec.training.siblings import sibling_scores_in_forward
 from llmrec.training.start import Start, make_validation
 from llmrec.training.trainer import train
-from llmrec.training.validation import chosen
+from llmrec.training.validation import chosen, tell_chosen
 from llmrec.trie import SidTrie
 
 PAGE = "training.html"
@@ -61,9 +60,7 @@ def main(config: GrpoConfig, functions: Sequence[OwnReward] = ()) -> dict[str, A
     out = run_stage("grpo", config, inputs, build)
     counts = read_manifest(out)["counts"]
     say(f"grpo: {counts['steps']} steps, {counts['prompts_per_second']:,} prompts/s -> {out}")
-    if "saved_step" in counts:
-        weights = f"the weights of step {counts['saved_step']}" if counts["saved_step"] else "the weights of the start"
-        say(f"grpo: {weights} are saved, best valid ndcg@{CUTOFF} {counts[f'valid_ndcg@{CUTOFF}']:.4f}")
+    tell_chosen(config.stage, counts)
     return {"out": str(out), **counts}
 
 

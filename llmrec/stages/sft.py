@@ -22,7 +22,6 @@ from llmrec.checkpoint import TRAINING, Binding, load_tokenizer
 from llmrec.configs import SftConfig
 from llmrec.console import say
 from llmrec.device import resolve_device, resolve_dtype
-from llmrec.evaluation.learning import CUTOFF
 from llmrec.manifest import read_manifest, verify
 from llmrec.prompts import HistoryEncoder, Prompt
 from llmrec.tasks import task_problems
@@ -35,7 +34,7 @@ from llmrec.training.packing import check_packing
 from llmrec.training.sft import SidSFTTrainer, make_trainer, train
 from llmrec.training.start import Start, check, check_length, context_of, make_validation, save_checkpoint
 from llmrec.training.task_examples import TaskExamples, build_tasks
-from llmrec.training.validation import chosen
+from llmrec.training.validation import chosen, tell_chosen
 from llmrec.training.weights import load_trainable, merge, whole
 
 
@@ -61,15 +60,8 @@ def main(config: SftConfig) -> dict[str, Any]:
     counts = read_manifest(out)["counts"]
     speed = f"{counts['tokens_per_second']:,} tokens/s"
     say(f"sft: {counts['steps']} steps, last loss {counts['loss']:.4f}, {speed} -> {out}")
-    tell_best(config.stage, counts)
+    tell_chosen(config.stage, counts)
     return {"out": str(out), **counts}
-
-
-def tell_best(stage: str, counts: dict[str, Any]) -> None:
-    """Say which weights were saved, where steps were judged."""
-    if counts.get("best_step"):
-        ndcg = counts[f"valid_ndcg@{CUTOFF}"]
-        say(f"{stage}: the weights of step {counts['saved_step']} are saved, best valid ndcg@{CUTOFF} {ndcg:.4f}")
 
 
 def load(config: SftConfig) -> Start:

@@ -65,6 +65,22 @@ def chosen(state: TrainerState) -> dict[str, Any]:
     return {"best_step": best, f"valid_ndcg@{CUTOFF}": state.best_metric, "saved_step": best or state.global_step}
 
 
+def tell_chosen(stage: str, counts: dict[str, Any]) -> None:
+    """Say which weights were saved and why, where steps were judged.
+
+    Args:
+        stage: As the message begins.
+        counts: Of the manifest, with those of `chosen`.
+    """
+    if counts.get("best_step") is None:
+        return
+    ndcg = f"valid ndcg@{CUTOFF} {counts[f'valid_ndcg@{CUTOFF}']:.4f}"
+    if counts["saved_step"] == 0:
+        say(f"{stage}: no step ranks the valid rows better than the start ({ndcg}): its weights are saved as they were")
+    else:
+        say(f"{stage}: the weights of step {counts['saved_step']} are saved, best {ndcg}")
+
+
 def start_is_best(state: TrainerState) -> bool:
     """Whether the weights that training began with were judged, and no step ranks the valid rows better."""
     was_judged = any(NDCG in entry and entry["step"] == 0 for entry in state.log_history)

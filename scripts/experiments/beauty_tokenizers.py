@@ -141,13 +141,18 @@ def shown(result: dict[str, Any]) -> str:
     return "?" if result.get("minutes") is None else f"{result['minutes']:.2f}"
 
 
-def main() -> None:
-    made = parser(__doc__.splitlines()[0])
+def asked(description: str) -> argparse.Namespace:
+    """What the command line says of a table of tokenizers."""
+    made = parser(description)
     made.add_argument("--catalog", default="runs/beauty/catalog")
     made.add_argument("--views", default="runs/beauty/views")
     made.add_argument("--epochs", type=float, default=12)
     made.add_argument("--device", default="auto")
-    arguments = made.parse_args()
+    return made.parse_args()
+
+
+def main() -> None:
+    arguments = asked(__doc__.splitlines()[0])
     carry_out(arguments, runs_of(arguments), measure, show)
 
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from beauty_tokenizers import measure, show
+from beauty_tokenizers import asked, measure, show
 from decoder import decoder_steps
-from grid import Grid, Run, chosen, parser
+from grid import Run, carry_out
 
 BASE = {"method": "simcit", "view_names": ["text", "collaborative"]}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -59,15 +59,8 @@ def runs_of(arguments: argparse.Namespace) -> list[Run]:
 
 
 def main() -> None:
-    made = parser(__doc__.splitlines()[0])
-    made.add_argument("--catalog", default="runs/beauty/catalog")
-    made.add_argument("--views", default="runs/beauty/views")
-    made.add_argument("--epochs", type=float, default=12)
-    made.add_argument("--device", default="auto")
-    arguments = made.parse_args()
-    grid = Grid(arguments, measure)
-    grid.run_all(chosen(runs_of(arguments), arguments))
-    show(list(grid.results.values()))
+    arguments = asked(__doc__.splitlines()[0])
+    carry_out(arguments, runs_of(arguments), measure, show)
 
 
 if __name__ == "__main__":
