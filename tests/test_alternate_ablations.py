@@ -1,4 +1,4 @@
-"""The ablations of the alternate stage, from the command@turns."""
+"""The ablations of the alternate stage, from the command line."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def run(grid, monkeypatch, tmp_path, capsys, one_thread):
 
     def call(module: ModuleType, *flags: str) -> tuple[dict[str, dict], str]:
         given = ["--catalog", catalog, "--work", tmp_path / "work", "--results", tmp_path / "results.jsonl"]
-        given += ["--famae-dim", 4, "--epochs", 0.2, "--parallel", 1, "--device", "cpu", *flags]
+        given += ["--epochs", 0.2, "--parallel", 1, "--device", "cpu", *flags]
         monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, given)])
         capsys.readouterr()
         module.main()
@@ -207,7 +207,7 @@ def test_a_larger_share_of_dropped_fields_holds_the_smaller_one(grid):
 def test_field_drop_runs_and_pairs_its_users(run):
     import field_drop
 
-    only = ["--rates", 0, 0.6, "--only", "^fields, 0%", "^fields and text, 60%", "^text"]
+    only = ["--famae-dim", 4, "--rates", 0, 0.6, "--only", "^fields, 0%", "^fields and text, 60%", "^text"]
     results, said = run(field_drop, *only)
     assert not [result["error"] for result in results.values() if "error" in result]
     assert list(results) == ["fields, 0% dropped", "text, 0% dropped", "fields and text, 60% dropped"]
@@ -226,7 +226,7 @@ def test_the_backbone_sweep_gives_the_three_systems_one_size(run):
     import backbone_sweep
 
     backbone_sweep.SIZES["small"] = (1, 32)
-    results, said = run(backbone_sweep, "--sizes", "small", "--codebook-size", 4)
+    results, said = run(backbone_sweep, "--famae-dim", 4, "--sizes", "small", "--codebook-size", 4)
     assert not [result["error"] for result in results.values() if "error" in result]
     systems = {name: system for result in results.values() for name, system in result["systems"].items()}
     assert {name: list(system) for name, system in systems.items()} == {
@@ -237,3 +237,20 @@ def test_the_backbone_sweep_gives_the_three_systems_one_size(run):
     assert systems["ReSID, small"]["backbone"] == systems["TIGER, small"]["backbone"]
     assert systems["SASRec, small"]["backbone"] == 12 * 32**2 + 13 * 32 + 2 * 32  # a block, and the norm at the end
     assert [line.split(",")[0] for line in said.splitlines()[-3:]] == ["ReSID", "SASRec", "TIGER"]
+
+
+def test_etegrec_ablations_share_their_start_and_differ_in_their_turns(run, monkeypatch, tmp_path):
+    import etegrec_ablations
+
+    small = {"codebook_size": 4, "encoder_layers": [8], "latent_dim": 8, "max_epochs": 2}
+    monkeypatch.setattr(etegrec_ablations, "TOKENIZE", {**etegrec_ablations.TOKENIZE, **small})
+    monkeypatch.setattr(etegrec_ablations, "ALTERNATE", {**etegrec_ablations.ALTERNATE, "cycle_steps": 1})
+    views = str(tmp_path / "views")
+    embedded = ["--catalog", str(tmp_path / "catalog"), "--views", "sasrec", "--collaborative-dim", "8"]
+    assert main(["embed", *embedded, "--out", views, "--device", "cpu"]) == 0
+    only = ["--only", "^frozen", "^alternating", "^joint"]
+    results, said = run(etegrec_ablations, "--views", views, "--epochs", 5, *only)
+    assert not [result["error"] for result in results.values() if "error" in result]
+    assert len(list((tmp_path / "work").glob("tokenize-*"))) == 1
+    assert (results["frozen"]["cycles"], results["alternating"]["cycles"]) == (0, 3)
+    assert [line[:16].strip() for line in said.splitlines()[-3:]] == ["frozen", "alternating", "joint"]

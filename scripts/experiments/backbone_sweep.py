@@ -18,7 +18,7 @@ from statistics import mean
 from typing import Any
 
 from decoder import SPLITS, decoder_steps, recommended
-from grid import Run, carry_out, parser
+from grid import Run, carry_out, parser, tell_failures
 from safetensors import safe_open
 
 from llmrec.evaluation.neural import SASRec
@@ -95,8 +95,6 @@ def show(results: list[dict[str, Any]]) -> None:
     """A line per system and size: valid and test recall and NDCG, means over seeds, with the recall of each."""
     systems = defaultdict(list)
     for result in sorted(results, key=lambda result: result["seed"]):
-        if "error" in result:
-            print(f"FAILED {result['name']} seed {result['seed']}: {result['error'].strip().splitlines()[-1][:200]}")
         for name, system in result.get("systems", {}).items():
             systems[name].append(system)
     print(f"{'':20} backbone  valid R@10 N@10  test R@10 N@10  test R@10 by seed")
@@ -109,6 +107,7 @@ def show(results: list[dict[str, Any]]) -> None:
         ]
         by_seed = [round(s["test"]["plain"]["recall@10"], 4) for s in of]
         print(f"{name:20} {of[0]['backbone']:8,}  {cells[0]:>15}  {cells[1]:>14}  {by_seed}")
+    tell_failures(results)
 
 
 def main() -> None:

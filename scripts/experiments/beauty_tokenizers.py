@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from decoder import decoder_steps, recommended
-from grid import ROOT, Run, carry_out, load, parser
+from decoder import cells, decoder_steps, recommended
+from grid import ROOT, Run, carry_out, load, parser, tell_failures
 
 TEXT, BEHAVIOUR, SASREC, FAMAE = ["text"], ["collaborative"], ["sasrec"], ["famae"]
 BOTH, WITH_SASREC = [*TEXT, *BEHAVIOUR], [*TEXT, *SASREC]
@@ -119,21 +119,16 @@ def show(results: list[dict[str, Any]]) -> None:
         "minutes, train s"
     )
     for r in sorted(whole, key=lambda r: -r["valid"]["plain"]["recall@10"]):
-        cells = [
-            " ".join(f"{r[split][c][m]:.4f}"[1:] for c in ("plain", "seen_excluded") for m in ("recall@10", "ndcg@10"))
-            for split in ("valid", "test")
-        ]
+        valid, test = cells(r)
         print(
-            f"{r['name']:34} {r['seed']:4} | {cells[0]}   | {cells[1]}   | {r['collision_rate']:10.4f} "
+            f"{r['name']:34} {r['seed']:4} | {valid}   | {test}   | {r['collision_rate']:10.4f} "
             f"{r['perplexity_share'][0]:10.2f} {r['probe']['item_cross_entropy']:7.3f}, "
             f"{shown(r):>7}, {r['train_s']:7.0f}"
         )
     minutes = {name: [r.get("minutes") for r in whole if r["name"] == name] for name in ("letter", "resid")}
     if all(found and None not in found for found in minutes.values()):
         print(f"minutes of letter / minutes of resid: {mean(minutes['letter']) / mean(minutes['resid']):.1f}")
-    for r in results:
-        if "error" in r:
-            print(f"FAILED {r['name']} seed {r['seed']}: {r['error'].strip().splitlines()[-1][:200]}")
+    tell_failures(results)
 
 
 def shown(result: dict[str, Any]) -> str:

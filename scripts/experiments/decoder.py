@@ -38,6 +38,12 @@ def decoder_steps(given: dict[str, Any], epochs: float, device: str, **replaced:
     )
 
 
+def cells(result: dict[str, Any]) -> list[str]:
+    """Of each split, recall and NDCG at 10, plain and then with seen items excluded."""
+    columns = [(c, m) for c in ("plain", "seen_excluded") for m in ("recall@10", "ndcg@10")]
+    return [" ".join(f"{result[split][c][m]:.4f}"[1:] for c, m in columns) for split in SPLITS]
+
+
 def recommended(evaluated: list[Path], system: str = "ours") -> dict[str, dict[str, dict[str, float]]]:
     """Split -> column -> metric of a system, from evaluations in the order of SPLITS, where it takes part."""
     found = {}

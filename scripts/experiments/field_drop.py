@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from decoder import decoder_steps, recommended
-from grid import Run, carry_out, parser
+from grid import Run, carry_out, parser, tell_failures
 
 from llmrec.catalog import Catalog
 from llmrec.columns import TARGET, USER_ID
@@ -130,9 +130,7 @@ def show(results: list[dict[str, Any]]) -> None:
     """
     seeds = defaultdict(list)
     for result in sorted(results, key=lambda result: result["seed"]):
-        if "error" in result:
-            print(f"FAILED {result['name']} seed {result['seed']}: {result['error'].strip().splitlines()[-1][:200]}")
-        else:
+        if "error" not in result:
             seeds[result["name"]].append(result)
     whole = {result["seed"]: hits_of(result) for result in seeds.get("fields, 0% dropped", [])}
     for name, of in seeds.items():
@@ -147,6 +145,7 @@ def show(results: list[dict[str, Any]]) -> None:
                 lost = [(hits_U[rows].mean(), base_U[rows].mean()) for hits_U, base_U, rows in triples]
                 parts.append("targets without fields {:.4f}, with them {:.4f}".format(*np.mean(lost, axis=0)))
         print(", ".join(parts))
+    tell_failures(results)
 
 
 def spoken(mean: float, low: float, high: float) -> str:

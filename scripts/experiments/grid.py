@@ -216,6 +216,13 @@ def carry_out(
     show(list(grid.results.values()))
 
 
+def tell_failures(results: list[dict[str, Any]]) -> None:
+    """The last line of what each run said that failed."""
+    for result in results:
+        if "error" in result:
+            print(f"FAILED {result['name']} seed {result['seed']}: {result['error'].strip().splitlines()[-1][:200]}")
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """Flags of every experiment."""
     made = argparse.ArgumentParser(description=description)

@@ -1,0 +1,82 @@
+"""ETEGRec's ablations on Amazon Beauty: each is one option away from taking turns, beneath one decoder and budget.
+
+    python scripts/experiments/etegrec_ablations.py --work /tmp/grid --results /tmp/grid/results.jsonl --parallel 7
+
+Needs runs/beauty/catalog and runs/beauty/views with the view sasrec (recipes/beauty-smollm2-135m: prepare; embed with
+--views sasrec). All start from one tokenizer, trained by itself, and from one small decoder (decoder.py); `frozen` is
+`llmrec sft` on the semantic IDs of the start. A cycle is two epochs, the paper's C = 2; weights of the alignment are
+the paper's on Instrument. Not run yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from decoder import cells, decoder_steps, recommended
+from grid import Run, Step, carry_out, load, parser, tell_failures
+
+TOKENIZE = {"method": "etegrec", "view_names": ["sasrec"]}
+ALTERNATE = {"cycle_steps": 190, "sia_weight": 3e-4, "psa_weight": 1e-4}
+VARIANTS: dict[str, dict[str, Any] | None] = {
+    "frozen": None,
+    "alternating": {},
+    "without SIA": {"sia_weight": 0},
+    "without PSA": {"psa_weight": 0},
+    "without either": {"sia_weight": 0, "psa_weight": 0},
+    "joint": {"optimization": "joint"},
+    "Jensen-Shannon": {"divergence": "jensen_shannon"},
+}
+
+
+def runs_of(arguments: argparse.Namespace) -> list[Run]:
+    return [
+        Run(name, steps_of(changed, arguments), seed) for seed in arguments.seeds for name, changed in VARIANTS.items()
+    ]
+
+
+def steps_of(changed: dict[str, Any] | None, arguments: argparse.Namespace) -> tuple[Step, ...]:
+    """tokenize, extend, then alternate in the place of sft unless `changed` is None, and the evaluations."""
+    data, views = {"catalog": arguments.catalog}, {"views": arguments.views}
+    first = ("tokenize", {**data, **views, **TOKENIZE, "device": arguments.device})
+    extend, (_, trained), *evaluated = decoder_steps(data, arguments.epochs, arguments.device)
+    if changed is None:
+        return first, extend, ("sft", trained), *evaluated
+    return first, extend, ("alternate", {**trained, **views, **ALTERNATE, **changed}), *evaluated
+
+
+def measure(run: Run, directories: list[Path]) -> dict[str, Any]:
+    """What the table shows of a run."""
+    _, _, trained, *evaluated = directories
+    counts = load(trained / "manifest.json")["counts"]
+    kept = {name: counts.get(name, 0) for name in ("cycles", "changed_items", "train_seconds")}
+    return {**kept, **recommended(evaluated)}
+
+
+def show(results: list[dict[str, Any]]) -> None:
+    """A line per run, by variant."""
+    print(f"{'':16} seed | valid R N, seen excl. R N | test R N, seen excl. R N  | passes, changed items, train s")
+    order = list(VARIANTS)
+    whole = [result for result in results if "error" not in result]
+    for r in sorted(whole, key=lambda r: (order.index(r["name"]), r["seed"])):
+        valid, test = cells(r)
+        print(
+            f"{r['name']:16} {r['seed']:4} | {valid}   | {test}   | {r['cycles']:6}, {r['changed_items']:13.3f}, "
+            f"{r['train_seconds']:7.0f}"
+        )
+    tell_failures(results)
+
+
+def main() -> None:
+    made = parser(__doc__.splitlines()[0])
+    made.add_argument("--catalog", default="runs/beauty/catalog")
+    made.add_argument("--views", default="runs/beauty/views")
+    made.add_argument("--epochs", type=float, default=40)
+    made.add_argument("--device", default="auto")
+    arguments = made.parse_args()
+    carry_out(arguments, runs_of(arguments), measure, show)
+
+
+if __name__ == "__main__":
+    main()
