@@ -85,8 +85,8 @@ def verify(path: str | Path, *stages: str) -> Path:
     manifest = read_manifest(path)
     if stages and manifest["stage"] not in stages:
         raise ValueError(
-            f"'{path}' was written by `llmrec {manifest['stage']}`; the output of `llmrec {' or '.join(stages)}` "
-            "is needed here."
+            f"'{path}' was written by `llmrec {manifest['stage']}`; the output of "
+            f"{' or '.join(f'`llmrec {stage}`' for stage in stages)} is needed here."
         )
     for name, expected in manifest["files"].items():
         file = path / name

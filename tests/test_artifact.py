@@ -252,7 +252,7 @@ def test_other_errors_are_not_taken_for_a_full_disk(stage):
 
 def test_verify_names_the_file_the_stage_and_the_repair(stage, tmp_path):
     stage.run()
-    with pytest.raises(ValueError, match="written by `llmrec embed`; the output of `llmrec prepare or sft`"):
+    with pytest.raises(ValueError, match="written by `llmrec embed`; the output of `llmrec prepare` or `llmrec sft`"):
         verify(stage.out, "prepare", "sft")
     (stage.out / "b" / "c.txt").unlink()
     with pytest.raises(ValueError, match=r"c.txt is missing since `llmrec embed` .*`llmrec embed --out .*--overwrite`"):

@@ -254,3 +254,31 @@ def test_etegrec_ablations_share_their_start_and_differ_in_their_turns(run, monk
     assert len(list((tmp_path / "work").glob("tokenize-*"))) == 1
     assert (results["frozen"]["cycles"], results["alternating"]["cycles"]) == (0, 3)
     assert [line[:16].strip() for line in said.splitlines()[-3:]] == ["frozen", "alternating", "joint"]
+
+
+def test_preferences_are_compared_with_the_checkpoint_they_start_from(run, monkeypatch, tmp_path):
+    import beauty_preference
+
+    tiny = {**beauty_preference.ADAPTER, "batch_size": 8, "micro_batch_size": 8, "eval_steps": 1, "warmup_steps": 0}
+    methods = {
+        "sft": None,
+        "S-DPO": ("dpo", {**tiny, "negatives": 2, "learning_rate": 0.1}),
+        "GRPO": ("grpo", {**tiny, "num_generations": 4}),
+    }
+    monkeypatch.setattr(beauty_preference, "METHODS", methods)
+    monkeypatch.setattr(beauty_preference, "JUDGED", {"eval_steps": 1})
+    monkeypatch.setattr(beauty_preference, "TOKENIZE", {**beauty_preference.TOKENIZE, "codebook_size": 4})
+    views = str(tmp_path / "views")
+    embedded = ["--catalog", str(tmp_path / "catalog"), "--text-encoder", "tfidf", "--text-dim", "8"]
+    assert main(["embed", *embedded, "--collaborative-dim", "8", "--out", views]) == 0
+    results, said = run(beauty_preference, "--views", views, "--epochs", 1, "--max-steps", 2)
+    assert not [result["error"] for result in results.values() if "error" in result]
+    start, tuned = results["sft"], results["S-DPO"]
+    for metric in ("recall", "ndcg"):
+        per_user = beauty_preference.per_user(tuned, "plain", metric)
+        assert per_user.mean() == pytest.approx(tuned["test"]["plain"][f"{metric}@10"], abs=1e-4)
+    assert len(list((tmp_path / "work").glob("sft-*"))) == 1
+    *_, of_dpo, of_grpo = said.splitlines()
+    gain = tuned["test"]["plain"]["recall@10"] - start["test"]["plain"]["recall@10"]
+    assert f"S-DPO                  less sft, seeds [0]: plain recall {gain:+.4f}" in of_dpo
+    assert of_grpo.startswith("GRPO")

@@ -74,7 +74,7 @@ def test_an_adapter_is_no_start(tmp_path, toy):
 
 
 def test_a_base_that_was_never_fine_tuned_is_no_start(tmp_path, toy):
-    with pytest.raises(ValueError, match="the output of `llmrec sft or alternate or dpo or grpo` is needed"):
+    with pytest.raises(ValueError, match="the output of `llmrec sft` or `llmrec alternate` or"):
         optimise(tmp_path / "dpo", *toy)
 
 

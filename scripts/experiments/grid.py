@@ -38,7 +38,9 @@ WIRES = {
         "model": ("alternate", "sft", "extend"),
         "sid": ("tokenize",),
     },
-    "evaluate": {**CATALOG, "model": ("alternate", "sft")},
+    "dpo": {**CATALOG, "model": ("alternate", "sft")},
+    "grpo": {**CATALOG, "model": ("alternate", "sft")},
+    "evaluate": {**CATALOG, "model": ("dpo", "grpo", "alternate", "sft")},
 }
 Step = tuple[str, dict[str, Any]]  # a stage and its options
 NO_IDENTITY = ("compile", "micro_batch_size", "logging_steps", "save_steps", "device")  # change no result

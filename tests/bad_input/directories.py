@@ -28,7 +28,7 @@ CASES = {
     "catalogue as views": Case("tokenize --views @catalog", ("written by `llmrec prepare`", "`llmrec embed`")),
     "views as catalogue": Case("embed --catalog @views", ("written by `llmrec embed`", "`llmrec prepare`")),
     "SIDs as a model": Case("sft --model @sid", ("written by `llmrec tokenize`",
-                                                 "`llmrec extend or sft or alternate`")),
+                                                 "`llmrec extend` or `llmrec sft` or")),
     "catalogue as an evaluation": Case("compare --runs @catalog @checkpoint",
                                        ("catalog' was written by `llmrec prepare`", "`llmrec evaluate` is needed"),
                                        given=False),
