@@ -4,8 +4,8 @@
 
 Needs runs/beauty/catalog and runs/beauty/views with the view sasrec (recipes/beauty-smollm2-135m: prepare; embed with
 --views sasrec). All start from one tokenizer, trained by itself, and from one small decoder (decoder.py); `frozen` is
-`llmrec sft` on the semantic IDs of the start. A cycle is two epochs, the paper's C = 2; weights of the alignment are
-the paper's on Instrument. Not run yet.
+`llmrec sft` on the semantic IDs of the start. A pass follows every epoch of the decoder, the paper's C = 2; weights of
+the alignment are the paper's on Instrument. Not run yet.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from decoder import cells, decoder_steps, recommended
 from grid import Run, Step, carry_out, load, parser, tell_failures
 
 TOKENIZE = {"method": "etegrec", "view_names": ["sasrec"]}
-ALTERNATE = {"cycle_steps": 190, "sia_weight": 3e-4, "psa_weight": 1e-4}
+ALTERNATE = {"cycle_steps": 95, "sia_weight": 3e-4, "psa_weight": 1e-4}
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "frozen": None,
     "alternating": {},
