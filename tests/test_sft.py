@@ -19,6 +19,7 @@ from trl import SFTConfig as TrlSftConfig
 
 from llmrec.checkpoint import Binding, load_tokenizer
 from llmrec.cli import main
+from llmrec.configs import AlternateConfig, SftConfig
 from llmrec.device import resolve_dtype
 from llmrec.manifest import read_manifest, verify
 from llmrec.prompts import HistoryEncoder
@@ -246,10 +247,14 @@ def test_memory_of_a_finished_run(tmp_path, toy):
     shutil.rmtree(tmp_path / "sft")
 
 
-def test_contract_one_process_keeps_to_one_of_several_gpus(tmp_path):
+@pytest.mark.parametrize(
+    ("config", "hint"), [(SftConfig, "scripts/sft.py` uses all."), (AlternateConfig, "one is used.")]
+)
+def test_contract_one_process_keeps_to_one_of_several_gpus(tmp_path, capsys, config, hint):
     arguments = TrlSftConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=4)
     assert arguments.n_gpu == 0, VERSIONS
     arguments._n_gpu = 2  # what _setup_devices finds in a process that sees two
     assert arguments.n_gpu == 2 and arguments.train_batch_size == 8, VERSIONS
-    trainer.use_one_gpu(arguments, "sft")
+    trainer.use_one_gpu(arguments, config)
     assert arguments.n_gpu == 1 and arguments.train_batch_size == 4, VERSIONS
+    assert capsys.readouterr().err.strip().endswith(hint)

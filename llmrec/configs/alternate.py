@@ -14,6 +14,7 @@ class AlternateConfig(SftConfig):
     """Fine-tune the extended LLM and train its item tokenizer in turns (ETEGRec)."""
 
     stage = "alternate"
+    one_process = True
 
     sid: str = option("Directory written by `llmrec tokenize --method etegrec`, whose semantic IDs `model` has.")
     views: str = option("Directory written by `llmrec embed`, with the views that the tokenizer was fitted on.")

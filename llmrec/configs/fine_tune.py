@@ -12,6 +12,8 @@ from llmrec.options import StageConfig, option
 class FineTuneConfig(StageConfig):
     """What is trained of the LLM, for how long, and how it is watched; each has a `stage`, as messages name it."""
 
+    one_process = False  # whether several are refused
+
     catalog: str = option("Directory written by `llmrec prepare`.")
     model: str = option("Checkpoint directory to start from.")
     lora_rank: int = option("Rank of LoRA.", 16, least=1)

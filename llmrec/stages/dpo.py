@@ -23,8 +23,8 @@ from llmrec.sid_ranker import SidRanker
 from llmrec.training.dpo import SidDPOTrainer, make_trainer, train
 from llmrec.training.hardness import MOST_SCORED, hardness, log_prob_gaps
 from llmrec.training.negatives import mine
-from llmrec.training.policy import load_policy, load_start, save_policy, training_prompts
-from llmrec.training.preferences import FILE, PreferenceCollator, Preferences, check_batch, read_preferences
+from llmrec.training.policy import check_batch, load_policy, load_start, save_policy, training_prompts
+from llmrec.training.preferences import FILE, PreferenceCollator, Preferences, read_preferences
 from llmrec.training.siblings import sibling_scores_in_forward
 from llmrec.training.start import Start, make_validation
 from llmrec.training.validation import chosen, evaluation_mode, tell_chosen

@@ -22,8 +22,7 @@ from llmrec.sid_ranker import SidRanker
 from llmrec.training.curves import render
 from llmrec.training.grpo import make_trainer
 from llmrec.training.own_rewards import ById, OwnReward, check_own, own_rewards, sources
-from llmrec.training.policy import Prompts, load_policy, load_start, save_policy, training_prompts
-from llmrec.training.preferences import check_batch
+from llmrec.training.policy import Prompts, check_batch, load_policy, load_start, save_policy, training_prompts
 from llmrec.training.rewards import build_rewards
 from llmrec.training.siblings import sibling_scores_in_forward
 from llmrec.training.start import Start, make_validation

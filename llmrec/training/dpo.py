@@ -129,7 +129,7 @@ def make_trainer(
             beta=config.beta,
             disable_dropout=config.lora_dropout == 0,  # TRL's default would silently leave LoRA's out
         )
-    use_one_gpu(arguments, config.stage)
+    use_one_gpu(arguments, config)
     with without_renaming_warning():
         return SidDPOTrainer(
             config=config,

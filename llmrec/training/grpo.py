@@ -255,7 +255,7 @@ def make_trainer(
 ) -> SidGRPOTrainer:
     """TRL's trainer; options are those of SidGRPOTrainer."""
     arguments = trainer_arguments(config, options["rewards"].weights, num_levels, directory, device, dtype)
-    use_one_gpu(arguments, config.stage)
+    use_one_gpu(arguments, config)
     numbers = Dataset.from_dict({"prompt": [str(place) for place in range(len(options["sequences"]))]})
     with without_renaming_warning():
         return SidGRPOTrainer(

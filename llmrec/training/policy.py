@@ -72,6 +72,16 @@ def training_prompts(catalog: Catalog, config: PreferenceConfig) -> Prompts:
     )
 
 
+def check_batch(num_prompts: int, batch_size: int) -> None:
+    """Refuse prompts that do not fill one optimiser step.
+
+    Raises:
+        ValueError: If there are fewer than `batch_size`.
+    """
+    if num_prompts < batch_size:
+        raise ValueError(f"There are {num_prompts} prompts to train on, fewer than batch_size {batch_size}; lower it.")
+
+
 def load_start(config: PreferenceConfig, problems: Sequence[str] = ()) -> Start:
     """Read and check everything but the weights.
 

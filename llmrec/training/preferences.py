@@ -27,7 +27,7 @@ from llmrec import columns
 from llmrec.catalog import Catalog
 from llmrec.prompts import HistoryEncoder
 from llmrec.sid import EMPTY, SidTable
-from llmrec.training.policy import Prompts
+from llmrec.training.policy import Prompts, check_batch
 
 FILE = "preferences.parquet"
 GIVEN = "file"  # source of negatives of which the file names none
@@ -108,16 +108,6 @@ class Preferences:
                 rows=ListOf(Value("int64")), items=ListOf(Value("int64")), smoothing=ListOf(Value("float64"))
             ),
         )
-
-
-def check_batch(num_prompts: int, batch_size: int) -> None:
-    """Refuse prompts that do not fill one optimiser step.
-
-    Raises:
-        ValueError: If there are fewer than `batch_size`.
-    """
-    if num_prompts < batch_size:
-        raise ValueError(f"There are {num_prompts} prompts to train on, fewer than batch_size {batch_size}; lower it.")
 
 
 @dataclass

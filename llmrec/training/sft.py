@@ -78,7 +78,7 @@ def make_trainer(
 ) -> SidSFTTrainer:
     """TRL's trainer over item rows."""
     arguments = trainer_arguments(config, directory, device, dtype)
-    use_one_gpu(arguments, config.stage)
+    use_one_gpu(arguments, config)
     return trainer_class(
         config=config,
         model=model,

@@ -159,16 +159,14 @@ def shared_arguments(
     }
 
 
-def use_one_gpu(arguments: TrainingArguments, stage: str) -> None:
+def use_one_gpu(arguments: TrainingArguments, config: FineTuneConfig) -> None:
     """Keep a single process to the first of several GPUs.
 
     The Trainer would wrap the model in nn.DataParallel, which TRL refuses; `accelerate launch` is the way to use more.
     """
     if arguments.n_gpu > 1:
-        say(
-            f"{stage}: {arguments.n_gpu} GPUs are visible and one is used; `accelerate launch scripts/{stage}.py` uses "
-            "all."
-        )
+        how = "" if config.one_process else f"; `accelerate launch scripts/{config.stage}.py` uses all"
+        say(f"{config.stage}: {arguments.n_gpu} GPUs are visible and one is used{how}.")
         arguments._n_gpu = 1
 
 
