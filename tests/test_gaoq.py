@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
-from clustered import catalog_of, clusters, points, views_of
+from clustered import SPLIT, catalog_of, clusters, points, views_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec.append import Published, append
+from llmrec.catalog import Catalog
 from llmrec.collisions import num_collisions, resolve
 from llmrec.collisions.append import codes_beside
 from llmrec.diagnostics.structure import index_consistency
@@ -53,6 +55,21 @@ def test_a_thousand_items_have_distinct_codes_and_clusters_that_differ_by_one(fi
     for level, (count, low, high) in enumerate([(6, 166, 167), (72, 13, 14), (1000, 1, 1)]):
         sizes = node_sizes(codes, level)
         assert (len(sizes), sizes.min(), sizes.max()) == (count, low, high)
+
+
+@pytest.mark.parametrize("missing", [0.3, 0.6])
+def test_items_that_no_view_knows_get_places_of_their_own(tmp_path, missing):
+    """They all have the zero vector, and with it the same nearest codes."""
+    x = clusters(300, 12, 20)
+    x[torch.randperm(300, generator=torch.Generator().manual_seed(0))[: int(300 * missing)]] = 0
+    catalog, views, tokenizer = catalog_of(300), views_of(text=x), GAOQ(device="cpu")
+    codes = tokenizer.fit(catalog, views).encode(catalog, views).codes
+    assert num_collisions(codes) == 0 and (codes < tokenizer.level_sizes).all()
+    tokenizer.save_pretrained(tmp_path)
+    np.testing.assert_array_equal(GAOQ.from_pretrained(tmp_path, "cpu").encode(catalog, views).codes, codes)
+    backwards = [str(row) for row in reversed(range(300))]
+    turned = Catalog(pa.table({"item_id": backwards, "title": backwards}), SPLIT)
+    np.testing.assert_array_equal(tokenizer.encode(turned, views_of(text=x.flip(0))).codes[::-1], codes)
 
 
 def test_offsets_of_one_code_agree_more_than_permuted_and_more_than_without_anchors(thousand, fitted):

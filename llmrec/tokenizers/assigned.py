@@ -50,10 +50,17 @@ class AssignedTokenizer(VectorTokenizer):
     def fit(self, catalog: Catalog, views: ItemViews) -> Self:
         super().fit(catalog, views)
         if self.assigned_NL is not None:
-            known_N = self.inputs(views).known
-            self.nearest_NL = torch.from_numpy(super().encode(catalog, views).codes[known_N])
-            self.keys_N = torch.from_numpy(item_keys(catalog.item_ids)[known_N])
+            known_N = torch.from_numpy(self.inputs(views).known)
+            self.nearest_NL = torch.from_numpy(super().encode(catalog, views).codes)
+            codes_NL = self.nearest_NL.clone()
+            codes_NL[~known_N] = self.codes_without_vector(self.nearest_NL[~known_N])
+            codes_NL[known_N] = self.assigned_NL
+            self.assigned_NL, self.keys_N = codes_NL, torch.from_numpy(item_keys(catalog.item_ids))
         return self
+
+    def codes_without_vector(self, nearest_BL: Tensor) -> Tensor:
+        """(B, L) codes of items that no view knows, given those nearest to the zero vector, which they all have."""
+        return nearest_BL
 
     def encode(self, catalog: Catalog, views: ItemViews) -> Encoded:
         nearest = super().encode(catalog, views)

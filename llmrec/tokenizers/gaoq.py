@@ -8,10 +8,11 @@ distinct by construction. Source: ReSID (arXiv:2602.02338); its code has not bee
 
 Left open by the paper: the balanced split is solved by balanced.py, as in hierarchical_kmeans. A level with more
 anchors than dimensions cannot have orthonormal ones and gets random unit vectors; a parent with fewer children than
-anchors uses the best of them; an only child has no direction and takes any. New items go to the nearest child, and in
-the last cluster to the anchor that they point to most. Beside published items, with the policy hungarian_leaf, they go
-to the nearest child with room below it and a free anchor there: clusters of ceil(N / (b1 b2)) places are almost full. A
-level of overflow is what suffix_if_collided gives.
+anchors uses the best of them; an only child has no direction and takes any. Items that no view knows take places that
+are left, those nearest to the zero vector first. New items go to the nearest child, and in the last cluster to the
+anchor that they point to most. Beside published items, with the policy hungarian_leaf, they go to the nearest child
+with room below it and a free anchor there: clusters of ceil(N / (b1 b2)) places are almost full. A level of overflow is
+what suffix_if_collided gives.
 
 Shapes: N items, B points of a node or a chunk, L levels, C children and A anchors of a level, D dimension, P nodes.
 """
@@ -201,6 +202,11 @@ class GAOQ(SplittingTokenizer):
             nodes_B = nodes_B * level.there.shape[1] + codes_B
         codes.append(self._leaf_cosines(points_BD, nodes_B).argmax(1))
         return torch.stack(codes, dim=1)
+
+    def codes_without_vector(self, nearest_BL: Tensor) -> Tensor:
+        """Places that the other items have left, so that each has one of its own."""
+        nothing_BD = self.anchors[0].new_zeros(len(nearest_BL), self.anchors[0].shape[1])
+        return self.place(nothing_BD, self.assigned_NL.to(nothing_BD.device)).cpu() if len(nearest_BL) else nearest_BL
 
     def rebuild(self, codes_BL: Tensor) -> Tensor:
         """Centroids of the last clusters: the last code gives a direction only."""
