@@ -47,22 +47,7 @@ def main(config: ExtendConfig) -> dict[str, Any]:
     table = SidTable.load(config.sid)
     if (Path(config.model) / BINDING).is_file():
         return append_items(config, table)
-    check_template(config.template, table.num_levels)
-    if config.model == MICRO and config.catalog is None:
-        raise ValueError(
-            "model 'micro' takes its words from the titles; set catalog to the `llmrec prepare` directory."
-        )
-    if config.rows != "noise" and config.catalog is None:
-        raise ValueError(
-            f"rows '{config.rows}' needs the titles; set catalog to the `llmrec prepare` directory, or rows to noise."
-        )
-    if config.catalog is not None and Catalog.load(config.catalog).item_ids != table.item_ids:
-        raise ValueError(
-            f"'{config.sid}' has semantic IDs of other items than '{config.catalog}' has, or in another order; run "
-            "`llmrec tokenize` on this catalogue, or give the one that the SIDs are of."
-        )
-    if config.rows == "codewords":
-        codebooks_of(config.sid)
+    check(config, table)
     inputs = {"sid": config.sid}
     if config.model != MICRO:  # a directory of that name is not meant
         inputs["model"] = config.model
@@ -96,6 +81,30 @@ def main(config: ExtendConfig) -> dict[str, Any]:
         say(f"extend: codewords explain {shares} of the variance of mean title rows, on the items they were fitted to")
     say(f"extend: {counts['sid_tokens']} SID tokens, {counts['parameters']:,} parameters -> {out}")
     return {"out": str(out), **counts}
+
+
+def check(config: ExtendConfig, table: SidTable) -> None:
+    """Refuse options that do not go with each other or with the semantic IDs, before a model is loaded.
+
+    Raises:
+        ValueError: With the option and what it needs.
+    """
+    check_template(config.template, table.num_levels)
+    if config.model == MICRO and config.catalog is None:
+        raise ValueError(
+            "model 'micro' takes its words from the titles; set catalog to the `llmrec prepare` directory."
+        )
+    if config.rows != "noise" and config.catalog is None:
+        raise ValueError(
+            f"rows '{config.rows}' needs the titles; set catalog to the `llmrec prepare` directory, or rows to noise."
+        )
+    if config.catalog is not None and Catalog.load(config.catalog).item_ids != table.item_ids:
+        raise ValueError(
+            f"'{config.sid}' has semantic IDs of other items than '{config.catalog}' has, or in another order; run "
+            "`llmrec tokenize` on this catalogue, or give the one that the SIDs are of."
+        )
+    if config.rows == "codewords":
+        codebooks_of(config.sid)
 
 
 def append_items(config: ExtendConfig, table: SidTable) -> dict[str, Any]:
