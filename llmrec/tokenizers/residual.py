@@ -95,9 +95,13 @@ def lloyd(points_ND: Tensor, codebook_KD: Tensor, iterations: int) -> Tensor:
     with tf32_products():
         for _ in range(iterations):
             codes_N = _nearest(points_ND, codebook_KD)[0]
-            if previous_N is not None and torch.equal(codes_N, previous_N):
-                break
-            sums_KD = _sums_after(points_ND, codes_N, previous_N, sums_KD, len(codebook_KD))
+            if previous_N is None:
+                sums_KD = _sums(points_ND, codes_N, len(codebook_KD))
+            else:
+                moved = (codes_N != previous_N).nonzero().flatten()
+                if not len(moved):
+                    break
+                sums_KD = _sums_after(points_ND, moved, codes_N, previous_N, sums_KD)
             codebook_KD, counts_K = _means(sums_KD, codes_N, codebook_KD)
             if counts_K.min() == 0:
                 distances_N = _distances_to(points_ND, codes_N, codebook_KD)
@@ -106,19 +110,16 @@ def lloyd(points_ND: Tensor, codebook_KD: Tensor, iterations: int) -> Tensor:
     return code_means(points_ND, codes_N, codebook_KD)[0]
 
 
-def _sums_after(
-    points_ND: Tensor, codes_N: Tensor, previous_N: Tensor | None, sums_KD: Tensor | None, num_codes: int
-) -> Tensor:
+def _sums_after(points_ND: Tensor, moved: Tensor, codes_N: Tensor, previous_N: Tensor, sums_KD: Tensor) -> Tensor:
     """Sum of the points of each code, from the sums of before where few points have changed their code.
 
     After the first iterations a few per cent of the points do, and theirs alone are then added and taken away.
     """
-    if previous_N is not None:
-        moved = (codes_N != previous_N).nonzero().flatten()
-        if len(moved) < len(codes_N) * FEW:
-            part, left = points_ND[moved], previous_N[moved]
-            return sums_KD + _sums(part, codes_N[moved], num_codes) - _sums(part, left, num_codes)
-    return _sums(points_ND, codes_N, num_codes)
+    num_codes = len(sums_KD)
+    if len(moved) >= len(codes_N) * FEW:
+        return _sums(points_ND, codes_N, num_codes)
+    part = points_ND[moved]
+    return sums_KD + _sums(part, codes_N[moved], num_codes) - _sums(part, previous_N[moved], num_codes)
 
 
 def kmeans_plus_plus(points_ND: Tensor, num_codes: int, generator: torch.Generator) -> Tensor:
