@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel
 
@@ -56,12 +57,14 @@ class Begun:
         llm: As of `llmrec sft`.
         published: The tokenizer and its semantic IDs.
         views: Those that it was fitted on, in its order.
+        examples: What an epoch trains on.
         plan: Of the run.
     """
 
     llm: Start
     published: Published
     views: ItemViews
+    examples: Dataset
     plan: Plan
 
 
@@ -118,7 +121,7 @@ def load(config: AlternateConfig) -> Begun:
     views = ItemViews.load(config.views, catalog, list(published.tokenizer.view_dims))
     append(published, catalog, views)  # refuses views of which it would make other codes
     examples, _ = sft.make_examples(config, catalog, llm.tokenizer, llm.table.num_levels)
-    return Begun(llm, published, views, Plan.of(config, examples))
+    return Begun(llm, published, views, examples, Plan.of(config, examples))
 
 
 def check(config: AlternateConfig, published: Published) -> None:
@@ -148,7 +151,6 @@ def fine_tune(config: AlternateConfig, begun: Begun, directory: Path) -> tuple[A
     """
     start, device = begun.llm, resolve_device(config.device)
     table, binding, dtype = start.table, start.binding, resolve_dtype(config.precision, device)
-    examples, _ = sft.make_examples(config, start.catalog, start.tokenizer, table.num_levels)
     collator = PoolingCollator(
         start.prefix,
         HistoryEncoder(table, binding.vocabulary),
@@ -158,7 +160,7 @@ def fine_tune(config: AlternateConfig, begun: Begun, directory: Path) -> tuple[A
         seed=config.seed,
         known_N=begun.views.known,
     )
-    validation = make_validation(config, start, num_targets(examples))
+    validation = make_validation(config, start, num_targets(begun.examples))
     model = sft.make_model(config, binding, dtype)
     alternation = make_alternation(config, begun, model)
     with (
@@ -168,7 +170,7 @@ def fine_tune(config: AlternateConfig, begun: Begun, directory: Path) -> tuple[A
         ),
     ):
         trainer = make_trainer(
-            config, model, start.tokenizer, examples, collator, directory, device, dtype, validation,
+            config, model, start.tokenizer, begun.examples, collator, directory, device, dtype, validation,
             functools.partial(AlternateTrainer, alternation),
         )  # fmt: skip
         counts = {**train(trainer, directory), **chosen(trainer.state)}
