@@ -2,7 +2,7 @@
 
 Each view is scaled to unit length, multiplied by its weight and laid beside the others; a view that misses an item
 contributes zeros. Items that no view knows take no part in `fit`; `encode` gives them the codes of the zero vector, so
-that all of them share a prefix.
+that all of them share a prefix, unless a method has places to give each of them (gaoq).
 
 Shapes: N items, B rows of a chunk, L levels, K codes of a level, D sum of the view dimensions, E latent dimension.
 """
