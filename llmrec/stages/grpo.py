@@ -27,7 +27,7 @@ from llmrec.training.rewards import build_rewards
 from llmrec.training.siblings import sibling_scores_in_forward
 from llmrec.training.start import Start, make_validation
 from llmrec.training.trainer import train
-from llmrec.training.validation import chosen, tell_chosen
+from llmrec.training.validation import chosen, ranker_of_training, tell_chosen
 from llmrec.trie import SidTrie
 
 PAGE = "training.html"
@@ -99,8 +99,7 @@ def reinforce(
     model.train()  # 4-bit layers on a CPU must not be asked in any other mode, see `evaluation_mode`
 
     def ranker(model: nn.Module) -> SidRanker:
-        # No CUDA graphs: autocast would have them read its copies of the weights, made before the next step.
-        return SidRanker(model, start.table, start.binding, start.prefix, capture=False)
+        return ranker_of_training(model, start.table, start.binding, start.prefix)
 
     trie, vocabulary = SidTrie(start.table), start.binding.vocabulary
     with sibling_scores_in_forward(model, vocabulary, trie, config.normalize_over, config.temperature):

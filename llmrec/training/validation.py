@@ -87,6 +87,14 @@ def start_is_best(state: TrainerState) -> bool:
     return was_judged and not state.best_global_step
 
 
+def ranker_of_training(model: nn.Module, table: SidTable, binding: Binding, prefix_ids: Sequence[int]) -> SidRanker:
+    """Ranker on the weights of a model that goes on training; arguments as `SidRanker` takes them.
+
+    Without CUDA graphs: autocast would have them read its copies of the weights, made before the next step.
+    """
+    return SidRanker(model, table, binding, prefix_ids, capture=False)
+
+
 class Validation(TrainerCallback):
     """Valid rows, and the ranker that answers for the model as it stands.
 
@@ -123,8 +131,7 @@ class Validation(TrainerCallback):
             self.ranker = self._ranker(self.ranker.model)
 
     def _ranker(self, model: nn.Module) -> SidRanker:
-        # No CUDA graphs: autocast would have them read its copies of the weights, made before the next step.
-        return SidRanker(model, self.table, self.binding, self.prefix_ids, capture=False)
+        return ranker_of_training(model, self.table, self.binding, self.prefix_ids)
 
     def on_train_begin(
         self,
