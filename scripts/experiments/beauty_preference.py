@@ -2,9 +2,9 @@
 
     python scripts/experiments/beauty_preference.py --work /tmp/grid --results /tmp/grid/results.jsonl --seeds 0 1 2
 
-Needs runs/beauty/catalog and runs/beauty/views (recipes/beauty-smollm2-135m: prepare, embed). The start is the small
-decoder of decoder.py on RQ-KMeans codes, its best step on valid; `more sft` trains it on, so that a gain is not one of
-steps alone. Every method ends after as many prompts, keeps the step that is best on valid (the start among them), and
+Needs runs/beauty/catalog and runs/beauty/views (recipes/beauty-smollm2-135m: prepare, embed). The start is a decoder of
+decoder.py on RQ-KMeans codes, its best step on valid; `more sft` trains it on, so that a gain is not one of steps
+alone. Every method ends after as many prompts, keeps the step that is best on valid (the start among them), and
 is compared on test with its own start, paired by user. Not run yet.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from decoder import SFT, cells, decoder_steps, recommended
+from decoder import DECODERS, cells, decoder_steps, recommended
 from grid import Run, Step, carry_out, load, parser, tell_failures
 
 from llmrec.columns import USER_ID
@@ -34,7 +34,7 @@ ADAPTER = {
 MIXED = {"negative_sources": ["beam", "random"], "beta": 0.3}
 METHODS: dict[str, Step | None] = {
     START: None,
-    "more sft": ("sft", {**SFT, **JUDGED, "learning_rate": 1e-4}),
+    "more sft": ("sft", {"learning_rate": 1e-4}),
     "DPO": ("dpo", {**ADAPTER, **MIXED, "loss": "dpo", "negatives": 1}),
     "S-DPO": ("dpo", {**ADAPTER, **MIXED, "loss": "sdpo", "negatives": 8}),
     "S-DPO, popular": ("dpo", {**ADAPTER, **MIXED, "loss": "sdpo", "negatives": 8, "negative_sources": ["popular"]}),
@@ -56,12 +56,14 @@ def steps_of(method: Step | None, arguments: argparse.Namespace) -> tuple[Step, 
     """tokenize, extend and sft, which all share; then the method and the evaluations."""
     data, device = {"catalog": arguments.catalog}, {"device": arguments.device}
     tokenize = {**TOKENIZE, "views": arguments.views, **device}
-    extend, (_, trained), *evaluated = decoder_steps(data, arguments.epochs, arguments.device)
-    start = (("tokenize", {**data, **tokenize}), extend, ("sft", {**trained, **JUDGED}))
+    extend, (_, trained), *evaluated = decoder_steps(data, arguments.epochs, arguments.device, arguments.decoder)
+    trained = {**trained, **JUDGED}
+    start = (("tokenize", {**data, **tokenize}), extend, ("sft", trained))
     if method is None:
         return *start, *evaluated
     stage, options = method
-    return *start, (stage, {**data, **device, **options, "max_steps": arguments.max_steps}), *evaluated
+    given = {**trained, "epochs": None} if stage == "sft" else {**data, **device}
+    return *start, (stage, {**given, **options, "max_steps": arguments.max_steps}), *evaluated
 
 
 def measure(run: Run, directories: list[Path]) -> dict[str, Any]:
@@ -121,7 +123,8 @@ def main() -> None:
     made = parser(__doc__.splitlines()[0])
     made.add_argument("--catalog", default="runs/beauty/catalog")
     made.add_argument("--views", default="runs/beauty/views")
-    made.add_argument("--epochs", type=float, default=40, help="of sft")
+    made.add_argument("--decoder", choices=DECODERS, default=DECODERS[0])
+    made.add_argument("--epochs", type=float, default=40, help="of sft of the small decoder")
     made.add_argument("--max-steps", type=int, default=500, help="of every method after it")
     made.add_argument("--device", default="auto")
     arguments = made.parse_args()

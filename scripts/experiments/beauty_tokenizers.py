@@ -1,10 +1,11 @@
-"""Every item tokenizer on Amazon Beauty, beneath one small decoder and one training budget.
+"""Every item tokenizer on Amazon Beauty, beneath one decoder and one training budget.
 
     python scripts/experiments/beauty_tokenizers.py --work /tmp/grid --results /tmp/grid/results.jsonl --parallel 8
 
 Needs runs/beauty/catalog and runs/beauty/views (recipes/beauty-smollm2-135m: prepare; embed with --views text
 collaborative sasrec famae, on the same machine, since minutes of views count; compare minutes with --parallel 1).
-decoder.py says what is beneath. The table is docs/tokenizers.md's.
+decoder.py says what is beneath: a small decoder, or SmolLM2-135M from runs/smollm2-135m by `--decoder smollm2`. The
+tables are docs/tokenizers.md's.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from decoder import cells, decoder_steps, recommended
+from decoder import DECODERS, cells, decoder_steps, recommended
 from grid import ROOT, Run, carry_out, load, parser, tell_failures
 
 TEXT, BEHAVIOUR, SASREC, FAMAE = ["text"], ["collaborative"], ["sasrec"], ["famae"]
@@ -75,7 +76,7 @@ def runs_of(arguments: argparse.Namespace) -> list[Run]:
         for name, options in METHODS.items():
             steps = (
                 ("tokenize", {**data, "views": arguments.views, **options, **device, "probe": True}),
-                *decoder_steps(data, arguments.epochs, arguments.device),
+                *decoder_steps(data, arguments.epochs, arguments.device, arguments.decoder),
             )
             found.append(Run(name, steps, seed))
     return found
@@ -141,7 +142,8 @@ def asked(description: str) -> argparse.Namespace:
     made = parser(description)
     made.add_argument("--catalog", default="runs/beauty/catalog")
     made.add_argument("--views", default="runs/beauty/views")
-    made.add_argument("--epochs", type=float, default=12)
+    made.add_argument("--decoder", choices=DECODERS, default=DECODERS[0])
+    made.add_argument("--epochs", type=float, default=12, help="of the small decoder")
     made.add_argument("--device", default="auto")
     return made.parse_args()
 

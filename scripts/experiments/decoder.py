@@ -1,7 +1,8 @@
-"""The small decoder beneath which semantic IDs are compared, how it is trained, and what is kept of its evaluation.
+"""The decoders beneath which semantic IDs are compared, how they are trained, and what is kept of their evaluation.
 
-It is the 1.2M one of recipes/beauty-micro with what helped it there (dropout, label smoothing and weight decay, by
-valid), trained for as many epochs whatever the tokenizer.
+`micro` is the 1.2M one of recipes/beauty-micro with what helped it there (dropout, label smoothing and weight decay, by
+valid), trained for as many epochs whatever the tokenizer; `smollm2` is sft-full.yaml of recipes/beauty-smollm2-135m,
+whose step is chosen by 3,000 valid rows.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from grid import Step, load
+import yaml
+from grid import ROOT, Step, load
+
+RECIPE = ROOT / "recipes" / "beauty-smollm2-135m"
 
 EXTEND = {"model": "micro", "micro_layers": 4, "micro_hidden": 128, "micro_words": 300}
 SFT = {
@@ -17,25 +21,39 @@ SFT = {
     "warmup_steps": 50, "dropout": 0.2, "weight_decay": 0.1, "label_smoothing": 0.1, "logging_steps": 95,
     "save_steps": 100000,
 }  # fmt: skip
+DECODERS = ("micro", "smollm2")
 EVALUATE = {"baselines": [], "batch_size": 256}
 SPLITS = ("valid", "test")
 
 
-def decoder_steps(given: dict[str, Any], epochs: float, device: str, **replaced: dict[str, Any]) -> tuple[Step, ...]:
+def decoder_steps(
+    given: dict[str, Any], epochs: float, device: str, decoder: str = "micro", **replaced: dict[str, Any]
+) -> tuple[Step, ...]:
     """extend, sft and an evaluation of each split.
 
     Args:
         given: Options of all of them, such as the catalogue where no stage of the run makes it.
-        epochs: Of sft.
+        epochs: Of sft of the small decoder; the recipe says those of the other.
         device: auto, cpu or cuda.
+        decoder: One of DECODERS.
         replaced: extend, sft or a split, as the evaluation of it -> options in place of those above.
     """
-    extend, sft, evaluate = ({**given, **options} for options in (EXTEND, SFT, EVALUATE))
+    if decoder == "micro":
+        model, training = EXTEND, {**SFT, "epochs": epochs}
+    else:
+        model, training = options_of(RECIPE / "extend.yaml", "sid"), options_of(RECIPE / "sft-full.yaml", "model")
+    extend, sft, evaluate = ({**given, **options} for options in (model, training, EVALUATE))
     return (
         ("extend", {**extend, **replaced.get("extend", {})}),
-        ("sft", {**sft, "device": device, "epochs": epochs, **replaced.get("sft", {})}),
+        ("sft", {**sft, "device": device, **replaced.get("sft", {})}),
         *(("evaluate", {**evaluate, "device": device, "split": split, **replaced.get(split, {})}) for split in SPLITS),
     )
+
+
+def options_of(recipe: Path, *directories: str) -> dict[str, Any]:
+    """What a YAML file of a recipe says, but for the directories that the stages of a run hand on."""
+    options = yaml.safe_load(recipe.read_text())
+    return {name: value for name, value in options.items() if name not in ("catalog", "out", *directories)}
 
 
 def cells(result: dict[str, Any]) -> list[str]:

@@ -52,7 +52,7 @@ def runs_of(arguments: argparse.Namespace) -> list[Run]:
             given = {**data, "views": OTHER_VIEWS.get(name, arguments.views), **device, "probe": True}
             steps = (
                 ("tokenize", {**given, **options_of(name), "allow_collapse": True}),
-                *decoder_steps(data, arguments.epochs, arguments.device),
+                *decoder_steps(data, arguments.epochs, arguments.device, arguments.decoder),
             )
             found.append(Run(name, steps, seed))
     return found
