@@ -280,5 +280,5 @@ def test_preferences_are_compared_with_the_checkpoint_they_start_from(run, monke
     assert len(list((tmp_path / "work").glob("sft-*"))) == 1
     *_, of_dpo, of_grpo = said.splitlines()
     gain = tuned["test"]["plain"]["recall@10"] - start["test"]["plain"]["recall@10"]
-    assert f"S-DPO                  less sft, seeds [0]: plain recall {gain:+.4f}" in of_dpo
+    assert f"S-DPO                    less sft, seeds [0]: plain recall {gain:+.4f}" in of_dpo
     assert of_grpo.startswith("GRPO")

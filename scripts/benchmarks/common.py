@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
@@ -53,6 +54,21 @@ def seconds(call: Callable[[], object], repeats: int, device: torch.device | str
         _wait(device)
         times.append(time.perf_counter() - started)
     return statistics.median(times[1:])
+
+
+def fitting(call: Callable[[], float]) -> float | None:
+    """What the call returns; None where it runs out of memory."""
+    try:
+        return call()
+    except torch.OutOfMemoryError:
+        release()
+        return None
+
+
+def release() -> None:
+    """Give cached memory back to the GPU."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def graph_seconds(call: Callable[[int], object], repeats: int = 50) -> float:

@@ -11,13 +11,12 @@ in order and scores; then everything is timed in bfloat16.
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
-from common import emit, emit_machine, seconds
+from common import emit, emit_machine, fitting, release, seconds
 from models import CODEBOOK_SIZE, EOS, FIRST_TEXT_TOKEN, NUM_LEVELS, SHAPES, SIZES, random_model, vocabulary_of
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -227,15 +226,6 @@ class Bench:
         return searched, torch.cuda.max_memory_allocated() / 2**30
 
 
-def fitting(call: Callable[[], float]) -> float | None:
-    """What the call returns; None where it runs out of memory."""
-    try:
-        return call()
-    except torch.cuda.OutOfMemoryError:
-        release()
-        return None
-
-
 def nested_dicts(sequences: list[list[int]]) -> dict[int, dict]:
     """The dict trie of token sequences."""
     root: dict[int, dict] = {}
@@ -257,11 +247,6 @@ def shares(call: Callable[[], object]) -> dict[str, float]:
         spent[kind] += event.self_device_time_total / 1e3
         count += event.count if event.self_device_time_total else 0
     return {**spent, "kernels": count}
-
-
-def release() -> None:
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

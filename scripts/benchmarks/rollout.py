@@ -42,8 +42,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=10_000)
     parser.add_argument("--history", type=int, default=20, help="items")
     parser.add_argument("--beams", type=int, default=16, help="roll-outs of a prompt")
-    parser.add_argument("--batch-size", type=int, default=64, help="prompts rolled out together")
-    parser.add_argument("--generate-batches", type=int, nargs="*", default=[4, 16, 64])
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[16, 64, 256], help="prompts rolled out together")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
@@ -82,7 +81,7 @@ class Bench(Search):
         binding = Binding(self.vocabulary, Prompt(), self.args.history, "children")
         ranker = SidRanker(model, self.table, binding, list(PREFIX), capture=False)
         rng = np.random.default_rng(1)
-        sequences = rng.integers(0, self.args.items, (self.args.batch_size, self.args.history + 1))
+        sequences = rng.integers(0, self.args.items, (max(self.args.batch_sizes), self.args.history + 1))
         return RollOuts(ranker, list(sequences), build_rewards(config.rewards, [1, 1], None), config)
 
     def draw(self, rollouts: RollOuts, count: int) -> list[Group]:
@@ -120,9 +119,8 @@ class Bench(Search):
 
     def time_generate(self) -> None:
         model = self.model(self.dtype)
-        prompts = self.prompt_ids(self.draw(self.rollouts(model, "beams"), self.args.batch_size))
-        for batch_size in self.args.generate_batches:
-            ids = prompts.repeat(-(-batch_size // len(prompts)), 1)[:batch_size]
+        for batch_size in self.args.batch_sizes:
+            ids = self.prompt_ids(self.draw(self.rollouts(model, "beams"), batch_size))
             elapsed = self.generate_seconds(model, ids, self.with_dicts)
             if elapsed is None:
                 emit("generate", constraint="dict trie", batch=batch_size, prompts_per_s="out of memory")
@@ -131,14 +129,15 @@ class Bench(Search):
             emit("generate", constraint="dict trie", batch=batch_size, prompts_per_s=batch_size / elapsed)
 
     def time_rollouts(self) -> None:
-        model, size = self.model(self.dtype), self.args.batch_size
+        model = self.model(self.dtype)
         for way in WAYS:
             rollouts = self.rollouts(model, way)
-            elapsed = seconds(lambda r=rollouts: self.draw(r, size), self.args.repeats, self.device)
-            drawn = [sid for group in self.draw(rollouts, size) for sid in group.completions]
-            invalid = sum(not self.is_item(sid) for sid in drawn)
-            emit("rollout", way=way, batch=size, roll_outs=len(drawn), prompts_per_s=size / elapsed, invalid=invalid,
-                 times_generate=size / elapsed / self.generate_rate)  # fmt: skip
+            for size in self.args.batch_sizes:
+                elapsed = seconds(lambda r=rollouts, s=size: self.draw(r, s), self.args.repeats, self.device)
+                drawn = [sid for group in self.draw(rollouts, size) for sid in group.completions]
+                invalid = sum(not self.is_item(sid) for sid in drawn)
+                emit("rollout", way=way, batch=size, roll_outs=len(drawn), prompts_per_s=size / elapsed,
+                     invalid=invalid, times_generate=size / elapsed / self.generate_rate)  # fmt: skip
 
 
 if __name__ == "__main__":

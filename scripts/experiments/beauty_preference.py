@@ -38,9 +38,17 @@ METHODS: dict[str, Step | None] = {
     "DPO": ("dpo", {**ADAPTER, **MIXED, "loss": "dpo", "negatives": 1}),
     "S-DPO": ("dpo", {**ADAPTER, **MIXED, "loss": "sdpo", "negatives": 8}),
     "S-DPO, popular": ("dpo", {**ADAPTER, **MIXED, "loss": "sdpo", "negatives": 8, "negative_sources": ["popular"]}),
+    "S-DPO, random, rate 2e-5": (
+        "dpo",
+        {**ADAPTER, **MIXED, "loss": "sdpo", "negatives": 8, "negative_sources": ["random"], "learning_rate": 2e-5},
+    ),
     "GRPO": ("grpo", {**ADAPTER, "rewards": ["rule"]}),
     "GRPO, target injected": ("grpo", {**ADAPTER, "rewards": ["rule"], "inject_target": True}),
     "GRPO, beams": ("grpo", {**ADAPTER, "rewards": ["rule", "rank"], "rollouts": "beams"}),
+    "GRPO, beams, rate 3e-4": (
+        "grpo",
+        {**ADAPTER, "rewards": ["rule", "rank"], "rollouts": "beams", "learning_rate": 3e-4},
+    ),
 }
 COLUMNS = ("plain", "seen_excluded")
 K = 10
@@ -95,16 +103,16 @@ def show(results: list[dict[str, Any]]) -> None:
     for result in results:
         if "error" not in result:
             seeds[result["name"]][result["seed"]] = result
-    print(f"{'':22} seed | valid R N, seen excl. R N | test R N, seen excl. R N  | saved step of steps, train s")
+    print(f"{'':24} seed | valid R N, seen excl. R N | test R N, seen excl. R N  | saved step of steps, train s")
     for name in METHODS:
         for seed, r in sorted(seeds[name].items()):
             valid, test = cells(r)
             ended = f"{r['saved_step']} of {r['steps']}, {r['train_seconds']:.0f}"
-            print(f"{name:22} {seed:4} | {valid}   | {test}   | {ended}")
+            print(f"{name:24} {seed:4} | {valid}   | {test}   | {ended}")
     for name in METHODS:
         shared = sorted(seeds[name].keys() & seeds[START].keys())
         if name != START and shared:
-            print(f"{name:22} less sft, seeds {shared}: {'; '.join(differences(seeds[name], seeds[START], shared))}")
+            print(f"{name:24} less sft, seeds {shared}: {'; '.join(differences(seeds[name], seeds[START], shared))}")
     tell_failures(results)
 
 
