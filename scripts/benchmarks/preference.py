@@ -58,15 +58,15 @@ class Bench:
     def __init__(self, args: argparse.Namespace):
         self.args, self.device, self.vocabulary = args, torch.device(args.device), vocabulary_of(args.shape)
         self.dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
-        self.rng = np.random.default_rng(0)
-        codes = self.rng.integers(0, CODEBOOK_SIZE, (NUM_ITEMS, NUM_LEVELS))
+        codes = np.random.default_rng(0).integers(0, CODEBOOK_SIZE, (NUM_ITEMS, NUM_LEVELS))
         table = SidTable(list(map(str, range(NUM_ITEMS))), codes, level_sizes=SIZES)
         self.collator = PreferenceCollator(list(PREFIX), HistoryEncoder(table, self.vocabulary), 50, PAD)
 
     def batch(self, completions: int, size: int) -> dict[str, Tensor]:
-        lengths = np.minimum(self.rng.geometric(1 / self.args.mean_items, size), 50)
+        rng = np.random.default_rng(size)  # the same rows for both routes
+        lengths = np.minimum(rng.geometric(1 / self.args.mean_items, size), 50)
         draws = [
-            {"rows": self.rng.integers(0, NUM_ITEMS, length), "items": self.rng.integers(0, NUM_ITEMS, completions),
+            {"rows": rng.integers(0, NUM_ITEMS, length), "items": rng.integers(0, NUM_ITEMS, completions),
              "smoothing": []} for length in lengths
         ]  # fmt: skip
         return {name: tensor.to(self.device) for name, tensor in self.collator(draws).items() if name != "smoothing"}

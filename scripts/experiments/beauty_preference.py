@@ -5,7 +5,7 @@
 Needs runs/beauty/catalog and runs/beauty/views (recipes/beauty-smollm2-135m: prepare, embed). The start is a decoder of
 decoder.py on RQ-KMeans codes, its best step on valid; `more sft` trains it on, so that a gain is not one of steps
 alone. Every method ends after as many prompts, keeps the step that is best on valid (the start among them), and
-is compared on test with its own start, paired by user. Not run yet.
+is compared on test with its own start, paired by user. Results: recipes/beauty-preference.
 """
 
 from __future__ import annotations

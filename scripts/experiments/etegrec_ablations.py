@@ -5,7 +5,7 @@
 Needs runs/beauty/catalog and runs/beauty/views with the view sasrec (recipes/beauty-smollm2-135m: prepare; embed with
 --views sasrec). All start from one tokenizer, trained by itself, and from one small decoder (decoder.py); `frozen` is
 `llmrec sft` on the semantic IDs of the start. A pass follows every epoch of the decoder, the paper's C = 2; weights of
-the alignment are the paper's on Instrument. Not run yet.
+the alignment are the paper's on Instrument. Results: docs/papers.md.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 Needs runs/beauty/catalog and runs/beauty/views (recipes/beauty-smollm2-135m: prepare, embed), and for the corrupted
 view runs/beauty/views-corrupt (corrupt_view.py). Decoder and budget are those of beauty_tokenizers.py. How the codes
-serve popular and rare items is in the strata of each run's metrics.json. Not run yet.
+serve popular and rare items is in the strata of each run's metrics.json. Results: docs/papers.md.
 """
 
 from __future__ import annotations
