@@ -154,6 +154,23 @@ def test_the_tokenizers_of_the_table_are_those_there_are(grid):
         TokenizeConfig.completed(options)(out="o", catalog="c", views="v", **options)
 
 
+def test_beneath_the_llm_of_a_recipe_only_directories_are_the_runs_own(grid):
+    from decoder import RECIPE, decoder_steps
+
+    from llmrec.config_file import load_config
+    from llmrec.configs import ExtendConfig, SftConfig
+
+    (_, extend), (_, sft), *_ = decoder_steps({"catalog": "c"}, 12, "cpu", "smollm2")
+    written = load_config(SftConfig, RECIPE / "sft-full.yaml")
+    own = {"catalog": "c", "model": "base", "out": "checkpoint", "device": "cpu"}
+    assert SftConfig(**{**sft, **own}) == dataclasses.replace(written, **own)
+    assert "model" not in sft and "out" not in sft
+    written = load_config(ExtendConfig, RECIPE / "extend.yaml")
+    assert ExtendConfig(**extend, sid="sid", out="base") == dataclasses.replace(
+        written, catalog="c", sid="sid", out="base"
+    )
+
+
 def test_the_claim_of_the_probe_averages_seeds_and_draws_tokenizers(monkeypatch, capsys, tmp_path):
     monkeypatch.syspath_prepend(str(FOLDER))
     import probe_claim
