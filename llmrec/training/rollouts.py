@@ -110,8 +110,9 @@ class RollOuts:
         histories = [sequence[:-1][-self.ranker.binding.max_history :] for sequence in sequences]
         targets = np.array([sequence[-1] for sequence in sequences])
         drawn, is_injected = self._roll_out(histories, targets, generator)
-        if bool((drawn.leaves < 0).any() | drawn.log_probs.isnan().any()):
+        if bool(drawn.log_probs.isnan().any()):
             raise ValueError(f"No items can be drawn: {DIVERGED}")
+        assert bool((drawn.leaves >= 0).all()), "a roll-out is no item"
         groups = self.described(histories, targets, drawn)
         rewards, by_name = self.rewards(groups)
         advantages, weights = self._advantages(torch.from_numpy(rewards), drawn)
