@@ -8,12 +8,17 @@ result (where it is written, which device computes it), so that a run may be res
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 import operator
+import os
+import types
 import typing
 from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal
 
 BOUNDS = {"least": "at least {} is needed", "above": "more than {} is needed", "most": "at most {} is allowed"}
+NAMES = {str: "texts", int: "integers", float: "numbers"}
 MAX_SEED = 2**32 - 1  # numpy takes no larger one
 
 
@@ -53,10 +58,10 @@ class Config:
     """Base of all: what can be told wrong from the options alone is refused, however the config is made."""
 
     def __post_init__(self):
-        problems = [problem for f in dataclasses.fields(self) for problem in out_of_bounds(f, getattr(self, f.name))]
-        for name, hint in typing.get_type_hints(type(self)).items():
-            if typing.get_origin(hint) is Literal and getattr(self, name) not in typing.get_args(hint):
-                problems.append(f"{name} is '{getattr(self, name)}'; choose from {', '.join(typing.get_args(hint))}")
+        fields, hints = dataclasses.fields(self), typing.get_type_hints(type(self))
+        needed = {f.name: what_it_lacks(getattr(self, f.name), hints[f.name]) for f in fields}
+        problems = [f"{name} is {getattr(self, name)!r}; {what}" for name, what in needed.items() if what]
+        problems += [p for f in fields if not needed[f.name] for p in out_of_bounds(f, getattr(self, f.name))]
         problems = problems or self.problems()
         if problems:
             raise ValueError("; ".join(problems) + ".")
@@ -76,6 +81,27 @@ class StageConfig(Config):
     out: str = option("Directory to write.", identity=False)
     overwrite: bool = option("Replace the result of another run in `out`.", False, identity=False)
     seed: int = option("Seed of everything random in this stage.", 0, least=0, most=MAX_SEED)
+
+
+def what_it_lacks(value: Any, hint: Any) -> str | None:
+    """What is needed of an option in the place of a value of another type; None where it fits."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        kinds = [kind for kind in arguments if kind is not types.NoneType]
+        return None if value is None and len(kinds) < len(arguments) else what_it_lacks(value, kinds[0])
+    if origin is Literal:
+        return None if value in arguments else f"choose from {', '.join(map(str, arguments))}"
+    if origin is list:
+        fits = isinstance(value, list | tuple) and not any(what_it_lacks(part, arguments[0]) for part in value)
+        return None if fits else f"a list of {NAMES.get(arguments[0], arguments[0])} is needed"
+    if hint is bool:
+        return None if isinstance(value, bool) else "True or False is needed"
+    if hint is int:
+        return None if isinstance(value, numbers.Integral) and not isinstance(value, bool) else "an integer is needed"
+    if hint is float:
+        fits = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+        return None if fits else "a finite number is needed"
+    return None if hint is not str or isinstance(value, str | os.PathLike) else "text is needed"
 
 
 def out_of_bounds(f: dataclasses.Field, value: Any) -> list[str]:

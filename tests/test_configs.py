@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import typing
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from llmrec.config_file import load_config
 from llmrec.configs import (
     STAGES,
+    DpoConfig,
     EvaluateConfig,
     ExtendConfig,
     PrepareConfig,
@@ -46,10 +50,11 @@ def test_every_field_explains_itself_and_its_default_is_valid(stage):
     required = {f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
     assert required <= {"out", "catalog", "views", "sid", "model", "runs"}  # data and models, never a setting
     required |= {"out", "catalog"} if cls is TokenizeConfig else set()  # needed by what it makes, not by `compare`
-    config = load_config(cls, overrides=dict.fromkeys(required, "x"))
+    values = {name: ["x"] if name == "runs" else "x" for name in required}
+    config = load_config(cls, overrides=values)
     for field in dataclasses.fields(cls):
         if isinstance(getattr(config, field.name), list):  # not shared between instances
-            assert getattr(config, field.name) is not getattr(cls(**dict.fromkeys(required, "x")), field.name)
+            assert getattr(config, field.name) is not getattr(cls(**values), field.name)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -91,6 +96,28 @@ def test_none_lists_and_switches(load):
     assert (config.view_names, config.view_weights) == (["text", "collaborative"], [1.0, 2.5])
     assert load(EvaluateConfig, "out: o\ncatalog: c\nmodel: m\nk: [1, 20]\n").k == [1, 20]
     assert load(EvaluateConfig, "out: o\ncatalog: c\nmodel: m\nk: 5\nbaselines: []\n").baselines == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 16.0}, "batch_size is 16.0; an integer is needed"),
+        ({"batch_size": "16"}, "batch_size is '16'; an integer is needed"),
+        ({"negatives": True}, "negatives is True; an integer is needed"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf; a finite number is needed"),
+        ({"beta": "0.1", "seed": None}, "seed is None; an integer is needed; beta is '0.1'; a finite number is needed"),
+        ({"negative_sources": "beam"}, "negative_sources is 'beam'; a list of texts is needed"),
+        ({"negative_weights": 0.5}, "negative_weights is 0.5; a list of numbers is needed"),
+        ({"overwrite": 1}, "overwrite is 1; True or False is needed"),
+        ({"model": None}, "model is None; text is needed"),
+        ({"loss": "ppo"}, "loss is 'ppo'; choose from sdpo, dpo"),
+    ],
+)
+def test_types_are_held_from_python_too(options, message):
+    needed = {"out": "o", "catalog": "c", "model": Path("m")}
+    DpoConfig(**needed, beta=1, batch_size=np.int64(8), negative_weights=(1, 2.5))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        DpoConfig(**needed | options)
 
 
 def test_integers_are_not_rounded(load):

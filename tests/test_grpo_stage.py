@@ -202,7 +202,7 @@ def test_a_reward_that_fails_later_ends_the_run(tmp_path, toy, tuned):
     def mine(history, item_ids, target):
         return [float("nan") if item == "item-3" else 1.0 for item in item_ids]
 
-    with pytest.raises(ValueError, match="The reward 'mine' is nan for item row 3"):
+    with pytest.raises(ValueError, match="The reward 'mine' is nan for the item 'item-3'"):
         reinforce(tmp_path / "grpo", toy[0], tuned, [mine], num_generations=11, batch_size=2, micro_batch_size=2)
 
 

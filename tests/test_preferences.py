@@ -69,6 +69,7 @@ def test_what_is_written_is_read(tmp_path, catalog, sid_table, preferences):
         ({"oracle": [0.5]}, "another number of oracle than of negatives"),
         ({"oracle": [0.5, 1.5]}, r"an oracle outside \[0, 1\]"),
         ({"sources": ["beam"]}, "another number of sources"),
+        ({"sources": ["x", None]}, "another number of sources"),
     ],
 )
 def test_rows_that_cannot_be_trained_on(tmp_path, catalog, sid_table, change, message):
@@ -78,6 +79,30 @@ def test_rows_that_cannot_be_trained_on(tmp_path, catalog, sid_table, change, me
     path = write(tmp_path / "file.parquet", [{**good[0], **change}, good[1]])
     with pytest.raises(ValueError, match=message):
         read_preferences(path, catalog, sid_table)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("oracle", 0.5, "oracle is of type double, but lists numbers, one per negative"),
+        ("oracle", ["a", "b"], "oracle is of type list<.*: string>, but lists numbers"),
+        ("beam_ranks", [0.5, 1.5], "beam_ranks is of type list<.*: double>, but lists whole numbers"),
+        ("sources", "ab", "sources is of type string, but lists strings"),
+    ],
+)
+def test_columns_of_other_types(tmp_path, catalog, sid_table, column, value, message):
+    path = write(tmp_path / "file.jsonl", [{**ROWS[0], column: value}])
+    with pytest.raises(ValueError, match=message):
+        read_preferences(path, catalog, sid_table)
+
+
+def test_lists_of_a_fixed_size(tmp_path, catalog, sid_table):
+    """As numpy and polars write arrays."""
+    negatives = pa.array([["item-8", "item-1"], ["item-0", "item-4"]], pa.list_(pa.string(), 2))
+    table = pa.Table.from_pylist(ROWS).set_column(2, "negatives", negatives)
+    pq.write_table(table, tmp_path / "file.parquet")
+    found = read_preferences(tmp_path / "file.parquet", catalog, sid_table)
+    assert [rows.tolist() for rows in found.negatives] == [[8, 1], [0, 4]]
 
 
 def test_files_that_are_none(tmp_path, catalog, sid_table):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import linecache
 import types
 
 import numpy as np
@@ -110,6 +112,41 @@ def test_a_function_of_a_file_or_module(way, tmp_path, monkeypatch, item_ids):
     assert total.tolist() == [[len("item-10") + 1 + 10, len("item-3")]]
 
 
+def test_an_object_of_a_file_that_declares_dataclasses(tmp_path, item_ids):
+    """`dataclasses` and `inspect` look the file up among the modules; two files of one name are two."""
+    files = [tmp_path / "one" / "mine.py", tmp_path / "two" / "mine.py"]
+    for weight, file in enumerate(files):
+        file.parent.mkdir()
+        file.write_text(WEIGHED + f"worth = Worth({weight})\n")
+    names = [f"{file}:worth" for file in files]
+    own = own_rewards(names, [], item_ids)
+    assert sources(own) == {f"reward {name}": str(file) for name, file in zip(names, files, strict=True)}
+    assert build_rewards(names, [1, 10], None, own)(groups([4, 2], target=7))[0].tolist() == [[10, 10]]
+
+
+WEIGHED = """
+from __future__ import annotations
+from dataclasses import dataclass
+
+@dataclass
+class Worth:
+    weight: float
+
+    def __call__(self, history, item_ids, target):
+        return [self.weight] * len(item_ids)
+"""
+
+
+def test_what_lies_in_no_file_goes_by_its_name(tmp_path, monkeypatch, item_ids):
+    """What is built in, and a function of a notebook, whose file each kernel calls by another name."""
+    cell, typed = str(tmp_path / "cell.py"), {}
+    monkeypatch.setitem(linecache.cache, cell, (len(OWN), None, OWN.splitlines(True), cell))
+    exec(compile(OWN, cell, "exec"), typed)
+    typed = typed["longest"]
+    own = own_rewards([], [typed, functools.partial(groups, [1]), max], item_ids)
+    assert sources(own) == {"reward longest": "longest", "reward partial": __file__, "reward max": "max"}
+
+
 def test_a_callable_sees_external_ids(item_ids):
     seen = []
 
@@ -127,9 +164,10 @@ def test_a_callable_sees_external_ids(item_ids):
     [
         ([1.0], "returned 1 numbers for a group of 3 items"),
         ([[1.0], [2.0], [3.0]], r"returned an array of shape \(3, 1\) for a group of 3"),
-        ([1.0, float("nan"), 0.0], "is nan for item row 8"),
-        ([1.0, 2.0, float("inf")], "is inf for item row 9"),
-        (None, r"returned an array of shape \(\) for"),
+        ([1.0, float("nan"), 0.0], r"is nan for the item 'item-8' after the history \['item-1'.*target 'item-7'"),
+        ([1.0, 2.0, float("inf")], "is inf for the item 'item-9'"),
+        (None, "returned None for a group of 3"),
+        (0.5, "returned 0.5 for a group of 3"),
         ("abc", "failed on the history .*ValueError"),
     ],
 )

@@ -86,6 +86,10 @@ def test_the_loss_goes_down_on_what_can_be_learned(tmp_path, toy):
     assert curve[0] > 1.5 and np.mean(curve[-3:]) < 0.5
 
 
+def test_max_steps_of_0_leaves_epochs(tmp_path, toy):
+    assert fine_tune(tmp_path / "sft", *toy, max_steps=0, epochs=1, batch_size=12)["steps"] == 3  # 27 windows
+
+
 def test_last_item_trains_the_same_targets(tmp_path, toy):
     one = fine_tune(tmp_path / "one", *toy, max_steps=1, batch_size=128, max_history=20)
     cut = fine_tune(tmp_path / "cut", *toy, max_steps=1, batch_size=128, max_history=20, loss_on="last_item")

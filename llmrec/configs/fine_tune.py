@@ -30,7 +30,10 @@ class FineTuneConfig(StageConfig):
     learning_rate: float = option("Peak learning rate of LoRA, or of all weights.", 2e-4, above=0)
     weight_decay: float = option("AdamW weight decay.", 0.01, least=0)
     warmup_steps: int = option("Optimiser steps of linear warm-up.", 20, least=0)
-    scheduler: str = option("Learning-rate schedule, as transformers names it.", "cosine")
+    # Those of transformers that need no further options and no evaluation.
+    scheduler: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+    ] = option("Learning-rate schedule, as transformers names it.", "cosine")
     max_grad_norm: float = option("Gradient clipping.", 1.0, least=0)
     precision: Literal["auto", "float32", "bfloat16"] = option("auto: bfloat16 on a GPU that has it.", "auto")
     gradient_checkpointing: bool = option("Trade compute for memory.", False, identity=False)

@@ -72,8 +72,8 @@ class GrpoConfig(PreferenceConfig):
     def _reward_problems(self) -> list[str]:
         unknown = [name for name in self.rewards if name not in REWARD_NAMES and ":" not in name]
         problems = [
-            f"unknown reward '{name}'; {suggestion(name, REWARD_NAMES)} Your own is named module:function or "
-            "path/to/file.py:function"
+            f"unknown reward '{name}'; {suggestion(name, REWARD_NAMES)} (your own is named module:function or "
+            "path/to/file.py:function)"
             for name in unknown
         ]
         if not self.rewards:

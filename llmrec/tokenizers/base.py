@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llmrec.catalog import Catalog
+from llmrec.device import resolve_device
 from llmrec.manifest import write_json
 from llmrec.options import MAX_SEED, Config, option
 from llmrec.views import ItemViews
@@ -115,8 +116,10 @@ class ItemTokenizer(Config, ABC):
         """Read a fitted tokenizer from the directory that `save_pretrained` or `llmrec tokenize` wrote.
 
         Raises:
-            ValueError: If a file is absent or unreadable, of another method, or the two do not go together.
+            ValueError: If a file is absent or unreadable, of another method, or the two do not go together, or the
+                device is not here.
         """
+        resolve_device(device)
         settings = read_settings(path)
         if settings["method"] != cls.method:
             raise ValueError(

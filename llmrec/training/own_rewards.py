@@ -6,9 +6,11 @@ by whoever starts it; nothing is ever loaded from an artefact.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -18,14 +20,14 @@ import numpy as np
 from llmrec.configs import REWARD_NAMES
 from llmrec.sid import SidTable
 from llmrec.suggest import suggestion
-from llmrec.training.rewards import Groups, WeightedRewards
+from llmrec.training.rewards import Groups
 
 # history, item_ids of a group in the order drawn, target -> a number for each of the item_ids.
 OwnReward = Callable[[list[str], list[str], str], Sequence[float]]
 
 
 class ById:
-    """A user's function as a reward.
+    """A user's function as a reward; calls raise a ValueError if it does not give a finite number for each item.
 
     Args:
         function: See `OwnReward`.
@@ -41,22 +43,30 @@ class ById:
         return np.array([self._of_group(*(self.item_ids[rows] for rows in group)) for group in given])
 
     def _of_group(self, history: np.ndarray, items: np.ndarray, target: str) -> np.ndarray:
+        asked = f"the history {history.tolist()} with target '{target}'"
         try:
-            values = np.asarray(self.function(history.tolist(), items.tolist(), target), dtype=np.float64)
+            found = self.function(history.tolist(), items.tolist(), target)
+            values = np.asarray(found, dtype=np.float64)
         except Exception as error:
-            raise ValueError(
-                f"The reward '{self.name}' failed on the history {history.tolist()} with target '{target}': "
-                f"{type(error).__name__}: {error}"
-            ) from error
+            raise ValueError(f"The reward '{self.name}' failed on {asked}: {type(error).__name__}: {error}") from error
         if values.shape != items.shape:
             raise ValueError(
-                f"The reward '{self.name}' returned {_described(values)} for a group of {len(items)} items; return one "
-                "number for each of them, in their order."
+                f"The reward '{self.name}' returned {_described(found, values)} for a group of {len(items)} items; "
+                "return one number for each of them, in their order."
+            )
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            raise ValueError(
+                f"The reward '{self.name}' is {values[bad[0]]} for the item '{items[bad[0]]}' after {asked}; return "
+                "finite numbers."
             )
         return values
 
 
-def _described(values: np.ndarray) -> str:
+def _described(found: object, values: np.ndarray) -> str:
+    """What was returned, and the array that was made of it."""
+    if values.ndim == 0:
+        return repr(found)
     return f"{len(values)} numbers" if values.ndim == 1 else f"an array of shape {values.shape}"
 
 
@@ -82,9 +92,18 @@ def own_rewards(names: Sequence[str], functions: Sequence[OwnReward], item_ids: 
 
 def sources(own: Mapping[str, ById]) -> dict[str, str]:
     """What a run depends on for its own rewards: the files that hold them, or their names where they lie in none."""
-    functions = {name: reward.function for name, reward in own.items()}
-    files = {name: inspect.getsourcefile(f if inspect.isroutine(f) else type(f)) for name, f in functions.items()}
-    return {f"reward {name}": file or name for name, file in files.items()}
+    return {f"reward {name}": _file_of(reward.function) or name for name, reward in own.items()}
+
+
+def _file_of(function: OwnReward) -> str | None:
+    """The file that holds a function or the class of a callable; None of what is built in or typed into a notebook."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    try:
+        file = inspect.getsourcefile(function if inspect.isroutine(function) else type(function))
+    except TypeError:
+        return None
+    return file if file and Path(file).is_file() else None
 
 
 def check_own(own: Mapping[str, ById], table: SidTable, sequences: Sequence[np.ndarray], count: int) -> None:
@@ -105,7 +124,8 @@ def check_own(own: Mapping[str, ById], table: SidTable, sequences: Sequence[np.n
     groups = Groups(
         [sequence[:-1] for sequence in sequences], targets, table.codes(targets), items, table.codes(items), scores
     )
-    WeightedRewards(own, [1.0] * len(own))(groups)
+    for reward in own.values():
+        reward(groups)
 
 
 def load_function(reference: str) -> OwnReward:
@@ -120,8 +140,8 @@ def load_function(reference: str) -> OwnReward:
     where, _, name = reference.rpartition(":")
     if not where or not name.isidentifier():
         raise ValueError(
-            f"Unknown reward '{reference}'; {suggestion(reference, REWARD_NAMES)} A function of your own is named "
-            "module:function or path/to/file.py:function."
+            f"Unknown reward '{reference}'; {suggestion(reference, REWARD_NAMES)} (your own is named "
+            "module:function or path/to/file.py:function)."
         )
     try:
         module = _run_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
@@ -134,7 +154,7 @@ def load_function(reference: str) -> OwnReward:
 
 
 def _run_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"llmrec_reward_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
+    spec = importlib.util.spec_from_file_location(str(path.resolve()), path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
     spec.loader.exec_module(module)
     return module

@@ -33,6 +33,13 @@ FILE = "preferences.parquet"
 GIVEN = "file"  # source of negatives of which the file names none
 NAMED = 3  # rows that a message names
 
+# Columns with a value per negative: what they list, and the types of it.
+PER_NEGATIVE = {
+    columns.SOURCES: ("strings", (pa.types.is_string, pa.types.is_large_string)),
+    columns.BEAM_RANKS: ("whole numbers", (pa.types.is_integer,)),
+    columns.ORACLE: ("numbers", (pa.types.is_floating, pa.types.is_integer)),
+}
+
 
 @dataclass(frozen=True)
 class Preferences:
@@ -154,11 +161,12 @@ def read_preferences(path: str | Path, catalog: Catalog, table: SidTable) -> Pre
     missing = [n for n in (columns.HISTORY, columns.TARGET, columns.NEGATIVES) if n not in data.column_names]
     if missing:
         raise ValueError(f"'{path}' lacks the columns {missing}; it has {data.column_names}.")
-    histories, negatives = (_item_rows(data[name], catalog, path) for name in (columns.HISTORY, columns.NEGATIVES))
-    targets = _item_rows(data[columns.TARGET], catalog, path)
-    more = (columns.USER_ID, columns.SOURCES, columns.BEAM_RANKS, columns.ORACLE)
+    histories, negatives = (_item_rows(data, name, catalog, path) for name in (columns.HISTORY, columns.NEGATIVES))
+    targets = _item_rows(data, columns.TARGET, catalog, path)
+    _check_types(path, data)
+    more = (columns.USER_ID, *PER_NEGATIVE)
     users, sources, ranks, oracle = (data[n].to_pylist() if n in data.column_names else None for n in more)
-    per_negative = {name: lists for name, lists in zip(more[1:], (sources, ranks, oracle), strict=True) if lists}
+    per_negative = {name: lists for name, lists in zip(PER_NEGATIVE, (sources, ranks, oracle), strict=True) if lists}
     _check_rows(path, histories, targets, negatives, per_negative, table)
     return Preferences(
         Prompts(users or [str(i) for i in range(len(targets))], histories, targets, histories),
@@ -181,16 +189,35 @@ def _read_table(path: Path) -> pa.Table:
     return table
 
 
-def _item_rows(column: pa.ChunkedArray, catalog: Catalog, path: str | Path) -> Any:
-    """(n,) item rows of ids, or such an array for each of n lists."""
-    name = f"'{path}'"
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _item_rows(data: pa.Table, name: str, catalog: Catalog, path: str | Path) -> Any:
+    """(n,) item rows of ids in a column, or such an array for each of n lists."""
+    column = data[name]
     try:
-        if not pa.types.is_list(column.type) and not pa.types.is_large_list(column.type):
+        if not _is_list(column.type):
             return catalog.item_rows(column.combine_chunks())
         lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
         return np.split(catalog.item_rows(pc.list_flatten(column).combine_chunks()), np.cumsum(lengths)[:-1])
     except (ValueError, pa.ArrowException) as error:
-        raise ValueError(f"{name}: {error}") from error
+        raise ValueError(f"'{path}', column {name}: {error}") from error
+
+
+def _check_types(path: str | Path, data: pa.Table) -> None:
+    """Refuse columns beside the negatives that are not lists of what they should be.
+
+    Raises:
+        ValueError: With every such column.
+    """
+    wrong = []
+    for name, (what, kinds) in PER_NEGATIVE.items():
+        kind = data[name].type if name in data.column_names else None
+        if kind is not None and not (_is_list(kind) and any(fits(kind.value_type) for fits in kinds)):
+            wrong.append(f"{name} is of type {kind}, but lists {what}, one per negative")
+    if wrong:
+        raise ValueError(f"'{path}': {'; '.join(wrong)}. Correct or remove the column.")
 
 
 def _check_rows(
@@ -219,7 +246,9 @@ def _check_rows(
     }
     for name, lists in per_negative.items():
         pairs = zip(lists, negatives, strict=True)
-        faults[f"another number of {name} than of negatives"] = [len(each or ()) != len(rows) for each, rows in pairs]
+        faults[f"another number of {name} than of negatives"] = [
+            len([value for value in each or () if value is not None]) != len(rows) for each, rows in pairs
+        ]
     if columns.ORACLE in per_negative:
         faults["an oracle outside [0, 1]"] = [
             not all(p is not None and 0 <= p <= 1 for p in each or ()) for each in per_negative[columns.ORACLE]

@@ -131,19 +131,8 @@ class WeightedRewards:
 
         Returns:
             (U, G) weighted sums, and (U, G) of each reward by its name.
-
-        Raises:
-            ValueError: If a reward is not a finite number for each roll-out.
         """
         found = {name: np.asarray(reward(groups), dtype=np.float64) for name, reward in self.rewards.items()}
-        for name, values in found.items():
-            bad = np.argwhere(~np.isfinite(values))
-            if len(bad):
-                group, place = bad[0]
-                raise ValueError(
-                    f"The reward '{name}' is {values[group, place]} for item row {groups.items[group, place]} after "
-                    f"the history {groups.histories[group].tolist()}; rewards are finite numbers."
-                )
         return sum(weight * values for weight, values in zip(self.weights, found.values(), strict=True)), found
 
 

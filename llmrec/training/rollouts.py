@@ -35,6 +35,7 @@ from llmrec.sid import EMPTY
 from llmrec.sid_ranker import SidRanker
 from llmrec.training.advantages import distinct_advantages, group_advantages, importance_weights, is_idle
 from llmrec.training.rewards import Groups, WeightedRewards
+from llmrec.training.trainer import DIVERGED
 
 
 class Drawn(NamedTuple):
@@ -101,11 +102,16 @@ class RollOuts:
         Args:
             places: U positions among the examples.
             generator: Source of randomness, on the device of the model.
+
+        Raises:
+            ValueError: If the model gives no probabilities any more.
         """
         sequences = [self.sequences[place] for place in places]
         histories = [sequence[:-1][-self.ranker.binding.max_history :] for sequence in sequences]
         targets = np.array([sequence[-1] for sequence in sequences])
         drawn, is_injected = self._roll_out(histories, targets, generator)
+        if bool(drawn.log_probs.isnan().any()):
+            raise ValueError(f"No items can be drawn: {DIVERGED}")
         assert bool((drawn.leaves >= 0).all()), "a roll-out is no item"
         groups = self.described(histories, targets, drawn)
         rewards, by_name = self.rewards(groups)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, SchedulerType
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from llmrec import processes
@@ -79,9 +79,6 @@ def check(
         )
     if processes.sharding() == "DeepSpeed":
         problems.append("accelerate was told to use DeepSpeed; launch with recipes/accelerate/ddp.yaml, or fsdp2.yaml")
-    schedulers = [scheduler.value for scheduler in SchedulerType]
-    if config.scheduler not in schedulers:
-        problems.append(f"scheduler is '{config.scheduler}'; choose from {', '.join(schedulers)}")
     installed = get_available_reporting_integrations()
     for name in set(config.report_to) - {*installed, "all", "none"}:
         known = name in INTEGRATION_TO_CALLBACK

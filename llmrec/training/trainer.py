@@ -5,6 +5,7 @@ Each stage's trainer is `SidTrainer` before one of TRL's.
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,13 @@ from llmrec.console import is_quiet, say
 from llmrec.evaluation.learning import JUDGING
 from llmrec.training.checkpoints import WholeCheckpoints, newest_whole
 from llmrec.training.optimizer import build_optimizer
-from llmrec.training.validation import Validation, saving
+from llmrec.training.validation import Validation, chosen, saving
 from llmrec.training.weights import train_in_float32
+
+DIVERGED = (
+    "training has diverged, its loss is not finite. Lower learning_rate or raise warmup_steps, and run again with "
+    "--overwrite."
+)
 
 
 class SidTrainer(WholeCheckpoints):
@@ -52,6 +58,7 @@ class SidTrainer(WholeCheckpoints):
         self.validation = validation
         if validation is not None:
             self.add_callback(validation)
+        self.add_callback(Divergence(config.stage))
         self.add_callback(LogLines(config.stage, self.shown))
         if config.patience:
             self.add_callback(EarlyStoppingCallback(config.patience))
@@ -88,6 +95,39 @@ class SidTrainer(WholeCheckpoints):
             )
 
 
+class Divergence(TrainerCallback):
+    """Ends a run whose loss is not finite, after which no weight is; with the best step where there is one.
+
+    Args:
+        stage: As messages name it.
+    """
+
+    def __init__(self, stage: str):
+        self.stage = stage
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Look at the mean loss since the last entry, and at the end of training at that of all steps.
+
+        Raises:
+            ValueError: If no step before can be saved.
+        """
+        loss = (logs or {}).get("loss", (logs or {}).get("train_loss", 0.0))
+        if math.isfinite(loss):
+            return
+        if chosen(state).get("saved_step", state.global_step) == state.global_step:
+            raise ValueError(f"Step {state.global_step}: {DIVERGED}")
+        if not control.should_training_stop:
+            say(f"{self.stage}: step {state.global_step} of {state.max_steps}, loss {loss}: it ends here.")
+            control.should_training_stop = True
+
+
 class LogLines(TrainerCallback):
     """One line per log entry where there is no terminal for a progress bar.
 
@@ -108,7 +148,7 @@ class LogLines(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if logs and "loss" in logs and args.disable_tqdm:
-            values = ", ".join(f"{name} {float(logs[name]):.4f}" for name in self.shown if name in logs)
+            values = ", ".join(f"{name} {float(logs[name]):.4f}" for name in self.shown if logs.get(name) is not None)
             say(f"{self.stage}: step {state.global_step} of {state.max_steps}, {values}")
 
 
@@ -139,7 +179,7 @@ def shared_arguments(
         "gradient_accumulation_steps": accumulation,
         "learning_rate": config.learning_rate,
         "num_train_epochs": config.epochs,
-        "max_steps": config.max_steps,
+        "max_steps": config.max_steps or -1,  # the Trainer would take one step for 0
         "lr_scheduler_type": config.scheduler,
         "warmup_steps": config.warmup_steps,
         "max_grad_norm": config.max_grad_norm,

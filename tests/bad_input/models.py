@@ -153,6 +153,9 @@ CASES = {
     "weights shared out by DeepSpeed": Case("sft", ("told to use DeepSpeed", "ddp.yaml"),
                                             env={"ACCELERATE_USE_DEEPSPEED": "true"}),
     "unknown schedule": Case("sft --scheduler cosinus", ("scheduler", "'cosinus'", "cosine")),
+    "schedule that needs options of its own": Case("sft --scheduler warmup_stable_decay",
+                                                   ("scheduler", "choose from linear, cosine")),
+    "GPU that is not here": Case("alternate --device cuda", ("llmrec alternate: device is 'cuda'",), needs="no gpu"),
     "unknown tracker": Case("sft --report-to wandbb", ("report_to", "'wandbb'", "wandb")),
     "numbers that cannot train": Case(
         "sft --epochs 0 --learning-rate -1 --lora-dropout 2 --label-smoothing 1.5 --lora-rank 0 --save-steps 0",

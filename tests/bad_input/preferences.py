@@ -26,6 +26,8 @@ CASES = {
     "preferences that are nowhere": Case(GIVEN_FILE, ("pairs.jsonl' does not exist", "parquet or JSONL")),
     "preferences of other columns": Case(GIVEN_FILE, ("pairs.jsonl' lacks the columns ['history', 'target'",),
                                          {"pairs.jsonl": text('{"chosen": "item-1"}')}),
+    "preferences with one oracle for all": Case(GIVEN_FILE, ("oracle is of type double, but lists numbers",),
+                                                pairs(oracle=0.7)),
     "preferences that are no JSON": Case(GIVEN_FILE, ("pairs.jsonl' is neither",), {"pairs.jsonl": text("hello")}),
     "oracle for a softmax": Case(GIVEN_FILE, ("pairs.jsonl' has an oracle", "loss 'dpo'"), pairs(oracle=[0.7])),
     "start that was not fine-tuned": Case("dpo --model @base", ("was written by `llmrec extend`", "llmrec sft")),
