@@ -18,7 +18,7 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal
 
 BOUNDS = {"least": "at least {} is needed", "above": "more than {} is needed", "most": "at most {} is allowed"}
-NAMES = {str: "texts", int: "integers", float: "numbers"}
+NAMES = {str: "texts", int: "integers", float: "finite numbers"}
 MAX_SEED = 2**32 - 1  # numpy takes no larger one
 
 

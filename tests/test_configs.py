@@ -107,7 +107,7 @@ def test_none_lists_and_switches(load):
         ({"learning_rate": float("inf")}, "learning_rate is inf; a finite number is needed"),
         ({"beta": "0.1", "seed": None}, "seed is None; an integer is needed; beta is '0.1'; a finite number is needed"),
         ({"negative_sources": "beam"}, "negative_sources is 'beam'; a list of texts is needed"),
-        ({"negative_weights": 0.5}, "negative_weights is 0.5; a list of numbers is needed"),
+        ({"negative_weights": 0.5}, "negative_weights is 0.5; a list of finite numbers is needed"),
         ({"overwrite": 1}, "overwrite is 1; True or False is needed"),
         ({"model": None}, "model is None; text is needed"),
         ({"loss": "ppo"}, "loss is 'ppo'; choose from sdpo, dpo"),

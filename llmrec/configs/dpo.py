@@ -56,8 +56,8 @@ class DpoConfig(PreferenceConfig):
             problems.append(f"negative_sources is {names}; name at least one, and each once")
         if weights is not None and len(weights) != len(names):
             problems.append(f"negative_weights has {len(weights)} numbers for {len(names)} negative_sources")
-        if not all(0 < weight < float("inf") for weight in weights or []):  # so written, NaN is refused too
-            problems.append(f"negative_weights is {weights}; every weight must be above 0 and finite")
+        if min(weights or [1]) <= 0:
+            problems.append(f"negative_weights is {weights}; every weight must be above 0")
         if self.label_smoothing and self.loss != "dpo":
             problems.append("label_smoothing is of pairs and needs loss 'dpo'")
         return problems

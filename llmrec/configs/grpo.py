@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,8 +82,6 @@ class GrpoConfig(PreferenceConfig):
         weights = self.reward_weights
         if weights is not None and len(weights) != len(self.rewards):
             problems.append(f"reward_weights has {len(weights)} numbers for {len(self.rewards)} rewards")
-        if weights is not None and not all(math.isfinite(weight) and weight for weight in weights):
-            problems.append(
-                f"reward_weights is {weights}; every weight must be a number and not 0 (leave the reward out)"
-            )
+        if not all(weights or []):
+            problems.append(f"reward_weights is {weights}; a reward of weight 0 has no part: leave it out")
         return problems

@@ -99,7 +99,7 @@ class SftConfig(FineTuneConfig):
         weights = self.task_weights
         if weights is not None and len(weights) != len(self.tasks):
             problems.append(f"task_weights has {len(weights)} numbers for {len(self.tasks)} tasks")
-        if not all(0 < weight <= MOST_TASK_WEIGHT for weight in weights or []):  # so written, NaN is refused too
+        if not all(0 < weight <= MOST_TASK_WEIGHT for weight in weights or []):
             problems.append(
                 f"task_weights is {weights}; every weight must be above 0 (leave the task out) and at most "
                 f"{MOST_TASK_WEIGHT}"
