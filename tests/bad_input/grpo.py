@@ -21,7 +21,7 @@ CASES = {
     "no reward": Case("grpo --rewards", ("rewards is empty", "rule, rank, prefix")),
     "reward twice": Case("grpo --rewards rule rule", ("rewards repeats a name",)),
     "weights of other rewards": Case("grpo --reward-weights 1", ("reward_weights has 1 numbers for 2 rewards",)),
-    "weight of nothing": Case("grpo --reward-weights 0 1", ("every weight must be a number and not 0",)),
+    "weight of nothing": Case("grpo --reward-weights 0 1", ("a reward of weight 0 has no part: leave it out",)),
     "reward in no file": Case(OWN, ("own.py:mine' cannot be loaded", "FileNotFoundError")),
     "reward that is no Python": Case(OWN, ("own.py:mine' cannot be loaded", "SyntaxError"),
                                      {"own.py": text("def mine(")}),
