@@ -119,8 +119,9 @@ class Bench(Search):
 
     def time_generate(self) -> None:
         model = self.model(self.dtype)
+        rollouts = self.rollouts(model, "beams")
         for batch_size in self.args.batch_sizes:
-            ids = self.prompt_ids(self.draw(self.rollouts(model, "beams"), batch_size))
+            ids = self.prompt_ids(self.draw(rollouts, batch_size))
             elapsed = self.generate_seconds(model, ids, self.with_dicts)
             if elapsed is None:
                 emit("generate", constraint="dict trie", batch=batch_size, prompts_per_s="out of memory")
