@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from decoder import DECODERS, cells, decoder_steps, recommended
-from grid import Run, Step, carry_out, load, parser, tell_failures
+from decoder import DECODERS, beauty_parser, cells, decoder_steps, recommended
+from grid import Run, Step, carry_out, load, tell_failures
 
 from llmrec.columns import USER_ID
 from llmrec.evaluation.bootstrap import paired_difference
@@ -128,13 +128,9 @@ def differences(ours: dict[int, Any], starts: dict[int, Any], seeds: list[int]) 
 
 
 def main() -> None:
-    made = parser(__doc__.splitlines()[0])
-    made.add_argument("--catalog", default="runs/beauty/catalog")
-    made.add_argument("--views", default="runs/beauty/views")
+    made = beauty_parser(__doc__.splitlines()[0], epochs=40)
     made.add_argument("--decoder", choices=DECODERS, default=DECODERS[0])
-    made.add_argument("--epochs", type=float, default=40, help="of sft of the small decoder")
-    made.add_argument("--max-steps", type=int, default=500, help="of every method after it")
-    made.add_argument("--device", default="auto")
+    made.add_argument("--max-steps", type=int, default=500, help="of every method after sft")
     arguments = made.parse_args()
     carry_out(arguments, runs_of(arguments), measure, show)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from decoder import DECODERS, cells, decoder_steps, recommended
-from grid import ROOT, Run, carry_out, load, parser, tell_failures
+from decoder import DECODERS, beauty_parser, cells, decoder_steps, recommended
+from grid import ROOT, Run, carry_out, load, tell_failures
 
 TEXT, BEHAVIOUR, SASREC, FAMAE = ["text"], ["collaborative"], ["sasrec"], ["famae"]
 BOTH, WITH_SASREC = [*TEXT, *BEHAVIOUR], [*TEXT, *SASREC]
@@ -139,12 +139,8 @@ def shown(result: dict[str, Any]) -> str:
 
 def asked(description: str) -> argparse.Namespace:
     """What the command line says of a table of tokenizers."""
-    made = parser(description)
-    made.add_argument("--catalog", default="runs/beauty/catalog")
-    made.add_argument("--views", default="runs/beauty/views")
+    made = beauty_parser(description, epochs=12)
     made.add_argument("--decoder", choices=DECODERS, default=DECODERS[0])
-    made.add_argument("--epochs", type=float, default=12, help="of the small decoder")
-    made.add_argument("--device", default="auto")
     return made.parse_args()
 
 

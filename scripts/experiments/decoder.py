@@ -7,11 +7,12 @@ whose step is chosen by 3,000 valid rows.
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
 import yaml
-from grid import ROOT, Step, load
+from grid import ROOT, Step, load, parser
 
 RECIPE = ROOT / "recipes" / "beauty-smollm2-135m"
 
@@ -24,6 +25,16 @@ SFT = {
 DECODERS = ("micro", "smollm2")
 EVALUATE = {"baselines": [], "batch_size": 256}
 SPLITS = ("valid", "test")
+
+
+def beauty_parser(description: str, epochs: float) -> argparse.ArgumentParser:
+    """Flags of experiments beneath a decoder on Amazon Beauty; `epochs` is what the small one trains unless told."""
+    made = parser(description)
+    made.add_argument("--catalog", default="runs/beauty/catalog")
+    made.add_argument("--views", default="runs/beauty/views")
+    made.add_argument("--epochs", type=float, default=epochs, help="of sft of the small decoder")
+    made.add_argument("--device", default="auto")
+    return made
 
 
 def decoder_steps(

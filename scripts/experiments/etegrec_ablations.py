@@ -14,8 +14,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from decoder import cells, decoder_steps, recommended
-from grid import Run, Step, carry_out, load, parser, tell_failures
+from decoder import beauty_parser, cells, decoder_steps, recommended
+from grid import Run, Step, carry_out, load, tell_failures
 
 TOKENIZE = {"method": "etegrec", "view_names": ["sasrec"]}
 ALTERNATE = {"cycle_steps": 95, "sia_weight": 3e-4, "psa_weight": 1e-4}
@@ -69,12 +69,7 @@ def show(results: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    made = parser(__doc__.splitlines()[0])
-    made.add_argument("--catalog", default="runs/beauty/catalog")
-    made.add_argument("--views", default="runs/beauty/views")
-    made.add_argument("--epochs", type=float, default=40)
-    made.add_argument("--device", default="auto")
-    arguments = made.parse_args()
+    arguments = beauty_parser(__doc__.splitlines()[0], epochs=40).parse_args()
     carry_out(arguments, runs_of(arguments), measure, show)
 
 
