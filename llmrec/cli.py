@@ -17,9 +17,10 @@ import traceback
 import typing
 from collections.abc import Sequence
 
-from llmrec import __version__, disk, processes
-from llmrec.config_file import load_config, read_yaml
+from llmrec import __version__
 from llmrec.configs import STAGES
+from llmrec.configs.file import load_config, read_yaml
+from llmrec.runtime import disk, processes
 
 LIGHTER = {  # what a stage that runs out of the GPU's memory may be told
     "sft": "Lower micro_batch_size (the result stays the same) or max_history, or set gradient_checkpointing.",

@@ -16,14 +16,14 @@ import numpy as np
 from huggingface_hub import HfApi
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmrec.backbone import check_rows
-from llmrec.card import write_card
-from llmrec.checkpoint import Binding, load_model, load_tokenizer, resolve, save_model
-from llmrec.device import resolve_device, resolve_dtype
-from llmrec.leaf_filter import resolved
-from llmrec.ranking import UNFILLED
-from llmrec.sid import SidTable
-from llmrec.sid_ranker import SidRanker
+from llmrec.decoding.ranker import SidRanker
+from llmrec.decoding.trie.filter import resolved
+from llmrec.evaluation.ranking import UNFILLED
+from llmrec.model.backbone import check_rows
+from llmrec.model.card import write_card
+from llmrec.model.checkpoint import SidConfig, load_model, load_tokenizer, resolve, save_model
+from llmrec.runtime.device import resolve_device, resolve_dtype
+from llmrec.sid.table import SidTable
 
 
 class Recommender:
@@ -33,9 +33,9 @@ class Recommender:
         model: Extended causal LM, on the device that it shall run on.
         tokenizer: Its tokenizer.
         table: Semantic IDs of the catalogue.
-        binding: Vocabulary, prompt and scoring that belong to the weights.
+        sid_config: Vocabulary, prompt and scoring that belong to the weights.
         details: How the checkpoint was made; for the model card.
-        compiled: Whether `torch.compile` fuses the model's layers; see `llmrec.decoder`.
+        compiled: Whether `torch.compile` fuses the model's layers; see `llmrec.decoding.decoder`.
 
     Raises:
         ValueError: If the tokenizer, table or model do not belong together.
@@ -46,15 +46,15 @@ class Recommender:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         table: SidTable,
-        binding: Binding,
+        sid_config: SidConfig,
         details: dict[str, Any] | None = None,
         compiled: bool = False,
     ):
-        binding.vocabulary.check(tokenizer)
-        check_rows(model, binding.vocabulary.token_range.stop)
+        sid_config.vocabulary.check(tokenizer)
+        check_rows(model, sid_config.vocabulary.token_range.stop)
         self.model, self.tokenizer, self.table = model.eval(), tokenizer, table
-        self.binding, self.details = binding, details or {}
-        self.ranker = SidRanker(self.model, table, binding, binding.prompt.prefix(tokenizer), compiled)
+        self.sid_config, self.details = sid_config, details or {}
+        self.ranker = SidRanker(self.model, table, sid_config, sid_config.prompt.prefix(tokenizer), compiled)
 
     @classmethod
     def from_pretrained(
@@ -78,10 +78,10 @@ class Recommender:
                 is unknown.
         """
         path = resolve(source)
-        binding, table, details = Binding.load(path)
+        sid_config, table, details = SidConfig.load(path)
         where = resolve_device(device)
         model = load_model(path, dtype=resolve_dtype(precision, where)).to(where)
-        return cls(model, load_tokenizer(path), table, binding, details, compiled)
+        return cls(model, load_tokenizer(path), table, sid_config, details, compiled)
 
     def recommend(
         self,
@@ -137,7 +137,7 @@ class Recommender:
         self._save(directory, Path(directory).name, metrics)
 
     def push_to_hub(self, repo_id: str, metrics: str | Path | None = None, private: bool = False) -> str:
-        """Upload weights, tokenizer, SID table, binding and model card as one commit.
+        """Upload weights, tokenizer, SID table, llmrec.json and model card as one commit.
 
         Args:
             repo_id: owner/name on the Hub.
@@ -156,7 +156,7 @@ class Recommender:
     def _save(self, directory: str | Path, name: str, metrics: str | Path | None) -> None:
         Path(directory).mkdir(parents=True, exist_ok=True)
         save_model(self.model, self.tokenizer, directory)
-        self.binding.save(directory, self.table, self.details)
+        self.sid_config.save(directory, self.table, self.details)
         write_card(directory, name, None if metrics is None else json.loads(Path(metrics).read_text(encoding="utf-8")))
 
     def _lists(self, lists: Sequence[Sequence[str] | None] | None, what: str, count: int) -> list | None:

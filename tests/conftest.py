@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from llmrec.catalog import Catalog
-from llmrec.sid import SidTable
+from llmrec.data.catalog import Catalog
+from llmrec.sid.table import SidTable
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -41,7 +41,7 @@ def sid_table(item_ids) -> SidTable:
 
 @pytest.fixture
 def trie(sid_table):
-    from llmrec.trie import SidTrie
+    from llmrec.decoding.trie.trie import SidTrie
 
     return SidTrie(sid_table)
 
@@ -49,7 +49,7 @@ def trie(sid_table):
 @pytest.fixture(scope="module")
 def forks():
     """A process that has the libraries loaded and forks one that runs a stage; see `forks.Forks`."""
-    from forks import Forks
+    from tests.support.forks import Forks
 
     server = Forks()
     yield server
@@ -93,7 +93,7 @@ def word_tokenizer(words=TITLES):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from llmrec.prompts import DEFAULT_INSTRUCTION
+    from llmrec.model.prompts import DEFAULT_INSTRUCTION
 
     special = ["<pad>", "<unk>", "<bos>", "<eos>"]
     vocabulary = dict.fromkeys([*special, *" ".join([*words, DEFAULT_INSTRUCTION]).lower().split()])
@@ -125,7 +125,7 @@ def tokenizer():
 
 @pytest.fixture
 def vocabulary(tokenizer, sid_table):
-    from llmrec.vocab import SidVocabulary
+    from llmrec.sid.vocabulary import SidVocabulary
 
     return SidVocabulary.add_to(tokenizer, sid_table.level_sizes)
 
@@ -138,7 +138,7 @@ def llm(tokenizer, vocabulary):
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory):
     """Catalogue directory with a next item that can be learned, and a tiny tied LLM extended for it; only read."""
-    from extended import extended, write_toy_catalog
+    from tests.support.extended import extended, write_toy_catalog
 
     root = tmp_path_factory.mktemp("toy")
     table = SidTable([f"item-{row}" for row in range(12)], CODES, level_sizes=[4, 4, 4])
@@ -148,7 +148,7 @@ def toy(tmp_path_factory):
 @pytest.fixture(scope="session")
 def untied(tmp_path_factory):
     """The base of `toy` with an output matrix of its own; only read."""
-    from extended import extended
+    from tests.support.extended import extended
 
     table = SidTable([f"item-{row}" for row in range(12)], CODES, level_sizes=[4, 4, 4])
     return extended(tmp_path_factory.mktemp("untied"), table, tied=False)
@@ -157,7 +157,7 @@ def untied(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tuned(toy, tmp_path_factory):
     """Checkpoint of the sft stage on `toy`; only read."""
-    from extended import fine_tune
+    from tests.support.extended import fine_tune
 
     out = tmp_path_factory.mktemp("tuned") / "sft"
     fine_tune(out, *toy, train="full", max_steps=30, learning_rate=5e-3, batch_size=24, max_history=10)
@@ -167,7 +167,7 @@ def tuned(toy, tmp_path_factory):
 @pytest.fixture(scope="session")
 def turns(tmp_path_factory):
     """What `llmrec alternate` reads: catalogue, view, ETEGRec's codes and an LLM extended by them; only read."""
-    from alternated import write_line
+    from tests.support.alternated import write_line
 
     return write_line(tmp_path_factory.mktemp("turns"))
 
@@ -175,7 +175,7 @@ def turns(tmp_path_factory):
 @pytest.fixture(scope="session")
 def turned(turns, tmp_path_factory):
     """Checkpoint of the alternate stage on `turns`, with LoRA and dropout; only read."""
-    from alternated import run
+    from tests.support.alternated import run
 
     out = tmp_path_factory.mktemp("turned") / "out"
     run(out, turns, lora_dropout=0.1, save_steps=2)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from bad_input import GIVEN, Case, configs, directories, grpo, items, models, preferences, raw_files
 
 from llmrec.cli import main
-from llmrec.manifest import MANIFEST
+from llmrec.runtime.manifest import MANIFEST
+from tests.support.bad_input import GIVEN, Case, configs, directories, grpo, items, models, preferences, raw_files
 
 CORPUS = {
     f"{module.__name__.rsplit('.', 1)[-1]}: {name}": case

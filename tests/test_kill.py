@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
-from forks import Forks
 from safetensors.numpy import load_file
 
-from llmrec.manifest import MANIFEST, content_hash, verify
+from llmrec.runtime.manifest import MANIFEST, content_hash, verify
+from tests.support.forks import Forks
 
 LINE = {
     "prepare": "--dataset simulated --simulated-users 60 --simulated-items 30 --k-core 3",

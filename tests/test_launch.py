@@ -15,12 +15,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from extended import fine_tune, losses, weights_of
 
 from llmrec.cli import main
 from llmrec.configs import DpoConfig
-from llmrec.manifest import read_manifest
+from llmrec.runtime.manifest import read_manifest
 from llmrec.stages import dpo
+from tests.support.extended import fine_tune, losses, weights_of
 
 ROOT = Path(__file__).parents[1]
 LAUNCHERS = {
@@ -43,7 +43,7 @@ def test_fsdp2_gives_the_losses_and_weights_of_one_process(toy, tmp_path):
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "MASTER_"))}
     ended = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", "--config_file", recipe, "--main_process_port", "0",
-         str(ROOT / "tests" / "fsdp_on_cpu.py"), "--config", str(tmp_path / "sft.yaml")],
+         str(ROOT / "tests" / "support" / "fsdp_on_cpu.py"), "--config", str(tmp_path / "sft.yaml")],
         env=inherited | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=180,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr

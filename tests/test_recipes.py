@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from llmrec.config_file import load_config
 from llmrec.configs import STAGES
+from llmrec.configs.file import load_config
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 ACCELERATE = sorted((RECIPES / "accelerate").glob("*.yaml"))

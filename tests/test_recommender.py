@@ -8,17 +8,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import CODES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmrec.beam_search import tree_beam_search
-from llmrec.checkpoint import Binding
-from llmrec.decoder import SidDecoder
-from llmrec.decoding import sid_generation_config
-from llmrec.logits_processor import SidLogitsProcessor
+from llmrec.decoding.beam_search import tree_beam_search
+from llmrec.decoding.decoder import SidDecoder
+from llmrec.decoding.generate import sid_generation_config
+from llmrec.decoding.logits_processor import SidLogitsProcessor
+from llmrec.decoding.trie.trie import SidTrie
+from llmrec.model.checkpoint import SidConfig
 from llmrec.recommender import Recommender
-from llmrec.sid import SidTable
-from llmrec.trie import SidTrie
+from llmrec.sid.table import SidTable
+from tests.conftest import CODES
 
 HISTORIES = [["item-3"], ["item-8", "item-9", "item-10", "item-11"], ["item-1", "item-2"]]
 ALL = {f"item-{row}" for row in range(12)}
@@ -163,7 +163,7 @@ def test_more_beams_than_sids_are_as_many_as_sids(recommender):
 
 
 def test_only_the_latest_items_are_read(recommender):
-    cap = recommender.binding.max_history
+    cap = recommender.sid_config.max_history
     long = [f"item-{i % 12}" for i in range(cap + 5)]
     longer, capped = (recommender.recommend([h], k=5, exclude=None) for h in (long, long[-cap:]))
     assert longer == capped
@@ -171,7 +171,7 @@ def test_only_the_latest_items_are_read(recommender):
 
 def test_seen_items_before_the_latest_are_excluded_too(recommender):
     history = [f"item-{row}" for row in range(11)]
-    assert len(history) > recommender.binding.max_history
+    assert len(history) > recommender.sid_config.max_history
     assert recommender.recommend([history], k=12)[0] == [["item-11"]]
 
 
@@ -214,18 +214,18 @@ def test_saved_and_loaded_it_answers_the_same(recommender, tmp_path):
 
 def test_plain_transformers_greedy_is_the_tree_beam_of_one(tuned):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tuned), AutoTokenizer.from_pretrained(tuned)
-    binding, table, _ = Binding.load(tuned)
-    sids = "".join(binding.vocabulary.token(level, code) for row in (7, 8) for level, code in enumerate(CODES[row]))
-    prompt = tokenizer(binding.prompt.instruction + sids, return_tensors="pt")
+    sid_config, table, _ = SidConfig.load(tuned)
+    sids = "".join(sid_config.vocabulary.token(level, code) for row in (7, 8) for level, code in enumerate(CODES[row]))
+    prompt = tokenizer(sid_config.prompt.instruction + sids, return_tensors="pt")
     trie, length = SidTrie(table), prompt.input_ids.shape[1]
-    config = sid_generation_config(binding.vocabulary)
-    processor = SidLogitsProcessor(trie, binding.vocabulary, length)
+    config = sid_generation_config(sid_config.vocabulary)
+    processor = SidLogitsProcessor(trie, sid_config.vocabulary, length)
     tokens = model.generate(
         input_ids=prompt.input_ids, attention_mask=prompt.attention_mask,
         logits_processor=[processor], generation_config=config,
     ).sequences[0, length:]  # fmt: skip
-    beams = tree_beam_search(model.eval(), prompt.input_ids, None, trie, binding.vocabulary, num_beams=1)
-    assert [*binding.vocabulary.token_ids(beams.codes[0, 0].numpy()), tokenizer.eos_token_id] == tokens.tolist()
+    beams = tree_beam_search(model.eval(), prompt.input_ids, None, trie, sid_config.vocabulary, num_beams=1)
+    assert [*sid_config.vocabulary.token_ids(beams.codes[0, 0].numpy()), tokenizer.eos_token_id] == tokens.tolist()
     assert table.rows(beams.codes[0, 0].tolist()).tolist() == [9]
 
 
@@ -248,10 +248,10 @@ def test_a_changed_weight_is_refused(tuned, tmp_path):
 
 
 def test_a_model_without_the_rows_is_refused(recommender):
-    from conftest import tiny_llm
+    from tests.conftest import tiny_llm
 
     with pytest.raises(ValueError, match=r"The model has 30 token rows but the SID tokens end at 42"):
-        Recommender(tiny_llm(30), recommender.tokenizer, recommender.table, recommender.binding)
+        Recommender(tiny_llm(30), recommender.tokenizer, recommender.table, recommender.sid_config)
 
 
 def test_push_to_hub_uploads_the_checkpoint_and_nothing_else(recommender, tmp_path, monkeypatch):
@@ -287,7 +287,7 @@ def test_several_sids_of_an_item_count_at_the_best_one(recommender):
     """An alias in a free place of the trie: the item is answered once, with the better of its two scores."""
     codes, rows = np.vstack([CODES, [[3, 0, 0]]]), np.append(np.arange(12), 9)
     table = SidTable(recommender.table.item_ids, codes, item_rows=rows, level_sizes=[4, 4, 4])
-    aliased = Recommender(recommender.model, recommender.tokenizer, table, recommender.binding)
+    aliased = Recommender(recommender.model, recommender.tokenizer, table, recommender.sid_config)
     items, scores = aliased.recommend(HISTORIES, k=12, exclude=None)
     assert all(len(found) == 12 and set(found) == ALL for found in items)
     plain = recommender.recommend(HISTORIES, k=12, exclude=None)

@@ -1,6 +1,6 @@
 """One dataclass per stage: its options, what they mean, their defaults and their bounds.
 
-Nothing here imports torch: `llmrec --help` builds its flags from these fields (`llmrec.options`), and what is wrong
+Nothing here imports torch: `llmrec --help` builds its flags from these fields (options.py), and what is wrong
 with options alone is said before anything is loaded.
 """
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from llmrec.configs.options import option
 from llmrec.configs.sft import SftConfig
-from llmrec.options import option
 
 
 @dataclass(kw_only=True)

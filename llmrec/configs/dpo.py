@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from llmrec.configs.options import option, suggestion
 from llmrec.configs.preference import PreferenceConfig
-from llmrec.options import option
-from llmrec.suggest import suggestion
 
 NEGATIVE_SOURCES = ("beam", "sibling", "popular", "random")
 

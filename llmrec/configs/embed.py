@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmrec.options import StageConfig, option
+from llmrec.configs.options import StageConfig, option
 
 
 @dataclass(kw_only=True)

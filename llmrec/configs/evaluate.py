@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llmrec.options import MAX_SEED, Config, StageConfig, option
+from llmrec.configs.options import MAX_SEED, Config, StageConfig, option
+
+# Keys of `llmrec.baselines.NETWORKS`, without torch, whose import costs seconds.
+TRAINED = ("sasrec", "gru4rec", "sasrec_fields", "bert4rec")
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llmrec.options import StageConfig, option
+from llmrec.configs.options import StageConfig, option
 
 
 @dataclass(kw_only=True)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from llmrec.configs.options import option, suggestion
 from llmrec.configs.preference import PreferenceConfig
-from llmrec.options import option
-from llmrec.suggest import suggestion
 
-# Keys of `llmrec.training.rewards.REWARDS`, without torch, whose import costs seconds.
+# Keys of `llmrec.training.grpo.rewards.REWARDS`, without torch, whose import costs seconds.
 REWARD_NAMES = ("rule", "rank", "prefix", "collaborative", "novelty")
 
 

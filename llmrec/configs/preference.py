@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmrec.configs.fine_tune import FineTuneConfig
-from llmrec.options import option
+from llmrec.configs.options import option
 
 
 @dataclass(kw_only=True)

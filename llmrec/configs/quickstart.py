@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmrec.options import MAX_SEED, Config, option
+from llmrec.configs.options import MAX_SEED, Config, option
 
 
 @dataclass(kw_only=True)

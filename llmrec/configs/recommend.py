@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmrec.options import Config, option
+from llmrec.configs.options import Config, option
 
 
 @dataclass(kw_only=True)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmrec.configs.fine_tune import FineTuneConfig
-from llmrec.options import option
-from llmrec.suggest import suggestion
+from llmrec.configs.options import option, suggestion
 
-# Keys of `llmrec.tasks.TASKS`, without pyarrow and the rest, whose import costs seconds.
+# Keys of `llmrec.training.tasks.definitions.TASKS`, without pyarrow and the rest, whose import costs seconds.
 TASK_NAMES = (
     "sid_to_title",
     "title_to_sid",

@@ -7,7 +7,7 @@ import typing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmrec.options import StageConfig, copied, option
+from llmrec.configs.options import StageConfig, copied, option
 
 if TYPE_CHECKING:
     from llmrec.tokenizers import ItemTokenizer

@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from llmrec.catalog import Catalog
-from llmrec.collisions import expected_collision_rate
-from llmrec.diagnostics.codes import churn, collision_report, entropy_bits, level_report, tree_report
+from llmrec.data.catalog import Catalog
+from llmrec.diagnostics.codes import churn, collision_report, level_report, tree_report
 from llmrec.diagnostics.cold_start import cold_start_report
 from llmrec.diagnostics.neighbours import neighbour_report, reconstruction_report
 from llmrec.diagnostics.sample import Vectors, draw
 from llmrec.diagnostics.structure import history_overlap, index_consistency
 from llmrec.diagnostics.terminal import compare, show, show_comparison
-from llmrec.sid import SidTable
+from llmrec.sid.table import SidTable
+from llmrec.tokenizers.collisions import expected_collision_rate
 from llmrec.views import ItemViews
 
-__all__ = ["churn", "collision_report", "compare", "entropy_bits", "level_report", "report", "show", "show_comparison"]
+__all__ = ["churn", "collision_report", "compare", "level_report", "report", "show", "show_comparison"]
 
 
 def report(

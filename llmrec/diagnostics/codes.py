@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from llmrec.sid import EMPTY, SidTable
+from llmrec.sid.groups import entropy_bits
+from llmrec.sid.table import EMPTY, SidTable
 
 
 def collision_report(codes_NL: np.ndarray, training_N: np.ndarray | None = None) -> dict[str, Any]:
@@ -125,12 +126,6 @@ def churn(codes_a: np.ndarray, codes_b: np.ndarray) -> dict[str, Any]:
         np.pad(codes, ((0, 0), (0, num_levels - codes.shape[1])), constant_values=EMPTY) for codes in (codes_a, codes_b)
     )
     return {"levels": (a != b).mean(axis=0).tolist(), "sid": float((a != b).any(axis=1).mean())}
-
-
-def entropy_bits(counts: np.ndarray) -> float:
-    """Plug-in entropy of a histogram, in bits."""
-    share = counts[counts > 0] / counts.sum()
-    return float(-(share * np.log2(share)).sum())
 
 
 def miller_madow_bits(counts: np.ndarray) -> float:

@@ -17,9 +17,9 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from llmrec.catalog import Catalog
+from llmrec.data.catalog import Catalog
+from llmrec.data.side_fields import NO_FIELDS, entries, is_shared
 from llmrec.diagnostics.sample import Sample, blocks, common_prefixes
-from llmrec.fields import NO_FIELDS, entries, is_shared
 
 QUANTILES = {"q10": 0.1, "q50": 0.5, "q90": 0.9}
 MAX_AGREEMENTS = 1024  # items of either kind whose neighbours' categories are read
@@ -42,7 +42,7 @@ class Category(NamedTuple):
 def find_category(catalog: Catalog) -> Category | None:
     """The categorical column with the fewest values; true or false says too little. None where there is no such column.
 
-    What counts as categorical is what `llmrec.fields` takes as a side field.
+    What counts as categorical is what `llmrec.data.side_fields` takes as a side field.
     """
     found = {}
     for name in catalog.items.column_names:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmrec.catalog import Catalog
+from llmrec.data.catalog import Catalog
 from llmrec.diagnostics.sample import Sample, Similarity, blocks, common_prefixes, cosines
 from llmrec.views import ItemViews
 from llmrec.views.collaborative import cooccurrence

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmrec.catalog import Rows
-from llmrec.sid import EMPTY
+from llmrec.data.catalog import Rows
+from llmrec.sid.table import EMPTY
 
 PERMUTATIONS = 20
 MAX_ROWS = 100_000  # training rows that are looked at

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llmrec.console import say, table
+from llmrec.runtime.console import say, table
 
 LEVEL_KEYS = ("codebook_size", "used", "usage", "entropy_bits", "perplexity_share", "kl_bits")
 SOURCES = ("vectors", "quantised", "prefix", "random")

@@ -19,14 +19,14 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from llmrec import columns
-from llmrec.console import table
-from llmrec.evaluation.baselines import TRAINED
+from llmrec.configs.evaluate import TRAINED
+from llmrec.data import columns
 from llmrec.evaluation.bootstrap import interval, paired_difference
 from llmrec.evaluation.metrics import Position, per_row
 from llmrec.evaluation.protocol import COLUMNS
 from llmrec.evaluation.report import OURS
-from llmrec.manifest import read_manifest, verify
+from llmrec.runtime.console import table
+from llmrec.runtime.manifest import read_manifest, verify
 
 METRICS = ("recall", "ndcg")
 

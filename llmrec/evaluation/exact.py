@@ -14,7 +14,7 @@ import numpy as np
 
 from llmrec.evaluation.metrics import Position, ndcg, recall
 from llmrec.evaluation.protocol import COLUMNS, Outcome
-from llmrec.ranking import UNFILLED
+from llmrec.evaluation.ranking import UNFILLED
 
 EXACT = "exact"
 

@@ -28,7 +28,7 @@ def points_of_log(log: Sequence[dict[str, Any]]) -> list[Point]:
 
 
 def points_of_epochs(log: Sequence[Any]) -> list[Point]:
-    """The epochs of a trained baseline, `llmrec.evaluation.neural.trainer.Epoch` each."""
+    """The epochs of a trained baseline, `llmrec.baselines.trainer.Epoch` each."""
     return [{"supervised": e.supervised, "seconds": e.seconds, "ndcg": e.quality} for e in log]
 
 

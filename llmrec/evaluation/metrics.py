@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llmrec.ranking import UNFILLED, Ranking
+from llmrec.evaluation.ranking import UNFILLED, Ranking
 
 MISS = -1
 

@@ -21,11 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
-from llmrec import processes
-from llmrec.catalog import Rows
-from llmrec.console import progress
+from llmrec.data.catalog import Rows
 from llmrec.evaluation.metrics import Position, target_position
-from llmrec.ranking import UNFILLED, Ranking
+from llmrec.evaluation.ranking import UNFILLED, Ranking
+from llmrec.runtime import processes
+from llmrec.runtime.console import progress
 
 COLUMNS = ("plain", "seen_excluded")
 Batch = tuple[list[np.ndarray], list[np.ndarray] | None]  # histories and what to exclude, item rows of each row

@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from llmrec.catalog import Rows
-from llmrec.console import say, table
-from llmrec.diagnostics import entropy_bits
+from llmrec.data.catalog import Rows
 from llmrec.evaluation.bootstrap import interval, paired_difference
 from llmrec.evaluation.exact import EXACT, lines
 from llmrec.evaluation.learning import CUTOFF, NEAR
@@ -26,9 +24,11 @@ from llmrec.evaluation.metrics import (
     unfilled,
 )
 from llmrec.evaluation.protocol import COLUMNS, Outcome, seen_targets
+from llmrec.evaluation.ranking import UNFILLED
 from llmrec.evaluation.strata import exposure, find_strata, stratify
-from llmrec.ranking import UNFILLED
-from llmrec.sid import EMPTY, SidTable
+from llmrec.runtime.console import say, table
+from llmrec.sid.groups import entropy_bits
+from llmrec.sid.table import EMPTY, SidTable
 
 OURS = "ours"
 NOT_JUDGED = "not known, no step was judged while it trained (eval_steps of `llmrec sft` asks for it)."

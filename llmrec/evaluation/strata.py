@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmrec.catalog import Rows
+from llmrec.data.catalog import Rows
 from llmrec.evaluation.bootstrap import interval
-from llmrec.ranking import UNFILLED
+from llmrec.evaluation.ranking import UNFILLED
 
 DECILES = 10
 COLD = 0  # bin of the items without training interactions; decile d is bin d

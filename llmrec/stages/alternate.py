@@ -18,30 +18,30 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from llmrec import processes
-from llmrec.append import Published, append
-from llmrec.artifact import run_stage
-from llmrec.backbone import causal_lm
 from llmrec.configs import AlternateConfig, TokenizeConfig
-from llmrec.console import say
-from llmrec.device import resolve_device, resolve_dtype
-from llmrec.manifest import read_manifest
-from llmrec.prompts import HistoryEncoder
-from llmrec.sid import SidTable
+from llmrec.model.backbone import causal_lm
+from llmrec.model.prompts import HistoryEncoder
+from llmrec.runtime import processes
+from llmrec.runtime.console import say
+from llmrec.runtime.device import resolve_device, resolve_dtype
+from llmrec.runtime.manifest import read_manifest
+from llmrec.runtime.stage_directory import run_stage
+from llmrec.sid.table import SidTable
 from llmrec.stages import sft
-from llmrec.stages.tokenize import Made, write_report
+from llmrec.stages.tokenize import TokenizeResult, write_report
 from llmrec.tokenizers import ETEGRec
-from llmrec.training.alignment import Adapters
-from llmrec.training.alternate import AlternateTrainer
-from llmrec.training.alternation import Alternation
-from llmrec.training.augmentation import Augmentation
-from llmrec.training.cycles import Plan
-from llmrec.training.dropout import residual_dropout
-from llmrec.training.examples import num_targets
-from llmrec.training.losses import sid_loss_in_forward
-from llmrec.training.pools import PoolingCollator
-from llmrec.training.sft import make_trainer, train
-from llmrec.training.start import Start, make_validation
+from llmrec.tokenizers.append import PublishedSids, append
+from llmrec.training.alternate.alignment import Adapters
+from llmrec.training.alternate.pools import PoolingCollator
+from llmrec.training.alternate.schedule import Schedule
+from llmrec.training.alternate.tokenizer_turns import Alternation
+from llmrec.training.alternate.trainer import AlternateTrainer
+from llmrec.training.sft.augmentation import Augmentation
+from llmrec.training.sft.dropout import residual_dropout
+from llmrec.training.sft.examples import num_targets
+from llmrec.training.sft.losses import sid_loss_in_forward
+from llmrec.training.sft.trainer import make_trainer, train
+from llmrec.training.start import RunInputs, make_validation
 from llmrec.training.validation import chosen, tell_chosen
 from llmrec.views import ItemViews, view_files
 
@@ -50,7 +50,7 @@ POLICY = "suffix_ordinal"
 
 
 @dataclass(frozen=True)
-class Begun:
+class AlternateInputs:
     """What a run starts from.
 
     Attributes:
@@ -61,11 +61,11 @@ class Begun:
         plan: Of the run.
     """
 
-    llm: Start
-    published: Published
+    llm: RunInputs
+    published: PublishedSids
     views: ItemViews
     examples: Dataset
-    plan: Plan
+    plan: Schedule
 
 
 def main(config: AlternateConfig) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def main(config: AlternateConfig) -> dict[str, Any]:
     return {"out": str(out), **counts}
 
 
-def load(config: AlternateConfig) -> Begun:
+def load(config: AlternateConfig) -> AlternateInputs:
     """Read and check everything but the weights of the LLM.
 
     Raises:
@@ -109,7 +109,7 @@ def load(config: AlternateConfig) -> Begun:
             "batch, and a tokenizer of each process would give its own semantic IDs. Run `llmrec alternate` without "
             "`accelerate launch`; `llmrec sft` on what it writes uses all."
         )
-    published = Published.load(config.sid, config.device)
+    published = PublishedSids.load(config.sid, config.device)
     check(config, published)
     llm = sft.load(config)
     if llm.table.sha256 != published.table.sha256:
@@ -121,10 +121,10 @@ def load(config: AlternateConfig) -> Begun:
     views = ItemViews.load(config.views, catalog, list(published.tokenizer.view_dims))
     append(published, catalog, views)  # refuses views of which it would make other codes
     examples, _ = sft.make_examples(config, catalog, llm.tokenizer, llm.table.num_levels)
-    return Begun(llm, published, views, examples, Plan.of(config, examples))
+    return AlternateInputs(llm, published, views, examples, Schedule.of(config, examples))
 
 
-def check(config: AlternateConfig, published: Published) -> None:
+def check(config: AlternateConfig, published: PublishedSids) -> None:
     """Refuse semantic IDs of another making.
 
     Raises:
@@ -143,17 +143,19 @@ def check(config: AlternateConfig, published: Published) -> None:
         )
 
 
-def fine_tune(config: AlternateConfig, begun: Begun, directory: Path) -> tuple[AlternateTrainer, dict[str, Any]]:
+def fine_tune(
+    config: AlternateConfig, begun: AlternateInputs, directory: Path
+) -> tuple[AlternateTrainer, dict[str, Any]]:
     """Train in a directory, or go on where a run ended in it.
 
     Returns:
         The trainer at its end, and the counts of the manifest.
     """
     start, device = begun.llm, resolve_device(config.device)
-    table, binding, dtype = start.table, start.binding, resolve_dtype(config.precision, device)
+    table, sid_config, dtype = start.table, start.sid_config, resolve_dtype(config.precision, device)
     collator = PoolingCollator(
         start.prefix,
-        HistoryEncoder(table, binding.vocabulary),
+        HistoryEncoder(table, sid_config.vocabulary),
         start.tokenizer.pad_token_id,
         config.packing,
         Augmentation.of(config),
@@ -161,12 +163,12 @@ def fine_tune(config: AlternateConfig, begun: Begun, directory: Path) -> tuple[A
         known_N=begun.views.known,
     )
     validation = make_validation(config, start, num_targets(begun.examples))
-    model = sft.make_model(config, binding, dtype)
+    model = sft.make_model(config, sid_config, dtype)
     alternation = make_alternation(config, begun, model)
     with (
         residual_dropout(model, config.dropout),
         sid_loss_in_forward(
-            model, binding.vocabulary, config.sid_loss, config.label_smoothing, beside=alternation.loss
+            model, sid_config.vocabulary, config.sid_loss, config.label_smoothing, beside=alternation.loss
         ),
     ):
         trainer = make_trainer(
@@ -178,7 +180,9 @@ def fine_tune(config: AlternateConfig, begun: Begun, directory: Path) -> tuple[A
     return trainer, {**counts, "cycles": alternation.cycle, "changed_items": float(changed)}
 
 
-def make_alternation(config: AlternateConfig, begun: Begun, model: PreTrainedModel | PeftModel) -> Alternation:
+def make_alternation(
+    config: AlternateConfig, begun: AlternateInputs, model: PreTrainedModel | PeftModel
+) -> Alternation:
     """The tokenizer's side of a run, at its start."""
     fitted, catalog = begun.published.tokenizer, begun.llm.catalog
     points_ND = fitted.joint_vectors(catalog, begun.views, np.arange(catalog.num_items))
@@ -187,12 +191,12 @@ def make_alternation(config: AlternateConfig, begun: Begun, model: PreTrainedMod
     tokenizer = fitted.end_to_end(points_ND)
     return Alternation(
         config, begun.plan, tokenizer, adapters.to(tokenizer.points.device), begun.llm.table,
-        begun.llm.binding.vocabulary,
+        begun.llm.sid_config.vocabulary,
     )  # fmt: skip
 
 
 def save(
-    config: AlternateConfig, begun: Begun, trainer: AlternateTrainer, counts: dict[str, Any], directory: Path
+    config: AlternateConfig, begun: AlternateInputs, trainer: AlternateTrainer, counts: dict[str, Any], directory: Path
 ) -> None:
     """Write the merged model with all that belongs to it, and the tokenizer."""
     table = trainer.alternation.table
@@ -202,7 +206,9 @@ def save(
     save_tokenizer(config, begun, table, note, directory)
 
 
-def save_tokenizer(config: AlternateConfig, begun: Begun, table: SidTable, note: str, directory: Path) -> None:
+def save_tokenizer(
+    config: AlternateConfig, begun: AlternateInputs, table: SidTable, note: str, directory: Path
+) -> None:
     """Write what `llmrec tokenize` writes, so that new items can be appended and reports compared."""
     tokenizer, catalog, views = begun.published.tokenizer, begun.llm.catalog, begun.views
     options = {f.name: getattr(tokenizer, f.name) for f in dataclasses.fields(tokenizer)}
@@ -215,7 +221,11 @@ def save_tokenizer(config: AlternateConfig, begun: Begun, table: SidTable, note:
         table.save(workdir)
         tokenizer.save_pretrained(workdir)
         write_report(
-            workdir, own, catalog, views, Made(table, tokenizer.encode(catalog, views), tokenizer, POLICY, [note])
+            workdir,
+            own,
+            catalog,
+            views,
+            TokenizeResult(table, tokenizer.encode(catalog, views), tokenizer, POLICY, [note]),
         )
         return {"num_items": table.num_items, "num_levels": table.num_levels, "level_sizes": table.level_sizes}
 

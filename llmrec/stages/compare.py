@@ -7,8 +7,8 @@ from typing import Any
 
 from llmrec.configs import CompareConfig
 from llmrec.evaluation.compare import Run, check_comparable, compare, show
-from llmrec.evaluation.html import render_comparison
 from llmrec.evaluation.report import OURS
+from llmrec.reports.evaluation import render_comparison
 
 
 def main(config: CompareConfig) -> dict[str, Any]:

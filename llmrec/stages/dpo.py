@@ -12,23 +12,23 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, set_seed
 
-from llmrec import processes
-from llmrec.artifact import run_stage
 from llmrec.configs import DpoConfig
-from llmrec.console import say
-from llmrec.device import resolve_device, resolve_dtype
-from llmrec.manifest import read_manifest, write_json
-from llmrec.prompts import HistoryEncoder
-from llmrec.sid_ranker import SidRanker
-from llmrec.training.dpo import SidDPOTrainer, make_trainer, train
-from llmrec.training.hardness import MOST_SCORED, hardness, log_prob_gaps
-from llmrec.training.negatives import mine
-from llmrec.training.policy import check_batch, load_policy, load_start, save_policy, training_prompts
-from llmrec.training.preferences import FILE, PreferenceCollator, Preferences, read_preferences
-from llmrec.training.siblings import sibling_scores_in_forward
-from llmrec.training.start import Start, make_validation
+from llmrec.decoding.ranker import SidRanker
+from llmrec.decoding.trie.trie import SidTrie
+from llmrec.model.prompts import HistoryEncoder
+from llmrec.runtime import processes
+from llmrec.runtime.console import say
+from llmrec.runtime.device import resolve_device, resolve_dtype
+from llmrec.runtime.manifest import read_manifest, write_json
+from llmrec.runtime.stage_directory import run_stage
+from llmrec.training.dpo.negative_difficulty import MOST_SCORED, hardness, log_prob_gaps
+from llmrec.training.dpo.negatives import mine
+from llmrec.training.dpo.preferences import FILE, PreferenceCollator, Preferences, read_preferences
+from llmrec.training.dpo.trainer import SidDPOTrainer, make_trainer, train
+from llmrec.training.preference.policy import check_batch, load_policy, load_start, save_policy, training_prompts
+from llmrec.training.preference.shared_prompt import sibling_scores_in_forward
+from llmrec.training.start import RunInputs, make_validation
 from llmrec.training.validation import chosen, evaluation_mode, tell_chosen
-from llmrec.trie import SidTrie
 
 HARDNESS = "hardness.json"
 
@@ -60,7 +60,7 @@ def main(config: DpoConfig) -> dict[str, Any]:
     return {"out": str(out), **counts}
 
 
-def load_preferences(config: DpoConfig, start: Start) -> Preferences | None:
+def load_preferences(config: DpoConfig, start: RunInputs) -> Preferences | None:
     """Those of the file, if there is one; else it is checked that there will be enough.
 
     Raises:
@@ -77,7 +77,7 @@ def load_preferences(config: DpoConfig, start: Start) -> Preferences | None:
 
 
 def optimise(
-    config: DpoConfig, start: Start, given: Preferences | None, directory: Path
+    config: DpoConfig, start: RunInputs, given: Preferences | None, directory: Path
 ) -> tuple[SidDPOTrainer, dict[str, Any]]:
     """Train in a directory, or go on where a run ended in it.
 
@@ -86,9 +86,9 @@ def optimise(
     """
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.precision, device)
-    binding, table, pad_token_id = start.binding, start.table, start.tokenizer.pad_token_id
+    sid_config, table, pad_token_id = start.sid_config, start.table, start.tokenizer.pad_token_id
     collator = PreferenceCollator(
-        start.prefix, HistoryEncoder(table, binding.vocabulary), binding.max_history, pad_token_id
+        start.prefix, HistoryEncoder(table, sid_config.vocabulary), sid_config.max_history, pad_token_id
     )
     set_seed(config.seed)
     model, lora = load_policy(config, dtype)
@@ -96,7 +96,7 @@ def optimise(
         model.to(device)
     model.train()  # 4-bit layers on a CPU must not be asked in any other mode, see `evaluation_mode`
     trie = SidTrie(table, device=device)
-    with sibling_scores_in_forward(model, binding.vocabulary, trie, binding.normalize_over):
+    with sibling_scores_in_forward(model, sid_config.vocabulary, trie, sid_config.normalize_over):
         preferences = (given or mined(config, start, model, directory)).whole_batches(config.batch_size, config.seed)
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             report(config, start, model, preferences, collator, directory)
@@ -109,7 +109,7 @@ def optimise(
     return trainer, counts
 
 
-def mined(config: DpoConfig, start: Start, model: PreTrainedModel, directory: Path) -> Preferences:
+def mined(config: DpoConfig, start: RunInputs, model: PreTrainedModel, directory: Path) -> Preferences:
     """Negatives of the training prompts, as the run had mined them before if it was interrupted."""
     path = directory / FILE
     processes.wait()
@@ -117,7 +117,7 @@ def mined(config: DpoConfig, start: Start, model: PreTrainedModel, directory: Pa
         return read_preferences(path, start.catalog, start.table)
     prompts, counts = training_prompts(start.catalog, config), start.catalog.training_counts
     with evaluation_mode(model):
-        ranker = SidRanker(model, start.table, start.binding, start.prefix)
+        ranker = SidRanker(model, start.table, start.sid_config, start.prefix)
         preferences = mine(prompts, start.table, counts, config, ranker)
     if len(preferences) < len(prompts):
         say(f"dpo: {len(prompts) - len(preferences)} prompts have no unseen item and are left out.")
@@ -129,7 +129,7 @@ def mined(config: DpoConfig, start: Start, model: PreTrainedModel, directory: Pa
 
 def report(
     config: DpoConfig,
-    start: Start,
+    start: RunInputs,
     model: PreTrainedModel,
     preferences: Preferences,
     collator: PreferenceCollator,

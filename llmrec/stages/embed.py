@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmrec import processes
-from llmrec.artifact import SCRATCH, run_stage
-from llmrec.catalog import Catalog
 from llmrec.configs import EmbedConfig
-from llmrec.console import say
-from llmrec.device import resolve_device
-from llmrec.manifest import read_manifest, write_json
-from llmrec.suggest import suggestion
+from llmrec.configs.options import suggestion
+from llmrec.data.catalog import Catalog
+from llmrec.runtime import processes
+from llmrec.runtime.console import say
+from llmrec.runtime.device import resolve_device
+from llmrec.runtime.manifest import read_manifest, write_json
+from llmrec.runtime.stage_directory import SCRATCH, run_stage
 from llmrec.views import SUFFIX, ItemViews, View
 from llmrec.views.collaborative import collaborative_view
 from llmrec.views.external import external_view

@@ -15,21 +15,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmrec import columns, processes
-from llmrec.artifact import SCRATCH, run_stage
-from llmrec.catalog import SPLITS, Catalog, Rows
+from llmrec.baselines.by_name import BASELINES, baseline
+from llmrec.baselines.checks import check_trainable
+from llmrec.baselines.counted import BATCH
 from llmrec.configs import EvaluateConfig
-from llmrec.console import say
-from llmrec.evaluation.baselines import BASELINES, BATCH, TRAINED, baseline, check_trainable
+from llmrec.configs.evaluate import TRAINED
+from llmrec.configs.options import suggestion
+from llmrec.data import columns
+from llmrec.data.catalog import SPLITS, Catalog, Rows
 from llmrec.evaluation.exact import EXACT, beside, draw_rows
-from llmrec.evaluation.html import render
 from llmrec.evaluation.learning import learning, points_of_epochs, points_of_log
 from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, evaluate, per_batch
+from llmrec.evaluation.ranking import default_num_beams
 from llmrec.evaluation.report import OURS, Outcomes, show, sid_usage, summarise
-from llmrec.manifest import MANIFEST, PARTIAL, content_hash, read_manifest, write_json
-from llmrec.ranking import default_num_beams
-from llmrec.sid import SidTable
-from llmrec.suggest import suggestion
+from llmrec.reports.evaluation import render
+from llmrec.runtime import processes
+from llmrec.runtime.console import say
+from llmrec.runtime.manifest import MANIFEST, PARTIAL, content_hash, read_manifest, write_json
+from llmrec.runtime.stage_directory import SCRATCH, run_stage
+from llmrec.sid.table import SidTable
 
 METRICS = "metrics.json"
 PER_USER = "per_user.parquet"
@@ -138,9 +142,11 @@ def check_training_rows(model: str, catalog: Catalog) -> None:
     Raises:
         ValueError: If it did, or the checkpoint's llmrec.json is absent or not the one of its SID table.
     """
-    from llmrec.checkpoint import Binding  # transformers, whose seconds no config that is refused above should cost
+    from llmrec.model.checkpoint import (
+        SidConfig,  # transformers, whose seconds no config that is refused above should cost
+    )
 
-    _, _, details = Binding.load(model)
+    _, _, details = SidConfig.load(model)
     if details.get("catalog_sha256") not in (None, content_hash(catalog.source)):
         raise ValueError(
             f"model '{model}' was made on another split of the items of '{catalog.source}', whose training rows may "

@@ -13,23 +13,23 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmrec.artifact import run_stage
-from llmrec.backbone import check_halves
-from llmrec.card import write_card
-from llmrec.catalog import Catalog
-from llmrec.checkpoint import FILE as BINDING
-from llmrec.checkpoint import Binding, load_model, load_tokenizer, new_model, resolve, save_model
-from llmrec.codeword_rows import CodewordMeaning, codebooks_of
 from llmrec.configs import ExtendConfig
-from llmrec.console import say
-from llmrec.device import DTYPES
-from llmrec.manifest import read_manifest, verify
-from llmrec.micro import micro_model, word_tokenizer
-from llmrec.prompts import Prompt
-from llmrec.rebind import carried_over, check_appended, grow
-from llmrec.sid import SidTable
-from llmrec.token_rows import ItemWords, TitleMeaning, add_rows
-from llmrec.vocab import SidVocabulary, check_template
+from llmrec.data.catalog import Catalog
+from llmrec.model.append_items import carried_over, check_appended, grow
+from llmrec.model.backbone import check_halves
+from llmrec.model.card import write_card
+from llmrec.model.checkpoint import FILE as BINDING
+from llmrec.model.checkpoint import SidConfig, load_model, load_tokenizer, new_model, resolve, save_model
+from llmrec.model.codeword_rows import CodewordMeaning, codebooks_of
+from llmrec.model.micro import micro_model, word_tokenizer
+from llmrec.model.new_rows import ItemWords, TitleMeaning, add_rows
+from llmrec.model.prompts import Prompt
+from llmrec.runtime.console import say
+from llmrec.runtime.device import DTYPES
+from llmrec.runtime.manifest import read_manifest, verify
+from llmrec.runtime.stage_directory import run_stage
+from llmrec.sid.table import SidTable
+from llmrec.sid.vocabulary import SidVocabulary, check_template
 
 MICRO = "micro"
 
@@ -62,10 +62,12 @@ def main(config: ExtendConfig) -> dict[str, Any]:
         add_rows(model, vocabulary, config.seed, meaning)
         save_model(model, tokenizer, directory)
         max_history = _longest_history(model, vocabulary)
-        binding = Binding(vocabulary, Prompt(), max_history, "vocabulary")
+        sid_config = SidConfig(vocabulary, Prompt(), max_history, "vocabulary")
         learned_on = read_manifest(config.sid)["identity"].get("inputs", {}).get("catalog")  # none of adopted SIDs
         drawn = ", weights drawn anew" if config.weights == "random" else ""
-        binding.save(directory, table, {"base_model": public_name(config.model) + drawn, "catalog_sha256": learned_on})
+        sid_config.save(
+            directory, table, {"base_model": public_name(config.model) + drawn, "catalog_sha256": learned_on}
+        )
         return {
             "sid_tokens": vocabulary.num_tokens,
             "vocabulary": len(tokenizer),
@@ -117,15 +119,15 @@ def append_items(config: ExtendConfig, table: SidTable) -> dict[str, Any]:
         ValueError: If an option asks for other weights, or the table is not the checkpoint's with items added.
     """
     check_keeps_weights(config)
-    binding, old, details = Binding.load(resolve(config.model))
+    sid_config, old, details = SidConfig.load(resolve(config.model))
     check_appended(old, table)
     details, left_out = carried_over(details, config.model, config.sid)
 
     def build(directory: Path) -> dict[str, Any]:
         model, tokenizer = load_model(config.model, dtype="auto"), load_tokenizer(config.model)
-        vocabulary, notes = grow(binding.vocabulary, table.level_sizes, tokenizer, model, config.seed)
+        vocabulary, notes = grow(sid_config.vocabulary, table.level_sizes, tokenizer, model, config.seed)
         save_model(model, tokenizer, directory)
-        dataclasses.replace(binding, vocabulary=vocabulary).save(directory, table, details)
+        dataclasses.replace(sid_config, vocabulary=vocabulary).save(directory, table, details)
         if "counts" in details:
             write_card(directory, Path(config.out).name)
         return {

@@ -13,22 +13,29 @@ import numpy as np
 from torch import nn
 from transformers import set_seed
 
-from llmrec.artifact import run_stage
 from llmrec.configs import GrpoConfig
-from llmrec.console import say
-from llmrec.device import resolve_device, resolve_dtype
-from llmrec.manifest import read_manifest
-from llmrec.sid_ranker import SidRanker
-from llmrec.training.curves import render
-from llmrec.training.grpo import make_trainer
-from llmrec.training.own_rewards import ById, OwnReward, check_own, own_rewards, sources
-from llmrec.training.policy import Prompts, check_batch, load_policy, load_start, save_policy, training_prompts
-from llmrec.training.rewards import build_rewards
-from llmrec.training.siblings import sibling_scores_in_forward
-from llmrec.training.start import Start, make_validation
+from llmrec.decoding.ranker import SidRanker
+from llmrec.decoding.trie.trie import SidTrie
+from llmrec.reports.grpo import render
+from llmrec.runtime.console import say
+from llmrec.runtime.device import resolve_device, resolve_dtype
+from llmrec.runtime.manifest import read_manifest
+from llmrec.runtime.stage_directory import run_stage
+from llmrec.training.grpo.rewards import build_rewards
+from llmrec.training.grpo.trainer import make_trainer
+from llmrec.training.grpo.user_rewards import OwnReward, UserReward, check_own, own_rewards, sources
+from llmrec.training.preference.policy import (
+    Prompts,
+    check_batch,
+    load_policy,
+    load_start,
+    save_policy,
+    training_prompts,
+)
+from llmrec.training.preference.shared_prompt import sibling_scores_in_forward
+from llmrec.training.start import RunInputs, make_validation
 from llmrec.training.trainer import train
 from llmrec.training.validation import chosen, ranker_of_training, tell_chosen
-from llmrec.trie import SidTrie
 
 PAGE = "training.html"
 TRIED = 2  # prompts that a user's reward is tried on
@@ -63,7 +70,7 @@ def main(config: GrpoConfig, functions: Sequence[OwnReward] = ()) -> dict[str, A
     return {"out": str(out), **counts}
 
 
-def check(config: GrpoConfig, start: Start, prompts: Prompts, own: Mapping[str, ById]) -> None:
+def check(config: GrpoConfig, start: RunInputs, prompts: Prompts, own: Mapping[str, UserReward]) -> None:
     """Refuse what cannot be trained on, before anything is loaded.
 
     Raises:
@@ -85,7 +92,7 @@ def sequences_of(prompts: Prompts) -> list[np.ndarray]:
 
 
 def reinforce(
-    config: GrpoConfig, start: Start, prompts: Prompts, own: Mapping[str, ById], directory: Path
+    config: GrpoConfig, start: RunInputs, prompts: Prompts, own: Mapping[str, UserReward], directory: Path
 ) -> dict[str, Any]:
     """Train in a directory, or go on where a run ended in it, and save there; counts of the manifest."""
     device = resolve_device(config.device)
@@ -99,9 +106,9 @@ def reinforce(
     model.train()  # 4-bit layers on a CPU must not be asked in any other mode, see `evaluation_mode`
 
     def ranker(model: nn.Module) -> SidRanker:
-        return ranker_of_training(model, start.table, start.binding, start.prefix)
+        return ranker_of_training(model, start.table, start.sid_config, start.prefix)
 
-    trie, vocabulary = SidTrie(start.table), start.binding.vocabulary
+    trie, vocabulary = SidTrie(start.table), start.sid_config.vocabulary
     with sibling_scores_in_forward(model, vocabulary, trie, config.normalize_over, config.temperature):
         trainer = make_trainer(
             config, model, lora, start.tokenizer, start.table.num_levels, directory, device, dtype,

@@ -7,17 +7,17 @@ from typing import Any
 
 import polars as pl
 
-from llmrec import split as splits
-from llmrec.artifact import run_stage
-from llmrec.catalog import SPLITS
-from llmrec.columns import HISTORY, ITEM_ID, SPLIT, TARGET, TIMESTAMP, USER_ID, WEIGHT
 from llmrec.configs import PrepareConfig
-from llmrec.console import say, table
-from llmrec.datasets import known_source, locate
-from llmrec.manifest import read_manifest
-from llmrec.readers import Dataset
-from llmrec.simulate import simulate
-from llmrec.tables import read_tables
+from llmrec.data import split as splits
+from llmrec.data.catalog import SPLITS
+from llmrec.data.columns import HISTORY, ITEM_ID, SPLIT, TARGET, TIMESTAMP, USER_ID, WEIGHT
+from llmrec.data.known_datasets import known_source, locate
+from llmrec.data.public_formats import Dataset
+from llmrec.data.simulator import simulate
+from llmrec.data.user_files import read_tables
+from llmrec.runtime.console import say, table
+from llmrec.runtime.manifest import read_manifest
+from llmrec.runtime.stage_directory import run_stage
 
 SIMULATED = "simulated"
 METHODS = {"leave_one_out": splits.leave_one_out, "temporal": splits.temporal}

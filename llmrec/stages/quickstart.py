@@ -12,9 +12,6 @@ from typing import Any
 
 import torch
 
-from llmrec.catalog import Catalog
-from llmrec.checkpoint import load_tokenizer
-from llmrec.config_file import load_config
 from llmrec.configs import (
     EmbedConfig,
     EvaluateConfig,
@@ -24,10 +21,13 @@ from llmrec.configs import (
     SftConfig,
     TokenizeConfig,
 )
-from llmrec.console import say, table
-from llmrec.datasets import known_source, locate
-from llmrec.manifest import read_manifest
+from llmrec.configs.file import load_config
+from llmrec.data.catalog import Catalog
+from llmrec.data.known_datasets import known_source, locate
+from llmrec.model.checkpoint import load_tokenizer
 from llmrec.recommender import Recommender
+from llmrec.runtime.console import say, table
+from llmrec.runtime.manifest import read_manifest
 from llmrec.stages import embed, evaluate, extend, prepare, sft, tokenize
 from llmrec.stages.extend import MICRO
 from llmrec.stages.prepare import SIMULATED

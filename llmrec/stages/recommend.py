@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llmrec.catalog import Catalog
 from llmrec.configs import RecommendConfig
-from llmrec.console import is_quiet
+from llmrec.data.catalog import Catalog
+from llmrec.runtime.console import is_quiet
 
 KEYS = {"history", "exclude", "allow"}
 Request = dict[str, list[str]]

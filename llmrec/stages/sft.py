@@ -14,26 +14,26 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from llmrec import processes
-from llmrec.artifact import SCRATCH, run_stage
-from llmrec.backbone import compile_layers
-from llmrec.catalog import Catalog
-from llmrec.checkpoint import TRAINING, Binding, load_tokenizer
 from llmrec.configs import SftConfig
-from llmrec.console import say
-from llmrec.device import resolve_device, resolve_dtype
-from llmrec.manifest import read_manifest, verify
-from llmrec.prompts import HistoryEncoder, Prompt
-from llmrec.tasks import task_problems
-from llmrec.training.augmentation import Augmentation
-from llmrec.training.captured import CapturedLoss
-from llmrec.training.dropout import residual_dropout
-from llmrec.training.examples import HistoryCollator, add_draws, build_dataset, fill_last_batch, num_targets
-from llmrec.training.losses import IGNORED, sid_loss_in_forward
-from llmrec.training.packing import check_packing
-from llmrec.training.sft import SidSFTTrainer, make_trainer, train
-from llmrec.training.start import Start, check, check_length, context_of, make_validation, save_checkpoint
-from llmrec.training.task_examples import TaskExamples, build_tasks
+from llmrec.data.catalog import Catalog
+from llmrec.model.backbone import compile_layers
+from llmrec.model.checkpoint import TRAINING, SidConfig, load_tokenizer
+from llmrec.model.prompts import HistoryEncoder, Prompt
+from llmrec.runtime import processes
+from llmrec.runtime.console import say
+from llmrec.runtime.device import resolve_device, resolve_dtype
+from llmrec.runtime.manifest import read_manifest, verify
+from llmrec.runtime.stage_directory import SCRATCH, run_stage
+from llmrec.training.sft.augmentation import Augmentation
+from llmrec.training.sft.captured_step import CapturedLoss
+from llmrec.training.sft.dropout import residual_dropout
+from llmrec.training.sft.examples import HistoryCollator, add_draws, build_dataset, fill_last_batch, num_targets
+from llmrec.training.sft.losses import IGNORED, sid_loss_in_forward
+from llmrec.training.sft.packing import check_packing
+from llmrec.training.sft.trainer import SidSFTTrainer, make_trainer, train
+from llmrec.training.start import RunInputs, check, check_length, context_of, make_validation, save_checkpoint
+from llmrec.training.tasks.definitions import task_problems
+from llmrec.training.tasks.examples import TaskExamples, build_tasks
 from llmrec.training.validation import chosen, tell_chosen
 from llmrec.training.weights import load_trainable, merge, whole
 
@@ -64,7 +64,7 @@ def main(config: SftConfig) -> dict[str, Any]:
     return {"out": str(out), **counts}
 
 
-def load(config: SftConfig) -> Start:
+def load(config: SftConfig) -> RunInputs:
     """Read and check everything but the weights.
 
     Raises:
@@ -72,24 +72,26 @@ def load(config: SftConfig) -> Start:
     """
     verify(config.model, "extend", *TRAINING)
     catalog = Catalog.load(config.catalog)
-    binding, table, details = Binding.load(config.model)
+    sid_config, table, details = SidConfig.load(config.model)
     check(config, catalog, table.item_ids, details.get("catalog_sha256"), problems(config, catalog))
     tokenizer = load_tokenizer(config.model)
-    binding.vocabulary.check(tokenizer)
+    sid_config.vocabulary.check(tokenizer)
     prompt = Prompt(config.instruction, config.chat_template)
     prefix = prompt.prefix(tokenizer)
     check_length(config.model, config.max_history, len(prefix) + (config.max_history + 1) * table.num_levels)
     if not details.keys().isdisjoint(TRAINING) and (prompt, config.max_history) != (
-        binding.prompt,
-        binding.max_history,
+        sid_config.prompt,
+        sid_config.max_history,
     ):
         say("sft: instruction, chat_template or max_history differ from the earlier phase's; these ones are saved.")
     normalize_over = "level" if config.sid_loss == "level" else "vocabulary"
-    binding = dataclasses.replace(binding, prompt=prompt, max_history=config.max_history, normalize_over=normalize_over)
-    return Start(catalog, binding, table, details, tokenizer, prefix)
+    sid_config = dataclasses.replace(
+        sid_config, prompt=prompt, max_history=config.max_history, normalize_over=normalize_over
+    )
+    return RunInputs(catalog, sid_config, table, details, tokenizer, prefix)
 
 
-def fine_tune(config: SftConfig, start: Start, directory: Path) -> tuple[SidSFTTrainer, dict[str, Any]]:
+def fine_tune(config: SftConfig, start: RunInputs, directory: Path) -> tuple[SidSFTTrainer, dict[str, Any]]:
     """Train in a directory, or go on where a run ended in it.
 
     Returns:
@@ -97,27 +99,27 @@ def fine_tune(config: SftConfig, start: Start, directory: Path) -> tuple[SidSFTT
     """
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.precision, device)
-    table, binding, pad_token_id = start.table, start.binding, start.tokenizer.pad_token_id
+    table, sid_config, pad_token_id = start.table, start.sid_config, start.tokenizer.pad_token_id
     examples, tasks = make_examples(config, start.catalog, start.tokenizer, table.num_levels)
-    encoder, augmentation = HistoryEncoder(table, binding.vocabulary), Augmentation.of(config)
+    encoder, augmentation = HistoryEncoder(table, sid_config.vocabulary), Augmentation.of(config)
     collator = HistoryCollator(start.prefix, encoder, pad_token_id, config.packing, augmentation, tasks, config.seed)
     validation = make_validation(config, start, num_targets(examples))
-    model = make_model(config, binding, dtype)
+    model = make_model(config, sid_config, dtype)
     fills = (pad_token_id, 0, IGNORED)
     captured = CapturedLoss.of(config, model, int(table.lengths.min()), fills, device)
     with (
         residual_dropout(model, config.dropout),
-        sid_loss_in_forward(model, binding.vocabulary, config.sid_loss, config.label_smoothing, captured),
+        sid_loss_in_forward(model, sid_config.vocabulary, config.sid_loss, config.label_smoothing, captured),
     ):
         trainer = make_trainer(config, model, start.tokenizer, examples, collator, directory, device, dtype, validation)
         counts = {**train(trainer, directory), **chosen(trainer.state)}
     return trainer, {**counts, "task_examples": sum(task.num_draws for task in tasks.values())}
 
 
-def make_model(config: SftConfig, binding: Binding, dtype: torch.dtype) -> PreTrainedModel | PeftModel:
+def make_model(config: SftConfig, sid_config: SidConfig, dtype: torch.dtype) -> PreTrainedModel | PeftModel:
     """What trains, from a fixed random state."""
     set_seed(config.seed)
-    model = load_trainable(config, binding.vocabulary, dtype)
+    model = load_trainable(config, sid_config.vocabulary, dtype)
     if config.packing:
         check_packing(model)
     if config.compile:
@@ -127,7 +129,7 @@ def make_model(config: SftConfig, binding: Binding, dtype: torch.dtype) -> PreTr
 
 def save(
     config: SftConfig,
-    start: Start,
+    start: RunInputs,
     trainer: SidSFTTrainer,
     trained: PreTrainedModel | PeftModel,
     counts: dict[str, Any],

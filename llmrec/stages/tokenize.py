@@ -12,26 +12,27 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llmrec import collisions, diagnostics, processes
-from llmrec.append import REPORT, Published, append
-from llmrec.artifact import run_stage
-from llmrec.catalog import Catalog
+from llmrec import diagnostics
 from llmrec.configs import TokenizeConfig
-from llmrec.console import say
-from llmrec.device import resolve_device
-from llmrec.diagnostics import page
-from llmrec.manifest import verify, write_json
-from llmrec.probe import probe
-from llmrec.sid import SidTable
-from llmrec.tokenizers import Encoded, ItemTokenizer
-from llmrec.tokenizers.collapse import collapsed
+from llmrec.data.catalog import Catalog
+from llmrec.diagnostics.probe import probe
+from llmrec.reports import semantic_ids as page
+from llmrec.runtime import processes
+from llmrec.runtime.console import say
+from llmrec.runtime.device import resolve_device
+from llmrec.runtime.manifest import verify, write_json
+from llmrec.runtime.stage_directory import run_stage
+from llmrec.sid.table import SidTable
+from llmrec.tokenizers import Encoded, ItemTokenizer, collisions
+from llmrec.tokenizers.append import REPORT, PublishedSids, append
+from llmrec.tokenizers.shared.collapse import collapsed
 from llmrec.views import ItemViews, view_files
 
 PAGE = "report.html"
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
+class TokenizeResult:
     """What was made of a catalogue.
 
     Attributes:
@@ -57,7 +58,7 @@ def main(config: TokenizeConfig) -> dict[str, Any]:
     """
     if config.compare:
         return beside(config.compare)
-    published = Published.load(config.append, config.device) if config.append else None
+    published = PublishedSids.load(config.append, config.device) if config.append else None
     tokenizer = published.tokenizer if published else config.tokenizer()
     check(config, tokenizer)
     catalog = Catalog.load(config.catalog)
@@ -96,7 +97,7 @@ def main(config: TokenizeConfig) -> dict[str, Any]:
     return {"out": str(out), **report}
 
 
-def fitted(config: TokenizeConfig, tokenizer: ItemTokenizer, catalog: Catalog, views: ItemViews) -> Made:
+def fitted(config: TokenizeConfig, tokenizer: ItemTokenizer, catalog: Catalog, views: ItemViews) -> TokenizeResult:
     """Semantic IDs by a tokenizer that is fitted now."""
     encoded = tokenizer.fit(catalog, views).encode(catalog, views)
     fallen = collapsed(encoded.codes, tokenizer.level_sizes)
@@ -106,16 +107,20 @@ def fitted(config: TokenizeConfig, tokenizer: ItemTokenizer, catalog: Catalog, v
             "or set allow_collapse to keep such semantic IDs."
         )
     codes, level_sizes, notes = collisions.resolve(config.collision, encoded, tokenizer.level_sizes)
-    return Made(SidTable(catalog.item_ids, codes, level_sizes=level_sizes), encoded, tokenizer, config.collision, notes)
+    return TokenizeResult(
+        SidTable(catalog.item_ids, codes, level_sizes=level_sizes), encoded, tokenizer, config.collision, notes
+    )
 
 
-def appended(published: Published, catalog: Catalog, views: ItemViews) -> Made:
+def appended(published: PublishedSids, catalog: Catalog, views: ItemViews) -> TokenizeResult:
     """Published semantic IDs, and new ones beside them."""
     found = append(published, catalog, views)
-    return Made(found.table, found.encoded, published.tokenizer, published.policy, found.notes)
+    return TokenizeResult(found.table, found.encoded, published.tokenizer, published.policy, found.notes)
 
 
-def write_report(workdir: Path, config: TokenizeConfig, catalog: Catalog, views: ItemViews, made: Made) -> None:
+def write_report(
+    workdir: Path, config: TokenizeConfig, catalog: Catalog, views: ItemViews, made: TokenizeResult
+) -> None:
     """report.json and report.html; neighbours are those of every view there is, whichever the method has read."""
     vectors, reconstruction = made.encoded.vectors, made.encoded.reconstruction
     report = diagnostics.report(

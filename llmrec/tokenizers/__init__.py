@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from llmrec.suggest import suggestion
+from llmrec.configs.options import suggestion
 from llmrec.tokenizers.base import Encoded, ItemTokenizer, read_settings
 from llmrec.tokenizers.cost import CoST
 from llmrec.tokenizers.etegrec import ETEGRec

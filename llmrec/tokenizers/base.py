@@ -21,10 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llmrec.catalog import Catalog
-from llmrec.device import resolve_device
-from llmrec.manifest import write_json
-from llmrec.options import MAX_SEED, Config, option
+from llmrec.configs.options import MAX_SEED, Config, option
+from llmrec.data.catalog import Catalog
+from llmrec.runtime.device import resolve_device
+from llmrec.runtime.manifest import write_json
 from llmrec.views import ItemViews
 
 CODEBOOKS, SETTINGS = "codebooks.safetensors", "item_tokenizer.json"

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from llmrec.options import option
-from llmrec.tokenizers.autoencoder import Autoencoder, AutoencoderTokenizer, Autoencoding
-from llmrec.tokenizers.quantizer import Quantized, ResidualQuantizer
+from llmrec.configs.options import option
+from llmrec.tokenizers.shared.autoencoder import Autoencoder, AutoencoderTokenizer, Autoencoding
+from llmrec.tokenizers.shared.residual_quantizer import Quantized, ResidualQuantizer
 
 DUPLICATE = 0.99  # cosine above which two items are one, in the eyes of the contrast
 

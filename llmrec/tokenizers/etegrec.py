@@ -22,16 +22,16 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from llmrec.device import resolve_device
-from llmrec.options import option
-from llmrec.tokenizers.autoencoder import Autoencoding
-from llmrec.tokenizers.quantizer import Quantized
-from llmrec.tokenizers.residual import nearest, squared_distances
+from llmrec.configs.options import option
+from llmrec.runtime.device import resolve_device
 from llmrec.tokenizers.rq_vae import RQVAE
-from llmrec.tokenizers.vectors import CHUNK
+from llmrec.tokenizers.shared.autoencoder import Autoencoding
+from llmrec.tokenizers.shared.kmeans import nearest, squared_distances
+from llmrec.tokenizers.shared.residual_quantizer import Quantized
+from llmrec.tokenizers.shared.vectors import CHUNK
 
 
-class Assigned(NamedTuple):
+class Assignment(NamedTuple):
     """What the tokenizer makes of item vectors.
 
     Attributes:
@@ -48,7 +48,7 @@ class Assigned(NamedTuple):
 class EndToEnd(Autoencoding):
     """Autoencoder and quantiser of a catalogue's vectors (N, D), with what aligns them with a recommender."""
 
-    def assign(self, points_BD: Tensor) -> Assigned:
+    def assign(self, points_BD: Tensor) -> Assignment:
         """Quantise item vectors.
 
         Args:
@@ -57,7 +57,7 @@ class EndToEnd(Autoencoding):
         latent_BE = self.network.encode(points_BD)
         quantized = self.quantizer(latent_BE)
         logits = self.logits(latent_BE, quantized.codes)
-        return Assigned(quantized, logits, self.network.decode(quantized.vector))
+        return Assignment(quantized, logits, self.network.decode(quantized.vector))
 
     def logits(self, latent_BE: Tensor, codes_BL: Tensor | None = None) -> list[Tensor]:
         """Distributions over codes along a chain of hard codes.
@@ -78,7 +78,7 @@ class EndToEnd(Autoencoding):
             left_BE = left_BE - codebook_KE[codes_B].detach()
         return found
 
-    def own_loss(self, points_BD: Tensor, assigned: Assigned) -> Tensor:
+    def own_loss(self, points_BD: Tensor, assigned: Assignment) -> Tensor:
         """Reconstruction, codebook and commitment loss of item vectors, as they are pretrained."""
         return self.rebuilding_loss(points_BD, assigned.reconstruction) + assigned.quantized.loss
 

@@ -20,8 +20,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from torch import Tensor
 
-from llmrec.catalog import Catalog
-from llmrec.options import option
+from llmrec.configs.options import option
+from llmrec.data.catalog import Catalog
 from llmrec.tokenizers.base import Encoded, ItemTokenizer
 from llmrec.views import ItemViews
 

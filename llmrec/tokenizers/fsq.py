@@ -24,18 +24,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from llmrec.console import say
-from llmrec.device import resolve_device
-from llmrec.options import option
-from llmrec.tokenizers.autoencoder import Autoencoder, NetworkTokenizer
-from llmrec.tokenizers.plateau import Learner
-from llmrec.tokenizers.vectors import require_distinct
+from llmrec.configs.options import option
+from llmrec.runtime.console import say
+from llmrec.runtime.device import resolve_device
+from llmrec.tokenizers.shared.autoencoder import Autoencoder, NetworkTokenizer
+from llmrec.tokenizers.shared.training_loop import Objective
+from llmrec.tokenizers.shared.vectors import require_distinct
 
 # By which the tanh reaches past the outermost values, as in the paper's code; else none would round there.
 MARGIN = 1e-3
 
 
-class Rounding(Learner):
+class Rounding(Objective):
     """Autoencoder with rounded latent vectors, trained on vectors (N, D) of one device."""
 
     def __init__(self, points_ND: Tensor, network: Autoencoder, sizes_E: Tensor):

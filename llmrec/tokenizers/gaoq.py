@@ -29,15 +29,15 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from llmrec.catalog import Catalog
-from llmrec.console import progress
-from llmrec.device import resolve_device
-from llmrec.options import option
-from llmrec.tokenizers.balanced import balanced_kmeans
+from llmrec.configs.options import option
+from llmrec.data.catalog import Catalog
+from llmrec.runtime.console import progress
+from llmrec.runtime.device import resolve_device
 from llmrec.tokenizers.base import Encoded
-from llmrec.tokenizers.residual import code_means, squared_distances
-from llmrec.tokenizers.splits import SplittingTokenizer, rows_of_nodes
-from llmrec.tokenizers.vectors import require_distinct
+from llmrec.tokenizers.shared.balanced import balanced_kmeans
+from llmrec.tokenizers.shared.kmeans import code_means, squared_distances
+from llmrec.tokenizers.shared.splits import SplittingTokenizer, rows_of_nodes
+from llmrec.tokenizers.shared.vectors import require_distinct
 from llmrec.views import ItemViews
 
 LEAF_ITEMS = 15  # of a last cluster; ReSID has 13 to 19 on its four smallest sets, 5 to 16 on the others

@@ -17,13 +17,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from llmrec.console import progress
-from llmrec.device import resolve_device
-from llmrec.options import option
-from llmrec.tokenizers.balanced import balanced_kmeans
-from llmrec.tokenizers.residual import kmeans, nearest, squared_distances
-from llmrec.tokenizers.splits import SplittingTokenizer, rows_of_nodes
-from llmrec.tokenizers.vectors import require_distinct
+from llmrec.configs.options import option
+from llmrec.runtime.console import progress
+from llmrec.runtime.device import resolve_device
+from llmrec.tokenizers.shared.balanced import balanced_kmeans
+from llmrec.tokenizers.shared.kmeans import kmeans, nearest, squared_distances
+from llmrec.tokenizers.shared.splits import SplittingTokenizer, rows_of_nodes
+from llmrec.tokenizers.shared.vectors import require_distinct
 
 
 class Level(NamedTuple):

@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from llmrec.catalog import Catalog
-from llmrec.options import option
-from llmrec.tokenizers.autoencoder import Autoencoder, AutoencoderTokenizer, Autoencoding
-from llmrec.tokenizers.balanced import balanced_kmeans
-from llmrec.tokenizers.quantizer import Quantized, ResidualQuantizer
-from llmrec.tokenizers.vectors import require_rows
+from llmrec.configs.options import option
+from llmrec.data.catalog import Catalog
+from llmrec.tokenizers.shared.autoencoder import Autoencoder, AutoencoderTokenizer, Autoencoding
+from llmrec.tokenizers.shared.balanced import balanced_kmeans
+from llmrec.tokenizers.shared.residual_quantizer import Quantized, ResidualQuantizer
+from llmrec.tokenizers.shared.vectors import require_rows
 from llmrec.views import ItemViews
 
 REGROUP_EVERY, GROUP_ITERATIONS = 100, 10

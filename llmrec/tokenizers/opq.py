@@ -19,11 +19,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from llmrec.console import progress, say
-from llmrec.device import resolve_device
-from llmrec.options import option
-from llmrec.tokenizers.residual import code_means, kmeans_plus_plus, lloyd, nearest, squared_distances
-from llmrec.tokenizers.vectors import CHUNK, CodebookTokenizer, require_distinct
+from llmrec.configs.options import option
+from llmrec.runtime.console import progress, say
+from llmrec.runtime.device import resolve_device
+from llmrec.tokenizers.shared.kmeans import code_means, kmeans_plus_plus, lloyd, nearest, squared_distances
+from llmrec.tokenizers.shared.vectors import CHUNK, CodebookTokenizer, require_distinct
 
 
 @dataclass(kw_only=True)

@@ -24,11 +24,11 @@ from scipy import linalg, sparse
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
-from llmrec.catalog import Catalog, Rows
-from llmrec.options import option
-from llmrec.sid import EMPTY
-from llmrec.tokenizers.assigned import find_keys, item_keys
+from llmrec.configs.options import option
+from llmrec.data.catalog import Catalog, Rows
+from llmrec.sid.table import EMPTY
 from llmrec.tokenizers.base import Encoded, ItemTokenizer
+from llmrec.tokenizers.shared.assigned import find_keys, item_keys
 from llmrec.views import ItemViews
 
 MAX_SPLITS = 8  # Beauty needs 4 at 20 clusters and leaves of 64; each further one is another token per item

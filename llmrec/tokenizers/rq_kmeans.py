@@ -20,13 +20,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from llmrec.console import progress
-from llmrec.device import resolve_device
-from llmrec.options import option
-from llmrec.tokenizers.assigned import AssignedTokenizer
-from llmrec.tokenizers.balanced import balanced_kmeans
-from llmrec.tokenizers.residual import kmeans, nearest, squared_distances
-from llmrec.tokenizers.vectors import ResidualTokenizer, require_distinct
+from llmrec.configs.options import option
+from llmrec.runtime.console import progress
+from llmrec.runtime.device import resolve_device
+from llmrec.tokenizers.shared.assigned import AssignedTokenizer
+from llmrec.tokenizers.shared.balanced import balanced_kmeans
+from llmrec.tokenizers.shared.kmeans import kmeans, nearest, squared_distances
+from llmrec.tokenizers.shared.vectors import ResidualTokenizer, require_distinct
 
 SOLVERS = {"capacity": "prices", "onerec": "onerec"}  # of balanced_kmeans
 

@@ -22,9 +22,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from llmrec.options import option
-from llmrec.tokenizers.autoencoder import Autoencoder, AutoencoderTokenizer, Autoencoding
+from llmrec.configs.options import option
 from llmrec.tokenizers.rq_kmeans import RQKMeans
+from llmrec.tokenizers.shared.autoencoder import Autoencoder, AutoencoderTokenizer, Autoencoding
 
 
 class ResidualAutoencoder(Autoencoder):

@@ -17,8 +17,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llmrec.options import option
-from llmrec.tokenizers.autoencoder import AutoencoderTokenizer, Autoencoding
+from llmrec.configs.options import option
+from llmrec.tokenizers.shared.autoencoder import AutoencoderTokenizer, Autoencoding
 
 
 @dataclass(kw_only=True)

@@ -20,17 +20,22 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from llmrec.console import say
-from llmrec.device import resolve_device
-from llmrec.tokenizers.plateau import Learner, TrainedTokenizer
-from llmrec.tokenizers.quantizer import RESTART_EVERY, RESTART_UNTIL, START_POINTS_PER_CODE, ResidualQuantizer
-from llmrec.tokenizers.residual import kmeans_plus_plus, nearest
-from llmrec.tokenizers.vectors import require_distinct
+from llmrec.runtime.console import say
+from llmrec.runtime.device import resolve_device
+from llmrec.tokenizers.shared.kmeans import kmeans_plus_plus, nearest
+from llmrec.tokenizers.shared.residual_quantizer import (
+    RESTART_EVERY,
+    RESTART_UNTIL,
+    START_POINTS_PER_CODE,
+    ResidualQuantizer,
+)
+from llmrec.tokenizers.shared.training_loop import Objective, TrainedTokenizer
+from llmrec.tokenizers.shared.vectors import require_distinct
 
 BUFFER = 3072  # points among which k-means++ draws the starting codes, as in GRID; more where codes are many
 
 
-class Level(Learner):
+class Level(Objective):
     """One codebook on points (N, D)."""
 
     def __init__(self, points_ND: Tensor, codebook_size: int, seed: int):

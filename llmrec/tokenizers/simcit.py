@@ -40,26 +40,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llmrec.catalog import Catalog
-from llmrec.console import say
-from llmrec.device import resolve_device
-from llmrec.options import option
-from llmrec.tokenizers.autoencoder import NetworkTokenizer
+from llmrec.configs.options import option
+from llmrec.data.catalog import Catalog
+from llmrec.runtime.console import say
+from llmrec.runtime.device import resolve_device
 from llmrec.tokenizers.base import Encoded
-from llmrec.tokenizers.contrast import nt_xent
-from llmrec.tokenizers.fusion import Fusion, linear
-from llmrec.tokenizers.gradient_cache import in_parts
-from llmrec.tokenizers.plateau import Learner
+from llmrec.tokenizers.shared.autoencoder import NetworkTokenizer
+from llmrec.tokenizers.shared.contrast import nt_xent
+from llmrec.tokenizers.shared.fusion import Fusion, linear
+from llmrec.tokenizers.shared.gradient_cache import in_parts
+from llmrec.tokenizers.shared.soft_quantizer import Annealing, Law, SoftQuantizer
+from llmrec.tokenizers.shared.training_loop import Objective
+from llmrec.tokenizers.shared.vectors import CHUNK, require_distinct
 from llmrec.tokenizers.simcit_signs import described, signs_of
-from llmrec.tokenizers.soft_quantizer import Annealing, Law, SoftQuantizer
-from llmrec.tokenizers.vectors import CHUNK, require_distinct
 from llmrec.views import ItemViews
 
 MOSTLY = 0.5  # a view that knows a smaller share of the items is named
 DROWNS = 0.95  # a view of several that has a larger share of the attention is named
 
 
-class Identifying(Learner):
+class Identifying(Objective):
     """Fusion, quantiser and projection, trained on vectors (N, D) of one device."""
 
     def __init__(

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmrec.tokenizers.fusion import Fusion
-from llmrec.tokenizers.soft_quantizer import SoftQuantizer
-from llmrec.tokenizers.vectors import CHUNK
+from llmrec.tokenizers.shared.fusion import Fusion
+from llmrec.tokenizers.shared.soft_quantizer import SoftQuantizer
+from llmrec.tokenizers.shared.vectors import CHUNK
 
 
 @torch.no_grad()

@@ -22,9 +22,9 @@ from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from llmrec import processes
-from llmrec.console import say
-from llmrec.manifest import sha256_file, write_json
+from llmrec.runtime import processes
+from llmrec.runtime.console import say
+from llmrec.runtime.manifest import sha256_file, write_json
 
 SEAL = "llmrec_seal.json"
 ASIDE = "unfinished"  # beside the checkpoints; not of their name, which the Trainer's rotation counts and deletes

@@ -11,13 +11,13 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
-from llmrec import processes
-from llmrec.card import write_card
-from llmrec.catalog import Catalog
-from llmrec.checkpoint import TRAINING, Binding, save_model
 from llmrec.configs import FineTuneConfig
-from llmrec.manifest import content_hash, read_manifest, write_json
-from llmrec.sid import SidTable
+from llmrec.data.catalog import Catalog
+from llmrec.model.card import write_card
+from llmrec.model.checkpoint import TRAINING, SidConfig, save_model
+from llmrec.runtime import processes
+from llmrec.runtime.manifest import content_hash, read_manifest, write_json
+from llmrec.sid.table import SidTable
 from llmrec.training.trainer import split_batch
 from llmrec.training.validation import Validation
 from llmrec.training.weights import require_bitsandbytes
@@ -27,12 +27,12 @@ PATHS = ("catalog", "model", "sid", "views", "preferences")  # options that name
 
 
 @dataclass(frozen=True)
-class Start:
+class RunInputs:
     """What a run starts from.
 
     Args:
         catalog: Training sequences and valid rows.
-        binding: Vocabulary of the base, with the prompt, history length and scoring of this run.
+        sid_config: Vocabulary of the base, with the prompt, history length and scoring of this run.
         table: Semantic IDs.
         details: Of the base's llmrec.json.
         tokenizer: Of the base.
@@ -40,7 +40,7 @@ class Start:
     """
 
     catalog: Catalog
-    binding: Binding
+    sid_config: SidConfig
     table: SidTable
     details: dict[str, Any]
     tokenizer: PreTrainedTokenizerBase
@@ -116,19 +116,21 @@ def context_of(model: str) -> int | None:
     return getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None)
 
 
-def make_validation(config: FineTuneConfig, start: Start, targets: int, from_start: bool = False) -> Validation | None:
+def make_validation(
+    config: FineTuneConfig, start: RunInputs, targets: int, from_start: bool = False
+) -> Validation | None:
     """The valid rows, as `llmrec evaluate --max-rows` draws them, if they shall be ranked; see `Validation`."""
     if config.eval_steps is None:
         return None
     rows = start.catalog.rows("valid")
     rows = rows.take(rows.sample(config.eval_rows, config.seed))
-    binding, batch_size = start.binding, config.micro_batch_size
-    return Validation(rows, start.table, binding, start.prefix, targets, batch_size, config.stage, from_start)
+    sid_config, batch_size = start.sid_config, config.micro_batch_size
+    return Validation(rows, start.table, sid_config, start.prefix, targets, batch_size, config.stage, from_start)
 
 
 def save_checkpoint(
     config: FineTuneConfig,
-    start: Start,
+    start: RunInputs,
     merged: PreTrainedModel,
     log: list[dict[str, Any]],
     counts: dict[str, Any],
@@ -145,7 +147,7 @@ def save_checkpoint(
         config.stage: describe_recipe(config),
         "counts": counts,
     }
-    start.binding.save(directory, start.table, recipe)
+    start.sid_config.save(directory, start.table, recipe)
     write_json(directory / LOG, log)
     write_card(directory, Path(config.out).name)
 

@@ -20,17 +20,17 @@ from transformers import (
     TrainingArguments,
 )
 
-from llmrec import processes
-from llmrec.artifact import SCRATCH
-from llmrec.checkpoint import without_tensor_bars
 from llmrec.configs import FineTuneConfig
-from llmrec.console import is_quiet, say
 from llmrec.evaluation.learning import JUDGING
+from llmrec.model.checkpoint import without_tensor_bars
+from llmrec.runtime import processes
+from llmrec.runtime.console import is_quiet, say
+from llmrec.runtime.stage_directory import SCRATCH
 from llmrec.training.checkpoints import WholeCheckpoints, newest_whole
-from llmrec.training.optimizer import build_optimizer
 from llmrec.training.validation import Validation, chosen, saving
 from llmrec.training.weights import train_in_float32
 
+SID_ROWS = "trainable_tokens"  # in the name of PEFT\'s parameter for trained token rows
 DIVERGED = (
     "training has diverged, its loss is not finite. Lower learning_rate or raise warmup_steps, and run again with "
     "--overwrite."
@@ -233,3 +233,24 @@ def train(trainer: SidTrainer, directory: Path) -> tuple[dict[str, Any], float]:
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
     }
     return counts, state.epoch * (state.global_step - done) / state.global_step / seconds
+
+
+def build_optimizer(model: torch.nn.Module, config: FineTuneConfig, fused: bool = False) -> torch.optim.Optimizer:
+    """AdamW; the SID rows, which start from noise, have their own learning rate, and no decay towards zero.
+
+    Args:
+        model: What trains.
+        config: Of the stage.
+        fused: Whether a step is one kernel for many parameters.
+    """
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    rows = [p for name, p in trained if SID_ROWS in name]
+    decayed = [p for name, p in trained if SID_ROWS not in name and p.dim() > 1]
+    others = [p for name, p in trained if SID_ROWS not in name and p.dim() <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if rows:  # of the stages, sft alone trains them
+        groups.append({"params": rows, "weight_decay": 0.0, "lr": config.sid_learning_rate or config.learning_rate})
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=fused)

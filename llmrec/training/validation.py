@@ -22,15 +22,15 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from llmrec.catalog import Rows
-from llmrec.checkpoint import Binding
 from llmrec.configs import FineTuneConfig
-from llmrec.console import say
+from llmrec.data.catalog import Rows
+from llmrec.decoding.ranker import SidRanker
 from llmrec.evaluation.learning import CUTOFF, JUDGING, NDCG, RECALL, SECONDS, SUPERVISED
 from llmrec.evaluation.metrics import ndcg, recall
 from llmrec.evaluation.protocol import COLUMNS, evaluate
-from llmrec.sid import SidTable
-from llmrec.sid_ranker import SidRanker
+from llmrec.model.checkpoint import SidConfig
+from llmrec.runtime.console import say
+from llmrec.sid.table import SidTable
 
 KEPT = 3  # checkpoints: the best one, and the two newest as without evaluation
 
@@ -87,12 +87,14 @@ def start_is_best(state: TrainerState) -> bool:
     return was_judged and not state.best_global_step
 
 
-def ranker_of_training(model: nn.Module, table: SidTable, binding: Binding, prefix_ids: Sequence[int]) -> SidRanker:
+def ranker_of_training(
+    model: nn.Module, table: SidTable, sid_config: SidConfig, prefix_ids: Sequence[int]
+) -> SidRanker:
     """Ranker on the weights of a model that goes on training; arguments as `SidRanker` takes them.
 
     Without CUDA graphs: autocast would have them read its copies of the weights, made before the next step.
     """
-    return SidRanker(model, table, binding, prefix_ids, capture=False)
+    return SidRanker(model, table, sid_config, prefix_ids, capture=False)
 
 
 class Validation(TrainerCallback):
@@ -101,7 +103,7 @@ class Validation(TrainerCallback):
     Args:
         rows: Rows to rank.
         table: Semantic IDs of the catalogue.
-        binding: Vocabulary, history length and scoring of the model that trains.
+        sid_config: Vocabulary, history length and scoring of the model that trains.
         prefix_ids: Tokens before every history.
         targets: Items that one epoch trains on.
         batch_size: Rows decoded together on one device.
@@ -113,14 +115,14 @@ class Validation(TrainerCallback):
         self,
         rows: Rows,
         table: SidTable,
-        binding: Binding,
+        sid_config: SidConfig,
         prefix_ids: Sequence[int],
         targets: int,
         batch_size: int,
         stage: str,
         from_start: bool = False,
     ):
-        self.rows, self.table, self.binding, self.prefix_ids = rows, table, binding, prefix_ids
+        self.rows, self.table, self.sid_config, self.prefix_ids = rows, table, sid_config, prefix_ids
         self.targets, self.batch_size, self.stage, self.from_start = targets, batch_size, stage, from_start
         self.ranker: SidRanker | None = None
 
@@ -131,7 +133,7 @@ class Validation(TrainerCallback):
             self.ranker = self._ranker(self.ranker.model)
 
     def _ranker(self, model: nn.Module) -> SidRanker:
-        return ranker_of_training(model, self.table, self.binding, self.prefix_ids)
+        return ranker_of_training(model, self.table, self.sid_config, self.prefix_ids)
 
     def on_train_begin(
         self,

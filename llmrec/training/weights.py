@@ -21,12 +21,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel, Trainer
 
-from llmrec import processes
-from llmrec.backbone import causal_lm
-from llmrec.checkpoint import load_model
 from llmrec.configs import FineTuneConfig, SftConfig
-from llmrec.trained_rows import look_up_apart
-from llmrec.vocab import SidVocabulary
+from llmrec.model.backbone import causal_lm
+from llmrec.model.checkpoint import load_model
+from llmrec.model.trained_rows import look_up_apart
+from llmrec.runtime import processes
+from llmrec.sid.vocabulary import SidVocabulary
 
 
 def nf4_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:

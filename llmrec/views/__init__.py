@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from llmrec import __version__
-from llmrec.catalog import Catalog
-from llmrec.manifest import MANIFEST, content_hash, read_manifest, verify
+from llmrec.data.catalog import Catalog
+from llmrec.runtime.manifest import MANIFEST, content_hash, read_manifest, verify
 
 SUFFIX = ".safetensors"
 ROWS = 65536  # read together when a view is checked

@@ -16,8 +16,8 @@ import numpy as np
 from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
 
-from llmrec.catalog import Catalog, Rows
-from llmrec.console import say
+from llmrec.data.catalog import Catalog, Rows
+from llmrec.runtime.console import say
 from llmrec.views import View, describe
 
 

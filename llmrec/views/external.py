@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from llmrec import columns
-from llmrec.catalog import Catalog
-from llmrec.console import say
-from llmrec.manifest import sha256_file
+from llmrec.data import columns
+from llmrec.data.catalog import Catalog
+from llmrec.runtime.console import say
+from llmrec.runtime.manifest import sha256_file
 from llmrec.views import View, describe, scatter
 
 FORMATS = (".parquet", ".npy")

@@ -35,19 +35,20 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from llmrec import columns
-from llmrec.catalog import Catalog
-from llmrec.console import progress, say
-from llmrec.device import from_host, resolve_device
-from llmrec.evaluation.neural.trainer import LEAST_STEPS, Training
-from llmrec.evaluation.neural.windows import shuffled
-from llmrec.fields import NO_FIELDS, entries, is_shared
+from llmrec.baselines.examples import shuffled
+from llmrec.baselines.trainer import LEAST_STEPS
+from llmrec.baselines.training_options import TrainingOptions
+from llmrec.data import columns
+from llmrec.data.catalog import Catalog
+from llmrec.data.side_fields import NO_FIELDS, entries, is_shared
+from llmrec.runtime.console import progress, say
+from llmrec.runtime.device import from_host, resolve_device
 from llmrec.views import View, describe, scatter
 from llmrec.views.famae_network import FAMAE, PADDING, WINDOW, Field
 from llmrec.views.hold_out import hold_out
 
 # The paper's; the rate falls along a cosine whose end is the last of `max_epochs`.
-TRAINING = Training(learning_rate=1e-3, batch_size=2048, weight_decay=1e-5, max_epochs=500, patience=3)
+TRAINING = TrainingOptions(learning_rate=1e-3, batch_size=2048, weight_decay=1e-5, max_epochs=500, patience=3)
 SELECTION_K = 10
 JUDGED = 512  # windows scored at once; bounds memory at JUDGED x N scores
 
@@ -84,7 +85,7 @@ class Quality(NamedTuple):
 
 
 def item_fields(catalog: Catalog) -> list[Field]:
-    """The item itself, then the columns of items.parquet that are side fields (`llmrec.fields` says which are).
+    """The item itself, then the columns of items.parquet that are side fields.
 
     Raises:
         ValueError: If there is no side field.
@@ -143,7 +144,7 @@ def hidden_fields(num_windows: int, num_fields: int, rng: np.random.Generator) -
     return rng.random((num_windows, num_fields)).argsort(axis=1).argsort(axis=1) < count[:, None]
 
 
-def train(network: FAMAE, windows: Windows, judges: Windows, training: Training, seed: int) -> list[Quality]:
+def train(network: FAMAE, windows: Windows, judges: Windows, training: TrainingOptions, seed: int) -> list[Quality]:
     """Train and leave the network in evaluation mode with the weights of its best epoch.
 
     Args:
@@ -228,7 +229,7 @@ def famae_view(
     seed: int,
     device: str,
     weights: Mapping[str, float] = MappingProxyType({}),
-    training: Training = TRAINING,
+    training: TrainingOptions = TRAINING,
 ) -> View:
     """Vectors of the item and of its side fields, side by side; items of which training has seen nothing are missing.
 

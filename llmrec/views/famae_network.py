@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llmrec.device import from_host
-from llmrec.evaluation.neural.network import INITIAL_STD
+from llmrec.baselines.network import INITIAL_STD
+from llmrec.runtime.device import from_host
 
 # The paper's, unless said otherwise.
 WINDOW = 32  # positions, the last item's included

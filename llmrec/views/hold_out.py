@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from llmrec import columns
-from llmrec.catalog import Catalog
+from llmrec.data import columns
+from llmrec.data.catalog import Catalog
 
 SHARE = 0.1  # of the sequences that may judge
 # Judges, or half of the sequences that may where these are fewer. On a simulated log of 200 users (seeds 0, 1, 2) 11

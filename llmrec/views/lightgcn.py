@@ -26,10 +26,10 @@ from scipy import sparse
 from torch import Tensor
 from torch.nn import functional
 
-from llmrec.catalog import Catalog, Rows
-from llmrec.console import progress, say
-from llmrec.device import resolve_device
-from llmrec.evaluation.neural.trainer import Epoch, best_epoch
+from llmrec.baselines.trainer import Epoch, best_epoch
+from llmrec.data.catalog import Catalog, Rows
+from llmrec.runtime.console import progress, say
+from llmrec.runtime.device import resolve_device
 from llmrec.views import View, describe, scatter
 from llmrec.views.hold_out import hold_out
 

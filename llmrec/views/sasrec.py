@@ -1,6 +1,6 @@
 """SASRec view: the item vectors of a causal transformer that learned which item comes next.
 
-The network, its loss and its trainer are those of the baseline (`llmrec.evaluation.neural.sasrec`; Kang and McAuley,
+The network, its loss and its trainer are those of the baseline (`llmrec.baselines.sasrec`; Kang and McAuley,
 arXiv:1808.09781, with a softmax over all items), and so are their departures; LETTER, ETEGRec and SimCIT take such
 vectors as what is known of behaviour. Departure: the epoch is chosen by training items held out once more
 (`llmrec.views.hold_out`), not by the validation items, which a view must not know.
@@ -15,14 +15,17 @@ import inspect
 
 import numpy as np
 
-from llmrec.catalog import Catalog
-from llmrec.evaluation.neural import NeuralRanker, SASRec, Training
-from llmrec.evaluation.neural.trainer import best_epoch
+from llmrec.baselines import NeuralRanker, SASRec
+from llmrec.baselines.trainer import best_epoch
+from llmrec.baselines.training_options import TrainingOptions
+from llmrec.data.catalog import Catalog
 from llmrec.views import View, describe, scatter
 from llmrec.views.hold_out import hold_out
 
 
-def sasrec_view(catalog: Catalog, dim: int, seed: int, device: str, training: Training = SASRec.training) -> View:
+def sasrec_view(
+    catalog: Catalog, dim: int, seed: int, device: str, training: TrainingOptions = SASRec.training
+) -> View:
     """Input and output vectors of SASRec, which are tied; items that nothing precedes or follows are missing.
 
     Under `accelerate launch` every process has to call it, and each returns the view of the first one.

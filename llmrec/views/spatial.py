@@ -36,9 +36,9 @@ from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
 from sklearn.neighbors import NearestNeighbors
 
-from llmrec.catalog import Catalog
-from llmrec.columns import LAT, LON
-from llmrec.console import say
+from llmrec.data.catalog import Catalog
+from llmrec.data.columns import LAT, LON
+from llmrec.runtime.console import say
 from llmrec.views import View, describe, scatter
 from llmrec.views.collaborative import cooccurrence, positive_pmi
 

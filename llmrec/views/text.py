@@ -18,10 +18,10 @@ import numpy as np
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from llmrec import processes
-from llmrec.catalog import Catalog
-from llmrec.console import progress, say
-from llmrec.device import resolve_device
+from llmrec.data.catalog import Catalog
+from llmrec.runtime import processes
+from llmrec.runtime.console import progress, say
+from llmrec.runtime.device import resolve_device
 from llmrec.views import View, describe, scatter
 
 if TYPE_CHECKING:

@@ -20,14 +20,14 @@ from common import emit, emit_machine
 from torch import Tensor
 from vectors import clustered, parser, residual_levels
 
-from llmrec.tokenizers.balanced import (
+from llmrec.tokenizers.shared.balanced import (
     balance_prices,
     balanced_kmeans,
     flow_assignment,
     onerec_assignment,
     round_to_balance,
 )
-from llmrec.tokenizers.residual import kmeans, squared_distances
+from llmrec.tokenizers.shared.kmeans import kmeans, squared_distances
 
 TOLERANCE = 0.015  # cost above flow's
 

@@ -20,10 +20,10 @@ from common import CALLS_PER_GRAPH, emit, emit_machine, graph_seconds, seconds
 from torch import Tensor
 from transformers.generation.logits_process import PrefixConstrainedLogitsProcessor
 
-from llmrec.leaf_filter import AllowList, LeafFilter
-from llmrec.logits_processor import SidLogitsProcessor
-from llmrec.trie import ROOT, SidTrie
-from llmrec.vocab import SidVocabulary
+from llmrec.decoding.logits_processor import SidLogitsProcessor
+from llmrec.decoding.trie.filter import AllowList, LeafFilter
+from llmrec.decoding.trie.trie import ROOT, SidTrie
+from llmrec.sid.vocabulary import SidVocabulary
 
 NUM_LEVELS, CODEBOOK_SIZE = 4, 256
 EOS, PROMPT = 0, 1  # tokens

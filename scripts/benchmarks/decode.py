@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
-from llmrec.beam_search import tree_beam_search
-from llmrec.cuda_graphs import EAGER_CALLS
-from llmrec.decoder import SidDecoder
-from llmrec.logits_processor import SidLogitsProcessor
-from llmrec.trie import SidTrie
+from llmrec.decoding.beam_search import tree_beam_search
+from llmrec.decoding.decoder import SidDecoder
+from llmrec.decoding.logits_processor import SidLogitsProcessor
+from llmrec.decoding.trie.trie import SidTrie
+from llmrec.runtime.cuda_graphs import EAGER_CALLS
 
 KERNELS = {
     "matrix products": ("nvjet", "gemm", "cutlass", "splitK", "cublas"),

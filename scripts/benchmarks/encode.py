@@ -21,10 +21,10 @@ from common import emit, emit_machine
 from torch import Tensor
 from vectors import ROWS, clustered, parser, residual_levels
 
-from llmrec.collisions import resolve
 from llmrec.tokenizers.base import Encoded
-from llmrec.tokenizers.residual import kmeans
+from llmrec.tokenizers.collisions import resolve
 from llmrec.tokenizers.rq_kmeans import RQKMeans
+from llmrec.tokenizers.shared.kmeans import kmeans
 from llmrec.views import ItemViews, View
 
 SAMPLE = 20_000

@@ -18,7 +18,7 @@ from common import emit, emit_machine, seconds
 from torch import Tensor
 from vectors import clustered, parser, residual_levels
 
-from llmrec.tokenizers.residual import kmeans, kmeans_plus_plus, lloyd, nearest
+from llmrec.tokenizers.shared.kmeans import kmeans, kmeans_plus_plus, lloyd, nearest
 
 TOLERANCE = 0.005  # of the distortions
 SAMPLE_PER_CODE = 64

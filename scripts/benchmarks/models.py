@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from llmrec.vocab import SidVocabulary
+from llmrec.sid.vocabulary import SidVocabulary
 
 NUM_LEVELS, CODEBOOK_SIZE, EOS, FIRST_TEXT_TOKEN = 4, 256, 2, 10
 SIZES = (CODEBOOK_SIZE,) * NUM_LEVELS

@@ -21,13 +21,13 @@ from models import CODEBOOK_SIZE, NUM_LEVELS, SHAPES, SIZES, random_model, vocab
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 
-from llmrec.backbone import causal_lm, logits, run_backbone
 from llmrec.configs import DpoConfig
-from llmrec.prompts import HistoryEncoder
-from llmrec.sid import SidTable
-from llmrec.training.dpo import preference_loss
-from llmrec.training.preferences import PreferenceCollator
-from llmrec.training.siblings import sibling_scores_in_forward
+from llmrec.model.backbone import causal_lm, logits, run_backbone
+from llmrec.model.prompts import HistoryEncoder
+from llmrec.sid.table import SidTable
+from llmrec.training.dpo.preferences import PreferenceCollator
+from llmrec.training.dpo.trainer import preference_loss
+from llmrec.training.preference.shared_prompt import sibling_scores_in_forward
 from llmrec.training.weights import lora_config, train_in_float32
 
 NUM_ITEMS, PREFIX, PAD = 10_000, tuple(range(10, 23)), 0

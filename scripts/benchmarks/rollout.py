@@ -22,15 +22,15 @@ from models import CODEBOOK_SIZE, NUM_LEVELS, SHAPES, SIZES
 from peft import get_peft_model
 from torch import Tensor, nn
 
-from llmrec.checkpoint import Binding
 from llmrec.configs import GrpoConfig
-from llmrec.prompts import Prompt
-from llmrec.sid import SidTable
-from llmrec.sid_ranker import SidRanker
-from llmrec.training.rewards import build_rewards
-from llmrec.training.rollouts import Group, RollOuts
+from llmrec.decoding.ranker import SidRanker
+from llmrec.decoding.trie.trie import SidTrie
+from llmrec.model.checkpoint import SidConfig
+from llmrec.model.prompts import Prompt
+from llmrec.sid.table import SidTable
+from llmrec.training.grpo.rewards import build_rewards
+from llmrec.training.grpo.rollouts import Group, RollOuts
 from llmrec.training.weights import lora_config
-from llmrec.trie import SidTrie
 
 PREFIX = range(10, 23)
 WAYS = ("sampled", "distinct", "beams")
@@ -78,8 +78,8 @@ class Bench(Search):
 
     def rollouts(self, model: nn.Module, way: str) -> RollOuts:
         config = GrpoConfig(out="", catalog="", model="", rollouts=way, num_generations=self.args.beams)
-        binding = Binding(self.vocabulary, Prompt(), self.args.history, "children")
-        ranker = SidRanker(model, self.table, binding, list(PREFIX), capture=False)
+        sid_config = SidConfig(self.vocabulary, Prompt(), self.args.history, "children")
+        ranker = SidRanker(model, self.table, sid_config, list(PREFIX), capture=False)
         rng = np.random.default_rng(1)
         sequences = rng.integers(0, self.args.items, (max(self.args.batch_sizes), self.args.history + 1))
         return RollOuts(ranker, list(sequences), build_rewards(config.rewards, [1, 1], None), config)

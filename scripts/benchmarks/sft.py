@@ -29,14 +29,14 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, Trai
 from trl import SFTConfig as TrlSftConfig
 from trl import SFTTrainer
 
-from llmrec.backbone import compile_layers
 from llmrec.configs import SftConfig
-from llmrec.prompts import HistoryEncoder
-from llmrec.sid import SidTable
-from llmrec.training.captured import CapturedLoss
-from llmrec.training.examples import HistoryCollator, build_dataset
-from llmrec.training.losses import IGNORED, sid_loss_in_forward
-from llmrec.training.sft import make_trainer
+from llmrec.model.backbone import compile_layers
+from llmrec.model.prompts import HistoryEncoder
+from llmrec.sid.table import SidTable
+from llmrec.training.sft.captured_step import CapturedLoss
+from llmrec.training.sft.examples import HistoryCollator, build_dataset
+from llmrec.training.sft.losses import IGNORED, sid_loss_in_forward
+from llmrec.training.sft.trainer import make_trainer
 from llmrec.training.weights import add_adapter
 
 NUM_ITEMS, PREFIX, PAD = 10_000, tuple(range(10, 23)), 0

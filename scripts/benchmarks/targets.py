@@ -18,12 +18,12 @@ from models import CODEBOOK_SIZE, NUM_LEVELS, SHAPES, SIZES, random_model, vocab
 from torch import Tensor, nn
 
 from llmrec.configs import SftConfig
-from llmrec.prompts import HistoryEncoder
-from llmrec.sid import SidTable
-from llmrec.training.examples import HistoryCollator, build_dataset
-from llmrec.training.losses import sid_loss_in_forward
+from llmrec.model.prompts import HistoryEncoder
+from llmrec.sid.table import SidTable
+from llmrec.sid.vocabulary import SidVocabulary
+from llmrec.training.sft.examples import HistoryCollator, build_dataset
+from llmrec.training.sft.losses import sid_loss_in_forward
 from llmrec.training.weights import add_adapter
-from llmrec.vocab import SidVocabulary
 
 NUM_ITEMS, PREFIX, PAD = 10_000, tuple(range(10, 23)), 0
 TOLERANCE = 1e-5

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from llmrec.tokenizers.residual import nearest
+from llmrec.tokenizers.shared.kmeans import nearest
 
 CLUSTERS, NOISE = 2000, 0.7  # sizes fall as 1 / rank
 CENTRES_SEED = 2**31

@@ -21,7 +21,7 @@ from decoder import SPLITS, decoder_steps, recommended
 from grid import Run, carry_out, parser, tell_failures
 from safetensors import safe_open
 
-from llmrec.evaluation.neural import SASRec
+from llmrec.baselines import SASRec
 
 SIZES = {"small": (2, 64), "medium": (4, 128), "large": (6, 256)}  # layers, hidden
 VECTORS = ("embed_tokens", "lm_head")  # in the names of a decoder's weights

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from decoder import DECODERS, beauty_parser, cells, decoder_steps, recommended
 from grid import Run, Step, carry_out, load, tell_failures
 
-from llmrec.columns import USER_ID
+from llmrec.data.columns import USER_ID
 from llmrec.evaluation.bootstrap import paired_difference
 from llmrec.evaluation.metrics import Position, ndcg, recall
 

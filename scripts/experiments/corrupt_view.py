@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llmrec.catalog import Catalog
+from llmrec.data.catalog import Catalog
 from llmrec.views import ItemViews, View
 
 

@@ -25,11 +25,11 @@ import torch
 from decoder import decoder_steps, recommended
 from grid import Run, carry_out, parser, tell_failures
 
-from llmrec.catalog import Catalog
-from llmrec.columns import TARGET, USER_ID
+from llmrec.data.catalog import Catalog
+from llmrec.data.columns import TARGET, USER_ID
 from llmrec.evaluation.bootstrap import interval, paired_difference
 from llmrec.evaluation.metrics import Position, recall
-from llmrec.tokenizers.residual import kmeans, nearest
+from llmrec.tokenizers.shared.kmeans import kmeans, nearest
 from llmrec.views import ItemViews
 from llmrec.views.famae import item_fields
 from llmrec.views.text import tfidf_view

@@ -1,0 +1,182 @@
+"""Public formats of interaction data, each read into a Dataset.
+
+Departures from the sources: ids become strings and are otherwise unchanged; ASINs and other numberings are left out of
+the items, because they follow the order of first appearance and the order of same-day ties (measured on Amazon 2014:
+the test item's ASIN is the larger one with probability .71). Items without a title keep a null title.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import lzma
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from llmrec.data.columns import HISTORY, ITEM_ID, SPLIT, TARGET, TEXT, TIMESTAMP, TITLE, USER_ID, WEIGHT
+from llmrec.data.split import POSITION
+
+TEXT_FIELDS = (TITLE, "year", "genres", "category", "categories", "brand", "description")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A raw dataset, before filtering and splitting.
+
+    Attributes:
+        items: `item_id`, `title` (null where unknown), `text` and further fields; one row per item.
+        interactions: `user_id`, `item_id`, `timestamp`, `weight`, in the order of the source.
+        order_only: True where the source has no times and `timestamp` is the position in the user's history.
+        split: Published split with the columns of `split.leave_one_out`, where the source has one.
+    """
+
+    items: pl.DataFrame
+    interactions: pl.DataFrame
+    order_only: bool = False
+    split: pl.DataFrame | None = None
+
+
+def read_bytes(path: Path) -> bytes:
+    """Content of a file, uncompressed where its name ends in .xz.
+
+    Raises:
+        ValueError: If an .xz file is cut or damaged.
+    """
+    if path.suffix != ".xz":
+        return path.read_bytes()
+    try:
+        with lzma.open(path) as file:
+            return file.read()
+    except (lzma.LZMAError, EOFError) as error:
+        raise ValueError(f"'{path}' is not a whole .xz file ({error}); get it again.") from error
+
+
+def compose_text(items: pl.DataFrame) -> pl.DataFrame:
+    """Add `text`, what a text encoder reads: the title and the descriptive fields that the items have, or ''."""
+    parts = []
+    for name in TEXT_FIELDS:
+        if name in items.columns:
+            is_list = isinstance(items.schema[name], pl.List)
+            part = pl.col(name).cast(pl.List(pl.String)).list.join(", ") if is_list else pl.col(name).cast(pl.String)
+            parts.append(part.str.strip_chars().replace("", None))
+    return items.with_columns(pl.concat_str(parts, separator=". ", ignore_nulls=True).fill_null("").alias(TEXT))
+
+
+def read_movietweetings(ratings: Path, movies: Path) -> Dataset:
+    """MovieTweetings: `user::movie::rating::unix seconds` and `movie::Title (year)::Genre|Genre`."""
+    fields = pl.Series(read_bytes(ratings).decode().splitlines()).str.split_exact("::", 3).struct
+    interactions = pl.DataFrame(
+        {
+            USER_ID: fields.field("field_0"),
+            ITEM_ID: fields.field("field_1"),
+            TIMESTAMP: fields.field("field_3").cast(pl.Int64),
+            WEIGHT: fields.field("field_2").cast(pl.Float64),
+        }
+    )
+    lines = pl.Series(read_bytes(movies).decode().splitlines())
+    pattern = r"^(?<item_id>\d+)::(?<title>.*) \((?<year>\d{4})\)::(?<genres>[^:]*)$"
+    items = pl.DataFrame(lines.str.extract_groups(pattern).struct.unnest()).with_columns(
+        pl.col("year").cast(pl.Int64), pl.col("genres").replace("", None).str.split("|")
+    )
+    return Dataset(compose_text(items), interactions)
+
+
+def read_s3rec(histories: Path, items: Path) -> Dataset:
+    """S3-Rec's `user item item …`, oldest first, with a table of titles and attribute numbers."""
+    lines = [line.split() for line in read_bytes(histories).decode().splitlines()]
+    table = pl.read_parquet(items).select(
+        pl.col(ITEM_ID).cast(pl.String), TITLE, pl.col("s3rec_attribute_ids").alias("attributes")
+    )
+    return Dataset(compose_text(table), _in_order({user: rest for user, *rest in lines}), order_only=True)
+
+
+def read_lcrec(histories: Path, items: Path) -> Dataset:
+    """LC-Rec's inter.json, `{user: [item, …]}` oldest first, with a table of titles."""
+    sequences = {user: [str(item) for item in rest] for user, rest in json.loads(read_bytes(histories)).items()}
+    table = pl.read_parquet(items).select(pl.col(ITEM_ID).cast(pl.String), TITLE)
+    return Dataset(compose_text(table), _in_order(sequences), order_only=True)
+
+
+def _in_order(sequences: dict[str, list[str]]) -> pl.DataFrame:
+    """Interactions of histories without times: the position in the history is the timestamp."""
+    return (
+        pl.DataFrame({USER_ID: list(sequences), ITEM_ID: list(sequences.values())})
+        .with_columns(pl.int_ranges(pl.col(ITEM_ID).list.len()).alias(TIMESTAMP), pl.lit(1.0).alias(WEIGHT))
+        .explode(ITEM_ID, TIMESTAMP)
+    )
+
+
+def read_foursquare(train: Path, test: Path) -> Dataset:
+    """GNPR-SID's check-ins `Uid,Pid,Time`: the distinct rows of both files, repeated visits kept, no item text.
+
+    The published test file repeats the training check-ins as histories; their union is the log.
+    """
+    log = pl.concat([pl.read_csv(io.BytesIO(read_bytes(path)), infer_schema=False) for path in (train, test)])
+    interactions = log.unique(maintain_order=True).select(
+        pl.col("Uid").alias(USER_ID),
+        pl.col("Pid").alias(ITEM_ID),
+        pl.col("Time").str.to_datetime("%Y-%m-%d %H:%M").dt.epoch("s").alias(TIMESTAMP),
+        pl.lit(1.0).alias(WEIGHT),
+    )
+    return Dataset(untitled_items(interactions), interactions)
+
+
+def untitled_items(interactions: pl.DataFrame) -> pl.DataFrame:
+    """Items of a log that comes without an item file: no title, empty text."""
+    return interactions.select(
+        pl.col(ITEM_ID).unique(maintain_order=True), pl.lit(None, pl.String).alias(TITLE), pl.lit("").alias(TEXT)
+    )
+
+
+def read_minionerec(items: Path, train: Path, valid: Path, test: Path) -> Dataset:
+    """MiniOneRec's item.json and its rows of (history of at most 10 items, target), with the published split.
+
+    A user's rows are folded back into one sequence, so that there is one training row per user, as llmrec trains. The
+    rows carry no times; they are in order, which is all that a published split needs.
+    """
+    table = pl.DataFrame(
+        [{ITEM_ID: item_id, **fields} for item_id, fields in json.loads(read_bytes(items)).items()]
+    ).select(ITEM_ID, pl.col(TITLE, "brand").replace("", None), _description())
+    sequences, split = _fold(pl.concat([_pairs(train, "train"), _pairs(valid, "valid"), _pairs(test, "test")]))
+    return Dataset(compose_text(table), _in_order(sequences), order_only=True, split=split)
+
+
+def _fold(pairs: pl.DataFrame) -> tuple[dict[str, list[str]], pl.DataFrame]:
+    """Users' sequences, and split rows in which a user's last training pair stands for all of them.
+
+    A sequence is the history of the user's first pair, then the targets of all of them; `check_no_leak` proves that
+    every other history is a part of it.
+    """
+    before, targets = pl.col(HISTORY).list.len().first().cast(pl.Int64), pl.col(TARGET).cum_count().cast(pl.Int64)
+    pairs = pairs.with_columns((before + targets - 1).over(USER_ID).alias(POSITION))
+    sequences = pairs.group_by(USER_ID, maintain_order=True).agg(pl.col(HISTORY).first(), TARGET)
+    sequences = sequences.select(USER_ID, pl.concat_list(HISTORY, TARGET).alias("sequence"))
+    is_train = pl.col(SPLIT) == "train"
+    is_last = pl.col(POSITION) == pl.col(POSITION).max().over(USER_ID, SPLIT)
+    history = pl.when(is_train).then(pl.col("sequence").list.head(pl.col(POSITION))).otherwise(HISTORY)
+    rows = pairs.join(sequences, on=USER_ID, maintain_order="left").filter(~is_train | is_last)
+    return dict(sequences.iter_rows()), rows.select(USER_ID, SPLIT, history.alias(HISTORY), TARGET, POSITION)
+
+
+def _description() -> pl.Expr:
+    """Description text out of a printed Python list of strings: `['one', 'two']`."""
+    text = pl.col("description").str.strip_prefix("[").str.strip_suffix("]")
+    return text.str.replace_all(r"""['"], ['"]""", " ").str.strip_chars(" '\"").replace("", None)
+
+
+def _pairs(path: Path, split: str) -> pl.DataFrame:
+    """Rows (user, split, history, target) of a published CSV, or of a parquet file that continues its numbering."""
+    if ".csv" in path.suffixes:
+        pairs = pl.read_csv(io.BytesIO(read_bytes(path)), infer_schema=False)
+        pairs = pairs.with_columns(pl.col("history_item_id").str.json_decode(pl.List(pl.Int64)))
+    else:
+        # The CSV writes user 1959 as A1959, the parquet file as 1959.
+        pairs = pl.read_parquet(path).with_columns(pl.format("A{}", USER_ID).alias(USER_ID))
+    return pairs.select(
+        USER_ID,
+        pl.lit(split).alias(SPLIT),
+        pl.col("history_item_id").cast(pl.List(pl.String)).alias(HISTORY),
+        pl.col(ITEM_ID).cast(pl.String).alias(TARGET),
+    )

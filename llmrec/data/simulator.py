@@ -1,0 +1,162 @@
+"""A catalogue and interaction log with known truth, of any size, for scale tests and machines without data.
+
+Items belong to taste clusters and have a Zipf popularity within their cluster. A user has one home cluster. The next
+item of a user is drawn in two steps:
+
+    cluster: with probability `HOME` the home cluster, otherwise from row `transition[cluster of the last item]`,
+             which favours staying, then the next cluster on a ring;
+    item:    from the popularity within that cluster, repeats allowed.
+
+So there is something to find for a popularity, a collaborative and a sequential model, and `next_item` gives the best
+possible answer. Titles are made of words, some of them peculiar to the cluster; coordinates scatter around the
+cluster's centre; ids are numbered at random, so they tell nothing.
+
+Shapes: U users, N items, C clusters, T longest sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from llmrec.data.columns import ITEM_ID, LAT, LON, TIMESTAMP, TITLE, USER_ID, WEIGHT
+from llmrec.data.public_formats import Dataset, compose_text
+
+MAX_CLUSTERS = 16
+HOME, STAY, ADVANCE = 0.3, 0.3, 0.5  # what remains of a transition row is spread over all clusters
+MIN_LENGTH, MAX_LENGTH, MEAN_EXTRA = 5, 50, 7.0
+WORDS_PER_CLUSTER, COMMON_WORDS = 8, 40
+START_S, YEAR_S, MEAN_GAP_S = 1_600_000_000, 365 * 86_400, 3 * 86_400
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """A simulated dataset and the truth behind it; item arrays are in the order of `dataset.items`.
+
+    Attributes:
+        item_clusters: (N,) int64.
+        popularity: (N,) probability of an item within its cluster.
+        transition: (C, C) probability of the next cluster (columns) after a cluster (rows).
+        home: (U,) int64 home cluster of each user; user number u has the id `user-u`.
+    """
+
+    dataset: Dataset
+    item_clusters: np.ndarray
+    popularity: np.ndarray
+    transition: np.ndarray
+    home: np.ndarray
+
+    def next_item(self, user: int, last_item: int) -> np.ndarray:
+        """(N,) true probability of each item to follow `last_item` (a row of `dataset.items`) for a user number."""
+        clusters = (1 - HOME) * self.transition[self.item_clusters[last_item]]
+        clusters[self.home[user]] += HOME
+        return clusters[self.item_clusters] * self.popularity
+
+
+def simulate(num_users: int, num_items: int, seed: int = 0) -> Simulation:
+    """Draw a catalogue and a log; equal arguments give equal data.
+
+    Raises:
+        ValueError: If a size is below 1.
+    """
+    if num_users < 1 or num_items < 1:
+        raise ValueError(f"simulated users and items must be at least 1; given {num_users} and {num_items}.")
+    rng = np.random.default_rng(seed)
+    num_clusters = min(MAX_CLUSTERS, num_items)
+    clusters = rng.permutation(np.arange(num_items) % num_clusters)
+    by_cluster = np.argsort(clusters, kind="stable")  # items of cluster 0, most popular first, then of cluster 1, …
+    sizes = np.bincount(clusters)
+    starts = np.cumsum(sizes) - sizes
+    popularity = np.empty(num_items)
+    popularity[by_cluster] = _zipf(sizes)
+    home, transition = rng.integers(num_clusters, size=num_users), _transition(num_clusters)
+    walk_UT, lengths = _walk(rng, home, transition)
+    picked = _pick(rng, walk_UT, popularity[by_cluster], starts, sizes)
+    items = _items(rng, clusters)
+    interactions = _interactions(rng, by_cluster[picked], lengths, items[ITEM_ID])
+    return Simulation(Dataset(items, interactions), clusters, popularity, transition, home)
+
+
+def _zipf(sizes: np.ndarray) -> np.ndarray:
+    """(N,) probabilities proportional to 1 / rank within each of the consecutive clusters."""
+    weights = [1 / np.arange(1, size + 1) for size in sizes]
+    return np.concatenate([w / w.sum() for w in weights])
+
+
+def _transition(num_clusters: int) -> np.ndarray:
+    """(C, C) rows that favour staying, then the next cluster on a ring."""
+    eye = np.eye(num_clusters)
+    return STAY * eye + ADVANCE * np.roll(eye, 1, axis=1) + (1 - STAY - ADVANCE) / num_clusters
+
+
+def _walk(rng: np.random.Generator, home: np.ndarray, transition: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(U, T) cluster of every step, and the (U,) number of steps that count."""
+    lengths = np.minimum(MIN_LENGTH - 1 + rng.geometric(1 / (MEAN_EXTRA + 1), size=len(home)), MAX_LENGTH)
+    cumulative = transition.cumsum(axis=1)
+    walk_UT = np.empty((len(home), lengths.max()), np.int64)
+    walk_UT[:, 0] = home
+    for step in range(1, walk_UT.shape[1]):
+        rows = cumulative[walk_UT[:, step - 1]]  # (U, C)
+        drawn = (rng.random((len(home), 1)) * rows[:, -1:] >= rows).sum(axis=1)
+        walk_UT[:, step] = np.where(rng.random(len(home)) < HOME, home, drawn)
+    return walk_UT, lengths
+
+
+def _pick(
+    rng: np.random.Generator, walk_UT: np.ndarray, popularity: np.ndarray, starts: np.ndarray, sizes: np.ndarray
+) -> np.ndarray:
+    """(U, T) position of an item drawn from the cluster of each step, in the order by cluster.
+
+    The cumulative popularity of all clusters, one after another, rises by 1 per cluster, so one sorted search serves
+    every draw.
+    """
+    drawn = walk_UT + rng.random(walk_UT.shape)
+    found = np.searchsorted(popularity.cumsum(), drawn, side="right")
+    return np.clip(found, starts[walk_UT], (starts + sizes - 1)[walk_UT])  # rounding must not leave the cluster
+
+
+def _items(rng: np.random.Generator, clusters: np.ndarray) -> pl.DataFrame:
+    num_items, num_clusters = len(clusters), clusters.max() + 1
+    words = _words(rng, COMMON_WORDS + num_clusters * WORDS_PER_CLUSTER)
+    common = words[rng.integers(COMMON_WORDS, size=num_items)]
+    first = COMMON_WORDS + clusters * WORDS_PER_CLUSTER
+    pick = rng.integers(WORDS_PER_CLUSTER, size=(2, num_items))
+    centres = rng.uniform((40.5, -74.3), (41.0, -73.6), size=(num_clusters, 2))
+    places = centres[clusters] + rng.normal(scale=0.01, size=(num_items, 2))  # 0.01 degrees: about 1 km
+    items = pl.DataFrame(
+        {
+            ITEM_ID: rng.permutation(num_items),
+            "common": common,
+            "one": words[first + pick[0]],
+            "two": words[first + pick[1]],
+            "category": words[COMMON_WORDS + np.arange(num_clusters) * WORDS_PER_CLUSTER][clusters],
+            LAT: places[:, 0],
+            LON: places[:, 1],
+        }
+    )
+    title = pl.concat_str("common", "one", "two", separator=" ").alias(TITLE)
+    return compose_text(items.select(pl.format("item-{}", ITEM_ID).alias(ITEM_ID), title, "category", LAT, LON))
+
+
+def _words(rng: np.random.Generator, count: int) -> np.ndarray:
+    """(count,) distinct made-up words of three syllables."""
+    syllables = np.array([consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"])
+    first, second, third = np.unravel_index(
+        rng.choice(len(syllables) ** 3, size=count, replace=False), (len(syllables),) * 3
+    )
+    return np.char.add(np.char.add(syllables[first], syllables[second]), syllables[third])
+
+
+def _interactions(
+    rng: np.random.Generator, items_UT: np.ndarray, lengths: np.ndarray, item_ids: pl.Series
+) -> pl.DataFrame:
+    num_users, longest = items_UT.shape
+    counts = np.arange(longest) < lengths[:, None]  # (U, T)
+    gaps = rng.exponential(MEAN_GAP_S, size=items_UT.shape)
+    times = START_S + rng.uniform(0, YEAR_S, size=(num_users, 1)) + gaps.cumsum(axis=1)
+    users = np.repeat(np.arange(num_users), lengths)
+    return pl.DataFrame(
+        {USER_ID: users, ITEM_ID: item_ids[items_UT[counts]], TIMESTAMP: times[counts].astype(np.int64)}
+    ).with_columns(pl.format("user-{}", USER_ID).alias(USER_ID), pl.lit(1.0).alias(WEIGHT))

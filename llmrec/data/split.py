@@ -1,0 +1,165 @@
+"""Filters and splits of an interaction log: k-core, leave-one-out, global temporal, and the checks for leaks.
+
+A split row is (user, split, history, target, position): `position` is the place of the target in the user's sequence.
+It tells a held-out interaction from an earlier visit to the same item, and is dropped when the split is written.
+
+Departures from common practice: a training row is a user's whole training sequence, because every item of it is
+trained in one pass, so there is one training row per user; `max_history` cuts validation and test histories only.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from llmrec.data.columns import HISTORY, ITEM_ID, SPLIT, TARGET, TIMESTAMP, USER_ID
+
+POSITION = "position"
+
+
+def k_core(interactions: pl.DataFrame, k: int) -> pl.DataFrame:
+    """Drop users and items with fewer than k interactions until none is left to drop.
+
+    Args:
+        interactions: One row per interaction; repeated (user, item) rows count each time.
+        k: Smallest number of interactions; 0 and 1 keep all.
+
+    Returns:
+        The remaining rows in their order; empty where no k-core exists.
+    """
+    while True:
+        enough = (pl.len().over(USER_ID) >= k) & (pl.len().over(ITEM_ID) >= k)
+        kept = interactions.filter(enough)
+        if kept.height == interactions.height:
+            return kept
+        interactions = kept
+
+
+def in_sequence(interactions: pl.DataFrame) -> pl.DataFrame:
+    """Sort by user and time, ties in the order of the source, and add each row's 0-based `position`."""
+    ordered = interactions.sort(USER_ID, TIMESTAMP, maintain_order=True)
+    return ordered.with_columns(pl.int_range(pl.len()).over(USER_ID).alias(POSITION))
+
+
+def sample_users(interactions: pl.DataFrame, num_users: int, seed: int) -> pl.DataFrame:
+    """Interactions of `num_users` users drawn at random; of all users where there are no more."""
+    users = interactions[USER_ID].unique().sort()
+    chosen = np.random.default_rng(seed).permutation(len(users))[:num_users]
+    return interactions.filter(pl.col(USER_ID).is_in(users[chosen].to_list()))
+
+
+def shuffle_items(items: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """Put the items in random order, so that an item row tells nothing of when or where an item was first seen."""
+    return items[np.random.default_rng(seed).permutation(items.height)]
+
+
+def leave_one_out(interactions: pl.DataFrame, max_history: int) -> pl.DataFrame:
+    """Last interaction of a user is test, the last but one valid, the rest train.
+
+    Args:
+        interactions: Output of `in_sequence`.
+        max_history: Latest items kept in a valid or test history.
+
+    Returns:
+        Columns user_id, split, history, target, position; users with fewer than 3 interactions only train.
+    """
+    lengths = interactions.group_by(USER_ID, maintain_order=True).agg(pl.len().cast(pl.Int64).alias("n"))
+    long = lengths.filter(pl.col("n") >= 3)
+    rows = [
+        _label(lengths, "train", pl.when(pl.col("n") >= 3).then(pl.col("n") - 3).otherwise(pl.col("n") - 1)),
+        _label(long, "valid", pl.col("n") - 2),
+        _label(long, "test", pl.col("n") - 1),
+    ]
+    return _with_histories(pl.concat(rows), interactions, max_history)
+
+
+def temporal(interactions: pl.DataFrame, max_history: int) -> pl.DataFrame:
+    """All (history, target) pairs of all users by time, cut 8:1:1: the past trains, the future tests.
+
+    A user may own several valid and test rows. Pairs at one time are cut in the order of users, so a tie may lie on
+    both sides of a cut; no user's later interaction is ever on the earlier side.
+
+    Args:
+        interactions: Output of `in_sequence`, with real times.
+        max_history: Latest items kept in a valid or test history.
+
+    Returns:
+        Columns user_id, split, history, target, position. A user's training row ends at its last training target.
+    """
+    pairs = interactions.filter(pl.col(POSITION) > 0).sort(TIMESTAMP, maintain_order=True)
+    first_valid, first_test = pairs.height * 8 // 10, pairs.height * 9 // 10
+    train = pairs[:first_valid].group_by(USER_ID, maintain_order=True).agg(pl.col(POSITION).max())
+    rows = [
+        _label(train.sort(USER_ID), "train", pl.col(POSITION)),
+        _label(pairs[first_valid:first_test], "valid", pl.col(POSITION)),
+        _label(pairs[first_test:], "test", pl.col(POSITION)),
+    ]
+    return _with_histories(pl.concat(rows), interactions, max_history)
+
+
+def _label(rows: pl.DataFrame, split: str, position: pl.Expr) -> pl.DataFrame:
+    return rows.select(USER_ID, pl.lit(split).alias(SPLIT), position.alias(POSITION))
+
+
+def _with_histories(rows: pl.DataFrame, interactions: pl.DataFrame, max_history: int) -> pl.DataFrame:
+    """Fill in the target at each position and the items before it, the latest `max_history` outside training."""
+    sequences = interactions.group_by(USER_ID).agg(pl.col(ITEM_ID).alias("sequence"))
+    position = pl.col(POSITION)
+    start = pl.when(pl.col(SPLIT) == "train").then(0).otherwise(pl.max_horizontal(position - max_history, 0))
+    return rows.join(sequences, on=USER_ID, how="left", maintain_order="left").select(
+        USER_ID,
+        SPLIT,
+        pl.col("sequence").list.slice(start, position - start).alias(HISTORY),
+        pl.col("sequence").list.get(position).alias(TARGET),
+        POSITION,
+    )
+
+
+def check_no_leak(split: pl.DataFrame, interactions: pl.DataFrame, by_time: bool = False) -> None:
+    """Prove on the finished rows that training cannot have seen what is held out.
+
+    Args:
+        split: Rows as `leave_one_out` returns them, whoever made them.
+        interactions: Output of `in_sequence` that the rows were made from.
+        by_time: Also require that training ends before validation begins, and validation before test.
+
+    Raises:
+        ValueError: If a row differs from its user's sequence up to its target, a user has two training rows, an
+            interaction is held out twice or lies in a training row, or (`by_time`) the splits overlap in time.
+    """
+    _check_rows_are_sequences(split, interactions)
+    train, held_out = split.filter(pl.col(SPLIT) == "train"), split.filter(pl.col(SPLIT) != "train")
+    _refuse(train.filter(pl.col(USER_ID).is_duplicated()), "have two training rows")
+    _refuse(held_out.filter(pl.struct(USER_ID, POSITION).is_duplicated()), "hold one interaction out twice")
+    ends = train.select(USER_ID, pl.col(POSITION).alias("end"))
+    seen = held_out.join(ends, on=USER_ID).filter(pl.col(POSITION) <= pl.col("end"))
+    _refuse(seen, "have a held-out interaction in a training row")
+    if by_time:
+        _check_time_order(split, interactions)
+
+
+def _check_rows_are_sequences(split: pl.DataFrame, interactions: pl.DataFrame) -> None:
+    """Every item of a row must be its user's interaction at that very position; repeats make item sets too weak."""
+    length = pl.col(HISTORY).list.len().cast(pl.Int64)
+    steps = split.select(
+        USER_ID,
+        pl.concat_list(HISTORY, TARGET).alias("found"),
+        pl.int_ranges(pl.col(POSITION) - length, pl.col(POSITION) + 1).alias(POSITION),
+    ).explode("found", POSITION)
+    truth = interactions.select(USER_ID, POSITION, ITEM_ID)
+    joined = steps.join(truth, on=(USER_ID, POSITION), how="left")
+    _refuse(joined.filter(pl.col("found").ne_missing(pl.col(ITEM_ID))), "differ from the interactions")
+
+
+def _check_time_order(split: pl.DataFrame, interactions: pl.DataFrame) -> None:
+    times = split.join(interactions.select(USER_ID, POSITION, TIMESTAMP), on=(USER_ID, POSITION))
+    for earlier, later in (("train", "valid"), ("valid", "test")):
+        begin = pl.col(TIMESTAMP).filter(pl.col(SPLIT) == later).min()
+        overlap = times.filter((pl.col(SPLIT) == earlier) & (pl.col(TIMESTAMP) > begin))
+        _refuse(overlap, f"have a {earlier} target later than the first {later} target")
+
+
+def _refuse(rows: pl.DataFrame, what: str) -> None:
+    if not rows.is_empty():
+        users = rows[USER_ID].unique(maintain_order=True).head(3).to_list()
+        raise ValueError(f"The split leaks: {rows.height} rows {what}; first users: {users}.")

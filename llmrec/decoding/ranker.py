@@ -1,0 +1,194 @@
+"""SidRanker: model and SID table as a ranker of item rows; what `Recommender` answers with and `evaluate` measures.
+
+Shapes: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from llmrec.decoding.decoder import SidDecoder
+from llmrec.decoding.trie.filter import AllowList, LeafFilter, resolved
+from llmrec.decoding.trie.trie import SidTrie
+from llmrec.evaluation.ranking import UNFILLED, Ranking, default_num_beams
+from llmrec.model.checkpoint import SidConfig
+from llmrec.model.prompts import HistoryEncoder
+from llmrec.runtime.device import from_host, to_host
+from llmrec.sid.table import SidTable
+
+# Item rows of histories, what is barred for each user, and what each is restricted to; the last two may be left out.
+Batch = Sequence[Sequence[np.ndarray] | None]
+PADDING = 0  # any token: it is masked
+
+
+class SidRanker:
+    """Rankings of the whole catalogue by tree beam search.
+
+    Args:
+        model: Extended causal LM, on the device that it shall run on.
+        table: Semantic IDs of the catalogue.
+        sid_config: Vocabulary, history length and scoring that belong to the weights.
+        prefix_ids: Tokens before every history.
+        compiled: Whether `torch.compile` fuses the model's layers; see `llmrec.decoding.decoder`.
+        capture: Whether searches are captured as CUDA graphs; on a GPU when left out.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        table: SidTable,
+        sid_config: SidConfig,
+        prefix_ids: Sequence[int],
+        compiled: bool = False,
+        capture: bool | None = None,
+    ):
+        self.model, self.table, self.sid_config, self.compiled, self.capture = (
+            model,
+            table,
+            sid_config,
+            compiled,
+            capture,
+        )
+        self.encoder = HistoryEncoder(table, sid_config.vocabulary)
+        self.trie = SidTrie(table, device=model.device)
+        self.prefix_ids = torch.tensor(prefix_ids, device=model.device)
+        self._decoders: dict[int, SidDecoder] = {}  # by num_beams
+        self._is_one_to_one = self.trie.leaf_starts is None and self.trie.num_leaves == table.num_items
+
+    def rank(
+        self,
+        histories: Sequence[np.ndarray],
+        k: int,
+        exclude: Sequence[np.ndarray] | None = None,
+        allow: Sequence[np.ndarray | AllowList | None] | None = None,
+        num_beams: int | None = None,
+    ) -> Ranking:
+        """The most likely next items of each history, with tie groups.
+
+        Args:
+            histories: Item rows of each user, oldest first.
+            k: Items wanted; sets the default beam width.
+            exclude: Item rows barred for each user.
+            allow: Item rows that each user is restricted to; None for any.
+            num_beams: Beam width; min(items, max(50, 5k)) when left out.
+
+        Returns:
+            Ranking of B rows; all items of every beam are listed.
+
+        Raises:
+            ValueError: If `k` is not positive or exceeds `num_beams`, or a history is empty.
+        """
+        return next(self.rank_batches([(histories, exclude, allow)], k, num_beams))
+
+    def rank_batches(self, batches: Iterable[Batch], k: int, num_beams: int | None = None) -> Iterator[Ranking]:
+        """`rank` for batch after batch; the next one is under way on the device while an answer is read.
+
+        Args:
+            batches: Histories, what to exclude and what to allow, as `rank` takes them; the last two may be left out.
+            k: Items wanted; sets the default beam width.
+            num_beams: Beam width; min(items, max(50, 5k)) when left out.
+
+        Yields:
+            Rankings in the order of the batches.
+
+        Raises:
+            ValueError: As `rank` does.
+        """
+        if k < 1:
+            raise ValueError(f"k is {k}; at least 1 is needed.")
+        if num_beams is not None and num_beams < min(k, self.trie.num_leaves):
+            raise ValueError(f"num_beams is {num_beams}, fewer than k = {k}; give {k} or more, or leave it out.")
+        num_beams = num_beams or default_num_beams(self.table.num_items, [k])
+        decoder = self._decoder(min(num_beams, self.trie.num_leaves))
+        answer = None
+        for batch in batches:
+            following = self._start(decoder, *batch)
+            if answer is not None:
+                yield answer()
+            answer = following
+        if answer is not None:
+            yield answer()
+
+    def _decoder(self, num_beams: int) -> SidDecoder:
+        if num_beams not in self._decoders:
+            self._decoders[num_beams] = SidDecoder(
+                self.model,
+                self.trie,
+                self.sid_config.vocabulary,
+                num_beams,
+                self.sid_config.normalize_over,
+                self.prefix_ids,
+                self.capture,
+                self.compiled,
+            )
+        return self._decoders[num_beams]
+
+    def _start(
+        self,
+        decoder: SidDecoder,
+        histories: Sequence[np.ndarray],
+        exclude: Sequence[np.ndarray] | None = None,
+        allow: Sequence[np.ndarray | AllowList | None] | None = None,
+    ) -> Callable[[], Ranking]:
+        """Queue a batch on the device; what is returned waits for its ranking."""
+        allow = None if allow is None else resolved(self.trie, allow)
+        leaf_filter = LeafFilter(self.trie, exclude, allow) if exclude is not None or allow is not None else None
+        beams = decoder(*self.encode(histories), leaf_filter)
+        # Read off the codes that were decoded, so that a leaf which does not own them would show in the metrics.
+        is_item = (beams.codes == self.trie.codes_of(beams.leaves)).all(dim=2) & (beams.leaves >= 0)
+        invalid = (beams.scores.isfinite() & ~is_item).sum(dim=1)
+        arrays = to_host([beams.leaves, beams.scores, invalid])
+        return lambda: self._ranking(*arrays(), exclude, allow)
+
+    def encode(self, histories: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask of histories, (B, T) each, padded on the right, without the instruction.
+
+        Raises:
+            ValueError: If a history is empty.
+        """
+        empty = [i for i, history in enumerate(histories) if len(history) == 0]
+        if empty:
+            raise ValueError(f"History {empty[0]} is empty; at least one item is needed to recommend from.")
+        tokens = [self.encoder.encode_history(history[-self.sid_config.max_history :]) for history in histories]
+        lengths = np.array([len(row) for row in tokens])
+        is_token = np.arange(lengths.max()) < lengths[:, None]
+        ids = np.full(is_token.shape, PADDING)
+        ids[is_token] = np.concatenate(tokens)
+        return from_host(ids, self.model.device), from_host(is_token.astype(np.int64), self.model.device)
+
+    def _ranking(
+        self,
+        leaves: np.ndarray,
+        scores: np.ndarray,
+        invalid: np.ndarray,
+        exclude: Sequence[np.ndarray] | None,
+        allow: Sequence[AllowList | None] | None,
+    ) -> Ranking:
+        if self._is_one_to_one:
+            items = np.where(leaves < 0, UNFILLED, self.trie.leaf_items[leaves])
+            groups = np.broadcast_to(np.arange(leaves.shape[1]), leaves.shape)
+            return Ranking(items, groups, scores, invalid)
+        rows = [list(self._expand(row, exclude and exclude[i], allow and allow[i])) for i, row in enumerate(leaves)]
+        width = max(1, *map(len, rows))
+        items, groups = np.full((2, len(rows), width), UNFILLED)
+        found = np.full((len(rows), width), -np.inf)
+        for i, row in enumerate(rows):
+            for slot, (item, beam) in enumerate(row):
+                items[i, slot], groups[i, slot], found[i, slot] = item, beam, scores[i, beam]
+        return Ranking(items, groups, found, invalid)
+
+    def _expand(
+        self, leaves: np.ndarray, exclude: np.ndarray | None, allow: AllowList | None
+    ) -> Iterator[tuple[int, int]]:
+        """Items of the beams with the beam each came from; an item with several SIDs counts at its best one."""
+        barred = set() if exclude is None else set(exclude.tolist())
+        for beam, leaf in enumerate(leaves):
+            for item in self.trie.items(leaf).tolist() if leaf >= 0 else ():
+                if item not in barred and (allow is None or item in allow):
+                    barred.add(item)
+                    yield item, beam

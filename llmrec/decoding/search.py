@@ -1,0 +1,190 @@
+"""What beam search and sampling over the trie share: the prefixes they follow, and how those may go on.
+
+Shapes are fixed by the arguments and nothing is read back to the host, so that a whole search can be captured in one
+CUDA graph; `llmrec.decoding.decoder` does.
+
+Shapes: B rows, T prompt tokens, P prefix tokens, M prefixes, W continuations of a prefix, L levels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from llmrec.decoding.tree_attention import check_attention
+from llmrec.decoding.trie.filter import LeafFilter
+from llmrec.decoding.trie.trie import ROOT, SidTrie
+from llmrec.model.backbone import check_context, check_rows
+from llmrec.model.code_scores import NormalizeOver, check_normalize_over, code_log_probs
+from llmrec.sid.table import EMPTY
+from llmrec.sid.vocabulary import SidVocabulary
+
+
+@dataclass(frozen=True)
+class Beams:
+    """Complete SIDs of each row, best first.
+
+    Attributes:
+        codes: (B, M, L) codes; -1 beyond a SID's length and in unfilled beams.
+        scores: (B, M) summed log-probabilities; -inf in unfilled beams.
+        leaves: (B, M) leaf rank in the trie; -1 in unfilled beams.
+    """
+
+    codes: Tensor
+    scores: Tensor
+    leaves: Tensor
+
+    def take(self, slots: Tensor) -> Beams:
+        """Beams at some places of each row; (B, x)."""
+        codes = self.codes.gather(1, slots.unsqueeze(-1).expand(-1, -1, self.codes.shape[2]))
+        return Beams(codes, self.scores.gather(1, slots), self.leaves.gather(1, slots))
+
+    def concatenated(self, others: Beams) -> Beams:
+        """These beams of each row, then others."""
+        pairs = ((self.codes, others.codes), (self.scores, others.scores), (self.leaves, others.leaves))
+        return Beams(*(torch.cat(pair, dim=1) for pair in pairs))
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """Codes that may follow each prefix, (B, M, W) each.
+
+    Attributes:
+        codes: Codes of the level.
+        nodes: Trie nodes that they lead to; -1 in a slot without a legal code.
+        log_probs: Their log-probabilities; -inf in such a slot.
+        scores: Those added to the prefix's.
+    """
+
+    codes: Tensor
+    nodes: Tensor
+    log_probs: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Prefixes of the same length that a search follows.
+
+    Attributes:
+        codes: (B, M, L) codes chosen so far, -1 behind them.
+        nodes: (B, M) trie nodes; -1 where a row has fewer legal prefixes.
+        scores: (B, M) summed log-probabilities; -inf where the node is -1.
+        parents: (B, M) place, among the prefixes one code shorter, of the one that each continues.
+    """
+
+    codes: Tensor
+    nodes: Tensor
+    scores: Tensor
+    parents: Tensor
+
+    @classmethod
+    def start(cls, batch_size: int, num_levels: int, device: torch.device) -> Paths:
+        """The empty prefix of each row."""
+        shape = (batch_size, 1)
+        return cls(
+            torch.full((*shape, num_levels), EMPTY, device=device),
+            torch.full(shape, ROOT, device=device),
+            torch.zeros(shape, device=device),
+            torch.zeros(shape, dtype=torch.int64, device=device),
+        )
+
+    def follow(self, onward: Continuations, chosen: Tensor, level: int) -> Paths:
+        """The x prefixes that some continuations lead to.
+
+        Args:
+            onward: Continuations of these prefixes.
+            chosen: (B, x) places among the M * W continuations of a row.
+            level: Level of their codes.
+        """
+        parents = chosen // onward.codes.shape[2]
+        scores = onward.scores.flatten(1).gather(1, chosen)
+        nodes = onward.nodes.flatten(1).gather(1, chosen).masked_fill(scores.isneginf(), -1)
+        code = onward.codes.flatten(1).gather(1, chosen).masked_fill(nodes < 0, EMPTY)
+        codes = self.codes.gather(1, parents.unsqueeze(-1).expand(-1, -1, self.codes.shape[2]))
+        codes[:, :, level] = code
+        return Paths(codes, nodes, scores, parents)
+
+    def complete(self, trie: SidTrie, depth: int) -> Beams:
+        """The prefixes that are whole SIDs, as beams; the others are unfilled."""
+        is_leaf = trie.is_leaf(self.nodes, depth)
+        return Beams(
+            self.codes.masked_fill(~is_leaf.unsqueeze(-1), EMPTY),
+            self.scores.masked_fill(~is_leaf, -torch.inf),
+            trie.leaf_range(self.nodes, depth)[0].masked_fill(~is_leaf, -1),
+        )
+
+
+@dataclass(frozen=True)
+class SearchProblem:
+    """What is searched: the SIDs of a trie, scored by a model.
+
+    Args:
+        model: Causal LM.
+        trie: Legal SIDs.
+        vocabulary: Their tokens.
+        normalize_over: What a code's probability is normalised over; see `llmrec.model.code_scores`.
+        temperature: Divides the logits.
+        compiled: Whether `torch.compile` fuses what is fusible.
+
+    Raises:
+        ValueError: If the model cannot attend along a tree, or model or vocabulary lack codes of the trie.
+    """
+
+    model: PreTrainedModel
+    trie: SidTrie
+    vocabulary: SidVocabulary
+    normalize_over: NormalizeOver
+    temperature: float = 1.0
+    compiled: bool = False
+
+    def __post_init__(self):
+        check_normalize_over(self.normalize_over)
+        self.vocabulary.check_table(self.trie)
+        check_attention(self.model)
+        check_rows(self.model, self.vocabulary.token_range.stop)
+
+    def check_batch(self, input_ids: Tensor, leaf_filter: LeafFilter | None, prefix_ids: Tensor | None) -> None:
+        """Refuse a batch that cannot be searched, as far as its shapes tell.
+
+        Raises:
+            ValueError: If prompt and SID do not fit the model's context, or the filter is of another batch or trie.
+        """
+        offset = 0 if prefix_ids is None else len(prefix_ids)
+        check_context(self.model, offset + input_ids.shape[1] + self.trie.num_levels)
+        if leaf_filter is not None:
+            leaf_filter.check(self.trie, len(input_ids))
+
+    def continuations(self, hidden: Tensor, paths: Paths, level: int, leaf_filter: LeafFilter | None) -> Continuations:
+        """How prefixes may go on.
+
+        Args:
+            hidden: (B, M, hidden) states that predict the code of a level.
+            paths: The prefixes.
+            level: The level.
+            leaf_filter: Leaves that each row may reach.
+        """
+        codes, children = self.trie.expand(paths.nodes, level)
+        legal = children >= 0
+        if leaf_filter is not None:
+            legal &= leaf_filter.permits(*self.trie.leaf_range(children, level + 1))
+        log_probs = code_log_probs(
+            self.model,
+            hidden,
+            self.vocabulary,
+            level,
+            codes,
+            legal,
+            self.normalize_over,
+            self.temperature,
+            self.compiled,
+        )
+        scores = paths.scores.unsqueeze(-1) + log_probs
+        return Continuations(codes, children.masked_fill(~legal, -1), log_probs, scores)
+
+    def tokens(self, paths: Paths, level: int) -> Tensor:
+        """(B, M) tokens of the codes at a level; any token of the level where there is no code."""
+        return paths.codes[:, :, level].clamp(min=0) + self.vocabulary.starts[level]

@@ -1,0 +1,93 @@
+"""A SidTrie as one safetensors file: `first_<level>` and `codes_<level>` of every level, `leaf_items`, `leaf_starts`.
+
+The metadata says how to read them. Nothing is packed or derived at loading, so that a trie of 10^8 items is there in
+milliseconds, mapped and read where it is used. What is checked is therefore what can be told without reading the
+arrays: format, presence, types and sizes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llmrec.decoding.trie.build import Parts
+from llmrec.decoding.trie.leaf_items import LeafItems
+from llmrec.decoding.trie.level import BYTE, TrieLevel
+
+FORMAT, VERSION = "llmrec SidTrie", 1
+KEY = "llmrec_trie"
+
+
+def write(path: str | Path, parts: Parts, table_sha256: str | None) -> None:
+    """Write a trie's parts and the hash of the table that it was built from."""
+    header = {"format": FORMAT, "version": VERSION, "table_sha256": table_sha256, "num_items": parts.owners.num_items}
+    header["level_sizes"] = [level.size for level in parts.levels]
+    header["num_ends"] = [level.num_ends for level in parts.levels]
+    header["widths"] = [level.width for level in parts.levels]
+    arrays = {"leaf_items": torch.from_numpy(parts.owners.rows)}
+    if parts.owners.starts is not None:
+        arrays["leaf_starts"] = torch.from_numpy(parts.owners.starts)
+    for i, level in enumerate(parts.levels):
+        arrays[f"first_{i}"], arrays[f"codes_{i}"] = level.first, level.codes
+    # One metadata key: safetensors writes several in any order, and equal tries must be equal files.
+    # Aside first: the file may be the one that the arrays are mapped from.
+    partial = Path(path).with_name(f"{Path(path).name}.partial")
+    save_file(arrays, partial, metadata={KEY: json.dumps(header)})
+    partial.replace(path)
+
+
+def read(path: str | Path) -> tuple[Parts, str | None]:
+    """A trie's parts, mapped into memory, and the hash of its table.
+
+    Raises:
+        ValueError: If the file is absent, of another format, or its arrays do not fit together.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"'{path}' does not exist; SidTrie.save writes it.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get(KEY, "{}"))
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, safe_open is no dict
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"'{path}' is not a trie file ({error}); save the trie again.") from error
+    if (header.get("format"), header.get("version")) != (FORMAT, VERSION):
+        found = f"format {header.get('format')}, version {header.get('version')}"
+        raise ValueError(f"'{path}' has {found}, not {FORMAT}, version {VERSION}; save the trie again.")
+    try:
+        parts = _parts(arrays, header)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"'{path}' is damaged: {error}. Save the trie again.") from error
+    return parts, header["table_sha256"]
+
+
+def _parts(arrays: dict[str, Tensor], header: dict[str, Any]) -> Parts:
+    num_nodes, levels = 1, []
+    for i, (size, num_ends, width) in enumerate(
+        zip(header["level_sizes"], header["num_ends"], header["widths"], strict=True)
+    ):
+        first, codes = _array(arrays, f"first_{i}", num_nodes + 3), arrays.get(f"codes_{i}")
+        num_children = int(first[-3])
+        if codes is not None and codes.dim() == 2:
+            _array(arrays, f"codes_{i}", num_nodes + 1, -(-(size + (num_ends > 0)) // BYTE))
+        else:
+            codes = _array(arrays, f"codes_{i}", num_children + 1)
+        levels.append(TrieLevel(first, codes, size, num_ends, width))
+        num_nodes = num_children
+    starts = _array(arrays, "leaf_starts", num_nodes + 1).numpy() if "leaf_starts" in arrays else None
+    rows = _array(arrays, "leaf_items", num_nodes if starts is None else int(starts[-1])).numpy()
+    return Parts(levels, LeafItems(rows, starts, header["num_items"]))
+
+
+def _array(arrays: dict[str, Tensor], name: str, *shape: int) -> Tensor:
+    """An array of the file, of the shape that it must have."""
+    if name not in arrays:
+        raise ValueError(f"{name} is missing")
+    if arrays[name].shape != shape or arrays[name].dtype.is_floating_point:
+        raise ValueError(f"{name} is {arrays[name].dtype} {tuple(arrays[name].shape)} instead of integers {shape}")
+    return arrays[name]

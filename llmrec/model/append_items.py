@@ -1,0 +1,141 @@
+"""A checkpoint takes up a table that `llmrec tokenize --append` made of its own: new items without new training.
+
+Published semantic IDs are the same in both, so every trained row keeps its meaning, and new ones are made of codes that
+have rows already. Where a level grew it takes its spare rows. The last level, behind which no other token lies, may
+grow beyond them; such rows are as new as those of `extend`, and items with them wait for the next `llmrec sft`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
+
+from llmrec.data.catalog import Catalog
+from llmrec.model.new_rows import add_rows
+from llmrec.runtime.manifest import MANIFEST, content_hash, read_manifest
+from llmrec.sid.table import SidTable
+from llmrec.sid.vocabulary import SidVocabulary
+
+
+def check_appended(old: SidTable, new: SidTable) -> None:
+    """Refuse a table that is not the old one with items added.
+
+    Raises:
+        ValueError: If an item of the old table is absent or has another semantic ID, or the levels do not go together.
+    """
+    remedy = "Give what `llmrec tokenize --append` made of it, or extend the original model and train anew."
+    row_of = {item_id: row for row, item_id in enumerate(new.item_ids)}
+    gone = [item_id for item_id in old.item_ids if item_id not in row_of]
+    if gone:
+        raise ValueError(f"{len(gone)} items of the checkpoint are not in the SID table, first {gone[:3]}. {remedy}")
+    if new.num_levels != old.num_levels or any(np.less(new.level_sizes, old.level_sizes)):
+        raise ValueError(
+            f"the checkpoint's SID table has levels of {old.level_sizes} codes, the given one of {new.level_sizes}. "
+            f"{remedy}"
+        )
+    before, now = old.codes(np.arange(old.num_items)), new.codes([row_of[item_id] for item_id in old.item_ids])
+    moved = np.flatnonzero((before != now).any(axis=1))
+    if len(moved):
+        raise ValueError(
+            f"{len(moved)} items have other semantic IDs than in the checkpoint, first '{old.item_ids[moved[0]]}': "
+            f"{before[moved[0]].tolist()} there, {now[moved[0]].tolist()} in the SID table. {remedy}"
+        )
+
+
+def grow(
+    vocabulary: SidVocabulary,
+    level_sizes: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    seed: int,
+) -> tuple[SidVocabulary, list[str]]:
+    """Vocabulary of levels that have grown.
+
+    Args:
+        vocabulary: Of the checkpoint.
+        level_sizes: Codes of each level, at least those of the vocabulary.
+        tokenizer: Of the checkpoint; takes the tokens that a last level needs beyond its spare ones.
+        model: Takes their rows.
+        seed: Of these rows.
+
+    Returns:
+        The vocabulary, and a sentence for each level that grew.
+
+    Raises:
+        ValueError: If a level has too few spare rows and is not the last, or other tokens were added behind it.
+    """
+    sizes = zip(vocabulary.level_sizes, level_sizes, strict=True)
+    notes = [f"level {level} grew from {old} to {new} codes" for level, (old, new) in enumerate(sizes) if new > old]
+    last, end = vocabulary.num_levels - 1, vocabulary.token_range.stop
+    short = [level for level, size in enumerate(level_sizes) if size > vocabulary.block_sizes[level]]
+    if short and (short != [last] or len(tokenizer) != end):
+        raise ValueError(
+            f"{'; '.join(notes)}, and the checkpoint has token rows for {list(vocabulary.block_sizes)} alone, with "
+            "other tokens behind them. Extend the original model by this SID table, with spare_codes, and train anew."
+        )
+    blocks = tuple(map(max, vocabulary.block_sizes, level_sizes))
+    larger = dataclasses.replace(vocabulary, level_sizes=tuple(level_sizes), block_sizes=blocks)
+    if short:
+        count = blocks[last] - vocabulary.block_sizes[last]
+        tokens = larger.tokens()[-count:]
+        tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens])
+        tail = SidVocabulary((count,), (end,), (count,), vocabulary.eos_token_id, vocabulary.template)
+        add_rows(model, tail, seed + end)  # the seed of `extend` again would draw the noise of its first rows again
+        notes.append(f"{count} tokens are new")
+    larger.check(tokenizer)
+    return larger, notes
+
+
+def carried_over(details: dict[str, Any], model: str | Path, sid: str | Path) -> tuple[dict[str, Any], str | None]:
+    """Details of a checkpoint with the catalogue of an appended table in place of its own.
+
+    `sft` and `evaluate` take a checkpoint for a catalogue by this hash, so it changes only where all that was trained
+    on is training data of the new catalogue too, and nothing that it holds out (law 1).
+
+    Returns:
+        The details, and why the hash is still the old one, if it is.
+    """
+    if details.get("catalog_sha256") is None:  # of adopted semantic IDs; such a checkpoint is taken on trust
+        return details, None
+    old, new = catalog_of(model), catalog_of(sid)
+    if old is None or new is None or content_hash(old) != details["catalog_sha256"]:
+        return details, "the catalogues of the checkpoint and of the SID table are not both here, to be compared"
+    held_out = trains_no_more(Catalog.load(old), Catalog.load(new))
+    if held_out:
+        return details, f"{held_out} interactions that the checkpoint was trained on are no training rows of '{new}'"
+    return {**details, "catalog_sha256": content_hash(new)}, None
+
+
+def catalog_of(directory: str | Path) -> str | None:
+    """Catalogue that a result of `tokenize`, `extend` or `sft` was made on, if it is still where it was, unchanged."""
+    if not (Path(directory) / MANIFEST).is_file():
+        return None
+    manifest = read_manifest(directory)
+    sources, hashes = manifest.get("inputs", {}), manifest["identity"].get("inputs", {})
+    if "catalog" not in sources:
+        return catalog_of(sources["sid"]) if "sid" in sources else None
+    return sources["catalog"] if content_hash(sources["catalog"]) == hashes.get("catalog") else None
+
+
+def trains_no_more(old: Catalog, new: Catalog) -> int:
+    """Training interactions of one catalogue that are none of another: it may hold them out.
+
+    Returns:
+        Number of pairs of user and item.
+    """
+    users: dict[str, int] = {}
+    trained, trainable = _training_pairs(old, new, users), _training_pairs(new, new, users)
+    return len(np.setdiff1d(trained, trainable))
+
+
+def _training_pairs(catalog: Catalog, numbered: Catalog, users: dict[str, int]) -> np.ndarray:
+    """One integer for each training interaction, of the user's number and the item's row in `numbered`."""
+    train = catalog.train
+    user = np.array([users.setdefault(user_id, len(users)) for user_id in train.user_ids], dtype=np.int64)
+    row_of = np.array([numbered.row_of[item_id] for item_id in catalog.item_ids])
+    pairs = [(np.repeat(user, np.diff(train.offsets)), train.values), (user, train.targets)]
+    return np.concatenate([who * numbered.num_items + row_of[what] for who, what in pairs])

@@ -1,0 +1,109 @@
+"""The model card of a checkpoint: what it is, how it was made, what was measured, how to load it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llmrec.model.checkpoint import TRAINING, SidConfig
+
+FILE = "README.md"
+HEADER = """---
+library_name: llmrec
+pipeline_tag: text-generation
+tags:
+- llmrec
+- recommendation
+- semantic-ids
+---"""
+LOADING = """```python
+from llmrec import Recommender
+
+recommender = Recommender.from_pretrained("{name}")
+item_ids, scores = recommender.recommend([["{item}"]], k=5)
+```
+
+With plain transformers, under the trie:
+
+```python
+import torch
+from llmrec import SidConfig, SidLogitsProcessor, SidTrie, sid_generation_config
+from llmrec.model.checkpoint import resolve
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+path = resolve("{name}")
+model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+sid_config, table, _ = SidConfig.load(path)
+history = tokenizer.encode("{sid}", add_special_tokens=False)
+prompt = torch.tensor([[*sid_config.prompt.prefix(tokenizer), *history]])
+processor = SidLogitsProcessor(SidTrie(table), sid_config.vocabulary, prompt.shape[1], sid_config.normalize_over)
+config = sid_generation_config(sid_config.vocabulary)
+output = model.generate(prompt, logits_processor=[processor], generation_config=config)
+print(tokenizer.decode(output.sequences[0, prompt.shape[1] :], skip_special_tokens=True))
+```"""
+
+
+def write_card(directory: str | Path, name: str, metrics: dict[str, Any] | None = None) -> None:
+    """Write README.md of a checkpoint directory.
+
+    Args:
+        directory: Checkpoint with its llmrec.json.
+        name: What readers load it by, a path or Hub id; the directory may be a temporary one.
+        metrics: Content of metrics.json; the card says that nothing was measured when left out.
+    """
+    sid_config, table, details = SidConfig.load(directory)
+    sid = sid_config.vocabulary.text(table.codes([0]))
+    facts = {
+        "base model": details.get("base_model", "unknown"),
+        "items": table.num_items,
+        "semantic IDs": f"{table.num_levels} levels of {table.level_sizes} codes",
+        "history": f"at most {sid_config.max_history} items",
+        "instruction": sid_config.prompt.instruction,
+    }
+    parts = [
+        HEADER,
+        f"# {name.rsplit('/', 1)[-1]}",
+        "A causal LM that recommends items of one catalogue as semantic IDs, made with llmrec.",
+        _list(facts),
+        "## Data\n\n" + (_list(details["data"]) if "data" in details else "Not recorded."),
+        "## Training\n\n" + (_training(details) if "counts" in details else "Not fine-tuned: extended only."),
+        "## Measured\n\n" + (_measured(metrics) if metrics else "Nothing was measured for this card."),
+        "## Load\n\n" + LOADING.format(name=_quoted(name), item=_quoted(table.item_ids[0]), sid=_quoted(sid)),
+    ]
+    Path(directory, FILE).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _quoted(text: str) -> str:
+    """Text as it stands between double quotes in Python."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def _list(values: dict[str, Any]) -> str:
+    return "\n".join(f"- {key}: {value}" for key, value in values.items())
+
+
+def _training(details: dict[str, Any]) -> str:
+    """Recipe and counts; of each phase under a heading of its own where there are several."""
+    phases = [_phase(phase) for phase in [*details.get("earlier", []), details]]
+    if len(phases) == 1:
+        return phases[0]
+    return "\n\n".join(f"### Phase {number} of {len(phases)}\n\n{text}" for number, text in enumerate(phases, 1))
+
+
+def _phase(phase: dict[str, Any]) -> str:
+    stage = next(stage for stage in TRAINING if stage in phase)
+    return _list({"stage": stage, **phase[stage], **phase["counts"]})
+
+
+def _measured(metrics: dict[str, Any]) -> str:
+    lines = [f"Split: {metrics['split']}, full ranking, beam {metrics['num_beams']}.", ""]
+    names: list[str] = []
+    for system, by_column in metrics["systems"].items():
+        for column, values in by_column.items():
+            shown = {k: v for k, v in values.items() if isinstance(v, float) and "@" in k}
+            if not names:
+                names = list(shown)
+                lines += ["| system | column | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+            lines.append(f"| {system} | {column} | " + " | ".join(f"{shown[n]:.4f}" for n in names) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,85 @@
+"""What a person sees while a stage works: progress bars and tables on stderr, silent where `--json` or a rank asks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import length_hint
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from llmrec.runtime import processes
+
+T = TypeVar("T")
+
+
+def is_quiet() -> bool:
+    """True under `--json` and in every process but the first of an `accelerate launch`."""
+    return bool(os.environ.get("LLMREC_QUIET")) or not processes.is_main()
+
+
+def console() -> Console:
+    # Paths and titles are shown as they are: rich would take "[/x]" in one for its markup, and ":x:" for an emoji.
+    return Console(stderr=True, quiet=is_quiet(), markup=False, emoji=False)
+
+
+def say(text: str) -> None:
+    console().print(text, highlight=False, soft_wrap=True)  # the terminal wraps; a log keeps a path in one piece
+
+
+class Speed(ProgressColumn):
+    """Units per second of late."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.1f}/s" if task.speed else "")
+
+
+def progress(
+    items: Iterable[T],
+    description: str,
+    total: int | None = None,
+    unit: str = "",
+    size: Callable[[T], int] = lambda item: 1,
+) -> Iterator[T]:
+    """Yield the items under a progress bar with speed, elapsed and remaining time; no bar (nor blank line) in a log.
+
+    Args:
+        items: What is yielded; its own length is the total where none is given.
+        description: Stands before the bar.
+        total: Units of all items.
+        unit: What is counted.
+        size: Units of an item.
+    """
+    shown = console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), Speed())
+    columns = (*columns, TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as bar:
+        task = bar.add_task(description, total=total if total is not None else length_hint(items) or None)
+        for item in items:
+            yield item
+            bar.advance(task, size(item))
+
+
+def table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print a table; numbers are right-aligned, floats have four digits."""
+    grid = Table(title=title, title_justify="left")
+    rows = [list(row) for row in rows]
+    for i, name in enumerate(header):
+        numeric = any(isinstance(row[i], int | float) for row in rows)
+        grid.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row))
+    console().print(grid)

@@ -1,0 +1,66 @@
+"""Which device a stage computes on, and in which precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmrec.runtime import processes
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """Device of this process; `auto` is its own GPU under `accelerate launch`, or else the first, or else the CPU.
+
+    Raises:
+        ValueError: If the name is unknown or names a GPU on a machine without one.
+    """
+    if name == "auto":
+        return processes.join().device
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"Unknown device '{name}'; choose auto, cpu or cuda.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is '{name}' but torch finds no GPU here; use auto or cpu.")
+    return device
+
+
+def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Type of weights by its name; `auto` is bfloat16 on a GPU that has it, float32 elsewhere.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if precision == "auto":
+        precision = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    if precision not in DTYPES:
+        raise ValueError(f"Unknown precision '{precision}'; choose auto, {' or '.join(DTYPES)}.")
+    return DTYPES[precision]
+
+
+def from_host(array: np.ndarray, device: torch.device) -> Tensor:
+    """A copy on a device, for which the host does not wait; from ordinary memory it would wait for queued work too."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def to_host(tensors: Sequence[Tensor]) -> Callable[[], list[np.ndarray]]:
+    """Ask for tensors as arrays; what is returned waits for them, and not for work queued later."""
+    if tensors[0].device.type != "cuda":
+        return lambda: [tensor.cpu().numpy() for tensor in tensors]
+    copies = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+    for copy, tensor in zip(copies, tensors, strict=True):
+        copy.copy_(tensor, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def wait() -> list[np.ndarray]:
+        arrived.synchronize()
+        return [copy.numpy() for copy in copies]
+
+    return wait

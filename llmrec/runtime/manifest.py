@@ -1,0 +1,163 @@
+"""manifest.json: what makes a directory a result of a stage, and how a result is checked before it is used.
+
+It is written last, with the hash of every file; whatever reads a directory of another stage verifies it here first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from llmrec import __version__
+from llmrec.runtime import processes
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+PARTIAL = ".partial"
+PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "numpy", "scikit-learn", "polars")
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, default=str)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """Manifest of a finished stage directory.
+
+    Raises:
+        ValueError: If the directory does not exist, is unfinished, or is not a stage directory.
+    """
+    path = Path(path)
+    if not (path / MANIFEST).is_file():
+        if path.name.endswith(PARTIAL) and path.is_dir():
+            raise ValueError(f"'{path}' is an unfinished result; run its stage again and give what it is renamed to.")
+        if path.name and path.with_name(path.name + PARTIAL).is_dir():
+            raise ValueError(f"'{path}' is unfinished ('{path}{PARTIAL}' exists); run its stage again to resume it.")
+        problem = f"it has no {MANIFEST}" if path.is_dir() else "it is a file" if path.exists() else "it does not exist"
+        raise ValueError(
+            f"'{path}' is not a directory that llmrec finished: {problem}. Give the --out of the stage that makes it."
+        )
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path / MANIFEST} is not valid JSON ({error}); run its stage again.") from error
+    if not isinstance(manifest, dict) or not {"schema_version", "stage", "files", "identity"} <= manifest.keys():
+        raise ValueError(f"{path / MANIFEST} is not a manifest of llmrec; run the stage that wrote '{path}' again.")
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path / MANIFEST} has schema version {manifest['schema_version']}, this llmrec reads {SCHEMA_VERSION}; "
+            f"run `llmrec {manifest['stage']}` again with this version, or install the one that wrote it."
+        )
+    return manifest
+
+
+def verify(path: str | Path, *stages: str) -> Path:
+    """Check that a directory is the finished, unchanged result of one of the given stages.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If it is unfinished, from another stage, or a file is missing or differs from the manifest.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    if stages and manifest["stage"] not in stages:
+        raise ValueError(
+            f"'{path}' was written by `llmrec {manifest['stage']}`; the output of "
+            f"{' or '.join(f'`llmrec {stage}`' for stage in stages)} is needed here."
+        )
+    for name, expected in manifest["files"].items():
+        file = path / name
+        problem = "is missing" if not file.is_file() else "was changed" if sha256_file(file) != expected else None
+        if problem:
+            raise ValueError(
+                f"{file} {problem} since `llmrec {manifest['stage']}` wrote it; "
+                f"run `llmrec {manifest['stage']} --out {path} --overwrite` with its config to repair it."
+            )
+    return path
+
+
+def content_hash(source: str | Path) -> str:
+    """Hash that names an input: content of a stage directory or file, or the text of a Hub id."""
+    path = Path(source)
+    if (path / MANIFEST).is_file():
+        return sha256_json(read_manifest(path)["files"])
+    if path.is_file():
+        return sha256_file(path)
+    if path.is_dir():
+        return sha256_json({str(f.relative_to(path)): sha256_file(f) for f in sorted(path.rglob("*")) if f.is_file()})
+    return hashlib.sha256(str(source).encode()).hexdigest()
+
+
+def write_manifest(directory: Path, files: list[Path], facts: dict[str, Any]) -> None:
+    """Bring files to the disk, then write the manifest that makes them a result.
+
+    Args:
+        directory: What becomes a result.
+        files: Its files, all below it.
+        facts: What else the manifest says; `stage` and `identity` at least.
+    """
+    for file in files:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        **facts,
+        "files": {str(f.relative_to(directory)): sha256_file(f) for f in files},
+        "processes": processes.count(),
+        "versions": {"python": platform.python_version(), "llmrec": __version__, **_versions()},
+    }
+    write_json(directory / MANIFEST, manifest)
+
+
+def adopt(directory: str | Path, stage: str) -> None:
+    """Make files that were written by other means the result of a stage, so that the next stage takes them.
+
+    Args:
+        directory: Holds the files that docs/formats.md lists for the stage, and nothing else.
+        stage: Name of the stage that would have written them, as `tokenize`.
+
+    Raises:
+        ValueError: If the directory is empty or absent, or is a result already.
+    """
+    directory = Path(directory)
+    files = sorted(f for f in directory.rglob("*") if f.is_file())
+    if not files:
+        raise ValueError(f"'{directory}' holds no files; write those of docs/formats.md for `{stage}` into it first.")
+    if directory / MANIFEST in files:
+        raise ValueError(
+            f"'{directory}' is a result already; remove its {MANIFEST} if its files were changed on purpose."
+        )
+    facts = {"stage": stage, "identity": {"stage": stage}, "config": {}, "inputs": {}, "counts": {}, "seconds": None}
+    write_manifest(directory, files, {**facts, "seed": None})
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

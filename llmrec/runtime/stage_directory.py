@@ -1,0 +1,227 @@
+"""Stage directories: a result is whole, hash-bound and named by its manifest, or it is not there.
+
+A stage works in `<out>.partial`, which remembers the identity of the run (stage, config, hashes of its inputs), and
+renames it to `<out>` once `manifest.json` is on disk. The same run again skips a finished directory and resumes a
+partial one; another run refuses to touch either, or with `overwrite` takes its place once it is finished itself. A
+kill, a full disk or a power cut leaves a `.partial`, never a directory that could be taken for a result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from llmrec.configs.options import StageConfig
+from llmrec.runtime import disk, processes
+from llmrec.runtime.manifest import (
+    MANIFEST,
+    PARTIAL,
+    SCHEMA_VERSION,
+    content_hash,
+    read_manifest,
+    verify,
+    write_json,
+    write_manifest,
+)
+
+RUN = "run.json"
+LOCK = ".lock"
+SCRATCH = "scratch"
+REPLACED = ".replaced"
+
+
+def run_stage(
+    stage: str, config: StageConfig, inputs: dict[str, str | Path], build: Callable[[Path], dict[str, Any] | None]
+) -> Path:
+    """Produce `config.out` by `build`, at most once.
+
+    Args:
+        stage: Name of the stage, recorded in the manifest.
+        config: Stage config; fields marked as not part of a run's identity may differ between a run and its
+            resumption.
+        inputs: Name -> stage directory, file or Hub id that the result depends on.
+        build: Called with the working directory (it may hold a partial result of the same run); returns counts for
+            the manifest. Under `accelerate launch` every process calls it. What it leaves in `<dir>/scratch` is for
+            its own resumption and removed at the end.
+
+    Returns:
+        `config.out`.
+
+    Raises:
+        ValueError: If `out` holds the result of another run, something that llmrec did not write, or an input.
+        OSError: If the disk is full; the message names the directory that was being written.
+    """
+    out, main = Path(config.out), processes.is_main()
+    _check_out(out, inputs)
+    partial = out.with_name(out.name + PARTIAL)
+    identity = run_identity(stage, config, inputs)
+    if _is_finished(out, identity, config.overwrite):
+        return out
+    if main:
+        with disk.naming(partial):
+            _claim(partial, identity, config.overwrite)
+    processes.wait()
+    with _locked(partial) if main else contextlib.nullcontext(), disk.naming(partial):
+        started = time.monotonic()
+        try:
+            counts = build(partial) or {}
+        except Exception:
+            # Refused before any work: leave no claim that the corrected run would be held to.
+            if main and all(file.name in (RUN, LOCK) for file in partial.iterdir()):
+                shutil.rmtree(partial)
+            raise
+        processes.wait()
+        if main:
+            _describe(partial, stage, config, inputs, identity, counts, time.monotonic() - started)
+            _publish(out, partial)
+    processes.wait()
+    return out
+
+
+def run_identity(stage: str, config: StageConfig, inputs: dict[str, str | Path]) -> dict[str, Any]:
+    """What makes two runs the same run: stage, resolved config without paths of inputs, content of inputs."""
+    fields = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.metadata.get("identity", True) and field.name not in inputs
+    }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "stage": stage,
+        "config": json.loads(json.dumps(fields, default=str)),
+        "inputs": {name: content_hash(source) for name, source in inputs.items()},
+    }
+
+
+def _check_out(out: Path, inputs: dict[str, str | Path]) -> None:
+    """Refuse a place that no stage can write to, and one whose replacement would remove an input."""
+    if out.name in ("", ".."):
+        raise ValueError(f"out is '{out}'; name a directory to be made.")
+    for name, source in inputs.items():
+        path = Path(source).resolve()
+        if path.exists() and out.resolve() in (path, *path.parents):
+            raise ValueError(f"out '{out}' holds the input {name} '{source}'; choose another --out.")
+
+
+def _is_finished(out: Path, identity: dict[str, Any], overwrite: bool) -> bool:
+    """Whether `out` is already this run's result; the same answer in every process."""
+    if not out.exists():
+        return False
+    if not (out / MANIFEST).is_file():
+        remedy = "--overwrite does not remove it; choose" if overwrite else "choose"
+        raise ValueError(f"'{out}' exists and was not written by llmrec; {remedy} another --out.")
+    if overwrite:
+        return False
+    difference = _difference(read_manifest(out)["identity"], identity)
+    if difference is None:
+        verify(out)
+        if processes.is_main():
+            _tidy(out)
+        return True
+    raise ValueError(f"'{out}' is the result of another run ({difference}). Add --overwrite, or choose another --out.")
+
+
+def _claim(partial: Path, identity: dict[str, Any], overwrite: bool) -> None:
+    """Leave an empty or resumable `partial` that is bound to this run."""
+    if partial.exists():
+        difference = _difference(_read_run(partial, identity), identity)
+        if difference is not None and not overwrite:
+            raise ValueError(
+                f"'{partial}' is an unfinished run of another kind ({difference}). Add --overwrite to drop it, or "
+                "choose another --out."
+            )
+        if difference is not None:
+            with _locked(partial):
+                shutil.rmtree(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    write_json(partial / RUN, identity)
+
+
+def _read_run(partial: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """Identity of an unfinished run; the given one where a kill came before it was written."""
+    try:
+        return json.loads((partial / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        if not partial.is_dir() or {file.name for file in partial.iterdir()} - {RUN + ".tmp"}:
+            raise ValueError(f"'{partial}' was not written by llmrec; remove it or choose another --out.") from None
+        return identity
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    if old == new:
+        return None
+    if old.get("stage") != new["stage"]:
+        return f"stage {old.get('stage')}, not {new['stage']}"
+    for part in ("config", "inputs"):
+        for key in sorted({*old.get(part, {}), *new[part]}):
+            before, after = old.get(part, {}).get(key), new[part].get(key)
+            if before != after:
+                return f"{key} was {before!r}, now {after!r}" if part == "config" else f"its input '{key}' has changed"
+    return "written by another version of llmrec"
+
+
+@contextlib.contextmanager
+def _locked(partial: Path) -> Iterator[None]:
+    with (partial / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"Another llmrec process is writing '{partial}'; wait for it or choose another --out."
+            ) from None
+        yield
+
+
+def _describe(
+    partial: Path,
+    stage: str,
+    config: StageConfig,
+    inputs: dict[str, str | Path],
+    identity: dict[str, Any],
+    counts: dict[str, Any],
+    seconds: float,
+) -> None:
+    for leftover in partial.rglob("*.tmp"):  # of a file that a killed attempt was about to rename
+        leftover.unlink()
+    internal = {partial / RUN, partial / LOCK, partial / MANIFEST}
+    found = (f for f in partial.rglob("*") if f.is_file() and f not in internal)
+    files = sorted(f for f in found if partial / SCRATCH not in f.parents)
+    facts = {
+        "stage": stage,
+        "identity": identity,
+        "config": dataclasses.asdict(config),
+        "inputs": {name: str(source) for name, source in inputs.items()},
+        "seed": config.seed,
+        "counts": counts,
+        "seconds": round(seconds, 1),
+    }
+    write_manifest(partial, files, facts)
+
+
+def _publish(out: Path, partial: Path) -> None:
+    """Put the finished directory in the place of what `overwrite` replaces; two renames, so `out` is never half of one.
+
+    Killed between them, the same command finds its partial again. What a resumption needs is removed last: with its
+    checkpoints gone before the rename, a kill would cost the whole training.
+    """
+    replaced = out.with_name(out.name + REPLACED)
+    if out.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        out.rename(replaced)
+    partial.rename(out)
+    _tidy(out)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _tidy(out: Path) -> None:
+    """Remove what only an unfinished run needs; a kill may have come before."""
+    (out / RUN).unlink(missing_ok=True)
+    (out / LOCK).unlink(missing_ok=True)
+    shutil.rmtree(out / SCRATCH, ignore_errors=True)

@@ -1,0 +1,213 @@
+"""SidTable: the semantic IDs of a catalogue, item row <-> codes.
+
+Usually one SID per item and one item per SID. Several items may share a SID (collision policy `accept`, published
+tables), and an item may have several SIDs, told apart by `alias`. SIDs may differ in length. The table is prefix-free,
+so that a SID is complete exactly where the trie has a leaf: a SID that is a prefix of another gets a terminal code.
+
+Shapes: S SIDs, N items, L levels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llmrec.data import columns
+from llmrec.sid.groups import buckets, ordinals
+
+FILE = "sid_table.parquet"
+EMPTY = -1  # code in the levels beyond a SID's length
+
+
+class SidTable:
+    """Semantic IDs of a catalogue.
+
+    Args:
+        item_ids: External ids in catalogue order; their positions are the item rows.
+        codes: (S, L) integers; -1 fills the levels beyond a SID's length.
+        item_rows: (S,) item row of each SID; row i of `codes` belongs to item i when left out.
+        level_sizes: Number of codes of each level; one more than the largest code when left out.
+
+    Raises:
+        ValueError: If an item has no SID, a code is outside its level, or a code follows the end of a SID.
+    """
+
+    def __init__(
+        self,
+        item_ids: Sequence[str],
+        codes: np.ndarray,
+        item_rows: np.ndarray | None = None,
+        level_sizes: Sequence[int] | None = None,
+    ):
+        self.item_ids = list(item_ids)
+        codes = np.atleast_2d(np.asarray(codes, dtype=np.int64))
+        rows = np.arange(len(codes)) if item_rows is None else np.asarray(item_rows, dtype=np.int64)
+        _check_codes(self.item_ids, codes, rows)
+        sizes = list(level_sizes) if level_sizes is not None else (codes.max(axis=0) + 1).tolist()
+        codes, self.level_sizes = _make_prefix_free(codes, [int(size) for size in sizes])
+        too_large = np.argwhere(codes >= np.asarray(self.level_sizes))
+        if len(too_large):
+            sid, level = too_large[0]
+            raise ValueError(
+                f"item '{self.item_ids[rows[sid]]}' has code {codes[sid, level]} at level {level}, which has "
+                f"{self.level_sizes[level]} codes."
+            )
+        order = np.argsort(rows, kind="stable")
+        self.all_codes, self.item_rows = codes[order], rows[order]
+        self.lengths = (self.all_codes != EMPTY).sum(axis=1)
+        self.first = np.searchsorted(self.item_rows, np.arange(len(self.item_ids)))
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_ids)
+
+    @property
+    def num_levels(self) -> int:
+        return self.all_codes.shape[1]
+
+    def codes(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Codes of the first SID of each item row.
+
+        Returns:
+            (len(rows), L) int64, -1 beyond a SID's length.
+        """
+        return self.all_codes[self.first[np.asarray(rows, dtype=np.int64)]]
+
+    def rows(self, codes: Sequence[int]) -> np.ndarray:
+        """Item rows that own the SID `codes` (without its -1 filling), in ascending order; empty for an unknown SID."""
+        return self._rows_of.get(tuple(int(code) for code in codes), np.empty(0, np.int64))
+
+    def find_items(self, lists: Mapping[str, Sequence[str]]) -> list[np.ndarray]:
+        """Item rows of lists of external ids.
+
+        Args:
+            lists: What a message calls a list -> its item_ids.
+
+        Returns:
+            (length of the list,) int64 for each list.
+
+        Raises:
+            ValueError: If a list is none or names unknown items; the first ten of such lists.
+        """
+        problems = []
+        for name, item_ids in lists.items():
+            if isinstance(item_ids, str) or not isinstance(item_ids, Iterable):
+                problems.append(f"{name} is {item_ids!r}; a list of item_ids is needed")
+            elif unknown := [item_id for item_id in item_ids if item_id not in self._row_of]:
+                problems.append(f"{name} names items that this checkpoint does not know: {unknown[:3]}")
+        if problems:
+            more = f"; {len(problems) - 10} more such lists" if len(problems) > 10 else ""
+            known = f"Its catalogue has {self.num_items} items, such as '{self.item_ids[0]}'."
+            raise ValueError(f"{'; '.join(problems[:10])}{more}. {known}")
+        return [np.array([self._row_of[item_id] for item_id in ids], dtype=np.int64) for ids in lists.values()]
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {item_id: row for row, item_id in enumerate(self.item_ids)}
+
+    @cached_property
+    def _rows_of(self) -> dict[tuple[int, ...], np.ndarray]:
+        owners: dict[tuple[int, ...], list[int]] = {}
+        for codes, length, row in zip(self.all_codes.tolist(), self.lengths, self.item_rows.tolist(), strict=True):
+            owners.setdefault(tuple(codes[:length]), []).append(row)
+        return {sid: np.asarray(rows) for sid, rows in owners.items()}
+
+    @cached_property
+    def bucket_sizes(self) -> np.ndarray:
+        """(N,) number of items that share each item's first SID, itself included."""
+        return ordinals(self.codes(np.arange(self.num_items)))[1]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of item ids, codes and level sizes; checkpoints carry it to refuse another table."""
+        digest = hashlib.sha256("\n".join(self.item_ids).encode())
+        for array in (self.all_codes, self.item_rows, np.asarray(self.level_sizes)):
+            digest.update(f"{array.shape}".encode() + np.ascontiguousarray(array, dtype="<i8").tobytes())
+        return digest.hexdigest()
+
+    def save(self, directory: str | Path) -> None:
+        """Write `sid_table.parquet` (item_id, alias, length, code_0 …) into a directory."""
+        data = {
+            columns.ITEM_ID: [self.item_ids[row] for row in self.item_rows],
+            columns.ALIAS: np.arange(len(self.item_rows)) - self.first[self.item_rows],
+            columns.LENGTH: self.lengths,
+            **{columns.code(level): self.all_codes[:, level] for level in range(self.num_levels)},
+        }
+        metadata = {"level_sizes": ",".join(map(str, self.level_sizes))}
+        pq.write_table(pa.table(data).replace_schema_metadata(metadata), Path(directory) / FILE)
+
+    @classmethod
+    def load(cls, path: str | Path) -> SidTable:
+        """Read `sid_table.parquet`, given itself or the directory that holds it.
+
+        Raises:
+            ValueError: If the file is absent, unreadable, or lacks a column.
+        """
+        path = Path(path) / FILE if Path(path).is_dir() else Path(path)
+        if not path.is_file():
+            raise ValueError(f"'{path}' does not exist; `llmrec tokenize` writes it.")
+        try:
+            table = pq.read_table(path)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"'{path}' is not a parquet file ({error}); run `llmrec tokenize` again.") from error
+        levels = [name for name in table.column_names if name.startswith("code_")]
+        if not levels or columns.ITEM_ID not in table.column_names:
+            raise ValueError(f"'{path}' needs the columns item_id and code_0 …; it has {table.column_names}.")
+        for name in levels:
+            if not pa.types.is_integer(table[name].type) or table[name].null_count:
+                raise ValueError(
+                    f"'{path}' has {table[name].type} with {table[name].null_count} empty cells in {name}; codes are "
+                    "integers, and -1 beyond the end of a SID. Run `llmrec tokenize` again."
+                )
+        item_ids = table[columns.ITEM_ID].to_pylist()
+        unique = list(dict.fromkeys(item_ids))
+        row_of = {item_id: row for row, item_id in enumerate(unique)}
+        codes = np.stack([table[columns.code(level)].to_numpy() for level in range(len(levels))], axis=1)
+        sizes = (table.schema.metadata or {}).get(b"level_sizes")
+        rows = np.asarray([row_of[item_id] for item_id in item_ids])
+        try:
+            return cls(unique, codes, rows, [int(size) for size in sizes.decode().split(",")] if sizes else None)
+        except ValueError as error:
+            raise ValueError(f"'{path}' holds no SIDs: {error} Run `llmrec tokenize` again.") from error
+
+
+def _check_codes(item_ids: list[str], codes: np.ndarray, rows: np.ndarray) -> None:
+    if len(codes) != len(rows):
+        raise ValueError(f"{len(codes)} SIDs were given for {len(rows)} item rows.")
+    if len(set(item_ids)) < len(item_ids):
+        raise ValueError("item_ids of a SidTable must be unique.")
+    without = np.setdiff1d(np.arange(len(item_ids)), rows)
+    if len(without):
+        raise ValueError(f"{len(without)} items have no SID; first: '{item_ids[without[0]]}'.")
+    if len(rows) and (rows.min() < 0 or rows.max() >= len(item_ids)):
+        raise ValueError(f"item rows must lie in [0, {len(item_ids)}); found {rows.min()} … {rows.max()}.")
+    filled = codes != EMPTY
+    bad = np.flatnonzero((codes < EMPTY).any(axis=1) | ~filled[:, 0] | (filled[:, 1:] & ~filled[:, :-1]).any(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"item '{item_ids[rows[bad[0]]]}' has the codes {codes[bad[0]].tolist()}; -1 may only end a SID."
+        )
+
+
+def _make_prefix_free(codes: np.ndarray, level_sizes: list[int]) -> tuple[np.ndarray, list[int]]:
+    """Give each SID that is a proper prefix of another one a terminal code, one past the codes of the next level."""
+    lengths = (codes != EMPTY).sum(axis=1)
+    if (lengths == codes.shape[1]).all():
+        return codes, level_sizes
+    order, starts, counts = buckets(codes)
+    distinct = codes[order[starts]]
+    # Sorted, with -1 before every code, a SID stands right before the first of those that it is a prefix of.
+    goes_on = ((distinct[:-1] == distinct[1:]) | (distinct[:-1] == EMPTY)).all(axis=1)
+    is_prefix = np.empty(len(codes), bool)
+    is_prefix[order] = np.repeat(np.append(goes_on, False), counts)
+    codes, sizes = codes.copy(), list(level_sizes)
+    for level in np.unique(lengths[is_prefix]):
+        codes[is_prefix & (lengths == level), level] = level_sizes[level]
+        sizes[level] = level_sizes[level] + 1
+    return codes, sizes

@@ -1,0 +1,199 @@
+"""SidVocabulary: where the codes of semantic IDs live in an LLM's vocabulary.
+
+Every (level, code) is one token; the tokens of a level are one contiguous block, so that a level's logits are a slice
+of the output matrix. Blocks may hold spare rows for codes of items that are appended later.
+
+Tokens are added as ordinary ones (special=False, normalized=False): special tokens are deleted by
+`decode(skip_special_tokens=True)`, which TRL and most serving code call.
+
+Source: token scheme `<a_12><b_3>` of LC-Rec (arXiv:2311.09049) and MiniOneRec (arXiv:2510.24431).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from transformers import AddedToken, PreTrainedTokenizerBase
+
+from llmrec.sid.table import EMPTY
+
+DEFAULT_TEMPLATE = "<{letter}_{code}>"
+
+
+class HasLevels(Protocol):
+    """A SidTable, or a trie of one."""
+
+    @property
+    def num_levels(self) -> int: ...
+
+    @property
+    def level_sizes(self) -> Sequence[int]: ...
+
+
+@dataclass(frozen=True)
+class SidVocabulary:
+    """Token ids of all codes.
+
+    Args:
+        level_sizes: Codes per level that a SidTable may use.
+        starts: Token id of code 0 of each level.
+        block_sizes: Token rows per level, spare ones included.
+        eos_token_id: Token that ends an answer in `generate()`.
+        template: Text of a token; `{letter}` (a, b, …) or `{level}` (0, 1, …), and `{code}`.
+    """
+
+    level_sizes: tuple[int, ...]
+    starts: tuple[int, ...]
+    block_sizes: tuple[int, ...]
+    eos_token_id: int
+    template: str = DEFAULT_TEMPLATE
+
+    @classmethod
+    def add_to(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        level_sizes: Sequence[int],
+        spare_codes: int = 0,
+        template: str = DEFAULT_TEMPLATE,
+    ) -> SidVocabulary:
+        """Add one token per (level, code) to a tokenizer, in contiguous blocks.
+
+        Raises:
+            ValueError: If the template does not keep levels, codes or neighbouring tokens apart, a token is already in
+                the vocabulary, or the tokenizer has no end-of-sequence token.
+        """
+        check_template(template, len(level_sizes))
+        if tokenizer.eos_token_id is None:
+            raise ValueError("The tokenizer has no eos_token; `generate()` could not end an answer. Set one first.")
+        block_sizes = tuple(int(size) + spare_codes for size in level_sizes)
+        starts = tuple(len(tokenizer) + int(before) for before in np.cumsum((0, *block_sizes[:-1])))
+        vocabulary = cls(tuple(map(int, level_sizes)), starts, block_sizes, tokenizer.eos_token_id, template)
+        tokens = vocabulary.tokens()
+        if len(set(tokens)) < len(tokens):
+            raise ValueError(f"template '{template}' gives two codes the same token; try '{DEFAULT_TEMPLATE}'.")
+        present = set(tokenizer.get_vocab()).intersection(tokens)
+        if present:
+            raise ValueError(
+                f"The tokenizer already has the token '{min(present)}'; choose another `template`, or extend the "
+                "original model instead of an extended one."
+            )
+        tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens])
+        vocabulary.check(tokenizer)
+        return vocabulary
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.level_sizes)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.block_sizes)
+
+    @property
+    def token_range(self) -> range:
+        """Token ids of all blocks, which lie side by side."""
+        return range(self.starts[0], self.starts[0] + self.num_tokens)
+
+    def block(self, level: int) -> slice:
+        """Rows of the embedding and output matrix that hold the codes in use at a level."""
+        return slice(self.starts[level], self.starts[level] + self.level_sizes[level])
+
+    def token(self, level: int, code: int) -> str:
+        return self.template.format(letter=string.ascii_lowercase[level % 26], level=level, code=code)
+
+    def tokens(self) -> list[str]:
+        """Text of every token, in the order of their ids."""
+        return [self.token(level, code) for level, size in enumerate(self.block_sizes) for code in range(size)]
+
+    def text(self, codes: np.ndarray) -> str:
+        """Semantic IDs as they stand in a prompt, one after another; (n, L) codes, -1 beyond a SID's length."""
+        return "".join(self.token(level, code) for sid in codes for level, code in enumerate(sid) if code != EMPTY)
+
+    def token_ids(self, codes: np.ndarray) -> np.ndarray:
+        """Token id of each code.
+
+        Args:
+            codes: (…, L) codes; -1 (beyond a SID's length) stays -1.
+
+        Returns:
+            (…, L) int64.
+        """
+        codes = np.asarray(codes)
+        return np.where(codes == EMPTY, EMPTY, codes + np.asarray(self.starts)[: codes.shape[-1]])
+
+    def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse a tokenizer in which a code is not exactly its one token.
+
+        Raises:
+            ValueError: If a token is absent, has another id, or is not read as itself among others.
+        """
+        tokens = self.tokens()
+        found = tokenizer.convert_tokens_to_ids(tokens)
+        wrong = next((pair for pair in zip(tokens, self.token_range, found, strict=True) if pair[1] != pair[2]), None)
+        if wrong is not None:
+            raise ValueError(
+                f"The tokenizer reads '{wrong[0]}' as token {wrong[2]}, not {wrong[1]}: it does not belong to this "
+                "checkpoint. Load the tokenizer that was saved with it, or run `llmrec extend` again."
+            )
+        if tokenizer.encode("".join(tokens), add_special_tokens=False) != list(self.token_range):
+            raise ValueError(
+                f"The tokenizer splits or merges neighbouring tokens of the template '{self.template}'; run `llmrec "
+                f"extend` with another one, such as '{DEFAULT_TEMPLATE}'."
+            )
+
+    def check_table(self, table: HasLevels) -> None:
+        """Refuse a table, or a trie of one, that needs tokens this vocabulary does not have.
+
+        Raises:
+            ValueError: If it has another number of levels, or more codes at a level.
+        """
+        if table.num_levels != self.num_levels or any(
+            need > have for need, have in zip(table.level_sizes, self.level_sizes, strict=True)
+        ):
+            raise ValueError(
+                f"The SID table has level sizes {table.level_sizes}, the vocabulary {list(self.level_sizes)}. "
+                "Run `llmrec extend` on the new table."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SidVocabulary:
+        """The vocabulary that `to_dict` gave.
+
+        Raises:
+            ValueError: If the levels are not equally many in every list.
+            TypeError, KeyError: If a value is of another type, or absent.
+        """
+        lists = {key: tuple(map(operator.index, values[key])) for key in ("level_sizes", "starts", "block_sizes")}
+        if len({len(part) for part in lists.values()}) > 1:
+            raise ValueError(f"vocabulary: {lists} must have one number per level")
+        return cls(**{**values, **lists})
+
+
+def check_template(template: str, num_levels: int) -> None:
+    """Refuse a template under which two codes would be the same token.
+
+    Raises:
+        ValueError: If the level or the code is not part of the token.
+    """
+    try:
+        parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"template '{template}' has unbalanced braces ({error}).") from error
+    fields = {name for name, _, _ in parts}
+    is_plain = all(not spec and not conversion for _, spec, conversion in parts)
+    if not is_plain or "code" not in fields or not {"letter", "level"} & fields or fields - {"letter", "level", "code"}:
+        raise ValueError(
+            f"template '{template}' must contain {{code}} and {{letter}} or {{level}}, and nothing else in braces: the "
+            f"level is part of the token. Example: '{DEFAULT_TEMPLATE}'."
+        )
+    if num_levels > 26 and "level" not in fields:
+        raise ValueError(f"{num_levels} levels need {{level}} in the template; {{letter}} names 26.")

@@ -1,0 +1,195 @@
+"""Append mode: semantic IDs for the new items of a catalogue, by the tokenizer that gave the others theirs.
+
+A published semantic ID never moves: models were trained on it. New items get the codes that the old tokenizer gives
+them, and where these are taken, the old collision policy decides on what is left (llmrec/collisions/append.py).
+Removal is refused: a published semantic ID is never given to another item, and the table is the memory of them.
+
+Following the append mode of TorchEasyRec's SID tools.
+
+Shapes: P published items, A new items, L levels of the tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from llmrec.data.catalog import Catalog
+from llmrec.runtime.manifest import verify
+from llmrec.sid.table import EMPTY, SidTable
+from llmrec.tokenizers import Atomic, Encoded, ItemTokenizer, load_tokenizer
+from llmrec.tokenizers.collisions import require_costs
+from llmrec.tokenizers.collisions.append import KEEP_CODES, codes_beside
+from llmrec.views import ItemViews
+
+REPORT = "report.json"
+LEAST_AGREEMENT = 0.9  # of the published items must get their codes again from the new views
+# Encoders whose vectors depend on the whole catalogue: on another one they are other vectors.
+FITTED = ("tfidf", "ppmi-svd", "sasrec", "lightgcn", "famae", "ppmi-svd-smoothed")
+
+
+@dataclass(frozen=True)
+class PublishedSids:
+    """What `llmrec tokenize` has published.
+
+    Attributes:
+        table: Semantic IDs.
+        tokenizer: Fitted.
+        policy: Collision policy.
+    """
+
+    table: SidTable
+    tokenizer: ItemTokenizer
+    policy: str
+
+    @classmethod
+    def load(cls, directory: str | Path, device: str = "auto") -> PublishedSids:
+        """Read a directory that `llmrec tokenize` wrote, with or without append.
+
+        Raises:
+            ValueError: If it is not whole, or its tokenizer and table do not go together.
+        """
+        verify(directory, "tokenize")
+        table, tokenizer = SidTable.load(directory), load_tokenizer(directory, device)
+        try:
+            policy = json.loads((Path(directory) / REPORT).read_text(encoding="utf-8"))["collision"]
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"{Path(directory) / REPORT} does not say by which collision policy the semantic IDs were made "
+                f"({error!r}); give a directory that `llmrec tokenize` of this version wrote."
+            ) from error
+        sizes = tokenizer.level_sizes
+        if table.num_levels - len(sizes) not in (0, 1) or any(np.less(table.level_sizes[: len(sizes)], sizes)):
+            raise ValueError(
+                f"'{directory}': the table has levels of {table.level_sizes} codes, the tokenizer of {sizes}; they "
+                "were not written together. Restore both files, or run `llmrec tokenize` again."
+            )
+        return cls(table, tokenizer, policy)
+
+
+@dataclass(frozen=True)
+class AppendResult:
+    """A table that has grown.
+
+    Attributes:
+        table: Of all items of the new catalogue, in its order.
+        encoded: What the tokenizer says of all of them; of published ones the table may say otherwise.
+        new_rows: (A,) item rows that had no semantic ID.
+        notes: What a reader of the report should know.
+    """
+
+    table: SidTable
+    encoded: Encoded
+    new_rows: np.ndarray
+    notes: list[str]
+
+
+def append(published: PublishedSids, catalog: Catalog, views: ItemViews) -> AppendResult:
+    """Give the new items of a catalogue semantic IDs beside the published ones.
+
+    Args:
+        published: Of an earlier catalogue.
+        catalog: Every item of that one, in any order, and new ones.
+        views: Of `catalog`, by the encoders that the tokenizer was fitted on; none for a tokenizer without views.
+
+    Returns:
+        The table of all items. No level is smaller than the published one.
+
+    Raises:
+        ValueError: If a published item is absent, the tokenizer has no codes for new items, the views are not by the
+            encoders it was fitted on, or no code is free where a new item belongs.
+    """
+    old, policy = published.table, published.policy
+    old_rows, new_rows = _find(old, catalog)
+    encoded = _encode(published, catalog, views, old_rows, new_rows)
+    old_codes = old.codes(np.arange(old.num_items))
+    codes = np.full((catalog.num_items, old.num_levels), EMPTY)
+    codes[old_rows], codes[new_rows] = old_codes, codes_beside(policy, old_codes, encoded, new_rows)
+    sizes, grown = _grown(codes, old.level_sizes)
+    table = SidTable(catalog.item_ids, codes, level_sizes=sizes)
+    assert (table.codes(old_rows) == old_codes).all()
+    if not len(new_rows):
+        return AppendResult(table, encoded, new_rows, [f"No new items: all {old.num_items} keep their semantic IDs."])
+    notes = [f"{len(new_rows)} new items; {old.num_items} keep their semantic IDs."]
+    differs = codes[new_rows, : encoded.codes.shape[1]] != encoded.codes[new_rows]
+    elsewhere = differs[:, :-1].any(axis=1)
+    moved = (differs.any(axis=1) & ~elsewhere).sum()
+    if moved:
+        notes.append(f"{moved} new items have another last code than the tokenizer's, whose place was taken.")
+    if elsewhere.any():
+        notes.append(f"{elsewhere.sum()} new items found no room under their parent and went to the nearest that has.")
+    return AppendResult(table, encoded, new_rows, [*notes, *grown])
+
+
+def _find(old: SidTable, catalog: Catalog) -> tuple[np.ndarray, np.ndarray]:
+    """(P,) item row in the catalogue of each published item, and (A,) ascending rows of the others."""
+    gone = [item_id for item_id in old.item_ids if item_id not in catalog.row_of]
+    if gone:
+        raise ValueError(
+            f"the catalogue '{catalog.source}' lacks {len(gone)} of {old.num_items} published items, first "
+            f"'{gone[0]}'. A published semantic ID is never given to another item, so the item must stay: keep its row "
+            "in items.parquet, and exclude it when recommending."
+        )
+    old_rows = np.array([catalog.row_of[item_id] for item_id in old.item_ids])
+    return old_rows, np.setdiff1d(np.arange(catalog.num_items), old_rows)
+
+
+def _encode(
+    published: PublishedSids, catalog: Catalog, views: ItemViews, old_rows: np.ndarray, new_rows: np.ndarray
+) -> Encoded:
+    """Codes of the new catalogue by the old tokenizer."""
+    tokenizer = published.tokenizer
+    if isinstance(tokenizer, Atomic):  # the next numbers
+        codes_N = np.empty(catalog.num_items, np.int64)
+        codes_N[old_rows] = published.table.codes(np.arange(len(old_rows)))[:, 0]
+        codes_N[new_rows] = len(old_rows) + np.arange(len(new_rows))
+        return Encoded(codes_N[:, None])
+    if not tokenizer.needs_views:
+        raise ValueError(
+            f"the codes of method '{tokenizer.method}' follow from the whole catalogue: new items have none that would "
+            "leave the published ones where they are. Run `llmrec tokenize` without append, and train again."
+        )
+    encoded = tokenizer.encode(catalog, views)
+    if published.policy not in KEEP_CODES:
+        require_costs(published.policy, encoded)
+    _check_agreement(encoded.codes[old_rows], published, views, old_rows)
+    return encoded
+
+
+def _check_agreement(codes_PL: np.ndarray, published: PublishedSids, views: ItemViews, old_rows: np.ndarray) -> None:
+    """Refuse views of which the tokenizer makes other codes of published items than it once did.
+
+    That is what another encoder, an encoder fitted anew, or codebooks of another table come to, and unlike provenance
+    it is measured. Not all items need agree: texts change, and devices round differently.
+    """
+    settled = codes_PL.shape[1] - (published.policy not in KEEP_CODES)  # a last code may have been chosen again
+    known_P = views.known[old_rows]
+    table_PL = published.table.codes(np.arange(len(codes_PL)))[:, :settled]
+    same_P = (codes_PL[:, :settled] == table_PL).all(axis=1)[known_P]
+    if len(same_P) and same_P.mean() >= LEAST_AGREEMENT:
+        return
+    fitted = [name for name, view in views.items() if view.provenance.get("encoder") in FITTED]
+    cause = (
+        f"{fitted} are fitted to a catalogue and are other vectors on another one: pass the old catalogue's vectors in "
+        "the new order with new items missing; tokenized on text views of a sentence encoder, a catalogue can grow"
+        if fitted
+        else "They come from another encoder or template than those it was fitted on, or its codebooks.safetensors is "
+        "not the table's: run `llmrec embed` with the old options on the new catalogue"
+    )
+    raise ValueError(
+        f"from the views {list(views)} the tokenizer makes the published codes again for {same_P.sum()} of "
+        f"{len(same_P)} items that they know; {LEAST_AGREEMENT:.0%} are needed. {cause}."
+    )
+
+
+def _grown(codes: np.ndarray, level_sizes: list[int]) -> tuple[list[int], list[str]]:
+    """Level sizes with room for all codes, and a note for each level that grew."""
+    sizes = np.maximum(level_sizes, codes.max(axis=0) + 1).tolist()
+    return sizes, [
+        f"Level {level} grew from {old} to {new} codes; an LLM without spare codes there needs new tokens."
+        for level, (old, new) in enumerate(zip(level_sizes, sizes, strict=True))
+        if new > old
+    ]

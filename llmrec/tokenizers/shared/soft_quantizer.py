@@ -1,0 +1,110 @@
+"""Residual quantiser whose levels are mixtures of all codes, so that the gradient needs no straight-through estimation.
+
+The weights of a level's codes are softmax((s + eta g) / T) over negative squared distances s and Gumbel noise g; what
+the mixture leaves is quantised by the next level. Temperature T and noise scale eta are annealed apart: the largest of
+(s + g) / T does not depend on T, so that lowering T alone never removes the noise. Distances are not divided by the
+dimension, beside which the noise would drown them.
+
+Source: SimCIT (arXiv:2506.16683) as released; the noise scale and the k-means start are ours.
+
+Shapes: B rows, N items, L levels, K codes of a level, E latent dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from llmrec.tokenizers.shared.kmeans import kmeans, nearest, squared_distances
+
+Law = Literal["exponential", "linear", "constant"]
+START_POINTS, START_ITERATIONS = 16384, 25  # of k-means
+
+
+class Soft(NamedTuple):
+    """What a soft quantiser makes of latent vectors.
+
+    Attributes:
+        prefixes: (B, L, E) sum of the mixtures up to each level; the last is what all codes stand for.
+        scores: Of each level, (B, K) negative squared distances.
+        weights: Of each level, (B, K) share of each code in the mixture.
+    """
+
+    prefixes: Tensor
+    scores: list[Tensor]
+    weights: list[Tensor]
+
+
+class Annealing(NamedTuple):
+    """A number that goes from `start` to `end` by a law; a constant one stays at `start`."""
+
+    law: Law
+    start: float
+    end: float
+    steps: int
+
+    def at(self, step: int) -> float:
+        part = min(1.0, step / self.steps)
+        if self.law == "exponential":
+            return self.start * (self.end / self.start) ** part
+        return self.start + (self.end - self.start) * part if self.law == "linear" else self.start
+
+
+class SoftQuantizer(nn.Module):
+    """Codebooks, each level a mixture of codes; temperature and noise are kept with the weights they were used with."""
+
+    def __init__(self, num_levels: int, codebook_size: int, dim: int, generator: torch.Generator):
+        super().__init__()
+        books = torch.rand(num_levels, codebook_size, dim, generator=generator)
+        self.codebooks = nn.ParameterList(books.unbind())
+        self.register_buffer("temperature", torch.ones(()))
+        self.register_buffer("noise", torch.zeros(()))
+
+    @torch.no_grad()
+    def start(self, latent_NE: Tensor, generator: torch.Generator) -> None:
+        """Set the codebooks by k-means on what is left at each level."""
+        rows = torch.randperm(len(latent_NE), generator=generator)[:START_POINTS]
+        left_NE = latent_NE[rows.to(latent_NE.device)]
+        for codebook_KE in self.codebooks:
+            codebook_KE.copy_(kmeans(left_NE, len(codebook_KE), START_ITERATIONS, generator))
+            left_NE = left_NE - codebook_KE[nearest(left_NE, codebook_KE)[0]]
+
+    def draw(self, num_rows: int, generator: torch.Generator) -> list[Tensor]:
+        """Of each level, (num_rows, K) Gumbel noise on the device of the generator, which is that of the codebooks."""
+        return [gumbel(num_rows, codebook_KE, generator) for codebook_KE in self.codebooks]
+
+    def forward(self, latent_BE: Tensor, noise: Sequence[Tensor] = ()) -> Soft:
+        """Quantise, with the noise of `draw` where it is given."""
+        left_BE, prefixes, scores, weights = latent_BE, [], [], []
+        for level, codebook_KE in enumerate(self.codebooks):
+            scores.append(-squared_distances(left_BE, codebook_KE))
+            logits_BK = scores[-1] + self.noise * noise[level] if noise else scores[-1]
+            weights.append((logits_BK / self.temperature).softmax(1))
+            left_BE = left_BE - weights[-1] @ codebook_KE
+            prefixes.append(latent_BE - left_BE)
+        return Soft(torch.stack(prefixes, 1), scores, weights)
+
+    def hard(self, latent_BE: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L, E) sums of nearest codes up to each level, and (B, L) these codes, as they are exported."""
+        left_BE, prefixes, codes = latent_BE, [], []
+        for codebook_KE in self.codebooks:
+            codes.append(nearest(left_BE, codebook_KE)[0])
+            left_BE = left_BE - codebook_KE[codes[-1]]
+            prefixes.append(latent_BE - left_BE)
+        return torch.stack(prefixes, 1), torch.stack(codes, 1)
+
+    def similarity(self) -> Tensor:
+        """Mean cosine of two different codes of a level."""
+        books_LKE = normalize(torch.stack(list(self.codebooks)), dim=2)
+        size = books_LKE.shape[1]
+        return ((books_LKE.sum(1).square().sum(1) - size) / (size * (size - 1))).mean()
+
+
+def gumbel(num_rows: int, codebook_KE: Tensor, generator: torch.Generator) -> Tensor:
+    """(num_rows, K) in the type of a codebook."""
+    waits = codebook_KE.new_empty(num_rows, len(codebook_KE)).exponential_(generator=generator)
+    return -waits.clamp_(min=torch.finfo(waits.dtype).tiny).log()

@@ -1,0 +1,50 @@
+"""Dropout in models that have none: on the embeddings and on what each block of a layer adds to the residual stream.
+
+Recent LLMs come without it, and their configs offer it for attention weights at most. A small model that is trained
+from scratch on a small catalogue sees each sequence dozens of times and needs it. Hooks put it in while a model trains;
+the model's modules, config and weights stay what they are.
+
+Source: residual and embedding dropout of the Transformer (arXiv:1706.03762, section 5.4).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from torch.nn import functional
+
+from llmrec.model.backbone import causal_lm, decoder_layers
+
+
+@contextlib.contextmanager
+def residual_dropout(model: nn.Module, probability: float) -> Iterator[None]:
+    """While open, drop elements of the embeddings and of every block's output in modules that are in training mode.
+
+    Args:
+        model: Causal LM or a PEFT model over one.
+        probability: Of an element to be dropped; with 0 nothing is hooked.
+    """
+
+    def drop(module: nn.Module, inputs: Any, output: Any) -> Any:
+        if isinstance(output, tuple):  # attention returns its weights too
+            return functional.dropout(output[0], probability, module.training), *output[1:]
+        return functional.dropout(output, probability, module.training)
+
+    handles = [module.register_forward_hook(drop) for module in (places(model) if probability else [])]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def places(model: nn.Module) -> list[nn.Module]:
+    """The embedding, and the parts of each decoder layer that multiply by a matrix, so no norms."""
+    blocks = [child for layer in decoder_layers(model) for child in layer.children()]
+    return [
+        causal_lm(model).get_input_embeddings(),
+        *(block for block in blocks if any(parameter.dim() > 1 for parameter in block.parameters())),
+    ]

@@ -1,0 +1,145 @@
+"""The loss of next-item prediction, computed inside the model's forward at supervised positions only.
+
+The loss lives in `forward` so that it runs through whatever wraps the model (PEFT, DDP, FSDP), as TRL's own fused head
+does. `level` takes the softmax over the codes of the target's level, `full` over the whole vocabulary; words, which
+alignment tasks answer in, are always scored over the vocabulary.
+
+Shapes: B rows, T tokens, P positions, K codes of a level.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, pad
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+from llmrec.model.backbone import causal_lm, forward_replaced, logits, run_backbone
+from llmrec.sid.vocabulary import SidVocabulary
+from llmrec.training.sft.captured_step import CapturedLoss
+from llmrec.training.sft.packing import separate
+
+IGNORED = -100
+SidLoss = Literal["level", "full"]
+
+
+def sid_cross_entropy(
+    model: PreTrainedModel,
+    hidden_PH: Tensor,
+    labels_P: Tensor,
+    vocabulary: SidVocabulary,
+    sid_loss: SidLoss,
+    label_smoothing: float = 0.0,
+    most: tuple[int, int] | None = None,
+) -> Tensor:
+    """Summed cross-entropy of supervised tokens.
+
+    Args:
+        model: Causal LM whose output rows score the tokens.
+        hidden_PH: (P, hidden) states that predict them.
+        labels_P: (P,) token ids, IGNORED where nothing is supervised.
+        vocabulary: Blocks of the levels.
+        sid_loss: What the softmax of a SID token runs over.
+        label_smoothing: Share of the target spread over what the softmax runs over.
+        most: Positions that one level and that words can have at most. Where given, the host waits for nothing; only
+            with `level`.
+
+    Returns:
+        Scalar float32.
+    """
+
+    def loss_over(rows: slice, chosen_P: Tensor, limit: int | None) -> Tensor:
+        places = _places(chosen_P, limit)
+        scores = logits(model, hidden_PH[places], rows)
+        targets = torch.where(chosen_P, labels_P - (rows.start or 0), IGNORED)[places]
+        return cross_entropy(scores, targets, reduction="sum", label_smoothing=label_smoothing)
+
+    supervised = labels_P != IGNORED
+    if sid_loss == "full":
+        return loss_over(slice(None), supervised, None)
+    most_of_level, most_words = (None, None) if most is None else most
+    blocks = [vocabulary.block(level) for level in range(vocabulary.num_levels)]
+    losses = [loss_over(b, (labels_P >= b.start) & (labels_P < b.stop), most_of_level) for b in blocks]
+    if most_words != 0:
+        sids = vocabulary.token_range
+        is_word = supervised & ((labels_P < sids.start) | (labels_P >= sids.stop))
+        losses.append(loss_over(slice(None), is_word, most_words))
+    return torch.stack(losses).sum()
+
+
+def _places(chosen_P: Tensor, limit: int | None) -> Tensor:
+    """Places of the chosen positions, or, without asking the device how many there are, `limit` that hold them all."""
+    if limit is None:
+        return chosen_P.nonzero().squeeze(1)
+    return chosen_P.byte().argsort(descending=True, stable=True)[:limit]
+
+
+@contextlib.contextmanager
+def sid_loss_in_forward(
+    model: nn.Module,
+    vocabulary: SidVocabulary,
+    sid_loss: SidLoss,
+    label_smoothing: float = 0.0,
+    captured: CapturedLoss | None = None,
+    beside: Callable[[Tensor, dict[str, Tensor]], Tensor] | None = None,
+) -> Iterator[None]:
+    """While open, `model(input_ids, attention_mask, labels=…)` returns the SID loss and computes no other logits.
+
+    It also takes `num_items_in_batch`, what the sum of the losses is divided by, and `most_words` of the collator.
+
+    Args:
+        model: Causal LM or a PEFT model over one; calls without `labels` are left as they are.
+        vocabulary: Blocks of the levels.
+        sid_loss: What the softmax runs over.
+        label_smoothing: See `sid_cross_entropy`.
+        captured: Runs packed batches of training as CUDA graphs; see `llmrec.training.sft.captured_step`.
+        beside: Last hidden states (B, T, hidden) and `pools` of a batch that has them -> what is added to its loss.
+    """
+    base = causal_lm(model)
+    original = base.forward
+
+    def mean_loss(
+        labels: Tensor,
+        num_items_in_batch: Tensor | int | None,
+        most: tuple[int, int] | None = None,
+        pools: dict[str, Tensor] | None = None,
+        **inputs: Any,
+    ) -> Tensor:
+        states = run_backbone(base, **{**inputs, "use_cache": False})
+        targets = pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
+        total = sid_cross_entropy(
+            base, states.last_hidden_state.flatten(0, 1), targets, vocabulary, sid_loss, label_smoothing, most
+        )
+        count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        return total / count if pools is None else total / count + beside(states.last_hidden_state, pools)
+
+    def captured_loss(
+        most_words: int, input_ids: Tensor, position_ids: Tensor, labels: Tensor, count: Tensor
+    ) -> Tensor:
+        mask, most = separate(position_ids), (captured.most_of_level(labels), most_words)
+        return mean_loss(labels, count, most, input_ids=input_ids, position_ids=position_ids, attention_mask=mask)
+
+    @functools.wraps(original)
+    def forward(
+        input_ids: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        most_words: int = 0,
+        **inputs: Any,
+    ) -> Any:
+        if labels is None:
+            return original(input_ids=input_ids, **inputs)
+        if captured is not None and base.training and torch.is_grad_enabled():
+            batch = [input_ids, inputs["position_ids"], labels, num_items_in_batch]
+            return CausalLMOutput(loss=captured(captured_loss, batch, most_words))
+        return CausalLMOutput(loss=mean_loss(labels, num_items_in_batch, input_ids=input_ids, **inputs))
+
+    with forward_replaced(base, forward), captured.stream() if captured is not None else contextlib.nullcontext():
+        yield

@@ -1,0 +1,151 @@
+"""Any CSV or parquet file: equal results from both, and one clear error for every kind of bad file."""
+
+from __future__ import annotations
+
+import lzma
+
+import polars as pl
+import pytest
+
+from llmrec.data.user_files import read_tables
+
+LOG = "user_id,item_id,timestamp\nu1,01,3\nu1,02,1\nu2,01,2\n"
+ITEMS = "item_id,title,brand\n01,Tea,Acme\n02,,\n03,Jam,Acme\n"
+
+
+@pytest.fixture
+def put(tmp_path):
+    def write(name: str, content: str | bytes) -> str:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return str(path)
+
+    return write
+
+
+def test_csv_with_items(put):
+    dataset = read_tables(put("log.csv", LOG), put("items.csv.xz", lzma.compress(ITEMS.encode())))
+    assert dataset.interactions.rows() == [("u1", "01", 3, 1.0), ("u1", "02", 1, 1.0), ("u2", "01", 2, 1.0)]
+    assert dataset.items.rows() == [
+        ("01", "Tea", "Acme", "Tea. Acme"),
+        ("02", None, None, ""),
+        ("03", "Jam", "Acme", "Jam. Acme"),
+    ]
+    assert not dataset.order_only
+
+
+def test_parquet_equals_csv(put, tmp_path):
+    for name, text in (("log", LOG), ("items", ITEMS)):
+        pl.read_csv(text.encode(), infer_schema=False).write_parquet(tmp_path / f"{name}.parquet")
+    from_csv = read_tables(put("log.csv", LOG), put("items.csv", ITEMS))
+    from_parquet = read_tables(tmp_path / "log.parquet", tmp_path / "items.parquet")
+    assert from_csv.items.equals(from_parquet.items) and from_csv.interactions.equals(from_parquet.interactions)
+
+
+def test_without_items_titles_are_unknown(put):
+    items = read_tables(put("log.csv", LOG)).items
+    assert items.rows() == [("01", None, ""), ("02", None, "")]
+
+
+def test_named_columns_weight_and_own_text(put):
+    log = put("log.csv", "who,sku,user_id,when,weight\nann,1,x,2012-04-03,2.5\n")
+    items = put("items.csv", "sku,name,text,lat,lon\n1,Tea,a cup,40.5,\n")
+    names = {"user_column": "who", "item_column": "sku", "timestamp_column": "when", "title_column": "name"}
+    dataset = read_tables(log, items, **names)
+    assert dataset.interactions.rows() == [("ann", "1", 1_333_411_200.0, 2.5)]
+    assert dataset.items.rows() == [("1", "Tea", "a cup", 40.5, None)]
+
+
+@pytest.mark.parametrize(
+    ("times", "seconds"),
+    [
+        (("5", "7"), [5, 7]),
+        (("5", "7.5"), [5.0, 7.5]),
+        (("2012-04-03 14:04", "2012-04-03 14:05"), [1_333_461_840.0, 1_333_461_900.0]),
+        (("2012-04-03T14:04:00Z", "2012-04-03T14:04:01Z"), [1_333_461_840.0, 1_333_461_841.0]),
+        (("2012-04-03 14:04:00.25", "2012-04-03 14:04:00.5"), [1_333_461_840.25, 1_333_461_840.5]),
+    ],
+)
+def test_times(put, times, seconds):
+    log = read_tables(put("log.csv", "user_id,item_id,timestamp\n" + "".join(f"u,i,{time}\n" for time in times)))
+    assert log.interactions["timestamp"].to_list() == seconds
+
+
+HEADER = "user_id,item_id,timestamp\n"
+BAD_LOGS = {
+    "missing column": ("user,item_id,timestamp\nu,01,1\n", r"lacks the columns 'user_id' \(--user-column\); it has"),
+    "no rows": (HEADER, "has no rows"),
+    "empty file": ("", "is empty"),
+    "not UTF-8": (HEADER.encode() + b"u\xe9,01,1\n", "not UTF-8: line 2.*iconv"),
+    "empty user": (HEADER + "u,01,1\n,01,2\n", "1 rows have an empty user_id, first at line 3"),
+    "empty item": (HEADER + "u,,1\n", "1 rows have an empty item_id, first at line 2"),
+    "unknown item": (HEADER + "u,01,1\nu,99,2\n", r"name an item that .*items.csv lacks, first at line 3 \('99'\)"),
+    "word as time": (HEADER + "u,01,1\nu,02,soon\n", r"no readable timestamp, first at line 3 \('soon'\)"),
+    "no time": (HEADER + "u,01,\n", "no readable timestamp, first at line 2"),
+    "infinite time": (HEADER + "u,01,1\nu,01,inf\n", "no readable timestamp, first at line 3"),
+    "ambiguous date": (HEADER + "u,01,04/03/2012\n", "ISO date"),
+    "impossible date": (HEADER + "u,01,2012-04-03\nu,01,2012-13-03\n", r"line 3 \('2012-13-03'\)"),
+    "bad weight": ("user_id,item_id,timestamp,weight\nu,01,1,x\n", r"weight that is no number, first at line 2"),
+    "ragged line": (HEADER + "u,01,1\nu,01,2,3,4\n", "not a valid csv file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_LOGS)
+def test_bad_log(put, case):
+    content, message = BAD_LOGS[case]
+    with pytest.raises(ValueError, match=message) as error:
+        read_tables(put("log.csv", content), put("items.csv", ITEMS))
+    assert "log.csv" in str(error.value)
+
+
+BAD_ITEMS = {
+    "repeated id": ("item_id,title\n01,a\n02,b\n01,c\n", r"1 rows repeat an item_id, first at line 4 \('01'\)"),
+    "empty id": ("item_id,title\n01,a\n02,b\n,c\n", "1 rows have an empty item_id, first at line 4"),
+    "no title column": ("item_id,name\n01,a\n", r"lacks the columns 'title' \(--title-column\)"),
+    "bad latitude": ("item_id,title,lat\n01,a,1\n02,b,north\n", r"lat that is no number, first at line 3 \('north'\)"),
+    "row in place of line": ('item_id,title\n01,"a\nb"\n02,b\n01,c\n', "first at row 3"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ITEMS)
+def test_bad_items(put, case):
+    content, message = BAD_ITEMS[case]
+    with pytest.raises(ValueError, match=message) as error:
+        read_tables(put("log.csv", LOG), put("items.csv", content))
+    assert "items.csv" in str(error.value)
+
+
+def test_every_problem_at_once(put):
+    items = put("items.csv", "item_id,title\n01,a\n01,b\n")
+    log = put("log.csv", "user_id,item_id,timestamp\n,01,1\nu,77,soon\n")
+    with pytest.raises(ValueError) as error:
+        read_tables(log, items)
+    found = str(error.value).splitlines()
+    assert len(found) == 4
+    for line, word in zip(found, ("repeat", "empty user_id", "timestamp", "lacks"), strict=True):
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        ({"user_id": [1.0], "item_id": ["a"], "timestamp": [1]}, "user_id holds Float64; ids are text or integers"),
+        ({"user_id": [1], "item_id": ["a"], "timestamp": [[1]]}, r"timestamp holds List"),
+        ({"user_id": [1, None], "item_id": ["a", "b"], "timestamp": [1, 2]}, "empty user_id, first at row 2"),
+    ],
+)
+def test_bad_parquet(tmp_path, frame, message):
+    pl.DataFrame(frame).write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(ValueError, match=message):
+        read_tables(tmp_path / "log.parquet")
+
+
+def test_bad_paths(put, tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        read_tables(tmp_path / "none.csv")
+    with pytest.raises(ValueError, match=r"neither .csv nor .parquet"):
+        read_tables(put("log.txt", LOG))
+    with pytest.raises(ValueError, match="not a valid parquet file"):
+        read_tables(put("log.parquet", LOG))
+    with pytest.raises(ValueError, match="name one column twice"):
+        read_tables(put("log.csv", LOG), user_column="item_id")

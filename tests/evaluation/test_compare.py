@@ -1,0 +1,254 @@
+"""Comparison of runs: by hand, with itself, over seeds, and refused where runs did not measure the same thing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from llmrec.configs import CompareConfig, EvaluateConfig
+from llmrec.data.catalog import Catalog
+from llmrec.evaluation.bootstrap import paired_difference
+from llmrec.evaluation.compare import Run, training_difference
+from llmrec.evaluation.metrics import Position, per_row
+from llmrec.evaluation.protocol import COLUMNS, Outcome
+from llmrec.runtime.manifest import adopt, write_json
+from llmrec.runtime.stage_directory import run_stage
+from llmrec.stages.compare import main
+from llmrec.stages.evaluate import per_user
+from tests.reports.test_evaluation_page import Balanced
+from tests.support.prepared import run_json
+
+USERS = 6  # test rows of the shared catalogue, one per user
+TRAINED = {"stage": "sft", "config": {"epochs": 3.0, "seed": 0}, "inputs": {"catalog": "c", "model": "base"}}
+
+
+@pytest.fixture
+def write_run(tmp_path, catalog, monkeypatch):
+    """A function that leaves an evaluation whose targets stand at the given places (-1: absent), those of baselines and
+    of the column `seen_excluded` at the same unless told otherwise."""
+    monkeypatch.setenv("LLMREC_QUIET", "1")
+    monkeypatch.chdir(tmp_path)
+
+    def write(
+        name: str, start, trained: dict | None = TRAINED, on: Catalog = catalog, theirs=None, excluded=None, **options
+    ) -> str:
+        systems = ("ours", *options.get("baselines", ["popularity"]))
+        outcomes = {}
+        for system in systems:
+            plain = start if system == "ours" or theirs is None else theirs
+            for column, places in zip(COLUMNS, (plain, plain if excluded is None else excluded), strict=True):
+                position = Position(np.array(places), np.ones(USERS, np.int64), np.array(places))
+                items, invalid = np.zeros((USERS, 3), np.int64), np.zeros(USERS, np.int64)
+                outcomes[system, column] = Outcome(position, items, invalid, 1.0)
+
+        def build(workdir: Path) -> None:
+            write_json(workdir / "metrics.json", {"trained": trained})
+            pq.write_table(per_user(outcomes, np.arange(USERS), on.rows("test"), on), workdir / "per_user.parquet")
+
+        config = EvaluateConfig(**{"out": name, "catalog": "catalog", "model": f"model-{name}", "k": [2, 1]} | options)
+        return str(run_stage("evaluate", config, {"catalog": config.catalog, "model": config.model}, build))
+
+    return write
+
+
+def compared(*runs: str, **options) -> dict:
+    return main(CompareConfig(runs=list(runs), bootstrap_samples=50, **options))
+
+
+def test_differences_by_hand(write_run):
+    result = compared(write_run("a", [0, 1, -1, 0, 1, 2]), write_run("b", [0, 0, -1, 1, -1, 0]))
+    assert (result["split"], result["k"], result["num_rows"], result["num_users"]) == ("test", [1, 2], 6, 6)
+    for column in COLUMNS:
+        a, b = (result["systems"][name][column] for name in ("a", "b"))
+        assert list(a) == ["recall@1", "recall@2", "ndcg@1", "ndcg@2"]
+        assert a["recall@1"]["mean"] == pytest.approx(2 / 6) and b["recall@1"]["mean"] == pytest.approx(3 / 6)
+        difference = result["differences"]["b"][column]
+        assert difference["recall@1"]["mean"] == pytest.approx(1 / 6)
+        assert difference["recall@2"]["mean"] == pytest.approx(0)  # four hits each
+        second = 1 / np.log2(3)
+        assert difference["ndcg@2"]["mean"] == pytest.approx((3 + second - 2 - 2 * second) / 6)
+    assert result["differences"].keys() == {"b"}
+
+
+def test_each_column_is_compared_with_itself(write_run):
+    runs = (write_run(name, [0] * hits + [-1] * (6 - hits), excluded=[0] * (hits + 3) + [-1] * (3 - hits))
+            for name, hits in (("a", 1), ("b", 2)))  # fmt: skip
+    result = compared(*runs)
+    for column, expected in zip(COLUMNS, ((1 / 6, 2 / 6), (4 / 6, 5 / 6)), strict=True):
+        found = [result["systems"][name][column]["recall@1"]["mean"] for name in "ab"]
+        assert found == pytest.approx(list(expected))
+
+
+def test_intervals_are_those_of_the_paired_bootstrap(write_run, catalog):
+    starts = [np.array([0, 1, -1, 0, 1, 2]), np.array([0, 0, -1, 1, -1, 0])]
+    result = compared(*(write_run(name, start) for name, start in zip("ab", starts, strict=True)), seed=3)
+    values = [per_row(Position(s, np.ones(6, int), s), [1, 2])["ndcg@2"] for s in starts]
+    expected = paired_difference(values[1], values[0], catalog.rows("test").user_ids, 50, 3)
+    assert list(result["differences"]["b"]["plain"]["ndcg@2"].values()) == pytest.approx([float(e) for e in expected])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_run_differs_from_itself_by_exactly_nothing(write_run, seed):
+    run = write_run("a", np.random.default_rng(seed).integers(-1, 3, size=USERS))
+    result = compared(run, run, names=["once", "again"])
+    assert result["systems"]["once"] == result["systems"]["again"]
+    for column in COLUMNS:
+        for difference in result["differences"]["again"][column].values():
+            assert difference == {"mean": 0, "low": 0, "high": 0}
+
+
+def seeded(seed: int, **config) -> dict:
+    return {**TRAINED, "config": {**TRAINED["config"], "seed": seed, **config}}
+
+
+def test_seeds_of_one_name_are_averaged_and_their_spread_is_told(write_run):
+    runs = [
+        write_run("one", [0, 0, -1, -1, -1, -1]),
+        write_run("s0", [0, -1, -1, -1, -1, -1], seeded(0)),
+        write_run("s1", [0, 0, 0, -1, -1, -1], seeded(1)),
+        write_run("s2", [0, 0, -1, -1, -1, -1], seeded(2)),
+    ]
+    result = compared(*runs, names=["base", "many", "many", "many"])
+    assert result["num_seeds"] == {"base": 1, "many": 3}
+    recall = result["systems"]["many"]["plain"]["recall@1"]
+    assert recall["mean"] == pytest.approx(2 / 6)  # 1/6, 3/6 and 2/6
+    assert recall["sd"] == pytest.approx(1 / 6)
+    assert result["systems"]["base"]["plain"]["recall@1"]["sd"] is None
+    assert result["differences"]["many"]["plain"]["recall@1"]["mean"] == pytest.approx(0, abs=1e-12)
+
+
+def test_the_tables_name_the_runs_and_who_is_ahead(write_run, monkeypatch, capsys):
+    monkeypatch.delenv("LLMREC_QUIET")
+    compared(write_run("good", [0] * USERS), write_run("bad", [-1] * USERS))
+    printed = capsys.readouterr().err
+    for words in ("plain: 6 test rows of 6 users", "seen_excluded: run - good, paired over users", "-1.0000"):
+        assert words in printed
+    assert printed.count("│ good") == 2 * 4 + 2 * 4  # a line per metric, and ahead by each, in both columns
+
+
+def test_the_command_prints_json(write_run, capsys):
+    runs = write_run("a", [0] * USERS), write_run("b", [1] * USERS)
+    result = run_json(capsys, "compare", "--runs", *runs, "--names", "first one", "second")
+    assert result["differences"]["second"]["plain"]["recall@1"] == {"mean": -1, "low": -1, "high": -1}
+
+
+def test_the_page_has_every_run_and_a_file_of_that_name_is_kept(write_run, tmp_path):
+    runs = write_run("a", [0] * USERS), write_run("b", [1] * USERS), write_run("b2", [0] * USERS, seeded(1))
+    compared(*runs, names=["a", "<b>", "<b>"], html="page.html")
+    page = Balanced((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert page.texts.count("a") == 2 and page.texts.count("<b>") == 4
+    assert "sd 0.7071" in page.texts and "-0.5000" in page.texts
+    with pytest.raises(ValueError, match=r"--html 'page\.html' exists"):
+        compared(*runs[:2], html="page.html")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "valid"}, "split is test in 'a', valid in 'b'; evaluate both with one --split"),
+        ({"k": [1, 3]}, r"k is \[1, 2\] in 'a', \[1, 3\] in 'b'"),
+        ({"max_rows": 6}, "max_rows is None in 'a', 6 in 'b'"),
+        ({"catalog": "another"}, "'a' and 'b' were evaluated on different catalogues"),
+        ({"split": "valid", "catalog": "another"}, "split is .*; 'a' and 'b' were evaluated on different"),
+    ],
+)
+def test_runs_that_measured_something_else_are_refused_with_every_reason(write_run, monkeypatch, options, message):
+    runs = write_run("a", [0] * USERS), write_run("b", [0] * USERS, **options)
+    monkeypatch.setattr("llmrec.evaluation.compare.pq.read_table", None)  # nothing is read before
+    with pytest.raises(ValueError, match=f"cannot be compared: {message}"):
+        compared(*runs)
+
+
+def test_rows_drawn_with_different_seeds_are_refused(write_run):
+    drawn = [write_run(f"seed-{seed}", [0] * USERS, max_rows=6, seed=seed) for seed in (0, 1)]
+    with pytest.raises(ValueError, match="the seed that drew the rows is 0 in 'seed-0', 1 in 'seed-1'"):
+        compared(*drawn)
+    whole = [write_run(f"whole-{seed}", [0] * USERS, seed=seed) for seed in (0, 1)]
+    assert compared(*whole)["num_rows"] == USERS  # no rows were drawn: the seed is of the resampling alone
+
+
+def test_the_order_of_cutoffs_is_no_difference(write_run):
+    assert compared(write_run("a", [0] * USERS, k=[1, 2]), write_run("b", [0] * USERS))["k"] == [1, 2]
+
+
+def test_other_rows_under_the_same_manifest_are_refused(write_run, catalog):
+    order = np.roll(np.arange(catalog._split.num_rows), 3)
+    other = Catalog(catalog.items, catalog._split.take(order))
+    with pytest.raises(ValueError, match="'a' and 'b' hold different rows"):
+        compared(write_run("a", [0] * USERS), write_run("b", [0] * USERS, on=other))
+
+
+@pytest.mark.parametrize(
+    ("trained", "message"),
+    [
+        (seeded(1, epochs=5.0), "share the name 'x' but differ in more than the training seed: epochs is 3.0 and 5.0"),
+        ({**TRAINED, "inputs": {"catalog": "c", "model": "z"}}, "training seed: the model that they were made from"),
+        ({"stage": "extend"}, "one is of `llmrec sft`, one of `llmrec extend`"),
+        (None, "'b' shares the name 'x' but does not say how its checkpoint was made"),
+    ],
+)
+def test_only_the_training_seed_may_differ_under_one_name(write_run, trained, message):
+    runs = write_run("a", [0] * USERS), write_run("b", [0] * USERS, trained)
+    with pytest.raises(ValueError, match=message):
+        compared(*runs, names=["x", "x"])
+    assert compared(*runs)["num_rows"] == USERS  # under two names they may be compared
+
+
+def test_one_checkpoint_is_not_two_seeds(write_run):
+    runs = write_run("a", [0] * USERS, model="m"), write_run("b", [0] * USERS, model="m", precision="float32")
+    with pytest.raises(ValueError, match="'a' and 'b' share the name 'x' and are of one checkpoint"):
+        compared(*runs, names=["x", "x"])
+
+
+def test_the_first_seed_that_does_not_say_how_it_was_made_is_refused_too(write_run):
+    runs = write_run("a", [0] * USERS, None), write_run("b", [0] * USERS)
+    with pytest.raises(ValueError, match="'a' shares the name 'x' but does not say"):
+        compared(*runs, names=["x", "x"])
+
+
+def test_a_baseline_is_compared_and_its_seeds_are_those_of_the_runs(write_run):
+    ours, starts = [-1, -1, -1, -1, -1, 0], {"e0": [0, 0, -1, -1, -1, -1], "e1": [0, 0, 0, 0, -1, -1]}
+    runs = [
+        write_run(name, ours, theirs=starts[name], seed=seed, baselines=["sasrec"]) for seed, name in enumerate(starts)
+    ]
+    result = compared(runs[0], *runs, systems=["ours", "sasrec", "sasrec"], names=["ours", "sasrec", "sasrec"])
+    assert result["num_seeds"] == {"ours": 1, "sasrec": 2}
+    assert result["systems"]["ours"]["plain"]["recall@1"]["mean"] == pytest.approx(1 / 6)
+    assert result["systems"]["sasrec"]["plain"]["recall@1"]["mean"] == pytest.approx(3 / 6)  # 2/6 and 4/6
+    assert result["differences"]["sasrec"]["plain"]["recall@1"]["mean"] == pytest.approx(2 / 6)
+    assert list(compared(runs[0], runs[0], systems=["ours", "sasrec"])["systems"]) == ["e0", "e0 (sasrec)"]
+
+
+@pytest.mark.parametrize(
+    ("systems", "names", "seed", "message"),
+    [
+        (["sasrec", "gru4rec"], ["x", "y"], 1, "'b' has no system 'gru4rec'; it has ours, sasrec, popularity"),
+        (["sasrec", "popularity"], ["x", "x"], 1, "the name 'x' is given to sasrec and popularity"),
+        (["sasrec", "sasrec"], ["x", "x"], 0, "'a' and 'b' share the name 'x' and sasrec of one seed, 0"),
+        (["popularity", "popularity"], ["x", "x"], 1, "share the name 'x' and popularity, which is counted"),
+        (["sasrec"], ["x", "x"], 1, "--systems has 1 systems for 2 --runs"),
+    ],
+)
+def test_systems_that_are_not_in_the_runs_or_not_seeds_are_refused(write_run, systems, names, seed, message):
+    runs = [
+        write_run(name, [0] * USERS, seed=of, baselines=["sasrec", "popularity"])
+        for name, of in (("a", 0), ("b", seed))
+    ]
+    with pytest.raises(ValueError, match=message):
+        compared(*runs, systems=systems, names=names)
+
+
+def test_training_differences_leave_the_seed_out():
+    assert training_difference(seeded(0), seeded(7)) == ""
+
+
+def test_an_adopted_directory_does_not_say_what_it_measured(tmp_path):
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "metrics.json").write_text(json.dumps({}))
+    adopt(tmp_path / "eval", "evaluate")
+    with pytest.raises(ValueError, match="does not say how it was evaluated"):
+        Run.load("a", str(tmp_path / "eval"))

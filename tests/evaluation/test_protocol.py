@@ -1,0 +1,397 @@
+"""One protocol for every ranker: equal to direct computation, in any batching, over processes, and resumable."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmrec.baselines.counted import COUNTED
+from llmrec.configs import EvaluateConfig
+from llmrec.configs.options import StageConfig
+from llmrec.data.catalog import Rows
+from llmrec.evaluation import metrics
+from llmrec.evaluation.metrics import target_position
+from llmrec.evaluation.protocol import Outcome, dealt, evaluate, per_batch, seen_targets
+from llmrec.evaluation.ranking import Ranking
+from llmrec.model.checkpoint import SidConfig
+from llmrec.model.prompts import Prompt
+from llmrec.runtime.manifest import content_hash
+from llmrec.runtime.stage_directory import run_stage
+from llmrec.stages import evaluate as stage
+
+
+def fake_rank(histories, k, exclude=None) -> Ranking:
+    """Ranks 12 items by their distance after the last item; items 2i and 2i + 1 share a group."""
+    items = np.full((len(histories), 12), -1)
+    for row, history in enumerate(histories):
+        best = [(history[-1] // 2 * 2 + step) % 12 for step in range(12)]
+        best = [item for item in best if exclude is None or item not in exclude[row]]
+        items[row, : len(best)] = best
+    groups = np.where(items >= 0, (items // 2 - items[:, :1] // 2) % 6, -1)
+    return Ranking(items, groups, -np.arange(items.size, dtype=float).reshape(items.shape))
+
+
+def fake_stream(batches, k, num_beams=None):
+    """As `fake_rank`, with one batch in flight: the next is taken before the last is answered."""
+    waiting = None
+    for histories, exclude in batches:
+        if waiting is not None:
+            yield fake_rank(*waiting)
+        waiting = histories, k, exclude
+    if waiting is not None:
+        yield fake_rank(*waiting)
+
+
+def random_rows(count=40) -> Rows:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 6, size=count)
+    return Rows(
+        user_ids=[f"user-{i // 2}" for i in range(count)],
+        values=rng.integers(0, 12, size=lengths.sum()),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        targets=rng.integers(0, 12, size=count),
+    )
+
+
+def assert_equal(a: Outcome, b: Outcome) -> None:
+    for left, right in zip((*a.position, a.items, a.invalid), (*b.position, b.items, b.invalid), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize("column", ["plain", "seen_excluded"])
+def test_outcome_equals_direct_computation_in_any_batching(column):
+    rows = random_rows()
+    histories = [rows.history(i) for i in range(len(rows))]
+    direct = fake_rank(histories, 4, histories if column == "seen_excluded" else None)
+    for batch_size in (1, 7, 64):
+        outcome = evaluate(fake_stream, rows, 4, column, batch_size)
+        assert_equal(evaluate(per_batch(fake_rank), rows, 4, column, batch_size), outcome)
+        for found, expected in zip(outcome.position, target_position(direct, rows.targets), strict=True):
+            np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(outcome.items, direct.items[:, :4])
+
+
+def test_the_order_of_rows_changes_no_answer():
+    rows, order = random_rows(), np.random.default_rng(1).permutation(40)
+    plain, permuted = (evaluate(fake_stream, r, 4, "plain", 7) for r in (rows, rows.take(order)))
+    np.testing.assert_array_equal(permuted.items, plain.items[order])
+    np.testing.assert_array_equal(permuted.position.start, plain.position.start[order])
+
+
+def test_a_target_in_the_history_is_a_miss_where_seen_items_are_excluded():
+    rows = random_rows()
+    seen = seen_targets(rows)
+    assert seen.any()
+    outcome = evaluate(fake_stream, rows, 4, "seen_excluded", 7)
+    np.testing.assert_array_equal(outcome.position.start == -1, seen)  # the fake ranks every item that is allowed
+    assert metrics.recall(outcome.position, 4)[seen].max() == 0
+
+
+def test_a_ranking_shorter_than_k_leaves_slots_unfilled():
+    def short(histories, k, exclude):
+        full = fake_rank(histories, k, exclude)
+        return Ranking(full.items[:, :2], full.groups[:, :2], full.scores[:, :2])
+
+    outcome = evaluate(per_batch(short), random_rows(), 4, "plain", 7)
+    assert outcome.items.shape == (40, 4)
+    assert metrics.unfilled(outcome.items, 4) == 0.5
+
+
+def test_a_ranker_that_breaks_the_protocol_is_refused():
+    with pytest.raises(ValueError, match="asked to exclude"):
+        evaluate(per_batch(lambda histories, k, _: fake_rank(histories, k)), random_rows(), 4, "seen_excluded", 7)
+    with pytest.raises(ValueError, match="answered 1 rows where 7"):
+        evaluate(per_batch(lambda histories, k, _: fake_rank(histories[:1], k)), random_rows(), 4, "plain", 7)
+    with pytest.raises(ValueError, match="answered fewer batches than the 6"):
+        evaluate(lambda batches, k: islice(fake_stream(batches, k), 5), random_rows(), 4, "plain", 7)
+    with pytest.raises(ValueError, match="answered more batches than the 6"):
+        evaluate(lambda batches, k: [*fake_stream(batches, k), fake_rank([[1]], k)], random_rows(), 4, "plain", 7)
+    with pytest.raises(ValueError, match="choose from plain, seen_excluded"):
+        evaluate(fake_stream, random_rows(), 4, "seen", 7)
+
+
+def test_an_answer_is_read_while_the_next_batch_runs():
+    """The evaluator neither asks for all answers before it reads one, nor waits for one before it hands on the next."""
+    events = []
+
+    def rank(batches, k):
+        for answer in fake_stream(noted(batches), k):
+            yield answer
+            events.append("read")
+
+    def noted(batches):
+        for batch in batches:
+            events.append("asked")
+            yield batch
+
+    evaluate(rank, random_rows(), 4, "plain", 10)
+    assert events == ["asked", "asked", "read", "asked", "read", "asked", "read", "read"]
+
+
+@given(st.integers(0, 60), st.integers(1, 9))
+@settings(derandomize=True, max_examples=50, deadline=None)
+def test_batches_are_dealt_whole_and_evenly(num_batches, count):
+    """Each batch goes to one process, and with falling costs no process works one batch longer than another."""
+    shares = [dealt(list(range(num_batches)), rank, count) for rank in range(count)]
+    assert sorted(batch for share in shares for batch in share) == list(range(num_batches))
+    cost = [sum(num_batches - batch for batch in share) for share in shares]
+    assert max(cost) - min(cost) <= num_batches
+    if num_batches % (2 * count) == 0:
+        assert len(set(cost)) == 1
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from tests.evaluation.test_protocol import evaluate, fake_stream, random_rows
+for column in ("plain", "seen_excluded"):
+    evaluate(fake_stream, random_rows(), 4, column, 7).save(Path({out!r}) / f"{{sys.argv[1]}}-{{column}}.npz")
+"""
+
+
+def test_two_processes_answer_as_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = TWO_PROCESSES.format(tests=str(Path(__file__).parents[2]), out=str(tmp_path))
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, rank], env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank}
+        )
+        for rank in ("0", "1")
+    ]
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    for column in ("plain", "seen_excluded"):
+        alone = evaluate(fake_stream, random_rows(), 4, column, 7)
+        for rank in ("0", "1"):
+            assert_equal(Outcome.load(tmp_path / f"{rank}-{column}.npz"), alone)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Plain(StageConfig):
+    pass
+
+
+def answer_with(monkeypatch, rank_batches) -> list[dict]:
+    """Put a recommender without weights in the place of ours; the options that it is loaded with."""
+    loaded = []
+
+    def from_pretrained(path, **options):
+        loaded.append(options)
+        return SimpleNamespace(ranker=SimpleNamespace(rank_batches=rank_batches))
+
+    module = SimpleNamespace(Recommender=SimpleNamespace(from_pretrained=from_pretrained))
+    monkeypatch.setitem(sys.modules, "llmrec.recommender", module)
+    return loaded
+
+
+@pytest.fixture
+def config(tmp_path, catalog, sid_table, vocabulary, monkeypatch) -> EvaluateConfig:
+    """A finished catalogue directory, a model directory, and a recommender that needs no weights."""
+
+    def write(directory):
+        pq.write_table(catalog.items, directory / "items.parquet")
+        pq.write_table(catalog._split, directory / "split.parquet")
+
+    run_stage("prepare", Plain(out=str(tmp_path / "catalog")), {}, write)
+    (tmp_path / "model").mkdir()
+    SidConfig(vocabulary, Prompt(), 10, "level").save(tmp_path / "model", sid_table)
+    answer_with(monkeypatch, fake_stream)
+    monkeypatch.setenv("LLMREC_QUIET", "1")
+    return EvaluateConfig(
+        out=str(tmp_path / "eval"), catalog=str(tmp_path / "catalog"), model=str(tmp_path / "model"),
+        k=[1, 3], bootstrap_samples=50, batch_size=4,
+    )  # fmt: skip
+
+
+def test_stage_writes_metrics_and_per_user_results(config, catalog):
+    result = stage.main(config)
+    assert result == json.loads((Path(config.out) / "metrics.json").read_text())
+    assert list(result["systems"]) == ["ours", *COUNTED]
+    assert set(result["differences"]) == set(COUNTED)
+    rows = catalog.rows("test")
+    for column in ("plain", "seen_excluded"):
+        position = evaluate(per_batch(fake_rank), rows, 3, column, 64).position
+        ours = result["systems"]["ours"][column]
+        assert ours["recall@3"] == pytest.approx(metrics.recall(position, 3).mean())
+        assert ours["ndcg@3"] == pytest.approx(metrics.ndcg(position, 3).mean())
+        assert ours["intervals"]["mrr@3"][0] <= ours["mrr@3"] <= ours["intervals"]["mrr@3"][1]
+        markov = result["systems"]["markov"][column]["recall@3"]
+        assert result["differences"]["markov"][column]["recall@3"]["mean"] == pytest.approx(ours["recall@3"] - markov)
+    table = pq.read_table(Path(config.out) / "per_user.parquet")
+    assert table.column_names == ["system", "column", "user_id", "row", "target", "start", "size", "group"]
+    assert table.num_rows == 5 * 2 * len(rows)
+    assert table["target"].to_pylist()[: len(rows)] == [catalog.item_ids[row] for row in rows.targets]
+
+
+@pytest.mark.parametrize(("asked", "used"), [(None, 12), (5, 5)])
+def test_the_beam_width_that_is_reported_is_the_one_used(config, monkeypatch, asked, used):
+    """Law 10: min(items, max(50, 5k)) beams where none are asked for, the same in both columns."""
+    widths = []
+
+    def rank_batches(batches, k, num_beams):
+        widths.append(num_beams)
+        return fake_stream(batches, k)
+
+    answer_with(monkeypatch, rank_batches)
+    result = stage.main(dataclasses.replace(config, num_beams=asked, baselines=[]))
+    assert result["num_beams"] == used and widths == [used, used]
+
+
+def test_stage_describes_strata_sids_and_what_was_trained(config, catalog):
+    result = stage.main(config)
+    for family in ("popularity", "history"):
+        strata = [stratum for stratum in result["strata"] if stratum["family"] == family]
+        assert sum(stratum["num_rows"] for stratum in strata) == result["num_rows"]
+        assert all(list(stratum["systems"]) == list(result["systems"]) for stratum in strata)
+    assert sum(group["num_items"] for group in result["exposure"]) == catalog.num_items
+    assert [level["codebook_size"] for level in result["sid_usage"]] == [4, 4, 4]
+    assert result["trained"] is None  # the checkpoint has no manifest, as a copy from the Hub has none
+    page = (Path(config.out) / "report.html").read_text(encoding="utf-8")
+    assert all(f">{system}<" in page for system in result["systems"]) and "<h2>Training</h2>" not in page
+
+
+def test_the_training_log_of_the_checkpoint_is_drawn(config):
+    log = [{"loss": 3.5, "step": 20}, {"loss": 2.25, "step": 40}, {"train_runtime": 1.0, "step": 40}]
+    (Path(config.model) / "training_log.json").write_text(json.dumps(log))
+    stage.main(config)
+    page = (Path(config.out) / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Training</h2>" in page and "loss: 2.25<" in page
+
+
+def test_one_model_is_loaded_as_asked_for_both_columns(config, monkeypatch):
+    loaded = answer_with(monkeypatch, fake_stream)
+    stage.main(dataclasses.replace(config, compile=True, precision="float32", device="cpu", baselines=[]))
+    assert loaded == [{"device": "cpu", "precision": "float32", "compiled": True}]
+
+
+def test_stage_prints_every_system_also_where_a_baseline_wins(config, monkeypatch, capsys):
+    monkeypatch.delenv("LLMREC_QUIET")
+    monkeypatch.setenv("COLUMNS", "100")
+    stage.main(config)
+    printed = capsys.readouterr().err
+    for word in (
+        "plain: 6 test rows of 6 users",
+        "seen_excluded: 6 test rows",
+        "evaluate: ours, plain: 6 rows in 0.",
+        " rows/s\n",
+        *COUNTED,
+        "mrr@3",
+        "95 % high",
+        "ahead",
+        "recall@3 by popularity of the target",
+        "history 3-4",
+        "gini@3",
+    ):
+        assert word in printed
+
+
+def test_an_interrupted_stage_keeps_the_finished_parts(config, monkeypatch):
+    whole = stage.main(config)
+    calls = []
+
+    def counted(*arguments):
+        calls.append(arguments[-1])
+        if calls[-1] == "repeat, plain" and len(calls) == 5:
+            raise KeyboardInterrupt
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(stage, "evaluate", counted)
+    again = dataclasses.replace(config, out=config.out + "-again")
+    with pytest.raises(KeyboardInterrupt):
+        stage.main(again)
+    resumed = stage.main(again)
+    assert calls == [
+        *(f"{system}, {column}" for system in ("ours", "popularity") for column in ("plain", "seen_excluded")),
+        "repeat, plain",  # interrupted, then done again
+        *(
+            f"{system}, {column}"
+            for system in ("repeat", "markov", "item_knn")
+            for column in ("plain", "seen_excluded")
+        ),
+    ]
+    for columns in (*resumed["systems"].values(), *whole["systems"].values()):
+        for found in columns.values():
+            del found["rows_per_s"]
+    assert resumed == whole
+    assert sorted(path.name for path in Path(again.out).iterdir()) == [
+        "manifest.json", "metrics.json", "per_user.parquet", "report.html",
+    ]  # fmt: skip
+
+
+def test_a_sample_of_rows_is_seeded_and_keeps_its_place_in_the_split(config, catalog):
+    stage.main(dataclasses.replace(config, max_rows=3, baselines=[]))
+    rows, table = catalog.rows("test"), pq.read_table(Path(config.out) / "per_user.parquet")
+    positions = table["row"].to_pylist()[:3]
+    assert len(set(positions)) == 3
+    assert table["user_id"].to_pylist()[:3] == [rows.user_ids[position] for position in positions]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k": [5, 5]}, "'k' is .* different positive integers"),
+        ({"k": [0]}, "'k' is .* different positive integers"),
+        ({"k": []}, "'k' is .* different positive integers"),
+        ({"num_beams": 2}, "'num_beams' is 2; 3 or more"),
+        ({"baselines": ["popularty"]}, "unknown baseline 'popularty'; did you mean 'popularity'"),
+        ({"baselines": ["markov", "markov"]}, "repeats a name"),
+        ({"max_rows": 0, "batch_size": -1}, "max_rows is 0.*batch_size is -1"),
+        ({"model": "no/such/model"}, "'no/such/model' is not a directory"),
+    ],
+)
+def test_bad_configs_are_refused_before_anything_is_written(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        stage.main(dataclasses.replace(config, **changes))
+    assert not list(Path(config.out).parent.glob("eval*"))
+
+
+def test_an_empty_split_and_a_foreign_sid_table_are_refused(config, catalog, sid_table):
+    sid_table.item_ids[0], sid_table.item_ids[1] = sid_table.item_ids[1], sid_table.item_ids[0]
+    with pytest.raises(ValueError, match="in another order"):
+        sid_table.save(config.model)
+        stage.main(config)
+    sid_table.item_ids[0] = "stranger"
+    with pytest.raises(ValueError, match=r"first missing: \['item-1'\]"):
+        sid_table.save(config.model)
+        stage.main(config)
+    catalog._split = catalog._split.slice(0, 0)
+    with pytest.raises(ValueError, match="no 'test' rows"):
+        stage.sample(catalog, config)
+
+
+def test_a_checkpoint_made_on_another_split_is_refused(config, catalog, sid_table, vocabulary, tmp_path):
+    """Law 1: with the same items in the same order, the training rows of one split hold the targets of another.
+
+    The checkpoints have no manifest, as a copy of one on the Hub has none.
+    """
+
+    def write(directory):
+        pq.write_table(catalog.items, directory / "items.parquet")
+        pq.write_table(catalog._split.slice(0, 15), directory / "split.parquet")
+
+    run_stage("prepare", Plain(out=str(tmp_path / "other")), {}, write)
+    for name in ("catalog", "other"):
+        (tmp_path / f"of-{name}").mkdir()
+        made_on = {"catalog_sha256": content_hash(tmp_path / name)}
+        SidConfig(vocabulary, Prompt(), 10, "level").save(tmp_path / f"of-{name}", sid_table, made_on)
+    assert stage.main(dataclasses.replace(config, model=str(tmp_path / "of-catalog")))["num_rows"] == 6
+    leaky = dataclasses.replace(config, model=str(tmp_path / "of-other"), out=str(tmp_path / "leak"))
+    with pytest.raises(ValueError, match=r"of-other' was made on another split .* hold what is tested here"):
+        stage.main(leaky)
+    assert not list(tmp_path.glob("leak*"))

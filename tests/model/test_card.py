@@ -1,0 +1,121 @@
+"""The model card: what it tells, and that its code runs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import shutil
+
+import pytest
+
+from llmrec.cli import main
+from llmrec.model.card import write_card
+from llmrec.model.checkpoint import SidConfig
+from llmrec.model.prompts import Prompt
+from llmrec.recommender import Recommender
+from llmrec.runtime.manifest import sha256_file
+from llmrec.stages.extend import public_name
+
+
+@pytest.fixture(scope="module")
+def metrics(toy, tuned, tmp_path_factory):
+    """metrics.json of the evaluate stage on the toy checkpoint."""
+    out = tmp_path_factory.mktemp("eval") / "eval"
+    argv = ["evaluate", "--catalog", toy[0], "--model", str(tuned), "--out", str(out), "--device", "cpu",
+            "-k", "1", "5", "--bootstrap-samples", "20", "--baselines", "popularity"]  # fmt: skip
+    assert main(argv) == 0
+    return out / "metrics.json"
+
+
+def test_what_the_stage_says_of_its_checkpoint(tuned):
+    card = (tuned / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: llmrec\n") and "\n# sft\n" in card
+    assert ".partial" not in card and str(tuned.parent) not in card
+    for fact in (
+        "- base model: llm",
+        "- items: 12",
+        "- semantic IDs: 3 levels of [4, 4, 4] codes",
+        "- split: leave_one_out",
+        "- learning_rate: 0.005",
+        "- steps: 30",
+        "- train: full",
+        "Nothing was measured for this card.",
+    ):
+        assert fact in card, fact
+
+
+def test_measured_numbers_are_those_of_the_evaluation(tuned, metrics, tmp_path):
+    Recommender.from_pretrained(tuned, device="cpu").save_pretrained(tmp_path / "shop", metrics)
+    card = (tmp_path / "shop" / "README.md").read_text()
+    found = json.loads(metrics.read_text())
+    table = [line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("| ")]
+    header, rows = table[0], {tuple(row[:2]): row[2:] for row in table[1:]}
+    assert set(rows) == {(s, c) for s in ("ours", "popularity") for c in ("plain", "seen_excluded")}
+    for (system, column), cells in rows.items():
+        for name, cell in zip(header[2:], cells, strict=True):
+            assert cell == f"{found['systems'][system][column][name]:.4f}"
+    assert {"recall@1", "recall@5", "ndcg@5"} <= set(header)
+    assert f"Split: test, full ranking, beam {found['num_beams']}." in card
+
+
+def run_blocks(card: str) -> list[str]:
+    """What the Python blocks of a card print, one after another; the working directory decides what they find."""
+    printed = []
+    for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(compile(block, "card", "exec"), {})
+        printed.append(out.getvalue())
+    return printed
+
+
+def test_its_code_runs_and_answers_as_the_recommender(tuned, tmp_path, monkeypatch):
+    recommender = Recommender.from_pretrained(tuned, device="cpu")
+    recommender.save_pretrained(tmp_path / "shop")
+    monkeypatch.chdir(tmp_path)
+    printed = run_blocks((tmp_path / "shop" / "README.md").read_text())
+    assert len(printed) == 2
+    (best,), _ = recommender.recommend([["item-0"]], k=1, exclude=None, num_beams=1)
+    codes = recommender.table.codes([recommender.table.item_ids.index(best[0])])[0]
+    sid = "".join(recommender.sid_config.vocabulary.token(level, code) for level, code in enumerate(codes))
+    assert printed[1].strip().replace(" ", "") == sid
+
+
+def test_names_that_need_quoting(tuned, tmp_path, monkeypatch):
+    """Quotes and braces in the instruction, an item id and the name end up in code that still runs."""
+    import pyarrow.parquet as pq
+
+    shutil.copytree(tuned, tmp_path / 'a "shop"')
+    sid_config, table, details = SidConfig.load(tuned)
+    table.item_ids[0] = 'it"em\\{0}'
+    odd = type(table)(table.item_ids, table.all_codes, level_sizes=table.level_sizes)
+    SidConfig(sid_config.vocabulary, Prompt('say "{next}" plum'), 5, "level").save(tmp_path / 'a "shop"', odd, details)
+    (tmp_path / 'a "shop"' / "manifest.json").unlink()
+    write_card(tmp_path / 'a "shop"', 'a "shop"')
+    assert pq.read_table(tmp_path / 'a "shop"' / "sid_table.parquet")["item_id"][0].as_py() == 'it"em\\{0}'
+    monkeypatch.chdir(tmp_path)
+    assert len(run_blocks((tmp_path / 'a "shop"' / "README.md").read_text())) == 2
+
+
+def test_an_extended_base_says_that_it_was_not_trained(toy, tmp_path):
+    shutil.copytree(toy[1], tmp_path / "base")
+    write_card(tmp_path / "base", "someone/base")
+    card = (tmp_path / "base" / "README.md").read_text()
+    assert "Not fine-tuned: extended only." in card and "Not recorded." in card
+    assert sha256_file(toy[1] / "llmrec.json") == sha256_file(tmp_path / "base" / "llmrec.json")
+
+
+@pytest.mark.parametrize(
+    ("base", "shown"),
+    [("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M"), ("gpt2", "gpt2"), ("micro", "micro"),
+     ("/home/me/secret/llm", "llm"), ("./llm", "llm"), ("runs/x/llm", "llm")],
+)  # fmt: skip
+def test_local_paths_are_not_published(base, shown):
+    assert public_name(base) == shown
+
+
+def test_what_is_published_names_no_path(tuned, tmp_path_factory):
+    text = (tuned / "llmrec.json").read_text() + (tuned / "README.md").read_text()
+    assert str(tmp_path_factory.getbasetemp()) not in text
+    assert '"dataset"' in text and '"learning_rate"' in text

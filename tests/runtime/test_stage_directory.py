@@ -1,0 +1,322 @@
+"""Stage directories: made once, resumed, refused, replaced, locked, and whole or absent at every moment."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from llmrec.configs.options import StageConfig, option
+from llmrec.runtime import disk, manifest
+from llmrec.runtime.manifest import MANIFEST, content_hash, read_manifest, verify
+from llmrec.runtime.stage_directory import LOCK, RUN, SCRATCH, run_stage
+
+
+@dataclasses.dataclass(kw_only=True)
+class Config(StageConfig):
+    source: str = option("An input.", "")
+    size: int = option("Part of the identity.", 1)
+    device: str = option("Not part of it.", "auto", identity=False)
+
+
+class Stage:
+    """A stage that writes its size into a file, counts its runs, and can be made to fail in the middle."""
+
+    def __init__(self, out: Path, source: Path):
+        self.out, self.source, self.runs, self.error = out, source, 0, None
+        self.partial = out.with_name(out.name + ".partial")
+
+    def run(self, **options) -> Path:
+        config = Config(out=str(self.out), source=str(self.source), **options)
+
+        def build(workdir: Path) -> dict[str, int]:
+            assert workdir == self.partial
+            self.runs += 1
+            (workdir / "a.txt").write_text(f"size {config.size}")
+            (workdir / SCRATCH).mkdir(exist_ok=True)
+            (workdir / SCRATCH / "half").touch()
+            if self.error:
+                raise self.error
+            (workdir / "b").mkdir(exist_ok=True)
+            (workdir / "b" / "c.txt").write_text("c")
+            return {"runs": self.runs}
+
+        return run_stage("embed", config, {"source": config.source}, build)
+
+    @property
+    def content(self) -> str:
+        return (self.out / "a.txt").read_text()
+
+
+@pytest.fixture
+def stage(tmp_path) -> Stage:
+    (tmp_path / "input.csv").write_text("a,b\n")
+    return Stage(tmp_path / "out", tmp_path / "input.csv")
+
+
+def test_a_result_is_its_files_and_a_manifest(stage):
+    assert stage.run(seed=3) == stage.out
+    assert {str(p.relative_to(stage.out)) for p in stage.out.rglob("*") if p.is_file()} == {
+        "a.txt", "b/c.txt", MANIFEST,
+    }  # fmt: skip
+    manifest = read_manifest(stage.out)
+    assert manifest["files"].keys() == {"a.txt", "b/c.txt"}
+    assert manifest["files"]["b/c.txt"] == "2e7d2c03a9507ae265ecf5b5356885a53393a2029d241394997265a1a25aefc6"  # of "c"
+    assert (manifest["stage"], manifest["seed"], manifest["counts"]) == ("embed", 3, {"runs": 1})
+    assert manifest["config"] == dataclasses.asdict(Config(out=str(stage.out), source=str(stage.source), seed=3))
+    assert manifest["versions"].keys() >= {"python", "llmrec", "torch"}
+    assert not stage.partial.exists()
+
+
+def test_the_same_run_is_skipped_wherever_it_computes(stage):
+    stage.run()
+    stage.run(device="cpu")
+    assert stage.runs == 1
+
+
+def test_an_interrupted_run_is_resumed_and_leaves_no_result(stage):
+    stage.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        stage.run()
+    assert not stage.out.exists() and (stage.partial / "a.txt").exists()
+    with pytest.raises(ValueError, match=r"out' is unfinished .*run its stage again"):
+        read_manifest(stage.out)
+    stage.error = None
+    stage.run(device="cpu")
+    assert verify(stage.out, "embed") == stage.out and not stage.partial.exists()
+
+
+def test_another_run_is_refused_with_what_differs(stage):
+    stage.run()
+    with pytest.raises(ValueError, match=r"another run \(size was 1, now 2\). Add --overwrite"):
+        stage.run(size=2)
+    stage.source.write_text("a,c\n")
+    with pytest.raises(ValueError, match=r"its input 'source' has changed"):
+        stage.run()
+    assert stage.runs == 1 and stage.content == "size 1"
+
+
+def test_an_unfinished_run_of_another_kind_is_dropped_by_overwrite_alone(stage):
+    stage.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        stage.run()
+    stage.error = None
+    with pytest.raises(ValueError, match=r"unfinished run of another kind \(size was 1, now 2\)"):
+        stage.run(size=2)
+    stage.run(size=2, overwrite=True)
+    assert stage.content == "size 2"
+
+
+def test_overwrite_keeps_the_old_result_until_the_new_one_is_whole(stage):
+    stage.run()
+    stage.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(size=2, overwrite=True)
+    assert stage.content == "size 1" and verify(stage.out)
+    stage.error = None
+    stage.run(size=2, overwrite=True)
+    assert stage.content == "size 2" and verify(stage.out)
+    assert {path.name for path in stage.out.parent.iterdir()} == {"input.csv", "out"}
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_killed_while_replacing_the_same_command_finishes(stage, monkeypatch, step):
+    """Two renames put the new result in place of the old one; `out` is whole or absent after each."""
+    stage.run()
+    renames, rename = [], Path.rename
+
+    def dying(self, target):
+        renames.append(self)
+        rename(self, target)
+        if len(renames) == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", dying)
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(size=2, overwrite=True)
+    monkeypatch.undo()
+    assert not stage.out.exists() or (verify(stage.out) and stage.content == "size 2")
+    stage.run(size=2, overwrite=step == 1)
+    assert stage.content == "size 2" and verify(stage.out)
+
+
+def test_overwrite_repairs_a_damaged_result(stage):
+    stage.run()
+    (stage.out / "a.txt").write_text("size 9")
+    with pytest.raises(ValueError, match=r"a.txt was changed since `llmrec embed` wrote it; .*--overwrite"):
+        stage.run()
+    stage.run(overwrite=True)
+    assert stage.content == "size 1" and verify(stage.out)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_llmrec_did_not_write_is_never_touched(stage, overwrite):
+    stage.out.mkdir()
+    (stage.out / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="was not written by llmrec"):
+        stage.run(overwrite=overwrite)
+    stage.out.rename(stage.partial)
+    with pytest.raises(ValueError, match=r"out.partial' was not written by llmrec"):
+        stage.run(overwrite=overwrite)
+    assert (stage.partial / "thesis.tex").read_text() == "years of work" and stage.runs == 0
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_input_is_never_replaced(stage, overwrite):
+    stage.run()
+    inside = Stage(stage.out, stage.out / "a.txt")
+    with pytest.raises(ValueError, match=r"out' holds the input source"):
+        inside.run(overwrite=overwrite)
+    assert inside.runs == 0 and verify(stage.out)
+
+
+@pytest.mark.parametrize("options", [{}, {"overwrite": True, "size": 2}])
+def test_a_directory_that_another_process_writes_is_left_to_it(stage, options):
+    stage.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        stage.run()
+    with (stage.partial / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="Another llmrec process is writing"):
+            stage.run(**options)
+    assert (stage.partial / "a.txt").exists() and stage.runs == 1
+
+
+def test_a_refused_input_leaves_no_claim(stage):
+    def refuse(workdir: Path) -> None:
+        raise ValueError("no such column")
+
+    config = Config(out=str(stage.out))
+    with pytest.raises(ValueError, match="no such column"):
+        run_stage("embed", config, {}, refuse)
+    assert not stage.partial.exists() and not stage.out.exists()
+
+
+def test_killed_before_its_identity_was_written_a_run_starts_again(stage):
+    stage.partial.mkdir()
+    (stage.partial / (RUN + ".tmp")).write_text('{"sta')
+    stage.run()
+    assert read_manifest(stage.out)["files"].keys() == {"a.txt", "b/c.txt"}
+
+
+def test_killed_while_the_manifest_was_written_a_run_finishes(stage, monkeypatch):
+    write = manifest.write_json
+
+    def dying(path, value):
+        if path.name == MANIFEST:
+            path.with_name(path.name + ".tmp").write_text('{"sch')
+            raise KeyboardInterrupt
+        write(path, value)
+
+    monkeypatch.setattr(manifest, "write_json", dying)
+    with pytest.raises(KeyboardInterrupt):
+        stage.run()
+    assert not stage.out.exists()
+    monkeypatch.undo()
+    stage.run()
+    assert read_manifest(stage.out)["files"].keys() == {"a.txt", "b/c.txt"} and verify(stage.out)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        Exception("Error while serializing: I/O error: No space left on device (os error 28)"),  # safetensors
+        Exception("parquet: File out of specification: underlying IO error: No space left on device"),  # polars
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 70976 vs 70868"),  # torch.save
+    ],
+)
+def test_a_full_disk_is_named_and_the_run_resumed(stage, error):
+    stage.error = error
+    with pytest.raises(OSError, match=r"out.partial") as caught:
+        stage.run()
+    assert caught.value.errno in disk.FULL and caught.value.__cause__ is error
+    assert not stage.out.exists()
+    stage.error = None
+    assert verify(stage.run())
+
+
+def test_other_errors_are_not_taken_for_a_full_disk(stage):
+    for error in (RuntimeError("shapes do not match"), OSError(errno.EACCES, "Permission denied"), KeyError("x")):
+        stage.error = error
+        with pytest.raises(type(error)) as caught:
+            stage.run()
+        assert caught.value is error
+
+
+def test_verify_names_the_file_the_stage_and_the_repair(stage, tmp_path):
+    stage.run()
+    with pytest.raises(ValueError, match="written by `llmrec embed`; the output of `llmrec prepare` or `llmrec sft`"):
+        verify(stage.out, "prepare", "sft")
+    (stage.out / "b" / "c.txt").unlink()
+    with pytest.raises(ValueError, match=r"c.txt is missing since `llmrec embed` .*`llmrec embed --out .*--overwrite`"):
+        verify(stage.out)
+    for absent, problem in ((tmp_path / "nowhere", "does not exist"), (stage.source, "is a file")):
+        with pytest.raises(ValueError, match=problem):
+            verify(absent)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", "{}", '{"schema_version": 1, "stage": "embed"}'])
+def test_a_garbled_manifest_is_no_result(stage, content):
+    stage.run()
+    (stage.out / MANIFEST).write_text(content)
+    with pytest.raises(ValueError, match=rf"{MANIFEST} is not"):
+        verify(stage.out)
+
+
+def test_content_hash_is_of_the_content(stage, tmp_path):
+    stage.run()
+    moved = tmp_path / "moved"
+    shutil.copytree(stage.out, moved)
+    assert content_hash(moved) == content_hash(stage.out)
+    manifest = json.loads((moved / MANIFEST).read_text())
+    (moved / MANIFEST).write_text(json.dumps(manifest | {"seconds": 99}))
+    assert content_hash(moved) == content_hash(stage.out)
+    stage.run(size=2, overwrite=True)
+    assert content_hash(moved) != content_hash(stage.out)
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "x").write_text("1")
+    before = content_hash(plain)
+    (plain / "x").rename(plain / "y")
+    assert content_hash(plain) != before
+    assert content_hash("org/model") == content_hash("org/model") != content_hash("org/other")
+
+
+def test_other_processes_of_a_launch_build_but_write_no_result(stage, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    stage.partial.mkdir()  # what the first process claims before any other goes on
+    assert stage.run() == stage.out
+    assert stage.runs == 1
+    assert not stage.out.exists() and not (stage.partial / RUN).exists() and not (stage.partial / LOCK).exists()
+
+
+def test_other_processes_of_a_launch_skip_and_refuse_like_the_first(stage, monkeypatch):
+    stage.run()
+    monkeypatch.setenv("RANK", "1")
+    stage.run()
+    with pytest.raises(ValueError, match="another run"):
+        stage.run(size=2)
+    assert stage.runs == 1
+
+
+def test_files_of_other_means_are_adopted_as_a_result_and_bound_like_one(tmp_path, sid_table):
+    sid_table.save(tmp_path)
+    manifest.adopt(tmp_path, "tokenize")
+    assert verify(tmp_path, "tokenize") == tmp_path
+    with pytest.raises(ValueError, match="is a result already"):
+        manifest.adopt(tmp_path, "tokenize")
+    (tmp_path / "sid_table.parquet").write_bytes(b"changed")
+    with pytest.raises(ValueError, match="was changed since"):
+        verify(tmp_path)
+
+
+def test_an_empty_directory_is_not_adopted(tmp_path):
+    with pytest.raises(ValueError, match="holds no files"):
+        manifest.adopt(tmp_path, "tokenize")

@@ -1,0 +1,148 @@
+"""The prepare stage through its config and the CLI: what it writes, what it refuses, what it leaves out of training."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from llmrec.cli import main as cli
+from llmrec.configs import PrepareConfig
+from llmrec.data import split as splits
+from llmrec.data.catalog import Catalog
+from llmrec.stages import prepare
+from llmrec.stages.prepare import main
+
+
+def simulated(out: Path, **options) -> PrepareConfig:
+    sizes = {"simulated_users": 80, "simulated_items": 30}
+    return PrepareConfig(**{"dataset": "simulated", "out": str(out), **sizes, **options})
+
+
+@pytest.mark.parametrize("split", ["leave_one_out", "temporal"])
+def test_catalogue_directory(tmp_path, split):
+    result = main(simulated(tmp_path / "catalog", split=split, max_history=4))
+    catalog = Catalog.load(result["out"])
+    assert catalog.num_items == result["items"]
+    for name in ("train", "valid", "test"):
+        assert len(catalog.rows(name)) == result[name] > 0
+    assert {len(catalog.rows("test").history(i)) for i in range(result["test"])} <= {1, 2, 3, 4}
+    assert catalog.items.column_names == ["item_id", "title", "category", "lat", "lon", "text"]
+    log = pq.read_table(tmp_path / "catalog" / "interactions.parquet")
+    assert log.column_names == ["user_id", "item_id", "timestamp", "weight"] and log.num_rows == result["interactions"]
+
+
+def test_held_out_items_are_in_no_training_row(tmp_path):
+    main(simulated(tmp_path / "catalog"))
+    catalog = Catalog.load(tmp_path / "catalog")
+    log = pq.read_table(tmp_path / "catalog" / "interactions.parquet").to_pylist()
+    whole: dict[str, list[str]] = {}
+    for row in sorted(log, key=lambda row: row["timestamp"]):
+        whole.setdefault(row["user_id"], []).append(row["item_id"])
+    train = catalog.train
+    assert len(set(train.user_ids)) == len(train)
+    for i, user in enumerate(train.user_ids):
+        assert train.sequence(i).tolist() == catalog.item_rows(whole[user][:-2]).tolist()
+
+
+def test_a_split_that_leaks_leaves_no_catalogue(tmp_path, monkeypatch):
+    """Law 1: the stage proves what it splits, whatever made the split."""
+
+    def leaky(interactions, max_history):
+        held_out = splits.leave_one_out(interactions, 1000).filter(pl.col("split") != "train")
+        copies = held_out.filter(pl.col("split") == "valid").with_columns(pl.lit("train").alias("split"))
+        return pl.concat([copies, held_out])
+
+    monkeypatch.setitem(prepare.METHODS, "leave_one_out", leaky)
+    with pytest.raises(ValueError, match="have a held-out interaction in a training row"):
+        main(simulated(tmp_path / "catalog"))
+    assert not (tmp_path / "catalog").exists()
+
+
+def test_item_rows_are_shuffled_by_the_seed(tmp_path):
+    ids = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"i{n},t{n}\n" for n in range(40)))
+        rows = [f"u{u},i{(u * 7 + step) % 40},{step}\n" for u in range(40) for step in range(6)]
+        (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n" + "".join(rows))
+        files = {"interactions": str(tmp_path / "log.csv"), "items": str(tmp_path / "items.csv")}
+        main(PrepareConfig(out=str(tmp_path / name), seed=seed, **files))
+        ids[name] = Catalog.load(tmp_path / name).item_ids
+    assert ids["a"] == ids["b"] != ids["c"]
+    assert sorted(ids["a"]) == sorted(ids["c"]) != ids["a"]
+
+
+def test_num_users_keeps_the_core_and_drops_unused_items(tmp_path):
+    result = main(simulated(tmp_path / "catalog", num_users=3))
+    assert result["users"] == result["test"] == 3
+    used = set(pq.read_table(tmp_path / "catalog" / "interactions.parquet")["item_id"].to_pylist())
+    assert set(Catalog.load(tmp_path / "catalog").item_ids) == used
+
+
+def test_cold_items_stay_without_a_core(tmp_path):
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n" + "".join(f"u,i{n},{n}\n" for n in range(3)))
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"i{n},t\n" for n in range(5)))
+    files = {"interactions": str(tmp_path / "log.csv"), "items": str(tmp_path / "items.csv")}
+    assert main(PrepareConfig(out=str(tmp_path / "catalog"), k_core=0, **files))["items"] == 5
+
+
+REFUSED = {
+    "no data": ([], "either --dataset"),
+    "two sources": (["--dataset", "simulated", "--interactions", "log.csv"], "either --dataset"),
+    "items of a known dataset": (["--dataset", "simulated", "--items", "items.csv"], "--items goes with"),
+    "bad numbers": (["--dataset", "simulated", "--max-history", "0", "--num-users", "0"], "history is 0.*users is 0"),
+    "unknown dataset": (["--dataset", "movietweeting"], "did you mean 'movietweetings'"),
+    "empty core": (["--dataset", "simulated", "--k-core", "500"], "lower --k-core"),
+    "nobody to test": (["--dataset", "simulated", "--split", "temporal", "--num-users", "1"], "leave no"),
+    "not published": (["--dataset", "simulated", "--split", "published"], "has no published split"),
+    "absent file": (["--interactions", "absent.csv"], "absent.csv' does not exist"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals(tmp_path, capsys, case):
+    flags, message = REFUSED[case]
+    sizes = ["--simulated-users", "40", "--simulated-items", "20"]
+    assert cli(["prepare", "--out", str(tmp_path / "catalog"), *sizes, *flags]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_corrected_file_needs_no_overwrite(tmp_path, capsys):
+    log = tmp_path / "log.csv"
+    flags = ["prepare", "--interactions", str(log), "--k-core", "0", "--out", str(tmp_path / "catalog"), "--json"]
+    log.write_text("user_id,item_id,timestamp\nu,a,1\nu,b,2\nu,c,soon\n")
+    assert cli(flags) == 2 and "line 4" in capsys.readouterr().err
+    log.write_text("user_id,item_id,timestamp\nu,a,1\nu,b,2\nu,c,3\n")
+    assert cli(flags) == 0
+    assert json.loads(capsys.readouterr().out)["interactions"] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("amazon14-beauty", {"split": "temporal"}, "no times, only the order"),
+        ("minionerec-industrial", {}, "--split published --k-core 0"),
+    ],
+)
+def test_known_datasets_refuse_the_wrong_split(data_dir, tmp_path, name, options, message):
+    with pytest.raises(ValueError, match=message):
+        main(PrepareConfig(dataset=name, out=str(tmp_path / "catalog"), **options))
+
+
+def test_published_split_is_kept(data_dir, tmp_path):
+    options = {"split": "published", "k_core": 0}
+    result = main(PrepareConfig(dataset="minionerec-industrial", out=str(tmp_path / "catalog"), **options))
+    assert (result["items"], result["valid"], result["test"]) == (3_686, 4_532, 4_533)
+
+
+def test_movietweetings(data_dir, tmp_path):
+    result = main(PrepareConfig(dataset="movietweetings", out=str(tmp_path / "catalog"), split="temporal"))
+    assert (result["users"], result["items"], result["interactions"]) == (4_333, 2_414, 68_055)
+    catalog = Catalog.load(tmp_path / "catalog")
+    assert catalog.titles[catalog.row_of["0109830"]] == "Forrest Gump"

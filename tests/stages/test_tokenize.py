@@ -1,0 +1,220 @@
+"""The tokenize stage through the command line: SIDs, report, determinism, and errors that come before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from llmrec.cli import main
+from llmrec.sid.table import SidTable
+from llmrec.tokenizers import Random, RQKMeans, Sorted, load_tokenizer
+from llmrec.views import ItemViews, View
+from tests.support.prepared import run_json, write_catalog
+
+
+@pytest.fixture
+def prepared(tmp_path, catalog):
+    return write_catalog(tmp_path / "catalog", catalog.items, catalog._split)
+
+
+@pytest.fixture
+def views(tmp_path, prepared) -> Path:
+    """Views made elsewhere: a directory without a manifest. Items 4 and 5 are the same, nothing is known of item 11."""
+    rng = np.random.default_rng(0)
+    vectors = [rng.normal(size=(12, dim)).astype(np.float32) for dim in (5, 3)]
+    missing = np.arange(12) == 11
+    for block in vectors:
+        block[5], block[11] = block[4], 0
+    (tmp_path / "views").mkdir()
+    ItemViews(one=View(vectors[0], missing), two=View(vectors[1], missing)).save(tmp_path / "views")
+    return tmp_path / "views"
+
+
+def flags(prepared, views, out, *more: object) -> list[object]:
+    return ["tokenize", "--catalog", prepared.source, "--views", views, "--out", out, "--codebook-size", 4,
+            "--num-levels", 2, "--device", "cpu", *more]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "collision", ["suffix_ordinal", "suffix_if_collided", "sinkhorn_reassign", "knn_cap", "accept"]
+)
+def test_every_policy_writes_what_it_promises(capsys, tmp_path, prepared, views, collision):
+    report = run_json(capsys, *flags(prepared, views, tmp_path / "sid", "--collision", collision))
+    table = SidTable.load(tmp_path / "sid")
+    assert table.item_ids == prepared.item_ids
+    assert report["sid_sha256"] == table.sha256
+    assert report["before_policy"]["shared_items"] >= 2 / 12  # items 4 and 5
+    assert (report["after_policy"]["max_bucket"] == 1) == (collision != "accept") == (table.bucket_sizes.max() == 1)
+    assert [level["codebook_size"] for level in report["levels"]] == table.level_sizes
+    assert report["items_without_any_view"] == 1 and report["collision"] == collision
+    assert {path.name for path in (tmp_path / "sid").iterdir()} == {
+        "sid_table.parquet", "codebooks.safetensors", "item_tokenizer.json", "report.json", "report.html",
+        "manifest.json",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["simcit", "rvq", "rq_kmeans"])
+def test_the_report_has_the_log_of_training(capsys, tmp_path, prepared, views, method):
+    options = ["--method", method, *([] if method == "rq_kmeans" else ["--max-epochs", 3])]
+    report = run_json(capsys, *flags(prepared, views, tmp_path / "sid", *options))
+    page = (tmp_path / "sid" / "report.html").read_text()
+    if method == "rq_kmeans":
+        assert report["training"] is None and "<h2>Training" not in page
+        return
+    assert [[reading["step"] for reading in log] for log in report["training"]] == [[0, 3]] * (
+        2 if method == "rvq" else 1
+    )
+    assert page.count("<h2>Training") == len(report["training"])
+    if method == "simcit":
+        assert set(report["training"][0][0]) == {
+            "step", "loss", "temperature", "noise", "perplexity", "mismatch", "sampled_nearest", "unique_per_item",
+            "attention",
+        }  # fmt: skip
+        assert all(f"<figcaption>{name}</figcaption>" in page for name in ("loss", "perplexity", "attention"))
+
+
+def test_law_12_same_seed_same_sids_and_the_saved_tokenizer_gives_them_again(capsys, tmp_path, prepared, views):
+    reports = [run_json(capsys, *flags(prepared, views, tmp_path / f"sid{i}")) for i in range(2)]
+    assert reports[0]["sid_sha256"] == reports[1]["sid_sha256"]
+    other = run_json(capsys, *flags(prepared, views, tmp_path / "other"), "--seed", 1)
+    assert other["sid_sha256"] != reports[0]["sid_sha256"]
+    tokenizer = RQKMeans.from_pretrained(tmp_path / "sid0", device="cpu")
+    codes = tokenizer.encode(prepared, ItemViews.load(views, prepared)).codes
+    np.testing.assert_array_equal(SidTable.load(tmp_path / "sid0").codes(range(12))[:, :2], codes)
+
+
+def test_finished_runs_are_kept_and_a_changed_view_is_another_run(capsys, tmp_path, prepared, views):
+    run_json(capsys, *flags(prepared, views, tmp_path / "sid"))
+    written = (tmp_path / "sid" / "manifest.json").stat().st_mtime_ns
+    run_json(capsys, *flags(prepared, views, tmp_path / "sid"))
+    assert (tmp_path / "sid" / "manifest.json").stat().st_mtime_ns == written
+    changed = ItemViews.load(views, prepared)
+    changed["one"].vectors[0] += 1
+    changed.save(views)
+    assert main([str(part) for part in flags(prepared, views, tmp_path / "sid")]) == 2
+    assert "has changed" in capsys.readouterr().err
+
+
+def test_tables_are_shown_to_a_person(capsys, tmp_path, prepared, views):
+    assert main([str(part) for part in flags(prepared, views, tmp_path / "sid")]) == 0
+    shown = capsys.readouterr().err
+    assert "Collisions of 12 items" in shown and "Codes per level" in shown
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--num-levels", 0, "--iterations", 0], "num_levels is 0; at least 1 is needed; iterations is 0"),
+        (["--view-weights", 1, 2], "give one weight per name"),
+        (["--view-names", "one", "two", "--view-weights", 1, -2], "positive numbers are needed"),
+        (["--view-names", "one", "one"], "name each view once"),
+        (["--view-names", "smell"], "holds ['one', 'two']"),
+        (["--num-levels", 1, "--collision", "accept"], "12 items cannot be told apart by 1 levels of 4 codes"),
+        (["--device", "abacus"], "Unknown device 'abacus'"),
+        (["--method", "atomc"], "'method' in the command line is 'atomc'; choose from rq_kmeans"),
+    ],
+)
+def test_wrong_configs_leave_nothing_behind(capsys, tmp_path, prepared, views, more, message):
+    assert main([str(part) for part in flags(prepared, views, tmp_path / "sid", *more)]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "sid").exists() and not (tmp_path / "sid.partial").exists()
+
+
+def test_views_that_cannot_give_sids_are_refused(capsys, tmp_path, prepared, views):
+    argv = [str(part) for part in flags(prepared, views, tmp_path / "sid", "--codebook-size", 11)]
+    assert main(argv) == 2
+    assert "Lower codebook_size to at most 10" in capsys.readouterr().err  # item 5 repeats item 4, 11 has no vector
+    other = write_catalog(tmp_path / "other", prepared.items.slice(0, 11), pa.Table.from_pylist([
+        {"user_id": "u", "split": "train", "history": ["item-0"], "target": "item-1"}
+    ]))  # fmt: skip
+    assert main([str(part) for part in flags(other, views, tmp_path / "sid2")]) == 2
+    assert "has 12 vectors" in capsys.readouterr().err
+
+
+def without_views(prepared, out, method: str, *more: object) -> list[object]:
+    return ["tokenize", "--catalog", prepared.source, "--out", out, "--method", method, *more]
+
+
+@pytest.mark.parametrize("method", ["atomic", "random", "sorted"])
+def test_methods_without_views(capsys, tmp_path, prepared, method):
+    sizes = [] if method == "atomic" else ["--codebook-size", 4, "--num-levels", 2]
+    reports = [run_json(capsys, *without_views(prepared, tmp_path / f"sid{i}", method, *sizes)) for i in range(2)]
+    assert reports[0]["sid_sha256"] == reports[1]["sid_sha256"]
+    table = SidTable.load(tmp_path / "sid0")
+    assert table.bucket_sizes.max() == 1
+    loaded = load_tokenizer(tmp_path / "sid0")
+    codes = loaded.encode(prepared, ItemViews()).codes
+    np.testing.assert_array_equal(table.codes(range(12))[:, : codes.shape[1]], codes)
+
+
+def test_sorted_items_share_prefixes_with_their_neighbours(prepared):
+    """12 items over 16 SIDs: place p has cell 16 p / 12, written in base 4."""
+    codes = Sorted(num_levels=2, codebook_size=4).fit(prepared, ItemViews()).encode(prepared, ItemViews()).codes
+    order = sorted(range(12), key=lambda row: prepared.titles[row])
+    cells = [0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14]
+    assert [tuple(codes[row]) for row in order] == [divmod(cell, 4) for cell in cells]
+
+
+def test_options_of_another_method_are_unknown(capsys, tmp_path, prepared):
+    argv = [str(part) for part in without_views(prepared, tmp_path / "sid", "atomic", "--codebook-size", 4)]
+    assert main(argv) == 2
+    assert "unknown key 'codebook_size'" in capsys.readouterr().err
+    argv = [
+        str(part) for part in without_views(prepared, tmp_path / "sid", "random", "--collision", "sinkhorn_reassign")
+    ]
+    assert main(argv) == 2
+    assert "needs to know how far items are from codes" in capsys.readouterr().err
+    argv = [str(part) for part in without_views(prepared, tmp_path / "sid", "rq_kmeans")]
+    assert main(argv) == 2
+    assert "method 'rq_kmeans' needs views" in capsys.readouterr().err
+
+
+def test_a_collapsed_level_ends_the_stage_unless_allowed(capsys, tmp_path, prepared, monkeypatch):
+    monkeypatch.setattr(Random, "codes_of", lambda self, catalog: np.zeros((12, 2), np.int64))
+    argv = without_views(prepared, tmp_path / "sid", "random", "--codebook-size", 20, "--num-levels", 2)
+    assert main([str(part) for part in argv]) == 2
+    assert "level 0 uses 1 of 12 codes, level 1 uses 1 of 12 codes" in capsys.readouterr().err
+    assert run_json(capsys, *argv, "--allow-collapse")["before_policy"]["max_bucket"] == 12
+
+
+def test_compare_sets_finished_directories_beside_each_other(capsys, tmp_path, prepared, views):
+    for name, size in (("small", 3), ("large", 4)):
+        run_json(capsys, *flags(prepared, views, tmp_path / name), "--codebook-size", size)
+    both = [tmp_path / "small", tmp_path / "large"]
+    compared = run_json(capsys, "tokenize", "--compare", *both)
+    assert compared["collision rate"].keys() == {str(path) for path in both}
+    assert main([str(part) for part in ("tokenize", "--compare", *both)]) == 0
+    assert "Semantic IDs beside each other" in capsys.readouterr().err
+    for wrong, message in (([both[0]], "two different directories are needed"), ([*both, tmp_path], "manifest.json")):
+        assert main([str(part) for part in ("tokenize", "--compare", *wrong)]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["tokenize"]) == 2
+    assert "'out' is required; 'catalog' is required" in capsys.readouterr().err
+
+
+def test_probe_is_measured_where_asked_for(capsys, tmp_path, prepared):
+    argv = without_views(prepared, tmp_path / "sid", "random", "--codebook-size", 4, "--num-levels", 2)
+    assert run_json(capsys, *argv)["probe"] is None
+    found = run_json(capsys, *argv, "--probe", "--overwrite")["probe"]
+    assert len(found["cross_entropy"]) == 3 and found["lp"] == pytest.approx(sum(found["cross_entropy"]))
+
+
+def test_append_gives_new_items_semantic_ids_and_moves_none(capsys, tmp_path, prepared, views):
+    split = pa.Table.from_pylist([{"user_id": "u", "split": "train", "history": ["item-0"], "target": "item-1"}])
+    fewer = write_catalog(tmp_path / "fewer", prepared.items.slice(0, 9), split)
+    known = ItemViews.load(views, prepared)
+    (tmp_path / "known").mkdir()
+    ItemViews({name: View(v.vectors[:9], v.missing[:9]) for name, v in known.items()}).save(tmp_path / "known")
+    run_json(capsys, *flags(fewer, tmp_path / "known", tmp_path / "old"))
+    again = ["tokenize", "--append", tmp_path / "old", "--catalog", prepared.source, "--views", views]
+    report = run_json(capsys, *again, "--out", tmp_path / "new")
+    old, new = SidTable.load(tmp_path / "old"), SidTable.load(tmp_path / "new")
+    assert new.item_ids == prepared.item_ids and new.bucket_sizes.max() == 1
+    np.testing.assert_array_equal(new.codes(range(9)), old.codes(range(9)))
+    assert report["notes"][0] == "3 new items; 9 keep their semantic IDs." and report["method"] == "rq_kmeans"
+    further = ["tokenize", "--append", tmp_path / "new", "--catalog", fewer.source, "--views", tmp_path / "known"]
+    assert main([str(part) for part in (*further, "--out", tmp_path / "less")]) == 2
+    assert "lacks 3 of 12 published items" in capsys.readouterr().err

@@ -1,0 +1,70 @@
+"""prepare: raw files, datasets and splits."""
+
+from __future__ import annotations
+
+import lzma
+
+from . import Case
+from .damage import folder, replaced, text
+
+LOG = "user_id,item_id,timestamp\n"
+
+CASES = {
+    "missing column": Case("prepare", ("log.csv", "lacks the columns 'timestamp' (--timestamp-column)", "it has ["),
+                           {"log.csv": replaced("timestamp", "when")}),
+    "missing title column": Case("prepare", ("items.csv", "'title' (--title-column)"),
+                                 {"items.csv": replaced("title", "name")}),
+    "two options name one column": Case("prepare --timestamp-column item_id", ("log.csv", "name one column twice")),
+    "duplicate item id": Case("prepare", ("items.csv", "repeat an item_id", "line 3 ('a')", "keep one row per item"),
+                              {"items.csv": replaced("b,", "a,")}),
+    "interaction with an unknown item": Case(
+        "prepare", ("log.csv", "name an item that", "items.csv lacks", "line 2 ('ghost')", "add the item or drop"),
+        {"log.csv": replaced("u,a,", "u,ghost,")}),
+    "interaction without a user": Case("prepare", ("log.csv", "empty user_id", "line 2", "drop the rows"),
+                                       {"log.csv": replaced("u,a,", ",a,")}),
+    "time that is none": Case("prepare", ("log.csv", "no readable timestamp", "line 2 ('soon')", "ISO date"),
+                              {"log.csv": replaced("u,a,1", "u,a,soon")}),
+    "time in another order": Case("prepare", ("log.csv", "line 2 ('03/04/2012')", "ISO date"),
+                                  {"log.csv": replaced("u,a,1", "u,a,03/04/2012")}),
+    "weight that is no number": Case("prepare", ("log.csv", "weight that is no number", "('heavy')"),
+                                     {"log.csv": text("user_id,item_id,timestamp,weight\nu,a,1,heavy\n")}),
+    "not UTF-8": Case("prepare", ("items.csv", "not UTF-8: line 2", "iconv -f latin1"),
+                      {"items.csv": text("item_id,title\na,Amélie\n".encode("latin1"))}),
+    "row with too many cells": Case("prepare", ("log.csv", "not a valid csv file", "export it again"),
+                                    {"log.csv": text(LOG + "u,a,1\nu,b,2,3,4\n")}),
+    "empty file": Case("prepare", ("log.csv", "is empty", "header and rows"), {"log.csv": text("")}),
+    "header alone": Case("prepare", ("log.csv", "has no rows"), {"log.csv": text(LOG)}),
+    "absent file": Case("prepare --interactions @absent.csv", ("absent.csv' does not exist", "check the path")),
+    "directory as a file": Case("prepare --interactions @there.csv", ("there.csv", "does not exist"),
+                                {"there.csv": folder()}),
+    "neither CSV nor parquet": Case("prepare --interactions @log.tsv", ("log.tsv", "neither .csv nor .parquet"),
+                                    {"log.tsv": text("a\tb\n")}),
+    "damaged parquet": Case("prepare --interactions @log.parquet", ("log.parquet", "not a valid parquet file"),
+                            {"log.parquet": text(b"PAR1 and no more")}),
+    "cut .xz": Case("prepare --interactions @log.csv.xz", ("log.csv.xz", "not a whole .xz file", "get it again"),
+                    {"log.csv.xz": text(lzma.compress(LOG.encode() * 99)[:-20])}),
+    "problems of both files at once": Case(
+        "prepare", ("repeat an item_id", "no readable timestamp", "name an item that"),
+        {"items.csv": replaced("b,", "a,"), "log.csv": text(LOG + "u,a,soon\nu,ghost,2\n")}),
+    "unknown dataset": Case("prepare --dataset movietweeting --out @out",
+                            ("unknown dataset 'movietweeting'", "did you mean 'movietweetings'", "--interactions"),
+                            given=False),
+    "no dataset and no file": Case("prepare --out @out", ("either --dataset", "or --interactions"), given=False),
+    "dataset and file": Case("prepare --dataset simulated", ("either --dataset", "or --interactions", "not both")),
+    "dataset that is nowhere": Case(
+        "prepare --dataset minionerec-industrial --split published --k-core 0 --out @out",
+        ("No download is known", "item.json", "set LLMREC_DATA", "--dataset simulated"), {"nothing": folder()},
+        given=False, env={"LLMREC_DATA": "@nothing", "LLMREC_CACHE": "@nothing"}),
+    "published split of own files": Case("prepare --split published", ("no published split", "--split leave_one_out")),
+    "temporal split without times": Case(
+        "prepare --dataset amazon14-beauty --split temporal --out @out",
+        ("'amazon14-beauty' has no times", "--split leave_one_out"), given=False, needs="data"),
+    "temporal split of too little": Case("prepare --split temporal", ("leave no ['valid']", "Give more data")),
+    "nothing left of the k-core": Case("prepare --k-core 9",
+                                       ("No user and item have 9 interactions", "lower --k-core")),
+    "nobody with three interactions": Case("prepare", ("leave no ['valid', 'test'] rows", "3 interactions"),
+                                           {"log.csv": text(LOG + "u,a,1\nu,b,2\n")}),
+    "negative sizes": Case("prepare --dataset simulated --simulated-users 0 --k-core -1 --max-history 0 --out @out",
+                           ("simulated_users is 0", "k_core is -1; at least 0", "max_history is 0; at least 1"),
+                           given=False),
+}  # fmt: skip

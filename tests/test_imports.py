@@ -1,0 +1,54 @@
+"""Imports run one way along the packages, without a circle; a name is deeper than whoever uses it."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "llmrec"
+# Each may import those before it, and itself.
+ORDER = ("configs", "runtime", "data", "sid", "evaluation", "baselines", "views", "tokenizers", "diagnostics", "model",
+         "decoding", "reports", "training", "recommender", "serve", "stages", "cli")  # fmt: skip
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in ROOT.rglob("*.py")}
+
+
+def imports(module: str) -> set[str]:
+    """Modules of llmrec that a module names, lazily and for type checking too."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & MODULES.keys() - {"llmrec", module}
+
+
+def package(module: str) -> str:
+    return module.split(".")[1]
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - {"llmrec"}))
+def test_imports_run_one_way(module):
+    allowed = ORDER[: ORDER.index(package(module)) + 1]
+    assert {name for name in imports(module) if package(name) not in allowed} == set()
+
+
+def test_no_module_imports_itself_in_a_circle():
+    order = list(TopologicalSorter({module: imports(module) for module in MODULES}).static_order())
+    assert len(order) == len(MODULES)
+
+
+def test_the_root_and_the_folders_stay_small():
+    assert len(list(ROOT.glob("[!_]*.py"))) <= 4
+    one_file_each = {"configs", "tokenizers", "stages"}  # one file is one stage or one method
+    for folder in {path.parent for path in MODULES.values()} - {ROOT / name for name in one_file_each}:
+        assert len(list(folder.glob("*.py"))) <= 15, folder
