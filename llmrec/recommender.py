@@ -10,7 +10,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from huggingface_hub import HfApi
@@ -23,6 +23,7 @@ from llmrec.model.backbone import check_rows
 from llmrec.model.card import write_card
 from llmrec.model.checkpoint import SidConfig, load_model, load_tokenizer, resolve, save_model
 from llmrec.runtime.device import resolve_device, resolve_dtype
+from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.table import SidTable
 
 
@@ -47,7 +48,7 @@ class Recommender:
         tokenizer: PreTrainedTokenizerBase,
         table: SidTable,
         sid_config: SidConfig,
-        details: dict[str, Any] | None = None,
+        details: JsonObject | None = None,
         compiled: bool = False,
     ):
         sid_config.vocabulary.check(tokenizer)

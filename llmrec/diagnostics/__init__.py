@@ -20,6 +20,7 @@ from llmrec.diagnostics.neighbours import neighbour_report, reconstruction_repor
 from llmrec.diagnostics.sample import Vectors, draw
 from llmrec.diagnostics.structure import history_overlap, index_consistency
 from llmrec.diagnostics.terminal import compare, show, show_comparison
+from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.table import SidTable
 from llmrec.tokenizers.collisions import expected_collision_rate
 from llmrec.views import ItemViews
@@ -36,7 +37,7 @@ def report(
     vectors: Vectors | None,
     reconstruction: Vectors | None,
     seed: int,
-) -> dict[str, Any]:
+) -> JsonObject:
     """All diagnostics of one tokenization.
 
     Args:

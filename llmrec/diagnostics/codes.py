@@ -12,15 +12,15 @@ Shapes: N items, L levels.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
+from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.groups import entropy_bits
 from llmrec.sid.table import EMPTY, SidTable
 
 
-def collision_report(codes_NL: np.ndarray, training_N: np.ndarray | None = None) -> dict[str, Any]:
+def collision_report(codes_NL: np.ndarray, training_N: np.ndarray | None = None) -> JsonObject:
     """How many items share all codes with another.
 
     Args:
@@ -53,7 +53,7 @@ def gini(counts: np.ndarray) -> float:
     return float((n + 1) / n - 2 * (np.arange(n, 0, -1) @ ascending) / (n * ascending.sum()))
 
 
-def level_report(sid_table: SidTable, training_N: np.ndarray | None = None) -> list[dict[str, Any]]:
+def level_report(sid_table: SidTable, training_N: np.ndarray | None = None) -> list[JsonObject]:
     """Use of the codes of each level, and of the prefix tree's nodes, by the items' first semantic IDs.
 
     Args:
@@ -103,7 +103,7 @@ def tree_report(sid_table: SidTable) -> dict[str, float]:
     }
 
 
-def churn(codes_a: np.ndarray, codes_b: np.ndarray) -> dict[str, Any]:
+def churn(codes_a: np.ndarray, codes_b: np.ndarray) -> JsonObject:
     """Share of the items whose codes two tokenizations of one catalogue do not share.
 
     Args:
@@ -133,7 +133,7 @@ def miller_madow_bits(counts: np.ndarray) -> float:
     return entropy_bits(counts) + float(((counts > 0).sum() - 1) / (2 * counts.sum() * math.log(2)))
 
 
-def _use(codes_N: np.ndarray, size: int, weights_N: np.ndarray | None = None) -> dict[str, Any]:
+def _use(codes_N: np.ndarray, size: int, weights_N: np.ndarray | None = None) -> JsonObject:
     """How the codes of one level are used; what a level without any code cannot say is None."""
     there = codes_N != EMPTY
     counts = np.bincount(codes_N[there], weights=None if weights_N is None else weights_N[there], minlength=size)
@@ -147,7 +147,7 @@ def _use(codes_N: np.ndarray, size: int, weights_N: np.ndarray | None = None) ->
     }
 
 
-def _branching(children: np.ndarray, stride: int) -> dict[str, Any]:
+def _branching(children: np.ndarray, stride: int) -> JsonObject:
     """Number of codes that follow a prefix; an end is no code. `children` are parent * stride + code + 1."""
     branches = np.unique(children[children % stride > 0] // stride, return_counts=True)[1]
     found = len(branches) > 0

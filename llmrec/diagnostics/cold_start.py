@@ -9,7 +9,7 @@ Shapes: M items of the sample, B of them, K first-level codes, V values of the c
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from torch import Tensor
 from llmrec.data.catalog import Catalog
 from llmrec.data.side_fields import NO_FIELDS, entries, is_shared
 from llmrec.diagnostics.sample import Sample, blocks, common_prefixes
+from llmrec.runtime.manifest import JsonObject
 
 QUANTILES = {"q10": 0.1, "q50": 0.5, "q90": 0.9}
 MAX_AGREEMENTS = 1024  # items of either kind whose neighbours' categories are read
@@ -61,7 +62,7 @@ def find_category(catalog: Catalog) -> Category | None:
     return Category(name, values, [next(iter(cell), None) for cell in given])
 
 
-def cold_start_report(catalog: Catalog, codes_ML: np.ndarray, sample: Sample, seed: int) -> dict[str, Any]:
+def cold_start_report(catalog: Catalog, codes_ML: np.ndarray, sample: Sample, seed: int) -> JsonObject:
     """Items without training interactions (cold) beside the others (warm).
 
     Args:
@@ -75,7 +76,7 @@ def cold_start_report(catalog: Catalog, codes_ML: np.ndarray, sample: Sample, se
         what cannot be said.
     """
     cold_M = catalog.training_counts[sample.rows] == 0
-    report: dict[str, Any] = {"items": {"cold": int(cold_M.sum()), "warm": int((~cold_M).sum())}}
+    report: JsonObject = {"items": {"cold": int(cold_M.sum()), "warm": int((~cold_M).sum())}}
     drawn = {}
     rng = np.random.default_rng(seed)
     for kind, positions in (("cold", np.flatnonzero(cold_M)), ("warm", np.flatnonzero(~cold_M))):
@@ -91,7 +92,7 @@ def cold_start_report(catalog: Catalog, codes_ML: np.ndarray, sample: Sample, se
 
 def code_distances(
     vectors_MD: Tensor, first_M: np.ndarray, cold_M: np.ndarray, drawn: dict[str, np.ndarray]
-) -> dict[str, Any] | None:
+) -> JsonObject | None:
     """Distance to the nearest first-level code, whose centre is the mean of the warm items that have it.
 
     A warm item is left out of its own centre: it would draw it near, as no cold item can.
@@ -136,7 +137,7 @@ def code_distances(
 
 def category_agreement(
     category: Category, codes_ML: np.ndarray, sample: Sample, cold_M: np.ndarray, drawn: dict[str, np.ndarray]
-) -> dict[str, Any] | None:
+) -> JsonObject | None:
     """How far the warm items with the longest common prefix share an item's category.
 
     Agreement of two items is the Jaccard index of their values: 1 or 0 where each has one. Items without a value are

@@ -11,14 +11,13 @@ Shapes: M items of the sample, Q of them queries, B queries at once, k neighbour
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from llmrec.data.catalog import Catalog
 from llmrec.diagnostics.sample import Sample, Similarity, blocks, common_prefixes, cosines
+from llmrec.runtime.manifest import JsonObject
 from llmrec.views import ItemViews
 from llmrec.views.collaborative import cooccurrence
 
@@ -31,7 +30,7 @@ TIE = 1e-5  # room for rounding, which may differ between equal vectors with the
 
 def neighbour_report(
     catalog: Catalog, views: ItemViews | None, codes_ML: np.ndarray, sample: Sample, seed: int
-) -> dict[str, Any]:
+) -> JsonObject:
     """Share of the neighbours of an item that are among its k nearest.
 
     Args:
@@ -51,7 +50,7 @@ def neighbour_report(
         "prefix": common_prefixes(codes_ML),
     }
     k = min(K, len(sample.rows) - 1)
-    report: dict[str, Any] = {"k": K, "behaviour": None, "text": None}
+    report: JsonObject = {"k": K, "behaviour": None, "text": None}
     if k < 1:
         return report
     found = {"behaviour": behaviour_neighbours(catalog, sample, seed)}
@@ -70,7 +69,7 @@ def neighbour_report(
     return report
 
 
-def reconstruction_report(sample: Sample) -> dict[str, Any] | None:
+def reconstruction_report(sample: Sample) -> JsonObject | None:
     """How much of the vectors is left in what the codes stand for.
 
     Returns:
@@ -85,7 +84,7 @@ def reconstruction_report(sample: Sample) -> dict[str, Any] | None:
     if sample.vectors is None or sample.reconstruction is None or num_items == 0:
         return None
     k = min(K, num_items - 1)
-    report: dict[str, Any] = {
+    report: JsonObject = {
         "cosine": float(torch.cosine_similarity(sample.vectors, sample.reconstruction).mean()),
         "k": K,
         "knn_overlap": None,

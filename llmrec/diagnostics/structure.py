@@ -10,20 +10,19 @@ Shapes: M items of the sample, N items, P children, D dimension, L levels, R tra
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from llmrec.data.catalog import Rows
+from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.table import EMPTY
 
 PERMUTATIONS = 20
 MAX_ROWS = 100_000  # training rows that are looked at
 
 
-def index_consistency(codes_ML: np.ndarray, vectors_MD: Tensor, seed: int) -> list[dict[str, Any]]:
+def index_consistency(codes_ML: np.ndarray, vectors_MD: Tensor, seed: int) -> list[JsonObject]:
     """Mean cosine of the offsets, child - parent, of children that have one code under different parents.
 
     Args:
@@ -69,9 +68,7 @@ def _means(vectors_MD: Tensor, group_M: np.ndarray, num_groups: int) -> Tensor:
     return sums / torch.bincount(index, minlength=num_groups)[:, None]
 
 
-def _consistency(
-    offsets_PD: Tensor, parent_P: np.ndarray, code_P: np.ndarray, rng: np.random.Generator
-) -> dict[str, Any]:
+def _consistency(offsets_PD: Tensor, parent_P: np.ndarray, code_P: np.ndarray, rng: np.random.Generator) -> JsonObject:
     """Observed and under the null; children are in the order of their parents."""
     pairs = int((np.bincount(code_P) * (np.bincount(code_P) - 1)).sum() // 2) if len(code_P) else 0
     if pairs == 0:
@@ -94,7 +91,7 @@ def _mean_cosine(unit_PD: Tensor, code_P: np.ndarray, pairs: int) -> float:
     return float((sums_KD.double().square().sum() - len(unit_PD)) / (2 * pairs))
 
 
-def history_overlap(train: Rows, codes_NL: np.ndarray, training_N: np.ndarray, seed: int) -> dict[str, Any]:
+def history_overlap(train: Rows, codes_NL: np.ndarray, training_N: np.ndarray, seed: int) -> JsonObject:
     """How often the target of a training row has a code that the history has at the same level.
 
     Args:

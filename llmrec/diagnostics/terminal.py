@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmrec.runtime.console import say, table
+from llmrec.runtime.manifest import JsonObject
 
 LEVEL_KEYS = ("codebook_size", "used", "usage", "entropy_bits", "perplexity_share", "kl_bits")
 SOURCES = ("vectors", "quantised", "prefix", "random")
 
 
-def show(report: dict[str, Any]) -> None:
+def show(report: JsonObject) -> None:
     """Print the report of `llmrec tokenize` as tables; sections that it lacks are left out."""
     for title, header, rows in tables(report):
         table(title, header, [["-" if cell is None else cell for cell in row] for row in rows])
@@ -22,7 +23,7 @@ def show(report: dict[str, Any]) -> None:
         say(line)
 
 
-def tables(report: dict[str, Any]) -> list[tuple[str, tuple[str, ...], list[list[Any]]]]:
+def tables(report: JsonObject) -> list[tuple[str, tuple[str, ...], list[list[Any]]]]:
     """Title, header and rows of every table; None for a number that there is not. The page shows the same tables."""
     levels = report["levels"]
     policies = [(name.replace("_", " "), report[name]) for name in ("before_policy", "after_policy")]
@@ -56,7 +57,7 @@ def tables(report: dict[str, Any]) -> list[tuple[str, tuple[str, ...], list[list
     return [*found, *_neighbours(report), *_structure(report), *_cold_start(report)]
 
 
-def facts(report: dict[str, Any]) -> list[str]:
+def facts(report: JsonObject) -> list[str]:
     """What is said in sentences."""
     lines = [f"Expected collision rate of uniform codes: {report['expected_collision_rate']:.4f}."]
     if tree := report.get("tree"):
@@ -79,7 +80,7 @@ def facts(report: dict[str, Any]) -> list[str]:
     return [*lines, *report.get("notes", [])]
 
 
-def _neighbours(report: dict[str, Any]) -> list[tuple[str, tuple[str, ...], list[list[Any]]]]:
+def _neighbours(report: JsonObject) -> list[tuple[str, tuple[str, ...], list[list[Any]]]]:
     found, rebuilt = report.get("neighbours"), report.get("reconstruction")
     rows = [
         [kind, found[kind]["queries"], *map(found[kind].get, SOURCES)]
@@ -95,7 +96,7 @@ def _neighbours(report: dict[str, Any]) -> list[tuple[str, tuple[str, ...], list
     return [(title, ("neighbours by", "items", "vectors", "quantised", "common prefix", "chance"), rows)]
 
 
-def _structure(report: dict[str, Any]) -> list[tuple[str, tuple[str, ...], list[list[Any]]]]:
+def _structure(report: JsonObject) -> list[tuple[str, tuple[str, ...], list[list[Any]]]]:
     overlap, consistency = report.get("history_overlap"), report.get("index_consistency")
     found = []
     if consistency:
@@ -110,7 +111,7 @@ def _structure(report: dict[str, Any]) -> list[tuple[str, tuple[str, ...], list[
     return found
 
 
-def _cold_start(report: dict[str, Any]) -> list[tuple[str, tuple[str, ...], list[list[Any]]]]:
+def _cold_start(report: JsonObject) -> list[tuple[str, tuple[str, ...], list[list[Any]]]]:
     found = report.get("cold_start")
     if not found or not found["items"]["cold"]:
         return []
@@ -125,7 +126,7 @@ def _cold_start(report: dict[str, Any]) -> list[tuple[str, tuple[str, ...], list
     return [("Items by training interactions: nearest first code, and agreement with neighbours", header, rows)]
 
 
-def compare(reports: dict[str, dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+def compare(reports: dict[str, JsonObject]) -> dict[str, dict[str, float | None]]:
     """The numbers of several reports on one catalogue.
 
     Args:
@@ -149,7 +150,7 @@ def compare(reports: dict[str, dict[str, Any]]) -> dict[str, dict[str, float | N
     return {measure: of for measure, of in compared.items() if any(value is not None for value in of.values())}
 
 
-def _numbers(report: dict[str, Any], num_levels: int) -> dict[str, float | None]:
+def _numbers(report: JsonObject, num_levels: int) -> dict[str, float | None]:
     """The numbers that are compared; the same names for every report."""
     found: dict[str, float | None] = {
         "levels": len(report["levels"]),
@@ -173,19 +174,19 @@ def _numbers(report: dict[str, Any], num_levels: int) -> dict[str, float | None]
     return found
 
 
-def _at(report: dict[str, Any], *path: str) -> Any:
+def _at(report: JsonObject, *path: str) -> Any:
     """What stands at a path of keys; None where a part of it is absent or null."""
     for key in path:
         report = (report or {}).get(key)
     return report
 
 
-def _of_level(report: dict[str, Any], section: Sequence[str], level: int, key: str) -> Any:
+def _of_level(report: JsonObject, section: Sequence[str], level: int, key: str) -> Any:
     """A number of one level; None where the report has no such level."""
     return next((of[key] for of in _at(report, *section) or () if of["level"] == level), None)
 
 
-def _above_null(report: dict[str, Any], level: int) -> float | None:
+def _above_null(report: JsonObject, level: int) -> float | None:
     cosine, null = (_of_level(report, ["index_consistency"], level, key) for key in ("cosine", "null_mean"))
     return None if cosine is None else cosine - null
 

@@ -26,7 +26,7 @@ from llmrec.evaluation.metrics import Position, per_row
 from llmrec.evaluation.protocol import COLUMNS
 from llmrec.evaluation.report import OURS
 from llmrec.runtime.console import table
-from llmrec.runtime.manifest import read_manifest, verify
+from llmrec.runtime.manifest import JsonObject, read_manifest, verify
 
 METRICS = ("recall", "ndcg")
 
@@ -45,8 +45,8 @@ class Run:
 
     name: str
     path: str
-    identity: dict[str, Any]
-    trained: dict[str, Any] | None
+    identity: JsonObject
+    trained: JsonObject | None
     system: str = OURS
 
     @classmethod
@@ -148,7 +148,7 @@ def _checkpoint_problems(runs: Sequence[Run]) -> list[str]:
     return problems
 
 
-def training_difference(a: dict[str, Any], b: dict[str, Any]) -> str:
+def training_difference(a: JsonObject, b: JsonObject) -> str:
     """The settings and inputs, other than the seed, in which two checkpoints differ; empty where there are none."""
     if a["stage"] != b["stage"]:
         return f"one is of `llmrec {a['stage']}`, one of `llmrec {b['stage']}`"
@@ -162,7 +162,7 @@ def training_difference(a: dict[str, Any], b: dict[str, Any]) -> str:
     return ", ".join(found)
 
 
-def compare(runs: Sequence[Run], samples: int = 1000, seed: int = 0) -> dict[str, Any]:
+def compare(runs: Sequence[Run], samples: int = 1000, seed: int = 0) -> JsonObject:
     """Metrics of each name and its difference to the first one.
 
     Args:
@@ -182,7 +182,7 @@ def compare(runs: Sequence[Run], samples: int = 1000, seed: int = 0) -> dict[str
     metrics = [f"{metric}@{k}" for metric in METRICS for k in cutoffs]
     values, rows = _read(runs, metrics, cutoffs)
     users, reference = rows[0], names[0]
-    result: dict[str, Any] = {
+    result: JsonObject = {
         "split": runs[0].setting("split"),
         "k": cutoffs,
         "num_rows": len(users),
@@ -222,8 +222,8 @@ def _read(
 
 def _by_column(
     metrics: Sequence[str], estimates: tuple[np.ndarray, ...], spread: Sequence[float | None] | None = None
-) -> dict[str, Any]:
-    found: dict[str, Any] = {column: {} for column in COLUMNS}
+) -> JsonObject:
+    found: JsonObject = {column: {} for column in COLUMNS}
     keys = [(column, metric) for column in COLUMNS for metric in metrics]
     for i, (column, metric) in enumerate(keys):
         mean, low, high = (float(part[i]) for part in estimates)
@@ -232,7 +232,7 @@ def _by_column(
     return found
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: JsonObject) -> None:
     """Print what `compare` returned."""
     reference = next(iter(result["systems"]))
     title = f"{result['num_rows']} {result['split']} rows of {result['num_users']} users"

@@ -15,6 +15,7 @@ import numpy as np
 from llmrec.evaluation.metrics import Position, ndcg, recall
 from llmrec.evaluation.protocol import COLUMNS, Outcome
 from llmrec.evaluation.ranking import UNFILLED
+from llmrec.runtime.manifest import JsonObject
 
 EXACT = "exact"
 
@@ -24,7 +25,7 @@ def draw_rows(num_rows: int, wanted: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(num_rows)[:wanted])
 
 
-def beside(exact: Outcome, beam: Outcome, drawn: np.ndarray, cutoffs: list[int]) -> dict[str, Any]:
+def beside(exact: Outcome, beam: Outcome, drawn: np.ndarray, cutoffs: list[int]) -> JsonObject:
     """Both rankings of the same rows, and how much of the exact one the beam found.
 
     Args:
@@ -54,7 +55,7 @@ def found(exact: np.ndarray, beam: np.ndarray) -> float:
     return float(is_found.sum() / max(1, (exact != UNFILLED).sum()))
 
 
-def lines(measured: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+def lines(measured: JsonObject) -> tuple[list[str], list[list[Any]]]:
     """Header and rows of the table on the terminal and in report.html; of metrics.json's `exact`."""
     names = [*measured[COLUMNS[0]][EXACT], *measured[COLUMNS[0]]["found"]]
     rows = []

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from llmrec.runtime.manifest import JsonObject
+
 CUTOFF = 10
 # Keys of training_log.json; the Trainer of transformers wants the metric that it compares to begin with `eval_`.
 NDCG, RECALL = f"eval_ndcg@{CUTOFF}", f"eval_recall@{CUTOFF}"
@@ -21,7 +23,7 @@ NEAR = 0.9  # of the best value
 Point = dict[str, float]  # supervised, seconds, ndcg
 
 
-def points_of_log(log: Sequence[dict[str, Any]]) -> list[Point]:
+def points_of_log(log: Sequence[JsonObject]) -> list[Point]:
     """The evaluations in a training_log.json, in their order; empty where there were none."""
     found = [entry for entry in log if NDCG in entry]
     return [{"supervised": e[SUPERVISED], "seconds": e[SECONDS], "ndcg": e[NDCG]} for e in found]
@@ -32,7 +34,7 @@ def points_of_epochs(log: Sequence[Any]) -> list[Point]:
     return [{"supervised": e.supervised, "seconds": e.seconds, "ndcg": e.quality} for e in log]
 
 
-def learning(points: Sequence[Point]) -> dict[str, Any] | None:
+def learning(points: Sequence[Point]) -> JsonObject | None:
     """A curve and what it took to come near its best.
 
     Args:

@@ -6,8 +6,6 @@ sees where a baseline wins.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from llmrec.data.catalog import Rows
@@ -27,6 +25,7 @@ from llmrec.evaluation.protocol import COLUMNS, Outcome, seen_targets
 from llmrec.evaluation.ranking import UNFILLED
 from llmrec.evaluation.strata import exposure, find_strata, stratify
 from llmrec.runtime.console import say, table
+from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.groups import entropy_bits
 from llmrec.sid.table import EMPTY, SidTable
 
@@ -37,7 +36,7 @@ Outcomes = dict[tuple[str, str], Outcome]  # (system, column) -> outcome
 
 def summarise(
     outcomes: Outcomes, rows: Rows, cutoffs: list[int], training: np.ndarray, samples: int = 1000, seed: int = 0
-) -> dict[str, Any]:
+) -> JsonObject:
     """Metrics of every system in both columns, with intervals, within strata, and with differences to ours.
 
     Args:
@@ -56,7 +55,7 @@ def summarise(
     values = {key: per_row(outcome.position, cutoffs) for key, outcome in outcomes.items()}
     names = [(key, name) for key in values for name in values[key]]
     matrix = np.stack([values[key][name] for key, name in names], axis=1)
-    systems: dict[str, Any] = {system: {} for system, _ in outcomes}
+    systems: JsonObject = {system: {} for system, _ in outcomes}
     for (system, column), outcome in outcomes.items():
         systems[system][column] = {"intervals": {}, **_of_slots(outcome, cutoffs, training)}
     for (key, name), *found in zip(names, *interval(matrix, rows.user_ids, samples, seed), strict=True):
@@ -91,7 +90,7 @@ def _of_slots(outcome: Outcome, cutoffs: list[int], training: np.ndarray) -> dic
     }
 
 
-def sid_usage(table: SidTable, outcomes: Outcomes) -> list[dict[str, Any]]:
+def sid_usage(table: SidTable, outcomes: Outcomes) -> list[JsonObject]:
     """How many codes of each level the catalogue uses, and what ours shows of them.
 
     Args:
@@ -107,7 +106,7 @@ def sid_usage(table: SidTable, outcomes: Outcomes) -> list[dict[str, Any]]:
     codes = {name: table.codes(of) for name, of in rows.items()}  # (…, L) each
     found = []
     for level, size in enumerate(table.level_sizes):
-        entry: dict[str, Any] = {"level": level, "codebook_size": size}
+        entry: JsonObject = {"level": level, "codebook_size": size}
         for name, of in codes.items():
             counts = np.bincount(of[:, level][of[:, level] != EMPTY], minlength=size)
             entry[name] = {"used": int((counts > 0).sum()), "effective": 2 ** entropy_bits(counts)}
@@ -117,12 +116,12 @@ def sid_usage(table: SidTable, outcomes: Outcomes) -> list[dict[str, Any]]:
 
 def _differences(
     values: dict[tuple[str, str], dict[str, np.ndarray]], rows: Rows, k: int, samples: int, seed: int
-) -> dict[str, Any]:
+) -> JsonObject:
     baselines = [system for system, column in values if column == COLUMNS[0] and system != OURS]
     pairs = [
         (system, column, name) for system in baselines for column in COLUMNS for name in (f"recall@{k}", f"ndcg@{k}")
     ]
-    found: dict[str, Any] = {system: {column: {} for column in COLUMNS} for system in baselines}
+    found: JsonObject = {system: {column: {} for column in COLUMNS} for system in baselines}
     if not pairs:
         return found
     ours = np.stack([values[OURS, column][name] for _, column, name in pairs], axis=1)
@@ -133,7 +132,7 @@ def _differences(
     return found
 
 
-def show(metrics: dict[str, Any]) -> None:
+def show(metrics: JsonObject) -> None:
     """Print what `llmrec evaluate` measured, from the content of its metrics.json."""
     for column in COLUMNS:
         _show_column(metrics, column)
@@ -145,7 +144,7 @@ def show(metrics: dict[str, Any]) -> None:
     _show_exact(metrics)
 
 
-def _show_column(metrics: dict[str, Any], column: str) -> None:
+def _show_column(metrics: JsonObject, column: str) -> None:
     cutoffs = metrics["k"]
     names = [f"{metric}@{k}" for metric in ("recall", "ndcg") for k in cutoffs] + [f"mrr@{max(cutoffs)}"]
     rows = []
@@ -158,7 +157,7 @@ def _show_column(metrics: dict[str, Any], column: str) -> None:
     table(f"{title}, {metrics['num_items']} items", ("system", *names), rows)
 
 
-def _show_differences(metrics: dict[str, Any], column: str) -> None:
+def _show_differences(metrics: JsonObject, column: str) -> None:
     rows = [
         [baseline, name, found["mean"], found["low"], found["high"], _winner(found)]
         for baseline, columns in metrics["differences"].items()
@@ -169,7 +168,7 @@ def _show_differences(metrics: dict[str, Any], column: str) -> None:
         table(f"{column}: ours - baseline, paired over users", header, rows)
 
 
-def _show_strata(metrics: dict[str, Any], column: str) -> None:
+def _show_strata(metrics: JsonObject, column: str) -> None:
     systems = list(metrics["systems"])
     for name in (f"recall@{max(metrics['k'])}", f"ndcg@{max(metrics['k'])}"):
         rows = []
@@ -183,13 +182,13 @@ def _show_strata(metrics: dict[str, Any], column: str) -> None:
         table(f"{column}: {name} by popularity of the target, length of the history", header, rows)
 
 
-def _show_slots(metrics: dict[str, Any], column: str) -> None:
+def _show_slots(metrics: JsonObject, column: str) -> None:
     names = [f"{name}@{max(metrics['k'])}" for name in ("coverage", "gini", "novelty", "popularity_percentile")]
     rows = [[system, *(found[column][name] for name in names)] for system, found in metrics["systems"].items()]
     table(f"{column}: what is shown", ("system", *names), rows)
 
 
-def _show_learning(metrics: dict[str, Any]) -> None:
+def _show_learning(metrics: JsonObject) -> None:
     curves = metrics.get("learning", {})  # evaluations of before had none
     rows = [
         [system, curve["best"], curve["near"]["supervised"], round(curve["near"]["seconds"])]
@@ -203,7 +202,7 @@ def _show_learning(metrics: dict[str, Any]) -> None:
         say(f"ours, learning: {NOT_JUDGED}")
 
 
-def _show_exact(metrics: dict[str, Any]) -> None:
+def _show_exact(metrics: JsonObject) -> None:
     if metrics.get(EXACT):
         table(f"exact, {metrics[EXACT]['num_rows']} rows", *lines(metrics[EXACT]))
 
@@ -213,7 +212,7 @@ def _winner(difference: dict[str, float]) -> str:
     return OURS if difference["low"] > 0 else "baseline" if difference["high"] < 0 else "neither"
 
 
-def slots_line(metrics: dict[str, Any], column: str) -> str:
+def slots_line(metrics: JsonObject, column: str) -> str:
     """Sentence on what the slots of ours hold, and how fast they were filled."""
     found, k = metrics["systems"][OURS][column], max(metrics["k"])
     line = (

@@ -15,13 +15,14 @@ Shapes: n rows, N items.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from llmrec.data.catalog import Rows
 from llmrec.evaluation.bootstrap import interval
 from llmrec.evaluation.ranking import UNFILLED
+from llmrec.runtime.manifest import JsonObject
 
 DECILES = 10
 COLD = 0  # bin of the items without training interactions; decile d is bin d
@@ -82,7 +83,7 @@ def history_bin(lengths: np.ndarray) -> np.ndarray:
 
 def stratify(
     strata: list[Stratum], values: Values, user_ids: list[str], k: int, samples: int, seed: int
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """Recall and NDCG of every system within each stratum, with intervals over its users.
 
     Args:
@@ -103,7 +104,7 @@ def stratify(
     found = []
     for stratum in strata:
         chosen = users[stratum.rows]
-        systems: dict[str, Any] = {system: {} for system, _ in values}
+        systems: JsonObject = {system: {} for system, _ in values}
         estimates = interval(matrix[stratum.rows], chosen, samples, seed)
         for (system, column, name), mean, low, high in zip(names, *estimates, strict=True):
             entry = systems[system].setdefault(column, {})

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.data.catalog import Catalog
 from llmrec.model.new_rows import add_rows
-from llmrec.runtime.manifest import MANIFEST, content_hash, read_manifest
+from llmrec.runtime.manifest import MANIFEST, JsonObject, content_hash, read_manifest
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 
@@ -90,7 +89,7 @@ def grow(
     return larger, notes
 
 
-def carried_over(details: dict[str, Any], model: str | Path, sid: str | Path) -> tuple[dict[str, Any], str | None]:
+def carried_over(details: JsonObject, model: str | Path, sid: str | Path) -> tuple[JsonObject, str | None]:
     """Details of a checkpoint with the catalogue of an appended table in place of its own.
 
     `sft` and `evaluate` take a checkpoint for a catalogue by this hash, so it changes only where all that was trained

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from llmrec.model.checkpoint import TRAINING, SidConfig
+from llmrec.runtime.manifest import JsonObject
 
 FILE = "README.md"
 HEADER = """---
@@ -44,7 +44,7 @@ print(tokenizer.decode(output.sequences[0, prompt.shape[1] :], skip_special_toke
 ```"""
 
 
-def write_card(directory: str | Path, name: str, metrics: dict[str, Any] | None = None) -> None:
+def write_card(directory: str | Path, name: str, metrics: JsonObject | None = None) -> None:
     """Write README.md of a checkpoint directory.
 
     Args:
@@ -79,11 +79,11 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
-def _list(values: dict[str, Any]) -> str:
+def _list(values: JsonObject) -> str:
     return "\n".join(f"- {key}: {value}" for key, value in values.items())
 
 
-def _training(details: dict[str, Any]) -> str:
+def _training(details: JsonObject) -> str:
     """Recipe and counts; of each phase under a heading of its own where there are several."""
     phases = [_phase(phase) for phase in [*details.get("earlier", []), details]]
     if len(phases) == 1:
@@ -91,12 +91,12 @@ def _training(details: dict[str, Any]) -> str:
     return "\n\n".join(f"### Phase {number} of {len(phases)}\n\n{text}" for number, text in enumerate(phases, 1))
 
 
-def _phase(phase: dict[str, Any]) -> str:
+def _phase(phase: JsonObject) -> str:
     stage = next(stage for stage in TRAINING if stage in phase)
     return _list({"stage": stage, **phase[stage], **phase["counts"]})
 
 
-def _measured(metrics: dict[str, Any]) -> str:
+def _measured(metrics: JsonObject) -> str:
     lines = [f"Split: {metrics['split']}, full ranking, beam {metrics['num_beams']}.", ""]
     names: list[str] = []
     for system, by_column in metrics["systems"].items():

@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from llmrec.model.code_scores import check_normalize_over
 from llmrec.model.prompts import Prompt
-from llmrec.runtime.manifest import MANIFEST, PARTIAL, verify, write_json
+from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, verify, write_json
 from llmrec.sid import table as sid
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
@@ -59,7 +59,7 @@ class SidConfig:
             raise ValueError(f"max_history is {self.max_history!r}; a positive integer is needed")
         check_normalize_over(self.normalize_over)
 
-    def save(self, directory: str | Path, table: SidTable, details: dict[str, Any] | None = None) -> None:
+    def save(self, directory: str | Path, table: SidTable, details: JsonObject | None = None) -> None:
         """Write llmrec.json and the table it is bound to."""
         table.save(directory)
         values = {
@@ -74,7 +74,7 @@ class SidConfig:
         write_json(Path(directory) / FILE, values)
 
     @classmethod
-    def load(cls, directory: str | Path) -> tuple[SidConfig, SidTable, dict[str, Any]]:
+    def load(cls, directory: str | Path) -> tuple[SidConfig, SidTable, JsonObject]:
         """Read and check llmrec.json and its SID table.
 
         Returns:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from html import escape
-from typing import Any
 
 from llmrec.evaluation.exact import EXACT, lines
 from llmrec.evaluation.learning import CUTOFF, NEAR
@@ -11,12 +10,13 @@ from llmrec.evaluation.protocol import COLUMNS
 from llmrec.evaluation.report import NOT_JUDGED, OURS, slots_line
 from llmrec.reports.html import figure, grid, page, table
 from llmrec.reports.svg import COLOURS, Line, legend, plot, short
+from llmrec.runtime.manifest import JsonObject
 
 TITLES = {"plain": "Plain: anything may be returned", "seen_excluded": "Seen excluded: items of the history are masked"}
 AXES = {"popularity": "decile of the target's training popularity", "history": "items in the history"}
 
 
-def render(metrics: dict[str, Any], training_log: list[dict[str, Any]], name: str) -> str:
+def render(metrics: JsonObject, training_log: list[JsonObject], name: str) -> str:
     """The page.
 
     Args:
@@ -36,7 +36,7 @@ def render(metrics: dict[str, Any], training_log: list[dict[str, Any]], name: st
     return page(f"Evaluation of {name}", [_facts(metrics) + _trained(metrics.get("trained")), *sections])
 
 
-def render_comparison(result: dict[str, Any]) -> str:
+def render_comparison(result: JsonObject) -> str:
     """The page of `llmrec compare`, from what `llmrec.evaluation.compare.compare` returned."""
     reference = next(iter(result["systems"]))
     sections = [
@@ -62,7 +62,7 @@ def render_comparison(result: dict[str, Any]) -> str:
     return page("Comparison of runs", sections)
 
 
-def _facts(metrics: dict[str, Any]) -> str:
+def _facts(metrics: JsonObject) -> str:
     return (
         f"<p>{metrics['num_rows']:,} {escape(metrics['split'])} rows of {metrics['num_users']:,} users; "
         f"all {metrics['num_items']:,} items are ranked; {metrics['num_beams']} beams. "
@@ -72,7 +72,7 @@ def _facts(metrics: dict[str, Any]) -> str:
     )
 
 
-def _trained(identity: dict[str, Any] | None) -> str:
+def _trained(identity: JsonObject | None) -> str:
     """What made the checkpoint, folded up."""
     if identity is None:
         return ""
@@ -81,7 +81,7 @@ def _trained(identity: dict[str, Any] | None) -> str:
     return f"<details><summary>{summary}</summary><pre>{escape(settings)}</pre></details>"
 
 
-def _headline(metrics: dict[str, Any], column: str) -> str:
+def _headline(metrics: JsonObject, column: str) -> str:
     names = [*(f"{name}@{k}" for name in ("recall", "ndcg") for k in metrics["k"]), f"mrr@{max(metrics['k'])}"]
     rows = []
     for system, columns in metrics["systems"].items():
@@ -98,7 +98,7 @@ def _headline(metrics: dict[str, Any], column: str) -> str:
     return f"{text}<h3>Ours - baseline, paired over users</h3>{table(header, differences)}"
 
 
-def _exact(metrics: dict[str, Any]) -> str:
+def _exact(metrics: JsonObject) -> str:
     if not metrics.get(EXACT):
         return ""
     header, rows = lines(metrics[EXACT])
@@ -110,7 +110,7 @@ def _exact(metrics: dict[str, Any]) -> str:
     return f"<h2>What the beam costs</h2>{note}{table(header, cells)}"
 
 
-def _strata(metrics: dict[str, Any]) -> str:
+def _strata(metrics: JsonObject) -> str:
     text, lines = "", []
     for family, axis in AXES.items():
         plots = []
@@ -129,7 +129,7 @@ def _strata(metrics: dict[str, Any]) -> str:
     return f"<h2>By stratum</h2>{note}{legend(lines)}{text}"
 
 
-def _popularity_bias(metrics: dict[str, Any]) -> str:
+def _popularity_bias(metrics: JsonObject) -> str:
     bins, plots, lines = metrics["exposure"], [], []
     ticks = [f"{b['name'].removeprefix('decile ')}\n{short(b['num_items'])}" for b in bins]
     x = range(len(bins))
@@ -155,7 +155,7 @@ def _popularity_bias(metrics: dict[str, Any]) -> str:
     return f"<h2>Popularity bias</h2>{note}{legend(lines)}{grid(plots)}{tables}"
 
 
-def _sid_usage(levels: list[dict[str, Any]], k: int) -> str:
+def _sid_usage(levels: list[JsonObject], k: int) -> str:
     names = {"catalog": "catalogue", **{column: f"shown by ours, {column}" for column in COLUMNS}}
     styles = {"catalog": ("#000", False), "plain": (COLOURS[0], False), "seen_excluded": (COLOURS[0], True)}
     lines = []
@@ -177,7 +177,7 @@ def _sid_usage(levels: list[dict[str, Any]], k: int) -> str:
     return f"<h2>SID usage</h2>{note}{legend(lines)}{grid([drawn])}{numbers}"
 
 
-def _learning(curves: dict[str, Any], colours: dict[str, str]) -> str:
+def _learning(curves: JsonObject, colours: dict[str, str]) -> str:
     known = {system: curve for system, curve in curves.items() if curve}
     missing = "" if not curves or OURS in known else f"<p>Of ours: {escape(NOT_JUDGED)}</p>"
     if not known:
@@ -205,7 +205,7 @@ def _learning_line(system: str, curve: list[dict[str, float]], unit: str, colour
     return Line(system, places, [point["ndcg"] for point in curve], colour)
 
 
-def _training(log: list[dict[str, Any]]) -> str:
+def _training(log: list[JsonObject]) -> str:
     entries = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
     if not entries:
         return ""
@@ -214,7 +214,7 @@ def _training(log: list[dict[str, Any]]) -> str:
     return f"<h2>Training</h2>{grid([figure('training loss', drawn)])}"
 
 
-def _coloured(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+def _coloured(metrics: JsonObject) -> list[tuple[str, str]]:
     """Each system with its colour, the same one throughout the page."""
     return [(system, COLOURS[i % len(COLOURS)]) for i, system in enumerate(metrics["systems"])]
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from llmrec.evaluation.learning import CUTOFF, NDCG
 from llmrec.reports.html import figure, grid, page
 from llmrec.reports.svg import COLOURS, Line, legend, plot
+from llmrec.runtime.manifest import JsonObject
 
 # Caption, and the keys of the log that it shows with their names.
 PLOTS = (
@@ -20,7 +20,7 @@ PLOTS = (
 )
 
 
-def render(log: Sequence[dict[str, Any]], name: str) -> str:
+def render(log: Sequence[JsonObject], name: str) -> str:
     """The page.
 
     Args:
@@ -31,7 +31,7 @@ def render(log: Sequence[dict[str, Any]], name: str) -> str:
     return page(f"Training of {name}", [grid([drawn for drawn in figures if drawn])])
 
 
-def _figure(log: Sequence[dict[str, Any]], caption: str, keys: dict[str, str]) -> str:
+def _figure(log: Sequence[JsonObject], caption: str, keys: dict[str, str]) -> str:
     """A plot over the steps; empty where the log has none of the keys."""
     lines = []
     for colour, (key, name) in zip(COLOURS, keys.items(), strict=False):

@@ -23,6 +23,7 @@ from llmrec.diagnostics.terminal import facts, tables
 from llmrec.reports.html import figure, grid, page, table
 from llmrec.reports.svg import COLOURS, Line, legend, plot
 from llmrec.reports.tokenizer_training import training_section
+from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.table import EMPTY, SidTable
 
 RANKS = 40  # points of a rank plot
@@ -48,7 +49,7 @@ NOTES = {
 
 
 def render(
-    report: dict[str, Any], catalog: Catalog, sid_table: SidTable, vectors: Vectors | None, seed: int, name: str
+    report: JsonObject, catalog: Catalog, sid_table: SidTable, vectors: Vectors | None, seed: int, name: str
 ) -> str:
     """The page.
 
@@ -84,7 +85,7 @@ def _cell(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else escape(value)
 
 
-def _levels(levels: list[dict[str, Any]], codes_NL: np.ndarray) -> str:
+def _levels(levels: list[JsonObject], codes_NL: np.ndarray) -> str:
     ticks = [f"level {of['level']}\n{of['codebook_size']} codes" for of in levels]
     x = range(len(levels))
     use = [

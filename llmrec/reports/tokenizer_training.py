@@ -10,12 +10,13 @@ from typing import Any
 
 from llmrec.reports.html import figure, grid
 from llmrec.reports.svg import COLOURS, Line, legend, plot
+from llmrec.runtime.manifest import JsonObject
 
 MOST_POINTS = 60  # of a line; every point is a mark with its value
 STEP = "step"
 
 
-def training_section(trainings: list[list[dict[str, Any]]] | None) -> str:
+def training_section(trainings: list[list[JsonObject]] | None) -> str:
     """Plots of each training; empty for a method without any."""
     if not trainings:
         return ""
@@ -28,13 +29,13 @@ def training_section(trainings: list[list[dict[str, Any]]] | None) -> str:
     return "".join(f"<h2>{title}</h2>{note}{grid(plots(readings))}" for title, readings in titled)
 
 
-def thinned(readings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def thinned(readings: list[JsonObject]) -> list[JsonObject]:
     """At most about MOST_POINTS readings, evenly taken, the last among them."""
     every = -(-len(readings) // MOST_POINTS)
     return readings[::-1][::every][::-1]
 
 
-def plots(readings: list[dict[str, Any]]) -> list[str]:
+def plots(readings: list[JsonObject]) -> list[str]:
     """A figure for each thing that was read."""
     drawn = []
     for name in (name for name in readings[0] if name != STEP):
@@ -45,7 +46,7 @@ def plots(readings: list[dict[str, Any]]) -> list[str]:
     return drawn
 
 
-def lines_of(name: str, readings: list[dict[str, Any]]) -> list[Line]:
+def lines_of(name: str, readings: list[JsonObject]) -> list[Line]:
     """One line for a number; one per level, or per name, for several."""
     steps, values = [reading[STEP] for reading in readings], [parts(name, reading[name]) for reading in readings]
     return [

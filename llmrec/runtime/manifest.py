@@ -12,10 +12,12 @@ import json
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from llmrec import __version__
 from llmrec.runtime import processes
+
+JsonObject: TypeAlias = dict[str, Any]  # as json.load gives it; whoever reads a value checks it
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -43,7 +45,7 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def read_manifest(path: str | Path) -> dict[str, Any]:
+def read_manifest(path: str | Path) -> JsonObject:
     """Manifest of a finished stage directory.
 
     Raises:
@@ -112,7 +114,7 @@ def content_hash(source: str | Path) -> str:
     return hashlib.sha256(str(source).encode()).hexdigest()
 
 
-def write_manifest(directory: Path, files: list[Path], facts: dict[str, Any]) -> None:
+def write_manifest(directory: Path, files: list[Path], facts: JsonObject) -> None:
     """Bring files to the disk, then write the manifest that makes them a result.
 
     Args:

@@ -16,7 +16,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from llmrec.configs.options import StageConfig
 from llmrec.runtime import disk, processes
@@ -24,6 +23,7 @@ from llmrec.runtime.manifest import (
     MANIFEST,
     PARTIAL,
     SCHEMA_VERSION,
+    JsonObject,
     content_hash,
     read_manifest,
     verify,
@@ -38,7 +38,7 @@ REPLACED = ".replaced"
 
 
 def run_stage(
-    stage: str, config: StageConfig, inputs: dict[str, str | Path], build: Callable[[Path], dict[str, Any] | None]
+    stage: str, config: StageConfig, inputs: dict[str, str | Path], build: Callable[[Path], JsonObject | None]
 ) -> Path:
     """Produce `config.out` by `build`, at most once.
 
@@ -85,7 +85,7 @@ def run_stage(
     return out
 
 
-def run_identity(stage: str, config: StageConfig, inputs: dict[str, str | Path]) -> dict[str, Any]:
+def run_identity(stage: str, config: StageConfig, inputs: dict[str, str | Path]) -> JsonObject:
     """What makes two runs the same run: stage, resolved config without paths of inputs, content of inputs."""
     fields = {
         field.name: getattr(config, field.name)
@@ -110,7 +110,7 @@ def _check_out(out: Path, inputs: dict[str, str | Path]) -> None:
             raise ValueError(f"out '{out}' holds the input {name} '{source}'; choose another --out.")
 
 
-def _is_finished(out: Path, identity: dict[str, Any], overwrite: bool) -> bool:
+def _is_finished(out: Path, identity: JsonObject, overwrite: bool) -> bool:
     """Whether `out` is already this run's result; the same answer in every process."""
     if not out.exists():
         return False
@@ -128,7 +128,7 @@ def _is_finished(out: Path, identity: dict[str, Any], overwrite: bool) -> bool:
     raise ValueError(f"'{out}' is the result of another run ({difference}). Add --overwrite, or choose another --out.")
 
 
-def _claim(partial: Path, identity: dict[str, Any], overwrite: bool) -> None:
+def _claim(partial: Path, identity: JsonObject, overwrite: bool) -> None:
     """Leave an empty or resumable `partial` that is bound to this run."""
     if partial.exists():
         difference = _difference(_read_run(partial, identity), identity)
@@ -144,7 +144,7 @@ def _claim(partial: Path, identity: dict[str, Any], overwrite: bool) -> None:
     write_json(partial / RUN, identity)
 
 
-def _read_run(partial: Path, identity: dict[str, Any]) -> dict[str, Any]:
+def _read_run(partial: Path, identity: JsonObject) -> JsonObject:
     """Identity of an unfinished run; the given one where a kill came before it was written."""
     try:
         return json.loads((partial / RUN).read_text(encoding="utf-8"))
@@ -154,7 +154,7 @@ def _read_run(partial: Path, identity: dict[str, Any]) -> dict[str, Any]:
         return identity
 
 
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+def _difference(old: JsonObject, new: JsonObject) -> str | None:
     if old == new:
         return None
     if old.get("stage") != new["stage"]:
@@ -184,8 +184,8 @@ def _describe(
     stage: str,
     config: StageConfig,
     inputs: dict[str, str | Path],
-    identity: dict[str, Any],
-    counts: dict[str, Any],
+    identity: JsonObject,
+    counts: JsonObject,
     seconds: float,
 ) -> None:
     for leftover in partial.rglob("*.tmp"):  # of a file that a killed attempt was about to rename

@@ -16,11 +16,12 @@ import operator
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from transformers import AddedToken, PreTrainedTokenizerBase
 
+from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.table import EMPTY
 
 DEFAULT_TEMPLATE = "<{letter}_{code}>"
@@ -161,11 +162,11 @@ class SidVocabulary:
                 "Run `llmrec extend` on the new table."
             )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> SidVocabulary:
+    def from_dict(cls, values: JsonObject) -> SidVocabulary:
         """The vocabulary that `to_dict` gave.
 
         Raises:

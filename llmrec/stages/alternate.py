@@ -11,7 +11,6 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -24,7 +23,7 @@ from llmrec.model.prompts import HistoryEncoder
 from llmrec.runtime import processes
 from llmrec.runtime.console import say
 from llmrec.runtime.device import resolve_device, resolve_dtype
-from llmrec.runtime.manifest import read_manifest
+from llmrec.runtime.manifest import JsonObject, read_manifest
 from llmrec.runtime.stage_directory import run_stage
 from llmrec.sid.table import SidTable
 from llmrec.stages import sft
@@ -68,7 +67,7 @@ class AlternateInputs:
     plan: Schedule
 
 
-def main(config: AlternateConfig) -> dict[str, Any]:
+def main(config: AlternateConfig) -> JsonObject:
     """Train, and save the merged model with its semantic IDs and tokenizer.
 
     Returns:
@@ -80,7 +79,7 @@ def main(config: AlternateConfig) -> dict[str, Any]:
     """
     begun = load(config)
 
-    def build(directory: Path) -> dict[str, Any]:
+    def build(directory: Path) -> JsonObject:
         trainer, counts = fine_tune(config, begun, directory)
         save(config, begun, trainer, counts, directory)
         return counts
@@ -143,9 +142,7 @@ def check(config: AlternateConfig, published: PublishedSids) -> None:
         )
 
 
-def fine_tune(
-    config: AlternateConfig, begun: AlternateInputs, directory: Path
-) -> tuple[AlternateTrainer, dict[str, Any]]:
+def fine_tune(config: AlternateConfig, begun: AlternateInputs, directory: Path) -> tuple[AlternateTrainer, JsonObject]:
     """Train in a directory, or go on where a run ended in it.
 
     Returns:
@@ -196,7 +193,7 @@ def make_alternation(
 
 
 def save(
-    config: AlternateConfig, begun: AlternateInputs, trainer: AlternateTrainer, counts: dict[str, Any], directory: Path
+    config: AlternateConfig, begun: AlternateInputs, trainer: AlternateTrainer, counts: JsonObject, directory: Path
 ) -> None:
     """Write the merged model with all that belongs to it, and the tokenizer."""
     table = trainer.alternation.table
@@ -217,7 +214,7 @@ def save_tokenizer(
         method=tokenizer.method, collision=POLICY, **options,
     )  # fmt: skip
 
-    def build(workdir: Path) -> dict[str, Any]:
+    def build(workdir: Path) -> JsonObject:
         table.save(workdir)
         tokenizer.save_pretrained(workdir)
         write_report(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from llmrec.configs import CompareConfig
 from llmrec.evaluation.compare import Run, check_comparable, compare, show
 from llmrec.evaluation.report import OURS
 from llmrec.reports.evaluation import render_comparison
+from llmrec.runtime.manifest import JsonObject
 
 
-def main(config: CompareConfig) -> dict[str, Any]:
+def main(config: CompareConfig) -> JsonObject:
     """Compare every run with the first and print the tables.
 
     Returns:

@@ -7,7 +7,6 @@ that is whole.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, set_seed
@@ -19,7 +18,7 @@ from llmrec.model.prompts import HistoryEncoder
 from llmrec.runtime import processes
 from llmrec.runtime.console import say
 from llmrec.runtime.device import resolve_device, resolve_dtype
-from llmrec.runtime.manifest import read_manifest, write_json
+from llmrec.runtime.manifest import JsonObject, read_manifest, write_json
 from llmrec.runtime.stage_directory import run_stage
 from llmrec.training.dpo.negative_difficulty import MOST_SCORED, hardness, log_prob_gaps
 from llmrec.training.dpo.negatives import mine
@@ -33,7 +32,7 @@ from llmrec.training.validation import chosen, evaluation_mode, tell_chosen
 HARDNESS = "hardness.json"
 
 
-def main(config: DpoConfig) -> dict[str, Any]:
+def main(config: DpoConfig) -> JsonObject:
     """Optimise preferences and save the merged model.
 
     Returns:
@@ -45,7 +44,7 @@ def main(config: DpoConfig) -> dict[str, Any]:
     start = load_start(config)
     given = load_preferences(config, start)
 
-    def build(directory: Path) -> dict[str, Any]:
+    def build(directory: Path) -> JsonObject:
         trainer, counts = optimise(config, start, given, directory)
         if trainer.is_world_process_zero():
             dtype = resolve_dtype(config.precision, resolve_device(config.device))
@@ -78,7 +77,7 @@ def load_preferences(config: DpoConfig, start: RunInputs) -> Preferences | None:
 
 def optimise(
     config: DpoConfig, start: RunInputs, given: Preferences | None, directory: Path
-) -> tuple[SidDPOTrainer, dict[str, Any]]:
+) -> tuple[SidDPOTrainer, JsonObject]:
     """Train in a directory, or go on where a run ended in it.
 
     Returns:

@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from llmrec.configs import EmbedConfig
 from llmrec.configs.options import suggestion
@@ -15,7 +14,7 @@ from llmrec.data.catalog import Catalog
 from llmrec.runtime import processes
 from llmrec.runtime.console import say
 from llmrec.runtime.device import resolve_device
-from llmrec.runtime.manifest import read_manifest, write_json
+from llmrec.runtime.manifest import JsonObject, read_manifest, write_json
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
 from llmrec.views import SUFFIX, ItemViews, View
 from llmrec.views.collaborative import collaborative_view
@@ -34,7 +33,7 @@ SECONDS = "seconds.json"
 EXTERNAL = re.compile(r"([A-Za-z0-9_-]+)=(.+)")  # the name becomes that of a file
 
 
-def main(config: EmbedConfig) -> dict[str, Any]:
+def main(config: EmbedConfig) -> JsonObject:
     """Build every view of `config.views` that the output directory does not have yet.
 
     Returns:
@@ -52,7 +51,7 @@ def main(config: EmbedConfig) -> dict[str, Any]:
     if not {"famae", *TRAINED}.isdisjoint(config.views):
         hold_out(catalog, config.seed)
 
-    def build(workdir: Path) -> dict[str, Any]:
+    def build(workdir: Path) -> JsonObject:
         for name in config.views:
             file, started = workdir / (name + SUFFIX), time.monotonic()
             view = None if file.exists() else build_view(name, config, catalog, external, workdir / SCRATCH)
@@ -167,7 +166,7 @@ def build_view(
     return external[name]
 
 
-def counts(workdir: Path, catalog: Catalog, config: EmbedConfig) -> dict[str, Any]:
+def counts(workdir: Path, catalog: Catalog, config: EmbedConfig) -> JsonObject:
     """What the manifest says of the views, from the files themselves, which are so checked once more."""
     views = ItemViews.load(workdir, catalog, config.views)
     facts = {name: {"dim": v.vectors.shape[1], "missing": int(v.missing.sum())} for name, v in views.items()}

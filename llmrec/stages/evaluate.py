@@ -9,7 +9,6 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +30,7 @@ from llmrec.evaluation.report import OURS, Outcomes, show, sid_usage, summarise
 from llmrec.reports.evaluation import render
 from llmrec.runtime import processes
 from llmrec.runtime.console import say
-from llmrec.runtime.manifest import MANIFEST, PARTIAL, content_hash, read_manifest, write_json
+from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, content_hash, read_manifest, write_json
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
 from llmrec.sid.table import SidTable
 
@@ -42,7 +41,7 @@ TRAINING_LOG = "training_log.json"
 CURVE = "curve.json"
 
 
-def main(config: EvaluateConfig) -> dict[str, Any]:
+def main(config: EvaluateConfig) -> JsonObject:
     """Evaluate a checkpoint beside the baselines and print the comparison.
 
     Returns:
@@ -57,7 +56,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         check_trainable(name, catalog)
     num_beams = config.num_beams or default_num_beams(catalog.num_items, config.k)
 
-    def build(workdir: Path) -> dict[str, Any]:
+    def build(workdir: Path) -> JsonObject:
         outcomes: Outcomes = {}
         for system in (OURS, *config.baselines):
             load = functools.cache(functools.partial(ranker, system, config, catalog, num_beams, workdir))
@@ -212,11 +211,11 @@ def resumed(
 
 def exhaustive(
     outcomes: Outcomes, rows: Rows, catalog: Catalog, table: SidTable, config: EvaluateConfig, workdir: Path
-) -> dict[str, Any]:
+) -> JsonObject:
     """The exact ranking of a sample of the rows beside the beam's; row by row, as memory grows with N squared."""
     drawn = draw_rows(len(rows), config.exact_rows, config.seed)
     load = functools.cache(functools.partial(ranker, EXACT, config, catalog, len(table.all_codes), workdir))
-    found: dict[str, Any] = {"num_rows": len(drawn), "num_beams": len(table.all_codes)}
+    found: JsonObject = {"num_rows": len(drawn), "num_beams": len(table.all_codes)}
     for column in COLUMNS:
         part = workdir / SCRATCH / f"{EXACT}-{column}.npz"
         outcome = resumed(part, load, rows.take(drawn), config, EXACT, column)
@@ -226,7 +225,7 @@ def exhaustive(
 
 def measured(
     outcomes: Outcomes, rows: Rows, catalog: Catalog, table: SidTable, config: EvaluateConfig, num_beams: int
-) -> dict[str, Any]:
+) -> JsonObject:
     """Content of metrics.json."""
     return {
         "split": config.split,
@@ -238,7 +237,7 @@ def measured(
     }
 
 
-def learned(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
+def learned(config: EvaluateConfig, workdir: Path) -> JsonObject:
     """Learning curves of ours and of each trained baseline, whose points `ranker` has kept."""
     points = {OURS: points_of_log(training_log(config.model))}
     for system in config.baselines:
@@ -269,12 +268,12 @@ def per_user(outcomes: Outcomes, indices: np.ndarray, rows: Rows, catalog: Catal
     return pa.concat_tables(tables)
 
 
-def trained(model: str) -> dict[str, Any] | None:
+def trained(model: str) -> JsonObject | None:
     """What made the checkpoint: stage, config and hashes of inputs; None for a copy without a manifest."""
     return read_manifest(model)["identity"] if (Path(model) / MANIFEST).is_file() else None
 
 
-def training_log(model: str) -> list[dict[str, Any]]:
+def training_log(model: str) -> list[JsonObject]:
     """What training logged, step by step; empty where the checkpoint has no log."""
     path = Path(model) / TRAINING_LOG
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,7 +25,7 @@ from llmrec.model.new_rows import ItemWords, TitleMeaning, add_rows
 from llmrec.model.prompts import Prompt
 from llmrec.runtime.console import say
 from llmrec.runtime.device import DTYPES
-from llmrec.runtime.manifest import read_manifest, verify
+from llmrec.runtime.manifest import JsonObject, read_manifest, verify
 from llmrec.runtime.stage_directory import run_stage
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary, check_template
@@ -34,7 +33,7 @@ from llmrec.sid.vocabulary import SidVocabulary, check_template
 MICRO = "micro"
 
 
-def main(config: ExtendConfig) -> dict[str, Any]:
+def main(config: ExtendConfig) -> JsonObject:
     """Extend a causal LM by the tokens of a SID table.
 
     Returns:
@@ -54,7 +53,7 @@ def main(config: ExtendConfig) -> dict[str, Any]:
     if config.catalog is not None:
         inputs["catalog"] = config.catalog
 
-    def build(directory: Path) -> dict[str, Any]:
+    def build(directory: Path) -> JsonObject:
         model, tokenizer = load_base(config)
         check_halves(model)
         vocabulary = SidVocabulary.add_to(tokenizer, table.level_sizes, config.spare_codes, config.template)
@@ -109,7 +108,7 @@ def check(config: ExtendConfig, table: SidTable) -> None:
         codebooks_of(config.sid)
 
 
-def append_items(config: ExtendConfig, table: SidTable) -> dict[str, Any]:
+def append_items(config: ExtendConfig, table: SidTable) -> JsonObject:
     """Give a checkpoint a table that was appended to its own; published semantic IDs and all weights stay.
 
     Returns:
@@ -123,7 +122,7 @@ def append_items(config: ExtendConfig, table: SidTable) -> dict[str, Any]:
     check_appended(old, table)
     details, left_out = carried_over(details, config.model, config.sid)
 
-    def build(directory: Path) -> dict[str, Any]:
+    def build(directory: Path) -> JsonObject:
         model, tokenizer = load_model(config.model, dtype="auto"), load_tokenizer(config.model)
         vocabulary, notes = grow(sid_config.vocabulary, table.level_sizes, tokenizer, model, config.seed)
         save_model(model, tokenizer, directory)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -19,7 +18,7 @@ from llmrec.decoding.trie.trie import SidTrie
 from llmrec.reports.grpo import render
 from llmrec.runtime.console import say
 from llmrec.runtime.device import resolve_device, resolve_dtype
-from llmrec.runtime.manifest import read_manifest
+from llmrec.runtime.manifest import JsonObject, read_manifest
 from llmrec.runtime.stage_directory import run_stage
 from llmrec.training.grpo.rewards import build_rewards
 from llmrec.training.grpo.trainer import make_trainer
@@ -41,7 +40,7 @@ PAGE = "training.html"
 TRIED = 2  # prompts that a user's reward is tried on
 
 
-def main(config: GrpoConfig, functions: Sequence[OwnReward] = ()) -> dict[str, Any]:
+def main(config: GrpoConfig, functions: Sequence[OwnReward] = ()) -> JsonObject:
     """Train and save the merged model.
 
     Args:
@@ -59,7 +58,7 @@ def main(config: GrpoConfig, functions: Sequence[OwnReward] = ()) -> dict[str, A
     own = own_rewards(config.rewards, functions, start.table.item_ids)
     check(config, start, prompts, own)
 
-    def build(directory: Path) -> dict[str, Any]:
+    def build(directory: Path) -> JsonObject:
         return reinforce(config, start, prompts, own, directory)
 
     inputs = {"catalog": config.catalog, "model": config.model, **sources(own)}
@@ -93,7 +92,7 @@ def sequences_of(prompts: Prompts) -> list[np.ndarray]:
 
 def reinforce(
     config: GrpoConfig, start: RunInputs, prompts: Prompts, own: Mapping[str, UserReward], directory: Path
-) -> dict[str, Any]:
+) -> JsonObject:
     """Train in a directory, or go on where a run ended in it, and save there; counts of the manifest."""
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.precision, device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -16,14 +15,14 @@ from llmrec.data.public_formats import Dataset
 from llmrec.data.simulator import simulate
 from llmrec.data.user_files import read_tables
 from llmrec.runtime.console import say, table
-from llmrec.runtime.manifest import read_manifest
+from llmrec.runtime.manifest import JsonObject, read_manifest
 from llmrec.runtime.stage_directory import run_stage
 
 SIMULATED = "simulated"
 METHODS = {"leave_one_out": splits.leave_one_out, "temporal": splits.temporal}
 
 
-def main(config: PrepareConfig) -> dict[str, Any]:
+def main(config: PrepareConfig) -> JsonObject:
     """Write the catalogue directory `config.out`.
 
     Returns:

@@ -27,7 +27,7 @@ from llmrec.data.known_datasets import known_source, locate
 from llmrec.model.checkpoint import load_tokenizer
 from llmrec.recommender import Recommender
 from llmrec.runtime.console import say, table
-from llmrec.runtime.manifest import read_manifest
+from llmrec.runtime.manifest import JsonObject, read_manifest
 from llmrec.stages import embed, evaluate, extend, prepare, sft, tokenize
 from llmrec.stages.extend import MICRO
 from llmrec.stages.prepare import SIMULATED
@@ -47,7 +47,7 @@ PRETRAINED_SFT = {"train": "lora", "batch_size": 64, "epochs": 3.0}
 SHOWN_USERS = 3
 
 
-def main(config: QuickstartConfig) -> dict[str, Any]:
+def main(config: QuickstartConfig) -> JsonObject:
     """Run the line from data to evaluation.
 
     Returns:
@@ -96,7 +96,7 @@ def choose_model(name: str) -> tuple[str, str]:
     return SMALL_PRETRAINED, f"The model is {SMALL_PRETRAINED}, fine-tuned with LoRA."
 
 
-def run_stages(config: QuickstartConfig, dataset: str, model: str, out: dict[str, str]) -> dict[str, Any]:
+def run_stages(config: QuickstartConfig, dataset: str, model: str, out: dict[str, str]) -> JsonObject:
     """Every stage on its own directory; the content of metrics.json."""
     common = {"overwrite": config.overwrite, "seed": config.seed}
     steps: list[Callable[[], Any]] = [
@@ -124,7 +124,7 @@ def run_stages(config: QuickstartConfig, dataset: str, model: str, out: dict[str
     return evaluate.main(EvaluateConfig(out=out["eval"], catalog=out["catalog"], model=out["checkpoint"], **common))
 
 
-def sft_config(config: QuickstartConfig, model: str, out: dict[str, str], common: dict[str, Any]) -> SftConfig:
+def sft_config(config: QuickstartConfig, model: str, out: dict[str, str], common: JsonObject) -> SftConfig:
     settings = dict(MICRO_SFT if model == MICRO else PRETRAINED_SFT)
     if config.epochs is not None:
         settings["epochs"] = config.epochs
@@ -136,7 +136,7 @@ def codebook_size(num_items: int) -> int:
     return max(4, min(LARGEST_CODEBOOK, 1 << max(0, (num_items // 16).bit_length() - 1)))
 
 
-def recommend_examples(catalog_dir: str, checkpoint: str) -> list[dict[str, Any]]:
+def recommend_examples(catalog_dir: str, checkpoint: str) -> list[JsonObject]:
     """Titles of the latest history and of the recommendations of a few test users."""
     catalog = Catalog.load(catalog_dir)
     rows = catalog.rows("test").take(range(min(SHOWN_USERS, len(catalog.rows("test")))))
@@ -155,7 +155,7 @@ def recommend_examples(catalog_dir: str, checkpoint: str) -> list[dict[str, Any]
     ]
 
 
-def show(examples: list[dict[str, Any]]) -> None:
+def show(examples: list[JsonObject]) -> None:
     for example in examples:
         rows = zip(example["history"] + [""] * 5, example["recommended"], strict=False)
         table(f"user {example['user_id']} (went on to: {example['next']})", ("latest history", "recommended"), rows)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from llmrec.configs import RecommendConfig
 from llmrec.data.catalog import Catalog
 from llmrec.runtime.console import is_quiet
+from llmrec.runtime.manifest import JsonObject
 
 KEYS = {"history", "exclude", "allow"}
 Request = dict[str, list[str]]
 
 
-def main(config: RecommendConfig) -> dict[str, Any]:
+def main(config: RecommendConfig) -> JsonObject:
     """Recommend for every history and print the answers on stdout.
 
     Returns:
@@ -133,12 +133,12 @@ def _parse_request(line: str) -> Request:
     return request
 
 
-def _item(item_id: str, score: float, titles: dict[str, str]) -> dict[str, Any]:
+def _item(item_id: str, score: float, titles: dict[str, str]) -> JsonObject:
     title = {"title": titles[item_id]} if item_id in titles else {}
     return {"item_id": item_id, "score": round(score, 4), **title}
 
 
-def show(users: list[dict[str, Any]], titles: dict[str, str]) -> None:
+def show(users: list[JsonObject], titles: dict[str, str]) -> None:
     """Print histories and answers as text."""
     for user in users:
         print("history:", ", ".join(titles.get(item_id) or item_id for item_id in user["history"]))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -22,7 +21,7 @@ from llmrec.model.prompts import HistoryEncoder, Prompt
 from llmrec.runtime import processes
 from llmrec.runtime.console import say
 from llmrec.runtime.device import resolve_device, resolve_dtype
-from llmrec.runtime.manifest import read_manifest, verify
+from llmrec.runtime.manifest import JsonObject, read_manifest, verify
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
 from llmrec.training.sft.augmentation import Augmentation
 from llmrec.training.sft.captured_step import CapturedLoss
@@ -38,7 +37,7 @@ from llmrec.training.validation import chosen, tell_chosen
 from llmrec.training.weights import load_trainable, merge, whole
 
 
-def main(config: SftConfig) -> dict[str, Any]:
+def main(config: SftConfig) -> JsonObject:
     """Fine-tune and save the merged model.
 
     Returns:
@@ -49,7 +48,7 @@ def main(config: SftConfig) -> dict[str, Any]:
     """
     start = load(config)
 
-    def build(directory: Path) -> dict[str, Any]:
+    def build(directory: Path) -> JsonObject:
         trainer, counts = fine_tune(config, start, directory)
         trained = whole(trainer, config)
         if trainer.is_world_process_zero():
@@ -91,7 +90,7 @@ def load(config: SftConfig) -> RunInputs:
     return RunInputs(catalog, sid_config, table, details, tokenizer, prefix)
 
 
-def fine_tune(config: SftConfig, start: RunInputs, directory: Path) -> tuple[SidSFTTrainer, dict[str, Any]]:
+def fine_tune(config: SftConfig, start: RunInputs, directory: Path) -> tuple[SidSFTTrainer, JsonObject]:
     """Train in a directory, or go on where a run ended in it.
 
     Returns:
@@ -132,7 +131,7 @@ def save(
     start: RunInputs,
     trainer: SidSFTTrainer,
     trained: PreTrainedModel | PeftModel,
-    counts: dict[str, Any],
+    counts: JsonObject,
     directory: Path,
 ) -> None:
     """Write the merged model with all that belongs to it."""

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 from llmrec import diagnostics
 from llmrec.configs import TokenizeConfig
@@ -20,7 +19,7 @@ from llmrec.reports import semantic_ids as page
 from llmrec.runtime import processes
 from llmrec.runtime.console import say
 from llmrec.runtime.device import resolve_device
-from llmrec.runtime.manifest import verify, write_json
+from llmrec.runtime.manifest import JsonObject, verify, write_json
 from llmrec.runtime.stage_directory import run_stage
 from llmrec.sid.table import SidTable
 from llmrec.tokenizers import Encoded, ItemTokenizer, collisions
@@ -50,7 +49,7 @@ class TokenizeResult:
     notes: list[str]
 
 
-def main(config: TokenizeConfig) -> dict[str, Any]:
+def main(config: TokenizeConfig) -> JsonObject:
     """Fit the item tokenizer, encode the catalogue, resolve collisions, report.
 
     Returns:
@@ -68,7 +67,7 @@ def main(config: TokenizeConfig) -> dict[str, Any]:
     if planned is not None:
         collisions.check_capacity(config.collision, catalog.num_items, planned)
 
-    def build(workdir: Path) -> dict[str, Any]:
+    def build(workdir: Path) -> JsonObject:
         if not processes.is_main():
             return {}
         views = ItemViews.load(config.views, catalog) if files else ItemViews()
@@ -138,11 +137,11 @@ def write_report(
     (workdir / PAGE).write_text(html, encoding="utf-8")
 
 
-def read_report(directory: str | Path) -> dict[str, Any]:
+def read_report(directory: str | Path) -> JsonObject:
     return json.loads((Path(directory) / REPORT).read_text(encoding="utf-8"))
 
 
-def beside(directories: list[str]) -> dict[str, Any]:
+def beside(directories: list[str]) -> JsonObject:
     """Print the reports of several directories beside each other.
 
     Raises:

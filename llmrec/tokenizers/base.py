@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from safetensors import SafetensorError
@@ -24,7 +24,7 @@ from torch import Tensor
 from llmrec.configs.options import MAX_SEED, Config, option
 from llmrec.data.catalog import Catalog
 from llmrec.runtime.device import resolve_device
-from llmrec.runtime.manifest import write_json
+from llmrec.runtime.manifest import JsonObject, write_json
 from llmrec.views import ItemViews
 
 CODEBOOKS, SETTINGS = "codebooks.safetensors", "item_tokenizer.json"
@@ -66,7 +66,7 @@ class ItemTokenizer(Config, ABC):
         """Codes of each level, as far as they are known before `fit`; None where the data decide."""
 
     @property
-    def training_log(self) -> list[list[dict[str, Any]]]:
+    def training_log(self) -> list[list[JsonObject]]:
         """Of each training within `fit`, its readings: step, loss, and what the method adds; empty without training."""
         return []
 
@@ -92,11 +92,11 @@ class ItemTokenizer(Config, ABC):
         """
 
     @abstractmethod
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, Tensor], JsonObject]:
         """What `fit` has learned: tensors, and facts for JSON."""
 
     @abstractmethod
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
         """Take up what `state` gave.
 
         Raises:
@@ -135,7 +135,7 @@ class ItemTokenizer(Config, ABC):
         return tokenizer
 
 
-def read_settings(path: str | Path) -> dict[str, Any]:
+def read_settings(path: str | Path) -> JsonObject:
     """Content of item_tokenizer.json: method, options, learned.
 
     Raises:

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from torch import Tensor
 
 from llmrec.configs.options import option
 from llmrec.data.catalog import Catalog
+from llmrec.runtime.manifest import JsonObject
 from llmrec.tokenizers.base import Encoded, ItemTokenizer
 from llmrec.views import ItemViews
 
@@ -53,10 +54,10 @@ class FixedTokenizer(ItemTokenizer):
             raise ValueError(f"'{self.method}' has codes for the catalogue that it was fitted on alone; fit it first.")
         return Encoded(self.codes_of(catalog))
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, Tensor], JsonObject]:
         return {}, {"level_sizes": self._sizes}
 
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
         self._sizes = facts["level_sizes"]
 
 

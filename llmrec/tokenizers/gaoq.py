@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from llmrec.configs.options import option
 from llmrec.data.catalog import Catalog
 from llmrec.runtime.console import progress
 from llmrec.runtime.device import resolve_device
+from llmrec.runtime.manifest import JsonObject
 from llmrec.tokenizers.base import Encoded
 from llmrec.tokenizers.shared.balanced import balanced_kmeans
 from llmrec.tokenizers.shared.kmeans import code_means, squared_distances
@@ -223,13 +224,13 @@ class GAOQ(SplittingTokenizer):
         """One less the cosine, so that hungarian_leaf matches as `fit` does."""
         return 1 - self._leaf_cosines(points_BD, self._leaves(codes_BL))
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, Tensor], JsonObject]:
         tensors, facts = super().state()
         for i, (level, anchors_AD) in enumerate(zip(self.levels, self.anchors, strict=True)):
             tensors |= {f"centroids_{i}": level.centroids, f"there_{i}": level.there, f"anchors_{i + 1}": anchors_AD}
         return tensors, facts
 
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
         super().restore(tensors, facts)
         device = resolve_device(self.device)
         depths = range(len(self.sizes) - 1)

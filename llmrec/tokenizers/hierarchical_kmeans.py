@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import Tensor
 from llmrec.configs.options import option
 from llmrec.runtime.console import progress
 from llmrec.runtime.device import resolve_device
+from llmrec.runtime.manifest import JsonObject
 from llmrec.tokenizers.shared.balanced import balanced_kmeans
 from llmrec.tokenizers.shared.kmeans import kmeans, nearest, squared_distances
 from llmrec.tokenizers.shared.splits import SplittingTokenizer, rows_of_nodes
@@ -128,13 +129,13 @@ class HierarchicalKMeans(SplittingTokenizer):
             cost_BK[rows, : end - begin] = squared_distances(points_BD[rows], level.centroids[begin:end])
         return cost_BK
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, Tensor], JsonObject]:
         tensors, facts = super().state()
         for i, level in enumerate(self.levels):
             tensors |= {f"centroids_{i}": level.centroids, f"first_{i}": level.first}
         return tensors, facts
 
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
         super().restore(tensors, facts)
         device = resolve_device(self.device)
         names = [(f"centroids_{level}", f"first_{level}") for level in range(self.num_levels)]

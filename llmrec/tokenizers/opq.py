@@ -14,7 +14,7 @@ Shapes: N items, L levels, K codes per level, D dimension of the vectors, E = L 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch import Tensor
 from llmrec.configs.options import option
 from llmrec.runtime.console import progress, say
 from llmrec.runtime.device import resolve_device
+from llmrec.runtime.manifest import JsonObject
 from llmrec.tokenizers.shared.kmeans import code_means, kmeans_plus_plus, lloyd, nearest, squared_distances
 from llmrec.tokenizers.shared.vectors import CHUNK, CodebookTokenizer, require_distinct
 
@@ -99,11 +100,11 @@ class OPQ(CodebookTokenizer):
     def last_level_cost(self, points_BD: Tensor) -> Tensor:
         return squared_distances(self._parts(points_BD)[-1], self.codebooks[-1])
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, Tensor], JsonObject]:
         tensors, facts = super().state()
         return {**tensors, "mean": self.mean_D, "into": self.into_DE, "back": self.back_ED}, facts
 
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
         super().restore(tensors, facts)
         device = resolve_device(self.device)
         self.mean_D, self.into_DE, self.back_ED = (tensors[name].to(device) for name in ("mean", "into", "back"))

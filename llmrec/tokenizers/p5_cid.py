@@ -16,7 +16,7 @@ Shapes: N items, M items of a group, T training interactions, L levels, C cluste
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from llmrec.configs.options import option
 from llmrec.data.catalog import Catalog, Rows
+from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.table import EMPTY
 from llmrec.tokenizers.base import Encoded, ItemTokenizer
 from llmrec.tokenizers.shared.assigned import find_keys, item_keys
@@ -119,10 +120,10 @@ class P5CID(ItemTokenizer):
                 return parts
         return np.array_split(group, min(self.clusters, -(-len(group) // self.leaf_size)))
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, Tensor], JsonObject]:
         return {"codes": torch.from_numpy(self.codes_NL), "item_keys": torch.from_numpy(self.keys_N)}, {}
 
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
         self.codes_NL, self.keys_N = tensors["codes"].numpy(), tensors["item_keys"].numpy()
         if len(self.codes_NL) != len(self.keys_N):
             raise ValueError(f"codes of {len(self.codes_NL)} items, keys of {len(self.keys_N)}")

@@ -14,7 +14,7 @@ Shapes: N items, B rows, L levels, K codes of a level, D dimension of the vector
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch.nn.functional import normalize
 
 from llmrec.runtime.console import say
 from llmrec.runtime.device import resolve_device
+from llmrec.runtime.manifest import JsonObject
 from llmrec.tokenizers.shared.kmeans import kmeans_plus_plus, nearest
 from llmrec.tokenizers.shared.residual_quantizer import (
     RESTART_EVERY,
@@ -100,11 +101,11 @@ class RVQ(TrainedTokenizer):
             rebuilt_BD = (self.codebooks[level][codes_BL[:, level]] + rebuilt_BD) * self.lengths[level]
         return rebuilt_BD
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, Tensor], JsonObject]:
         tensors, facts = super().state()
         return tensors, {**facts, "lengths": self.lengths}
 
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
         super().restore(tensors, facts)
         self.lengths = facts["lengths"]
         if len(self.lengths) != self.num_levels:

@@ -34,7 +34,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ from llmrec.configs.options import option
 from llmrec.data.catalog import Catalog
 from llmrec.runtime.console import say
 from llmrec.runtime.device import resolve_device
+from llmrec.runtime.manifest import JsonObject
 from llmrec.tokenizers.base import Encoded
 from llmrec.tokenizers.shared.autoencoder import NetworkTokenizer
 from llmrec.tokenizers.shared.contrast import nt_xent
@@ -106,7 +107,7 @@ class Identifying(Objective):
     def after_step(self, step: int, rows_B: Tensor, optimizer: torch.optim.Optimizer, nearness: float) -> None:
         self.anneal(step)
 
-    def watch(self, rows_N: Tensor) -> dict[str, Any]:
+    def watch(self, rows_N: Tensor) -> JsonObject:
         names = list(self.options.view_dims)
         return signs_of(self.points, rows_N, self.network, self.quantizer, names, self.options.seed)
 
@@ -153,7 +154,7 @@ class SimCIT(NetworkTokenizer):
 
     def __post_init__(self):
         super().__post_init__()
-        self.signs: dict[str, Any] = {}
+        self.signs: JsonObject = {}
 
     def problems(self) -> list[str]:
         problems = super().problems()
@@ -238,10 +239,10 @@ class SimCIT(NetworkTokenizer):
 
         return dataclasses.replace(encoded, vectors=latent)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, Tensor], JsonObject]:
         tensors, facts = super().state()
         return tensors, {**facts, "signs": self.signs}
 
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
         super().restore(tensors, facts)
         self.signs = facts["signs"]

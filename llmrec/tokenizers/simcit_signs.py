@@ -10,11 +10,10 @@ Shapes: N items, n of them, B of a chunk, M views, L levels, K codes of a level,
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from llmrec.runtime.manifest import JsonObject
 from llmrec.tokenizers.shared.fusion import Fusion
 from llmrec.tokenizers.shared.soft_quantizer import SoftQuantizer
 from llmrec.tokenizers.shared.vectors import CHUNK
@@ -23,7 +22,7 @@ from llmrec.tokenizers.shared.vectors import CHUNK
 @torch.no_grad()
 def signs_of(
     points_ND: Tensor, rows_n: Tensor, network: Fusion, quantizer: SoftQuantizer, view_names: list[str], seed: int
-) -> dict[str, Any]:
+) -> JsonObject:
     """Signs over some items, with temperature and noise as they are.
 
     Args:
@@ -69,7 +68,7 @@ def perplexity(codes_n: Tensor) -> float:
     return float(torch.special.entr(shares_K).sum().exp())
 
 
-def described(signs: dict[str, Any], codebook_size: int) -> str:
+def described(signs: JsonObject, codebook_size: int) -> str:
     """`signs_of` in words."""
     shares = ", ".join(f"{name} {share:.3f}" for name, share in signs["attention"].items())
     per_level = "; ".join(

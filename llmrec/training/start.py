@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
@@ -16,7 +15,7 @@ from llmrec.data.catalog import Catalog
 from llmrec.model.card import write_card
 from llmrec.model.checkpoint import TRAINING, SidConfig, save_model
 from llmrec.runtime import processes
-from llmrec.runtime.manifest import content_hash, read_manifest, write_json
+from llmrec.runtime.manifest import JsonObject, content_hash, read_manifest, write_json
 from llmrec.sid.table import SidTable
 from llmrec.training.trainer import split_batch
 from llmrec.training.validation import Validation
@@ -42,7 +41,7 @@ class RunInputs:
     catalog: Catalog
     sid_config: SidConfig
     table: SidTable
-    details: dict[str, Any]
+    details: JsonObject
     tokenizer: PreTrainedTokenizerBase
     prefix: list[int]
 
@@ -132,8 +131,8 @@ def save_checkpoint(
     config: FineTuneConfig,
     start: RunInputs,
     merged: PreTrainedModel,
-    log: list[dict[str, Any]],
-    counts: dict[str, Any],
+    log: list[JsonObject],
+    counts: JsonObject,
     directory: Path,
 ) -> None:
     """Write the merged model with all that belongs to it."""
@@ -152,7 +151,7 @@ def save_checkpoint(
     write_card(directory, Path(config.out).name)
 
 
-def describe_data(catalog: str) -> dict[str, Any]:
+def describe_data(catalog: str) -> JsonObject:
     """Dataset, filter and split, for the model card; of a file its name, not where it lies."""
     manifest = read_manifest(catalog)
     settings = {key: manifest["config"].get(key) for key in ("dataset", "k_core", "split", "max_history", "seed")}
@@ -161,13 +160,13 @@ def describe_data(catalog: str) -> dict[str, Any]:
     return {**settings, "counts": manifest["counts"]}
 
 
-def describe_recipe(config: FineTuneConfig) -> dict[str, Any]:
+def describe_recipe(config: FineTuneConfig) -> JsonObject:
     """What makes the weights what they are, for the model card; no paths."""
     settings = [f.name for f in dataclasses.fields(config) if f.metadata["identity"]]
     return {name: getattr(config, name) for name in settings if name not in PATHS}
 
 
-def phases(details: dict[str, Any]) -> list[dict[str, Any]]:
+def phases(details: JsonObject) -> list[JsonObject]:
     """Recipe and counts of every run that trained a checkpoint, oldest first; empty of one just extended.
 
     Args:

@@ -25,6 +25,7 @@ from llmrec.evaluation.learning import JUDGING
 from llmrec.model.checkpoint import without_tensor_bars
 from llmrec.runtime import processes
 from llmrec.runtime.console import is_quiet, say
+from llmrec.runtime.manifest import JsonObject
 from llmrec.runtime.stage_directory import SCRATCH
 from llmrec.training.checkpoints import WholeCheckpoints, newest_whole
 from llmrec.training.validation import Validation, chosen, saving
@@ -110,7 +111,7 @@ class Divergence(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, Any] | None = None,
+        logs: JsonObject | None = None,
         **kwargs: Any,
     ) -> None:
         """Look at the mean loss since the last entry, and at the end of training at that of all steps.
@@ -144,7 +145,7 @@ class LogLines(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, Any] | None = None,
+        logs: JsonObject | None = None,
         **kwargs: Any,
     ) -> None:
         if logs and "loss" in logs and args.disable_tqdm:
@@ -168,9 +169,7 @@ def split_batch(config: FineTuneConfig) -> tuple[int, int]:
     return micro, share // micro
 
 
-def shared_arguments(
-    config: FineTuneConfig, directory: Path, device: torch.device, dtype: torch.dtype
-) -> dict[str, Any]:
+def shared_arguments(config: FineTuneConfig, directory: Path, device: torch.device, dtype: torch.dtype) -> JsonObject:
     """A config in the words of TrainingArguments; matrix products run in `dtype`, the type of frozen weights."""
     micro, accumulation = split_batch(config)
     return {
@@ -210,7 +209,7 @@ def use_one_gpu(arguments: TrainingArguments, config: FineTuneConfig) -> None:
         arguments._n_gpu = 1
 
 
-def train(trainer: SidTrainer, directory: Path) -> tuple[dict[str, Any], float]:
+def train(trainer: SidTrainer, directory: Path) -> tuple[JsonObject, float]:
     """Train to the end, from the newest whole checkpoint where there is one.
 
     Returns:

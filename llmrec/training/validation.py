@@ -30,12 +30,13 @@ from llmrec.evaluation.metrics import ndcg, recall
 from llmrec.evaluation.protocol import COLUMNS, evaluate
 from llmrec.model.checkpoint import SidConfig
 from llmrec.runtime.console import say
+from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.table import SidTable
 
 KEPT = 3  # checkpoints: the best one, and the two newest as without evaluation
 
 
-def saving(config: FineTuneConfig) -> dict[str, Any]:
+def saving(config: FineTuneConfig) -> JsonObject:
     """Arguments of the Trainer for checkpoints and evaluations; with the latter, each has a checkpoint."""
     if config.eval_steps is None:
         return {"save_steps": config.save_steps, "save_total_limit": 2}
@@ -51,7 +52,7 @@ def saving(config: FineTuneConfig) -> dict[str, Any]:
     }
 
 
-def chosen(state: TrainerState) -> dict[str, Any]:
+def chosen(state: TrainerState) -> JsonObject:
     """For the manifest's counts: the best step, its ndcg and the step whose weights are saved; empty without any.
 
     Where no target was found at any step, none is the best, and the weights of the last one are saved. Where the start
@@ -65,7 +66,7 @@ def chosen(state: TrainerState) -> dict[str, Any]:
     return {"best_step": best, f"valid_ndcg@{CUTOFF}": state.best_metric, "saved_step": best or state.global_step}
 
 
-def tell_chosen(stage: str, counts: dict[str, Any]) -> None:
+def tell_chosen(stage: str, counts: JsonObject) -> None:
     """Say which weights were saved and why, where steps were judged.
 
     Args:

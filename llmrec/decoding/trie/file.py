@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +18,7 @@ from torch import Tensor
 from llmrec.decoding.trie.build import Parts
 from llmrec.decoding.trie.leaf_items import LeafItems
 from llmrec.decoding.trie.level import BYTE, TrieLevel
+from llmrec.runtime.manifest import JsonObject
 
 FORMAT, VERSION = "llmrec SidTrie", 1
 KEY = "llmrec_trie"
@@ -66,7 +66,7 @@ def read(path: str | Path) -> tuple[Parts, str | None]:
     return parts, header["table_sha256"]
 
 
-def _parts(arrays: dict[str, Tensor], header: dict[str, Any]) -> Parts:
+def _parts(arrays: dict[str, Tensor], header: JsonObject) -> Parts:
     num_nodes, levels = 1, []
     for i, (size, num_ends, width) in enumerate(
         zip(header["level_sizes"], header["num_ends"], header["widths"], strict=True)

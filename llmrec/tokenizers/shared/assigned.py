@@ -13,7 +13,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from llmrec.data.catalog import Catalog
 from llmrec.runtime.device import resolve_device
+from llmrec.runtime.manifest import JsonObject
 from llmrec.tokenizers.base import Encoded
 from llmrec.tokenizers.shared.vectors import VectorTokenizer
 from llmrec.views import ItemViews
@@ -79,13 +80,13 @@ class AssignedTokenizer(VectorTokenizer):
             reconstruction=lambda rows: self.rebuild(codes_NL[torch.as_tensor(rows)].to(device)).cpu(),
         )
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, Tensor], JsonObject]:
         tensors, facts = super().state()
         if self.assigned_NL is not None:
             tensors |= {"assigned": self.assigned_NL, "nearest": self.nearest_NL, "item_keys": self.keys_N}
         return tensors, facts
 
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
         super().restore(tensors, facts)
         self.assigned_NL, self.nearest_NL, self.keys_N = map(tensors.get, ("assigned", "nearest", "item_keys"))
 

@@ -16,7 +16,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from torch.nn.functional import mse_loss
 from llmrec.configs.options import option
 from llmrec.runtime.console import say
 from llmrec.runtime.device import resolve_device
+from llmrec.runtime.manifest import JsonObject
 from llmrec.tokenizers.shared.residual_quantizer import RESTART_EVERY, RESTART_UNTIL, Quantized, ResidualQuantizer
 from llmrec.tokenizers.shared.training_loop import Objective, TrainedTokenizer
 from llmrec.tokenizers.shared.vectors import CHUNK, require_distinct
@@ -122,11 +123,11 @@ class NetworkTokenizer(TrainedTokenizer):
     def decode(self, latent_BE: Tensor) -> Tensor:
         return self.network.decode(latent_BE)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, Tensor], JsonObject]:
         tensors, facts = super().state()
         return {**tensors, **{NETWORK + name: part for name, part in self.network.state_dict().items()}}, facts
 
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
         super().restore(tensors, facts)
         network = self.empty_network(sum(self.view_dims.values()), self.codebooks[0].shape[1])
         own = {name.removeprefix(NETWORK): part for name, part in tensors.items() if name.startswith(NETWORK)}

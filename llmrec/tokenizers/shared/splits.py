@@ -6,12 +6,13 @@ Shapes: N items.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from torch import Tensor
 
 from llmrec.configs.options import option
 from llmrec.data.catalog import Catalog
+from llmrec.runtime.manifest import JsonObject
 from llmrec.tokenizers.shared.assigned import AssignedTokenizer
 from llmrec.views import ItemViews
 
@@ -35,11 +36,11 @@ class SplittingTokenizer(AssignedTokenizer):
         self.sizes = self.planned_sizes(catalog.num_items)
         return super().fit(catalog, views)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, Tensor], JsonObject]:
         tensors, facts = super().state()
         return tensors, {**facts, "level_sizes": self.sizes}
 
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
         super().restore(tensors, facts)
         self.sizes = facts["level_sizes"]
 

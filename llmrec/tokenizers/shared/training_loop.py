@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from llmrec.configs.options import option
 from llmrec.data.catalog import Catalog
 from llmrec.runtime.console import progress, say
+from llmrec.runtime.manifest import JsonObject
 from llmrec.tokenizers.shared.vectors import ResidualTokenizer
 from llmrec.views import ItemViews
 
@@ -54,7 +55,7 @@ class Objective(nn.Module, ABC):
     def judge(self, rows_B: Tensor) -> Tensor:
         """What stops training: the mean over rows of what the method is for, in evaluation mode."""
 
-    def watch(self, rows_N: Tensor) -> dict[str, Any]:
+    def watch(self, rows_N: Tensor) -> JsonObject:
         """What the log shows beside the loss: name -> a number, one per level, or name -> number; evaluation mode."""
         return {}
 
@@ -120,10 +121,10 @@ class TrainedTokenizer(ResidualTokenizer):
 
     def __post_init__(self):
         super().__post_init__()
-        self.log: list[list[dict[str, Any]]] = []
+        self.log: list[list[JsonObject]] = []
 
     @property
-    def training_log(self) -> list[list[dict[str, Any]]]:
+    def training_log(self) -> list[list[JsonObject]]:
         return self.log
 
     def fit(self, catalog: Catalog, views: ItemViews) -> Self:
@@ -206,7 +207,7 @@ def read_loss(learner: Objective, rows_N: Tensor, batch_size: int) -> float:
     return float(torch.stack(losses).sum() / len(rows_N))
 
 
-def in_words(reading: dict[str, Any]) -> str:
+def in_words(reading: JsonObject) -> str:
     """An entry of the log in a line."""
     parts = []
     for name, value in reading.items():

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from llmrec.configs.options import option
 from llmrec.data.catalog import Catalog
 from llmrec.runtime.device import resolve_device
+from llmrec.runtime.manifest import JsonObject
 from llmrec.tokenizers.base import Encoded, ItemTokenizer
 from llmrec.tokenizers.shared.kmeans import nearest, squared_distances
 from llmrec.tokenizers.shared.row_blocks import blocks
@@ -134,10 +135,10 @@ class VectorTokenizer(ItemTokenizer):
         inputs = self.inputs(views)
         return [(view, weight) for weight, (name, view) in zip(weights, views.items(), strict=True) if name in inputs]
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, Tensor], JsonObject]:
         return {}, {"view_dims": self.view_dims}
 
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
         self.view_dims = facts["view_dims"]
 
 
@@ -159,11 +160,11 @@ class CodebookTokenizer(VectorTokenizer):
     def level_sizes(self) -> list[int]:
         return [self.codebook_size] * self.num_levels
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, Tensor], JsonObject]:
         tensors, facts = super().state()
         return {**tensors, **{f"codebook_{level}": book for level, book in enumerate(self.codebooks)}}, facts
 
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
         super().restore(tensors, facts)
         device = resolve_device(self.device)
         count = sum(name.startswith("codebook_") for name in tensors)

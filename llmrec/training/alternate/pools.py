@@ -14,12 +14,13 @@ Shapes: S sequences, M items of the longest, U distinct targets, R rows, T token
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from llmrec.runtime.manifest import JsonObject
 from llmrec.training.sft.examples import HistoryCollator
 
 
@@ -47,15 +48,15 @@ class PoolingCollator(HistoryCollator):
 
     known_N: np.ndarray | None = None
 
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, examples: list[JsonObject]) -> JsonObject:
         return {"examples": examples}
 
-    def batch(self, examples: list[dict[str, Any]], pooling: bool) -> dict[str, Any]:
+    def batch(self, examples: list[JsonObject], pooling: bool) -> JsonObject:
         """Tokens and labels as `llmrec sft` has them, with `pools` where they are asked for."""
         batch = super().__call__(examples)
         return {**batch, "pools": self.pools(examples, batch["input_ids"].shape[1])._asdict()} if pooling else batch
 
-    def pools(self, examples: list[dict[str, Any]], row_tokens: int) -> Pools:
+    def pools(self, examples: list[JsonObject], row_tokens: int) -> Pools:
         """Where the items of a batch end, and which of them are targets.
 
         Args:

@@ -31,6 +31,7 @@ from llmrec.configs import AlternateConfig
 from llmrec.model.backbone import causal_lm, run_backbone
 from llmrec.model.prompts import HistoryEncoder
 from llmrec.runtime.console import say
+from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.tokenizers.etegrec import EndToEnd
@@ -177,7 +178,7 @@ class Alternation(TrainerCallback):
         self._let_tokenizer_train(False)
         return {f"pass_{name}": value for name, value in _means(seen).items()}
 
-    def draw(self) -> Iterator[list[dict[str, Any]]]:
+    def draw(self) -> Iterator[list[JsonObject]]:
         """Batches of a pass: sequences in an order of its own, again and again until it has its steps."""
         examples, size = self.trainer.train_dataset, self.config.batch_size
         rows = np.flatnonzero([len(each) > 0 for each in examples["rows"]])  # without those of `fill_last_batch`
@@ -188,7 +189,7 @@ class Alternation(TrainerCallback):
             yield examples.select(chosen).to_list()
 
     @torch.no_grad()
-    def read(self, examples: list[dict[str, Any]], aligned: bool) -> tuple[Tensor, Vectors | None]:
+    def read(self, examples: list[JsonObject], aligned: bool) -> tuple[Tensor, Vectors | None]:
         """(U,) targets of examples, and what the LLM makes of the histories before them."""
         batch, device = self.trainer.data_collator.batch(examples, pooling=True), self.tokenizer.points.device
         pools = Pools(*(places.to(device) for places in batch.pop("pools").values()))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmrec.runtime.manifest import JsonObject
 from llmrec.training.alternate.tokenizer_turns import Alternation
 from llmrec.training.sft.trainer import SidSFTTrainer
 
@@ -37,8 +38,8 @@ class AlternateTrainer(SidSFTTrainer):
         return optimizer
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], Tensor | int | None]:
+        self, epoch_iterator: Iterator[JsonObject], num_batches: int, device: torch.device
+    ) -> tuple[list[JsonObject], Tensor | int | None]:
         """Batches of the next step, as tokens of its semantic IDs; before it the tokenizer may have its turn."""
         self.alternation.between_steps(self.state.global_step)
         drawn, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -46,7 +47,7 @@ class AlternateTrainer(SidSFTTrainer):
         batches = [self.data_collator.batch(each["examples"], pooling) for each in drawn]
         return batches, self._get_num_items_in_batch(batches, device)
 
-    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+    def log(self, logs: JsonObject, start_time: float | None = None) -> None:
         """With the alignment losses of the steps that a loss is the mean of."""
         super().log({**logs, **self.alternation.read_seen()} if "loss" in logs else logs, start_time)
 

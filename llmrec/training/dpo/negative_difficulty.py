@@ -6,12 +6,11 @@ is what costs the target its place in the ranking.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import nn
 
+from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.table import SidTable
 from llmrec.training.dpo.preferences import PreferenceCollator, Preferences
 from llmrec.training.validation import evaluation_mode
@@ -42,7 +41,7 @@ def log_prob_gaps(
     return gaps
 
 
-def hardness(preferences: Preferences, table: SidTable, gaps: list[np.ndarray]) -> dict[str, dict[str, Any]]:
+def hardness(preferences: Preferences, table: SidTable, gaps: list[np.ndarray]) -> dict[str, JsonObject]:
     """Figures of each source.
 
     Args:
@@ -64,7 +63,7 @@ def hardness(preferences: Preferences, table: SidTable, gaps: list[np.ndarray]) 
     return {name: _figures(shared[own], ranks[own], gap[own]) for name, own in by_source.items()}
 
 
-def _figures(shared: np.ndarray, ranks: np.ndarray, gap: np.ndarray) -> dict[str, Any]:
+def _figures(shared: np.ndarray, ranks: np.ndarray, gap: np.ndarray) -> JsonObject:
     figures = {"negatives": len(shared), "shared_prefix": round(float(shared.mean()), 3)}
     if (ranks >= 0).all():
         figures["beam_rank"] = round(float(ranks.mean()), 2)

@@ -26,6 +26,7 @@ from torch import Tensor
 from llmrec.data import columns
 from llmrec.data.catalog import Catalog
 from llmrec.model.prompts import HistoryEncoder
+from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.table import EMPTY, SidTable
 from llmrec.training.preference.policy import Prompts, check_batch
 
@@ -133,7 +134,7 @@ class PreferenceCollator:
     max_history: int
     pad_token_id: int
 
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, examples: list[JsonObject]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask` (B, T), `completions` (B, 1 + M, L), target first, `smoothing` (B, M)."""
         histories = [self.encoder.encode_history(each["rows"][-self.max_history :]) for each in examples]
         lengths = np.array([len(self.prefix) + len(history) for history in histories])

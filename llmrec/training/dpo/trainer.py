@@ -26,6 +26,7 @@ from trl import DPOConfig as TrlDpoConfig
 from trl import DPOTrainer
 
 from llmrec.configs import DpoConfig
+from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.table import EMPTY
 from llmrec.training import trainer as shared
 from llmrec.training.dpo.preferences import PreferenceCollator
@@ -143,7 +144,7 @@ def make_trainer(
         )
 
 
-def train(trainer: SidDPOTrainer, directory: Path) -> dict[str, Any]:
+def train(trainer: SidDPOTrainer, directory: Path) -> JsonObject:
     """Train to the end, from the newest whole checkpoint where there is one; counts of the manifest."""
     counts, epochs_per_second = shared.train(trainer, directory)
     prompts = len(trainer.train_dataset)

@@ -45,6 +45,7 @@ from trl import GRPOTrainer
 from llmrec.configs import GrpoConfig
 from llmrec.decoding.ranker import SidRanker
 from llmrec.evaluation.learning import NDCG
+from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.table import EMPTY
 from llmrec.training.grpo.rewards import WeightedRewards
 from llmrec.training.grpo.rollout_batches import Rounds
@@ -108,7 +109,7 @@ class SidGRPOTrainer(SidTrainer, GRPOTrainer):
         with evaluation_mode(self.model), self.accelerator.autocast():
             return self.rounds.draw(prompts, int(self.state.epoch or 0), self.state.global_step)
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def _generate_and_score_completions(self, inputs: list[JsonObject]) -> dict[str, Tensor]:
         """TRL's batch with our advantages and weights, as (U, G, …): TRL shuffles and splits whole groups then."""
         with without_renaming_warning():
             scored = super()._generate_and_score_completions(inputs)
@@ -119,7 +120,7 @@ class SidGRPOTrainer(SidTrainer, GRPOTrainer):
         groups = self.num_generations
         return {name: value.unflatten(0, (-1, groups)) if value.dim() else value for name, value in scored.items()}
 
-    def _mask(self, inputs: list[dict[str, Any]], completion_mask: Tensor) -> Tensor:
+    def _mask(self, inputs: list[JsonObject], completion_mask: Tensor) -> Tensor:
         """(U * G, C) what each token counts; see the file header."""
         weights = completion_mask.new_tensor([row["weight"] for row in inputs], dtype=torch.float32)
         if self.config.idle != "keep":

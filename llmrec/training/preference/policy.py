@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from llmrec.configs import PreferenceConfig
 from llmrec.data.catalog import Catalog
 from llmrec.model.checkpoint import TRAINING, SidConfig, load_model, load_tokenizer
 from llmrec.runtime import processes
-from llmrec.runtime.manifest import verify
+from llmrec.runtime.manifest import JsonObject, verify
 from llmrec.runtime.stage_directory import SCRATCH
 from llmrec.training.start import RunInputs, check, check_length, save_checkpoint
 from llmrec.training.trainer import SidTrainer
@@ -135,7 +134,7 @@ def save_policy(
     config: PreferenceConfig,
     start: RunInputs,
     trainer: SidTrainer,
-    counts: dict[str, Any],
+    counts: JsonObject,
     dtype: torch.dtype,
     directory: Path,
 ) -> None:

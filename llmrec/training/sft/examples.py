@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from llmrec.data.windows import windows
 from llmrec.model.prompts import HistoryEncoder
+from llmrec.runtime.manifest import JsonObject
 from llmrec.training.sft.augmentation import Augmentation, honest_targets
 from llmrec.training.sft.losses import IGNORED
 from llmrec.training.sft.packing import first_fit, pack, row_length
@@ -122,7 +123,7 @@ class HistoryCollator:
     seed: int = 0
     epoch: int = 0
 
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, examples: list[JsonObject]) -> dict[str, Tensor]:
         """`input_ids` and `labels`, (B, T) each, with `attention_mask`; packed, (R, T) with `position_ids`.
 
         With tasks there is also `most_words`, an int: that many labels at most are no SID tokens.
@@ -150,7 +151,7 @@ class HistoryCollator:
         step = max(WORDS_STEP, (1 << (count - 1).bit_length()) // 4)
         return -(-count // step) * step
 
-    def draw(self, examples: list[dict[str, Any]]) -> list[tuple[Tensor, Tensor]]:
+    def draw(self, examples: list[JsonObject]) -> list[tuple[Tensor, Tensor]]:
         """Token ids and labels of each example, in this epoch."""
         from_histories = iter(self._draw_histories([each for each in examples if not each.get("task")]))
         return [self._draw_task(each) if each.get("task") else next(from_histories) for each in examples]
@@ -161,7 +162,7 @@ class HistoryCollator:
         drawn = (self.draw([each for each in part.to_list() if each["rows"] or each.get("task")]) for part in parts)
         return sum(len(ids) for part in drawn for ids, _ in part)
 
-    def _draw_histories(self, examples: list[dict[str, Any]]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _draw_histories(self, examples: list[JsonObject]) -> Iterator[tuple[Tensor, Tensor]]:
         """All histories in one gather: labels are the tokens of the items that are targets."""
         if not examples:
             return iter(())
@@ -175,11 +176,11 @@ class HistoryCollator:
         labels = np.insert(labels, starts, IGNORED)
         return zip(torch.from_numpy(ids).split(lengths), torch.from_numpy(labels).split(lengths), strict=True)
 
-    def histories(self, examples: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def histories(self, examples: list[JsonObject]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What `flatten` returns, of histories as this epoch shows them."""
         return self._augmented(examples) if self.augmentation else flatten(examples)
 
-    def _augmented(self, examples: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _augmented(self, examples: list[JsonObject]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What `flatten` returns, of histories as they are shown in this epoch."""
         rows, is_target = [], []
         for example in examples:
@@ -189,7 +190,7 @@ class HistoryCollator:
             is_target.append(honest_targets(places, example["num_context"]))
         return np.concatenate(rows), np.concatenate(is_target), np.array(list(map(len, rows)))
 
-    def _draw_task(self, example: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def _draw_task(self, example: JsonObject) -> tuple[Tensor, Tensor]:
         """Labels are the answer."""
         prompt, answer = self.tasks[example["task"]].draw(self.seed, self.epoch, example["index"], self.encoder)
         ids = torch.from_numpy(np.append(prompt, answer))
@@ -198,7 +199,7 @@ class HistoryCollator:
         return ids, labels
 
 
-def flatten(examples: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def flatten(examples: list[JsonObject]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Histories of B examples, one behind another.
 
     Returns:

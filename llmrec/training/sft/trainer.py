@@ -25,6 +25,7 @@ from trl import SFTConfig as TrlSftConfig
 from trl import SFTTrainer
 
 from llmrec.configs import SftConfig
+from llmrec.runtime.manifest import JsonObject
 from llmrec.training import trainer as shared
 from llmrec.training.sft.examples import HistoryCollator, num_targets
 from llmrec.training.trainer import SidTrainer, shared_arguments, use_one_gpu
@@ -91,7 +92,7 @@ def make_trainer(
     )
 
 
-def train(trainer: SidSFTTrainer, directory: Path) -> dict[str, Any]:
+def train(trainer: SidSFTTrainer, directory: Path) -> JsonObject:
     """Train to the end, from the newest whole checkpoint where there is one; counts of the manifest."""
     counts, epochs_per_second = shared.train(trainer, directory)
     collator, examples = trainer.data_collator, trainer.train_dataset
