@@ -9,8 +9,6 @@ Shapes: N items, L levels.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from llmrec.data.catalog import Catalog
