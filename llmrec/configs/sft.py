@@ -17,6 +17,7 @@ TASK_NAMES = (
     "description_to_sid",
     "category_to_sids",
 )
+DEFAULT_INSTRUCTION = "Recommend the next item for a user with this history, oldest first:"
 MOST_TASK_WEIGHT = 100  # examples are listed in memory, and one list of 100 epochs is a mistake
 
 
@@ -27,9 +28,7 @@ class SftConfig(FineTuneConfig):
     stage = "sft"
 
     model: str = option("Directory written by `llmrec extend`, or by an earlier `llmrec sft` to train on from it.")
-    instruction: str = option(
-        "Text before the history.", "Recommend the next item for a user with this history, oldest first:"
-    )
+    instruction: str = option("Text before the history.", DEFAULT_INSTRUCTION)
     chat_template: bool = option("Wrap the instruction in the tokenizer's chat template.", False)
     train: Literal["lora", "rows", "full"] = option(
         "LoRA and semantic-ID rows, the rows alone, or all weights.", "lora"

@@ -154,12 +154,14 @@ class SidRanker:
         empty = [i for i, history in enumerate(histories) if len(history) == 0]
         if empty:
             raise ValueError(f"History {empty[0]} is empty; at least one item is needed to recommend from.")
-        tokens = [self.encoder.encode_history(history[-self.sid_config.max_history :]) for history in histories]
-        lengths = np.array([len(row) for row in tokens])
-        is_token = np.arange(lengths.max()) < lengths[:, None]
-        ids = np.full(is_token.shape, PADDING)
-        ids[is_token] = np.concatenate(tokens)
-        return from_host(ids, self.model.device), from_host(is_token.astype(np.int64), self.model.device)
+        shown = [history[-self.sid_config.max_history :] for history in histories]
+        ids, mask = self.encoder.pad_prompts((), shown, PADDING)  # the search runs the prefix once for all rows
+        return from_host(ids, self.model.device), from_host(mask, self.model.device)
+
+    def prompt(self, history: np.ndarray) -> list[int]:
+        """Token ids of the whole prompt of a history."""
+        shown = history[-self.sid_config.max_history :]
+        return self.encoder.encode_prompts(self.prefix_ids.tolist(), shown, [len(shown)]).tokens.tolist()
 
     def _ranking(
         self,

@@ -27,7 +27,6 @@ item_ids, scores = recommender.recommend([["{item}"]], k=5)
 With plain transformers, under the trie:
 
 ```python
-import torch
 from llmrec import SidConfig, SidLogitsProcessor, SidTrie, sid_generation_config
 from llmrec.model.checkpoint import resolve
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -35,8 +34,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 path = resolve("{name}")
 model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
 sid_config, table, _ = SidConfig.load(path)
-history = tokenizer.encode("{sid}", add_special_tokens=False)
-prompt = torch.tensor([[*sid_config.prompt.prefix(tokenizer), *history]])
+history = table.find_items({{"history": ["{item}"]}})
+prompt, _ = sid_config.encode(history, table, tokenizer)
 processor = SidLogitsProcessor(SidTrie(table), sid_config.vocabulary, prompt.shape[1], sid_config.normalize_over)
 config = sid_generation_config(sid_config.vocabulary)
 output = model.generate(prompt, logits_processor=[processor], generation_config=config)

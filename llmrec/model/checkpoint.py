@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,7 +29,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from llmrec.model.code_scores import check_normalize_over
-from llmrec.model.prompts import Prompt
+from llmrec.model.prompts import HistoryEncoder, Prompt
 from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, verify, write_json
 from llmrec.sid import table as sid
 from llmrec.sid.table import SidTable
@@ -58,6 +60,27 @@ class SidConfig:
         if not isinstance(self.max_history, int) or self.max_history < 1:
             raise ValueError(f"max_history is {self.max_history!r}; a positive integer is needed")
         check_normalize_over(self.normalize_over)
+
+    def encode(
+        self, histories: Sequence[Sequence[int] | np.ndarray], table: SidTable, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[Tensor, Tensor]:
+        """Prompts of histories, as the model was trained on them.
+
+        Args:
+            histories: B lists of item rows, oldest first; the latest `max_history` of each are shown.
+            table: Semantic IDs of the items.
+            tokenizer: Tokenizer of the checkpoint.
+
+        Returns:
+            (B, T) int64 token ids, padded on the right, and their (B, T) int64 attention mask.
+
+        Raises:
+            ValueError: If the table needs codes that the vocabulary lacks, or the instruction gives no tokens.
+        """
+        shown = [history[-self.max_history :] for history in histories]
+        encoder = HistoryEncoder(table, self.vocabulary)
+        ids, mask = encoder.pad_prompts(self.prompt.prefix(tokenizer), shown, tokenizer.pad_token_id)
+        return torch.from_numpy(ids), torch.from_numpy(mask)
 
     def save(self, directory: str | Path, table: SidTable, details: JsonObject | None = None) -> None:
         """Write llmrec.json and the table it is bound to."""

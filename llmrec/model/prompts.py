@@ -1,8 +1,13 @@
-"""The one prompt of llmrec: instruction, history, answer.
+"""The one prompt of llmrec: an instruction, then the history, then the answer.
 
 Nothing stands between history and answer (no chat header, separator or marker), so the answer continues the history
 and every item of a history is trained in the place where it will be asked for. A chat template may wrap the
-instruction only. Training, evaluation and serving build their token ids here and nowhere else.
+instruction only.
+
+Every prompt is put together here: `Prompt` makes the tokens before a history, `HistoryEncoder.encode_prompts` adds the
+history. Training, evaluation and serving call these two, so a change of the prompt is a change of this file.
+
+Shapes: B prompts, n items of all their histories, T tokens.
 """
 
 from __future__ import annotations
@@ -10,19 +15,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from llmrec.configs.sft import DEFAULT_INSTRUCTION
 from llmrec.sid.table import EMPTY, SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 
-DEFAULT_INSTRUCTION = "Recommend the next item for a user with this history, oldest first:"
+__all__ = ["DEFAULT_INSTRUCTION", "EncodedPrompts", "HistoryEncoder", "Prompt", "most_prompt_tokens"]
+
+NO_ITEM = -1
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What precedes the history.
+    """The part of a prompt that precedes the history.
 
     Args:
         instruction: Text of the instruction.
@@ -42,26 +51,58 @@ class Prompt:
         Raises:
             ValueError: If a chat template is asked for and absent, or the prefix is empty.
         """
-        if self.chat_template:
-            if not tokenizer.chat_template:
-                raise ValueError("chat_template is true but the tokenizer has none; set it to false.")
-            turns = [{"role": "user", "content": self.instruction}]
-            text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-            ids = tokenizer.encode(text, add_special_tokens=False)
-        else:
-            ids = tokenizer.encode(self.instruction)
-            if ids and ids[-1] == tokenizer.eos_token_id:
-                ids = ids[:-1]
+        ids = self._opening(self._rendered(tokenizer), tokenizer)
         if not ids:
             raise ValueError("The instruction gives no tokens; the first item of a history needs something before it.")
         return ids
+
+    def around(self, slot: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+        """Token ids before and after a slot in the instruction, for a question about what fills the slot.
+
+        Args:
+            slot: Text that occurs once in the instruction.
+            tokenizer: Tokenizer of the extended model.
+        """
+        before, after = self._rendered(tokenizer).split(slot)
+        opening = self._opening(before.rstrip(" "), tokenizer)
+        return opening, tokenizer.encode(after, add_special_tokens=False)
+
+    def _rendered(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """The instruction, inside the chat template if there is one."""
+        if not self.chat_template:
+            return self.instruction
+        if not tokenizer.chat_template:
+            raise ValueError("chat_template is true but the tokenizer has none; set it to false.")
+        turns = [{"role": "user", "content": self.instruction}]
+        return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+
+    def _opening(self, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Token ids of the first text of a prompt; a chat template has written its special tokens already."""
+        ids = tokenizer.encode(text, add_special_tokens=not self.chat_template)
+        ends = not self.chat_template and ids and ids[-1] == tokenizer.eos_token_id
+        return ids[:-1] if ends else ids
 
     def to_dict(self) -> dict[str, str | bool]:
         return dataclasses.asdict(self)
 
 
+class EncodedPrompts(NamedTuple):
+    """Prompts as token ids, one after another.
+
+    Attributes:
+        tokens: (T,) int64 token ids.
+        items: (T,) int64 position, among the items that were encoded, of the item that a token belongs to; -1 for
+            tokens of the prefix.
+        lengths: (B,) int64 number of tokens of each prompt.
+    """
+
+    tokens: np.ndarray
+    items: np.ndarray
+    lengths: np.ndarray
+
+
 class HistoryEncoder:
-    """Item rows -> token ids, by the SidTable. Collators and decoders know histories only through this.
+    """Token ids of items, histories and prompts. Collators and decoders know histories only through this.
 
     Args:
         table: Semantic IDs of the catalogue.
@@ -103,3 +144,47 @@ class HistoryEncoder:
             return tokens_nL.reshape(-1), np.full(len(tokens_nL), tokens_nL.shape[1])
         is_token = tokens_nL != EMPTY
         return tokens_nL[is_token], is_token.sum(axis=1)
+
+    def encode_prompts(
+        self, prefix: Sequence[int], rows: Sequence[int] | np.ndarray, num_items: Sequence[int] | np.ndarray
+    ) -> EncodedPrompts:
+        """Prompts of histories that lie one behind another.
+
+        Args:
+            prefix: Token ids before every history, as `Prompt.prefix` gives them.
+            rows: (n,) item rows of all histories.
+            num_items: (B,) number of items of each history.
+        """
+        tokens, sizes = self.encode_histories(rows)
+        items = np.arange(len(sizes)).repeat(sizes)
+        ends = np.append(0, np.cumsum(sizes))[np.append(0, np.cumsum(num_items))]
+        starts = np.repeat(ends[:-1], len(prefix))
+        before = np.tile(np.asarray(prefix, dtype=np.int64), len(num_items))
+        return EncodedPrompts(
+            np.insert(tokens, starts, before), np.insert(items, starts, NO_ITEM), np.diff(ends) + len(prefix)
+        )
+
+    def pad_prompts(
+        self, prefix: Sequence[int], histories: Sequence[Sequence[int] | np.ndarray], pad_token_id: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Prompts as a rectangle, padded on the right.
+
+        Args:
+            prefix: Token ids before every history.
+            histories: B lists of item rows, oldest first.
+            pad_token_id: Token of padding.
+
+        Returns:
+            (B, T) int64 token ids, and their (B, T) int64 attention mask.
+        """
+        rows = np.concatenate([np.asarray(history, dtype=np.int64) for history in histories])
+        prompts = self.encode_prompts(prefix, rows, [len(history) for history in histories])
+        is_token = np.arange(prompts.lengths.max()) < prompts.lengths[:, None]
+        ids = np.full(is_token.shape, pad_token_id)
+        ids[is_token] = prompts.tokens
+        return ids, is_token.astype(np.int64)
+
+
+def most_prompt_tokens(prefix: Sequence[int], num_items: int, num_levels: int) -> int:
+    """Number of tokens that no prompt of `num_items` items exceeds."""
+    return len(prefix) + num_items * num_levels

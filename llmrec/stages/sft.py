@@ -17,7 +17,7 @@ from llmrec.configs import SftConfig
 from llmrec.data.catalog import Catalog
 from llmrec.model.backbone import compile_layers
 from llmrec.model.checkpoint import TRAINING, SidConfig, load_tokenizer
-from llmrec.model.prompts import HistoryEncoder, Prompt
+from llmrec.model.prompts import HistoryEncoder, Prompt, most_prompt_tokens
 from llmrec.runtime import processes
 from llmrec.runtime.console import say
 from llmrec.runtime.device import resolve_device, resolve_dtype
@@ -77,7 +77,8 @@ def load(config: SftConfig) -> RunInputs:
     sid_config.vocabulary.check(tokenizer)
     prompt = Prompt(config.instruction, config.chat_template)
     prefix = prompt.prefix(tokenizer)
-    check_length(config.model, config.max_history, len(prefix) + (config.max_history + 1) * table.num_levels)
+    most_tokens = most_prompt_tokens(prefix, config.max_history + 1, table.num_levels)
+    check_length(config.model, config.max_history, most_tokens)
     if not details.keys().isdisjoint(TRAINING) and (prompt, config.max_history) != (
         sid_config.prompt,
         sid_config.max_history,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec.model.prompts import DEFAULT_INSTRUCTION, HistoryEncoder, Prompt
+from llmrec.model.prompts import DEFAULT_INSTRUCTION, NO_ITEM, HistoryEncoder, Prompt, most_prompt_tokens
 from llmrec.sid.table import EMPTY, SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 from tests.conftest import word_tokenizer
@@ -82,3 +82,27 @@ def test_a_table_that_needs_more_codes_is_refused(vocabulary):
 def test_a_dictionary_keeps_the_prompt():
     prompt = Prompt("What next?", chat_template=True)
     assert Prompt(**prompt.to_dict()) == prompt
+
+
+@settings(max_examples=25)
+@given(tables(), st.data())
+def test_prompts_in_one_gather_are_prefix_and_history_of_each(table, data):
+    encoder = HistoryEncoder(table, SidVocabulary.add_to(word_tokenizer(), table.level_sizes))
+    prefix = data.draw(st.lists(st.integers(4, 9), max_size=3))
+    histories = data.draw(st.lists(st.lists(st.integers(0, table.num_items - 1), max_size=4), min_size=1, max_size=4))
+    rows = [row for history in histories for row in history]
+    prompts = encoder.encode_prompts(prefix, rows, [len(history) for history in histories])
+    expected = [[*prefix, *encoder.encode_history(history).tolist()] for history in histories]
+    assert prompts.tokens.tolist() == [token for prompt in expected for token in prompt]
+    assert prompts.lengths.tolist() == [len(prompt) for prompt in expected]
+    assert (prompts.items == NO_ITEM).sum() == len(prefix) * len(histories)
+    for item, row in enumerate(rows):
+        assert prompts.tokens[prompts.items == item].tolist() == encoder.encode_history([row]).tolist()
+    assert max(prompts.lengths) <= most_prompt_tokens(prefix, max(map(len, histories)), table.num_levels)
+
+
+def test_padded_prompts_by_hand(sid_table, vocabulary):
+    ids, mask = HistoryEncoder(sid_table, vocabulary).pad_prompts([4, 5], [[3], [6, 3]], 0)
+    a, b, c = vocabulary.starts  # item 3 is (0, 3, 2), item 6 is (1, 2, 3)
+    assert ids.tolist() == [[4, 5, a, b + 3, c + 2, 0, 0, 0], [4, 5, a + 1, b + 2, c + 3, a, b + 3, c + 2]]
+    assert mask.tolist() == [[1] * 5 + [0] * 3, [1] * 8]

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmrec.model.prompts import NO_ITEM
 from llmrec.runtime.manifest import JsonObject
 from llmrec.training.sft.examples import HistoryCollator
 
@@ -64,12 +65,14 @@ class PoolingCollator(HistoryCollator):
             row_tokens: T of the batch that `batch` makes of them.
         """
         items, is_target, num_items = self.histories(examples)
-        levels = self.encoder.tokens_NL.shape[1]
-        starts = self._starts(num_items, levels, row_tokens)
-        place = np.arange(num_items.max(initial=0))
-        is_item = place < num_items[:, None]
-        ends = np.where(is_item, starts[:, None] + len(self.prefix) + (place + 1) * levels - 1, 0)
+        prompts = self.encoder.encode_prompts(self.prefix, items, num_items)
+        starts = self._starts(prompts.lengths.tolist(), row_tokens)
+        is_item = np.arange(num_items.max(initial=0)) < num_items[:, None]
         sequence, order = np.nonzero(is_item)
+        last_tokens = np.flatnonzero((np.diff(prompts.items, append=NO_ITEM) != 0) & (prompts.items != NO_ITEM))
+        moved = starts - (prompts.lengths.cumsum() - prompts.lengths)  # from the tokens in a row to the batch
+        ends = np.zeros(is_item.shape, np.int64)
+        ends[is_item] = last_tokens + moved[sequence]
         asked = np.flatnonzero(is_target & (order > 0) & self.known_N[items])
         longest_first = asked[np.argsort(-order[asked], kind="stable")]
         targets, first = np.unique(items[longest_first], return_index=True)
@@ -77,9 +80,8 @@ class PoolingCollator(HistoryCollator):
         places = sequence[chosen] * ends.shape[1] + order[chosen]
         return Pools(*map(torch.from_numpy, (ends, places, targets)))
 
-    def _starts(self, num_items: np.ndarray, levels: int, row_tokens: int) -> np.ndarray:
+    def _starts(self, lengths: list[int], row_tokens: int) -> np.ndarray:
         """(S,) place of each sequence's first token in the flattened batch."""
-        lengths = (num_items * levels + len(self.prefix)).tolist()
         starts = np.zeros(len(lengths), np.int64)
         for row, sequences in enumerate(self.lay_out(lengths)[0]):
             before = np.cumsum([0, *(lengths[each] for each in sequences[:-1])])

@@ -136,18 +136,15 @@ class PreferenceCollator:
 
     def __call__(self, examples: list[JsonObject]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask` (B, T), `completions` (B, 1 + M, L), target first, `smoothing` (B, M)."""
-        histories = [self.encoder.encode_history(each["rows"][-self.max_history :]) for each in examples]
-        lengths = np.array([len(self.prefix) + len(history) for history in histories])
+        histories = [each["rows"][-self.max_history :] for each in examples]
+        ids, mask = self.encoder.pad_prompts(self.prefix, histories, self.pad_token_id)
         most = max(len(each["items"]) for each in examples)
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        ids = np.full(mask.shape, self.pad_token_id)
-        ids[mask] = np.concatenate([part for history in histories for part in (self.prefix, history)])
         completions = np.full((len(examples), most, self.encoder.tokens_NL.shape[1]), EMPTY)
         smoothing = np.zeros((len(examples), most - 1), np.float32)
         for row, each in enumerate(examples):
             completions[row, : len(each["items"])] = self.encoder.tokens_NL[each["items"]]
             smoothing[row, : len(each["smoothing"])] = each["smoothing"]
-        arrays = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "completions": completions}
+        arrays = {"input_ids": ids, "attention_mask": mask, "completions": completions}
         return {name: torch.from_numpy(array) for name, array in {**arrays, "smoothing": smoothing}.items()}
 
 

@@ -118,10 +118,9 @@ class RollOuts:
         advantages, weights = self._advantages(torch.from_numpy(rewards), drawn)
         is_hit = groups.hits.any(axis=1) & ~is_injected
         idle = is_idle(torch.from_numpy(rewards)).tolist()
-        prefix = self.ranker.prefix_ids.tolist()
         return [
             Group(
-                [*prefix, *self.ranker.encoder.encode_history(history).tolist()],
+                self.ranker.prompt(history),
                 [sid[sid != EMPTY].tolist() for sid in self.vocabulary.token_ids(groups.codes[u])],
                 {name: values[u] for name, values in by_name.items()},
                 advantages[u].numpy(),

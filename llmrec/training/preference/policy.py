@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from llmrec.configs import PreferenceConfig
 from llmrec.data.catalog import Catalog
 from llmrec.model.checkpoint import TRAINING, SidConfig, load_model, load_tokenizer
+from llmrec.model.prompts import most_prompt_tokens
 from llmrec.runtime import processes
 from llmrec.runtime.manifest import JsonObject, verify
 from llmrec.runtime.stage_directory import SCRATCH
@@ -107,7 +108,8 @@ def load_start(config: PreferenceConfig, problems: Sequence[str] = ()) -> RunInp
     tokenizer = load_tokenizer(config.model)
     sid_config.vocabulary.check(tokenizer)
     prefix = sid_config.prompt.prefix(tokenizer)
-    check_length(config.model, sid_config.max_history, len(prefix) + (sid_config.max_history + 1) * table.num_levels)
+    most_tokens = most_prompt_tokens(prefix, sid_config.max_history + 1, table.num_levels)
+    check_length(config.model, sid_config.max_history, most_tokens)
     if config.normalize_over != "checkpoint":
         sid_config = dataclasses.replace(sid_config, normalize_over=config.normalize_over)
     return RunInputs(catalog, sid_config, table, details, tokenizer, prefix)

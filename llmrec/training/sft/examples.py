@@ -167,14 +167,11 @@ class HistoryCollator:
         if not examples:
             return iter(())
         rows, is_target, num_items = self.histories(examples)
-        tokens, sizes = self.encoder.encode_histories(rows)
-        labels = np.where(np.repeat(is_target, sizes), tokens, IGNORED)
-        ends = np.append(0, np.cumsum(sizes))[np.append(0, np.cumsum(num_items))]
-        starts = np.repeat(ends[:-1], len(self.prefix))
-        lengths = (np.diff(ends) + len(self.prefix)).tolist()
-        ids = np.insert(tokens, starts, np.tile(self.prefix, len(examples)))
-        labels = np.insert(labels, starts, IGNORED)
-        return zip(torch.from_numpy(ids).split(lengths), torch.from_numpy(labels).split(lengths), strict=True)
+        prompts = self.encoder.encode_prompts(self.prefix, rows, num_items)
+        is_label = np.append(is_target, False)[prompts.items]  # the last entry is what tokens of no item read
+        labels = torch.from_numpy(np.where(is_label, prompts.tokens, IGNORED))
+        lengths = prompts.lengths.tolist()
+        return zip(torch.from_numpy(prompts.tokens).split(lengths), labels.split(lengths), strict=True)
 
     def histories(self, examples: list[JsonObject]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What `flatten` returns, of histories as this epoch shows them."""

@@ -180,12 +180,5 @@ def encode_template(
         tokenizer: Of the extended model.
         chat_template: Render it as a user turn; the answer opens the turn after it.
     """
-    if chat_template:
-        turns = [{"role": "user", "content": template}]
-        before, behind = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False).split(SLOT)
-        opening = tokenizer.encode(before.rstrip(" "), add_special_tokens=False)
-    else:
-        before, behind = template.split(SLOT)
-        opening = Prompt(before.rstrip(" ")).prefix(tokenizer)
-    closing = tokenizer.encode(behind, add_special_tokens=False)
-    return np.array(opening, dtype=np.int64), np.array(closing, dtype=np.int64)
+    before, behind = Prompt(template, chat_template).around(SLOT, tokenizer)
+    return np.array(before, dtype=np.int64), np.array(behind, dtype=np.int64)
