@@ -142,7 +142,7 @@ def unknown_flags(stage: str, arguments: list[str]) -> dict[str, None]:
         ValueError: If a value stands where a flag is expected.
     """
     if arguments and not arguments[0].startswith("-"):
-        raise ValueError(f"'{arguments[0]}' belongs to no flag; see `llmrec {stage} --help`.")
+        raise ValueError(f"unexpected argument '{arguments[0]}'; see `llmrec {stage} --help`.")
     names = [argument.partition("=")[0].lstrip("-") for argument in arguments if argument.startswith("-")]
     return {name.replace("-", "_"): None for name in names}
 

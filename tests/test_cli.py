@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -56,8 +57,8 @@ def test_every_stage_is_a_module_with_a_main_and_its_flags(stage, capsys):
         main([stage, "--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    for name in STAGES[stage].__dataclass_fields__:
-        assert f"--{name.replace('_', '-')}" in shown
+    for field in dataclasses.fields(STAGES[stage]):
+        assert f"--{field.name.replace('_', '-')}" in shown
 
 
 def test_help_of_tokenize_lists_the_options_of_the_method_named(capsys, tmp_path):

@@ -1,62 +1,127 @@
-"""Reading a stage config from flat YAML and flags: unknown keys, wrong types and values are errors, all at once."""
+"""Reading a stage config from YAML and flags: unknown keys, wrong types and values are errors, all at once."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import types
-import typing
 from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
-from llmrec.configs.options import out_of_bounds, suggestion
+from llmrec.configs.options import Config, successor, suggestion
+from llmrec.configs.values import parse, type_error
+
+if TYPE_CHECKING:
+    import yaml
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+COMMAND_LINE = "the command line"
 
 
-def load_config(cls: type, path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Any:
-    """Build a stage config from a flat YAML file and flags; flags win.
+def load_config(
+    cls: type[AnyConfig], path: str | Path | None = None, overrides: Mapping[str, object] | None = None
+) -> AnyConfig:
+    """Build a config from a YAML file and flags; flags win.
 
     Args:
         cls: One of the dataclasses of `llmrec.configs`.
         path: YAML file whose keys are fields of `cls`.
-        overrides: Field -> value; strings are parsed like YAML scalars.
+        overrides: Field -> value; text is read like a YAML scalar.
 
     Raises:
-        ValueError: With every problem at once: unknown keys (and the nearest valid one), wrong types, numbers out of
-            bounds, missing keys.
+        ValueError: With every problem at once: unknown keys (and the nearest valid one), old names (and the new one),
+            wrong types, numbers out of bounds, missing keys.
+
+    >>> from llmrec.configs import PrepareConfig
+    >>> load_config(PrepareConfig, overrides={"out": "catalog", "k_core": "3"}).k_core
+    3
+    >>> load_config(PrepareConfig, overrides={"out": "catalog", "kcore": "3"})
+    Traceback (most recent call last):
+    ValueError: unknown key 'kcore' in the command line; did you mean 'k_core'?
     """
-    given, origin = {}, {}
-    for source, values in ((str(path), read_yaml(path) if path else {}), ("the command line", overrides or {})):
+    given: dict[str, object] = {}
+    origin: dict[str, str] = {}
+    for source, values in ((str(path), read_yaml(path) if path else {}), (COMMAND_LINE, overrides or {})):
         for key, value in values.items():
             given[key], origin[key] = value, source
     cls = cls.completed(given)
-    fields, hints = {f.name: f for f in dataclasses.fields(cls)}, typing.get_type_hints(cls)
-    problems = []
-    for key in list(given):
-        if key not in fields:
-            hint = suggestion(key, fields, otherwise="known keys:")
-            problems.append(f"unknown key '{key}' in {origin[key]}; {hint}")
-            continue
-        try:
-            given[key] = _convert(given[key], hints[key])
-            problems += out_of_bounds(fields[key], given[key])
-        except ValueError as error:
-            problems.append(f"'{key}' in {origin[key]} {error}")
-    for name, f in fields.items():
-        if name not in given and f.default is MISSING and f.default_factory is MISSING:
-            problems.append(f"'{name}' is required: {f.metadata.get('help', '')}")
+    values, problems = _read_options(cls, given, origin)
     if problems:
         raise ValueError("; ".join(problems))
-    return cls(**given)
+    return cls(**values)
+
+
+def _read_options(
+    cls: type[Config], given: Mapping[str, object], origin: Mapping[str, str], block: str = ""
+) -> tuple[dict[str, Any], list[str]]:
+    """Values of the options given, and every problem with them.
+
+    Args:
+        cls: Class that has the options.
+        given: Option -> what YAML or a flag says.
+        origin: Option -> file or command line that it comes from.
+        block: Name of the block that the options stand in; empty for those of the stage itself.
+    """
+    fields, hints = {f.name: f for f in dataclasses.fields(cls)}, get_type_hints(cls)
+    given, problems, known = dict(given), [], list(fields)
+    values: dict[str, Any] = {}
+    place = f"{block}." if block else ""
+    for name, kind in cls.nested(given).items():
+        inner, origins, wrong = _take_block(name, kind, given, origin, fields)
+        values[name], more = _read_options(kind, inner, origins, name)
+        problems += [*wrong, *more]
+        known += [f.name for f in dataclasses.fields(kind)]
+    for key in given:
+        if key in fields:
+            values[key] = parse(given[key], hints[key])
+        else:
+            problems.append(f"unknown key '{place}{key}' in {origin[key]}; {_remedy(cls, key, known)}")
+    for key, what in cls.value_errors({key: values[key] for key in given if key in fields}).items():
+        where = "" if origin[key] == COMMAND_LINE else f" (in {origin[key]})"
+        problems.append(f"{place}{key} is {values[key]!r}; {what}{where}")
+    for name, f in fields.items():
+        if name not in values and f.default is MISSING and f.default_factory is MISSING:
+            problems.append(f"'{place}{name}' is required: {f.metadata.get('help', '')}")
+    return values, problems
+
+
+def _take_block(
+    name: str, kind: type[Config], given: dict[str, Any], origin: Mapping[str, str], own: Collection[str]
+) -> tuple[dict[str, object], dict[str, str], list[str]]:
+    """Remove from `given` the block of a nested config, and the keys and flags that only the nested config knows.
+
+    Returns:
+        Option -> what is given for it, option -> where that stands, and problems.
+    """
+    content, source = given.pop(name, None) or {}, origin.get(name, "")
+    if not isinstance(content, Mapping):
+        return {}, {}, [f"{name} is {content!r}; {type_error(content, dict[str, object])} (in {source})"]
+    inner, origins, problems = dict(content), dict.fromkeys(content, source), []
+    names = {f.name for f in dataclasses.fields(kind)} | kind.inherited("renamed").keys()
+    for key in [key for key in given if key not in own and key in names]:
+        if key in inner and origin[key] == source:
+            problems.append(f"'{key}' stands both in '{name}' and outside of it in {source}; keep one")
+        inner[key], origins[key] = given.pop(key), origin[key]
+    return inner, origins, problems
+
+
+def _remedy(cls: type[Config], key: str, known: Iterable[str]) -> str:
+    """Sentence that says what to write instead of a key that does not exist."""
+    renamed = cls.inherited("renamed")
+    return successor(renamed[key]) if key in renamed else suggestion(key, known, otherwise="known keys:")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Keys and values of a flat YAML file; scalars stay text, so that an id as 0104257 or no keeps its characters."""
+    """Read the keys and values of a YAML file; scalars stay text, so that an id as 0104257 or no keeps its characters.
+
+    Raises:
+        ValueError: If the file is absent, is not UTF-8 or YAML, maps nothing, or sets a key more than once.
+    """
     import yaml
 
     class TextLoader(yaml.SafeLoader):
-        yaml_implicit_resolvers: ClassVar = {
+        yaml_implicit_resolvers = {  # noqa: RUF012 (as the base class declares it)
             first: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
             for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
@@ -74,49 +139,20 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"config file '{path}' is not valid YAML: {error}") from error
     if values is None:
         return {}
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
         raise ValueError(
             f"config file '{path}' must map keys to values, one `key: value` per line, not hold a "
             f"{type(values).__name__}"
         )
-    repeated = [key for key, count in Counter(key.value for key, _ in node.value).items() if count > 1]
+    repeated = list(_repeated_keys(node))
     if repeated:
         raise ValueError(f"config file '{path}' sets {', '.join(repeated)} more than once; keep one line of each")
     return {str(key): value for key, value in values.items()}
 
 
-def _convert(value: Any, hint: Any) -> Any:
-    """Value of a field from what YAML or a flag gave; no silent truncation (2.5 is no int, 'no' is no str list)."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None or value == "null":
-            return None
-        return _convert(value, next(a for a in arguments if a is not types.NoneType))
-    if origin is Literal:
-        if value not in arguments:
-            raise ValueError(f"is {value!r}; choose from {', '.join(map(str, arguments))}")
-        return value
-    if origin is list:
-        if isinstance(value, str):
-            value = [part for part in value.replace(",", " ").split() if part]
-        if not isinstance(value, list):
-            raise ValueError(f"is {value!r}; a list is needed")
-        return [_convert(part, arguments[0]) for part in value]
-    if hint is bool:
-        named = {"true": True, "false": False}
-        if isinstance(value, str) and value.lower() in named:
-            return named[value.lower()]
-        if not isinstance(value, bool):
-            raise ValueError(f"is {value!r}; true or false is needed")
-        return value
-    if hint in (int, float):
-        try:
-            number = float(value)
-            if isinstance(value, bool) or not math.isfinite(number) or (hint is int and not number.is_integer()):
-                raise ValueError
-            return number if hint is float else int(value) if str(value).lstrip("+-").isdigit() else int(number)
-        except (TypeError, ValueError, OverflowError):
-            raise ValueError(f"is {value!r}; {'an integer' if hint is int else 'a number'} is needed") from None
-    if not isinstance(value, str | int | float) or isinstance(value, bool):
-        raise ValueError(f"is {value!r}; text is needed")
-    return str(value)
+def _repeated_keys(node: yaml.MappingNode) -> Iterator[str]:
+    """Keys that a mapping, or a mapping in it, has more than once."""
+    yield from (key for key, count in Counter(key.value for key, _ in node.value).items() if count > 1)
+    for _, value in node.value:
+        if value.id == "mapping":
+            yield from _repeated_keys(value)

@@ -7,20 +7,22 @@ result (where it is written, which device computes it), so that a run may be res
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
-import math
-import numbers
 import operator
-import os
-import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Self
 
-BOUNDS = {"least": "at least {} is needed", "above": "more than {} is needed", "most": "at most {} is allowed"}
-NAMES = {str: "texts", int: "integers", float: "finite numbers"}
+from llmrec.configs.values import type_error
+
+BOUNDS = {
+    "least": (operator.ge, "at least {} is needed"),
+    "above": (operator.gt, "more than {} is needed"),
+    "most": (operator.le, "at most {} is allowed"),
+}
 MAX_SEED = 2**32 - 1  # numpy takes no larger one
 
 
@@ -33,7 +35,7 @@ def option(
     above: float | None = None,
     most: float | None = None,
 ) -> Any:
-    """A config field with its explanation; list defaults are copied for each instance.
+    """A config field with its explanation; a list or dict as default is copied for each instance.
 
     Args:
         help: What the field means, for `--help` and the docs.
@@ -45,8 +47,8 @@ def option(
     """
     bounds = {k: v for k, v in {"least": least, "above": above, "most": most}.items() if v is not None}
     metadata = {"help": help, "identity": identity, "bounds": bounds}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -57,63 +59,95 @@ def copied(f: dataclasses.Field) -> Any:
 
 @dataclass(kw_only=True)
 class Config:
-    """Base of all: what can be told wrong from the options alone is refused, however the config is made."""
+    """Base of all configs: values that are wrong by themselves are refused, however the config is made.
 
-    def __post_init__(self):
-        fields, hints = dataclasses.fields(self), typing.get_type_hints(type(self))
-        needed = {f.name: type_error(getattr(self, f.name), hints[f.name]) for f in fields}
-        problems = [f"{name} is {getattr(self, name)!r}; {what}" for name, what in needed.items() if what]
-        problems += [p for f in fields if not needed[f.name] for p in out_of_bounds(f, getattr(self, f.name))]
-        problems = problems or self.problems()
+    Attributes:
+        renamed: Old name of an option -> its new name, or a sentence that starts with "removed:". A subclass declares
+            its own; those of its bases hold too.
+        renamed_values: Option -> old value -> new value, or a sentence that starts with "removed:".
+    """
+
+    renamed: ClassVar[dict[str, str]] = {}
+    renamed_values: ClassVar[dict[str, dict[str, str]]] = {}
+
+    def __post_init__(self) -> None:
+        found = self.value_errors({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+        problems = [f"{name} is {getattr(self, name)!r}; {what}" for name, what in found.items()] or self.problems()
         if problems:
             raise ValueError("; ".join(problems) + ".")
 
+    @classmethod
+    def value_errors(cls, values: Mapping[str, object]) -> dict[str, str]:
+        """Name -> what is needed, of every option with a value of the wrong type, out of bounds, or with an old name.
+
+        Args:
+            values: Option -> value; options that are left out are not checked.
+        """
+        hints, renamed = typing.get_type_hints(cls), cls.inherited("renamed_values")
+        found = {}
+        for f in dataclasses.fields(cls):
+            if f.name in values:
+                value, old = values[f.name], renamed.get(f.name, {})
+                parts = [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, str)]
+                new = next((successor(old[part]) for part in parts if part in old), None)
+                what = new or type_error(value, hints[f.name]) or out_of_bounds(f, value)
+                if what:
+                    found[f.name] = what
+        return found
+
+    @classmethod
+    def inherited(cls, attribute: str) -> dict[str, Any]:
+        """Entries of a dict attribute of this class and its bases; the most derived class wins."""
+        return {key: value for base in reversed(cls.__mro__) for key, value in vars(base).get(attribute, {}).items()}
+
+    @classmethod
+    def nested(cls, given: Mapping[str, object]) -> dict[str, type[Config]]:
+        """Fields of type `dict[str, object]` that hold the options of another config, each with the class of that one.
+
+        `load_config` reads and checks such a block like the options of the stage itself. Keys and flags that only the
+        other class knows are moved into its block, so a command line needs no prefix: with
+        `{"tokenizer": RQKMeans}`, `--codebook-size 64` is the same as `codebook_size: 64` below `tokenizer:`.
+
+        Args:
+            given: What YAML and flags say, not checked yet; it may decide which class it is.
+        """
+        return {}
+
     def problems(self) -> list[str]:
-        """Options that do not go together, each within its bounds."""
+        """Sentences about options that do not go together, each valid by itself."""
         return []
 
     @classmethod
-    def completed(cls, given: dict[str, Any]) -> type[Config]:
+    def completed(cls, given: dict[str, Any]) -> type[Self]:
         """The class with all fields, where options given say what further options there are."""
         return cls
 
 
 @dataclass(kw_only=True)
 class StageConfig(Config):
+    """Options of every stage that writes a directory."""
+
     out: str = option("Directory to write.", identity=False)
     overwrite: bool = option("Replace the result of another run in `out`.", False, identity=False)
     seed: int = option("Seed of everything random in this stage.", 0, least=0, most=MAX_SEED)
 
 
-def type_error(value: Any, hint: Any) -> str | None:
-    """What is needed of an option in the place of a value of another type; None where it fits."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        kinds = [kind for kind in arguments if kind is not types.NoneType]
-        return None if value is None and len(kinds) < len(arguments) else type_error(value, kinds[0])
-    if origin is Literal:
-        return None if value in arguments else f"choose from {', '.join(map(str, arguments))}"
-    if origin is list:
-        fits = isinstance(value, list | tuple) and not any(type_error(part, arguments[0]) for part in value)
-        return None if fits else f"a list of {NAMES.get(arguments[0], arguments[0])} is needed"
-    if hint is bool:
-        return None if isinstance(value, bool) else "True or False is needed"
-    if hint is int:
-        return None if isinstance(value, numbers.Integral) and not isinstance(value, bool) else "an integer is needed"
-    if hint is float:
-        fits = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-        return None if fits else "a finite number is needed"
-    return None if hint is not str or isinstance(value, str | os.PathLike) else "text is needed"
+def out_of_bounds(f: dataclasses.Field, value: Any) -> str | None:
+    """Sentence that says which bound of a field a value breaks, or None; the value None breaks no bound."""
+    for name, bound in f.metadata.get("bounds", {}).items():
+        holds, sentence = BOUNDS[name]
+        if value is not None and not holds(value, bound):
+            return sentence.format(bound)
+    return None
 
 
-def out_of_bounds(f: dataclasses.Field, value: Any) -> list[str]:
-    """What is wrong with the value of a field that has bounds; None is within all of them."""
-    holds = {"least": operator.ge, "above": operator.gt, "most": operator.le}
-    return [
-        f"{f.name} is {value}; {BOUNDS[name].format(bound)}"
-        for name, bound in f.metadata.get("bounds", {}).items()
-        if value is not None and not holds[name](value, bound)
-    ]
+def successor(new: str) -> str:
+    """Sentence that says what to use instead of an old name.
+
+    Args:
+        new: The new name, or a sentence that starts with "removed:".
+    """
+    return new if new.startswith("removed:") else f"it is now called '{new}'"
 
 
 def suggestion(name: str, known: Iterable[str], otherwise: str = "choose from") -> str:

@@ -114,7 +114,7 @@ def test_tables_are_shown_to_a_person(capsys, tmp_path, prepared, views):
         (["--view-names", "smell"], "holds ['one', 'two']"),
         (["--num-levels", 1, "--collision", "accept"], "12 items cannot be told apart by 1 levels of 4 codes"),
         (["--device", "abacus"], "Unknown device 'abacus'"),
-        (["--method", "atomc"], "'method' in the command line is 'atomc'; choose from rq_kmeans"),
+        (["--method", "atomc"], "method is 'atomc'; choose from rq_kmeans"),
     ],
 )
 def test_wrong_configs_leave_nothing_behind(capsys, tmp_path, prepared, views, more, message):
