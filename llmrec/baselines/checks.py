@@ -15,7 +15,7 @@ def check_trainable(name: str, catalog: Catalog) -> None:
         ValueError: If there are no valid rows, no training sequence has two items, or there is no side field to read.
     """
     problems = []
-    if len(catalog.rows("valid")) == 0:
+    if len(catalog.examples("valid")) == 0:
         problems.append(f"has no 'valid' rows, by which {name} chooses its epoch")
     if np.diff(catalog.train.offsets).max(initial=0) < 1:
         problems.append(f"has {len(catalog.train)} training sequences, none with two items, so that nothing follows")

@@ -18,7 +18,8 @@ from llmrec.baselines.checks import check_trainable
 from llmrec.baselines.network import Network
 from llmrec.baselines.trainer import Epoch, best_epoch, train
 from llmrec.baselines.training_options import TrainingOptions
-from llmrec.data.catalog import Catalog, Rows
+from llmrec.data.catalog import Catalog
+from llmrec.data.examples import Examples
 from llmrec.evaluation.metrics import ndcg, target_position
 from llmrec.evaluation.ranking import UNFILLED, Ranking
 from llmrec.runtime import processes
@@ -59,7 +60,7 @@ class NeuralRanker:
         **options: Any,
     ):
         check_trainable(network.name, catalog)
-        sequences, valid = catalog.train.sequences(), catalog.rows("valid")
+        sequences, valid = catalog.train.sequences(), catalog.examples("valid")
         self.device, training = resolve_device(device), training or network.training
         # Held-out histories are cut when the catalogue is prepared; longer positions would never be asked for.
         self.max_history = max(1, int(np.diff(valid.offsets).max()))
@@ -110,7 +111,7 @@ class NeuralRanker:
         scores[torch.tensor([len(history) == 0 for history in histories], device=self.device)] = self.popularity
         return scores
 
-    def _ndcg(self, rows: Rows) -> float:
+    def _ndcg(self, rows: Examples) -> float:
         """Mean ndcg of rows in the column `plain`."""
         ranking = self.rank([rows.history(i) for i in range(len(rows))], SELECTION_K)
         return float(ndcg(target_position(ranking, rows.targets), SELECTION_K).mean())

@@ -8,7 +8,6 @@ to behaviour that tokenizers, collaborative views and baselines are given, so th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -19,55 +18,10 @@ import pyarrow.parquet as pq
 
 from llmrec.data import columns
 from llmrec.data.conditions import matches
+from llmrec.data.examples import Examples
 from llmrec.runtime.manifest import verify
 
 SPLITS = ("train", "valid", "test")
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of one split: who, what they did before (item rows, oldest first) and what came next.
-
-    Attributes:
-        user_ids: External user id of each row; a user may own several rows.
-        values: (sum of history lengths,) int64 item rows of all histories, one after another.
-        offsets: (num_rows + 1,) int64; history i is `values[offsets[i]:offsets[i + 1]]`.
-        targets: (num_rows,) int64 item rows.
-    """
-
-    user_ids: list[str]
-    values: np.ndarray
-    offsets: np.ndarray
-    targets: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def history(self, i: int) -> np.ndarray:
-        return self.values[self.offsets[i] : self.offsets[i + 1]]
-
-    def sequence(self, i: int) -> np.ndarray:
-        """History and target of row i as one array of item rows."""
-        return np.append(self.history(i), self.targets[i])
-
-    def sequences(self) -> list[np.ndarray]:
-        return [self.sequence(i) for i in range(len(self))]
-
-    def sample(self, count: int, seed: int) -> np.ndarray:
-        """Ascending positions of `count` random rows, or of all where there are no more."""
-        if count >= len(self):
-            return np.arange(len(self))
-        return np.sort(np.random.default_rng(seed).choice(len(self), size=count, replace=False))
-
-    def take(self, indices: Sequence[int]) -> Rows:
-        """The given rows, in the given order."""
-        histories = [self.history(i) for i in indices]
-        return Rows(
-            user_ids=[self.user_ids[i] for i in indices],
-            values=np.concatenate([np.empty(0, np.int64), *histories]),
-            offsets=np.cumsum([0, *map(len, histories)]),
-            targets=self.targets[np.asarray(indices, dtype=np.int64)],
-        )
 
 
 class Catalog:
@@ -78,8 +32,22 @@ class Catalog:
         split: Table with `user_id`, `split`, `history` (list of item_id, oldest first) and `target`.
         source: Directory that messages name.
 
+    Attributes:
+        items: Table of the items, one item row each.
+        item_ids: External id of each item row.
+        row_of: Item row of each external id.
+        source: Directory that the catalogue was read from.
+
     Raises:
         ValueError: If a column is missing, or an item_id is repeated or empty.
+
+    >>> items = pa.table({"item_id": ["a", "b", "c"], "title": ["Saw", "Jaws", "Up"], "price": [5, 9, None]})
+    >>> split = pa.table({"user_id": ["ann"], "split": ["test"], "history": [["c", "a"]], "target": ["b"]})
+    >>> catalog = Catalog(items, split)
+    >>> catalog.num_items, catalog.titles, catalog.row_of["c"]
+    (3, ['Saw', 'Jaws', 'Up'], 2)
+    >>> catalog.examples("test").sequence(0).tolist(), len(catalog.train)
+    ([2, 0, 1], 0)
     """
 
     def __init__(self, items: pa.Table, split: pa.Table, source: str = "catalog"):
@@ -102,6 +70,9 @@ class Catalog:
     def load(cls, path: str | Path) -> Catalog:
         """Read the catalogue directory that `llmrec prepare` wrote.
 
+        Args:
+            path: The directory.
+
         Raises:
             ValueError: If it is unfinished, was changed, or a file of it is not what docs/formats.md says.
         """
@@ -110,10 +81,12 @@ class Catalog:
 
     @property
     def num_items(self) -> int:
+        """Number of items."""
         return len(self.item_ids)
 
     @cached_property
     def titles(self) -> list[str]:
+        """Title of each item row; "" where there is none."""
         return [title or "" for title in self.items[columns.TITLE].to_pylist()]
 
     def where(self, *conditions: str) -> list[str]:
@@ -128,29 +101,35 @@ class Catalog:
         return [self.item_ids[row] for row in np.flatnonzero(matches(self.items, conditions))]
 
     @cached_property
-    def train(self) -> Rows:
-        """Training rows: one whole training sequence per user (its last item is the row's target)."""
-        return self.rows("train")
+    def train(self) -> Examples:
+        """Training examples, one for each user: all but the last item of the training sequence, then the last one.
+
+        Held-out interactions are not among them.
+        """
+        return self.examples("train")
 
     @cached_property
     def training_counts(self) -> np.ndarray:
-        """(N,) int64 training interactions of each item."""
+        """Number of training interactions of each item, (num_items,) int64."""
         return np.bincount(np.concatenate([self.train.values, self.train.targets]), minlength=self.num_items)
 
-    def rows(self, split: str) -> Rows:
-        """Rows of one split with item ids resolved to item rows.
+    def examples(self, split: str) -> Examples:
+        """Examples of one split, with item ids resolved to item rows.
+
+        Args:
+            split: train, valid or test.
 
         Raises:
-            ValueError: If `split` is not train, valid or test, or a row names an item that items.parquet lacks.
+            ValueError: If `split` is none of these, or an example names an item that items.parquet lacks.
         """
         if split not in SPLITS:
             raise ValueError(f"Unknown split '{split}'; choose from {', '.join(SPLITS)}.")
         table = self._split.filter(pc.equal(self._split[columns.SPLIT], split)).combine_chunks()
         if table.num_rows == 0:
-            return Rows([], np.empty(0, np.int64), np.zeros(1, np.int64), np.empty(0, np.int64))
+            return Examples([], np.empty(0, np.int64), np.zeros(1, np.int64), np.empty(0, np.int64))
         history = table[columns.HISTORY].combine_chunks()
         lengths = pc.list_value_length(history).to_numpy(zero_copy_only=False).astype(np.int64)
-        return Rows(
+        return Examples(
             user_ids=table[columns.USER_ID].cast(pa.string()).to_pylist(),
             values=self.item_rows(history.flatten()),
             offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
@@ -160,11 +139,19 @@ class Catalog:
     def item_rows(self, item_ids: Sequence[str] | pa.Array) -> np.ndarray:
         """Item rows of external ids.
 
+        Args:
+            item_ids: External ids, any number of times each.
+
         Returns:
             (len(item_ids),) int64.
 
         Raises:
             ValueError: If an id is not in the catalogue; the message names the first three.
+
+        >>> items = pa.table({"item_id": ["a", "b"], "title": ["Saw", "Jaws"]})
+        >>> empty = {name: pa.array([], pa.string()) for name in ("user_id", "split", "history", "target")}
+        >>> Catalog(items, pa.table(empty)).item_rows(["b", "a", "b"]).tolist()
+        [1, 0, 1]
         """
         if not isinstance(item_ids, pa.Array | pa.ChunkedArray):
             item_ids = pa.array(item_ids, pa.string())

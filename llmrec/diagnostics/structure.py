@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmrec.data.catalog import Rows
+from llmrec.data.examples import Examples
 from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.table import EMPTY
 
@@ -91,7 +91,7 @@ def _mean_cosine(unit_PD: Tensor, code_P: np.ndarray, pairs: int) -> float:
     return float((sums_KD.double().square().sum() - len(unit_PD)) / (2 * pairs))
 
 
-def history_overlap(train: Rows, codes_NL: np.ndarray, training_N: np.ndarray, seed: int) -> JsonObject:
+def history_overlap(train: Examples, codes_NL: np.ndarray, training_N: np.ndarray, seed: int) -> JsonObject:
     """How often the target of a training row has a code that the history has at the same level.
 
     Args:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llmrec.data.catalog import Rows
+from llmrec.data.examples import Examples
 from llmrec.evaluation.metrics import Position, target_position
 from llmrec.evaluation.ranking import UNFILLED, Ranking
 from llmrec.runtime import processes
@@ -68,12 +68,14 @@ def per_batch(rank: Callable[[list[np.ndarray], int, list[np.ndarray] | None], R
     return lambda batches, k: (rank(histories, k, exclude) for histories, exclude in batches)
 
 
-def seen_targets(rows: Rows) -> np.ndarray:
+def seen_targets(rows: Examples) -> np.ndarray:
     """(n,) bool: the target is in the row's history, a certain miss where seen items are excluded."""
     return np.array([rows.targets[i] in rows.history(i) for i in range(len(rows))], dtype=bool)
 
 
-def evaluate(rank: Rank, rows: Rows, k: int, column: str, batch_size: int, description: str = "evaluate") -> Outcome:
+def evaluate(
+    rank: Rank, rows: Examples, k: int, column: str, batch_size: int, description: str = "evaluate"
+) -> Outcome:
     """Rank the catalogue for every row and find the targets.
 
     Args:
@@ -115,7 +117,7 @@ def dealt(batches: list[np.ndarray], rank: int, count: int) -> list[np.ndarray]:
 
 
 def _answers(
-    rank: Rank, rows: Rows, batches: list[np.ndarray], k: int, exclude_seen: bool, description: str
+    rank: Rank, rows: Examples, batches: list[np.ndarray], k: int, exclude_seen: bool, description: str
 ) -> Iterator[dict[str, np.ndarray]]:
     """What an outcome needs to know of each batch, while the ranker is at the next one."""
     histories = ([rows.history(i) for i in batch] for batch in batches)
@@ -134,7 +136,7 @@ def _answers(
         yield _answer(ranking, rows, batch, k, exclude_seen)
 
 
-def _answer(ranking: Ranking, rows: Rows, batch: np.ndarray, k: int, exclude_seen: bool) -> dict[str, np.ndarray]:
+def _answer(ranking: Ranking, rows: Examples, batch: np.ndarray, k: int, exclude_seen: bool) -> dict[str, np.ndarray]:
     """What an outcome needs to know of one batch of rows."""
     if len(ranking) != len(batch):
         raise ValueError(f"The ranker answered {len(ranking)} rows where {len(batch)} were asked.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmrec.data.catalog import Rows
+from llmrec.data.examples import Examples
 from llmrec.evaluation.bootstrap import interval, paired_difference
 from llmrec.evaluation.exact import EXACT, lines
 from llmrec.evaluation.learning import CUTOFF, NEAR
@@ -35,7 +35,7 @@ Outcomes = dict[tuple[str, str], Outcome]  # (system, column) -> outcome
 
 
 def summarise(
-    outcomes: Outcomes, rows: Rows, cutoffs: list[int], training: np.ndarray, samples: int = 1000, seed: int = 0
+    outcomes: Outcomes, rows: Examples, cutoffs: list[int], training: np.ndarray, samples: int = 1000, seed: int = 0
 ) -> JsonObject:
     """Metrics of every system in both columns, with intervals, within strata, and with differences to ours.
 
@@ -115,7 +115,7 @@ def sid_usage(table: SidTable, outcomes: Outcomes) -> list[JsonObject]:
 
 
 def _differences(
-    values: dict[tuple[str, str], dict[str, np.ndarray]], rows: Rows, k: int, samples: int, seed: int
+    values: dict[tuple[str, str], dict[str, np.ndarray]], rows: Examples, k: int, samples: int, seed: int
 ) -> JsonObject:
     baselines = [system for system, column in values if column == COLUMNS[0] and system != OURS]
     pairs = [

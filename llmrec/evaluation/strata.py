@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llmrec.data.catalog import Rows
+from llmrec.data.examples import Examples
 from llmrec.evaluation.bootstrap import interval
 from llmrec.evaluation.ranking import UNFILLED
 from llmrec.runtime.manifest import JsonObject
@@ -62,7 +62,7 @@ def popularity_bin(training: np.ndarray) -> np.ndarray:
     return np.where(training == 0, COLD, decile)
 
 
-def find_strata(rows: Rows, training: np.ndarray) -> list[Stratum]:
+def find_strata(rows: Examples, training: np.ndarray) -> list[Stratum]:
     """Strata of both families that have a row, least popular or shortest first.
 
     Args:

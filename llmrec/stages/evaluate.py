@@ -21,7 +21,8 @@ from llmrec.configs import EvaluateConfig
 from llmrec.configs.evaluate import TRAINED
 from llmrec.configs.options import suggestion
 from llmrec.data import columns
-from llmrec.data.catalog import SPLITS, Catalog, Rows
+from llmrec.data.catalog import SPLITS, Catalog
+from llmrec.data.examples import Examples
 from llmrec.evaluation.exact import EXACT, beside, draw_rows
 from llmrec.evaluation.learning import learning, points_of_epochs, points_of_log
 from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, evaluate, per_batch
@@ -154,7 +155,7 @@ def check_training_rows(model: str, catalog: Catalog) -> None:
         )
 
 
-def sample(catalog: Catalog, config: EvaluateConfig) -> tuple[np.ndarray, Rows]:
+def sample(catalog: Catalog, config: EvaluateConfig) -> tuple[np.ndarray, Examples]:
     """The rows to evaluate and their positions in the split.
 
     Returns:
@@ -163,9 +164,9 @@ def sample(catalog: Catalog, config: EvaluateConfig) -> tuple[np.ndarray, Rows]:
     Raises:
         ValueError: If the split has no rows.
     """
-    rows = catalog.rows(config.split)
+    rows = catalog.examples(config.split)
     if len(rows) == 0:
-        counts = {split: len(catalog.rows(split)) for split in SPLITS}
+        counts = {split: len(catalog.examples(split)) for split in SPLITS}
         raise ValueError(
             f"{catalog.source}/split.parquet has no '{config.split}' rows (rows per split: {counts}). "
             "Choose another --split, or run `llmrec prepare` with more users or a smaller k_core."
@@ -195,7 +196,7 @@ def ranker(system: str, config: EvaluateConfig, catalog: Catalog, num_beams: int
 
 
 def resumed(
-    part: Path, load: Callable[[], Rank], rows: Rows, config: EvaluateConfig, system: str, column: str
+    part: Path, load: Callable[[], Rank], rows: Examples, config: EvaluateConfig, system: str, column: str
 ) -> Outcome:
     """Outcome of one system in one column, from an earlier attempt where that finished it."""
     if part.is_file():
@@ -210,7 +211,7 @@ def resumed(
 
 
 def exhaustive(
-    outcomes: Outcomes, rows: Rows, catalog: Catalog, table: SidTable, config: EvaluateConfig, workdir: Path
+    outcomes: Outcomes, rows: Examples, catalog: Catalog, table: SidTable, config: EvaluateConfig, workdir: Path
 ) -> JsonObject:
     """The exact ranking of a sample of the rows beside the beam's; row by row, as memory grows with N squared."""
     drawn = draw_rows(len(rows), config.exact_rows, config.seed)
@@ -224,7 +225,7 @@ def exhaustive(
 
 
 def measured(
-    outcomes: Outcomes, rows: Rows, catalog: Catalog, table: SidTable, config: EvaluateConfig, num_beams: int
+    outcomes: Outcomes, rows: Examples, catalog: Catalog, table: SidTable, config: EvaluateConfig, num_beams: int
 ) -> JsonObject:
     """Content of metrics.json."""
     return {
@@ -246,7 +247,7 @@ def learned(config: EvaluateConfig, workdir: Path) -> JsonObject:
     return {system: learning(of) for system, of in points.items()}
 
 
-def per_user(outcomes: Outcomes, indices: np.ndarray, rows: Rows, catalog: Catalog) -> pa.Table:
+def per_user(outcomes: Outcomes, indices: np.ndarray, rows: Examples, catalog: Catalog) -> pa.Table:
     """One line per system, column and row of the split: the target and where it stands.
 
     Returns:

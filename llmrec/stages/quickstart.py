@@ -139,7 +139,7 @@ def codebook_size(num_items: int) -> int:
 def recommend_examples(catalog_dir: str, checkpoint: str) -> list[JsonObject]:
     """Titles of the latest history and of the recommendations of a few test users."""
     catalog = Catalog.load(catalog_dir)
-    rows = catalog.rows("test").take(range(min(SHOWN_USERS, len(catalog.rows("test")))))
+    rows = catalog.examples("test").take(range(min(SHOWN_USERS, len(catalog.examples("test")))))
     recommender = Recommender.from_pretrained(checkpoint)
     histories = [[catalog.item_ids[item] for item in rows.history(i)] for i in range(len(rows))]
     answers, _ = recommender.recommend(histories, k=5)

@@ -25,7 +25,8 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from llmrec.configs.options import option
-from llmrec.data.catalog import Catalog, Rows
+from llmrec.data.catalog import Catalog
+from llmrec.data.examples import Examples
 from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.table import EMPTY
 from llmrec.tokenizers.base import Encoded, ItemTokenizer
@@ -129,7 +130,7 @@ class P5CID(ItemTokenizer):
             raise ValueError(f"codes of {len(self.codes_NL)} items, keys of {len(self.keys_N)}")
 
 
-def all_pairs(train: Rows, num_items: int) -> sparse.csr_array:
+def all_pairs(train: Examples, num_items: int) -> sparse.csr_array:
     """How often each two items occur in one training sequence, at any distance.
 
     Returns:

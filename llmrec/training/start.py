@@ -83,7 +83,7 @@ def check(
         known = name in INTEGRATION_TO_CALLBACK
         remedy = "install its package" if known else f"choose from {', '.join(INTEGRATION_TO_CALLBACK)}"
         problems.append(f"report_to names '{name}', which is {'not installed' if known else 'no tracker'}; {remedy}")
-    if config.eval_steps and len(catalog.rows("valid")) == 0:
+    if config.eval_steps and len(catalog.examples("valid")) == 0:
         problems.append(
             f"'{config.catalog}' has no 'valid' rows for eval_steps; leave eval_steps out, or run `llmrec prepare` "
             "with more users or a smaller k_core"
@@ -121,7 +121,7 @@ def make_validation(
     """The valid rows, as `llmrec evaluate --max-rows` draws them, if they shall be ranked; see `Validation`."""
     if config.eval_steps is None:
         return None
-    rows = start.catalog.rows("valid")
+    rows = start.catalog.examples("valid")
     rows = rows.take(rows.sample(config.eval_rows, config.seed))
     sid_config, batch_size = start.sid_config, config.micro_batch_size
     return Validation(rows, start.table, sid_config, start.prefix, targets, batch_size, config.stage, from_start)

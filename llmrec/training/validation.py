@@ -23,7 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llmrec.configs import FineTuneConfig
-from llmrec.data.catalog import Rows
+from llmrec.data.examples import Examples
 from llmrec.decoding.ranker import SidRanker
 from llmrec.evaluation.learning import CUTOFF, JUDGING, NDCG, RECALL, SECONDS, SUPERVISED
 from llmrec.evaluation.metrics import ndcg, recall
@@ -114,7 +114,7 @@ class Validation(TrainerCallback):
 
     def __init__(
         self,
-        rows: Rows,
+        rows: Examples,
         table: SidTable,
         sid_config: SidConfig,
         prefix_ids: Sequence[int],

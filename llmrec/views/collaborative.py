@@ -16,7 +16,8 @@ import numpy as np
 from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
 
-from llmrec.data.catalog import Catalog, Rows
+from llmrec.data.catalog import Catalog
+from llmrec.data.examples import Examples
 from llmrec.runtime.console import say
 from llmrec.views import View, describe
 
@@ -49,7 +50,7 @@ def collaborative_view(catalog: Catalog, dim: int, window: int, seed: int) -> Vi
     return View(vectors.astype(np.float32), missing, facts)
 
 
-def cooccurrence(train: Rows, num_items: int, window: int) -> sparse.csr_array:
+def cooccurrence(train: Examples, num_items: int, window: int) -> sparse.csr_array:
     """How often each pair of items lies within `window` steps in one sequence.
 
     Returns:

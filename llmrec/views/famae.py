@@ -249,7 +249,7 @@ def famae_view(
     left_out = set(catalog.items.column_names) - {*NO_FIELDS, *(field.name for field in fields)}
     if left_out:
         say(f"famae leaves out {sorted(left_out)}: no categories, one value only, or values that one item alone has")
-    valid, rows, started = inner.rows("valid"), inner.train, time.monotonic()
+    valid, rows, started = inner.examples("valid"), inner.train, time.monotonic()
     judges = windows_of([np.append(valid.history(i), valid.targets[i]) for i in range(len(valid))], every=False)
     with torch.random.fork_rng([where] if where.type == "cuda" else []):
         torch.manual_seed(seed)

@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from llmrec.baselines.trainer import Epoch, best_epoch
-from llmrec.data.catalog import Catalog, Rows
+from llmrec.data.catalog import Catalog
+from llmrec.data.examples import Examples
 from llmrec.runtime.console import progress, say
 from llmrec.runtime.device import resolve_device
 from llmrec.views import View, describe, scatter
@@ -76,7 +77,7 @@ def lightgcn_view(catalog: Catalog, dim: int, seed: int, device: str, settings: 
         ValueError: If no training sequence may judge.
     """
     settings, inner = settings or Settings(), hold_out(catalog, seed)
-    edges, judges = interactions(inner.train), inner.rows("valid")
+    edges, judges = interactions(inner.train), inner.examples("valid")
     graph = adjacency(edges, len(inner.train), catalog.num_items).to(resolve_device(device))
     quality = judged_by(judges, inner.train)
     vectors, log = train(graph, edges, dim, quality, settings, seed)
@@ -93,7 +94,7 @@ def lightgcn_view(catalog: Catalog, dim: int, seed: int, device: str, settings: 
     return scatter(vectors[len(inner.train) :][taken], taken, catalog.num_items, facts)
 
 
-def interactions(train: Rows) -> np.ndarray:
+def interactions(train: Examples) -> np.ndarray:
     """(E, 2) user row and item row of every pair that occurs, each once, in ascending order."""
     items = np.insert(train.values, train.offsets[1:], train.targets)
     users = np.repeat(np.arange(len(train)), np.diff(train.offsets) + 1)
@@ -221,7 +222,7 @@ def _epoch(
     return total.item()
 
 
-def judged_by(judges: Rows, train: Rows) -> Callable[[Tensor], float]:
+def judged_by(judges: Examples, train: Examples) -> Callable[[Tensor], float]:
     """A function of (U + N, D) vectors: mean ndcg of the J judges' targets among all items that their users lack."""
     row_of = {user: row for row, user in enumerate(train.user_ids)}
     users = np.array([row_of[user] for user in judges.user_ids])

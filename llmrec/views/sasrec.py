@@ -45,7 +45,7 @@ def sasrec_view(
     options = {option.name: option.default for option in given if option.default is not option.empty} | {"hidden": dim}
     ranker = NeuralRanker(SASRec, inner, seed, device, training, **options)
     facts = describe(
-        "sasrec", catalog, encoder="sasrec", seed=seed, judges=len(inner.rows("valid")),
+        "sasrec", catalog, encoder="sasrec", seed=seed, judges=len(inner.examples("valid")),
         epoch=best_epoch(ranker.log) + 1, max_history=ranker.max_history, **options, **dataclasses.asdict(training),
     )  # fmt: skip
     train = inner.train

@@ -81,7 +81,7 @@ def fitted(walks):
 
 @every
 def test_the_next_item_is_learned(fitted, walks, name):
-    rows = walks.rows("test")
+    rows = walks.examples("test")
 
     def first_hits(ranker):
         return recall(evaluate(per_batch(ranker.rank), rows, 1, "plain", 64).position, 1).mean()

@@ -23,17 +23,17 @@ def test_item_ids_that_name_no_single_item_are_refused(catalog, ids, message):
 def test_rows_hold_item_rows_in_the_order_of_the_items(catalog):
     reverse = Catalog(catalog.items.take(np.arange(12)[::-1].copy()), catalog._split)
     for split in ("train", "valid", "test"):
-        rows, reversed_rows = catalog.rows(split), reverse.rows(split)
+        rows, reversed_rows = catalog.examples(split), reverse.examples(split)
         np.testing.assert_array_equal(11 - rows.values, reversed_rows.values)
         np.testing.assert_array_equal(11 - rows.targets, reversed_rows.targets)
-    assert catalog.rows("test").sequence(1).tolist() == [1, 3, 5, 7, 9]
+    assert catalog.examples("test").sequence(1).tolist() == [1, 3, 5, 7, 9]
 
 
 def test_rows_of_a_split_without_any_and_of_none(catalog):
     train_only = Catalog(catalog.items, catalog._split.slice(0, 1))
-    assert len(train_only.rows("test")) == 0 and train_only.rows("test").sequences() == []
+    assert len(train_only.examples("test")) == 0 and train_only.examples("test").sequences() == []
     with pytest.raises(ValueError, match="Unknown split 'held-out'; choose from train, valid, test"):
-        catalog.rows("held-out")
+        catalog.examples("held-out")
 
 
 def test_unknown_items_are_named(catalog):

@@ -144,7 +144,7 @@ def fitted(codes: np.ndarray, sizes: list[int], catalog: Catalog) -> tuple[LogLi
     model = LogLinear(codes, _prefixes(codes), sizes, generator)
     _fit(model, Targets.of(catalog.train, torch.device("cpu"), every=True), 8, generator)
     model.requires_grad_(False)
-    return model, Targets.of(catalog.rows("valid"), torch.device("cpu"))
+    return model, Targets.of(catalog.examples("valid"), torch.device("cpu"))
 
 
 VARIABLE = np.array([[0, -1, -1], [1, 0, -1], [1, 1, 0], [1, 1, 1], [2, 0, 0], [2, 0, 0]])  # the last two share theirs
@@ -163,7 +163,7 @@ def test_scores_of_sids_are_products_of_level_probabilities(small):
     sids = model.prefixes[:, -1]
     vectors = dict(zip(("recent", "last", "earlier"), (model.recent, model.last, model.earlier), strict=True))
     for row, item in itertools.product(range(3), range(6)):
-        history = small.rows("valid").history(row)
+        history = small.examples("valid").history(row)
         tokens = [[code + 3 * (level > 0) + 2 * (level > 1) for level, code in enumerate(VARIABLE[i]) if code >= 0]
                   for i in history]  # fmt: skip
         h = sum(vectors["recent"][t].sum(0) for t in tokens) / len(tokens) + vectors["last"][tokens[-1]].sum(0)
@@ -197,7 +197,7 @@ def test_normalisers_as_a_product_are_those_of_the_sums(terms):
 
 def test_the_end_of_a_shorter_sid_costs_nothing(small):
     untrained = run(small, VARIABLE, epochs=0)
-    targets = small.rows("valid").targets
+    targets = small.examples("valid").targets
     shares = [(VARIABLE[targets, level] >= 0).mean() for level in range(3)]
     np.testing.assert_allclose(untrained.cross_entropy, np.array(shares) * np.log(SIZES), rtol=1e-6)
     assert 0 < shares[2] < shares[1] < 1
@@ -222,14 +222,14 @@ def test_targets_and_left_contexts_by_hand():
     histories, items = Targets.of(catalog.train, torch.device("cpu"), every=True).take(slice(None))
     assert items.tolist() == [1, 2, 0, 3]
     assert histories[:, :3].tolist() == [[3, -1, -1], [1, 3, -1], [2, -1, -1], [0, 2, -1]]
-    histories, items = Targets.of(catalog.rows("valid"), torch.device("cpu")).take(slice(None))
+    histories, items = Targets.of(catalog.examples("valid"), torch.device("cpu")).take(slice(None))
     assert items.tolist() == [0, 1]
     assert histories[:, :4].tolist() == [[2, 1, 3, -1], [3, 0, 2, -1]]
 
 
 def test_a_history_is_cut_to_its_last_ten_items():
     catalog = catalog_of([[*range(15), 0, 0]], [str(row) for row in range(15)])
-    histories, _ = Targets.of(catalog.rows("valid"), torch.device("cpu")).take(slice(None))
+    histories, _ = Targets.of(catalog.examples("valid"), torch.device("cpu")).take(slice(None))
     assert histories.tolist() == [list(range(14, 4, -1))]
 
 
@@ -253,9 +253,9 @@ def test_test_rows_are_never_read(planted, monkeypatch):
     other = catalog_of(
         planted_sequences(), IDS, test_targets=list(np.random.default_rng(9).integers(NUM_ITEMS, size=250))
     )
-    assert other.rows("test").targets.tolist() != planted.rows("test").targets.tolist()
-    asked, rows = [], Catalog.rows
-    monkeypatch.setattr(Catalog, "rows", lambda self, split: asked.append(split) or rows(self, split))
+    assert other.examples("test").targets.tolist() != planted.examples("test").targets.tolist()
+    asked, examples = [], Catalog.examples
+    monkeypatch.setattr(Catalog, "examples", lambda self, split: asked.append(split) or examples(self, split))
     assert run(other, PLANTED, epochs=1) == run(planted, PLANTED, epochs=1)
     assert set(asked) <= {"train", "valid"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmrec.data.catalog import Rows
+from llmrec.data.examples import Examples
 from llmrec.evaluation.bootstrap import interval, paired_difference
 from llmrec.evaluation.metrics import Position
 from llmrec.evaluation.protocol import COLUMNS, Outcome
@@ -84,7 +84,7 @@ def test_the_report_resamples_users_not_rows():
     """Of two users with 20 rows each one is always hit: means of users are 0, 1/2 or 1, means of rows near 1/2."""
     hit, absent = np.repeat([0, -1], 20), np.full(40, -1)
     users = np.repeat(["a", "b"], 20).tolist()
-    rows = Rows(users, np.zeros(40, np.int64), np.arange(41), np.ones(40, np.int64))
+    rows = Examples(users, np.zeros(40, np.int64), np.arange(41), np.ones(40, np.int64))
     items, ones = np.ones((40, 1), np.int64), np.ones(40, np.int64)
     found = {
         (system, column): Outcome(Position(start, ones, start), items, np.zeros(40, np.int64), 1.0)

@@ -47,7 +47,7 @@ def write_run(tmp_path, catalog, monkeypatch):
 
         def build(workdir: Path) -> None:
             write_json(workdir / "metrics.json", {"trained": trained})
-            pq.write_table(per_user(outcomes, np.arange(USERS), on.rows("test"), on), workdir / "per_user.parquet")
+            pq.write_table(per_user(outcomes, np.arange(USERS), on.examples("test"), on), workdir / "per_user.parquet")
 
         config = EvaluateConfig(**{"out": name, "catalog": "catalog", "model": f"model-{name}", "k": [2, 1]} | options)
         return str(run_stage("evaluate", config, {"catalog": config.catalog, "model": config.model}, build))
@@ -87,7 +87,7 @@ def test_intervals_are_those_of_the_paired_bootstrap(write_run, catalog):
     starts = [np.array([0, 1, -1, 0, 1, 2]), np.array([0, 0, -1, 1, -1, 0])]
     result = compared(*(write_run(name, start) for name, start in zip("ab", starts, strict=True)), seed=3)
     values = [per_row(Position(s, np.ones(6, int), s), [1, 2])["ndcg@2"] for s in starts]
-    expected = paired_difference(values[1], values[0], catalog.rows("test").user_ids, 50, 3)
+    expected = paired_difference(values[1], values[0], catalog.examples("test").user_ids, 50, 3)
     assert list(result["differences"]["b"]["plain"]["ndcg@2"].values()) == pytest.approx([float(e) for e in expected])
 
 

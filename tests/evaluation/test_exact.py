@@ -78,7 +78,7 @@ def evaluated(toy, tmp_path_factory):
 
 def test_exact_is_what_scoring_every_sid_gives(toy, evaluated):
     """Recall as the chance of the target, which may share its score with one other item, to be among the first k."""
-    rows = Catalog.load(toy[0]).rows("test")
+    rows = Catalog.load(toy[0]).examples("test")
     recalls, shares = {1: [], 2: []}, []
     recommender = Recommender.from_pretrained(toy[1], device="cpu")
     for i in draw_rows(len(rows), 12, 0):

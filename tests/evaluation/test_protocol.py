@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from llmrec.baselines.counted import COUNTED
 from llmrec.configs import EvaluateConfig
 from llmrec.configs.options import StageConfig
-from llmrec.data.catalog import Rows
+from llmrec.data.examples import Examples
 from llmrec.evaluation import metrics
 from llmrec.evaluation.metrics import target_position
 from llmrec.evaluation.protocol import Outcome, dealt, evaluate, per_batch, seen_targets
@@ -55,10 +55,10 @@ def fake_stream(batches, k, num_beams=None):
         yield fake_rank(*waiting)
 
 
-def random_rows(count=40) -> Rows:
+def random_rows(count=40) -> Examples:
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 6, size=count)
-    return Rows(
+    return Examples(
         user_ids=[f"user-{i // 2}" for i in range(count)],
         values=rng.integers(0, 12, size=lengths.sum()),
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
@@ -224,7 +224,7 @@ def test_stage_writes_metrics_and_per_user_results(config, catalog):
     assert result == json.loads((Path(config.out) / "metrics.json").read_text())
     assert list(result["systems"]) == ["ours", *COUNTED]
     assert set(result["differences"]) == set(COUNTED)
-    rows = catalog.rows("test")
+    rows = catalog.examples("test")
     for column in ("plain", "seen_excluded"):
         position = evaluate(per_batch(fake_rank), rows, 3, column, 64).position
         ours = result["systems"]["ours"][column]
@@ -336,7 +336,7 @@ def test_an_interrupted_stage_keeps_the_finished_parts(config, monkeypatch):
 
 def test_a_sample_of_rows_is_seeded_and_keeps_its_place_in_the_split(config, catalog):
     stage.main(dataclasses.replace(config, max_rows=3, baselines=[]))
-    rows, table = catalog.rows("test"), pq.read_table(Path(config.out) / "per_user.parquet")
+    rows, table = catalog.examples("test"), pq.read_table(Path(config.out) / "per_user.parquet")
     positions = table["row"].to_pylist()[:3]
     assert len(set(positions)) == 3
     assert table["user_id"].to_pylist()[:3] == [rows.user_ids[position] for position in positions]

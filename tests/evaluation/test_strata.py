@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec.data.catalog import Rows
+from llmrec.data.examples import Examples
 from llmrec.evaluation.bootstrap import interval
 from llmrec.evaluation.strata import (
     exposure,
@@ -20,14 +20,14 @@ from llmrec.evaluation.strata import (
 COUNTS = np.array([6, 1, 0, 2, 1])  # of ten interactions: 1 + 1 lie in [0, 2], 2 in [2, 4], 6 in [4, 10]
 
 
-def make_rows(targets, lengths) -> Rows:
+def make_rows(targets, lengths) -> Examples:
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return Rows(
+    return Examples(
         [f"user-{i // 2}" for i in range(len(targets))], np.zeros(offsets[-1], np.int64), offsets, np.array(targets)
     )
 
 
-def random_rows(rng: np.random.Generator, num_items: int, count: int = 30) -> Rows:
+def random_rows(rng: np.random.Generator, num_items: int, count: int = 30) -> Examples:
     return make_rows(rng.integers(0, num_items, size=count), rng.integers(0, 60, size=count))
 
 

@@ -29,8 +29,8 @@ def test_catalogue_directory(tmp_path, split):
     catalog = Catalog.load(result["out"])
     assert catalog.num_items == result["items"]
     for name in ("train", "valid", "test"):
-        assert len(catalog.rows(name)) == result[name] > 0
-    assert {len(catalog.rows("test").history(i)) for i in range(result["test"])} <= {1, 2, 3, 4}
+        assert len(catalog.examples(name)) == result[name] > 0
+    assert {len(catalog.examples("test").history(i)) for i in range(result["test"])} <= {1, 2, 3, 4}
     assert catalog.items.column_names == ["item_id", "title", "category", "lat", "lon", "text"]
     log = pq.read_table(tmp_path / "catalog" / "interactions.parquet")
     assert log.column_names == ["user_id", "item_id", "timestamp", "weight"] and log.num_rows == result["interactions"]

@@ -114,7 +114,7 @@ def test_the_figures_are_those_of_evaluate(tmp_path, toy, options):
 def test_rows_are_drawn_as_evaluate_draws_them(toy):
     catalog = Catalog.load(toy[0])
     config = EvaluateConfig(out="", catalog="", model="", split="valid", max_rows=5, seed=3)
-    rows, expected = catalog.rows("valid"), evaluate.sample(catalog, config)[1]
+    rows, expected = catalog.examples("valid"), evaluate.sample(catalog, config)[1]
     drawn = rows.take(rows.sample(5, 3))
     assert drawn.user_ids == expected.user_ids and (drawn.targets == expected.targets).all()
     assert len(rows.sample(2000, 3)) == len(rows)

@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 from transformers import BertConfig, BertModel
 
-from llmrec.data.catalog import Catalog, Rows
+from llmrec.data.catalog import Catalog
+from llmrec.data.examples import Examples
 from llmrec.runtime.manifest import content_hash
 from llmrec.views import ItemViews, View, view_files
 from llmrec.views import text as text_module
@@ -24,8 +25,8 @@ def view_of(vectors: np.ndarray, **facts: str) -> View:
     return View(vectors.astype(np.float32), np.zeros(len(vectors), bool), facts)
 
 
-def train_rows(*sequences: list[int]) -> Rows:
-    return Rows(
+def train_rows(*sequences: list[int]) -> Examples:
+    return Examples(
         [str(user) for user in range(len(sequences))],
         np.array([item for s in sequences for item in s[:-1]], dtype=np.int64),
         np.cumsum([0, *(len(s) - 1 for s in sequences)]),

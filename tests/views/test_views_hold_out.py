@@ -38,9 +38,9 @@ def test_the_only_sequence_that_may_judge_by_hand():
     inner = hold_out(catalog, seed=0)
     assert [s.tolist() for s in inner.train.sequences()] == [[0, 1, 2, 0], [0, 1], [3, 4, 3], [5, 6, 9], [5, 6, 7]]
     assert inner.train.user_ids == catalog.train.user_ids
-    judges = inner.rows("valid")
+    judges = inner.examples("valid")
     assert (judges.user_ids, judges.history(0).tolist(), judges.targets.tolist()) == (["u4"], [5, 6, 7], [1])
-    assert len(inner.rows("test")) == 0
+    assert len(inner.examples("test")) == 0
 
 
 @settings(max_examples=60, deadline=None)
@@ -51,7 +51,7 @@ def test_what_is_judged_and_what_is_trained_are_the_training_rows_and_no_item_is
         inner = hold_out(catalog, seed)
     except ValueError:
         assume(False)
-    judges, row_of = inner.rows("valid"), {user: row for row, user in enumerate(inner.train.user_ids)}
+    judges, row_of = inner.examples("valid"), {user: row for row, user in enumerate(inner.train.user_ids)}
     restored = [sequence.tolist() for sequence in inner.train.sequences()]
     for i, user in enumerate(judges.user_ids):
         assert judges.history(i).tolist() == restored[row_of[user]] and len(restored[row_of[user]]) >= 2
@@ -65,12 +65,12 @@ def test_what_is_judged_and_what_is_trained_are_the_training_rows_and_no_item_is
 def test_how_many_judge(able, judges):
     train = [[user % 9, 9, 10] for user in range(able)]
     inner = hold_out(catalog_of([*train, [10, 0]]), 0)  # too short to judge, and keeps item 10 known
-    assert len(inner.rows("valid")) == judges
+    assert len(inner.examples("valid")) == judges
 
 
 def test_a_judge_reads_the_latest_items_before():
     inner = hold_out(catalog_of([list(range(99)), [98, 0]], 99), 0)
-    assert inner.rows("valid").history(0).tolist() == list(range(98))[-MAX_HISTORY:]
+    assert inner.examples("valid").history(0).tolist() == list(range(98))[-MAX_HISTORY:]
 
 
 @pytest.mark.parametrize("train", [[], [[0], [1, 0]], [[0, 1, 2], [3, 4, 5]]])

@@ -37,7 +37,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from llmrec.data.catalog import Catalog, Rows
+from llmrec.data.catalog import Catalog
+from llmrec.data.examples import Examples
 from llmrec.diagnostics.probe.log_linear import LogLinear
 from llmrec.diagnostics.probe.targets import Targets
 from llmrec.evaluation.metrics import Position, ndcg, recall
@@ -106,7 +107,7 @@ def probe(
 
     Source: ReSID (arXiv:2602.02338), open question 1.
     """
-    started, valid = time.monotonic(), catalog.rows("valid")
+    started, valid = time.monotonic(), catalog.examples("valid")
     _check(catalog, sid_table, valid, epochs, max_ranked)
     where = resolve_device(device)
     codes_NL = sid_table.codes(np.arange(catalog.num_items))
@@ -132,7 +133,7 @@ def probe(
     )
 
 
-def _check(catalog: Catalog, sid_table: SidTable, valid: Rows, epochs: int, max_ranked: int) -> None:
+def _check(catalog: Catalog, sid_table: SidTable, valid: Examples, epochs: int, max_ranked: int) -> None:
     """Refuse what cannot be probed, with every problem at once."""
     problems = []
     if sid_table.item_ids != catalog.item_ids:

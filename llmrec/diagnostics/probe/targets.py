@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmrec.data.catalog import Rows
+from llmrec.data.examples import Examples
 
 RECENT = 10  # items of a history that are read
 
@@ -31,7 +31,7 @@ class Targets:
     places: Tensor
 
     @classmethod
-    def of(cls, rows: Rows, device: torch.device, every: bool = False) -> Targets:
+    def of(cls, rows: Examples, device: torch.device, every: bool = False) -> Targets:
         """The targets of the rows, or every item of their sequences that has one before it."""
         number, lengths = np.arange(len(rows)), np.diff(rows.offsets) + 1
         starts, places = rows.offsets[:-1] + number, rows.offsets[1:] + number

@@ -81,7 +81,7 @@ def test_law_1_no_held_out_target_beyond_the_users_training_history(tmp_path):
             held_out = {
                 t
                 for s in ("valid", "test")
-                for u, t in zip(catalog.rows(s).user_ids, catalog.rows(s).targets, strict=True)
+                for u, t in zip(catalog.examples(s).user_ids, catalog.examples(s).targets, strict=True)
                 if u == user
             }
             assert set().union(*rows) == set(sequence.tolist())
