@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from llmrec.configs.options import StageConfig, option
+
+OWN_MODEL = "give the directory of a model that transformers saved with it"
 
 
 @dataclass(kw_only=True)
 class ExtendConfig(StageConfig):
     """Add the semantic-ID tokens to a causal LLM and save it as the base of fine-tuning."""
 
+    renamed: ClassVar[dict[str, str]] = {
+        "rows": "sid_init",
+        "template": "removed: tokens are named <a_12>, or <0_12> where there are more than 26 levels",
+        "weights": f"removed: to start from random weights, {OWN_MODEL}",
+        "dtype": f"removed: weights keep the type that `model` has; for another one, {OWN_MODEL}",
+        "micro_dropout": "removed: set dropout in `llmrec sft`",
+    }
+    renamed_values: ClassVar[dict[str, dict[str, str]]] = {
+        "sid_init": {"codewords": "removed: choose from noise, titles"},
+    }
+
     sid: str = option("Directory written by `llmrec tokenize`.")
     model: str = option(
-        "Hub id or path of a causal LLM; a checkpoint of llmrec, which takes up a table appended to its own; or "
-        "'micro' for a small new one with a word-level tokenizer."
+        "Hub id or path of a causal LLM. 'micro' makes a small new one with a word-level tokenizer. A checkpoint of "
+        "llmrec takes up a table that was appended to its own."
     )
     catalog: str | None = option(
-        "Directory written by `llmrec prepare`; 'micro' takes its vocabulary from the titles, and rows their words.",
-        None,
+        "Directory written by `llmrec prepare`. Its titles are the words of 'micro' and of sid_init 'titles'.", None
     )
-    rows: Literal["noise", "titles", "codewords"] = option(
-        "First rows of the codes: noise; leaning towards the words of their items' titles; or towards what their "
-        "codewords say of titles by a linear map, for methods whose codewords add up to an item.",
+    sid_init: Literal["noise", "titles"] = option(
+        "First vectors of the new tokens. 'noise' is the mean of the old ones plus noise; 'titles' leans towards the "
+        "words in the titles of a code's items.",
         "noise",
     )
-    template: str = option("Token of a code; {letter} or {level}, and {code}.", "<{letter}_{code}>")
-    spare_codes: int = option("Token rows per level kept free for codes of later items.", 0, least=0)
-    weights: Literal["pretrained", "random"] = option(
-        "Those of `model`, or new ones drawn by its config, to train from scratch.", "pretrained"
+    spare_codes: int = option(
+        "Number of tokens per level that are kept free for codes of items that come later.", 0, least=0
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = option("Type of the saved weights.", "auto")
-    micro_layers: int = option("Layers of 'micro'.", 2, least=1)
-    micro_hidden: int = option("Hidden size of 'micro'.", 128, least=32)
-    micro_dropout: float = option("Attention dropout of 'micro'.", 0.0, least=0, most=1)
-    micro_words: int = option("Largest word vocabulary of 'micro'.", 8000, least=64)
+    micro_layers: int = option("Number of layers of 'micro'.", 2, least=1)
+    micro_hidden: int = option("Hidden size of 'micro'; a multiple of 32.", 128, least=32)
+    micro_words: int = option("Most words in the vocabulary of 'micro'.", 8000, least=64)

@@ -1,8 +1,9 @@
-"""A checkpoint takes up a table that `llmrec tokenize --append` made of its own: new items without new training.
+"""Appending items to a checkpoint: it takes up a table that `llmrec tokenize --append` made of its own.
 
-Published semantic IDs are the same in both, so every trained row keeps its meaning, and new ones are made of codes that
-have rows already. Where a level grew it takes its spare rows. The last level, behind which no other token lies, may
-grow beyond them; such rows are as new as those of `extend`, and items with them wait for the next `llmrec sft`.
+Published semantic IDs are the same in both tables, so every trained token keeps its meaning, and new semantic IDs
+consist of codes that have tokens already. A level that grew uses its spare tokens. The last level, behind which no
+other token lies, may grow beyond them; its new vectors are untrained, as those of `extend`, and items with them have
+to wait for the next `llmrec sft`.
 """
 
 from __future__ import annotations
@@ -45,27 +46,27 @@ def check_appended(old: SidTable, new: SidTable) -> None:
         )
 
 
-def grow(
+def grow_vocabulary(
     vocabulary: SidVocabulary,
     level_sizes: list[int],
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
     seed: int,
 ) -> tuple[SidVocabulary, list[str]]:
-    """Vocabulary of levels that have grown.
+    """Make room for levels that have grown.
 
     Args:
-        vocabulary: Of the checkpoint.
-        level_sizes: Codes of each level, at least those of the vocabulary.
-        tokenizer: Of the checkpoint; takes the tokens that a last level needs beyond its spare ones.
-        model: Takes their rows.
-        seed: Of these rows.
+        vocabulary: Vocabulary of the checkpoint.
+        level_sizes: Number of codes of each level, at least those of the vocabulary.
+        tokenizer: Tokenizer of the checkpoint; takes the tokens that a last level needs beyond its spare ones.
+        model: Model of the checkpoint; takes the vectors of these tokens.
+        seed: Seed of these vectors.
 
     Returns:
         The vocabulary, and a sentence for each level that grew.
 
     Raises:
-        ValueError: If a level has too few spare rows and is not the last, or other tokens were added behind it.
+        ValueError: If a level has too few spare tokens and is not the last, or other tokens were added behind it.
     """
     sizes = zip(vocabulary.level_sizes, level_sizes, strict=True)
     notes = [f"level {level} grew from {old} to {new} codes" for level, (old, new) in enumerate(sizes) if new > old]
@@ -89,50 +90,46 @@ def grow(
     return larger, notes
 
 
-def carried_over(details: JsonObject, model: str | Path, sid: str | Path) -> tuple[JsonObject, str | None]:
-    """Details of a checkpoint with the catalogue of an appended table in place of its own.
+def carry_details_over(details: JsonObject, model: str | Path, sid: str | Path) -> tuple[JsonObject, str | None]:
+    """Put the catalogue of an appended table in place of a checkpoint's own in its details.
 
-    `sft` and `evaluate` take a checkpoint for a catalogue by this hash, so it changes only where all that was trained
-    on is training data of the new catalogue too, and nothing that it holds out (law 1).
+    `sft` and `evaluate` accept a checkpoint for a catalogue by this hash. It changes only if all that the checkpoint
+    was trained on is training data of the new catalogue too, and nothing that it holds out (law 1).
 
     Returns:
-        The details, and why the hash is still the old one, if it is.
+        The details, and the reason if the hash is still the old one.
     """
     if details.get("catalog_sha256") is None:  # of adopted semantic IDs; such a checkpoint is taken on trust
         return details, None
-    old, new = catalog_of(model), catalog_of(sid)
+    old, new = unchanged_catalog(model), unchanged_catalog(sid)
     if old is None or new is None or content_hash(old) != details["catalog_sha256"]:
         return details, "the catalogues of the checkpoint and of the SID table are not both here, to be compared"
-    held_out = trains_no_more(Catalog.load(old), Catalog.load(new))
+    held_out = count_lost_training_pairs(Catalog.load(old), Catalog.load(new))
     if held_out:
         return details, f"{held_out} interactions that the checkpoint was trained on are no training rows of '{new}'"
     return {**details, "catalog_sha256": content_hash(new)}, None
 
 
-def catalog_of(directory: str | Path) -> str | None:
-    """Catalogue that a result of `tokenize`, `extend` or `sft` was made on, if it is still where it was, unchanged."""
+def unchanged_catalog(directory: str | Path) -> str | None:
+    """Path of the catalogue that a result of `tokenize`, `extend` or `sft` was made on; None if that has changed."""
     if not (Path(directory) / MANIFEST).is_file():
         return None
     manifest = read_manifest(directory)
     sources, hashes = manifest.get("inputs", {}), manifest["identity"].get("inputs", {})
     if "catalog" not in sources:
-        return catalog_of(sources["sid"]) if "sid" in sources else None
+        return unchanged_catalog(sources["sid"]) if "sid" in sources else None
     return sources["catalog"] if content_hash(sources["catalog"]) == hashes.get("catalog") else None
 
 
-def trains_no_more(old: Catalog, new: Catalog) -> int:
-    """Training interactions of one catalogue that are none of another: it may hold them out.
-
-    Returns:
-        Number of pairs of user and item.
-    """
+def count_lost_training_pairs(old: Catalog, new: Catalog) -> int:
+    """Count pairs of user and item that train in `old` but not in `new`, which may hold them out."""
     users: dict[str, int] = {}
     trained, trainable = _training_pairs(old, new, users), _training_pairs(new, new, users)
     return len(np.setdiff1d(trained, trainable))
 
 
 def _training_pairs(catalog: Catalog, numbered: Catalog, users: dict[str, int]) -> np.ndarray:
-    """One integer for each training interaction, of the user's number and the item's row in `numbered`."""
+    """Encode each training interaction as one integer, of the user's number and the item's row in `numbered`."""
     train = catalog.train
     user = np.array([users.setdefault(user_id, len(users)) for user_id in train.user_ids], dtype=np.int64)
     row_of = np.array([numbered.row_of[item_id] for item_id in catalog.item_ids])

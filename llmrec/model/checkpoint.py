@@ -19,7 +19,6 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -180,20 +179,6 @@ def load_model(source: str | Path, **options: Any) -> PreTrainedModel:
             f"shape of them, first: {wrong[:3]}; give a causal LM with all of its weights."
         )
     return model
-
-
-def new_model(source: str | Path, seed: int) -> PreTrainedModel:
-    """Causal LM of the config of a path or Hub id, with weights drawn as its architecture draws them, in their type.
-
-    Raises:
-        ValueError: If the config cannot be loaded, or is of no causal LM.
-    """
-    config = _from_pretrained(AutoConfig, source)
-    dtype = config.dtype or torch.float32  # read first: `from_config` writes the type that it draws in into the config
-    torch.manual_seed(seed)
-    with _naming(source, AutoModelForCausalLM):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return model.to(dtype)
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> None:

@@ -54,10 +54,8 @@ def word_tokenizer(texts: Iterable[str], max_words: int) -> PreTrainedTokenizerB
     return PreTrainedTokenizerFast(tokenizer_object=core, **SPECIAL_TOKENS)
 
 
-def micro_model(
-    tokenizer: PreTrainedTokenizerBase, layers: int, hidden_size: int, dropout: float, seed: int
-) -> PreTrainedModel:
-    """Random Qwen3 causal LM with tied embeddings.
+def micro_model(tokenizer: PreTrainedTokenizerBase, layers: int, hidden_size: int, seed: int) -> PreTrainedModel:
+    """Random Qwen3 causal LM with tied embeddings, in float32.
 
     Raises:
         ValueError: If `hidden_size` is not a multiple of the head size.
@@ -73,7 +71,6 @@ def micro_model(
         num_key_value_heads=hidden_size // HEAD_DIM,
         head_dim=HEAD_DIM,
         max_position_embeddings=1024,
-        attention_dropout=dropout,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,

@@ -1,11 +1,10 @@
-"""New rows of the embedding and output matrix for the tokens of semantic IDs.
+"""Token rows of semantic IDs: new vectors in the embedding and the output matrix.
 
-Rows are the mean of the old ones plus Gaussian noise at the old rows' standard deviation. The resize of transformers
-would draw them 1e-9 of that apart (pairwise cosine 1.000000), so that codes look alike at step 0. Told what codes mean,
-by the titles of the items that have them or by their codewords (codeword_rows.py), a row leans towards that, and noise
-keeps codes of one meaning apart.
+A new vector is the mean of the old ones plus Gaussian noise at their standard deviation. The resize of transformers
+would draw the new vectors 1e-9 of that apart (pairwise cosine 1.000000), so that codes look alike at step 0. Vectors
+may instead lean towards the titles of the items that have the code; noise then keeps codes with the same titles apart.
 
-Shapes: V rows of ordinary tokens, D hidden, N items, K codes of a level.
+Shapes: V ordinary tokens, D hidden, N items, K codes of a level, W tokens of all titles.
 """
 
 from __future__ import annotations
@@ -16,27 +15,27 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 
 ROW_MULTIPLE = 64  # matrix multiplications prefer vocabularies of this multiple
-NOISE_SHARE = 0.1  # of the variance of rows that lean towards a meaning
+NOISE_SHARE = 0.1  # of the variance of vectors that lean towards titles
 WORDS_AT_ONCE = 2**16
 
 
 def new_rows(old_VD: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Distinct rows at the scale of the old ones.
+    """Draw distinct vectors at the scale of the old ones.
 
     Args:
-        old_VD: (V, D) rows of ordinary tokens.
-        count: Rows to draw.
+        old_VD: (V, D) vectors of ordinary tokens.
+        count: Number of vectors to draw.
         generator: CPU generator.
 
     Returns:
-        (count, D), in the type and on the device of the old rows.
+        (count, D), in the type and on the device of the old vectors.
     """
     old = old_VD.float()
     noise = torch.randn(count, old.shape[1], generator=generator).to(old.device)
@@ -44,13 +43,13 @@ def new_rows(old_VD: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ItemWords:
+class TitleTokens:
     """Tokens of the items' titles, one entry for each.
 
     Attributes:
-        items: (W,) item row.
-        words: (W,) token id.
-        weights: (W,) one over the number of tokens of the title.
+        items: (W,) int64 item row.
+        words: (W,) int64 token id.
+        weights: (W,) float32, one over the number of tokens of the title.
     """
 
     items: Tensor
@@ -58,10 +57,11 @@ class ItemWords:
     weights: Tensor
 
     @classmethod
-    def of(cls, titles: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> ItemWords:
+    def of(cls, titles: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> TitleTokens:
+        """Tokenize titles, which stand in catalogue order."""
         ids = tokenizer(list(titles), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        lengths = torch.tensor([len(row) for row in ids])
-        words = torch.tensor([token for row in ids for token in row], dtype=torch.int64)
+        lengths = torch.tensor([len(title) for title in ids])
+        words = torch.tensor([token for title in ids for token in title], dtype=torch.int64)
         return cls(
             torch.arange(len(ids)).repeat_interleave(lengths),
             words,
@@ -69,70 +69,64 @@ class ItemWords:
         )
 
 
-class CodeMeaning(NamedTuple):
-    """What codes of a level mean in the space of a matrix.
+class InitialVectors(NamedTuple):
+    """Vectors that some codes of a level lean towards at the start.
 
     Attributes:
-        codes: (n,) int64 those that mean something.
-        rows: (n, D) float32.
+        codes: (n,) int64 codes that have one.
+        vectors: (n, D) float32.
     """
 
     codes: Tensor
-    rows: Tensor
+    vectors: Tensor
 
 
-@dataclass(frozen=True)
-class TitleMeaning:
-    """A code means the mean title of its items.
-
-    Attributes:
-        words: Tokens of the titles.
-        table: Codes of the items; an item with several SIDs is told by its first.
-    """
-
-    words: ItemWords
-    table: SidTable
-
-    def __call__(self, old_VD: Tensor) -> list[CodeMeaning]:
-        """For each level.
-
-        Args:
-            old_VD: (V, D) rows of ordinary tokens.
-        """
-        codes_LN = self.table.codes(np.arange(self.table.num_items)).T
-        sizes = self.table.level_sizes
-        return [self.level(old_VD.float(), codes_N, size) for codes_N, size in zip(codes_LN, sizes, strict=True)]
-
-    def level(self, old: Tensor, codes_N: np.ndarray, codebook_size: int) -> CodeMeaning:
-        codes = torch.from_numpy(codes_N)[self.words.items]
-        used = codes >= 0  # -1 beyond the end of a SID
-        codes, words = codes[used].to(old.device), self.words.words[used].to(old.device)
-        weights = self.words.weights[used].to(old.device)
-        sums = torch.zeros(codebook_size, old.shape[1], device=old.device)
-        for part in torch.arange(len(codes), device=old.device).split(WORDS_AT_ONCE):
-            sums.index_add_(0, codes[part], old[words[part]] * weights[part].unsqueeze(1))
-        items = torch.zeros(codebook_size, device=old.device).index_add_(0, codes, weights)
-        titled = items.nonzero()[:, 0]
-        return CodeMeaning(titled, sums[titled] / items[titled].unsqueeze(1))
-
-
-def leaning_rows(old_VD: Tensor, noise_KD: Tensor, meant: CodeMeaning) -> Tensor:
-    """Rows of a level's codes that lean towards what the codes mean.
+def title_vectors(titles: TitleTokens, table: SidTable, old_VD: Tensor) -> list[InitialVectors]:
+    """Average, for each code, the mean title of its items.
 
     Args:
-        old_VD: (V, D) rows of ordinary tokens.
-        noise_KD: (K, D) rows of `new_rows`, kept for codes that mean nothing.
-        meant: Of the level.
+        titles: Tokens of the titles.
+        table: Codes of the items; of an item with several SIDs the first one counts.
+        old_VD: (V, D) vectors of ordinary tokens.
 
     Returns:
-        (K, D), at the scale of the old rows, in their type.
+        Vectors of each level; codes without a title have none.
+    """
+    codes_LN, old = table.codes(np.arange(table.num_items)).T, old_VD.float()
+    levels = zip(codes_LN, table.level_sizes, strict=True)
+    return [_title_vectors(titles, codes_N, size, old) for codes_N, size in levels]
+
+
+def _title_vectors(titles: TitleTokens, codes_N: np.ndarray, codebook_size: int, old: Tensor) -> InitialVectors:
+    codes = torch.from_numpy(codes_N)[titles.items]
+    used = codes >= 0  # -1 beyond the end of a SID
+    codes, words = codes[used].to(old.device), titles.words[used].to(old.device)
+    weights = titles.weights[used].to(old.device)
+    sums = torch.zeros(codebook_size, old.shape[1], device=old.device)
+    for part in torch.arange(len(codes), device=old.device).split(WORDS_AT_ONCE):
+        sums.index_add_(0, codes[part], old[words[part]] * weights[part].unsqueeze(1))
+    items = torch.zeros(codebook_size, device=old.device).index_add_(0, codes, weights)
+    titled = items.nonzero()[:, 0]
+    return InitialVectors(titled, sums[titled] / items[titled].unsqueeze(1))
+
+
+def leaning_rows(old_VD: Tensor, noise_KD: Tensor, initial: InitialVectors) -> Tensor:
+    """Let the vectors of a level's codes lean towards their initial vectors.
+
+    Args:
+        old_VD: (V, D) vectors of ordinary tokens.
+        noise_KD: (K, D) vectors of `new_rows`, kept for codes without an initial vector.
+        initial: Initial vectors of the level.
+
+    Returns:
+        (K, D), at the scale of the old vectors, in their type.
     """
     old, rows = old_VD.float(), noise_KD.clone()
-    away = meant.rows - meant.rows.mean(dim=0)
+    away = initial.vectors - initial.vectors.mean(dim=0)
     away = away * (old.std(dim=0).norm() / away.norm(dim=1).mean().clamp(min=1e-6))
-    noise = noise_KD[meant.codes].float() - old.mean(dim=0)
+    noise = noise_KD[initial.codes].float() - old.mean(dim=0)
     leaning = old.mean(dim=0) + (1 - NOISE_SHARE) ** 0.5 * away + NOISE_SHARE**0.5 * noise
-    rows[meant.codes] = leaning.to(rows.dtype)
+    rows[initial.codes] = leaning.to(rows.dtype)
     return rows
 
 
@@ -141,24 +135,29 @@ def add_rows(
     model: PreTrainedModel,
     vocabulary: SidVocabulary,
     seed: int,
-    meaning: Callable[[Tensor], Sequence[CodeMeaning]] | None = None,
+    initial_vectors: Callable[[Tensor], Sequence[InitialVectors]] | None = None,
 ) -> None:
-    """Give every SID token a row of its own in the embedding and output matrix; a tied pair stays tied.
+    """Give every SID token its vectors in the embedding and the output matrix; a tied pair stays tied.
 
     Args:
         model: Causal LM, changed in place.
-        vocabulary: Tokens whose rows are written.
+        vocabulary: Tokens whose vectors are written.
         seed: Seed of the noise.
-        meaning: Old rows of a matrix (V, D) -> what codes mean there, level by level from the first.
+        initial_vectors: Maps the old vectors of a matrix, (V, D), to initial vectors of each level; noise alone when
+            left out.
     """
     old_size, needed = vocabulary.starts[0], vocabulary.token_range.stop
-    if needed > model.get_input_embeddings().weight.shape[0]:
+    if needed > len(_matrix(model.get_input_embeddings())):
         model.resize_token_embeddings(-(-needed // ROW_MULTIPLE) * ROW_MULTIPLE, mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
-    matrices = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
-    for weight in matrices.values():
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    for weight in {id(matrix): matrix for matrix in map(_matrix, modules)}.values():
         old_VD = weight[:old_size]
         weight[old_size:] = new_rows(old_VD, len(weight) - old_size, generator)
-        for level, meant in enumerate(meaning(old_VD) if meaning else ()):
+        for level, initial in enumerate(initial_vectors(old_VD) if initial_vectors else ()):
             block = vocabulary.block(level)
-            weight[block] = leaning_rows(old_VD, weight[block], meant)
+            weight[block] = leaning_rows(old_VD, weight[block], initial)
+
+
+def _matrix(module: nn.Module) -> nn.Parameter:
+    return module.get_parameter("weight")

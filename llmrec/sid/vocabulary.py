@@ -25,6 +25,7 @@ from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.table import EMPTY
 
 DEFAULT_TEMPLATE = "<{letter}_{code}>"
+LONG_TEMPLATE = "<{level}_{code}>"  # for more levels than there are letters
 
 
 class HasLevels(Protocol):
@@ -61,14 +62,25 @@ class SidVocabulary:
         tokenizer: PreTrainedTokenizerBase,
         level_sizes: Sequence[int],
         spare_codes: int = 0,
-        template: str = DEFAULT_TEMPLATE,
+        template: str | None = None,
     ) -> SidVocabulary:
         """Add one token per (level, code) to a tokenizer, in contiguous blocks.
+
+        Args:
+            tokenizer: Tokenizer of a causal LM, changed in place.
+            level_sizes: Number of codes of each level.
+            spare_codes: Tokens per level that are added for codes of later items.
+            template: Text of a token; `<a_12>`, or `<0_12>` for more than 26 levels, when left out.
+
+        Returns:
+            The vocabulary of the new tokens.
 
         Raises:
             ValueError: If the template does not keep levels, codes or neighbouring tokens apart, a token is already in
                 the vocabulary, or the tokenizer has no end-of-sequence token.
         """
+        if template is None:
+            template = DEFAULT_TEMPLATE if len(level_sizes) <= len(string.ascii_lowercase) else LONG_TEMPLATE
         check_template(template, len(level_sizes))
         if tokenizer.eos_token_id is None:
             raise ValueError("The tokenizer has no eos_token; `generate()` could not end an answer. Set one first.")
@@ -81,8 +93,8 @@ class SidVocabulary:
         present = set(tokenizer.get_vocab()).intersection(tokens)
         if present:
             raise ValueError(
-                f"The tokenizer already has the token '{min(present)}'; choose another `template`, or extend the "
-                "original model instead of an extended one."
+                f"The tokenizer already has the token '{min(present)}'. Extend the original model instead of an "
+                "extended one, or give `SidVocabulary.add_to` another template."
             )
         tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens])
         vocabulary.check(tokenizer)
@@ -135,7 +147,7 @@ class SidVocabulary:
             ValueError: If a token is absent, has another id, or is not read as itself among others.
         """
         tokens = self.tokens()
-        found = tokenizer.convert_tokens_to_ids(tokens)
+        found = [tokenizer.convert_tokens_to_ids(token) for token in tokens]
         wrong = next((pair for pair in zip(tokens, self.token_range, found, strict=True) if pair[1] != pair[2]), None)
         if wrong is not None:
             raise ValueError(
@@ -144,8 +156,8 @@ class SidVocabulary:
             )
         if tokenizer.encode("".join(tokens), add_special_tokens=False) != list(self.token_range):
             raise ValueError(
-                f"The tokenizer splits or merges neighbouring tokens of the template '{self.template}'; run `llmrec "
-                f"extend` with another one, such as '{DEFAULT_TEMPLATE}'."
+                f"The tokenizer splits or merges neighbouring tokens of the template '{self.template}'; use another "
+                f"one, such as '{DEFAULT_TEMPLATE}'."
             )
 
     def check_table(self, table: HasLevels) -> None:

@@ -18,7 +18,6 @@ from llmrec.configs import (
     STAGES,
     DpoConfig,
     EvaluateConfig,
-    ExtendConfig,
     PrepareConfig,
     RecommendConfig,
     SftConfig,
@@ -26,7 +25,6 @@ from llmrec.configs import (
 )
 from llmrec.configs.file import load_config
 from llmrec.data.known_datasets import KNOWN
-from llmrec.sid.vocabulary import DEFAULT_TEMPLATE
 from llmrec.tokenizers import TOKENIZERS
 
 
@@ -208,7 +206,6 @@ def test_a_number_is_taken_exactly_or_refused(value):
 
 
 def test_what_configs_repeat_to_stay_light_is_what_the_library_says():
-    assert ExtendConfig.template == DEFAULT_TEMPLATE
     assert EvaluateConfig(out="o", catalog="c", model="m").baselines == list(COUNTED)
     assert typing.get_args(typing.get_type_hints(TokenizeConfig)["method"]) == tuple(TOKENIZERS)
     known = PrepareConfig.__dataclass_fields__["dataset"].metadata["help"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -13,7 +14,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch.nn.functional import cosine_similarity
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -21,7 +21,7 @@ from llmrec.cli import main
 from llmrec.configs import ExtendConfig, TokenizeConfig
 from llmrec.data.catalog import Catalog
 from llmrec.model.checkpoint import SidConfig
-from llmrec.model.new_rows import ItemWords, TitleMeaning, add_rows
+from llmrec.model.new_rows import TitleTokens, add_rows, title_vectors
 from llmrec.recommender import Recommender
 from llmrec.runtime.manifest import content_hash
 from llmrec.runtime.stage_directory import run_stage
@@ -117,9 +117,9 @@ def test_the_seed_decides_the_new_rows(tmp_path, sid_table):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_rows_may_lean_towards_the_titles_of_their_items(tmp_path, sid_table, tied):
+def test_vectors_may_lean_towards_the_titles_of_their_items(tmp_path, sid_table, tied):
     catalog = write_toy_catalog(tmp_path / "catalog").source
-    base = extended(tmp_path, sid_table, tied=tied, rows="titles", catalog=catalog)
+    base = extended(tmp_path, sid_table, tied=tied, sid_init="titles", catalog=catalog)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
     vocabulary = SidConfig.load(base)[0].vocabulary
     for matrix in matrices(model):
@@ -139,21 +139,21 @@ def test_rows_may_lean_towards_the_titles_of_their_items(tmp_path, sid_table, ti
         assert cosine.max() < 0.9
 
 
-def test_codes_with_the_same_words_and_codes_without_items_have_rows_of_their_own(tmp_path, sid_table):
+def test_codes_with_the_same_words_and_codes_without_items_have_vectors_of_their_own(tmp_path, sid_table):
     model = tiny_llm(40)
     before = model.get_input_embeddings().weight.detach().clone()
     vocabulary = SidVocabulary((4, 4, 4), (28, 32, 36), (4, 4, 4), 3)
-    words = ItemWords(torch.arange(12), torch.full((12,), 5), torch.ones(12))  # one word for every title
+    titles = TitleTokens(torch.arange(12), torch.full((12,), 5), torch.ones(12))  # one word for every title
     table = SidTable(sid_table.item_ids, np.minimum(sid_table.all_codes, 2), level_sizes=[4, 4, 4])
-    add_rows(model, vocabulary, 0, TitleMeaning(words, table))
+    add_rows(model, vocabulary, 0, functools.partial(title_vectors, titles, table))
     rows = model.get_input_embeddings().weight.detach()[28:]
     assert torch.equal(model.get_input_embeddings().weight[:28], before[:28])
     assert (torch.cdist(rows, rows) + 9 * torch.eye(12)).min() > 0.1
 
 
 def test_titles_need_a_catalogue(tmp_path, sid_table):
-    with pytest.raises(ValueError, match="rows 'titles' needs the titles; set catalog"):
-        extended(tmp_path, sid_table, rows="titles")
+    with pytest.raises(ValueError, match="sid_init 'titles' needs the titles; set catalog"):
+        extended(tmp_path, sid_table, sid_init="titles")
 
 
 def test_the_seed_decides_the_words_of_micro(tmp_path, sid_table):
@@ -167,22 +167,21 @@ def test_the_seed_decides_the_words_of_micro(tmp_path, sid_table):
     assert torch.equal(words[0], words[1]) and not torch.equal(words[0], words[2])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_dtype_of_the_saved_weights(tmp_path, sid_table, dtype):
-    catalog = write_toy_catalog(tmp_path / "catalog")
-    sid = write_sid(tmp_path / "sid", sid_table)
-    for model in (str(extended(tmp_path / "own", sid_table, dtype=None).parent / "llm"), "micro"):
-        out = tmp_path / f"base-{model == 'micro'}"
-        assert main(["extend", "--sid", str(sid), "--model", model, "--catalog", catalog.source, "--out", str(out),
-                     "--dtype", dtype, "--micro-hidden", "32"]) == 0  # fmt: skip
-        assert AutoModelForCausalLM.from_pretrained(out, dtype="auto").dtype == getattr(torch, dtype)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_saved_weights_keep_their_type(tmp_path, sid_table, dtype):
+    base = extended(tmp_path, sid_table, dtype=dtype)
+    assert AutoModelForCausalLM.from_pretrained(base, dtype="auto").dtype == dtype
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--template", "<{code}>"], "must contain {code} and {letter} or {level}"),
-        (["--template", "red"], "must contain {code}"),
+        (["--rows", "titles"], "it is now called 'sid_init'"),
+        (["--sid-init", "codewords"], "removed: choose from noise, titles"),
+        (["--weights", "random"], "removed: to start from random weights"),
+        (["--dtype", "bfloat16"], "removed: weights keep the type"),
+        (["--template", "<{level}:{code}>"], "removed: tokens are named"),
+        (["--micro-dropout", "0.1"], "removed: set dropout in `llmrec sft`"),
         (["--spare-codes", "-1"], "spare_codes is -1"),
         (["--model", "micro"], "set catalog"),
         (["--model", "no/such-model"], "'no/such-model' cannot be loaded"),
@@ -286,8 +285,8 @@ def test_a_table_that_is_not_the_checkpoints_with_items_added_is_refused(tmp_pat
 
 def test_a_checkpoint_keeps_its_tokens_and_weights(tmp_path, sid_table):
     base = extended(tmp_path, sid_table)
-    with pytest.raises(ValueError, match=r"is a checkpoint of llmrec.*leave out \['spare_codes', 'weights'\]"):
-        append_to(tmp_path, base, sid_table, spare_codes=2, weights="random")
+    with pytest.raises(ValueError, match=r"is a checkpoint of llmrec.*leave out \['sid_init', 'spare_codes'\]"):
+        append_to(tmp_path, base, sid_table, spare_codes=2, sid_init="titles")
 
 
 def grown_catalog(path: Path, catalog: Catalog, split: pa.Table) -> Catalog:
@@ -324,32 +323,6 @@ def test_law_1_a_checkpoint_is_of_the_new_catalogue_only_if_that_tests_nothing_i
             assert "7 interactions that the checkpoint was trained on are no training rows" in said
             with pytest.raises(ValueError, match="was made on another split"):
                 check_training_rows(out, grown)
-
-
-@pytest.mark.parametrize(
-    ("stored", "dtype", "expected"),
-    [
-        (torch.float32, "auto", torch.float32),
-        (torch.bfloat16, "auto", torch.bfloat16),
-        (torch.float32, "bfloat16", torch.bfloat16),
-    ],
-)
-def test_random_weights_are_drawn_by_the_config_and_the_seed(tmp_path, sid_table, stored, dtype, expected):
-    """Of the model its config and tokenizer are read, the type too; its weights need not be there."""
-    llm, sid = write_llm(tmp_path / "llm", tied=False, dtype=stored), write_sid(tmp_path / "sid", sid_table)
-    before = load_file(llm / "model.safetensors")
-    (llm / "model.safetensors").unlink()
-    for out, seed in (("one", 5), ("again", 5), ("other", 6)):
-        options = {"out": str(tmp_path / out), "sid": str(sid), "model": str(llm), "seed": seed, "dtype": dtype}
-        extend.main(ExtendConfig(**options, weights="random"))
-    one, again, other = (load_file(tmp_path / out / "model.safetensors") for out in ("one", "again", "other"))
-    assert one.keys() == before.keys() and all(torch.equal(one[name], again[name]) for name in one)
-    assert {tensor.dtype for tensor in one.values()} == {expected}
-    drawn = [name for name in one if "norm" not in name]  # norms start at 1
-    assert not any(torch.equal(one[name], other[name]) for name in drawn)
-    assert not any(torch.equal(one[name].float(), before[name].float()) for name in drawn if "layers" in name)
-    assert one["model.layers.0.mlp.up_proj.weight"].float().std() == pytest.approx(0.2, rel=0.1)  # initializer_range
-    assert SidConfig.load(tmp_path / "one")[2]["base_model"] == "llm, weights drawn anew"
 
 
 def test_law_1_sids_of_another_split_do_not_reach_training(tmp_path, sid_table):

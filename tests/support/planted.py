@@ -34,7 +34,7 @@ def planted(root: Path, num_users: int, num_items: int, seed: int = 0) -> tuple[
     rows = [row for user, met in enumerate(sequences(truth)) for row in split(truth, user, met, liked, item_ids, rng)]
     catalog = write_catalog(root / "catalog", items, pa.Table.from_pylist(rows)).source
     sid = write_sid(root / "sid", SidTable(item_ids, codes(truth)))
-    options = {"model": "micro", "micro_hidden": 64, "micro_layers": 2, "micro_dropout": 0.0}
+    options = {"model": "micro", "micro_hidden": 64, "micro_layers": 2}
     base = extend.main(ExtendConfig(out=str(root / "base"), sid=str(sid), catalog=catalog, **options))["out"]
     return catalog, Path(base), liked
 

@@ -71,24 +71,18 @@ CASES = {
                                                   '{"tokenizer_class": "PreTrainedTokenizerFast"}'))),
     "model that is extended already": Case("extend --model @base", ("is a checkpoint of llmrec, which keeps its tokens",
                                                                      "leave out ['catalog']")),
-    "random weights of no causal LM": Case("extend --sid @sid --model @plain --weights random --out @out", (
+    "model of no causal LM": Case("extend --sid @sid --model @plain --out @out", (
         "plain' cannot be loaded by AutoModelForCausalLM",),
         plain(json_values("config.json", model_type="vit", architectures=None)), given=False),
-    "codewords without titles": Case("extend --sid @sid --model @plain --rows codewords --out @out",
-                                     ("rows 'codewords' needs the titles; set catalog",), plain(), given=False),
-    "codewords of a garbled tokenizer": Case(
-        "extend --rows codewords", ("item_tokenizer.json is not of this version", "llmrec tokenize"),
-        {"sid": resealed(inside("item_tokenizer.json", "{}"))}),
+    "title vectors without titles": Case("extend --sid @sid --model @plain --sid-init titles --out @out",
+                                         ("sid_init 'titles' needs the titles; set catalog",), plain(), given=False),
     "micro without titles": Case("extend --sid @sid --model micro --out @out",
                                  ("model 'micro' takes its words from the titles", "set catalog"), given=False),
     "micro of another catalogue than the SIDs": Case("extend --catalog @other", (
         "sid' has semantic IDs of other items than", "other'", "`llmrec tokenize` on this catalogue")),
     "micro of an odd size": Case("extend --micro-hidden 33", ("micro_hidden is 33", "multiple of 32")),
-    "micro of no size": Case("extend --micro-layers 0 --micro-words 3 --micro-dropout 2 --spare-codes -1",
-                             ("micro_layers is 0", "micro_words is 3", "micro_dropout is 2.0; at most 1",
-                              "spare_codes is -1")),
-    "token template without a level": Case("extend --template <{code}>", ("template '<{code}>'", "{letter}")),
-    "token template with a lone brace": Case("extend --template <{code", ("template '<{code'", "braces")),
+    "micro of no size": Case("extend --micro-layers 0 --micro-words 3 --spare-codes -1",
+                             ("micro_layers is 0", "micro_words is 3", "spare_codes is -1")),
     "SIDs of another catalogue": Case("sft --catalog @other", ("base' was extended for another catalogue than",
                                                                 "`llmrec tokenize` and `llmrec extend`")),
     "table that is not the checkpoint's": Case(

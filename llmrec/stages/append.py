@@ -1,0 +1,71 @@
+"""extend, given a checkpoint: take up a SID table that was appended to the checkpoint's own.
+
+Published semantic IDs and all weights stay; the mechanics are in `llmrec.model.append_items`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from llmrec.configs import ExtendConfig
+from llmrec.model.append_items import carry_details_over, check_appended, grow_vocabulary
+from llmrec.model.card import write_card
+from llmrec.model.checkpoint import SidConfig, load_model, load_tokenizer, resolve, save_model
+from llmrec.runtime.console import say
+from llmrec.runtime.manifest import JsonObject, read_manifest
+from llmrec.runtime.stage_directory import run_stage
+from llmrec.sid.table import SidTable
+
+SETTLED = ("catalog", "sid_init", "spare_codes")  # options that a checkpoint has decided already
+
+
+def append_items(config: ExtendConfig, table: SidTable) -> JsonObject:
+    """Give a checkpoint a table that was appended to its own.
+
+    Returns:
+        out and the counts of the manifest.
+
+    Raises:
+        ValueError: If an option asks for other weights, or the table is not the checkpoint's with items added.
+    """
+    check_options(config)
+    sid_config, old, details = SidConfig.load(resolve(config.model))
+    check_appended(old, table)
+    details, reason = carry_details_over(details, config.model, config.sid)
+
+    def build(directory: Path) -> JsonObject:
+        model, tokenizer = load_model(config.model, dtype="auto"), load_tokenizer(config.model)
+        vocabulary, notes = grow_vocabulary(sid_config.vocabulary, table.level_sizes, tokenizer, model, config.seed)
+        save_model(model, tokenizer, directory)
+        dataclasses.replace(sid_config, vocabulary=vocabulary).save(directory, table, details)
+        if "counts" in details:
+            write_card(directory, Path(config.out).name)
+        return {
+            "sid_tokens": vocabulary.num_tokens,
+            "vocabulary": len(tokenizer),
+            "new_items": table.num_items - old.num_items,
+            "grown": notes,
+        }
+
+    out = run_stage("extend", config, {"sid": config.sid, "model": config.model}, build)
+    counts = read_manifest(out)["counts"]
+    grown = "; ".join(counts["grown"]) + ": fine-tune, their rows are untrained" if counts["grown"] else "no new tokens"
+    say(f"extend: {counts['new_items']} new items, {grown} -> {out}")
+    if reason:
+        say(f"extend: they can be recommended, but not evaluated or trained on yet: {reason}.")
+    return {"out": str(out), **counts}
+
+
+def check_options(config: ExtendConfig) -> None:
+    """Refuse options that a checkpoint has decided already.
+
+    Raises:
+        ValueError: With their names.
+    """
+    given = [f.name for f in dataclasses.fields(config) if f.name in SETTLED and getattr(config, f.name) != f.default]
+    if given:
+        raise ValueError(
+            f"model '{config.model}' is a checkpoint of llmrec, which keeps its tokens and weights; leave out {given}, "
+            "or give the original model."
+        )
