@@ -19,7 +19,7 @@ class RecommendConfig(Config):
     k: int = option("Items per user.", 10, least=1)
     exclude_seen: bool = option("Leave out items of the history.", True)
     where: list[str] | None = option(
-        "Conditions on items that answers must meet, such as 'price <= 20'; needs `catalog`.", None
+        'SQL conditions that all answers must meet, on the columns of `catalog`, such as "price <= 20".', None
     )
     catalog: str | None = option("Directory written by `llmrec prepare`, for titles and `where`.", None)
     device: str = option("Device of the model: auto, cpu, cuda.", "auto")

@@ -90,13 +90,22 @@ class Catalog:
         return [title or "" for title in self.items[columns.TITLE].to_pylist()]
 
     def where(self, *conditions: str) -> list[str]:
-        """item_ids of the items that meet all conditions on the columns of items.parquet, in catalogue order.
+        """Find the items that meet all conditions on the columns of items.parquet.
 
         Args:
-            conditions: Such as 'price <= 20' or 'genres contains Drama'; `llmrec.data.conditions` says what there is.
+            conditions: SQL expressions such as "price <= 20 AND array_contains(genres, 'Drama')"; docs/recommend.md
+                lists what may stand in them.
+
+        Returns:
+            Their item_ids, in catalogue order.
 
         Raises:
-            ValueError: With every condition that cannot be read, or does not fit its column.
+            ValueError: With every condition that cannot be read, or does not fit its columns.
+
+        >>> items = pa.table({"item_id": ["a", "b", "c"], "title": ["Saw", "Jaws", "Up"], "price": [5, 9, None]})
+        >>> empty = {name: pa.array([], pa.string()) for name in ("user_id", "split", "history", "target")}
+        >>> Catalog(items, pa.table(empty)).where("title ILIKE '%aw%' AND price > 5")
+        ['b']
         """
         return [self.item_ids[row] for row in np.flatnonzero(matches(self.items, conditions))]
 

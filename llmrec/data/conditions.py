@@ -1,60 +1,63 @@
-"""Conditions on the columns of a table, such as 'price <= 20'. They are read by a small parser and never evaluated.
+"""Conditions on the columns of a table: SQL expressions such as "price <= 20", which polars evaluates.
 
-A condition is COLUMN OPERATOR VALUE. The type of the column says which operators it takes and what a value is:
+polars would also run a sub-query, and `read_csv` on any file in it. A condition is therefore split into tokens, and put
+together again from nothing but literals, quoted columns of the table and the operators, words and functions below.
 
-| column | operators | a row meets it where |
-|---|---|---|
-| numbers | == != < <= > >= in | its number compares so |
-| text | == != in contains | its text is equal, case and all; `contains` finds a part of it and ignores case |
-| text | < <= > >= | every text is a number (a CSV file has no other), and it compares so; an empty one is missing |
-| true or false | == != | it is so |
-| lists | contains in | the value (`in`: one of the values) is an element, as numbers or text are equal above |
-
-`in` takes several values with commas between them; double quotes around one keep its own. A missing value (null, NaN)
-meets no condition, `!=` included.
+A missing value (null, NaN) meets no condition, except IS NULL.
 
 Shapes: N rows of the table.
 """
 
 from __future__ import annotations
 
-import csv
-import functools
-import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
+from polars import selectors
+from polars.exceptions import PolarsError
 
 from llmrec.configs.options import suggestion
 
-ORDER = {"<": pc.less, "<=": pc.less_equal, ">": pc.greater, ">=": pc.greater_equal}
-COMPARISONS = {"==": pc.equal, "!=": pc.not_equal, **ORDER}
-OPERATORS = (*COMPARISONS, "in", "contains")
-OPERATORS_OF = {  # what a column holds -> what it takes
-    "text": OPERATORS,
-    "numbers": (*COMPARISONS, "in"),
-    "true or false": ("==", "!="),
-    "lists": ("in", "contains"),
-}
+WORDS = ("AND", "OR", "NOT", "IN", "IS", "NULL", "LIKE", "ILIKE", "BETWEEN", "TRUE", "FALSE", "AS", "DOUBLE", "VARCHAR")
+FUNCTIONS = ("array_contains", "array_length", "cast", "try_cast")
+TOKEN = re.compile(
+    r"""(?P<text>'(?:[^']|'')*')
+    | "(?P<quoted>(?:[^"]|"")+)"
+    | (?P<number>\d+\.?\d*(?:[eE][+-]?\d+)?(?!\w))
+    | (?P<word>[^\W\d]\w*(?!['"]))  # E'…' is another kind of text, with escapes
+    | (?P<symbol><=|>=|<>|!=|==?|[-+*/%<>(),])""",
+    re.VERBOSE,
+)
+EXAMPLE = "write one SQL expression, such as \"price <= 20 AND array_contains(genres, 'Drama')\""
 
 
 def matches(table: pa.Table, conditions: Sequence[str]) -> np.ndarray:
-    """Rows of a table that meet all conditions.
+    """Find the rows of a table that meet all conditions.
+
+    Args:
+        table: Table whose columns the conditions name.
+        conditions: SQL expressions that are true or false. Text stands in single quotes; a column whose name is more
+            than a word stands in double quotes.
 
     Returns:
         (N,) bool.
 
     Raises:
-        ValueError: With every condition that cannot be read, or does not fit its column.
+        ValueError: With every condition that cannot be read, or does not fit its columns.
+
+    >>> table = pa.table({"title": ["Saw", "Jaws", None], "price": [5.0, None, 9.0], "genres": [["Horror"], [], []]})
+    >>> matches(table, ["price < 9", "array_contains(genres, 'Horror')"]).tolist()
+    [True, False, False]
+    >>> matches(table, ["title ILIKE '%aw%' OR price = 9"]).tolist()
+    [True, True, True]
     """
     met, problems = np.ones(table.num_rows, dtype=bool), []
     for condition in conditions:
         try:
-            column, operator, value = _parse(condition.strip(), table.column_names)
-            met &= _meets(table[column], column, operator, value)
+            met &= _meets(table, condition)
         except ValueError as error:
             problems.append(f"condition '{condition}': {error}")
     if problems:
@@ -62,104 +65,58 @@ def matches(table: pa.Table, conditions: Sequence[str]) -> np.ndarray:
     return met
 
 
-def _parse(condition: str, names: Sequence[str]) -> tuple[str, str, str]:
-    """Column, operator and value of a condition; a column's name may hold spaces."""
-    begins = [name for name in names if re.match(re.escape(name) + r"(?!\w)", condition)]
-    if not begins:
-        column = re.match(r"[^\s<>=!]*", condition)[0]
-        raise ValueError(f"unknown column '{column}'; {suggestion(column, names, otherwise='the columns are')}")
-    column = max(begins, key=len)
-    operator, value = re.fullmatch(r"\s*([<>=!]+|[^\s<>=!]*)\s*(.*)", condition[len(column) :], re.DOTALL).groups()
-    if operator not in OPERATORS:
-        problem = f"unknown operator '{operator}'" if operator else f"no operator after '{column}'"
-        raise ValueError(f"{problem}; choose from {' '.join(OPERATORS)}, and give the condition as one text")
-    if not value:
-        raise ValueError(f"no value after '{operator}'")
-    return column, operator, value
-
-
-def _meets(column: pa.ChunkedArray, name: str, operator: str, value: str) -> np.ndarray:
-    """(N,) bool: whether each cell of a column meets `operator value`."""
-    column = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-    cells, kind = column.combine_chunks(), _kind(column.type)
-    if operator not in OPERATORS_OF.get(kind, ()):
-        takes = " ".join(OPERATORS_OF[kind]) if kind in OPERATORS_OF else "no condition"
-        raise ValueError(f"'{name}' holds {kind}, which takes {takes}")
-    values = next(csv.reader([value], skipinitialspace=True)) if operator == "in" else [_unquoted(value)]
-    if kind != "lists":
-        return _compare(cells, name, operator, values)
-    met = np.zeros(len(cells), dtype=bool)
-    met[pc.list_parent_indices(cells).to_numpy()[_compare(cells.flatten(), name, "in", values)]] = True
-    return met
-
-
-def _kind(dtype: pa.DataType) -> str:
-    """What cells of a type are called: a key of OPERATORS_OF, or the Arrow type where it is none of them."""
-    if pa.types.is_list(dtype) or pa.types.is_large_list(dtype):
-        return "lists" if _kind(dtype.value_type) in ("text", "numbers") else str(dtype)
-    if pa.types.is_string(dtype) or pa.types.is_large_string(dtype):
-        return "text"
-    if pa.types.is_integer(dtype) or pa.types.is_floating(dtype) or pa.types.is_decimal(dtype):
-        return "numbers"
-    return "true or false" if pa.types.is_boolean(dtype) else str(dtype)
-
-
-def _unquoted(value: str) -> str:
-    return value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value
-
-
-def _compare(cells: pa.Array, name: str, operator: str, values: list[str]) -> np.ndarray:
-    """(N,) bool: whether each cell meets the operator with one of the values."""
-    if operator in ORDER and _kind(cells.type) == "text":
-        cells = _numbers(cells, name)
-    if operator == "contains":
-        met = pc.match_substring(cells, values[0], ignore_case=True)
-    else:
-        compare = COMPARISONS.get(operator, pc.equal)  # `in`: equal to one of the values
-        met = functools.reduce(pc.or_, (compare(*_alike(cells, value.strip(), name)) for value in values))
-    met = pc.and_(met, pc.invert(pc.is_null(cells, nan_is_null=True)))
-    return met.fill_null(False).to_numpy(zero_copy_only=False)
-
-
-def _alike(cells: pa.Array, value: str, name: str) -> tuple[pa.Array, pa.Scalar]:
-    """Cells and a value as they can be compared: as integers where both are, without loss; else as `cells` or float64.
-
-    Raises:
-        ValueError: If the value is none of the kind that the column holds.
-    """
-    kind = _kind(cells.type)
-    if kind == "text":
-        return cells, pa.scalar(value, cells.type)
-    if kind == "true or false":
-        if value.lower() not in ("true", "false"):
-            raise ValueError(f"'{name}' holds true or false, not '{value}'")
-        return cells, pa.scalar(value.lower() == "true")
-    if not _is_number(value):
-        raise ValueError(f"'{name}' holds numbers, and '{value}' is none")
-    if pa.types.is_floating(cells.type):
-        return cells, pa.scalar(float(value), cells.type)  # a float32 of 0.1 equals 0.1
+def _meets(table: pa.Table, condition: str) -> np.ndarray:
+    """(N,) bool: rows that meet one condition."""
+    tokens, columns = list(_tokens(condition)), []
+    for position, (kind, text) in enumerate(tokens):
+        calls = tokens[position + 1 : position + 2] == [("symbol", "(")]
+        if kind == "word" and text.upper() in WORDS:
+            continue
+        if kind in ("word", "quoted") and calls:
+            if kind == "quoted" or text.lower() not in FUNCTIONS:
+                raise ValueError(f"'{text}' is not a function that may stand here; there are {', '.join(FUNCTIONS)}")
+        elif kind in ("word", "quoted"):
+            columns.append(_known(text, table.column_names))
+            tokens[position] = ("column", '"' + text.replace('"', '""') + '"')
+    if not columns:
+        raise ValueError(f"it names no column; {EXAMPLE}")
+    cells = pl.DataFrame(table.select(dict.fromkeys(columns)))
+    cells = cells.with_columns(selectors.float().fill_nan(None), selectors.categorical().cast(pl.String))
     try:
-        return cells.cast(pa.int64()), pa.scalar(int(value), pa.int64())
-    except (ValueError, OverflowError):  # a fraction, or beyond int64
-        return cells.cast(pa.float64(), safe=False), pa.scalar(float(value))
+        met = cells.select(pl.sql_expr(" ".join(text for _, text in tokens)).alias("met"))["met"]
+    except PolarsError as error:
+        raise ValueError(f"{str(error).splitlines()[0]}; {_remedy(cells)}") from None
+    if met.dtype != pl.Boolean:
+        raise ValueError(f"its value is {met.dtype}, not true or false; {EXAMPLE}")
+    return met.fill_null(False).to_numpy()
 
 
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(pa.scalar(text).cast(pa.float64()).as_py())
-    except pa.ArrowInvalid:
-        return False
+def _tokens(condition: str) -> Iterator[tuple[str, str]]:
+    """Kind and text of every token; the text of a quoted column is its name."""
+    position = 0
+    while rest := condition[position:].strip():
+        position = len(condition) - len(condition[position:].lstrip())
+        token = TOKEN.match(condition, position)
+        if token is None or token.lastgroup is None:
+            raise ValueError(f"'{rest.split()[0]}' cannot stand here; {EXAMPLE}")
+        kind, text = token.lastgroup, token[token.lastgroup]
+        yield kind, text.replace('""', '"') if kind == "quoted" else text
+        position = token.end()
 
 
-def _numbers(cells: pa.Array, name: str) -> pa.Array:
-    """Numbers that are stored as text; a CSV file has no others."""
-    text = pc.utf8_trim_whitespace(cells)
-    text = pc.if_else(pc.equal(text, ""), None, text)
-    try:
-        return text.cast(pa.float64())
-    except pa.ArrowInvalid:
-        odd = next(cell for cell in text.drop_null().unique().to_pylist() if not _is_number(cell))
-        raise ValueError(
-            f"'{name}' holds text, which is compared by size only where all of it is numbers; '{odd}' is none. Use == "
-            "!= in contains, or make the column numbers before `llmrec prepare`"
-        ) from None
+def _known(name: str, columns: Sequence[str]) -> str:
+    """The name of a column, refused if the table has none of that name."""
+    if name in columns:
+        return name
+    if name.lower() == "contains":
+        raise ValueError("'contains' is no SQL; use array_contains(column, 'value') or column ILIKE '%value%'")
+    quoted = next((column for column in columns if not column.isidentifier() and column.startswith(name)), None)
+    remedy = f'write "{quoted}"' if quoted else suggestion(name, columns, otherwise="the columns are")
+    raise ValueError(f"unknown column '{name}'; {remedy}; text stands in single quotes")
+
+
+def _remedy(cells: pl.DataFrame) -> str:
+    """Sentence that names the columns in question with their types, and what fits them."""
+    types = ", ".join(f"{name} is {dtype}" for name, dtype in cells.schema.items())
+    text = next((name for name, dtype in cells.schema.items() if dtype == pl.String), None)
+    return types + (f'; text can be read as a number: try_cast("{text}" AS DOUBLE)' if text else f"; {EXAMPLE}")

@@ -50,7 +50,7 @@ def test_conditions_and_allow_lists_both_hold(tuned, shop, tmp_path, capsys):
     (tmp_path / "users.jsonl").write_text("\n".join(map(json.dumps, requests)))
     result = run_json(
         capsys, "recommend", "--model", tuned, "--input", tmp_path / "users.jsonl", "--k", 12, "--catalog", shop,
-        "--where", "price <= 7", "title contains e", "--device", "cpu",
+        "--where", "price <= 7", "title ILIKE '%e%'", "--device", "cpu",
     )  # fmt: skip
     met = {item_id for row, item_id in enumerate(IDS) if row <= 7 and "e" in TITLES[row]}
     assert [set(items) for items in answered(result)] == [
@@ -80,6 +80,6 @@ def test_users_without_their_own_list_share_one(tuned, shop, tmp_path, monkeypat
 
 def test_conditions_in_yaml_are_a_list(tuned, shop, tmp_path, capsys):
     (tmp_path / "run.yaml").write_text(
-        f"model: {tuned}\ncatalog: {shop}\nhistory: [item-1]\nwhere:\n  - price in 2, 3\n  - title contains pear\n"
+        f"model: {tuned}\ncatalog: {shop}\nhistory: [item-1]\nwhere:\n  - price IN (2, 3)\n  - title ILIKE '%pear%'\n"
     )
     assert answered(run_json(capsys, "recommend", "--config", tmp_path / "run.yaml")) == [["item-2"]]

@@ -205,20 +205,26 @@ CASES = {
         "users.jsonl": text('{"history": ["item-1"]}\n\n{"history": ["item-2", "ghost"]}\n')}),
     "conditions without a catalogue": Case(f"{ASKED} --where 'price <= 20'", ("--where needs --catalog",)),
     "no condition": Case(f"{WHERE}", ("--where is empty", "such as 'price <= 20'")),
-    "condition in three words": Case(f"{WHERE} title '==' x", ("condition 'title': no operator", "as one text",
-                                                              "condition '==': unknown column")),
-    "condition on an unknown column": Case(f"{WHERE} 'titel contains a'", ("unknown column 'titel'",
-                                                                            "did you mean 'title'")),
-    "condition with an unknown operator": Case(
-        f"{WHERE} 'title like a'", ("condition 'title like a'", "operator 'like'", "choose from == != <")),
-    "condition that compares words": Case(
-        f"{WHERE} 'title <= 20'", ("condition 'title <= 20'", "holds text", "is none", "before `llmrec prepare`")),
-    "condition against no number": Case(f"{WHERE} 'item_id < cheap'", ("condition 'item_id < cheap'", "numbers")),
+    "condition in three words": Case(f"{WHERE} title = x", (
+        "condition 'title': its value is String, not true or false", "condition '=': it names no column",
+        "condition 'x': unknown column", "write one SQL expression")),
+    "condition on an unknown column": Case(f"""{WHERE} "titel = 'a'" """, ("unknown column 'titel'",
+                                                                           "did you mean 'title'")),
+    "condition of the old syntax": Case(f"{WHERE} 'title contains a'", (
+        "condition 'title contains a': 'contains' is no SQL", "column ILIKE '%value%'")),
+    "condition without quotes around text": Case(f"{WHERE} 'title = tea'", ("unknown column 'tea'",
+                                                                            "text stands in single quotes")),
+    "condition that compares words": Case(f"{WHERE} 'title <= 20'", (
+        "condition 'title <= 20': cannot compare", 'title is String; text can be read as a number: try_cast("title"')),
+    "condition against no number": Case(f"""{WHERE} "try_cast(title AS DOUBLE) < 'cheap'" """, ("cannot compare",)),
+    "condition that reads a file": Case(f"""{WHERE} "title IN (SELECT a FROM read_csv('/etc/hosts'))" """, (
+        "unknown column 'SELECT'",)),
     "conditions that nothing meets": Case(
-        f"{WHERE} 'item_id in item-1, item-2' 'title contains zzz' --model @absent",
-        ("none of the 30 items", "'item_id in item-1, item-2' is met by 2", "'title contains zzz' is met by 0")),
+        f"""{WHERE} "item_id IN ('item-1', 'item-2')" "title = 'zzz'" --model @absent""",
+        ("none of the 30 items", "'item_id IN ('item-1', 'item-2')' is met by 2", "'title = 'zzz'' is met by 0")),
     "conditions on another catalogue": Case(
-        f"{ASKED} --catalog @catalog --where 'item_id == ghost'", ("--where names items", "does not know: ['ghost']"),
+        f"""{ASKED} --catalog @catalog --where "item_id = 'ghost'" """,
+        ("--where names items", "does not know: ['ghost']"),
         {"catalog": resealed(parquet("items.parquet", column("item_id", "ghost", 0)),
                              parquet(SPLIT, lambda split: split.slice(0, 0)))}),
     "request that excludes an unknown item": Case(REQUESTS, ("users.jsonl", "line 1", "exclude", "'ghost'"), {
