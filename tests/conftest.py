@@ -178,7 +178,7 @@ def turned(turns, tmp_path_factory):
     from tests.support.alternated import run
 
     out = tmp_path_factory.mktemp("turned") / "out"
-    run(out, turns, lora_dropout=0.1, save_steps=2)
+    run(out, turns, dropout=0.1, save_steps=2)
     return out
 
 

@@ -73,7 +73,7 @@ def test_help_names_the_values_of_a_choice(capsys):
     with pytest.raises(SystemExit):
         main(["sft", "--help"])
     shown = capsys.readouterr().out
-    assert "--train {lora,rows,full}" in shown and "--chat-template [{true,false}]" in shown
+    assert "--train {lora,sid_tokens,full}" in shown and "--chat-template [{true,false}]" in shown
 
 
 @pytest.mark.parametrize("stage", TRAINING_LINE)

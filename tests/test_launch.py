@@ -28,7 +28,7 @@ LAUNCHERS = {
     2: ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
 }
 # 27 windows in batches of 8: the last batch of an epoch is not full. No dropout: each process draws its own.
-SFT = {"max_steps": 6, "batch_size": 8, "micro_batch_size": 4, "max_history": 4, "lora_rank": 4, "lora_dropout": 0.0,
+SFT = {"max_steps": 6, "batch_size": 8, "micro_batch_size": 4, "max_history": 4, "lora_rank": 4,
        "warmup_steps": 0, "logging_steps": 1, "save_steps": 4, "device": "cpu"}  # fmt: skip
 DPO = {"max_steps": 4, "batch_size": 8, "micro_batch_size": 4, "targets": "every_item", "learning_rate": 1e-3,
        "warmup_steps": 0, "logging_steps": 1, "eval_steps": 2, "device": "cpu"}  # fmt: skip

@@ -15,13 +15,12 @@ from llmrec.configs.preference import PreferenceConfig
 from llmrec.configs.prepare import PrepareConfig
 from llmrec.configs.quickstart import QuickstartConfig
 from llmrec.configs.recommend import RecommendConfig
-from llmrec.configs.sft import TASK_NAMES, SftConfig
+from llmrec.configs.sft import SftConfig
 from llmrec.configs.tokenize import TokenizeConfig
 
 __all__ = [
     "REWARD_NAMES",
     "STAGES",
-    "TASK_NAMES",
     "AlternateConfig",
     "CompareConfig",
     "DpoConfig",

@@ -49,10 +49,6 @@ class GrpoConfig(PreferenceConfig):
 
     def problems(self) -> list[str]:
         problems = self._reward_problems() + super().problems()
-        if self.lora_dropout:
-            problems.append(
-                "lora_dropout must be 0: roll-outs are drawn without it, by another policy than would train"
-            )
         if self.rollouts == "beams" and self.temperature != 1:
             problems.append(f"temperature is {self.temperature}, but beams are not drawn; leave it at 1")
         if self.rollouts == "distinct" and self.loss == "gspo":

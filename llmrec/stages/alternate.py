@@ -35,7 +35,6 @@ from llmrec.training.alternate.pools import PoolingCollator
 from llmrec.training.alternate.schedule import Schedule
 from llmrec.training.alternate.tokenizer_turns import Alternation
 from llmrec.training.alternate.trainer import AlternateTrainer
-from llmrec.training.sft.augmentation import Augmentation
 from llmrec.training.sft.dropout import residual_dropout
 from llmrec.training.sft.examples import num_targets
 from llmrec.training.sft.losses import sid_loss_in_forward
@@ -155,7 +154,6 @@ def fine_tune(config: AlternateConfig, begun: AlternateInputs, directory: Path) 
         HistoryEncoder(table, sid_config.vocabulary),
         start.tokenizer.pad_token_id,
         config.packing,
-        Augmentation.of(config),
         seed=config.seed,
         known_N=begun.views.known,
     )
@@ -165,7 +163,7 @@ def fine_tune(config: AlternateConfig, begun: AlternateInputs, directory: Path) 
     with (
         residual_dropout(model, config.dropout),
         sid_loss_in_forward(
-            model, sid_config.vocabulary, config.sid_loss, config.label_smoothing, beside=alternation.loss
+            model, sid_config.vocabulary, config.normalize_over, config.label_smoothing, beside=alternation.loss
         ),
     ):
         trainer = make_trainer(

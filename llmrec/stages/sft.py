@@ -23,7 +23,6 @@ from llmrec.runtime.console import say
 from llmrec.runtime.device import resolve_device, resolve_dtype
 from llmrec.runtime.manifest import JsonObject, read_manifest, verify
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
-from llmrec.training.sft.augmentation import Augmentation
 from llmrec.training.sft.captured_step import CapturedLoss
 from llmrec.training.sft.dropout import residual_dropout
 from llmrec.training.sft.examples import HistoryCollator, add_draws, build_dataset, fill_last_batch, num_targets
@@ -31,8 +30,8 @@ from llmrec.training.sft.losses import IGNORED, sid_loss_in_forward
 from llmrec.training.sft.packing import check_packing
 from llmrec.training.sft.trainer import SidSFTTrainer, make_trainer, train
 from llmrec.training.start import RunInputs, check, check_length, context_of, make_validation, save_checkpoint
-from llmrec.training.tasks.definitions import task_problems
 from llmrec.training.tasks.examples import TaskExamples, build_tasks
+from llmrec.training.tasks.item_texts import task_problems
 from llmrec.training.validation import chosen, tell_chosen
 from llmrec.training.weights import load_trainable, merge, whole
 
@@ -84,9 +83,8 @@ def load(config: SftConfig) -> RunInputs:
         sid_config.max_history,
     ):
         say("sft: instruction, chat_template or max_history differ from the earlier phase's; these ones are saved.")
-    normalize_over = "level" if config.sid_loss == "level" else "vocabulary"
     sid_config = dataclasses.replace(
-        sid_config, prompt=prompt, max_history=config.max_history, normalize_over=normalize_over
+        sid_config, prompt=prompt, max_history=config.max_history, normalize_over=config.normalize_over
     )
     return RunInputs(catalog, sid_config, table, details, tokenizer, prefix)
 
@@ -101,15 +99,15 @@ def fine_tune(config: SftConfig, start: RunInputs, directory: Path) -> tuple[Sid
     dtype = resolve_dtype(config.precision, device)
     table, sid_config, pad_token_id = start.table, start.sid_config, start.tokenizer.pad_token_id
     examples, tasks = make_examples(config, start.catalog, start.tokenizer, table.num_levels)
-    encoder, augmentation = HistoryEncoder(table, sid_config.vocabulary), Augmentation.of(config)
-    collator = HistoryCollator(start.prefix, encoder, pad_token_id, config.packing, augmentation, tasks, config.seed)
+    encoder = HistoryEncoder(table, sid_config.vocabulary)
+    collator = HistoryCollator(start.prefix, encoder, pad_token_id, config.packing, tasks, config.seed)
     validation = make_validation(config, start, num_targets(examples))
     model = make_model(config, sid_config, dtype)
     fills = (pad_token_id, 0, IGNORED)
     captured = CapturedLoss.of(config, model, int(table.lengths.min()), fills, device)
     with (
         residual_dropout(model, config.dropout),
-        sid_loss_in_forward(model, sid_config.vocabulary, config.sid_loss, config.label_smoothing, captured),
+        sid_loss_in_forward(model, sid_config.vocabulary, config.normalize_over, config.label_smoothing, captured),
     ):
         trainer = make_trainer(config, model, start.tokenizer, examples, collator, directory, device, dtype, validation)
         counts = {**train(trainer, directory), **chosen(trainer.state)}
@@ -160,14 +158,14 @@ def make_examples(
     Raises:
         ValueError: If a task has nothing to draw, or does not fit the model's context.
     """
-    histories = build_dataset(catalog.train.sequences(), config.max_history, config.loss_on)
+    histories = build_dataset(catalog.train.sequences(), config.max_history, config.targets)
     tasks = build_tasks(config, catalog, tokenizer, len(histories))
     context = context_of(config.model)
     for name, task in tasks.items():
         if context and task.longest(num_levels) > context:
             raise ValueError(
                 f"An example of task '{name}' takes up to {task.longest(num_levels)} tokens but the model's context is "
-                f"{context}; lower task_text_tokens or task_history."
+                f"{context}; leave the task out."
             )
     num_draws = {name: task.num_draws for name, task in tasks.items()}
     examples = add_draws(histories if config.histories else histories.select([]), num_draws)

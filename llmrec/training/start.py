@@ -122,7 +122,7 @@ def make_validation(
     if config.eval_steps is None:
         return None
     rows = start.catalog.examples("valid")
-    rows = rows.take(rows.sample(config.eval_rows, config.seed))
+    rows = rows.take(rows.sample(config.eval_examples, config.seed))
     sid_config, batch_size = start.sid_config, config.micro_batch_size
     return Validation(rows, start.table, sid_config, start.prefix, targets, batch_size, config.stage, from_start)
 

@@ -14,7 +14,6 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -74,15 +73,11 @@ def require_bitsandbytes() -> None:
 
 
 def add_adapter(model: PreTrainedModel, config: SftConfig, vocabulary: SidVocabulary) -> PeftModel:
-    """The SID rows of the embedding (and of an untied output matrix) made trainable, beside LoRA unless train is rows.
-
-    Raises:
-        ValueError: If a LoRA target matches no module.
-    """
+    """Make the embeddings of the SID tokens trainable, in and out, and add LoRA unless they train alone."""
     # Without a target PEFT 0.21 refuses; its TrainableTokensConfig would hold the rows in other modules than LoRA's
     # do, whose `weight` shows the rows as they were before training.
-    targets = DUMMY_TARGET_MODULES if config.train == "rows" else lora_targets(model, config.lora_targets)
-    lora = lora_config(config, targets, trainable_token_indices=trained_rows(model, vocabulary))
+    targets = DUMMY_TARGET_MODULES if config.train == "sid_tokens" else "all-linear"
+    lora = lora_config(config, targets, trained_rows(model, vocabulary))
     torch.manual_seed(config.seed)
     with without_renaming_warning():
         adapted = get_peft_model(model, lora)
@@ -91,37 +86,22 @@ def add_adapter(model: PreTrainedModel, config: SftConfig, vocabulary: SidVocabu
     return adapted
 
 
-def lora_config(config: FineTuneConfig, target_modules: list[str] | str, **options: Any) -> LoraConfig:
-    """PEFT's config of the stage's LoRA.
+def lora_config(
+    config: FineTuneConfig,
+    target_modules: list[str] | str = "all-linear",
+    trainable_token_indices: dict[str, list[int]] | None = None,
+) -> LoraConfig:
+    """Build PEFT's config of a stage's LoRA.
 
-    Source: LoRA arXiv:2106.09685, DoRA arXiv:2402.09353, rsLoRA arXiv:2312.03732.
+    Source: LoRA arXiv:2106.09685.
     """
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        use_dora=config.lora_dora,
-        use_rslora=config.lora_rslora,
         target_modules=target_modules,
-        **options,
+        trainable_token_indices=trainable_token_indices,
     )
-
-
-def lora_targets(model: PreTrainedModel, names: list[str]) -> list[str] | str:
-    """`names` as PEFT takes them.
-
-    Raises:
-        ValueError: If one matches no module; PEFT complains only where none of them matches one.
-    """
-    if names == ["all-linear"]:
-        return "all-linear"
-    modules, head = dict(model.named_modules()), model.get_output_embeddings()
-    unknown = [name for name in names if not any(f".{module}".endswith(f".{name}") for module in modules)]
-    if unknown or not names:
-        linear = {n.rsplit(".", 1)[-1] for n, m in modules.items() if isinstance(m, torch.nn.Linear) and m is not head}
-        raise ValueError(f"lora_targets names {unknown}; choose 'all-linear' or from {', '.join(sorted(linear))}.")
-    return names
 
 
 def trained_rows(model: PreTrainedModel, vocabulary: SidVocabulary) -> dict[str, list[int]]:

@@ -51,7 +51,6 @@ def main() -> None:
     parser.add_argument("--trl-batch-size", type=int, default=256, help="of TRL's, which needs more memory for each")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--warmup-steps", type=int, default=20, help="not timed; compilation and captures")
-    parser.add_argument("--lora-dropout", type=float, default=0.0, help="of both")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     emit_machine()
@@ -103,7 +102,7 @@ class Bench:
         self.config = SftConfig(
             out="", catalog="", model="", max_steps=args.steps, batch_size=args.batch_size, warmup_steps=0,
             micro_batch_size=args.batch_size, device=args.device, save_steps=10**6, logging_steps=10**6,
-            compile=args.device == "cuda", lora_dropout=args.lora_dropout,
+            compile=args.device == "cuda",
         )  # fmt: skip
 
     def collator(self, packing: bool) -> HistoryCollator:
@@ -141,9 +140,7 @@ class Bench:
             bf16=self.dtype == torch.bfloat16, use_cpu=self.args.device == "cpu", gradient_checkpointing=False,
             max_length=None, report_to="none", save_strategy="no", logging_steps=10**6, disable_tqdm=True,
         )  # fmt: skip
-        lora = LoraConfig(
-            task_type="CAUSAL_LM", r=16, lora_alpha=32, lora_dropout=self.args.lora_dropout, target_modules="all-linear"
-        )
+        lora = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
         return SFTTrainer(
             model=random_model(self.args.shape, self.dtype, self.device),
             args=arguments,

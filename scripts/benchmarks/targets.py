@@ -72,7 +72,7 @@ def model_of(args: argparse.Namespace, dtype: torch.dtype, device: torch.device)
     """LoRA and SID rows over a random model, dropout off."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    config = SftConfig(out="", catalog="", model="", lora_dropout=0.0)
+    config = SftConfig(out="", catalog="", model="")
     return add_adapter(random_model(args.shape, dtype, device), config, vocabulary_of(args.shape))
 
 

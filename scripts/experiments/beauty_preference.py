@@ -26,10 +26,10 @@ from llmrec.evaluation.metrics import Position, ndcg, recall
 
 TOKENIZE = {"method": "rq_kmeans", "view_names": ["text", "collaborative"]}
 START = "sft"
-JUDGED = {"eval_steps": 95, "eval_rows": 3000}
+JUDGED = {"eval_steps": 95, "eval_examples": 3000}
 ADAPTER = {
     "targets": "every_item", "batch_size": 256, "micro_batch_size": 256, "lora_rank": 32, "lora_alpha": 64,
-    "warmup_steps": 20, "learning_rate": 1e-4, "max_grad_norm": 1.0, "eval_steps": 50, "eval_rows": 3000,
+    "warmup_steps": 20, "learning_rate": 1e-4, "max_grad_norm": 1.0, "eval_steps": 50, "eval_examples": 3000,
 }  # fmt: skip
 MIXED = {"negative_sources": ["beam", "random"], "beta": 0.3}
 METHODS: dict[str, Step | None] = {

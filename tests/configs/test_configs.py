@@ -152,7 +152,7 @@ def test_a_wrong_line(load, line, message):
 
 
 def test_an_unknown_choice_is_refused_in_python_too():
-    with pytest.raises(ValueError, match="train is 'lorra'; choose from lora, rows, full"):
+    with pytest.raises(ValueError, match="train is 'lorra'; choose from lora, sid_tokens, full"):
         SftConfig(catalog="c", model="m", out="o", train="lorra")
 
 
@@ -175,12 +175,12 @@ def test_files_that_cannot_be_read(tmp_path):
 
 def test_every_problem_is_reported_at_once(load):
     with pytest.raises(ValueError) as caught:
-        load(SftConfig, "catlog: c\nepochs: 0\nbatch_size: x\ntrain: most\nlora_dropout: 2\n", learning_rte="1")
+        load(SftConfig, "catlog: c\nepochs: 0\nbatch_size: x\ntrain: most\ndropout: 2\n", learning_rte="1")
     message = str(caught.value)
     for part in (
         "unknown key 'catlog' in", "did you mean 'catalog'?", "epochs is 0.0; more than 0 is needed",
         "batch_size is 'x'; an integer is needed (in ", "train is 'most'; choose from",
-        "lora_dropout is 2.0; at most 1 is allowed",
+        "dropout is 2.0; at most 1 is allowed",
         "unknown key 'learning_rte' in the command line; did you mean 'learning_rate'?",
         "'out' is required: Directory to write.", "'catalog' is required", "'model' is required",
     ):  # fmt: skip

@@ -32,7 +32,7 @@ SFT = {name: SMALL[name] for name in ("max_steps", "batch_size", "micro_batch_si
 @pytest.mark.parametrize("train", ["lora", "full"])
 def test_without_alignment_and_passes_it_is_sft_bit_for_bit(turns, tmp_path, train):
     """With dropout, so that a random number drawn by the one and not by the other would show."""
-    options = {"train": train, "dropout": 0.1, "lora_dropout": 0.1}
+    options = {"train": train, "dropout": 0.1}
     fine_tune(tmp_path / "sft", turns.catalog, turns.model, **SFT, **options)
     run(tmp_path / "out", turns, **options, sia_weight=0, psa_weight=0, freeze_after=0)
     assert losses(tmp_path / "out") == losses(tmp_path / "sft")
@@ -183,6 +183,6 @@ def test_hooks_of_the_trainer():
 def test_a_finished_run_is_not_run_again(turns, turned, tmp_path):
     shutil.copytree(turned, tmp_path / "out")
     written = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
-    run(tmp_path / "out", turns, lora_dropout=0.1, save_steps=2)
+    run(tmp_path / "out", turns, dropout=0.1, save_steps=2)
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == written
     assert weights_of(tmp_path / "out").keys() == weights_of(turned).keys()

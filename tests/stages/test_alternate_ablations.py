@@ -26,8 +26,8 @@ from tests.support.prepared import run_json
         {"sia_weight": 0},
         {"psa_weight": 0},
         {"train": "full", "pass_steps": 2},
-        {"train": "rows", "packing": "false"},
-        {"loss_on": "last_item", "sid_loss": "full", "crop": 0.5},
+        {"train": "sid_tokens", "packing": "false"},
+        {"targets": "last_item", "normalize_over": "vocabulary"},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )

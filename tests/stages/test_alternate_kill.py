@@ -21,7 +21,7 @@ from tests.support.extended import losses, same_weights
 from tests.support.forks import Forks
 
 # With dropout, so that a lost random state shows. Epochs have three steps; passes of three follow steps 2, 4 and 6.
-OPTIONS = {"save_steps": 1, "lora_dropout": 0.1, "dropout": 0.1}
+OPTIONS = {"save_steps": 1, "dropout": 0.1}
 # `losses_of` is called once by each step and each step of a pass: 1, 2 | 3-5 | 6, 7 | 8-10 | 11, 12 | 13-15.
 MOMENTS = {
     "the first pass": ("llmrec.training.alternate.tokenizer_turns.losses_of", 4),

@@ -131,6 +131,6 @@ def test_validation_ranks_by_the_semantic_ids_of_the_step_and_the_best_triple_is
 
 def test_law_12_the_seed_decides(turns, turned, tmp_path):
     for name, seed in (("again", 0), ("other", 1)):
-        run(tmp_path / name, turns, lora_dropout=0.1, save_steps=2, seed=seed)
+        run(tmp_path / name, turns, dropout=0.1, save_steps=2, seed=seed)
     assert losses(tmp_path / "again") == losses(turned) != losses(tmp_path / "other")
     assert same_weights(tmp_path / "again", turned) and not same_weights(tmp_path / "other", turned)

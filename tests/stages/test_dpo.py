@@ -149,7 +149,7 @@ def test_where_no_step_is_better_the_start_is_saved(monkeypatch, capsys, tmp_pat
 
 @pytest.mark.parametrize("eval_steps", [None, 2])
 def test_an_interrupted_run_ends_as_if_it_had_not_been(monkeypatch, capsys, tmp_path, toy, tuned, eval_steps):
-    options = {"max_steps": 5, "save_steps": 2, "eval_steps": eval_steps, "lora_dropout": 0.1}
+    options = {"max_steps": 5, "save_steps": 2, "eval_steps": eval_steps}
     optimise(tmp_path / "whole", toy[0], tuned, **options)
     step = SidDPOTrainer.training_step
 

@@ -89,8 +89,7 @@ def test_a_run_that_falls_stops_and_leaves_the_start(tmp_path, toy, tuned):
 
 def test_nf4_trains_and_merges(tmp_path, toy, tuned):
     pytest.importorskip("bitsandbytes")
-    counts = reinforce(tmp_path / "grpo", toy[0], tuned, quantization="nf4", precision="bfloat16", eval_steps=1,
-                       lora_targets=["q_proj"])  # fmt: skip
+    counts = reinforce(tmp_path / "grpo", toy[0], tuned, quantization="nf4", precision="bfloat16", eval_steps=1)
     assert curve(tmp_path / "grpo", "kl")[0] == pytest.approx(0, abs=1e-6)
     assert np.isfinite(curve(tmp_path / "grpo")).sum() == 3 and len(curve(tmp_path / "grpo", NDCG)) == 4
     assert same_weights(tmp_path / "grpo", tuned) == (counts["saved_step"] == 0)
@@ -165,7 +164,6 @@ def test_two_processes_give_the_losses_and_weights_of_one(tmp_path, toy, tuned, 
         ({"rewards": ["nowhere.py:f"]}, "'nowhere.py:f' cannot be loaded"),
         ({"rewards": ["rule", "rank"], "reward_weights": [1.0]}, "reward_weights has 1 numbers for 2 rewards"),
         ({"rewards": ["rule"], "reward_weights": [0.0]}, "a reward of weight 0 has no part"),
-        ({"lora_dropout": 0.1}, "lora_dropout must be 0"),
         ({"rollouts": "beams", "temperature": 2.0}, "beams are not drawn"),
         ({"loss": "gspo"}, "'gspo' takes no importance weights; use rollouts 'sampled'"),
         ({"epsilon_high": 0.1}, "epsilon_high is 0.1, below epsilon 0.2"),
@@ -173,7 +171,6 @@ def test_two_processes_give_the_losses_and_weights_of_one(tmp_path, toy, tuned, 
         ({"num_iterations": 2, "eval_steps": 5}, "eval_steps is 5; it must be a multiple"),
         ({"batch_size": 60, "micro_batch_size": 6}, "fewer than batch_size 60"),
         ({"loss": "ppo"}, "loss is 'ppo'; choose from grpo, dr_grpo, dapo, gspo, ecpo"),
-        ({"lora_targets": ["no_proj"]}, "no_proj"),
     ],
 )
 def test_wrong_options_leave_nothing_behind(tmp_path, toy, tuned, options, message):

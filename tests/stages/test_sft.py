@@ -35,7 +35,7 @@ VERSIONS = {name: importlib.metadata.version(name) for name in ("trl", "peft", "
 @pytest.mark.parametrize("train", ["lora", "full"])
 def test_law_12_the_seed_decides_the_loss_curve_and_the_weights(tmp_path, toy, train):
     for name, seed in (("one", 5), ("again", 5), ("other", 6)):
-        fine_tune(tmp_path / name, *toy, seed=seed, train=train, lora_dropout=0.1)
+        fine_tune(tmp_path / name, *toy, seed=seed, train=train, dropout=0.1)
     assert losses(tmp_path / "one") == losses(tmp_path / "again") != losses(tmp_path / "other")
     assert same_weights(tmp_path / "one", tmp_path / "again") and not same_weights(tmp_path / "one", tmp_path / "other")
 
@@ -68,7 +68,7 @@ def test_what_the_stage_leaves(capsys, tmp_path, toy):
 
 
 def test_full_loss_is_scored_over_the_vocabulary(tmp_path, toy):
-    fine_tune(tmp_path / "sft", *toy, sid_loss="full", max_steps=1, report_to=[])
+    fine_tune(tmp_path / "sft", *toy, normalize_over="vocabulary", max_steps=1, report_to=[])
     assert SidConfig.load(tmp_path / "sft")[0].normalize_over == "vocabulary"
 
 
@@ -96,7 +96,7 @@ def test_max_steps_of_0_leaves_epochs(tmp_path, toy):
 
 def test_last_item_trains_the_same_targets(tmp_path, toy):
     one = fine_tune(tmp_path / "one", *toy, max_steps=1, batch_size=128, max_history=20)
-    cut = fine_tune(tmp_path / "cut", *toy, max_steps=1, batch_size=128, max_history=20, loss_on="last_item")
+    cut = fine_tune(tmp_path / "cut", *toy, max_steps=1, batch_size=128, max_history=20, targets="last_item")
     assert one["targets"] == cut["targets"] == cut["examples"]
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "cut"), rel=1e-5)
 
@@ -120,13 +120,11 @@ def test_report_to_a_tracker(tmp_path, toy):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--train", "full", "--quantization", "nf4"], "quantization 'nf4' needs train 'lora' or 'rows'"),
-        (["--train", "rows", "--lora-dora"], "lora_dora needs train 'lora'; it is 'rows'"),
+        (["--train", "full", "--quantization", "nf4"], "quantization 'nf4' needs train 'lora' or 'sid_tokens'"),
         (["--batch-size", "10", "--micro-batch-size", "4"], "batch_size 10 does not divide"),
         (["--max-history", "100"], "the model's context is 128; lower max_history"),
         (["--chat-template"], "chat_template is true but the tokenizer has none"),
         (["--instruction", ""], "The instruction gives no tokens"),
-        (["--lora-targets", "no_proj"], "no_proj"),
     ],
 )
 def test_wrong_input_leaves_nothing_behind(capsys, tmp_path, toy, flags, message):
@@ -148,7 +146,7 @@ def test_a_base_of_another_catalogue_is_refused(capsys, tmp_path, toy, catalog):
 def test_phases_follow_one_another(capsys, tmp_path, toy):
     """Rows first, then LoRA, then all weights; the prompt and the history of the last one are what is asked for."""
     catalog, base = toy
-    fine_tune(tmp_path / "one", catalog, base, train="rows", max_steps=20, sid_learning_rate=1e-2)
+    fine_tune(tmp_path / "one", catalog, base, train="sid_tokens", max_steps=20, sid_learning_rate=1e-2)
     assert "differ" not in capsys.readouterr().err
     fine_tune(tmp_path / "two", catalog, tmp_path / "one", max_steps=3, instruction="next plum")
     assert "instruction, chat_template or max_history differ from the earlier phase's" in capsys.readouterr().err
@@ -156,13 +154,13 @@ def test_phases_follow_one_another(capsys, tmp_path, toy):
     assert losses(tmp_path / "two")[0] < losses(tmp_path / "one")[0] - 0.3, "it starts where the one before ended"
     sid_config, _, details = SidConfig.load(tmp_path / "three")
     assert (sid_config.prompt.instruction, sid_config.max_history) == ("next plum", 3)
-    assert [phase["sft"]["train"] for phase in details["earlier"]] == ["rows", "lora"]
+    assert [phase["sft"]["train"] for phase in details["earlier"]] == ["sid_tokens", "lora"]
     assert [phase["counts"]["steps"] for phase in details["earlier"]] == [20, 3]
     assert (details["sft"]["train"], details["counts"]["steps"], details["base_model"]) == ("full", 4, "llm")
     card = (tmp_path / "three" / "README.md").read_text()
     headings = [
         "### Phase 1 of 3\n\n",
-        "- train: rows",
+        "- train: sid_tokens",
         "### Phase 2 of 3\n\n",
         "- train: lora",
         "### Phase 3 of 3\n\n",
@@ -175,7 +173,7 @@ def test_phases_follow_one_another(capsys, tmp_path, toy):
     assert main(["evaluate", "--catalog", catalog, *flags, "--bootstrap-samples", "5", "--baselines"]) == 0
 
 
-@pytest.mark.parametrize("train", ["rows", "lora", "full"])
+@pytest.mark.parametrize("train", ["sid_tokens", "lora", "full"])
 def test_a_phase_that_learns_nothing_keeps_the_weights_of_the_one_before(tmp_path, toy, tuned, train):
     fine_tune(tmp_path / "sft", toy[0], tuned, train=train, learning_rate=1e-30, sid_learning_rate=1e-30)
     assert same_weights(tmp_path / "sft", tuned)
@@ -241,8 +239,8 @@ def test_a_bias_of_the_output_matrix_is_scored(tokenizer, sid_table, vocabulary)
         list(build_dataset([np.arange(9)], 20, "every_item"))
     )
     expected = model(**batch).loss
-    model = weights.add_adapter(model, sft_config("", "", "", lora_targets=["q_proj"]), vocabulary).eval()
-    with sid_loss_in_forward(model, vocabulary, "full"):
+    model = weights.add_adapter(model, sft_config("", "", ""), vocabulary).eval()
+    with sid_loss_in_forward(model, vocabulary, "vocabulary"):
         torch.testing.assert_close(model(**batch).loss, expected)
 
 

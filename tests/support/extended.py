@@ -63,7 +63,7 @@ def extended(
 
 def sft_config(out: Path, catalog: str | Path, model: Path, **options) -> SftConfig:
     """Four optimiser steps of 8 sequences on the CPU, without dropout, unless told otherwise."""
-    defaults = {"max_steps": 4, "batch_size": 8, "max_history": 4, "lora_rank": 4, "lora_dropout": 0.0,
+    defaults = {"max_steps": 4, "batch_size": 8, "max_history": 4, "lora_rank": 4,
                 "warmup_steps": 0, "logging_steps": 1, "save_steps": 1000, "device": "cpu"}  # fmt: skip
     return SftConfig(out=str(out), catalog=str(catalog), model=str(model), **{**defaults, **options})
 

@@ -38,7 +38,7 @@ from tests.support.forks import Forks
 
 VERSIONS = {name: importlib.metadata.version(name) for name in ("transformers", "trl", "accelerate", "torch")}
 # Checkpoints after steps 2, 4 and 5, of which two are kept; dropout, so that a lost random state shows.
-OPTIONS = {"max_steps": 5, "save_steps": 2, "lora_dropout": 0.1, "micro_batch_size": 4}
+OPTIONS = {"max_steps": 5, "save_steps": 2, "dropout": 0.1, "micro_batch_size": 4}
 ALOUD = {"LLMREC_QUIET": ""}  # the forks are quiet otherwise
 # What `fine_tune` gives besides, as flags of a command.
 SHAPE = {"batch_size": 8, "max_history": 4, "lora_rank": 4, "warmup_steps": 0, "logging_steps": 1, "device": "cpu"}

@@ -31,7 +31,7 @@ from tests.support.extended import fine_tune, losses, same_weights
 
 # A step is an epoch, of two forward passes.
 OPTIONS = {"max_steps": 12, "eval_steps": 2, "batch_size": 24, "micro_batch_size": 12, "max_history": 10,
-           "learning_rate": 1e-2, "lora_dropout": 0.1, "scheduler": "constant"}  # fmt: skip
+           "learning_rate": 1e-2, "dropout": 0.1, "scheduler": "constant"}  # fmt: skip
 STOPPING = {**OPTIONS, "patience": 2}
 PEAK = {2: 0.1, 4: 0.3, 6: 0.5, 8: 0.4, 10: 0.5, 12: 0.6}  # ndcg that is said of a step, so that the best is known
 
@@ -96,13 +96,18 @@ def evaluation(out: Path, toy, model: Path, **options) -> EvaluateConfig:
 
 @pytest.mark.parametrize(
     "options",
-    [{"train": "lora"}, {"train": "lora", "sid_loss": "full", "eval_rows": 9}, {"train": "full"}, {"train": "rows"}],
+    [
+        {"train": "lora"},
+        {"train": "lora", "normalize_over": "vocabulary", "eval_examples": 9},
+        {"train": "full"},
+        {"train": "sid_tokens"},
+    ],
     ids=str,
 )
 def test_the_figures_are_those_of_evaluate(tmp_path, toy, options):
     """Two routes: adapter and base between two steps, and the merged model that was saved."""
     counts = fine_tune(tmp_path / "sft", *toy, **{**OPTIONS, "max_steps": 6}, **options)
-    config = evaluation(tmp_path / "eval", toy, tmp_path / "sft", max_rows=options.get("eval_rows"))
+    config = evaluation(tmp_path / "eval", toy, tmp_path / "sft", max_rows=options.get("eval_examples"))
     metrics = evaluate.main(config)["systems"]["ours"]["plain"]
     best = next(entry for entry in log_of(tmp_path / "sft") if entry.get(NDCG) == counts["valid_ndcg@10"])
     assert (best["step"], best["step"]) == (counts["best_step"], counts["saved_step"])
@@ -131,7 +136,7 @@ def test_the_log_by_hand(stopped):
     assert sum(entry["eval_runtime"] for entry in log) < seconds[-1]
 
 
-@pytest.mark.parametrize(("train", "tied"), [("lora", True), ("lora", False), ("rows", True), ("full", True)])
+@pytest.mark.parametrize(("train", "tied"), [("lora", True), ("lora", False), ("sid_tokens", True), ("full", True)])
 def test_the_best_step_is_saved(tmp_path, toy, untied, train, tied):
     """Bit for bit, SID rows included: a run that ends at that step, with nothing judged, has the same weights."""
     line = (toy[0], toy[1] if tied else untied)
@@ -199,7 +204,7 @@ def test_where_no_target_is_found_the_last_weights_are_saved(monkeypatch, capsys
 )
 def test_on_a_gpu(tmp_path, toy, options):
     """Under autocast, beside training that may be captured; the merged model's bfloat16 rounds otherwise."""
-    options = {**OPTIONS, "max_steps": 6, "lora_dropout": 0.0, "device": "auto", **options}
+    options = {**OPTIONS, "max_steps": 6, "dropout": 0.0, "device": "auto", **options}
     counts = fine_tune(tmp_path / "judged", *toy, **options)
     fine_tune(tmp_path / "plain", *toy, **{**options, "eval_steps": None})
     assert losses(tmp_path / "judged") == pytest.approx(losses(tmp_path / "plain"), rel=1e-2)
@@ -358,7 +363,7 @@ def test_killed_while_the_rows_are_ranked(tmp_path, toy, forks):
 
 def test_two_processes_make_one_choice(tmp_path, toy, forks):
     """Each ranks half of the rows; up to rounding the choice is that of one process."""
-    options = {**STOPPING, "lora_dropout": 0.0}
+    options = {**STOPPING, "dropout": 0.0}
     alone = fine_tune(tmp_path / "one", *toy, **options)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

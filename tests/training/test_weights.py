@@ -7,7 +7,6 @@ was trained, and an interrupted run goes on as if it had not been.
 from __future__ import annotations
 
 import json
-import math
 
 import numpy as np
 import pytest
@@ -26,18 +25,16 @@ from tests.conftest import tiny_llm
 from tests.support.extended import extended, fine_tune, losses, same_weights, sft_config, weights_of
 from tests.training.test_checkpoints import OPTIONS, names, start_and_kill
 
-TARGETS = ["q_proj", "v_proj"]
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # all linear layers
 WAYS = {
-    "lora": {"lora_targets": TARGETS},
-    "dora": {"lora_targets": TARGETS, "lora_dora": True},
-    "rows": {"train": "rows"},
+    "lora": {"train": "lora"},
+    "sid_tokens": {"train": "sid_tokens"},
     "full": {"train": "full"},
-    "nf4": {"lora_targets": TARGETS, "quantization": "nf4"},
-    "nf4 dora": {"lora_targets": TARGETS, "quantization": "nf4", "lora_dora": True},
-    "nf4 rows": {"train": "rows", "quantization": "nf4"},
+    "nf4": {"train": "lora", "quantization": "nf4"},
+    "nf4 sid_tokens": {"train": "sid_tokens", "quantization": "nf4"},
 }
 # Parameters of PEFT for each adapted module, of which tiny_llm has two of each name.
-OF_A_MODULE = {"lora": 2, "dora": 3, "rows": 0, "nf4": 2, "nf4 dora": 3, "nf4 rows": 0}
+OF_A_MODULE = {"lora": 2, "sid_tokens": 0, "nf4": 2, "nf4 sid_tokens": 0}
 NUM_ADAPTED = 2 * len(TARGETS)
 
 
@@ -74,7 +71,7 @@ def two_steps(model, config, sid_config, table) -> tuple[set[str], set[str]]:
     collator = HistoryCollator([4, 5], HistoryEncoder(table, sid_config.vocabulary), 0)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer, reached = build_optimizer(model, config), set()
-    with sid_loss_in_forward(model, sid_config.vocabulary, config.sid_loss):
+    with sid_loss_in_forward(model, sid_config.vocabulary, config.normalize_over):
         for _ in range(2):
             optimizer.zero_grad()
             model(**collator(list(build_dataset([np.arange(9)], 20, "every_item")))).loss.backward()
@@ -85,7 +82,7 @@ def two_steps(model, config, sid_config, table) -> tuple[set[str], set[str]]:
 
 
 def test_law_4_gradients_reach_what_trains_and_only_that_changes(base, tied, way):
-    config = sft_config("", "", base, **WAYS[way], sid_loss="full", weight_decay=0.0)
+    config = sft_config("", "", base, **WAYS[way], normalize_over="vocabulary", weight_decay=0.0)
     sid_config, table, _ = SidConfig.load(base)
     model = weights.load_trainable(config, sid_config.vocabulary, torch.float32)
     reached, changed = two_steps(model, config, sid_config, table)
@@ -102,7 +99,7 @@ def test_law_4_gradients_reach_what_trains_and_only_that_changes(base, tied, way
 
 def test_law_4_the_saved_model_differs_in_what_trained(tmp_path, toy, base, tied, way):
     """Rows of ordinary tokens bit for bit; a 4-bit base is saved as what its 4 bits stand for."""
-    fine_tune(tmp_path / "sft", toy[0], base, **WAYS[way], sid_loss="full")
+    fine_tune(tmp_path / "sft", toy[0], base, **WAYS[way], normalize_over="vocabulary")
     before = quantised(base) if "nf4" in way else weights_of(base)
     after, rows = weights_of(tmp_path / "sft"), sid_rows(base)
     assert before.keys() == after.keys() and ("lm_head.weight" in after) != tied
@@ -113,7 +110,7 @@ def test_law_4_the_saved_model_differs_in_what_trained(tmp_path, toy, base, tied
             new, old = (torch.cat([w[: rows.start], w[rows.stop :]]) for w in (new, old))
             assert torch.equal(new, old)
         else:
-            adapted = "lora_targets" in WAYS[way] and any(target in name for target in TARGETS)
+            adapted = WAYS[way]["train"] == "lora" and any(target in name for target in TARGETS)
             assert torch.equal(new, old) != (adapted or way == "full"), name
     model = load_model(tmp_path / "sft")
     assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == tied
@@ -170,7 +167,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(monkeypatch, capsys, tmp_
     assert not (tmp_path / "sft" / SCRATCH).exists()
 
 
-@pytest.mark.parametrize("train", ["lora", "rows"])
+@pytest.mark.parametrize("train", ["lora", "sid_tokens"])
 def test_rows_get_gradients_where_embeddings_are_scaled_and_logits_capped(
     tokenizer, sid_table, vocabulary, train, tied
 ):
@@ -183,16 +180,15 @@ def test_rows_get_gradients_where_embeddings_are_scaled_and_logits_capped(
     assert len(rows) == (1 if tied else 2) and all(parameter.grad.abs().sum() > 0 for parameter in rows)
 
 
-@pytest.mark.parametrize(("rslora", "scale"), [(False, 32 / 4), (True, 32 / math.sqrt(4))])
-def test_scale_of_lora_by_hand(tokenizer, vocabulary, rslora, scale):
-    config = sft_config("", "", "", lora_rank=4, lora_alpha=32, lora_rslora=rslora, lora_targets=["q_proj"])
+def test_scale_of_lora_by_hand(tokenizer, vocabulary):
+    config = sft_config("", "", "", lora_rank=4, lora_alpha=32)
     model = causal_lm(weights.add_adapter(tiny_llm(len(tokenizer)), config, vocabulary))
-    assert model.model.layers[0].self_attn.q_proj.scaling == {"default": scale}
+    assert model.model.layers[0].self_attn.q_proj.scaling == {"default": 32 / 4}
 
 
 def test_a_bfloat16_base_stays_bfloat16(tmp_path, toy, sid_table):
     base = extended(tmp_path, sid_table, dtype=torch.bfloat16)
-    for train in ("lora", "rows", "full"):
+    for train in ("lora", "sid_tokens", "full"):
         fine_tune(tmp_path / train, toy[0], base, train=train)
         assert {tensor.dtype for tensor in weights_of(tmp_path / train).values()} == {torch.bfloat16}
 

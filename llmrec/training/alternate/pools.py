@@ -22,7 +22,7 @@ from torch import Tensor
 
 from llmrec.model.prompts import NO_ITEM
 from llmrec.runtime.manifest import JsonObject
-from llmrec.training.sft.examples import HistoryCollator
+from llmrec.training.sft.examples import HistoryCollator, flatten
 
 
 class Pools(NamedTuple):
@@ -64,7 +64,7 @@ class PoolingCollator(HistoryCollator):
             examples: Histories alone; their semantic IDs are of one length.
             row_tokens: T of the batch that `batch` makes of them.
         """
-        items, is_target, num_items = self.histories(examples)
+        items, is_target, num_items = flatten(examples)
         prompts = self.encoder.encode_prompts(self.prefix, items, num_items)
         starts = self._starts(prompts.lengths.tolist(), row_tokens)
         is_item = np.arange(num_items.max(initial=0)) < num_items[:, None]

@@ -128,7 +128,6 @@ def make_trainer(
         arguments = TrlDpoConfig(
             **shared_arguments(config, directory, device, dtype),
             beta=config.beta,
-            disable_dropout=config.lora_dropout == 0,  # TRL's default would silently leave LoRA's out
         )
     use_one_gpu(arguments, config)
     with without_renaming_warning():

@@ -25,7 +25,7 @@ from llmrec.runtime.manifest import JsonObject, verify
 from llmrec.runtime.stage_directory import SCRATCH
 from llmrec.training.start import RunInputs, check, check_length, save_checkpoint
 from llmrec.training.trainer import SidTrainer
-from llmrec.training.weights import load_frozen, lora_config, lora_targets, merge
+from llmrec.training.weights import load_frozen, lora_config, merge
 
 
 @dataclass(frozen=True)
@@ -123,13 +123,13 @@ def load_policy(config: PreferenceConfig, dtype: torch.dtype) -> tuple[PreTraine
     reference have to be the same function at the start.
 
     Raises:
-        ValueError: If a LoRA target matches no module, or 4-bit weights are asked for without bitsandbytes.
+        ValueError: If 4-bit weights are asked for without bitsandbytes.
     """
     model = load_frozen(config, dtype)
     for module in model.modules():
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
-    return model, lora_config(config, lora_targets(model, config.lora_targets))
+    return model, lora_config(config, "all-linear")
 
 
 def save_policy(

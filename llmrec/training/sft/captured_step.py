@@ -61,7 +61,7 @@ class CapturedLoss:
         is_small = sum(p.numel() for p in model.parameters() if p.requires_grad) <= MOST_TRAINED
         is_whole = device.type == "cuda" and processes.sharding() is None
         takes_masks = causal_lm(model).config._attn_implementation == "sdpa"
-        if config.sid_loss == "full" or not (is_plain and is_small and is_whole and takes_masks):
+        if config.normalize_over == "vocabulary" or not (is_plain and is_small and is_whole and takes_masks):
             return None
         return cls(model, shortest_sid, fills)
 

@@ -22,23 +22,22 @@ from torch import Tensor
 from llmrec.data.windows import windows
 from llmrec.model.prompts import HistoryEncoder
 from llmrec.runtime.manifest import JsonObject
-from llmrec.training.sft.augmentation import Augmentation, honest_targets
 from llmrec.training.sft.losses import IGNORED
 from llmrec.training.sft.packing import first_fit, pack, row_length
-from llmrec.training.tasks.examples import HISTORY, TaskExamples
+from llmrec.training.tasks.examples import TaskExamples
 
 WORDS_STEP = 64
 
 
 def build_dataset(
-    sequences: Iterable[np.ndarray], max_history: int, loss_on: Literal["every_item", "last_item"]
+    sequences: Iterable[np.ndarray], max_history: int, targets: Literal["every_item", "last_item"]
 ) -> Dataset:
     """Training examples of item sequences.
 
     Args:
         sequences: Item rows of each user, oldest first.
         max_history: Largest number of items before a target.
-        loss_on: `every_item` of a window in one row, or one row per target that ends in it.
+        targets: `every_item` of a window in one row, or one row per target that ends in it.
 
     Returns:
         Dataset with `rows` (item rows of the example) and `num_context` (leading items that are not targets).
@@ -46,7 +45,7 @@ def build_dataset(
     rows, num_context = [], []
     for sequence in sequences:
         for start, end, first_target in windows(len(sequence), max_history):
-            if loss_on == "every_item":
+            if targets == "every_item":
                 rows.append(sequence[start:end].tolist())
                 num_context.append(first_target - start)
                 continue
@@ -108,7 +107,6 @@ class HistoryCollator:
         encoder: Tokens of item rows.
         pad_token_id: Token of padding.
         packing: Lay several sequences into one row (packing.py), instead of padding each to the longest.
-        augmentation: Changes of histories; needs the examples of `add_draws`.
         tasks: Source of the examples of each task.
         seed: Of all draws.
         epoch: Of all draws; the trainer moves it on (`llmrec.training.sft.trainer.TellEpoch`).
@@ -118,7 +116,6 @@ class HistoryCollator:
     encoder: HistoryEncoder
     pad_token_id: int
     packing: bool = False
-    augmentation: Augmentation | None = None
     tasks: dict[str, TaskExamples] = field(default_factory=dict)
     seed: int = 0
     epoch: int = 0
@@ -166,26 +163,12 @@ class HistoryCollator:
         """All histories in one gather: labels are the tokens of the items that are targets."""
         if not examples:
             return iter(())
-        rows, is_target, num_items = self.histories(examples)
+        rows, is_target, num_items = flatten(examples)
         prompts = self.encoder.encode_prompts(self.prefix, rows, num_items)
         is_label = np.append(is_target, False)[prompts.items]  # the last entry is what tokens of no item read
         labels = torch.from_numpy(np.where(is_label, prompts.tokens, IGNORED))
         lengths = prompts.lengths.tolist()
         return zip(torch.from_numpy(prompts.tokens).split(lengths), labels.split(lengths), strict=True)
-
-    def histories(self, examples: list[JsonObject]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What `flatten` returns, of histories as this epoch shows them."""
-        return self._augmented(examples) if self.augmentation else flatten(examples)
-
-    def _augmented(self, examples: list[JsonObject]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What `flatten` returns, of histories as they are shown in this epoch."""
-        rows, is_target = [], []
-        for example in examples:
-            rng = np.random.default_rng([self.seed, self.epoch, HISTORY, example["index"]])
-            places = self.augmentation.draw(len(example["rows"]), example["num_context"], rng)
-            rows.append(np.array(example["rows"], dtype=np.int64)[places])
-            is_target.append(honest_targets(places, example["num_context"]))
-        return np.concatenate(rows), np.concatenate(is_target), np.array(list(map(len, rows)))
 
     def _draw_task(self, example: JsonObject) -> tuple[Tensor, Tensor]:
         """Labels are the answer."""

@@ -26,7 +26,7 @@ from llmrec.training.sft.captured_step import CapturedLoss
 from llmrec.training.sft.packing import separate
 
 IGNORED = -100
-SidLoss = Literal["level", "full"]
+NormalizeOver = Literal["level", "vocabulary"]
 
 
 def sid_cross_entropy(
@@ -34,7 +34,7 @@ def sid_cross_entropy(
     hidden_PH: Tensor,
     labels_P: Tensor,
     vocabulary: SidVocabulary,
-    sid_loss: SidLoss,
+    normalize_over: NormalizeOver,
     label_smoothing: float = 0.0,
     most: tuple[int, int] | None = None,
 ) -> Tensor:
@@ -45,7 +45,7 @@ def sid_cross_entropy(
         hidden_PH: (P, hidden) states that predict them.
         labels_P: (P,) token ids, IGNORED where nothing is supervised.
         vocabulary: Blocks of the levels.
-        sid_loss: What the softmax of a SID token runs over.
+        normalize_over: What the softmax of a SID token runs over.
         label_smoothing: Share of the target spread over what the softmax runs over.
         most: Positions that one level and that words can have at most. Where given, the host waits for nothing; only
             with `level`.
@@ -61,7 +61,7 @@ def sid_cross_entropy(
         return cross_entropy(scores, targets, reduction="sum", label_smoothing=label_smoothing)
 
     supervised = labels_P != IGNORED
-    if sid_loss == "full":
+    if normalize_over == "vocabulary":
         return loss_over(slice(None), supervised, None)
     most_of_level, most_words = (None, None) if most is None else most
     blocks = [vocabulary.block(level) for level in range(vocabulary.num_levels)]
@@ -84,7 +84,7 @@ def _places(chosen_P: Tensor, limit: int | None) -> Tensor:
 def sid_loss_in_forward(
     model: nn.Module,
     vocabulary: SidVocabulary,
-    sid_loss: SidLoss,
+    normalize_over: NormalizeOver,
     label_smoothing: float = 0.0,
     captured: CapturedLoss | None = None,
     beside: Callable[[Tensor, dict[str, Tensor]], Tensor] | None = None,
@@ -96,7 +96,7 @@ def sid_loss_in_forward(
     Args:
         model: Causal LM or a PEFT model over one; calls without `labels` are left as they are.
         vocabulary: Blocks of the levels.
-        sid_loss: What the softmax runs over.
+        normalize_over: What the softmax runs over.
         label_smoothing: See `sid_cross_entropy`.
         captured: Runs packed batches of training as CUDA graphs; see `llmrec.training.sft.captured_step`.
         beside: Last hidden states (B, T, hidden) and `pools` of a batch that has them -> what is added to its loss.
@@ -114,7 +114,7 @@ def sid_loss_in_forward(
         states = run_backbone(base, **{**inputs, "use_cache": False})
         targets = pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
         total = sid_cross_entropy(
-            base, states.last_hidden_state.flatten(0, 1), targets, vocabulary, sid_loss, label_smoothing, most
+            base, states.last_hidden_state.flatten(0, 1), targets, vocabulary, normalize_over, label_smoothing, most
         )
         count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         return total / count if pools is None else total / count + beside(states.last_hidden_state, pools)

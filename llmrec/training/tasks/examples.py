@@ -15,15 +15,17 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from llmrec.configs import SftConfig
+from llmrec.configs.tasks import SLOT, TASKS, Task
 from llmrec.data.catalog import Catalog
 from llmrec.model.prompts import HistoryEncoder, Prompt
 from llmrec.runtime.console import say
 from llmrec.training.tasks.cases import CATEGORY_ITEMS, Cases, CategoryCases, HistoryCases, ItemCases, Texts
-from llmrec.training.tasks.definitions import SLOT, TASKS, Task, categories, descriptions
+from llmrec.training.tasks.item_texts import categories, descriptions
 
 SEPARATOR = ";"  # between titles
 ORDER = 2**32 - 1  # an index that no draw has: that of the order of cases
-HISTORY = 0  # number of plain histories among the kinds of draws; tasks count from 1
+HISTORY_ITEMS = 10  # items that a task shows of a history, as MiniOneRec (2510.24431)
+TEXT_TOKENS = 64  # tokens that a task keeps of a text
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,8 @@ def build_tasks(
     """
     if not config.tasks:
         return {}
-    encode = functools.partial(Texts.encode, tokenizer=tokenizer, most=config.task_text_tokens)
-    members = categories(catalog, config.category_column)
+    encode = functools.partial(Texts.encode, tokenizer=tokenizer, most=TEXT_TOKENS)
+    members = categories(catalog)
     sources = {"title": catalog.titles, "description": descriptions(catalog), "category": list(members)}
     needed = {what for name in config.tasks for what in (TASKS[name].given, TASKS[name].answer)}
     texts = {what: encode(source) for what, source in sources.items() if what in needed}
@@ -151,7 +153,7 @@ def cases_of(
     is_given = every_item if given is None else given.is_known
     is_answer = every_item if answer is None else answer.is_answer
     if task.of_history:
-        return HistoryCases(catalog.train.sequences(), config.task_history, is_given, is_answer)
+        return HistoryCases(catalog.train.sequences(), HISTORY_ITEMS, is_given, is_answer)
     return ItemCases(is_given & is_answer)
 
 
@@ -163,8 +165,8 @@ def announce(name: str, task: TaskExamples) -> None:
     """
     if len(task.cases) == 0:
         raise ValueError(
-            f"Task '{name}' has no case: the texts it needs are empty, longer than task_text_tokens or of words that "
-            "the tokenizer does not know, or no training sequence has two items. Leave it out of `tasks`."
+            f"Task '{name}' has no case: the texts it needs are empty, longer than {TEXT_TOKENS} tokens or made of "
+            "words that the tokenizer does not know, or no training sequence has two items. Leave it out of `tasks`."
         )
     left_out = f" ({task.cases.num_left_out:,} left out: no whole text)" if task.cases.num_left_out else ""
     say(f"sft: task {name}: {task.num_draws:,} examples per epoch from {len(task.cases):,} cases{left_out}")

@@ -38,7 +38,6 @@ CASES = {
     "temperature of beams": Case("grpo --rollouts beams --temperature 2", ("beams are not drawn",)),
     "weights in gspo": Case("grpo --loss gspo", ("takes no importance weights", "use rollouts 'sampled'")),
     "unknown loss": Case("grpo --loss ppo", ("'loss' in the command line is 'ppo'; choose from grpo, dr_grpo, dapo",)),
-    "dropout": Case("grpo --lora-dropout 0.1", ("lora_dropout must be 0",)),
     "clipping that crosses": Case("grpo --epsilon-high 0.1", ("epsilon_high is 0.1, below epsilon 0.2",)),
     "checkpoint between two steps of one roll-out": Case(
         "grpo --num-iterations 3 --save-steps 10", ("save_steps is 10", "multiple of num_iterations 3")),

@@ -128,13 +128,10 @@ CASES = {
                                           plain()),
     "batch that cannot be shared": Case("sft --batch-size 10 --micro-batch-size 4", ("batch_size 10 does not divide",
                                                                                     "micro_batch_size 4")),
-    "patience without evaluations": Case("sft --patience 2", ("patience counts evaluations and needs eval_steps",)),
-    "no row to evaluate on": Case("sft --eval-steps 1 --eval-rows 0", ("eval_rows is 0; at least 1",)),
+    "patience without evaluations": Case("sft --patience 2", ("patience counts validations and needs eval_steps",)),
+    "no row to evaluate on": Case("sft --eval-steps 1 --eval-examples 0", ("eval_examples is 0; at least 1",)),
     "evaluations without valid rows": Case("sft --eval-steps 1", ("catalog' has no 'valid' rows", "llmrec prepare"),
                                            {"catalog": resealed(parquet(SPLIT, column("split", "train")))}),
-    "LoRA that adapts nothing": Case("sft --train lora --lora-targets no_proj", ("lora_targets", "no_proj")),
-    "options of LoRA without LoRA": Case("sft --train rows --lora-dora --lora-rslora", (
-        "lora_dora needs train 'lora'; it is 'rows'", "lora_rslora needs")),
     "checkpoint of another catalogue, trained on": Case("sft --model @checkpoint --catalog @other", (
         "checkpoint' was extended for another catalogue than",)),
     "4-bit weights trained in full": Case("sft --quantization nf4", ("'nf4' needs train 'lora'",)),
@@ -152,17 +149,17 @@ CASES = {
     "GPU that is not here": Case("alternate --device cuda", ("llmrec alternate: device is 'cuda'",), needs="no gpu"),
     "unknown tracker": Case("sft --report-to wandbb", ("report_to", "'wandbb'", "wandb")),
     "numbers that cannot train": Case(
-        "sft --epochs 0 --learning-rate -1 --lora-dropout 2 --label-smoothing 1.5 --lora-rank 0 --save-steps 0",
-        ("epochs is 0.0; more than 0", "learning_rate is -1.0", "lora_dropout is 2.0; at most 1",
+        "sft --epochs 0 --learning-rate -1 --dropout 2 --label-smoothing 1.5 --lora-rank 0 --save-steps 0",
+        ("epochs is 0.0; more than 0", "learning_rate is -1.0", "dropout is 2.0; at most 1",
          "label_smoothing is 1.5", "lora_rank is 0", "save_steps is 0")),
     "unknown task": Case("sft --tasks title_to_sids", ("unknown task 'title_to_sids'", "did you mean 'title_to_sid'")),
     "weights for other tasks": Case("sft --tasks title_to_sid --task-weights 1 -1", (
         "task_weights has 2 numbers for 1 tasks", "every weight must be above 0")),
-    "task without its column": Case("sft --tasks category_to_sids --category-column shop",
-                                    ("task 'category_to_sids' needs the column 'shop'", "items.parquet has item_id")),
+    "task without its column": Case("sft --tasks category_to_sids", ("needs one of the columns category, genres, brand",
+                                                                    "items.parquet has item_id"),
+                                    {"catalog": resealed(parquet("items.parquet", lambda t: t.select(
+                                        ["item_id", "title"])))}),
     "neither histories nor tasks": Case("sft --histories false", ("histories is false and tasks is empty",)),
-    "probabilities that are none": Case("sft --crop 2 --mask -1 --reorder-ratio 1.5", (
-        "crop is 2.0; at most 1", "mask is -1.0; at least 0", "reorder_ratio is 1.5; at most 1")),
     "nothing to train on": Case("sft", ("has no training rows", "k_core"),
                                 {"catalog": resealed(parquet(SPLIT, column("split", "test")))}),
     "size of a baseline that is not asked for": Case("evaluate --sasrec-layers 3", (

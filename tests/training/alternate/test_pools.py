@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,8 +12,6 @@ from llmrec.model.backbone import run_backbone
 from llmrec.model.prompts import HistoryEncoder
 from llmrec.sid.table import SidTable
 from llmrec.training.alternate.pools import PoolingCollator, Pools, pooled
-from llmrec.training.sft.augmentation import Augmentation
-from llmrec.training.sft.examples import add_draws
 from tests.conftest import CODES, tiny_llm
 
 PREFIX, LEVELS = [4, 5], 3
@@ -134,18 +131,6 @@ def test_the_loader_is_handed_item_rows_and_a_batch_the_tokens_of_the_moment(col
     collator.encoder = HistoryEncoder(SidTable(sid_table.item_ids, CODES[::-1], level_sizes=[4, 4, 4]), vocabulary)
     after = collator.batch(drawn["examples"], pooling=False)["input_ids"]
     assert before.shape == after.shape and not torch.equal(before, after)
-
-
-def test_augmented_histories_are_pooled_as_they_are_shown(collate, sid_table, vocabulary):
-    histories = Dataset.from_dict({"rows": [list(range(8))], "num_context": [0]})
-    examples = add_draws(histories, {}).to_list()
-    collator = collate(augmentation=Augmentation(crop=1.0, crop_ratio=0.5, mask=0.0, mask_ratio=0.0, reorder=0.0,
-                                                 reorder_ratio=0.0))  # fmt: skip
-    batch, pools = batch_of(collator, *examples)
-    shown = batch["labels"][0].tolist()
-    tokens = collator.encoder.tokens_NL
-    assert len(pools.targets) == 3, "half of eight items, the first of which has no history"
-    assert all(tokens[target, 0] in shown for target in pools.targets)
 
 
 def test_packed_pools_are_those_of_padded_rows(collate, tokenizer):

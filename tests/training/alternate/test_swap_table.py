@@ -22,9 +22,9 @@ from tests.training.sft.test_examples import make_collator
 EXAMPLES = list(build_dataset([np.arange(7), np.arange(5, 12), np.arange(3)], 20, "every_item"))
 
 
-def train(model, optimizer, collator, vocabulary, steps: int, sid_loss: str) -> list[float]:
+def train(model, optimizer, collator, vocabulary, steps: int, normalize_over: str) -> list[float]:
     losses = []
-    with sid_loss_in_forward(model, vocabulary, sid_loss):
+    with sid_loss_in_forward(model, vocabulary, normalize_over):
         for _ in range(steps):
             optimizer.zero_grad()
             loss = model(**collator(EXAMPLES)).loss
@@ -51,20 +51,22 @@ def start(tokenizer, vocabulary, tied: bool, lora: bool):
     return model, build_optimizer(model, config)
 
 
-@pytest.mark.parametrize("sid_loss", ["level", "full"])
+@pytest.mark.parametrize("normalize_over", ["level", "vocabulary"])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("lora", [False, True])
-def test_renamed_codes_train_on_as_if_nothing_had_happened(tokenizer, sid_table, vocabulary, tied, lora, sid_loss):
+def test_renamed_codes_train_on_as_if_nothing_had_happened(
+    tokenizer, sid_table, vocabulary, tied, lora, normalize_over
+):
     collator = make_collator(tokenizer, sid_table, vocabulary)
     model, optimizer = start(tokenizer, vocabulary, tied, lora)
-    train(model, optimizer, collator, vocabulary, 2, sid_loss)
+    train(model, optimizer, collator, vocabulary, 2, normalize_over)
     model, optimizer = copy.deepcopy((model, optimizer))  # together, so that the optimiser keeps its parameters
-    undisturbed = train(*copy.deepcopy((model, optimizer)), collator, vocabulary, 3, sid_loss)
+    undisturbed = train(*copy.deepcopy((model, optimizer)), collator, vocabulary, 3, normalize_over)
 
     table, old_codes = renamed(sid_table, seed=7)
     encoder, trie = swap_table(model, optimizer, vocabulary, table, old_codes)
     swapped = HistoryCollator(collator.prefix, encoder, collator.pad_token_id)
-    assert train(model, optimizer, swapped, vocabulary, 3, sid_loss) == pytest.approx(undisturbed, rel=1e-5)
+    assert train(model, optimizer, swapped, vocabulary, 3, normalize_over) == pytest.approx(undisturbed, rel=1e-5)
     assert trie.num_leaves == 11 and torch.equal(
         trie.codes_of(torch.arange(trie.num_leaves)), torch.from_numpy(np.unique(table.all_codes, axis=0))
     )

@@ -25,7 +25,7 @@ def tuned_untied(toy, untied, tmp_path_factory):
 
 
 NF4 = {"quantization": "nf4"}
-WAYS = [{}, {"loss": "dpo"}, {"lora_dora": True}, {"gradient_checkpointing": True}, {"normalize_over": "children"},
+WAYS = [{}, {"loss": "dpo"}, {"gradient_checkpointing": True}, {"normalize_over": "children"},
         {"normalize_over": "vocabulary"}, {"precision": "bfloat16"}, NF4]  # fmt: skip
 
 
@@ -54,14 +54,14 @@ def test_law_5_with_many_negatives_the_first_loss_is_ln_of_all(tmp_path, toy, tu
 
 
 def test_law_5_also_of_a_model_with_dropout(tmp_path, toy, tuned):
-    """In attention functions, which TRL leaves on; LoRA's own is kept, and does nothing while LoRA does nothing."""
+    """In attention functions, which TRL leaves on."""
     shutil.copytree(tuned, tmp_path / "sft")
     config = json.loads((tmp_path / "sft" / "config.json").read_text())
     (tmp_path / "sft" / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.5}))
     manifest = json.loads((tmp_path / "sft" / MANIFEST).read_text())
     manifest["files"]["config.json"] = content_hash(tmp_path / "sft" / "config.json")
     (tmp_path / "sft" / MANIFEST).write_text(json.dumps(manifest))
-    optimise(tmp_path / "dpo", toy[0], tmp_path / "sft", negatives=1, max_steps=1, lora_dropout=0.5)
+    optimise(tmp_path / "dpo", toy[0], tmp_path / "sft", negatives=1, max_steps=1)
     assert losses(tmp_path / "dpo")[0] == pytest.approx(math.log(2), abs=1e-6)
     assert load_model(tmp_path / "dpo").config.attention_dropout == 0.5
 

@@ -79,7 +79,7 @@ def test_loss_and_gradients_are_those_without(no_graphs, tokenizer, sid_table, v
     assert shapes and all(rows % LEAST_STEP == 0 for rows, _ in shapes)
 
 
-@pytest.mark.parametrize("train", ["full", "lora", "rows"])
+@pytest.mark.parametrize("train", ["full", "lora", "sid_tokens"])
 def test_words_find_room_too(no_graphs, tokenizer, sid_table, vocabulary, train):
     model = tiny_llm(len(tokenizer))
     if train != "full":
@@ -136,9 +136,9 @@ def test_dropout_goes_on_through_replays(tokenizer, sid_table, vocabulary):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("train", ["lora", "rows", "full"])
+@pytest.mark.parametrize("train", ["lora", "sid_tokens", "full"])
 def test_sft_learns_what_it_learns_without(tmp_path, toy, train, monkeypatch):
-    options = {"train": train, "max_steps": 12, "precision": "float32", "device": "auto", "lora_dropout": 0.0}
+    options = {"train": train, "max_steps": 12, "precision": "float32", "device": "auto"}
     fine_tune(tmp_path / "captured", *toy, **options)
     monkeypatch.setattr(CapturedLoss, "of", lambda *arguments: None)
     fine_tune(tmp_path / "eager", *toy, **options)

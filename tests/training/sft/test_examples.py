@@ -75,9 +75,9 @@ def test_law_1_no_held_out_target_beyond_the_users_training_history(tmp_path):
     """Every training row is a part of one user's training history, so that his later items are in none of his rows."""
     catalog = write_toy_catalog(tmp_path / "catalog")
     by_user = dict(zip(catalog.train.user_ids, catalog.train.sequences(), strict=True))
-    for loss_on in ("every_item", "last_item"):
+    for targets in ("every_item", "last_item"):
         for user, sequence in by_user.items():
-            rows = build_dataset([sequence], 3, loss_on)["rows"]
+            rows = build_dataset([sequence], 3, targets)["rows"]
             held_out = {
                 t
                 for s in ("valid", "test")
@@ -132,21 +132,23 @@ def test_labels_begin_with_the_first_target_where_semantic_ids_differ_in_length(
     assert collator.num_tokens(Dataset.from_list([*examples, blank])) == 3 + 6 + 3 + 4
 
 
-def summed_loss(model, vocabulary, collator, dataset, sid_loss, batch_size=None) -> float:
+def summed_loss(model, vocabulary, collator, dataset, normalize_over, batch_size=None) -> float:
     """Loss over all examples, not averaged, in batches of any size."""
     examples = list(dataset)
-    with torch.no_grad(), sid_loss_in_forward(model, vocabulary, sid_loss):
+    with torch.no_grad(), sid_loss_in_forward(model, vocabulary, normalize_over):
         return sum(
             float(model(**collator(examples[i : i + (batch_size or len(examples))]), num_items_in_batch=1).loss)
             for i in range(0, len(examples), batch_size or len(examples))
         )
 
 
-@pytest.mark.parametrize("sid_loss", ["level", "full"])
+@pytest.mark.parametrize("normalize_over", ["level", "vocabulary"])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("max_history", [30, 4])
-def test_law_9_one_pass_equals_one_row_per_target(tokenizer, sid_table, vocabulary, sid_loss, tied, lora, max_history):
+def test_law_9_one_pass_equals_one_row_per_target(
+    tokenizer, sid_table, vocabulary, normalize_over, tied, lora, max_history
+):
     model = tiny_llm(len(tokenizer), tied=tied)
     if lora:
         model = add_adapter(model, sft_config("", "", "", lora_rank=4), vocabulary).eval()
@@ -156,8 +158,10 @@ def test_law_9_one_pass_equals_one_row_per_target(tokenizer, sid_table, vocabula
     sequences = [np.random.default_rng(i).integers(0, 12, size) for i, size in enumerate((1, 3, 9, 14))]
     collator = make_collator(tokenizer, sid_table, vocabulary)
     one_pass, per_target = (
-        summed_loss(model, vocabulary, collator, build_dataset(sequences, max_history, loss_on), sid_loss, batch_size)
-        for loss_on, batch_size in (("every_item", None), ("last_item", 5))
+        summed_loss(
+            model, vocabulary, collator, build_dataset(sequences, max_history, targets), normalize_over, batch_size
+        )
+        for targets, batch_size in (("every_item", None), ("last_item", 5))
     )
     assert one_pass == pytest.approx(per_target, rel=1e-5)
     assert "forward" not in vars(causal_lm(model))

@@ -36,7 +36,7 @@ def test_value_by_hand(llm, vocabulary):
     rows = llm.get_output_embeddings().weight.shape[0]
     level = sid_cross_entropy(llm, hidden, target, vocabulary, "level")
     assert float(level) == pytest.approx(math.log(10 / 3))  # exp scores 1 + 2 + 3 + 4, target 3
-    full = sid_cross_entropy(llm, hidden, target, vocabulary, "full")
+    full = sid_cross_entropy(llm, hidden, target, vocabulary, "vocabulary")
     assert float(full) == pytest.approx(math.log((10 + rows - 4) / 3))  # every other row has exp score 1
     smooth = sid_cross_entropy(llm, hidden, target, vocabulary, "level", label_smoothing=0.2)
     uniform = math.log(10) - math.log(24) / 4  # mean of -log(1/10), -log(2/10), -log(3/10), -log(4/10)
@@ -50,7 +50,7 @@ def test_levels_are_summed(llm, vocabulary):
     targets = torch.tensor([start + 1 for start in vocabulary.starts])
     rows = llm.get_output_embeddings().weight.shape[0]
     assert float(sid_cross_entropy(llm, hidden, targets, vocabulary, "level")) == pytest.approx(3 * math.log(4))
-    assert float(sid_cross_entropy(llm, hidden, targets, vocabulary, "full")) == pytest.approx(3 * math.log(rows))
+    assert float(sid_cross_entropy(llm, hidden, targets, vocabulary, "vocabulary")) == pytest.approx(3 * math.log(rows))
 
 
 @torch.no_grad()
@@ -83,7 +83,7 @@ def test_full_loss_is_that_of_transformers(tokenizer, vocabulary, batch, archite
     expected.backward()
     gradient = model.get_input_embeddings().weight.grad.clone()
     model.zero_grad()
-    with sid_loss_in_forward(model, vocabulary, "full"):
+    with sid_loss_in_forward(model, vocabulary, "vocabulary"):
         ours = model(**batch).loss
     ours.backward()
     torch.testing.assert_close(ours, expected)
@@ -91,7 +91,7 @@ def test_full_loss_is_that_of_transformers(tokenizer, vocabulary, batch, archite
 
 
 def test_smoothing_over_the_vocabulary_is_that_of_torch(llm, vocabulary, batch):
-    with sid_loss_in_forward(llm, vocabulary, "full", label_smoothing=0.1):
+    with sid_loss_in_forward(llm, vocabulary, "vocabulary", label_smoothing=0.1):
         ours = llm(**batch).loss
     logits = llm(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].flatten(0, 1)
     targets = batch["labels"][:, 1:].flatten()

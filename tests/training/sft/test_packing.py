@@ -43,15 +43,15 @@ def test_a_packed_batch_by_hand(tokenizer, sid_table, vocabulary, monkeypatch):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("sid_loss", ["level", "full"])
-def test_packed_rows_have_the_loss_of_unpacked_ones(tokenizer, sid_table, vocabulary, architecture, sid_loss):
+@pytest.mark.parametrize("normalize_over", ["level", "vocabulary"])
+def test_packed_rows_have_the_loss_of_unpacked_ones(tokenizer, sid_table, vocabulary, architecture, normalize_over):
     model = tiny_llm(len(tokenizer), architecture)
     sequences = [np.random.default_rng(i).integers(0, 12, size) for i, size in enumerate((1, 9, 3, 2, 14, 5, 1))]
     dataset = build_dataset(sequences, 20, "every_item")
     collator = make_collator(tokenizer, sid_table, vocabulary)
-    unpacked = summed_loss(model, vocabulary, collator, dataset, sid_loss)
+    unpacked = summed_loss(model, vocabulary, collator, dataset, normalize_over)
     collator.packing = True
-    assert summed_loss(model, vocabulary, collator, dataset, sid_loss) == pytest.approx(unpacked, rel=1e-5)
+    assert summed_loss(model, vocabulary, collator, dataset, normalize_over) == pytest.approx(unpacked, rel=1e-5)
     check_packing(model)
 
 

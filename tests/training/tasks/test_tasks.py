@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec.configs import TASK_NAMES
+from llmrec.configs.tasks import SLOT, TASKS
 from llmrec.data.catalog import Catalog
 from llmrec.model.prompts import HistoryEncoder, Prompt
 from llmrec.sid.table import SidTable
@@ -19,8 +19,8 @@ from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.training.sft.examples import HistoryCollator, add_draws, build_dataset
 from llmrec.training.sft.losses import IGNORED, sid_loss_in_forward
 from llmrec.training.tasks.cases import HistoryCases, Texts
-from llmrec.training.tasks.definitions import SLOT, TASKS, task_problems
 from llmrec.training.tasks.examples import build_tasks
+from llmrec.training.tasks.item_texts import task_problems
 from tests.conftest import CODES, TITLES, tiny_llm, word_tokenizer
 from tests.support.extended import extended, fine_tune, losses, same_weights, sft_config
 from tests.support.prepared import write_catalog
@@ -286,12 +286,12 @@ def test_draws_do_not_depend_on_the_batch(mixed):
     assert [ids.tolist() for ids, _ in collator.draw(examples)] != together
 
 
-@pytest.mark.parametrize("sid_loss", ["level", "full"])
-def test_packed_and_padded_batches_have_the_same_loss(mixed, tokenizer, vocabulary, sid_loss):
+@pytest.mark.parametrize("normalize_over", ["level", "vocabulary"])
+def test_packed_and_padded_batches_have_the_same_loss(mixed, tokenizer, vocabulary, normalize_over):
     collator, examples = mixed
     model = tiny_llm(len(tokenizer))
     found = []
-    with torch.no_grad(), sid_loss_in_forward(model, vocabulary, sid_loss):
+    with torch.no_grad(), sid_loss_in_forward(model, vocabulary, normalize_over):
         for collator.packing in (False, True):
             found.append(float(model(**collator(examples), num_items_in_batch=1).loss))
         alone = sum(float(model(**collator([each]), num_items_in_batch=1).loss) for each in examples)
@@ -321,7 +321,7 @@ def rich_toy(toy, tmp_path_factory):
     return catalog.source, extended(root, SidTable(plain.item_ids, CODES, level_sizes=[4, 4, 4]))
 
 
-OPTIONS = {"tasks": list(TASKS), "crop": 0.5, "mask": 0.5, "reorder": 0.5, "max_steps": 13, "save_steps": 1, "seed": 2}
+OPTIONS = {"tasks": list(TASKS), "dropout": 0.1, "max_steps": 13, "save_steps": 1, "seed": 2}
 
 
 def test_law_12_a_resumed_run_draws_the_same(monkeypatch, tmp_path, rich_toy):
@@ -378,7 +378,6 @@ def test_what_can_be_learned_from_tasks_is_learned(tmp_path, rich_toy):
             "task_weights is [nan]; a list of finite numbers",
         ),
         ({"histories": False}, "nothing to train on: histories is false and tasks is empty"),
-        ({"tasks": ["title_to_sid"], "histories": False, "mask": 0.5}, "crop, mask and reorder vary histories"),
     ],
 )
 def test_options_that_cannot_be_drawn_are_refused_before_anything_is_read(options, message):
@@ -390,17 +389,12 @@ def test_options_that_cannot_be_drawn_are_refused_before_anything_is_read(option
     ("options", "message"),
     [
         ({"tasks": ["category_to_sids"]}, "needs one of the columns category, genres, brand"),
-        ({"tasks": ["category_to_sids"], "category_column": "shop"}, "needs the column 'shop'; catalog/items"),
         ({"tasks": ["description_to_sid"]}, "needs a column 'text' that says more than the title"),
     ],
 )
 def test_tasks_without_their_column_are_refused(catalog, options, message):
     assert message in "; ".join(task_problems(sft_config("", "", "", **options), catalog))
-    assert task_problems(sft_config("", "", "", loss_on="last_item", tasks=["title_to_sid"]), catalog) == []
-
-
-def test_the_config_knows_every_task():
-    assert list(TASKS) == list(TASK_NAMES)
+    assert task_problems(sft_config("", "", "", targets="last_item", tasks=["title_to_sid"]), catalog) == []
 
 
 def test_a_task_that_the_texts_leave_empty_is_refused(catalog, sid_table, encoder):
@@ -408,7 +402,8 @@ def test_a_task_that_the_texts_leave_empty_is_refused(catalog, sid_table, encode
         built(catalog, word_tokenizer(["nothing"]), "sid_to_title")
 
 
-def test_tasks_that_exceed_the_context_are_refused(tmp_path, rich_toy):
+def test_tasks_that_exceed_the_context_are_refused(monkeypatch, tmp_path, rich_toy):
+    monkeypatch.setattr("llmrec.training.tasks.examples.HISTORY_ITEMS", 60)
     with pytest.raises(ValueError, match=r"'titles_to_sid' takes up to \d+ tokens but the model's context is 128"):
-        fine_tune(tmp_path / "sft", *rich_toy, tasks=["titles_to_sid"], task_history=60)
+        fine_tune(tmp_path / "sft", *rich_toy, tasks=["titles_to_sid"])
     assert not list(tmp_path.iterdir())
