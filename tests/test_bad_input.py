@@ -40,7 +40,7 @@ def good(tmp_path_factory) -> dict[str, Path]:
     """One small artefact of each stage, another catalogue of the same size, and raw files."""
     root = tmp_path_factory.mktemp("good")
     paths = {"tmp": root}
-    simulated = "prepare --dataset simulated --simulated-users 60 --simulated-items 30 --k-core 3 --out "
+    simulated = "prepare --dataset simulated:60x30 --k-core 3 --out "
     built = {name: f"{stage} {GIVEN[stage]} --out @{name}" for name, stage in (
         ("views", "embed"), ("sid", "tokenize"), ("base", "extend"), ("checkpoint", "sft"))}  # fmt: skip
     for name, command in {"catalog": simulated + "@catalog", "other": simulated + "@other --seed 1", **built}.items():

@@ -21,7 +21,7 @@ from llmrec.configs import STAGES
 ROOT = Path(__file__).parents[1]
 QUICK_S = 0.3
 TRAINING_LINE = ("prepare", "embed", "tokenize", "extend", "sft", "dpo", "evaluate")
-SIMULATED = ["prepare", "--dataset", "simulated", "--simulated-users", "60", "--simulated-items", "30", "--k-core", "3"]
+SIMULATED = ["prepare", "--dataset", "simulated:60x30", "--k-core", "3"]
 
 
 @pytest.mark.parametrize("arguments", [["-c", "import llmrec"], ["-m", "llmrec.cli", "--help"]])
@@ -110,10 +110,10 @@ def test_a_person_reads_stderr(capsys, tmp_path):
 
 def test_a_yaml_file_and_flags(capsys, tmp_path):
     config = tmp_path / "prepare.yaml"
-    config.write_text(f"dataset: simulated\nsimulated_users: 60\nsimulated_items: 30\nk_core: 99\nout: {tmp_path}/c\n")
+    config.write_text(f"dataset: simulated:60x30\nk_core: 99\nout: {tmp_path}/c\n")
     assert main(["prepare", "--config", str(config), "--k-core", "3", "--json"]) == 0
     manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
-    assert manifest["config"]["k_core"] == 3 and manifest["config"]["simulated_users"] == 60
+    assert manifest["config"]["k_core"] == 3 and manifest["config"]["dataset"] == "simulated:60x30"
 
 
 def test_a_closed_pipe_is_no_error(tmp_path):

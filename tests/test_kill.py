@@ -19,8 +19,8 @@ from llmrec.runtime.manifest import MANIFEST, content_hash, verify
 from tests.support.forks import Forks
 
 LINE = {
-    "prepare": "--dataset simulated --simulated-users 60 --simulated-items 30 --k-core 3",
-    "embed": "--catalog catalog --text-encoder tfidf --text-dim 8 --collaborative-dim 4",
+    "prepare": "--dataset simulated:60x30 --k-core 3",
+    "embed": "--catalog catalog --text-encoder tfidf --collaborative-dim 4",
     "tokenize": "--catalog catalog --views views --codebook-size 4 --num-levels 2 --device cpu",
     "extend": "--sid sid --model micro --catalog catalog --micro-hidden 32 --micro-layers 1",
     "sft": "--catalog catalog --model base --train full --max-steps 6 --save-steps 1 --batch-size 8 "

@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from llmrec.configs.options import StageConfig, option
+
+SIZE_OF_SIMULATED = "removed: the size of simulated data is part of its name, such as `dataset: simulated:2000x500`"
 
 
 @dataclass(kw_only=True)
 class PrepareConfig(StageConfig):
     """Read a dataset, filter it, split it and write the catalogue."""
 
+    renamed: ClassVar = {"simulated_users": SIZE_OF_SIMULATED, "simulated_items": SIZE_OF_SIMULATED}
+
     dataset: str | None = option(
-        "Known dataset: movietweetings, amazon14-beauty, amazon18-games, minionerec-industrial, foursquare-nyc, "
-        "simulated; or leave out.",
+        "Known dataset to read: movietweetings, amazon14-beauty, amazon18-games, minionerec-industrial, "
+        "foursquare-nyc, or simulated (simulated:2000x500 is 2000 users and 500 items). Leave it out to read your own "
+        "`interactions`.",
         None,
     )
-    interactions: str | None = option("CSV or parquet file of interactions, instead of `dataset`.", None)
-    items: str | None = option("CSV or parquet file of items that goes with `interactions`.", None)
-    user_column: str = option("Column of the user in `interactions`.", "user_id")
-    item_column: str = option("Column of the item in `interactions` and `items`.", "item_id")
-    timestamp_column: str = option("Column of the time in `interactions`.", "timestamp")
-    title_column: str = option("Column of the title in `items`.", "title")
-    k_core: int = option("Drop users and items with fewer interactions, repeatedly; 0 keeps all.", 5, least=0)
+    interactions: str | None = option("CSV or parquet file of your own interactions, instead of `dataset`.", None)
+    items: str | None = option("CSV or parquet file of the items in `interactions`.", None)
+    user_column: str = option("Name of the user column in `interactions`.", "user_id")
+    item_column: str = option("Name of the item column in `interactions` and `items`.", "item_id")
+    timestamp_column: str = option("Name of the time column in `interactions`.", "timestamp")
+    title_column: str = option("Name of the title column in `items`.", "title")
+    k_core: int = option(
+        "Drop users and items with fewer interactions than this, until none is left to drop; 0 keeps all.", 5, least=0
+    )
     split: Literal["leave_one_out", "temporal", "published"] = option(
-        "leave_one_out: last item of a user is test, last but one valid. temporal: 8:1:1 of all interactions by time. "
-        "published: the rows that came with the dataset (with k_core 0).",
+        "leave_one_out: the last item of each user is its test target, the last but one its validation target. "
+        "temporal: all interactions are split 8:1:1 by time. "
+        "published: the split that came with the dataset is used (with k_core 0).",
         "leave_one_out",
     )
-    max_history: int = option("Items kept of a validation or test history, the latest ones.", 50, least=1)
+    max_history: int = option("Keep at most this many latest items of a validation or test history.", 50, least=1)
     num_users: int | None = option(
-        "Keep a random sample of users of the k-core, and the items they have (all items where k_core is 0).",
+        "Keep a random sample of this many users of the k-core, and the items they have (all items if k_core is 0).",
         None,
         least=1,
     )
-    simulated_users: int = option("Users of the dataset 'simulated'.", 2000, least=1)
-    simulated_items: int = option("Items of the dataset 'simulated'.", 500, least=1)

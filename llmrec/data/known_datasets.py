@@ -127,7 +127,7 @@ def known_source(name: str) -> Source:
     """
     if name not in KNOWN:
         raise ValueError(
-            f"unknown dataset '{name}'; {suggestion(name, [*KNOWN, 'simulated'])} "
+            f"unknown dataset '{name}'; {suggestion(name, [*KNOWN, 'simulated', 'simulated:2000x500'])} "
             "For your own data, give --interactions and --items."
         )
     return KNOWN[name]

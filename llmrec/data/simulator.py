@@ -16,6 +16,7 @@ Shapes: U users, N items, C clusters, T longest sequence.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,11 +25,23 @@ import polars as pl
 from llmrec.data.columns import ITEM_ID, LAT, LON, TIMESTAMP, TITLE, USER_ID, WEIGHT
 from llmrec.data.public_formats import Dataset, compose_text
 
+NAME = re.compile(r"simulated(?::([1-9]\d*)x([1-9]\d*))?")
+DEFAULT_SIZE = (2000, 500)
 MAX_CLUSTERS = 16
 HOME, STAY, ADVANCE = 0.3, 0.3, 0.5  # what remains of a transition row is spread over all clusters
 MIN_LENGTH, MAX_LENGTH, MEAN_EXTRA = 5, 50, 7.0
 WORDS_PER_CLUSTER, COMMON_WORDS = 8, 40
 START_S, YEAR_S, MEAN_GAP_S = 1_600_000_000, 365 * 86_400, 3 * 86_400
+
+
+def simulated_size(dataset: str | None) -> tuple[int, int] | None:
+    """Numbers of users and items that the name of a simulated dataset asks for; None for any other name.
+
+    >>> simulated_size("simulated"), simulated_size("simulated:60x30"), simulated_size("movietweetings")
+    ((2000, 500), (60, 30), None)
+    """
+    match = NAME.fullmatch(dataset or "")
+    return None if match is None else DEFAULT_SIZE if match[1] is None else (int(match[1]), int(match[2]))
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,12 @@ from llmrec.data.catalog import SPLITS
 from llmrec.data.columns import HISTORY, ITEM_ID, SPLIT, TARGET, TIMESTAMP, USER_ID, WEIGHT
 from llmrec.data.known_datasets import known_source, locate
 from llmrec.data.public_formats import Dataset
-from llmrec.data.simulator import simulate
+from llmrec.data.simulator import simulate, simulated_size
 from llmrec.data.user_files import read_tables
 from llmrec.runtime.console import say, table
 from llmrec.runtime.manifest import JsonObject, read_manifest
 from llmrec.runtime.stage_directory import run_stage
 
-SIMULATED = "simulated"
 METHODS = {"leave_one_out": splits.leave_one_out, "temporal": splits.temporal}
 
 
@@ -103,7 +102,7 @@ def check_split(config: PrepareConfig, dataset: Dataset) -> None:
 
 def find_files(config: PrepareConfig) -> dict[str, Path]:
     """Raw files of the run by name; the names of options where the user gave the files."""
-    if config.dataset == SIMULATED:
+    if simulated_size(config.dataset):
         return {}
     if config.dataset is not None:
         return locate(known_source(config.dataset))
@@ -112,8 +111,9 @@ def find_files(config: PrepareConfig) -> dict[str, Path]:
 
 def read(config: PrepareConfig, files: dict[str, Path]) -> Dataset:
     """The raw dataset, from the simulator, a known dataset's files or the user's own."""
-    if config.dataset == SIMULATED:
-        return simulate(config.simulated_users, config.simulated_items, config.seed).dataset
+    size = simulated_size(config.dataset)
+    if size:
+        return simulate(*size, config.seed).dataset
     if config.dataset is not None:
         return known_source(config.dataset).read(*files.values())
     names = ("user_column", "item_column", "timestamp_column", "title_column")

@@ -1,4 +1,4 @@
-"""quickstart: every stage on MovieTweetings, in minutes on a CPU, then ours beside the baselines.
+"""quickstart: every stage on MovieTweetings in minutes on a CPU, and a comparison with the baselines.
 
 Each stage is the ordinary one on its own directory, so an interrupted run continues where it stopped and every
 directory can be used afterwards. Without local data and network it runs on the simulator, and says so first and last.
@@ -6,9 +6,8 @@ directory can be used afterwards. Without local data and network it runs on the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,31 +23,21 @@ from llmrec.configs import (
 from llmrec.configs.file import load_config
 from llmrec.data.catalog import Catalog
 from llmrec.data.known_datasets import known_source, locate
+from llmrec.data.simulator import simulated_size
 from llmrec.model.checkpoint import load_tokenizer
 from llmrec.recommender import Recommender
 from llmrec.runtime.console import say, table
 from llmrec.runtime.manifest import JsonObject, read_manifest
 from llmrec.stages import embed, evaluate, extend, prepare, sft, tokenize
 from llmrec.stages.extend import MICRO
-from llmrec.stages.prepare import SIMULATED
 
 SMALL_PRETRAINED = "HuggingFaceTB/SmolLM2-135M"
 LARGEST_CODEBOOK = 64  # 2,414 items in three levels: 64 codes leave few collisions and are learned in minutes
-# Chosen on validation among the ten settings in recipes/movietweetings-micro/README.md.
-MICRO_SFT = {
-    "train": "full",
-    "learning_rate": 2e-3,
-    "batch_size": 32,
-    "micro_batch_size": 32,
-    "epochs": 5.0,
-    "label_smoothing": 0.1,
-}
-PRETRAINED_SFT = {"train": "lora", "batch_size": 64, "epochs": 3.0}
 SHOWN_USERS = 3
 
 
 def main(config: QuickstartConfig) -> JsonObject:
-    """Run the line from data to evaluation.
+    """Run all stages from data to evaluation.
 
     Returns:
         `dataset`, `model`, `seconds` per stage, `metrics` as in metrics.json, and `examples` of recommendations.
@@ -67,8 +56,12 @@ def main(config: QuickstartConfig) -> JsonObject:
 
 
 def choose_dataset(name: str) -> tuple[str, str]:
-    """The dataset to run on and a sentence about it: the simulator, after the reason, where the files cannot be had."""
-    if name == SIMULATED:
+    """Choose the dataset to run on: the one asked for, or the simulator where MovieTweetings cannot be had.
+
+    Returns:
+        Name of the dataset, and a sentence about it.
+    """
+    if simulated_size(name):
         return name, "The data is simulated."
     try:
         locate(known_source(name))
@@ -76,12 +69,16 @@ def choose_dataset(name: str) -> tuple[str, str]:
         if name != QuickstartConfig.dataset:
             raise
         say(str(error))
-        return SIMULATED, f"The data is SIMULATED, because {name} is neither on this machine nor reachable."
+        return "simulated", f"The data is SIMULATED, because {name} is neither on this machine nor reachable."
     return name, f"The data is {name}."
 
 
 def choose_model(name: str) -> tuple[str, str]:
-    """The model to extend and a sentence about it: a micro one where no GPU, or no pretrained one, is at hand."""
+    """Choose the model to extend; 'auto' is a pretrained one if there is a GPU and the Hub is reachable, else 'micro'.
+
+    Returns:
+        Hub id, path or 'micro', and a sentence about it.
+    """
     micro = "The model is a micro one made here, with a word-level tokenizer over the titles, trained in full"
     if name == MICRO:
         return MICRO, f"{micro}."
@@ -97,38 +94,52 @@ def choose_model(name: str) -> tuple[str, str]:
 
 
 def run_stages(config: QuickstartConfig, dataset: str, model: str, out: dict[str, str]) -> JsonObject:
-    """Every stage on its own directory; the content of metrics.json."""
-    common = {"overwrite": config.overwrite, "seed": config.seed}
-    steps: list[Callable[[], Any]] = [
-        lambda: prepare.main(PrepareConfig(out=out["catalog"], dataset=dataset, num_users=config.num_users, **common)),
-        lambda: embed.main(EmbedConfig(out=out["views"], catalog=out["catalog"], text_encoder="tfidf", **common)),
-        lambda: tokenize.main(
-            load_config(
-                TokenizeConfig,
-                overrides={
-                    "out": out["sid"],
-                    "catalog": out["catalog"],
-                    "views": out["views"],
-                    "codebook_size": codebook_size(Catalog.load(out["catalog"]).num_items),
-                    **common,
-                },
-            )
-        ),
-        lambda: extend.main(
-            ExtendConfig(out=out["base"], sid=out["sid"], catalog=out["catalog"], model=model, **common)
-        ),
-        lambda: sft.main(sft_config(config, model, out, common)),
-    ]
-    for step in steps:
-        step()
-    return evaluate.main(EvaluateConfig(out=out["eval"], catalog=out["catalog"], model=out["checkpoint"], **common))
+    """Run every stage on its own directory.
+
+    Returns:
+        The content of metrics.json.
+    """
+    catalog, overwrite, seed = out["catalog"], config.overwrite, config.seed
+    prepare.main(
+        PrepareConfig(out=catalog, dataset=dataset, num_users=config.num_users, overwrite=overwrite, seed=seed)
+    )
+    embed.main(EmbedConfig(out=out["views"], catalog=catalog, text_encoder="tfidf", overwrite=overwrite, seed=seed))
+    options = {
+        "out": out["sid"],
+        "catalog": catalog,
+        "views": out["views"],
+        "codebook_size": codebook_size(Catalog.load(catalog).num_items),
+        "overwrite": overwrite,
+        "seed": seed,
+    }
+    tokenize.main(load_config(TokenizeConfig, overrides=options))
+    extend.main(
+        ExtendConfig(out=out["base"], sid=out["sid"], catalog=catalog, model=model, overwrite=overwrite, seed=seed)
+    )
+    sft.main(sft_config(config, model, out))
+    return evaluate.main(
+        EvaluateConfig(out=out["eval"], catalog=catalog, model=out["checkpoint"], overwrite=overwrite, seed=seed)
+    )
 
 
-def sft_config(config: QuickstartConfig, model: str, out: dict[str, str], common: JsonObject) -> SftConfig:
-    settings = dict(MICRO_SFT if model == MICRO else PRETRAINED_SFT)
-    if config.epochs is not None:
-        settings["epochs"] = config.epochs
-    return SftConfig(out=out["checkpoint"], catalog=out["catalog"], model=out["base"], **settings, **common)
+def sft_config(config: QuickstartConfig, model: str, out: dict[str, str]) -> SftConfig:
+    """Options of `sft`; those of the micro model were chosen on validation (recipes/movietweetings-micro/README.md)."""
+    result = SftConfig(
+        out=out["checkpoint"], catalog=out["catalog"], model=out["base"], overwrite=config.overwrite, seed=config.seed
+    )
+    if model == MICRO:
+        result = dataclasses.replace(
+            result,
+            train="full",
+            learning_rate=2e-3,
+            batch_size=32,
+            micro_batch_size=32,
+            epochs=5.0,
+            label_smoothing=0.1,
+        )
+    else:
+        result = dataclasses.replace(result, train="lora", batch_size=64, epochs=3.0)
+    return result if config.epochs is None else dataclasses.replace(result, epochs=config.epochs)
 
 
 def codebook_size(num_items: int) -> int:
@@ -137,11 +148,12 @@ def codebook_size(num_items: int) -> int:
 
 
 def recommend_examples(catalog_dir: str, checkpoint: str) -> list[JsonObject]:
-    """Titles of the latest history and of the recommendations of a few test users."""
+    """Recommend for a few test users: titles of the latest history, of the recommendations and of the next item."""
     catalog = Catalog.load(catalog_dir)
-    rows = catalog.examples("test").take(range(min(SHOWN_USERS, len(catalog.examples("test")))))
+    test = catalog.examples("test")
+    shown = test.take(range(min(SHOWN_USERS, len(test))))
     recommender = Recommender.from_pretrained(checkpoint)
-    histories = [[catalog.item_ids[item] for item in rows.history(i)] for i in range(len(rows))]
+    histories = [[catalog.item_ids[item] for item in shown.history(i)] for i in range(len(shown))]
     answers, _ = recommender.recommend(histories, k=5)
     title = dict(zip(catalog.item_ids, catalog.titles, strict=True))
     return [
@@ -151,11 +163,12 @@ def recommend_examples(catalog_dir: str, checkpoint: str) -> list[JsonObject]:
             "recommended": [title[item_id] for item_id in answer],
             "next": catalog.titles[target],
         }
-        for user_id, history, answer, target in zip(rows.user_ids, histories, answers, rows.targets, strict=True)
+        for user_id, history, answer, target in zip(shown.user_ids, histories, answers, shown.targets, strict=True)
     ]
 
 
 def show(examples: list[JsonObject]) -> None:
+    """Print the recommendations of each user as a table."""
     for example in examples:
         rows = zip(example["history"] + [""] * 5, example["recommended"], strict=False)
         table(f"user {example['user_id']} (went on to: {example['next']})", ("latest history", "recommended"), rows)

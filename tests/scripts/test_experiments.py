@@ -87,7 +87,7 @@ def run(grid, monkeypatch, tmp_path, capsys, one_thread):
     short = dataclasses.replace(TRAINING, max_epochs=1)
     monkeypatch.setattr(embed, "famae_view", functools.partial(famae_view, training=short))
     catalog = tmp_path / "catalog"
-    simulated = ["prepare", "--dataset", "simulated", "--simulated-users", "50", "--simulated-items", "32"]
+    simulated = ["prepare", "--dataset", "simulated:50x32"]
     assert main([*simulated, "--k-core", "3", "--out", str(catalog)]) == 0
 
     def call(module: ModuleType, *flags: str) -> tuple[dict[str, dict], str]:
@@ -286,7 +286,7 @@ def test_preferences_are_compared_with_the_checkpoint_they_start_from(run, monke
     monkeypatch.setattr(beauty_preference, "JUDGED", {"eval_steps": 1})
     monkeypatch.setattr(beauty_preference, "TOKENIZE", {**beauty_preference.TOKENIZE, "codebook_size": 4})
     views = str(tmp_path / "views")
-    embedded = ["--catalog", str(tmp_path / "catalog"), "--text-encoder", "tfidf", "--text-dim", "8"]
+    embedded = ["--catalog", str(tmp_path / "catalog"), "--text-encoder", "tfidf"]
     assert main(["embed", *embedded, "--collaborative-dim", "8", "--out", views]) == 0
     results, said = run(beauty_preference, "--views", views, "--epochs", 1, "--max-steps", 2)
     assert not [result["error"] for result in results.values() if "error" in result]

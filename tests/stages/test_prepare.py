@@ -19,8 +19,7 @@ from llmrec.stages.prepare import main
 
 
 def simulated(out: Path, **options) -> PrepareConfig:
-    sizes = {"simulated_users": 80, "simulated_items": 30}
-    return PrepareConfig(**{"dataset": "simulated", "out": str(out), **sizes, **options})
+    return PrepareConfig(**{"dataset": "simulated:80x30", "out": str(out), **options})
 
 
 @pytest.mark.parametrize("split", ["leave_one_out", "temporal"])
@@ -95,10 +94,12 @@ REFUSED = {
     "two sources": (["--dataset", "simulated", "--interactions", "log.csv"], "either --dataset"),
     "items of a known dataset": (["--dataset", "simulated", "--items", "items.csv"], "--items goes with"),
     "bad numbers": (["--dataset", "simulated", "--max-history", "0", "--num-users", "0"], "history is 0.*users is 0"),
+    "malformed size": (["--dataset", "simulated:0x5"], "unknown dataset 'simulated:0x5'; did you mean 'simulated:20"),
+    "size as a flag": (["--simulated-users", "60"], "'simulated_users' in the command line; removed: .*:2000x500"),
     "unknown dataset": (["--dataset", "movietweeting"], "did you mean 'movietweetings'"),
-    "empty core": (["--dataset", "simulated", "--k-core", "500"], "lower --k-core"),
-    "nobody to test": (["--dataset", "simulated", "--split", "temporal", "--num-users", "1"], "leave no"),
-    "not published": (["--dataset", "simulated", "--split", "published"], "has no published split"),
+    "empty core": (["--dataset", "simulated:40x20", "--k-core", "500"], "lower --k-core"),
+    "nobody to test": (["--dataset", "simulated:40x20", "--split", "temporal", "--num-users", "1"], "leave no"),
+    "not published": (["--dataset", "simulated:40x20", "--split", "published"], "has no published split"),
     "absent file": (["--interactions", "absent.csv"], "absent.csv' does not exist"),
 }  # fmt: skip
 
@@ -106,8 +107,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_refusals(tmp_path, capsys, case):
     flags, message = REFUSED[case]
-    sizes = ["--simulated-users", "40", "--simulated-items", "20"]
-    assert cli(["prepare", "--out", str(tmp_path / "catalog"), *sizes, *flags]) == 2
+    assert cli(["prepare", "--out", str(tmp_path / "catalog"), *flags]) == 2
     error = capsys.readouterr().err
     assert re.search(message, error) and "Traceback" not in error
     assert list(tmp_path.iterdir()) == []

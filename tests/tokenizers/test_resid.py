@@ -26,7 +26,7 @@ def test_each_tokenizer_of_the_ablation_takes_the_view_of_famae(capsys, monkeypa
     short = dataclasses.replace(TRAINING, max_epochs=1)
     monkeypatch.setattr(embed, "famae_view", functools.partial(famae_view, training=short))
     run_json(capsys, "prepare", "--config", RECIPE / "prepare.yaml", "--out", tmp_path / "catalog",
-             "--simulated-users", 60, "--simulated-items", 40, "--k-core", 3)  # fmt: skip
+             "--dataset", "simulated:60x40", "--k-core", 3)  # fmt: skip
     given = ["--catalog", tmp_path / "catalog"]
     embedded = run_json(capsys, "embed", "--config", RECIPE / "embed.yaml", *given, "--famae-dim", 4,
                         "--out", tmp_path / "views")  # fmt: skip
