@@ -29,7 +29,7 @@ LINE = {
     "--warmup-steps 0 --device cpu",
     "grpo": "--catalog catalog --model checkpoint --max-steps 6 --save-steps 1 --batch-size 8 --micro-batch-size 8 "
     "--num-generations 4 --warmup-steps 0 --device cpu",
-    "evaluate": "--catalog catalog --model checkpoint --max-rows 8 --bootstrap-samples 20 --device cpu",
+    "evaluate": "--catalog catalog --model checkpoint --max-examples 8 --device cpu",
 }
 OUT = dict(zip(LINE, ("catalog", "views", "sid", "base", "checkpoint", "preferred", "reinforced", "eval"), strict=True))
 KILLS = 3  # per stage

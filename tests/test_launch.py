@@ -32,7 +32,7 @@ SFT = {"max_steps": 6, "batch_size": 8, "micro_batch_size": 4, "max_history": 4,
        "warmup_steps": 0, "logging_steps": 1, "save_steps": 4, "device": "cpu"}  # fmt: skip
 DPO = {"max_steps": 4, "batch_size": 8, "micro_batch_size": 4, "targets": "every_item", "learning_rate": 1e-3,
        "warmup_steps": 0, "logging_steps": 1, "eval_steps": 2, "device": "cpu"}  # fmt: skip
-EVALUATE = {"bootstrap_samples": 50, "batch_size": 4, "device": "cpu", "k": [1, 5], "num_beams": 8}
+EVALUATE = {"batch_size": 4, "device": "cpu", "k": [1, 5], "num_beams": 8}
 
 
 def test_fsdp2_gives_the_losses_and_weights_of_one_process(toy, tmp_path):
@@ -115,7 +115,7 @@ def test_evaluate_gives_the_metrics_of_one_process(toy, one, tmp_path, processes
     for systems in (found["systems"], expected["systems"]):
         for columns in systems.values():
             for values in columns.values():
-                values.pop("rows_per_s")
+                values.pop("examples_per_s")
     assert found == expected
 
 

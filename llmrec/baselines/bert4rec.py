@@ -1,14 +1,15 @@
-"""BERT4Rec: a bidirectional transformer that fills in hidden items (Sun et al., arXiv:1904.06690).
+"""BERT4Rec: a bidirectional transformer that predicts masked items (Sun et al., arXiv:1904.06690).
 
-In training, items of a window are replaced by a mask and predicted from both sides, each epoch others; one window in 11
-hides its last item alone, as at inference, where a mask is appended to the history and its place is read.
+In training, some items of a window are replaced by a mask and predicted from both sides; every epoch masks others. One
+window in 11 masks its last item only. That is the situation at inference, where a mask is appended to the history and
+the item is predicted at its place.
 
-It learns from a part of each window and on another task than it is asked, and needs many times the epochs of SASRec:
-Petrov and Macdonald (arXiv:2207.07483) reach the paper's results with its code only after up to 30 times its default
-number of steps. Its `training` is therefore longer than that of the others.
+The network learns from a part of each window, on a task other than the one it is used for, and needs many times the
+epochs of SASRec. Petrov and Macdonald (arXiv:2207.07483) reach the results of the paper with its own code only after up
+to 30 times the default number of steps. Its `training_options` are therefore longer than those of the other networks.
 
-Departures: the linear layers start as torch's do; the rate is constant and the trainer's, without warm-up; histories
-are padded on the right; windows overlap by half and not by nine tenths.
+Departures: the linear layers have torch's initialisation; the learning rate is the trainer's, constant and without
+warm-up; histories are padded on the right; windows overlap by half instead of nine tenths.
 
 Shapes: B histories, T items of the longest, W windows, D hidden, N items.
 """
@@ -22,29 +23,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llmrec.baselines.examples import Examples, Windows
+from llmrec.baselines.examples import Examples, Windows, pad_right
 from llmrec.baselines.network import INITIAL_STD, Network
 from llmrec.baselines.training_options import TrainingOptions
 
-LAST_ONLY = 1 / 11  # windows that hide their last item alone: the authors' code writes ten others to each of these
+LAST_ONLY = 1 / 11  # windows that mask only their last item: the authors' code writes ten others for each of these
 
 
 class BERT4Rec(Network):
-    """Blocks of attention to both sides, then a layer before the tied output matrix.
+    """Blocks of bidirectional attention, then one layer before the tied output matrix.
 
     Args:
-        num_items: Items of the catalogue.
-        max_history: Positions to learn, less the one of the mask that is appended.
+        num_items: Number of items of the catalogue.
+        max_history: Largest number of items of a history; one more position is learned for the appended mask.
         hidden: Size of states and item vectors.
-        layers: Blocks.
+        layers: Number of blocks.
         heads: Attention heads of a block.
-        dropout: On the input, the attention weights and the output of each layer.
-        hidden_share: Share of a window's items that are hidden, at least one.
+        dropout: Dropout on the input, the attention weights and the output of each layer.
+        hidden_share: Share of a window's items that are masked; at least one item is.
     """
 
     name = "bert4rec"
-    # An epoch predicts a fifth of what one of SASRec does. Petrov and Macdonald wait 200 epochs for a better one.
-    training = TrainingOptions(max_epochs=1000, patience=50)
+    # An epoch predicts a fifth of the items that one of SASRec predicts. Petrov and Macdonald have a patience of 200.
+    training_options = TrainingOptions(max_epochs=1000, patience=50)
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class BERT4Rec(Network):
         dropout: float = 0.2,
         hidden_share: float = 0.2,  # Petrov and Macdonald's; the paper has .6 for Beauty, .2 for MovieLens
     ):
-        super().__init__(num_items, hidden, num_special=2)
+        super().__init__(num_items + 2, hidden)
         self.mask, self.padding, self.hidden_share = num_items, num_items + 1, hidden_share
         self.positions = nn.Parameter(torch.empty(max_history + 1, hidden))
         nn.init.normal_(self.positions, std=INITIAL_STD)
@@ -71,18 +72,18 @@ class BERT4Rec(Network):
         return self.head(self.blocks(inputs, src_key_padding_mask=history == self.padding))  # (B, T, D)
 
     def scores(self, states: Tensor, vectors: Tensor) -> Tensor:
-        return super().scores(states, vectors) + self.bias
+        return super().scores(states, vectors[: self.mask]) + self.bias
 
     def examples(self, pieces: Windows, rng: np.random.Generator) -> Examples:
         lengths = pieces.lengths[:, None]
         real = np.arange(pieces.items.shape[1]) < lengths  # (W, T)
         drawn = np.where(real, rng.random(real.shape), 2.0)
         count = np.maximum(1, np.rint(lengths * self.hidden_share))  # (W, 1)
-        hidden = drawn.argsort(axis=1).argsort(axis=1) < count  # as many of each window as it has to hide
+        hidden = drawn.argsort(axis=1).argsort(axis=1) < count  # `count` random items of each window
         last = np.arange(real.shape[1]) == lengths - 1
         hidden = np.where(rng.random(lengths.shape) < LAST_ONLY, last, hidden)
         inputs = np.where(hidden, self.mask, np.where(real, pieces.items, self.padding))
         return Examples(inputs, pieces.lengths, hidden, pieces.items)
 
-    def last_scores(self, histories: Sequence[np.ndarray]) -> Tensor:
-        return super().last_scores([np.append(history, self.mask) for history in histories])
+    def inputs(self, histories: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        return pad_right([np.append(history, self.mask) for history in histories], self.padding)

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from llmrec.baselines.counted import COUNTED, Baseline
-from llmrec.configs.evaluate import TRAINED
+from llmrec.baselines.counted import COUNTED_BASELINES, Baseline
 from llmrec.data.catalog import Catalog
 
-BASELINES = (*COUNTED, *TRAINED)
 
-
-def baseline(name: str, catalog: Catalog, seed: int = 0, device: str = "auto", **options: int) -> Baseline:
-    """A baseline that has learned the training sequences of a catalogue.
+def baseline(name: str, catalog: Catalog, seed: int = 0, device: str = "auto") -> Baseline:
+    """Fit a baseline to the training sequences of a catalogue.
 
     Args:
-        name: One of BASELINES.
-        catalog: Whose training sequences are learned; a trained baseline chooses its epoch on the valid rows.
-        seed: Of a trained baseline.
-        device: Of a trained baseline: auto, cpu or cuda.
-        options: Of the network of a trained baseline.
+        name: One of `llmrec.configs.evaluate.BASELINES`.
+        catalog: Catalogue whose training sequences are learned; its valid examples decide the epoch of a trained
+            baseline.
+        seed: Seed of a trained baseline.
+        device: Device of a trained baseline: auto, cpu or cuda.
 
     Raises:
-        ValueError: If a baseline to be trained finds no valid rows, nothing to learn from, or no side field.
+        ValueError: If a trained baseline finds no valid examples, nothing to learn from, or no side field.
     """
-    if name in COUNTED:
-        return COUNTED[name](catalog)
-    from llmrec.baselines import NETWORKS, NeuralRanker
+    if name in COUNTED_BASELINES:
+        return COUNTED_BASELINES[name](catalog)
+    from llmrec.baselines import NETWORKS, NeuralRanker  # torch, whose import takes seconds
 
-    return NeuralRanker(NETWORKS[name], catalog, seed, device, **options)
+    return NeuralRanker(NETWORKS[name], catalog, seed, device)

@@ -1,13 +1,13 @@
-"""Baselines that cost nothing and are often not beaten: popularity, repeat, first-order Markov, ItemKNN.
+"""Baselines that are counted in seconds and often hard to beat: popularity, repeat, first-order Markov, ItemKNN.
 
-The trained ones, which cost minutes, are in `llmrec.baselines`; `llmrec.baselines.by_name` makes any of them.
+The trained ones are in the other files of this package; `llmrec.baselines.by_name` makes any of them.
 
-Those here see training sequences only (`Catalog.train`) and score the items on which they have an opinion; the
-remaining slots are filled by popularity, so every baseline ranks the whole catalogue. Equal scores are ordered by
-popularity and then by item row: rows are shuffled when the catalogue is prepared, so that order knows nothing of the
-target. Each position is a tie group of its own.
+They read training sequences only (`Catalog.train`). Each scores some of the items; popularity fills the remaining
+places, so that every baseline ranks the whole catalogue. Equal scores are ordered by popularity and then by item row.
+Items are shuffled when the catalogue is prepared, so their order says nothing about the target. Each place is a tie
+group of its own.
 
-Shapes: B rows, N items, U users, k places.
+Shapes: B histories, N items, U users, k places.
 """
 
 from __future__ import annotations
@@ -18,47 +18,56 @@ from typing import Protocol
 import numpy as np
 from scipy import sparse
 
+from llmrec.configs.evaluate import COUNTED
 from llmrec.data.catalog import Catalog
+from llmrec.evaluation.learning import Epoch
 from llmrec.evaluation.ranking import UNFILLED, Ranking
 
-BATCH = 512  # rows scored at once; bounds memory where ItemKNN has an opinion on many items
+BATCH = 512  # histories ranked at once; bounds the memory of ItemKNN, which scores many items
 
 
 class Baseline(Protocol):
-    """What every baseline does; `Popularity.rank` says what it takes and returns."""
+    """A fitted baseline."""
 
-    def rank(self, histories: Sequence[np.ndarray], k: int, exclude: Sequence[np.ndarray] | None = None) -> Ranking: ...
+    @property
+    def log(self) -> Sequence[Epoch]:
+        """One entry per epoch of training; empty for a counted baseline."""
+
+    def rank(self, histories: Sequence[np.ndarray], k: int, exclude: Sequence[np.ndarray] | None = None) -> Ranking:
+        """Rank all items for each history; arguments and result as in `Popularity.rank`."""
 
 
 class Popularity:
-    """Items by how often they were consumed in training; the same list for everyone.
+    """Items by their number of training interactions; the same list for everyone.
 
-    The base of the others: they add `opinion`, and inherit the filling, the exclusion and the order of ties.
+    It is the base class of the others, which override `scores` and inherit filling, exclusion and the order of ties.
 
     Args:
-        catalog: Whose training sequences are counted.
+        catalog: Catalogue whose training sequences are counted.
     """
+
+    log: Sequence[Epoch] = ()
 
     def __init__(self, catalog: Catalog):
         self.users, self.items, _ = _flat(catalog.train.sequences())  # one entry per training interaction
         self.count = catalog.training_counts  # (N,)
         self.order = np.lexsort((np.arange(len(self.count)), -self.count))  # (N,) most popular first
 
-    def opinion(self, histories: Sequence[np.ndarray]) -> sparse.csr_array:
-        """(B, N) positive scores of the items that go before popularity."""
+    def scores(self, histories: Sequence[np.ndarray]) -> sparse.csr_array:
+        """(B, N) positive scores of the items that rank before the popular ones."""
         return sparse.csr_array((len(histories), len(self.count)))
 
     def rank(self, histories: Sequence[np.ndarray], k: int, exclude: Sequence[np.ndarray] | None = None) -> Ranking:
-        """The k best items of each history.
+        """Rank all items for each history.
 
         Args:
             histories: B arrays of item rows, oldest first; an empty one gets the popular items.
-            k: Places to fill.
+            k: Number of places.
             exclude: B arrays of item rows that may not be returned.
 
         Returns:
-            Ranking of shape (B, k). Scores of items that popularity filled are their share of all interactions minus
-            one, below every opinion.
+            Ranking of shape (B, k). An item that popularity filled in has its share of all interactions minus one as
+            its score, which is below every score of `scores`.
         """
         exclude = exclude if exclude is not None else [np.empty(0, np.int64)] * len(histories)
         items, scores = np.full((len(histories), k), UNFILLED), np.full((len(histories), k), -np.inf)
@@ -72,43 +81,41 @@ class Popularity:
     ) -> None:
         """Fill `items` and `scores`, both (B, k)."""
         num_items, k = len(self.count), items.shape[1]
-        opinion = self.opinion(histories).tocoo()
-        # Of the popular items, those that are excluded or have an opinion drop out: as many more are needed.
+        scored = self.scores(histories).tocoo()
+        # Popular items that are excluded or already scored are dropped below, so more than k are needed.
         popular = self.order[: k + max(map(len, exclude), default=0)]
-        rows = np.concatenate([opinion.row, np.repeat(np.arange(len(histories)), len(popular))]).astype(np.int64)
-        found = np.concatenate([opinion.col, np.tile(popular, len(histories))]).astype(np.int64)
+        owner = np.concatenate([scored.row, np.repeat(np.arange(len(histories)), len(popular))]).astype(np.int64)
+        item = np.concatenate([scored.col, np.tile(popular, len(histories))]).astype(np.int64)
         share = self.count / max(self.count.sum(), 1)
-        values = np.concatenate([opinion.data, np.tile(share[popular] - 1, len(histories))])
-        blocked_rows, blocked_items, _ = _flat(exclude)
-        allowed = ~np.isin(rows * num_items + found, blocked_rows * num_items + blocked_items)
-        rows, found, values = rows[allowed], found[allowed], values[allowed]
-        _, once = np.unique(
-            rows * num_items + found, return_index=True
-        )  # the first, so an opinion goes before its fill
-        rows, found, values = rows[once], found[once], values[once]
-        best = np.lexsort((found, -self.count[found], -values, rows))
-        place = _place(rows[best])
+        values = np.concatenate([scored.data, np.tile(share[popular] - 1, len(histories))])
+        blocked_owner, blocked_item, _ = _flat(exclude)
+        allowed = ~np.isin(owner * num_items + item, blocked_owner * num_items + blocked_item)
+        owner, item, values = owner[allowed], item[allowed], values[allowed]
+        # The first entry of each pair is kept, so a score takes precedence over popularity.
+        _, once = np.unique(owner * num_items + item, return_index=True)
+        owner, item, values = owner[once], item[once], values[once]
+        best = np.lexsort((item, -self.count[item], -values, owner))
+        place = _place(owner[best])
         best, place = best[place < k], place[place < k]
-        items[rows[best], place], scores[rows[best], place] = found[best], values[best]
+        items[owner[best], place], scores[owner[best], place] = item[best], values[best]
 
 
 class Repeat(Popularity):
-    """The user's own history, most frequent first and latest first among equals, then the popular items.
+    """The user's own items, most frequent first and latest first among equals, then the popular items.
 
     Source: GP-TopFreq of Li et al. (arXiv:2109.14233); ordering its ties by recency is ours.
     """
 
-    def opinion(self, histories: Sequence[np.ndarray]) -> sparse.csr_array:
-        rows, items, age = _flat(histories)
+    def scores(self, histories: Sequence[np.ndarray]) -> sparse.csr_array:
+        owner, items, age = _flat(histories)
         # The powers of two of one history sum to less than 1, so they only order items of equal frequency.
-        return _matrix(rows, items, 1 + 0.5 ** (age + 1.0), (len(histories), len(self.count)))
+        return _matrix(owner, items, 1 + 0.5 ** (age + 1.0), (len(histories), len(self.count)))
 
 
 class Markov(Popularity):
     """Items that followed the user's last item in training, by their share of its transitions.
 
-    Smoothed towards popularity with vanishing weight: a single transition outweighs any popularity, which orders equal
-    shares and the items that never followed.
+    A single transition outweighs any popularity; popularity only orders equal shares and the items that never followed.
 
     Source: the first-order chain of FPMC (Rendle et al., WWW 2010), counted instead of factorised.
     """
@@ -120,24 +127,24 @@ class Markov(Popularity):
         share = 1 / np.bincount(before, minlength=len(self.count))[before]
         self.transitions = _matrix(before, after, share, (len(self.count), len(self.count)))  # (N, N)
 
-    def opinion(self, histories: Sequence[np.ndarray]) -> sparse.csr_array:
-        rows, items, age = _flat(histories)
+    def scores(self, histories: Sequence[np.ndarray]) -> sparse.csr_array:
+        owner, items, age = _flat(histories)
         last = age == 0
-        return _matrix(rows, items, last, (len(histories), len(self.count))) @ self.transitions
+        return _matrix(owner, items, last, (len(histories), len(self.count))) @ self.transitions
 
 
 class ItemKNN(Popularity):
-    """Items whose training users overlap with those of the history: cosine similarity, summed with recency decay.
+    """Items that share training users with the items of the history: cosine similarity, summed with recency decay.
 
-    score(j) = sum over history items i of DECAY^age(i) * n_ij / (sqrt(n_i n_j) + SHRINK), where age 0 is the last item,
-    n counts distinct users and each i speaks for its NEIGHBOURS most similar j.
+    score(j) = sum over history items i of DECAY^age(i) * n_ij / (sqrt(n_i n_j) + SHRINK), n counts distinct users, the
+    last item has age 0, and each i scores only its NEIGHBOURS most similar j.
 
     Source: Sarwar et al., Item-based collaborative filtering (WWW 2001), with the shrink term of Ferrari Dacrema et al.
     (arXiv:1907.06902).
     """
 
-    # Swept on validation ndcg@10 with seen items excluded, 4,000 rows of MovieTweetings and of Beauty 2014: DECAY
-    # .3 … .9 and SHRINK 0 … 100. From (.8, 0) to (.5, 20): .1220 -> .1316 and .0482 -> .0582.
+    # Swept on validation ndcg@10, seen items excluded, on 4,000 examples of MovieTweetings and of Beauty 2014:
+    # DECAY .3 … .9 and SHRINK 0 … 100. From (.8, 0) to (.5, 20): .1220 -> .1316 and .0482 -> .0582.
     DECAY = 0.5
     SHRINK = 20.0
     NEIGHBOURS = 200
@@ -163,32 +170,27 @@ class ItemKNN(Popularity):
         best = best[_place(row[best]) < self.NEIGHBOURS]
         return _matrix(row[best], col[best], cosine[best], both.shape)
 
-    def opinion(self, histories: Sequence[np.ndarray]) -> sparse.csr_array:
-        rows, items, age = _flat(histories)
-        return _matrix(rows, items, self.DECAY**age, (len(histories), len(self.count))) @ self.similarity
+    def scores(self, histories: Sequence[np.ndarray]) -> sparse.csr_array:
+        owner, items, age = _flat(histories)
+        return _matrix(owner, items, self.DECAY**age, (len(histories), len(self.count))) @ self.similarity
 
 
-COUNTED: dict[str, type[Popularity]] = {
-    "popularity": Popularity,
-    "repeat": Repeat,
-    "markov": Markov,
-    "item_knn": ItemKNN,
-}
+COUNTED_BASELINES: dict[str, type[Popularity]] = dict(zip(COUNTED, (Popularity, Repeat, Markov, ItemKNN), strict=True))
 
 
 def _flat(lists: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Entries of ragged lists of item rows: which list, the item row, and how many entries of its list follow it."""
+    """Entries of ragged lists of item rows: number of the list, item row, number of later entries in the list."""
     lengths = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
-    rows = np.repeat(np.arange(len(lists)), lengths)
+    owner = np.repeat(np.arange(len(lists)), lengths)
     age = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(lengths.sum())
-    return rows, np.concatenate([np.empty(0, np.int64), *lists]), age
+    return owner, np.concatenate([np.empty(0, np.int64), *lists]), age
 
 
 def _matrix(rows: np.ndarray, cols: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:
-    """Sparse matrix of `shape`; values of the same place are added."""
+    """Sparse matrix of `shape`; values at the same place are added."""
     return sparse.coo_array((np.asarray(values, dtype=np.float64), (rows, cols)), shape=shape).tocsr()
 
 
-def _place(sorted_rows: np.ndarray) -> np.ndarray:
-    """0-based place of each entry among the entries of its row, given ascending rows."""
-    return np.arange(len(sorted_rows)) - np.searchsorted(sorted_rows, sorted_rows)
+def _place(sorted_owners: np.ndarray) -> np.ndarray:
+    """0-based place of each entry among the entries of its owner; owners ascend."""
+    return np.arange(len(sorted_owners)) - np.searchsorted(sorted_owners, sorted_owners)

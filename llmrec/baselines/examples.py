@@ -1,9 +1,9 @@
-"""What a network is trained on: windows of the training sequences as arrays, the places it predicts, batches of them.
+"""Training examples of the networks: windows of the training sequences, the places to predict, and batches.
 
-The windows are those of `llmrec sft`. Everything is computed for all windows at once and cut to batches afterwards, so
-that a step costs the host a few slices.
+The windows are those of `llmrec sft`. All windows are prepared at once and cut into batches afterwards, so that a step
+costs the host only a few slices.
 
-Shapes: B rows, T items of the longest, W windows, S supervised places of a batch.
+Shapes: B windows of a batch, T items of the longest, W windows, S supervised places of a batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from llmrec.data.windows import windows
 from llmrec.runtime.device import from_host
 
-BUCKET = 8  # batches whose windows are sorted by length together, so that little is padded
+BUCKET = 8  # number of batches whose windows are sorted by length together, to keep padding short
 
 
 class Windows(NamedTuple):
@@ -27,7 +27,7 @@ class Windows(NamedTuple):
     Attributes:
         items: (W, T) int64 item rows, 0 at padding on the right.
         lengths: (W,) int64.
-        num_context: (W,) int64 items at the start that an earlier window had as targets; at least 1.
+        num_context: (W,) int64 items at the start that are targets of an earlier window; at least 1.
     """
 
     items: np.ndarray
@@ -36,13 +36,13 @@ class Windows(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """What one epoch reads and predicts.
+    """Inputs and targets of one epoch.
 
     Attributes:
         inputs: (W, T) int64 item rows, padded on the right.
         lengths: (W,) int64 of the inputs.
-        supervised: (W, T) bool, whether the state at a place predicts; at least one of each row.
-        targets: (W, T) int64 item rows that supervised places predict.
+        supervised: (W, T) bool, True where the state predicts a target; at least one place of each window.
+        targets: (W, T) int64 item rows to predict at the supervised places.
     """
 
     inputs: np.ndarray
@@ -52,7 +52,7 @@ class Examples(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One step.
+    """Inputs and targets of one step.
 
     Attributes:
         history: (B, T) int64 item rows, padded on the right.
@@ -66,7 +66,7 @@ class Batch(NamedTuple):
 
 
 def pad_right(histories: Sequence[np.ndarray], padding: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Histories as one array.
+    """Put histories into one array.
 
     Returns:
         (B, T) int64 item rows with `padding` after them, T at least 1; and (B,) int64 lengths.
@@ -78,9 +78,11 @@ def pad_right(histories: Sequence[np.ndarray], padding: int = 0) -> tuple[np.nda
 
 
 def training_windows(sequences: Sequence[np.ndarray], max_history: int) -> Windows:
-    """Windows of at most `max_history` + 1 items that together hold every item of a sequence but the first as a target.
+    """Cut sequences into windows in which every item but the first of a sequence is a target once.
 
-    A sequence of one item has none.
+    Args:
+        sequences: Item rows of each user, oldest first. A sequence of one item yields no window.
+        max_history: A window has at most one item more.
     """
     found = [
         (sequence[start:end], max(1, first_target - start))
@@ -93,25 +95,25 @@ def training_windows(sequences: Sequence[np.ndarray], max_history: int) -> Windo
 
 
 def next_items(pieces: Windows) -> Examples:
-    """Every item of a window is read but the last, and predicts the one after it unless that is context."""
+    """Examples in which each place of a window predicts the next item, unless that item is context."""
     place = np.arange(1, pieces.items.shape[1])  # (T - 1,) of the target in its window
     supervised = (place >= pieces.num_context[:, None]) & (place < pieces.lengths[:, None])
     return Examples(pieces.items[:, :-1], pieces.lengths - 1, supervised, pieces.items[:, 1:])
 
 
 def shuffled(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """All rows in random batches of similar lengths, in random order."""
+    """Draw random batches of windows of similar lengths, in random order; positions of the windows of each batch."""
     order = rng.permutation(len(lengths))
     order = order[np.lexsort((lengths[order], np.arange(len(order)) // (BUCKET * batch_size)))]
     found = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
     return [found[i] for i in rng.permutation(len(found))]
 
 
-def batches(examples: Examples, rows: Sequence[np.ndarray], device: torch.device) -> Iterator[Batch]:
-    """The examples of each array of rows, on a device, cut to the longest of them."""
-    for chosen in rows:
+def batches(examples: Examples, positions: Sequence[np.ndarray], device: torch.device) -> Iterator[Batch]:
+    """Yield the examples of each array of positions as a batch on a device, cut to its longest window."""
+    for chosen in positions:
         longest = examples.lengths[chosen].max()
         places = np.flatnonzero(examples.supervised[chosen, :longest])
         targets = examples.targets[chosen, :longest].ravel()[places]
-        # Places are found here: a mask on a GPU would have the host wait for it in every step.
+        # The host computes the places: with a mask on the GPU it would wait for the GPU in every step.
         yield Batch(*(from_host(array, device) for array in (examples.inputs[chosen, :longest], places, targets)))

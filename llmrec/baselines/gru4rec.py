@@ -1,8 +1,8 @@
 """GRU4Rec: a recurrent network over the items of a history (Hidasi et al., arXiv:1511.06939).
 
-Departures: the loss is the trainer's softmax over all items; histories of users are read whole, not as parallel
-sessions; the output matrix is the input's ("constrained embedding" in the authors' code), as SASRec has it here, so
-that the two differ in the network alone.
+Departures: the loss is the trainer's softmax over all items; histories are read whole, not as parallel sessions; the
+output matrix is the input's ("constrained embedding" in the authors' code). SASRec has the same loss and output here,
+so the two differ only in the network.
 
 Shapes: B histories, T items of the longest, D hidden.
 """
@@ -16,14 +16,14 @@ from llmrec.baselines.network import Network
 
 
 class GRU4Rec(Network):
-    """A GRU, with dropout before and after it.
+    """A GRU with dropout before and after it.
 
     Args:
-        num_items: Items of the catalogue.
+        num_items: Number of items of the catalogue.
         max_history: Unused; a recurrent network has no positions to learn.
         hidden: Size of states and item vectors.
-        layers: Layers of the GRU.
-        dropout: On its input, between its layers and on its output.
+        layers: Number of layers of the GRU.
+        dropout: Dropout on its input, between its layers and on its output.
     """
 
     name = "gru4rec"
@@ -34,7 +34,7 @@ class GRU4Rec(Network):
         max_history: int,
         hidden: int = 128,  # the paper has 100
         layers: int = 1,  # as in the paper: more did not help
-        dropout: float = 0.3,  # the one value tried, on MovieTweetings
+        dropout: float = 0.3,  # the only value tried, on MovieTweetings
     ):
         super().__init__(num_items, hidden)
         self.dropout = nn.Dropout(dropout)

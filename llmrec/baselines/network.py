@@ -1,16 +1,16 @@
-"""What the networks share: a vector per item at both ends, and histories padded on the right.
+"""The base class of the networks: one vector per item, read as input and tied to the output matrix.
 
-Unless a network says otherwise it reads from left to right and predicts the next item at every place. What stands to
-the right of a place, padding included, cannot change its state then; no mask of the padding is needed.
+Unless a network overrides it, a network reads from left to right and predicts the next item at every place. Histories
+are padded on the right. What stands to the right of a place cannot change the state there, so padding needs no mask.
 
-Shapes: B histories, T items of the longest, W windows, D hidden, N items.
+Shapes: B histories, T items of the longest, W windows, D hidden, N items, V vectors (items and special tokens).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from torch import Tensor, nn
@@ -20,49 +20,51 @@ from llmrec.baselines.training_options import TrainingOptions
 from llmrec.data.catalog import Catalog
 from llmrec.runtime.device import from_host
 
-INITIAL_STD = 0.02  # of item and position vectors, as BERT (arXiv:1810.04805) has it
+INITIAL_STD = 0.02  # of item and position vectors, as in BERT (arXiv:1810.04805)
 
 
 class Network(nn.Module, ABC):
-    """Item vectors, read as input and, tied, as the output matrix.
+    """A network over the item vectors.
 
     Args:
-        num_items: N.
+        num_vectors: V; N, unless the network reads special tokens that it never predicts.
         hidden: D.
-        num_special: Vectors after those of the items, for what is read and never predicted.
 
     Attributes:
-        name: Of the baseline.
-        training: How it is trained unless the caller says otherwise.
-        padding: Item row that fills histories up.
+        name: Name of the baseline.
+        training_options: Options of the trainer, unless the caller gives others.
     """
 
     name: ClassVar[str]
-    training: ClassVar[TrainingOptions] = TrainingOptions()
-    padding: int = 0
+    training_options: ClassVar[TrainingOptions] = TrainingOptions()
 
-    def __init__(self, num_items: int, hidden: int, num_special: int = 0):
+    def __init__(self, num_vectors: int, hidden: int):
         super().__init__()
-        self.num_items = num_items
-        self.items = nn.Embedding(num_items + num_special, hidden)
+        self.items = nn.Embedding(num_vectors, hidden)
         nn.init.normal_(self.items.weight, std=INITIAL_STD)
 
     @classmethod
-    def of(cls, catalog: Catalog, max_history: int, **options: Any) -> Self:
-        """An untrained network for the items of a catalogue."""
+    def of(cls, catalog: Catalog, max_history: int, **options: float) -> Self:
+        """Build an untrained network for the items of a catalogue.
+
+        Args:
+            catalog: Its items.
+            max_history: Largest number of items of a history.
+            options: Options of the network, such as `hidden`.
+        """
         return cls(catalog.num_items, max_history, **options)
 
     def vectors(self) -> Tensor:
-        """(N + num_special, D); computed once per batch, and handed to what reads and to what scores."""
+        """(V, D) vectors; computed once per batch and passed to `forward` and to `scores`."""
         return self.items.weight
 
     @abstractmethod
     def forward(self, history: Tensor, vectors: Tensor) -> Tensor:
-        """State at every place.
+        """Compute the state at every place.
 
         Args:
-            history: (B, T) int64 item rows, filled up with `padding` on the right.
-            vectors: What `vectors` returns.
+            history: (B, T) int64 item rows, padded on the right.
+            vectors: Result of `vectors`.
 
         Returns:
             (B, T, D).
@@ -70,15 +72,19 @@ class Network(nn.Module, ABC):
 
     def scores(self, states: Tensor, vectors: Tensor) -> Tensor:
         """(S, N) logit of every item after (S, D) states."""
-        return states @ vectors[: self.num_items].T
+        return states @ vectors.T
 
     def examples(self, pieces: Windows, rng: np.random.Generator) -> Examples:
-        """What an epoch reads and predicts of W windows."""
+        """Inputs and targets of one epoch over W windows."""
         return next_items(pieces)
 
+    def inputs(self, histories: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Padded inputs (B, T) whose last state predicts the next item, and their lengths (B,)."""
+        return pad_right(histories)
+
     def last_scores(self, histories: Sequence[np.ndarray]) -> Tensor:
-        """(B, N) logits of what follows each history; of an empty one, after padding, which says nothing."""
-        padded, lengths = pad_right(histories, self.padding)
+        """(B, N) logits of the item after each history; after an empty one those of padding, which mean nothing."""
+        padded, lengths = self.inputs(histories)
         device, vectors = self.items.weight.device, self.vectors()
         states = self(from_host(padded, device), vectors)  # (B, T, D)
         places = np.arange(len(padded)) * padded.shape[1] + np.maximum(lengths - 1, 0)

@@ -2,7 +2,7 @@
 
 Departures: the loss is the trainer's softmax over all items instead of one sampled negative, which alone lifts SASRec
 above BERT4Rec (Klenitskiy and Vasilev, arXiv:2309.07602); the feed-forward layer is four times as wide as the state, as
-in RecBole; histories are padded on the right, so that positions count from the oldest item that is kept.
+in RecBole; histories are padded on the right, so positions count from the oldest item of the cut history.
 
 Shapes: B histories, T items of the longest, D hidden.
 """
@@ -20,15 +20,16 @@ class SASRec(Network):
     """Blocks of self-attention and feed-forward, each after a layer norm, over items with learned positions.
 
     Args:
-        num_items: Items of the catalogue.
-        max_history: Positions to learn.
+        num_items: Number of items of the catalogue.
+        max_history: Number of positions to learn.
         hidden: Size of states and item vectors.
-        layers: Blocks.
+        layers: Number of blocks.
         heads: Attention heads of a block.
-        dropout: On the input, the attention weights and the output of each layer.
+        dropout: Dropout on the input, the attention weights and the output of each layer.
     """
 
     name = "sasrec"
+    future: Tensor
 
     def __init__(
         self,

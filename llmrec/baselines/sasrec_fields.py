@@ -1,10 +1,10 @@
 """SASRec over items and their side fields, "SASRec*" of ReSID's tables.
 
-The vector of an item is the sum of its own and, for each field, the mean of its values' vectors; the network reads it
-and, tied, scores with it, so that an item which training seldom saw is known by its fields.
+The vector of an item is the sum of its own vector and, for each field, the mean of the vectors of its values. It is the
+input of the network and, tied, its output, so that the fields describe an item that is rare in training.
 
-Departure: the papers have one value per field; the mean over several is ours. `llmrec.data.side_fields` says what a
-field is.
+Departure: the papers have one value per field; taking the mean over several is ours. `llmrec.data.side_fields` defines
+which columns are fields.
 
 Shapes: N items, E entries of all items and fields, D hidden.
 """
@@ -26,14 +26,14 @@ class SASRecFields(SASRec):
     """SASRec whose item vectors are sums over fields.
 
     Args:
-        fields: Of N items.
-        max_history: Positions to learn.
-        options: Of SASRec.
+        fields: Side fields of N items.
+        max_history: Number of positions to learn.
+        options: Options of SASRec.
     """
 
     name = "sasrec_fields"
 
-    def __init__(self, fields: Fields, max_history: int, **options: Any):
+    def __init__(self, fields: Fields, max_history: int, **options: Any):  # SASRec checks them
         super().__init__(len(fields.offsets) - 1, max_history, **options)
         self.values = nn.EmbeddingBag(fields.num_values, self.items.embedding_dim, mode="sum", include_last_offset=True)
         nn.init.normal_(self.values.weight, std=INITIAL_STD)
@@ -41,7 +41,7 @@ class SASRecFields(SASRec):
             self.register_buffer(f"entry_{name}", torch.from_numpy(getattr(fields, name)), persistent=False)
 
     @classmethod
-    def of(cls, catalog: Catalog, max_history: int, **options: Any) -> Self:
+    def of(cls, catalog: Catalog, max_history: int, **options: float) -> Self:
         return cls(side_fields(catalog), max_history, **options)
 
     def vectors(self) -> Tensor:

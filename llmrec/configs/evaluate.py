@@ -3,53 +3,66 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from llmrec.configs.options import MAX_SEED, Config, StageConfig, option
 
-# Keys of `llmrec.baselines.NETWORKS`, without torch, whose import costs seconds.
+# The names of all baselines. They stand here so that options are read without importing torch, which takes seconds.
+COUNTED = ("popularity", "repeat", "markov", "item_knn")
 TRAINED = ("sasrec", "gru4rec", "sasrec_fields", "bert4rec")
+BASELINES = (*COUNTED, *TRAINED)
+
+FIXED_RESAMPLES = "removed: the intervals always use 1000 resamples of the users"
 
 
 @dataclass(kw_only=True)
 class EvaluateConfig(StageConfig):
-    """Rank the whole catalogue for every held-out row, beside the baselines."""
+    """Rank the whole catalogue for every held-out example, with a checkpoint and with the baselines."""
 
     catalog: str = option("Directory written by `llmrec prepare`.")
-    model: str = option("Checkpoint directory (of `llmrec sft` or `llmrec extend`).")
-    split: Literal["valid", "test"] = option("Rows to evaluate.", "test")
-    k: list[int] = option("Cut-offs.", [5, 10])
-    num_beams: int | None = option("Beam width; min(items, max(50, 5k)) when left out.", None, least=1)
+    model: str = option("Checkpoint directory, written by any training stage or by `llmrec extend`.")
+    split: Literal["valid", "test"] = option("The held-out examples to evaluate.", "test")
+    k: list[int] = option("Cut-offs of the metrics.", [5, 10])
+    num_beams: int | None = option("Beam width. The default is min(items, max(50, 5k)).", None, least=1)
     baselines: list[str] = option(
-        "Baselines in the same table: popularity, repeat, markov, item_knn; sasrec, gru4rec, sasrec_fields, bert4rec "
-        "train for minutes.",
-        ["popularity", "repeat", "markov", "item_knn"],
+        f"Baselines to rank with as well. Counted in seconds: {', '.join(COUNTED)}. Trained for minutes: "
+        f"{', '.join(TRAINED)}.",
+        list(COUNTED),
     )
-    sasrec_hidden: int | None = option(
-        "Hidden size of the baseline sasrec; that of its file when left out.", None, least=2
+    max_examples: int | None = option("Evaluate only a random sample of this size. The default is all.", None, least=1)
+    exact_examples: int = option(
+        "Rank a random sample of this size without a beam as well, to measure what the beam misses. This is slow.",
+        0,
+        least=0,
     )
-    sasrec_layers: int | None = option("Layers of the baseline sasrec, likewise.", None, least=1)
-    max_rows: int | None = option("Evaluate a random sample of rows.", None, least=1)
-    exact_rows: int = option("Rows, a random sample, to rank without a beam as well; slow.", 0, least=0)
-    batch_size: int = option("Rows decoded together on one device.", 64, identity=False, least=1)
-    bootstrap_samples: int = option("Resamples of users for the 95 % intervals.", 1000, least=1)
-    precision: Literal["auto", "float32", "bfloat16"] = option("auto: bfloat16 on a GPU that has it.", "auto")
-    # Results agree up to rounding, as they do between devices and batch sizes.
-    compile: bool = option(
-        "Compile the model's layers first; pays off beyond some thousand rows.", False, identity=False
-    )
-    device: str = option("Device of the model: auto, cpu, cuda.", "auto", identity=False)
+    batch_size: int = option("Number of examples decoded together on one device.", 64, identity=False, least=1)
+    device: str = option("Device of the model: auto, cpu or cuda.", "auto", identity=False)
+
+    renamed: ClassVar[dict[str, str]] = {
+        "max_rows": "max_examples",
+        "exact_rows": "exact_examples",
+        "bootstrap_samples": FIXED_RESAMPLES,
+        "sasrec_hidden": "removed: train another size of SASRec with `llmrec.baselines.NeuralRanker`",
+        "sasrec_layers": "removed: train another size of SASRec with `llmrec.baselines.NeuralRanker`",
+        "precision": "removed: the weights are bfloat16 on a GPU that supports it and float32 elsewhere",
+        "compile": "removed: compilation took longer than it saved below some thousand examples; "
+        "`Recommender.from_pretrained(path, compiled=True)` still compiles",
+    }
 
 
 @dataclass(kw_only=True)
 class CompareConfig(Config):
-    """Set finished evaluations beside each other, with paired differences to the first."""
+    """Compare finished evaluations, with differences to the first one that are paired over users."""
 
     runs: list[str] = option("Two or more directories written by `llmrec evaluate`.")
     names: list[str] | None = option(
-        "Name of each of `runs`; runs of one name are training seeds of one system. Their paths when left out.", None
+        "A name for each of `runs`. Runs with the same name are training seeds of one system. The default is the path.",
+        None,
     )
-    systems: list[str] | None = option("System of each of `runs`: ours, or a baseline of it. Ours when left out.", None)
-    html: str | None = option("File to write the comparison to, as a page of its own.", None)
-    bootstrap_samples: int = option("Resamples of users for the 95 % intervals.", 1000, least=1)
-    seed: int = option("Seed of the resampling.", 0, least=0, most=MAX_SEED)
+    systems: list[str] | None = option(
+        "The system to compare from each of `runs`: ours, or one of its baselines. The default is ours.", None
+    )
+    html: str | None = option("File to write the comparison to, as an HTML page.", None)
+    seed: int = option("Seed of the resampling of users.", 0, least=0, most=MAX_SEED)
+
+    renamed: ClassVar[dict[str, str]] = {"bootstrap_samples": FIXED_RESAMPLES}

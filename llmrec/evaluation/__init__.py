@@ -1,1 +1,1 @@
-"""Honest evaluation: item-level metrics, baselines of the same command, intervals over users."""
+"""Honest evaluation: item-level metrics, the same protocol for every ranker, intervals over users."""

@@ -1,12 +1,12 @@
-"""Percentile bootstrap over users: how far a mean would move had other users been drawn.
+"""Percentile bootstrap over users: the uncertainty of a mean that comes from the choice of users.
 
-Rows of one user are not independent, so users are resampled and all rows of a drawn user go with it. The mean is over
-rows, as in the tables: a resample's mean is the sum over its rows divided by their number. The same seed draws the same
-users for every metric, so that two systems are compared on the same resamples (a paired interval).
+Examples of one user are not independent, so users are resampled, with all examples of a drawn user. The mean is over
+examples, as in the tables: the mean of a resample is the sum over its examples divided by their number. The same seed
+draws the same users for every metric, so two systems are compared on the same resamples (a paired interval).
 
 Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
 
-Shapes: n rows, V columns of values, U users, S samples.
+Shapes: n examples, V columns of values, U users, S samples.
 """
 
 from __future__ import annotations
@@ -16,29 +16,32 @@ from collections.abc import Sequence
 import numpy as np
 
 CONFIDENCE = 0.95
+RESAMPLES = 1000
 CHUNK = 64  # resamples drawn at once; bounds memory at CHUNK x U
 
 
 def interval(
-    values: np.ndarray, user_ids: Sequence[str] | np.ndarray, samples: int = 1000, seed: int = 0
+    values: np.ndarray, user_ids: Sequence[str] | np.ndarray, samples: int = RESAMPLES, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean over rows with its 95 % interval over users.
+    """Mean over examples with its 95 % interval over users.
 
     Args:
-        values: (n,) or (n, V); each column has an interval of its own, from the same resamples.
-        user_ids: (n,) user of each row.
-        samples: Resamples S of the users.
-        seed: Of the resampling.
+        values: (n,) or (n, V); each column gets its own interval, from the same resamples.
+        user_ids: (n,) user of each example.
+        samples: Number S of resamples of the users.
+        seed: Seed of the resampling.
 
     Returns:
         mean, low, high; each of shape () or (V,).
 
     Raises:
-        ValueError: If there are no rows, or `values` and `user_ids` differ in length.
+        ValueError: If there are no examples, or `values` and `user_ids` differ in length.
     """
     values = np.asarray(values, dtype=np.float64)
     if len(values) != len(user_ids) or len(values) == 0:
-        raise ValueError(f"{len(values)} values and {len(user_ids)} user ids were given; equally many, at least one.")
+        raise ValueError(
+            f"{len(values)} values and {len(user_ids)} user ids were given; as many of both are needed, at least one."
+        )
     matrix = values.reshape(len(values), -1)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(_resampled_means(matrix, user_ids, samples, seed), [tail, 1 - tail], axis=0)
@@ -47,14 +50,14 @@ def interval(
 
 
 def paired_difference(
-    a: np.ndarray, b: np.ndarray, user_ids: Sequence[str] | np.ndarray, samples: int = 1000, seed: int = 0
+    a: np.ndarray, b: np.ndarray, user_ids: Sequence[str] | np.ndarray, samples: int = RESAMPLES, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean of `a - b` over the same rows with its 95 % interval; arguments and result as in `interval`."""
+    """Mean of `a - b` over the same examples with its 95 % interval; arguments and result as in `interval`."""
     return interval(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64), user_ids, samples, seed)
 
 
 def _resampled_means(matrix: np.ndarray, user_ids: Sequence[str] | np.ndarray, samples: int, seed: int) -> np.ndarray:
-    """(S, V) means of the rows of U users drawn with replacement."""
+    """(S, V) means over the examples of U users drawn with replacement."""
     users, user_of = np.unique(np.asarray(user_ids), return_inverse=True)
     count = np.bincount(user_of).astype(np.float64)  # (U,)
     total = np.stack([np.bincount(user_of, weights=column) for column in matrix.T], axis=1)  # (U, V)

@@ -1,18 +1,16 @@
-"""Exact ranking beside the beam's, on some of the rows: what the width of the beam costs.
+"""Exact ranking of a sample of the examples, to measure what a narrow beam misses.
 
-A beam as wide as the catalogue drops no prefix, so that every SID is scored. What a narrower one finds has the same
-scores; it can only miss items, and an item among the exact first k that it reached is among its own first k.
+A beam as wide as the catalogue drops no prefix, so every SID is scored. A narrower beam computes the same scores. It
+can only miss items, and an item of the exact first k that it reaches is among its own first k.
 
-Shapes: n rows, k the largest cut-off.
+Shapes: n examples, k the largest cut-off.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from llmrec.evaluation.metrics import Position, ndcg, recall
+from llmrec.evaluation.metrics import METRICS, SHOWN, Position
 from llmrec.evaluation.protocol import COLUMNS, Outcome
 from llmrec.evaluation.ranking import UNFILLED
 from llmrec.runtime.manifest import JsonObject
@@ -20,22 +18,22 @@ from llmrec.runtime.manifest import JsonObject
 EXACT = "exact"
 
 
-def draw_rows(num_rows: int, wanted: int, seed: int) -> np.ndarray:
-    """Ascending positions of `wanted` of the rows, or of all of them where there are fewer."""
-    return np.sort(np.random.default_rng(seed).permutation(num_rows)[:wanted])
+def draw_examples(num_examples: int, wanted: int, seed: int) -> np.ndarray:
+    """Ascending positions of `wanted` random examples, or of all if there are fewer."""
+    return np.sort(np.random.default_rng(seed).permutation(num_examples)[:wanted])
 
 
-def beside(exact: Outcome, beam: Outcome, drawn: np.ndarray, cutoffs: list[int]) -> JsonObject:
-    """Both rankings of the same rows, and how much of the exact one the beam found.
+def compare_with_beam(exact: Outcome, beam: Outcome, drawn: np.ndarray, cutoffs: list[int]) -> JsonObject:
+    """Metrics of both rankings of the same examples, and how much of the exact one the beam found.
 
     Args:
-        exact: Of the n drawn rows.
-        beam: Of all rows.
-        drawn: (n,) positions of the former among the latter.
-        cutoffs: The k of recall@k, ndcg@k and found@k.
+        exact: Outcome of the n drawn examples.
+        beam: Outcome of all examples.
+        drawn: (n,) positions of the drawn examples among all.
+        cutoffs: Every k of recall@k, ndcg@k and found@k.
 
     Returns:
-        exact and beam: metric -> value each; found: found@k -> share of the exact first k items.
+        exact and beam: metric -> value; found: found@k -> share of the exact first k items that the beam found.
     """
     ascending, of_drawn = sorted(cutoffs), Position(*(of_all[drawn] for of_all in beam.position))
     return {
@@ -46,21 +44,25 @@ def beside(exact: Outcome, beam: Outcome, drawn: np.ndarray, cutoffs: list[int])
 
 
 def _accuracy(position: Position, cutoffs: list[int]) -> dict[str, float]:
-    return {f"{metric.__name__}@{k}": float(metric(position, k).mean()) for metric in (recall, ndcg) for k in cutoffs}
+    return {f"{name}@{k}": float(METRICS[name](position, k).mean()) for name in SHOWN for k in cutoffs}
 
 
 def found(exact: np.ndarray, beam: np.ndarray) -> float:
-    """Share of the items of one ranking that are in the same row of another; both (n, k), unfilled slots apart."""
+    """Share of the items of each line of `exact` that the same line of `beam` holds; both (n, k), -1 is unfilled."""
     is_found = (exact[:, :, None] == beam[:, None, :]).any(axis=2) & (exact != UNFILLED)
     return float(is_found.sum() / max(1, (exact != UNFILLED).sum()))
 
 
-def lines(measured: JsonObject) -> tuple[list[str], list[list[Any]]]:
-    """Header and rows of the table on the terminal and in report.html; of metrics.json's `exact`."""
+def lines(measured: JsonObject) -> tuple[list[str], list[tuple[str, list[float]]]]:
+    """Header, and name and values of each line, of the table on the terminal and in report.html.
+
+    Args:
+        measured: `exact` of metrics.json.
+    """
     names = [*measured[COLUMNS[0]][EXACT], *measured[COLUMNS[0]]["found"]]
-    rows = []
+    table = []
     for column in COLUMNS:
-        found = measured[column]["found"]
-        rows.append([f"{column}, {EXACT}", *measured[column][EXACT].values(), *(1.0 for _ in found)])
-        rows.append([f"{column}, beam", *measured[column]["beam"].values(), *found.values()])
-    return ["ranking", *names], rows
+        shares = measured[column]["found"]
+        table.append((f"{column}, {EXACT}", [*measured[column][EXACT].values(), *(1.0 for _ in shares)]))
+        table.append((f"{column}, beam", [*measured[column]["beam"].values(), *shares.values()]))
+    return ["ranking", *names], table

@@ -1,48 +1,64 @@
-"""Learning curves: how good a system was on the valid rows after how many items and seconds of training.
+"""Learning curves: NDCG on the valid examples after so many trained items and so many seconds.
 
-Ours is judged by `llmrec sft` where `eval_steps` asks for it, a trained baseline after every epoch. Both count the
-items that were targets so far, as often as they were, and the wall time so far, judging included. So the curves can be
-laid beside each other, and what each system needed to come near its own best.
+The LLM is validated during `llmrec sft` if `eval_steps` is set; trained baselines are validated after every epoch. Both
+count every target as often as it was trained on, and the wall time so far, validation included. So the curves share
+their axes, and the page can show how much training each system needed to come near its own best.
 
-Source: the question how many more epochs than SASRec a generator of semantic IDs needs is ReSID's (arXiv:2602.02338).
+Source: ReSID (arXiv:2602.02338) asks how many more epochs than SASRec a generator of semantic IDs needs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 from llmrec.runtime.manifest import JsonObject
 
 CUTOFF = 10
-# Keys of training_log.json; the Trainer of transformers wants the metric that it compares to begin with `eval_`.
+# Keys of training_log.json; the Trainer of transformers requires that the metric it compares starts with `eval_`.
 NDCG, RECALL = f"eval_ndcg@{CUTOFF}", f"eval_recall@{CUTOFF}"
-SUPERVISED, SECONDS, JUDGING = "eval_supervised", "eval_seconds", "eval_runtime"
-NEAR = 0.9  # of the best value
+SUPERVISED, SECONDS, VALIDATION_SECONDS = "eval_supervised", "eval_seconds", "eval_runtime"
+NEAR = 0.9  # share of the best value
 
 Point = dict[str, float]  # supervised, seconds, ndcg
 
 
+class Epoch(NamedTuple):
+    """One line of the log of a trained baseline.
+
+    Attributes:
+        loss: Mean over the supervised places.
+        quality: Result of the caller's quality function after the epoch; larger is better.
+        supervised: Targets trained on so far, counted as often as they were trained on.
+        seconds: Wall time so far, validation included.
+    """
+
+    loss: float
+    quality: float
+    supervised: int
+    seconds: float
+
+
 def points_of_log(log: Sequence[JsonObject]) -> list[Point]:
-    """The evaluations in a training_log.json, in their order; empty where there were none."""
-    found = [entry for entry in log if NDCG in entry]
-    return [{"supervised": e[SUPERVISED], "seconds": e[SECONDS], "ndcg": e[NDCG]} for e in found]
+    """The validations in a training_log.json, in their order; empty if there are none."""
+    validations = [entry for entry in log if NDCG in entry]
+    return [{"supervised": e[SUPERVISED], "seconds": e[SECONDS], "ndcg": e[NDCG]} for e in validations]
 
 
-def points_of_epochs(log: Sequence[Any]) -> list[Point]:
-    """The epochs of a trained baseline, `llmrec.baselines.trainer.Epoch` each."""
+def points_of_epochs(log: Sequence[Epoch]) -> list[Point]:
+    """The epochs of a trained baseline whose quality is ndcg."""
     return [{"supervised": e.supervised, "seconds": e.seconds, "ndcg": e.quality} for e in log]
 
 
 def learning(points: Sequence[Point]) -> JsonObject | None:
-    """A curve and what it took to come near its best.
+    """A learning curve with its best value and the first point that comes near it.
 
     Args:
         points: Ascending in supervised and seconds.
 
     Returns:
-        curve: the points; best: the largest ndcg; near: the first point with NEAR of it. None without a point, and with
-        `near` None where nothing but 0 was reached.
+        curve: the points; best: the largest ndcg; near: the first point with NEAR times the best, None if that
+        is 0. None instead of all three if there are no points.
     """
     if not points:
         return None

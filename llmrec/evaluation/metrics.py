@@ -1,19 +1,23 @@
-"""Metrics that count items: recall, NDCG and MRR at k with one target per row, full catalogue, shared credit for ties.
+"""Metrics that count items: one target per example, the full catalogue, and shared credit for ties.
 
-A generative recommender ranks semantic IDs, and several items may own one. The items of a SID form a tie group that is
-taken as in uniformly random order: a target that shares its SID with s - 1 other items earns the mean of the metric
-over the s places of the group. Recall@k at the SID level, which counts the whole group as a hit, stands beside it:
-MiniOneRec's published figures are of that kind and are the larger, the more SIDs are shared.
+A generative recommender ranks semantic IDs, and several items may share one. The items of a SID form a tie group, which
+counts as in uniformly random order: a target that shares its SID with s - 1 other items earns the mean of the metric
+over the s places of the group. `sid_recall` instead counts the whole group as a hit. MiniOneRec's published figures are
+of that kind; they grow with the number of shared SIDs.
 
-Beyond accuracy: coverage, Gini, novelty and popularity percentile read the first k slots, whatever the targets are.
+Coverage, Gini, novelty and popularity percentile describe the first k slots, whatever the targets are.
 
-With one target per row recall@k equals the hit rate HR@k, and the ideal DCG is 1.
+With one target per example recall@k equals the hit rate HR@k, and the ideal DCG is 1.
 
-Shapes: B rows, R slots of a ranking, N items.
+METRICS and SLOT_METRICS are the only lists of names: an entry there is measured and written to metrics.json. SHOWN and
+SLOT_METRICS are what the tables, the pages and `llmrec compare` show.
+
+Shapes: B examples, R slots of a ranking, N items.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -24,12 +28,12 @@ MISS = -1
 
 
 class Position(NamedTuple):
-    """Where the targets of B rows stand.
+    """The places of the targets of B examples.
 
     Attributes:
-        start: (B,) int64 slots before the target's group; -1 where the target is absent.
-        size: (B,) int64 items in the group; 1 where the target is absent.
-        group: (B,) int64 rank of the target's SID; -1 where the target is absent.
+        start: (B,) int64 number of slots before the target's tie group; -1 if the target is absent.
+        size: (B,) int64 number of items in the tie group; 1 if the target is absent.
+        group: (B,) int64 rank of the target's SID; -1 if the target is absent.
     """
 
     start: np.ndarray
@@ -38,10 +42,10 @@ class Position(NamedTuple):
 
 
 def target_position(ranking: Ranking, targets: np.ndarray) -> Position:
-    """Tie group of each row's target.
+    """Find the tie group of each target.
 
     Args:
-        ranking: Of B rows.
+        ranking: Ranking of B examples.
         targets: (B,) item rows.
     """
     found = ranking.items == targets[:, None]  # (B, R)
@@ -53,7 +57,7 @@ def target_position(ranking: Ranking, targets: np.ndarray) -> Position:
 
 
 def recall(position: Position, k: int) -> np.ndarray:
-    """(B,) chance that the target is among the first k items."""
+    """(B,) probability that the target is among the first k items."""
     return _shared_credit(position, np.ones(k))
 
 
@@ -68,33 +72,49 @@ def mrr(position: Position, k: int) -> np.ndarray:
 
 
 def sid_recall(position: Position, k: int) -> np.ndarray:
-    """(B,) whether the target's SID is among the first k SIDs; every item of the SID counts as a full hit.
+    """(B,) 1 if the target's SID is among the first k SIDs, else 0; every item of the SID counts as a full hit.
 
     Source: the evaluation of MiniOneRec (arXiv:2510.24431), which compares SID strings.
     """
     return ((position.group >= 0) & (position.group < k)).astype(np.float64)
 
 
-def per_row(position: Position, cutoffs: list[int]) -> dict[str, np.ndarray]:
-    """Every metric of every row: name -> (B,) in [0, 1], metric by metric, cut-offs ascending."""
-    metrics = {"recall": recall, "ndcg": ndcg, "mrr": mrr, "sid_recall": sid_recall}
-    return {f"{name}@{k}": metric(position, k) for name, metric in metrics.items() for k in sorted(cutoffs)}
+METRICS: dict[str, Callable[[Position, int], np.ndarray]] = {
+    "recall": recall,
+    "ndcg": ndcg,
+    "mrr": mrr,
+    "sid_recall": sid_recall,
+}
+SHOWN = ("recall", "ndcg")  # in every table, difference, stratum and comparison
+SHOWN_AT_LARGEST = ("mrr",)  # only in the first table, at the largest cut-off
+
+
+def per_example(position: Position, cutoffs: list[int]) -> dict[str, np.ndarray]:
+    """Every metric of every example: name@k -> (B,) in [0, 1], metric by metric, cut-offs ascending."""
+    return {f"{name}@{k}": metric(position, k) for name, metric in METRICS.items() for k in sorted(cutoffs)}
+
+
+def shown_names(cutoffs: list[int]) -> list[str]:
+    """Columns of the first table."""
+    return [f"{name}@{k}" for name in SHOWN for k in cutoffs] + [f"{name}@{max(cutoffs)}" for name in SHOWN_AT_LARGEST]
 
 
 def unfilled(items: np.ndarray, k: int) -> float:
-    """Share of the first k slots that hold no item; recall counts them as misses.
+    """Share of the first k slots that hold no item; recall counts these slots as misses.
 
     Args:
         items: (B, R) item rows of a ranking; slots beyond R are unfilled.
+        k: Number of slots that count.
     """
     return 1 - float((items[:, :k] != UNFILLED).sum()) / (len(items) * k)
 
 
 def coverage(items: np.ndarray, k: int, num_items: int) -> float:
-    """Share of the catalogue that is among the first k slots of at least one row.
+    """Share of the catalogue that is among the first k slots of at least one example.
 
     Args:
         items: (B, R) item rows of a ranking. Tied items count in the order in which the ranker lists them.
+        k: Number of slots that count.
         num_items: Size of the catalogue.
     """
     shown = np.unique(items[:, :k])
@@ -102,11 +122,11 @@ def coverage(items: np.ndarray, k: int, num_items: int) -> float:
 
 
 def gini(items: np.ndarray, k: int, num_items: int) -> float:
-    """Inequality of how often the items of the catalogue are shown: 0 all alike, 1 - 1 / N one item only.
+    """Inequality of how often items are shown: 0 if all are shown equally often, 1 - 1 / N if one item always is.
 
     Args:
         items: (B, R) item rows of a ranking.
-        k: Slots that count; 0 is returned where none of them holds an item.
+        k: Number of slots that count; the result is 0 if none of them holds an item.
         num_items: Size of the catalogue; items that are never shown count too.
 
     Source: the Gini index of aggregate diversity, Fleder and Hosanagar (2009), Management Science 55(5).
@@ -117,12 +137,12 @@ def gini(items: np.ndarray, k: int, num_items: int) -> float:
 
 
 def novelty(items: np.ndarray, k: int, training: np.ndarray) -> float:
-    """Mean self-information of what is shown, -log2 (c + 1) / (C + N) bits; add-one, so that cold items have one.
+    """Mean self-information of the shown items in bits, -log2 (c + 1) / (C + N); add-one keeps cold items finite.
 
     Args:
         items: (B, R) item rows of a ranking.
-        k: Slots that count; 0 is returned where none of them holds an item.
-        training: (N,) training interactions c of each item, C together.
+        k: Number of slots that count; the result is 0 if none of them holds an item.
+        training: (N,) training interactions c of each item; C is their sum.
 
     Source: Vargas and Castells (2011), Rank and Relevance in Novelty and Diversity Metrics, without its discounts.
     """
@@ -131,13 +151,13 @@ def novelty(items: np.ndarray, k: int, training: np.ndarray) -> float:
 
 
 def popularity_percentile(items: np.ndarray, k: int, training: np.ndarray) -> float:
-    """Mean place of what is shown among the N items by training interactions: 0 least, 1 most, .5 a uniform draw.
+    """Mean percentile of the shown items by training interactions: 0 the fewest, 1 the most, .5 for a uniform draw.
 
-    Items of equal count stand together at the middle of their places.
+    Items of equal count share the middle of their places.
 
     Args:
         items: (B, R) item rows of a ranking.
-        k: Slots that count; 0 is returned where none of them holds an item.
+        k: Number of slots that count; the result is 0 if none of them holds an item.
         training: (N,) training interactions of each item.
     """
     ordered = np.sort(training)
@@ -145,12 +165,31 @@ def popularity_percentile(items: np.ndarray, k: int, training: np.ndarray) -> fl
     return _mean(((below + upto) / (2 * len(training)))[_filled(items, k)])
 
 
-def invalid_rate(items: np.ndarray, invalid: np.ndarray) -> float:
-    """Share of the answers that were no item of the catalogue; 0 under trie-constrained decoding.
+SLOT_METRICS: dict[str, Callable[[np.ndarray, int, np.ndarray], float]] = {
+    "coverage": lambda items, k, training: coverage(items, k, len(training)),
+    "gini": lambda items, k, training: gini(items, k, len(training)),
+    "novelty": novelty,
+    "popularity_percentile": popularity_percentile,
+}
+
+
+def per_slots(items: np.ndarray, cutoffs: list[int], training: np.ndarray) -> dict[str, float]:
+    """Every metric of the shown items: name@k -> value.
 
     Args:
         items: (B, R) item rows of a ranking.
-        invalid: (B,) number of answers of each row that were no item.
+        cutoffs: Every k.
+        training: (N,) training interactions of each item.
+    """
+    return {f"{name}@{k}": metric(items, k, training) for name, metric in SLOT_METRICS.items() for k in sorted(cutoffs)}
+
+
+def invalid_rate(items: np.ndarray, invalid: np.ndarray) -> float:
+    """Share of the answers that are no item of the catalogue; 0 under trie-constrained decoding.
+
+    Args:
+        items: (B, R) item rows of a ranking.
+        invalid: (B,) number of answers of each example that are no item.
     """
     wrong, right = int(invalid.sum()), int((items != UNFILLED).sum())
     return wrong / max(wrong + right, 1)
@@ -167,7 +206,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _shared_credit(position: Position, gains: np.ndarray) -> np.ndarray:
-    """(B,) mean of `gains` (k,), 0 from k on, over the places that the target's tie group takes."""
+    """(B,) mean of the gains (k,) over the places of the target's tie group; the gain is 0 beyond k."""
     cumulative, k = np.concatenate([[0.0], np.cumsum(gains)]), len(gains)
     start, size, _ = position
     credit = cumulative[np.clip(start + size, 0, k)] - cumulative[np.clip(start, 0, k)]

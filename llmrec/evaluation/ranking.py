@@ -1,6 +1,6 @@
-"""Ranking: what every ranker answers, ours and the baselines, and how many beams ours needs for it.
+"""The answer of every ranker, the LLM and the baselines, and the default beam width of the LLM.
 
-Shapes: B rows, R slots of a ranking.
+Shapes: B histories, R slots of a ranking.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ UNFILLED = -1  # item row of an empty slot
 
 @dataclass(frozen=True)
 class Ranking:
-    """What a ranker answers for B rows, best first.
+    """Ranked items of B histories, best first.
 
     Attributes:
-        items: (B, R) int64 item rows, each at most once in a row; -1 is an unfilled slot.
+        items: (B, R) int64 item rows, each at most once per history; -1 is an unfilled slot.
         groups: (B, R) int64 tie group of each slot, the 0-based rank of its SID. The items of a group stand side by
-            side and all of them are listed, so R exceeds k where a group straddles it.
-        scores: (B, R) float, not increasing along a row.
-        invalid: (B,) int64 number of answers that were no item and have no slot; none where left out.
+            side and all of them are listed, so R exceeds k if a group extends beyond k.
+        scores: (B, R) float, not increasing along a ranking.
+        invalid: (B,) int64 number of answers that are no item and have no slot. The default is none.
 
     Raises:
         ValueError: If the shapes differ.
@@ -44,5 +44,5 @@ class Ranking:
 
 
 def default_num_beams(num_items: int, cutoffs: list[int]) -> int:
-    """Beam width that leaves room behind the largest cut-off: min(num_items, max(50, 5 k))."""
+    """Beam width with room beyond the largest cut-off k: min(num_items, max(50, 5 k))."""
     return min(num_items, max(50, 5 * max(cutoffs)))

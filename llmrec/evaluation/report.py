@@ -1,7 +1,7 @@
-"""What is said of an evaluation: the content of metrics.json, and its tables on the terminal.
+"""The content of metrics.json, and its tables on the terminal.
 
-All systems are always listed, in both columns, and ours is set against each baseline with a paired interval: the reader
-sees where a baseline wins.
+Every system is listed in both columns, and the LLM is compared with each baseline by a paired interval, so the reader
+also sees where a baseline wins.
 """
 
 from __future__ import annotations
@@ -13,127 +13,119 @@ from llmrec.evaluation.bootstrap import interval, paired_difference
 from llmrec.evaluation.exact import EXACT, lines
 from llmrec.evaluation.learning import CUTOFF, NEAR
 from llmrec.evaluation.metrics import (
-    coverage,
-    gini,
+    SHOWN,
+    SLOT_METRICS,
     invalid_rate,
-    novelty,
-    per_row,
-    popularity_percentile,
+    per_example,
+    per_slots,
+    shown_names,
     unfilled,
 )
 from llmrec.evaluation.protocol import COLUMNS, Outcome, seen_targets
 from llmrec.evaluation.ranking import UNFILLED
-from llmrec.evaluation.strata import exposure, find_strata, stratify
+from llmrec.evaluation.strata import Values, exposure, find_strata, stratify
 from llmrec.runtime.console import say, table
 from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.groups import entropy_bits
 from llmrec.sid.table import EMPTY, SidTable
 
 OURS = "ours"
-NOT_JUDGED = "not known, no step was judged while it trained (eval_steps of `llmrec sft` asks for it)."
+NOT_VALIDATED = "unknown, because the checkpoint was not validated during training (set eval_steps of `llmrec sft`)."
 Outcomes = dict[tuple[str, str], Outcome]  # (system, column) -> outcome
 
 
 def summarise(
-    outcomes: Outcomes, rows: Examples, cutoffs: list[int], training: np.ndarray, samples: int = 1000, seed: int = 0
+    outcomes: Outcomes, examples: Examples, cutoffs: list[int], training: np.ndarray, seed: int = 0
 ) -> JsonObject:
-    """Metrics of every system in both columns, with intervals, within strata, and with differences to ours.
+    """Metrics of every system in both columns, with intervals, within strata, and as differences to the baselines.
 
     Args:
-        outcomes: Of the same rows; `ours` and the baselines.
-        rows: The rows that were evaluated.
-        cutoffs: The k of recall@k, ndcg@k and mrr@k.
+        outcomes: Outcomes of the same examples, of `ours` and of the baselines.
+        examples: The examples that were evaluated.
+        cutoffs: Every k of the metrics.
         training: (N,) training interactions of each item of the catalogue.
-        samples: Resamples of users.
-        seed: Of the resampling.
+        seed: Seed of the resampling of users.
 
     Returns:
         systems[system][column]: metric -> value, and `intervals`: metric -> [low, high].
         differences[baseline][column][metric]: mean, low, high of ours - baseline at the largest cut-off.
-        strata: as `stratify` returns them, at the largest cut-off; exposure: as `exposure` returns it.
+        strata: result of `stratify` at the largest cut-off; exposure: result of `exposure`.
     """
-    values = {key: per_row(outcome.position, cutoffs) for key, outcome in outcomes.items()}
+    values = {key: per_example(outcome.position, cutoffs) for key, outcome in outcomes.items()}
     names = [(key, name) for key in values for name in values[key]]
     matrix = np.stack([values[key][name] for key, name in names], axis=1)
     systems: JsonObject = {system: {} for system, _ in outcomes}
     for (system, column), outcome in outcomes.items():
         systems[system][column] = {"intervals": {}, **_of_slots(outcome, cutoffs, training)}
-    for (key, name), *found in zip(names, *interval(matrix, rows.user_ids, samples, seed), strict=True):
-        mean, low, high = map(float, found)
+    for (key, name), *estimate in zip(names, *interval(matrix, examples.user_ids, seed=seed), strict=True):
+        mean, low, high = map(float, estimate)
         systems[key[0]][key[1]][name] = mean
         systems[key[0]][key[1]]["intervals"][name] = [low, high]
-    strata = stratify(find_strata(rows, training), values, rows.user_ids, max(cutoffs), samples, seed)
     return {
-        "num_rows": len(rows),
-        "num_users": len(set(rows.user_ids)),
+        "num_examples": len(examples),
+        "num_users": len(set(examples.user_ids)),
         "num_items": len(training),
         "k": sorted(cutoffs),
-        "target_in_history": float(seen_targets(rows).mean()),
+        "target_in_history": float(seen_targets(examples).mean()),
         "systems": systems,
-        "differences": _differences(values, rows, max(cutoffs), samples, seed),
-        "strata": strata,
-        "exposure": exposure(training, rows.targets, {key: outcome.items for key, outcome in outcomes.items()}),
+        "differences": _differences(values, examples, max(cutoffs), seed),
+        "strata": stratify(find_strata(examples, training), values, examples.user_ids, max(cutoffs), seed),
+        "exposure": exposure(training, examples.targets, {key: outcome.items for key, outcome in outcomes.items()}),
     }
 
 
 def _of_slots(outcome: Outcome, cutoffs: list[int], training: np.ndarray) -> dict[str, float]:
-    """What concerns the slots of a ranking, whatever the targets are."""
-    items, ascending = outcome.items, sorted(cutoffs)
+    """Measures of the slots of a ranking, whatever the targets are."""
+    items = outcome.items
     return {
-        **{f"coverage@{k}": coverage(items, k, len(training)) for k in ascending},
-        **{f"gini@{k}": gini(items, k, len(training)) for k in ascending},
-        **{f"novelty@{k}": novelty(items, k, training) for k in ascending},
-        **{f"popularity_percentile@{k}": popularity_percentile(items, k, training) for k in ascending},
-        **{f"unfilled@{k}": unfilled(items, k) for k in ascending},
+        **per_slots(items, cutoffs, training),
+        **{f"unfilled@{k}": unfilled(items, k) for k in sorted(cutoffs)},
         "invalid_rate": invalid_rate(items, outcome.invalid),
-        "rows_per_s": len(items) / max(outcome.seconds, 1e-9),
+        "examples_per_s": len(items) / max(outcome.seconds, 1e-9),
     }
 
 
 def sid_usage(table: SidTable, outcomes: Outcomes) -> list[JsonObject]:
-    """How many codes of each level the catalogue uses, and what ours shows of them.
+    """Number of codes of each level in the catalogue, and in what the LLM shows.
 
     Args:
         table: SIDs of the model, in catalogue order.
-        outcomes: With those of ours.
+        outcomes: Outcomes, with those of `ours`.
 
     Returns:
-        Per level: level, codebook_size, and for `catalog` and each column the codes used and the effective number of
-        them, 2^entropy.
+        Per level: level, codebook_size, and for `catalog` and each column the number of codes used and the effective
+        number, 2^entropy.
     """
     shown = {column: outcomes[OURS, column].items for column in COLUMNS}
     rows = {"catalog": np.arange(table.num_items), **{name: items[items != UNFILLED] for name, items in shown.items()}}
     codes = {name: table.codes(of) for name, of in rows.items()}  # (…, L) each
-    found = []
+    levels = []
     for level, size in enumerate(table.level_sizes):
         entry: JsonObject = {"level": level, "codebook_size": size}
         for name, of in codes.items():
             counts = np.bincount(of[:, level][of[:, level] != EMPTY], minlength=size)
             entry[name] = {"used": int((counts > 0).sum()), "effective": 2 ** entropy_bits(counts)}
-        found.append(entry)
-    return found
+        levels.append(entry)
+    return levels
 
 
-def _differences(
-    values: dict[tuple[str, str], dict[str, np.ndarray]], rows: Examples, k: int, samples: int, seed: int
-) -> JsonObject:
+def _differences(values: Values, examples: Examples, k: int, seed: int) -> JsonObject:
+    """The shown metrics of ours minus those of each baseline, at one cut-off."""
     baselines = [system for system, column in values if column == COLUMNS[0] and system != OURS]
-    pairs = [
-        (system, column, name) for system in baselines for column in COLUMNS for name in (f"recall@{k}", f"ndcg@{k}")
-    ]
-    found: JsonObject = {system: {column: {} for column in COLUMNS} for system in baselines}
-    if not pairs:
-        return found
-    ours = np.stack([values[OURS, column][name] for _, column, name in pairs], axis=1)
-    theirs = np.stack([values[system, column][name] for system, column, name in pairs], axis=1)
-    difference = paired_difference(ours, theirs, rows.user_ids, samples, seed)
-    for (system, column, name), mean, low, high in zip(pairs, *difference, strict=True):
-        found[system][column][name] = {"mean": float(mean), "low": float(low), "high": float(high)}
-    return found
+    keys = [(system, column, f"{metric}@{k}") for system in baselines for column in COLUMNS for metric in SHOWN]
+    differences: JsonObject = {system: {column: {} for column in COLUMNS} for system in baselines}
+    if not keys:
+        return differences
+    ours = np.stack([values[OURS, column][name] for _, column, name in keys], axis=1)
+    theirs = np.stack([values[system, column][name] for system, column, name in keys], axis=1)
+    estimates = paired_difference(ours, theirs, examples.user_ids, seed=seed)
+    for (system, column, name), mean, low, high in zip(keys, *estimates, strict=True):
+        differences[system][column][name] = {"mean": float(mean), "low": float(low), "high": float(high)}
+    return differences
 
 
 def show(metrics: JsonObject) -> None:
-    """Print what `llmrec evaluate` measured, from the content of its metrics.json."""
+    """Print the results of `llmrec evaluate`, from the content of its metrics.json."""
     for column in COLUMNS:
         _show_column(metrics, column)
         _show_differences(metrics, column)
@@ -141,27 +133,28 @@ def show(metrics: JsonObject) -> None:
         _show_slots(metrics, column)
         say(slots_line(metrics, column))
     _show_learning(metrics)
-    _show_exact(metrics)
+    if metrics.get(EXACT):
+        header, rows = lines(metrics[EXACT])
+        table(f"exact, {metrics[EXACT]['num_examples']} examples", header, [[name, *values] for name, values in rows])
 
 
 def _show_column(metrics: JsonObject, column: str) -> None:
-    cutoffs = metrics["k"]
-    names = [f"{metric}@{k}" for metric in ("recall", "ndcg") for k in cutoffs] + [f"mrr@{max(cutoffs)}"]
+    names = shown_names(metrics["k"])
     rows = []
-    for system, found in metrics["systems"].items():
-        rows.append([system, *(found[column][name] for name in names)])
+    for system, columns in metrics["systems"].items():
+        rows.append([system, *(columns[column][name] for name in names)])
         if system == OURS:
             for end, label in enumerate(("  95 % low", "  95 % high")):
-                rows.append([label, *(found[column]["intervals"][name][end] for name in names)])
-    title = f"{column}: {metrics['num_rows']} {metrics['split']} rows of {metrics['num_users']} users"
+                rows.append([label, *(columns[column]["intervals"][name][end] for name in names)])
+    title = f"{column}: {metrics['num_examples']} {metrics['split']} examples of {metrics['num_users']} users"
     table(f"{title}, {metrics['num_items']} items", ("system", *names), rows)
 
 
 def _show_differences(metrics: JsonObject, column: str) -> None:
     rows = [
-        [baseline, name, found["mean"], found["low"], found["high"], _winner(found)]
+        [baseline, name, entry["mean"], entry["low"], entry["high"], _winner(entry)]
         for baseline, columns in metrics["differences"].items()
-        for name, found in columns[column].items()
+        for name, entry in columns[column].items()
     ]
     if rows:
         header = ("baseline", "metric", "difference", "95 % low", "95 % high", "ahead")
@@ -170,26 +163,25 @@ def _show_differences(metrics: JsonObject, column: str) -> None:
 
 def _show_strata(metrics: JsonObject, column: str) -> None:
     systems = list(metrics["systems"])
-    for name in (f"recall@{max(metrics['k'])}", f"ndcg@{max(metrics['k'])}"):
+    for name in (f"{metric}@{max(metrics['k'])}" for metric in SHOWN):
         rows = []
         for stratum in metrics["strata"]:
-            found = [stratum["systems"][system][column][name] for system in systems]
-            ends = (found[0]["low"], found[0]["high"])
+            ours, *others = (stratum["systems"][system][column][name] for system in systems)
             label = ("history " if stratum["family"] == "history" else "") + stratum["name"]
-            others = (entry["mean"] for entry in found[1:])
-            rows.append([label, stratum["num_rows"], found[0]["mean"], *ends, *others])
-        header = ("stratum", "rows", OURS, "95 % low", "95 % high", *systems[1:])
-        table(f"{column}: {name} by popularity of the target, length of the history", header, rows)
+            means = [entry["mean"] for entry in others]
+            rows.append([label, stratum["num_examples"], ours["mean"], ours["low"], ours["high"], *means])
+        header = ("stratum", "examples", OURS, "95 % low", "95 % high", *systems[1:])
+        table(f"{column}: {name} by popularity of the target and length of the history", header, rows)
 
 
 def _show_slots(metrics: JsonObject, column: str) -> None:
-    names = [f"{name}@{max(metrics['k'])}" for name in ("coverage", "gini", "novelty", "popularity_percentile")]
-    rows = [[system, *(found[column][name] for name in names)] for system, found in metrics["systems"].items()]
-    table(f"{column}: what is shown", ("system", *names), rows)
+    names = [f"{name}@{max(metrics['k'])}" for name in SLOT_METRICS]
+    rows = [[system, *(columns[column][name] for name in names)] for system, columns in metrics["systems"].items()]
+    table(f"{column}: shown items", ("system", *names), rows)
 
 
 def _show_learning(metrics: JsonObject) -> None:
-    curves = metrics.get("learning", {})  # evaluations of before had none
+    curves = metrics.get("learning", {})  # absent from older evaluations
     rows = [
         [system, curve["best"], curve["near"]["supervised"], round(curve["near"]["seconds"])]
         for system, curve in curves.items()
@@ -197,28 +189,23 @@ def _show_learning(metrics: JsonObject) -> None:
     ]
     if rows:
         header = ("system", f"best valid ndcg@{CUTOFF}", f"items to {NEAR:.0%} of it", "seconds")
-        table("learning: items trained on, and wall time with judging", header, rows)
+        table("learning: trained items, and wall time with validation", header, rows)
     if curves and curves[OURS] is None:
-        say(f"ours, learning: {NOT_JUDGED}")
-
-
-def _show_exact(metrics: JsonObject) -> None:
-    if metrics.get(EXACT):
-        table(f"exact, {metrics[EXACT]['num_rows']} rows", *lines(metrics[EXACT]))
+        say(f"ours, learning curve: {NOT_VALIDATED}")
 
 
 def _winner(difference: dict[str, float]) -> str:
-    """Who is ahead by more than the interval can explain."""
+    """The system that is ahead by more than the interval explains, or neither."""
     return OURS if difference["low"] > 0 else "baseline" if difference["high"] < 0 else "neither"
 
 
 def slots_line(metrics: JsonObject, column: str) -> str:
-    """Sentence on what the slots of ours hold, and how fast they were filled."""
-    found, k = metrics["systems"][OURS][column], max(metrics["k"])
+    """Sentence on the slots of ours and on its speed."""
+    values, k = metrics["systems"][OURS][column], max(metrics["k"])
     line = (
-        f"ours, {column}: SID-level recall@{k} {found[f'sid_recall@{k}']:.4f}, "
-        f"coverage@{k} {found[f'coverage@{k}']:.3f}, unfilled slots {found[f'unfilled@{k}']:.2%}, "
-        f"invalid answers {found['invalid_rate']:.2%}, {found['rows_per_s']:.1f} rows/s "
+        f"ours, {column}: SID-level recall@{k} {values[f'sid_recall@{k}']:.4f}, "
+        f"coverage@{k} {values[f'coverage@{k}']:.3f}, unfilled slots {values[f'unfilled@{k}']:.2%}, "
+        f"invalid answers {values['invalid_rate']:.2%}, {values['examples_per_s']:.1f} examples/s "
         f"at {metrics['num_beams']} beams"
     )
     if column == "seen_excluded" and metrics["target_in_history"]:

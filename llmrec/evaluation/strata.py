@@ -1,15 +1,15 @@
-"""Strata: test rows that are alike in how known the target is, or in how much is known of the user.
+"""Strata: examples grouped by the popularity of the target or by the length of the history.
 
-`popularity` splits rows by the training interactions of the target. Its deciles are tenths of the interactions, not of
-the items: on a long tail, tenths of the items would put most test rows into the last one and next to none into the
-others. Items of equal count stay together, at the decile in which the middle of their interactions falls, so that no
-order of ties matters; where one count holds more than a tenth of all interactions a decile may stay empty. An item
-without training interactions is `cold`. Training is then nearly uniform over the deciles, so that what a system shows
-in each of them is its popularity bias.
+`popularity` groups examples by the training interactions of the target. Its deciles are tenths of the interactions, not
+of the items: with a long tail, tenths of the items would put nearly all examples into the last one. Items of equal
+count stay together, in the decile that holds the middle of their interactions, so the order of ties does not matter. A
+decile can stay empty if one count holds more than a tenth of all interactions. An item without training interactions is
+`cold`. Training interactions are nearly uniform over the deciles, so the shares of the deciles in what a system shows
+are its popularity bias.
 
-`history` splits rows by the items of the history, as `prepare` capped it.
+`history` groups examples by the number of items in the history, as `prepare` capped it.
 
-Shapes: n rows, N items.
+Shapes: n examples, N items.
 """
 
 from __future__ import annotations
@@ -21,32 +21,33 @@ import numpy as np
 
 from llmrec.data.examples import Examples
 from llmrec.evaluation.bootstrap import interval
+from llmrec.evaluation.metrics import SHOWN
 from llmrec.evaluation.ranking import UNFILLED
 from llmrec.runtime.manifest import JsonObject
 
 DECILES = 10
-COLD = 0  # bin of the items without training interactions; decile d is bin d
+COLD = 0  # bin of items without training interactions; decile d is bin d
 HISTORY_FROM = (0, 1, 3, 5, 10, 20, 50)  # shortest history of each bin
 
 Values = dict[tuple[str, str], dict[str, np.ndarray]]  # (system, column) -> metric -> (n,)
 
 
 class Stratum(NamedTuple):
-    """Rows that belong together.
+    """Examples that are alike.
 
     Attributes:
-        family: popularity or history; the strata of a family share out all rows.
+        family: popularity or history; every example is in one stratum of each family.
         name: Unique within the family.
         least: Smallest count of training interactions, or shortest history.
-        most: The largest or longest.
-        rows: Positions of its rows, ascending, not empty.
+        most: Largest count, or longest history.
+        examples: Ascending positions of its examples; not empty.
     """
 
     family: str
     name: str
     least: int
     most: int
-    rows: np.ndarray
+    examples: np.ndarray
 
 
 def popularity_bin(training: np.ndarray) -> np.ndarray:
@@ -62,16 +63,18 @@ def popularity_bin(training: np.ndarray) -> np.ndarray:
     return np.where(training == 0, COLD, decile)
 
 
-def find_strata(rows: Examples, training: np.ndarray) -> list[Stratum]:
-    """Strata of both families that have a row, least popular or shortest first.
+def find_strata(examples: Examples, training: np.ndarray) -> list[Stratum]:
+    """Non-empty strata of both families, the least popular or shortest first.
 
     Args:
-        rows: The n rows that were evaluated.
+        examples: The n examples that were evaluated.
         training: (N,) training interactions of each item.
     """
-    lengths = np.diff(rows.offsets)
+    lengths = np.diff(examples.offsets)
     return [
-        *_family("popularity", popularity_bin(training)[rows.targets], training[rows.targets], _popularity_name),
+        *_family(
+            "popularity", popularity_bin(training)[examples.targets], training[examples.targets], _popularity_name
+        ),
         *_family("history", history_bin(lengths), lengths, _history_name),
     ]
 
@@ -81,57 +84,54 @@ def history_bin(lengths: np.ndarray) -> np.ndarray:
     return np.searchsorted(HISTORY_FROM, lengths, side="right") - 1
 
 
-def stratify(
-    strata: list[Stratum], values: Values, user_ids: list[str], k: int, samples: int, seed: int
-) -> list[JsonObject]:
-    """Recall and NDCG of every system within each stratum, with intervals over its users.
+def stratify(strata: list[Stratum], values: Values, user_ids: list[str], k: int, seed: int) -> list[JsonObject]:
+    """The shown metrics of every system within each stratum, with intervals over its users.
 
     Args:
-        strata: Of the rows of `values`.
-        values: Metrics of every row.
-        user_ids: (n,) user of each row.
+        strata: Strata of the n examples.
+        values: Metrics of every example.
+        user_ids: (n,) user of each example.
         k: Cut-off.
-        samples: Resamples of users.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Returns:
-        Per stratum: family, name, least, most, num_rows, num_users, and systems[system][column][metric] with mean, low
-        and high.
+        Per stratum: family, name, least, most, num_examples, num_users, and systems[system][column][metric] with mean,
+        low and high.
     """
     users = np.asarray(user_ids)
-    names = [(system, column, name) for system, column in values for name in (f"recall@{k}", f"ndcg@{k}")]
+    names = [(system, column, name) for system, column in values for name in (f"{metric}@{k}" for metric in SHOWN)]
     matrix = np.stack([values[system, column][name] for system, column, name in names], axis=1)
-    found = []
+    result = []
     for stratum in strata:
-        chosen = users[stratum.rows]
+        stratum_users = users[stratum.examples]
         systems: JsonObject = {system: {} for system, _ in values}
-        estimates = interval(matrix[stratum.rows], chosen, samples, seed)
+        estimates = interval(matrix[stratum.examples], stratum_users, seed=seed)
         for (system, column, name), mean, low, high in zip(names, *estimates, strict=True):
-            entry = systems[system].setdefault(column, {})
-            entry[name] = {"mean": float(mean), "low": float(low), "high": float(high)}
-        facts = {"num_rows": len(stratum.rows), "num_users": len(np.unique(chosen)), "systems": systems}
-        found.append({**stratum._asdict(), **facts})
-        del found[-1]["rows"]
-    return found
+            of_column = systems[system].setdefault(column, {})
+            of_column[name] = {"mean": float(mean), "low": float(low), "high": float(high)}
+        entry = {name: value for name, value in stratum._asdict().items() if name != "examples"}
+        counts = {"num_examples": len(stratum.examples), "num_users": len(np.unique(stratum_users))}
+        result.append({**entry, **counts, "systems": systems})
+    return result
 
 
-def exposure(training: np.ndarray, targets: np.ndarray, slots: dict[tuple[str, str], np.ndarray]) -> list[dict]:
-    """How training, targets and what each system shows are spread over the items by their popularity.
+def exposure(training: np.ndarray, targets: np.ndarray, slots: dict[tuple[str, str], np.ndarray]) -> list[JsonObject]:
+    """Shares of the popularity bins in training interactions, in targets, and in what each system shows.
 
     Args:
         training: (N,) training interactions of each item.
-        targets: (n,) item rows.
-        slots: (system, column) -> (n, k) item rows of what it showed.
+        targets: (n,) item rows of the targets.
+        slots: (system, column) -> (n, k) item rows that it shows.
 
     Returns:
-        Per bin that has items: name, least and most training interactions, num_items, training_share, target_share, and
+        Per non-empty bin: name, least and most training interactions, num_items, training_share, target_share, and
         slot_share[system][column].
     """
     bins = popularity_bin(training)
     training_share = _shares(bins, training)
     target_share = _shares(bins[targets])
     shown = {key: _shares(bins[items[items != UNFILLED]]) for key, items in slots.items()}
-    found = []
+    result: list[JsonObject] = []
     for number in np.unique(bins):
         counts = training[bins == number]
         share: dict[str, dict[str, float]] = {}
@@ -139,21 +139,21 @@ def exposure(training: np.ndarray, targets: np.ndarray, slots: dict[tuple[str, s
             share.setdefault(system, {})[column] = float(by_bin[number])
         facts = {"name": _popularity_name(number), "least": int(counts.min()), "most": int(counts.max())}
         shares = {"training_share": float(training_share[number]), "target_share": float(target_share[number])}
-        found.append({**facts, "num_items": len(counts), **shares, "slot_share": share})
-    return found
+        result.append({**facts, "num_items": len(counts), **shares, "slot_share": share})
+    return result
 
 
 def _family(family: str, bins: np.ndarray, amounts: np.ndarray, name: Callable[[int], str]) -> list[Stratum]:
-    found = []
+    strata = []
     for number in np.unique(bins):
-        rows = np.flatnonzero(bins == number)
-        least, most = int(amounts[rows].min()), int(amounts[rows].max())
-        found.append(Stratum(family, name(number), least, most, rows))
-    return found
+        examples = np.flatnonzero(bins == number)
+        least, most = int(amounts[examples].min()), int(amounts[examples].max())
+        strata.append(Stratum(family, name(number), least, most, examples))
+    return strata
 
 
 def _shares(bins: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """(11,) share of each popularity bin; zeros where there is nothing to share."""
+    """(11,) share of each popularity bin; zeros if all weights are 0."""
     total = np.bincount(bins, weights=weights, minlength=DECILES + 1)
     return total / max(total.sum(), 1)
 

@@ -7,7 +7,7 @@ from html import escape
 from llmrec.evaluation.exact import EXACT, lines
 from llmrec.evaluation.learning import CUTOFF, NEAR
 from llmrec.evaluation.protocol import COLUMNS
-from llmrec.evaluation.report import NOT_JUDGED, OURS, slots_line
+from llmrec.evaluation.report import NOT_VALIDATED, OURS, slots_line
 from llmrec.reports.html import figure, grid, page, table
 from llmrec.reports.svg import COLOURS, Line, legend, plot, short
 from llmrec.runtime.manifest import JsonObject
@@ -36,35 +36,9 @@ def render(metrics: JsonObject, training_log: list[JsonObject], name: str) -> st
     return page(f"Evaluation of {name}", [_facts(metrics) + _trained(metrics.get("trained")), *sections])
 
 
-def render_comparison(result: JsonObject) -> str:
-    """The page of `llmrec compare`, from what `llmrec.evaluation.compare.compare` returned."""
-    reference = next(iter(result["systems"]))
-    sections = [
-        f"<p>{result['num_rows']:,} {escape(result['split'])} rows of {result['num_users']:,} users. Brackets are 95 % "
-        "intervals over users; sd is the standard deviation over training seeds. A bold difference has an interval "
-        "without 0.</p>"
-    ]
-    for column in COLUMNS:
-        measured = {name: of[column] for name, of in result["systems"].items()}
-        names = list(measured[reference])
-        rows = [
-            [name, str(result["num_seeds"][name]), *(_estimate(**found[metric]) for metric in names)]
-            for name, found in measured.items()
-        ]
-        differences = [
-            [name, *(_difference(of[column][metric]) for metric in names)] for name, of in result["differences"].items()
-        ]
-        text = f"<h2>{TITLES[column]}</h2>{table(['run', 'seeds', *names], rows)}"
-        if differences:
-            text += f"<h3>Difference to {escape(reference)}, paired over users</h3>"
-            text += table(["run", *names], differences)
-        sections.append(text)
-    return page("Comparison of runs", sections)
-
-
 def _facts(metrics: JsonObject) -> str:
     return (
-        f"<p>{metrics['num_rows']:,} {escape(metrics['split'])} rows of {metrics['num_users']:,} users; "
+        f"<p>{metrics['num_examples']:,} {escape(metrics['split'])} examples of {metrics['num_users']:,} users; "
         f"all {metrics['num_items']:,} items are ranked; {metrics['num_beams']} beams. "
         f"{metrics['target_in_history']:.2%} of the targets are in the history. "
         f"Brackets are 95 % intervals over users ({metrics['bootstrap_samples']:,} resamples); they say nothing of "
@@ -103,10 +77,10 @@ def _exact(metrics: JsonObject) -> str:
         return ""
     header, rows = lines(metrics[EXACT])
     note = (
-        f"<p>On {metrics[EXACT]['num_rows']:,} rows every SID was scored too. found@k is the share of the exact first "
-        f"k that {metrics['num_beams']} beams found.</p>"
+        f"<p>On {metrics[EXACT]['num_examples']:,} examples every SID was scored too. found@k is the share of the "
+        f"exact first k that {metrics['num_beams']} beams found.</p>"
     )
-    cells = [[name, *(f"{value:.4f}" for value in values)] for name, *values in rows]
+    cells = [[name, *(f"{value:.4f}" for value in values)] for name, values in rows]
     return f"<h2>What the beam costs</h2>{note}{table(header, cells)}"
 
 
@@ -115,7 +89,7 @@ def _strata(metrics: JsonObject) -> str:
     for family, axis in AXES.items():
         plots = []
         strata = [stratum for stratum in metrics["strata"] if stratum["family"] == family]
-        ticks = [f"{s['name'].removeprefix('decile ')}\n{short(s['num_rows'])}" for s in strata]
+        ticks = [f"{s['name'].removeprefix('decile ')}\n{short(s['num_examples'])}" for s in strata]
         for name in (f"recall@{max(metrics['k'])}", f"ndcg@{max(metrics['k'])}"):
             for column in COLUMNS:
                 found = {system: [s["systems"][system][column][name] for s in strata] for system in metrics["systems"]}
@@ -179,7 +153,7 @@ def _sid_usage(levels: list[JsonObject], k: int) -> str:
 
 def _learning(curves: JsonObject, colours: dict[str, str]) -> str:
     known = {system: curve for system, curve in curves.items() if curve}
-    missing = "" if not curves or OURS in known else f"<p>Of ours: {escape(NOT_JUDGED)}</p>"
+    missing = "" if not curves or OURS in known else f"<p>Of ours: {escape(NOT_VALIDATED)}</p>"
     if not known:
         return missing and f"<h2>Learning</h2>{missing}"
     plots, rows = [], []

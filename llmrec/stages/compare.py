@@ -1,13 +1,14 @@
-"""compare: finished evaluations beside each other, after a check that they measured the same thing."""
+"""compare: compare finished evaluations, after a check that they measured the same thing."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from llmrec.configs import CompareConfig
-from llmrec.evaluation.compare import Run, check_comparable, compare, show
+from llmrec.evaluation.compare import compare, show
 from llmrec.evaluation.report import OURS
-from llmrec.reports.evaluation import render_comparison
+from llmrec.evaluation.runs import Run, check_comparable
+from llmrec.reports.comparison import render
 from llmrec.runtime.manifest import JsonObject
 
 
@@ -15,7 +16,7 @@ def main(config: CompareConfig) -> JsonObject:
     """Compare every run with the first and print the tables.
 
     Returns:
-        As `llmrec.evaluation.compare.compare`.
+        Result of `llmrec.evaluation.compare.compare`.
 
     Raises:
         ValueError: If fewer than two runs are given, a directory is no result of `llmrec evaluate` or lacks the system,
@@ -36,8 +37,8 @@ def main(config: CompareConfig) -> JsonObject:
         raise ValueError(f"--html '{config.html}' exists; remove it or choose another file.")
     runs = [Run.load(*run) for run in zip(names, config.runs, systems, strict=True)]
     check_comparable(runs)
-    result = compare(runs, config.bootstrap_samples, config.seed)
+    result = compare(runs, config.seed)
     show(result)
     if config.html is not None:
-        Path(config.html).write_text(render_comparison(result), encoding="utf-8")
+        Path(config.html).write_text(render(result), encoding="utf-8")
     return result

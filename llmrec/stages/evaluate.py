@@ -1,4 +1,4 @@
-"""evaluate: rank the whole catalogue for every held-out row, ours and the baselines, and say how sure the numbers are.
+"""evaluate: rank the whole catalogue for every held-out example, with the LLM and the baselines, and report intervals.
 
 Each system in each column is saved when it is done, so that an interrupted run continues with the next one.
 """
@@ -14,16 +14,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmrec.baselines.by_name import BASELINES, baseline
+from llmrec.baselines.by_name import baseline
 from llmrec.baselines.checks import check_trainable
 from llmrec.baselines.counted import BATCH
 from llmrec.configs import EvaluateConfig
-from llmrec.configs.evaluate import TRAINED
+from llmrec.configs.evaluate import BASELINES, TRAINED
 from llmrec.configs.options import suggestion
 from llmrec.data import columns
 from llmrec.data.catalog import SPLITS, Catalog
 from llmrec.data.examples import Examples
-from llmrec.evaluation.exact import EXACT, beside, draw_rows
+from llmrec.evaluation.bootstrap import RESAMPLES
+from llmrec.evaluation.exact import EXACT, compare_with_beam, draw_examples
 from llmrec.evaluation.learning import learning, points_of_epochs, points_of_log
 from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, evaluate, per_batch
 from llmrec.evaluation.ranking import default_num_beams
@@ -43,7 +44,7 @@ CURVE = "curve.json"
 
 
 def main(config: EvaluateConfig) -> JsonObject:
-    """Evaluate a checkpoint beside the baselines and print the comparison.
+    """Evaluate a checkpoint and the baselines, and print the comparison.
 
     Returns:
         The content of metrics.json.
@@ -51,8 +52,8 @@ def main(config: EvaluateConfig) -> JsonObject:
     check(config)
     catalog = Catalog.load(config.catalog)
     table = check_model(config.model, catalog)
-    indices, rows = sample(catalog, config)
-    check_training_rows(config.model, catalog)
+    places, examples = sample(catalog, config)
+    check_catalog_of(config.model, catalog)
     for name in set(config.baselines).intersection(TRAINED):
         check_trainable(name, catalog)
     num_beams = config.num_beams or default_num_beams(catalog.num_items, config.k)
@@ -63,17 +64,17 @@ def main(config: EvaluateConfig) -> JsonObject:
             load = functools.cache(functools.partial(ranker, system, config, catalog, num_beams, workdir))
             for column in COLUMNS:
                 part = workdir / SCRATCH / f"{system}-{column}.npz"
-                outcomes[system, column] = resumed(part, load, rows, config, system, column)
-        exact = exhaustive(outcomes, rows, catalog, table, config, workdir) if config.exact_rows else None
+                outcomes[system, column] = resumed(part, load, examples, config, system, column)
+        exact = exact_ranking(outcomes, examples, catalog, table, config, workdir) if config.exact_examples else None
         if processes.is_main():
-            metrics = measured(outcomes, rows, catalog, table, config, num_beams)
-            metrics["learning"] = learned(config, workdir)
+            metrics = measured(outcomes, examples, catalog, table, config, num_beams)
+            metrics["learning"] = learning_curves(config, workdir)
             metrics["exact"] = exact
             write_json(workdir / METRICS, metrics)
-            pq.write_table(per_user(outcomes, indices, rows, catalog), workdir / PER_USER)
+            pq.write_table(per_user(outcomes, places, examples, catalog), workdir / PER_USER)
             page = render(metrics, training_log(config.model), f"{config.model} on {config.catalog}")
             (workdir / REPORT).write_text(page, encoding="utf-8")
-        return {"num_rows": len(rows), "num_items": catalog.num_items}
+        return {"num_examples": len(examples), "num_items": catalog.num_items}
 
     out = run_stage("evaluate", config, {"catalog": config.catalog, "model": config.model}, build)
     metrics = json.loads((out / METRICS).read_text(encoding="utf-8"))
@@ -85,7 +86,7 @@ def check(config: EvaluateConfig) -> None:
     """Refuse a config that cannot be evaluated, with every problem at once.
 
     Raises:
-        ValueError: If cut-offs, beams or baselines are at fault.
+        ValueError: If the cut-offs, the beam width or the baselines are wrong.
     """
     problems = []
     if not config.k or min(config.k) < 1 or len(set(config.k)) < len(config.k):
@@ -95,11 +96,6 @@ def check(config: EvaluateConfig) -> None:
     for name in config.baselines:
         if name not in BASELINES:
             problems.append(f"unknown baseline '{name}'; {suggestion(name, BASELINES)}")
-    sized = config.sasrec_hidden is not None or config.sasrec_layers is not None
-    if sized and "sasrec" not in config.baselines:
-        problems.append(f"sasrec_hidden or sasrec_layers is given, but baselines is {config.baselines}; add sasrec")
-    if (config.sasrec_hidden or 0) % 2:
-        problems.append(f"sasrec_hidden is {config.sasrec_hidden}; its two heads need an even number")
     if len(set(config.baselines)) < len(config.baselines):
         problems.append(f"'baselines' repeats a name: {config.baselines}")
     if problems:
@@ -107,17 +103,19 @@ def check(config: EvaluateConfig) -> None:
 
 
 def check_model(model: str, catalog: Catalog) -> SidTable:
-    """Refuse a checkpoint whose SID table is not in the order of the catalogue, before its weights are read.
+    """Refuse a checkpoint whose SID table does not have the items of the catalogue in their order.
+
+    The check comes before the weights are read.
 
     Returns:
-        The table.
+        The SID table.
 
     Raises:
-        ValueError: If it is no directory, or has other items than the catalogue, or another order of them.
+        ValueError: If `model` is no directory, or has other items than the catalogue, or another order of them.
     """
     if not Path(model).is_dir():
         if Path(f"{model}{PARTIAL}").is_dir():
-            read_manifest(model)  # says that it is unfinished
+            read_manifest(model)  # raises an error that says that it is unfinished
         raise ValueError(
             f"model '{model}' is not a directory; give the output of `llmrec sft` or `llmrec extend`, "
             "or download a Hub model first with `hf download`."
@@ -128,118 +126,112 @@ def check_model(model: str, catalog: Catalog) -> SidTable:
         return table
     known = set(item_ids)
     missing = [item_id for item_id in catalog.item_ids if item_id not in known][:3]
-    found = f"first missing: {missing}" if missing else "in another order or with items that the catalogue lacks"
+    difference = f"first missing: {missing}" if missing else "in another order or with items that the catalogue lacks"
     raise ValueError(
         f"model '{model}' has SIDs for {len(item_ids)} items, catalogue '{catalog.source}' has {catalog.num_items} "
-        f"({found}). Evaluate on the catalogue that it was trained on, or run `llmrec tokenize`, `extend` and `sft` "
-        "again on this one."
+        f"({difference}). Evaluate on the catalogue that it was trained on, or run `llmrec tokenize`, `extend` and "
+        "`sft` again on this one."
     )
 
 
-def check_training_rows(model: str, catalog: Catalog) -> None:
-    """Refuse a checkpoint whose weights or SIDs learned from another split of the same items: it may hold test targets.
+def check_catalog_of(model: str, catalog: Catalog) -> None:
+    """Refuse a checkpoint that was made on another split of the same items, which may have trained on test targets.
 
     Raises:
-        ValueError: If it did, or the checkpoint's llmrec.json is absent or not the one of its SID table.
+        ValueError: If it was, or the llmrec.json of the checkpoint is absent or does not belong to its SID table.
     """
-    from llmrec.model.checkpoint import (
-        SidConfig,  # transformers, whose seconds no config that is refused above should cost
-    )
+    from llmrec.model.checkpoint import SidConfig  # transformers, whose import takes seconds
 
     _, _, details = SidConfig.load(model)
     if details.get("catalog_sha256") not in (None, content_hash(catalog.source)):
         raise ValueError(
-            f"model '{model}' was made on another split of the items of '{catalog.source}', whose training rows may "
-            "hold what is tested here. Evaluate on the catalogue that it was made on, or run `llmrec embed`, "
-            "`tokenize`, `extend` and `sft` on this one."
+            f"model '{model}' was made on another split of the items of '{catalog.source}', whose training examples "
+            "may contain the targets that are tested here. Evaluate on the catalogue that it was made on, or run "
+            "`llmrec embed`, `tokenize`, `extend` and `sft` on this one."
         )
 
 
 def sample(catalog: Catalog, config: EvaluateConfig) -> tuple[np.ndarray, Examples]:
-    """The rows to evaluate and their positions in the split.
+    """Draw the examples to evaluate.
 
     Returns:
-        (n,) ascending positions, and the n rows at them.
+        (n,) ascending positions in the split, and the n examples.
 
     Raises:
-        ValueError: If the split has no rows.
+        ValueError: If the split has no examples.
     """
-    rows = catalog.examples(config.split)
-    if len(rows) == 0:
+    examples = catalog.examples(config.split)
+    if len(examples) == 0:
         counts = {split: len(catalog.examples(split)) for split in SPLITS}
         raise ValueError(
-            f"{catalog.source}/split.parquet has no '{config.split}' rows (rows per split: {counts}). "
+            f"{catalog.source}/split.parquet has no '{config.split}' examples (examples per split: {counts}). "
             "Choose another --split, or run `llmrec prepare` with more users or a smaller k_core."
         )
-    if config.max_rows is None:
-        return np.arange(len(rows)), rows
-    drawn = rows.sample(config.max_rows, config.seed)
-    return drawn, rows.take(drawn)
+    if config.max_examples is None:
+        return np.arange(len(examples)), examples
+    drawn = examples.sample(config.max_examples, config.seed)
+    return drawn, examples.take(drawn)
 
 
 def ranker(system: str, config: EvaluateConfig, catalog: Catalog, num_beams: int, workdir: Path) -> Rank:
-    """How a system ranks; loads the checkpoint, or fits the baseline on the training rows, and keeps its log."""
+    """Load the checkpoint, or fit a baseline to the training sequences and save its learning curve."""
     if system not in (OURS, EXACT):
-        size = {"hidden": config.sasrec_hidden, "layers": config.sasrec_layers} if system == "sasrec" else {}
-        given = {name: value for name, value in size.items() if value is not None}
-        fitted = baseline(system, catalog, config.seed, config.device, **given)
+        fitted = baseline(system, catalog, config.seed, config.device)
         if system in TRAINED and processes.is_main():
             (workdir / SCRATCH).mkdir(exist_ok=True)
             write_json(workdir / SCRATCH / f"{system}-{CURVE}", points_of_epochs(fitted.log))
         return per_batch(fitted.rank)
-    from llmrec.recommender import Recommender  # torch and transformers, whose seconds no refused config should cost
+    from llmrec.recommender import Recommender  # torch and transformers, whose imports take seconds
 
-    recommender = Recommender.from_pretrained(
-        config.model, device=config.device, precision=config.precision, compiled=config.compile
-    )
+    recommender = Recommender.from_pretrained(config.model, device=config.device)
     return functools.partial(recommender.ranker.rank_batches, num_beams=num_beams)
 
 
 def resumed(
-    part: Path, load: Callable[[], Rank], rows: Examples, config: EvaluateConfig, system: str, column: str
+    part: Path, load: Callable[[], Rank], examples: Examples, config: EvaluateConfig, system: str, column: str
 ) -> Outcome:
-    """Outcome of one system in one column, from an earlier attempt where that finished it."""
+    """Outcome of one system in one column, read from `part` if an earlier attempt finished it."""
     if part.is_file():
         return Outcome.load(part)
     batch_size = {OURS: config.batch_size, EXACT: 1}.get(system, BATCH)
-    outcome = evaluate(load(), rows, max(config.k), column, batch_size, f"{system}, {column}")
-    speed = len(rows) / max(outcome.seconds, 1e-9)
-    say(f"evaluate: {system}, {column}: {len(rows)} rows in {outcome.seconds:.1f} s, {speed:,.1f} rows/s")
+    outcome = evaluate(load(), examples, max(config.k), column, batch_size, f"{system}, {column}")
+    speed = len(examples) / max(outcome.seconds, 1e-9)
+    say(f"evaluate: {system}, {column}: {len(examples)} examples in {outcome.seconds:.1f} s, {speed:,.1f} examples/s")
     if processes.is_main():
         outcome.save(part)
     return outcome
 
 
-def exhaustive(
-    outcomes: Outcomes, rows: Examples, catalog: Catalog, table: SidTable, config: EvaluateConfig, workdir: Path
+def exact_ranking(
+    outcomes: Outcomes, examples: Examples, catalog: Catalog, table: SidTable, config: EvaluateConfig, workdir: Path
 ) -> JsonObject:
-    """The exact ranking of a sample of the rows beside the beam's; row by row, as memory grows with N squared."""
-    drawn = draw_rows(len(rows), config.exact_rows, config.seed)
+    """Rank a sample exactly, one example at a time as memory grows with N squared, and compare with the beam."""
+    drawn = draw_examples(len(examples), config.exact_examples, config.seed)
     load = functools.cache(functools.partial(ranker, EXACT, config, catalog, len(table.all_codes), workdir))
-    found: JsonObject = {"num_rows": len(drawn), "num_beams": len(table.all_codes)}
+    result: JsonObject = {"num_examples": len(drawn), "num_beams": len(table.all_codes)}
     for column in COLUMNS:
         part = workdir / SCRATCH / f"{EXACT}-{column}.npz"
-        outcome = resumed(part, load, rows.take(drawn), config, EXACT, column)
-        found[column] = beside(outcome, outcomes[OURS, column], drawn, config.k)
-    return found
+        outcome = resumed(part, load, examples.take(drawn), config, EXACT, column)
+        result[column] = compare_with_beam(outcome, outcomes[OURS, column], drawn, config.k)
+    return result
 
 
 def measured(
-    outcomes: Outcomes, rows: Examples, catalog: Catalog, table: SidTable, config: EvaluateConfig, num_beams: int
+    outcomes: Outcomes, examples: Examples, catalog: Catalog, table: SidTable, config: EvaluateConfig, num_beams: int
 ) -> JsonObject:
-    """Content of metrics.json."""
+    """Content of metrics.json, except the learning curves and the exact ranking."""
     return {
         "split": config.split,
         "num_beams": num_beams,
-        "bootstrap_samples": config.bootstrap_samples,
-        **summarise(outcomes, rows, config.k, catalog.training_counts, config.bootstrap_samples, config.seed),
+        "bootstrap_samples": RESAMPLES,
+        **summarise(outcomes, examples, config.k, catalog.training_counts, config.seed),
         "sid_usage": sid_usage(table, outcomes),
         "trained": trained(config.model),
     }
 
 
-def learned(config: EvaluateConfig, workdir: Path) -> JsonObject:
-    """Learning curves of ours and of each trained baseline, whose points `ranker` has kept."""
+def learning_curves(config: EvaluateConfig, workdir: Path) -> JsonObject:
+    """Learning curves of ours and of each trained baseline, whose points `ranker` has saved."""
     points = {OURS: points_of_log(training_log(config.model))}
     for system in config.baselines:
         if system in TRAINED:
@@ -247,21 +239,21 @@ def learned(config: EvaluateConfig, workdir: Path) -> JsonObject:
     return {system: learning(of) for system, of in points.items()}
 
 
-def per_user(outcomes: Outcomes, indices: np.ndarray, rows: Examples, catalog: Catalog) -> pa.Table:
-    """One line per system, column and row of the split: the target and where it stands.
+def per_user(outcomes: Outcomes, places: np.ndarray, examples: Examples, catalog: Catalog) -> pa.Table:
+    """One line per system, column and example: the target and its place in the ranking.
 
     Returns:
-        Table with system, column, user_id, row (position in the split), target (item_id), start, size, group; the last
-        three as in `llmrec.evaluation.metrics.Position`.
+        Table with system, column, user_id, example (position in the split), target (item_id), start, size, group; the
+        last three as in `llmrec.evaluation.metrics.Position`.
     """
-    targets = [catalog.item_ids[row] for row in rows.targets]
+    targets = [catalog.item_ids[row] for row in examples.targets]
     tables = []
     for (system, column), outcome in outcomes.items():
         data = {
-            "system": [system] * len(rows),
-            "column": [column] * len(rows),
-            columns.USER_ID: rows.user_ids,
-            "row": indices,
+            "system": [system] * len(examples),
+            "column": [column] * len(examples),
+            columns.USER_ID: examples.user_ids,
+            "example": places,
             columns.TARGET: targets,
             **outcome.position._asdict(),
         }
@@ -270,11 +262,11 @@ def per_user(outcomes: Outcomes, indices: np.ndarray, rows: Examples, catalog: C
 
 
 def trained(model: str) -> JsonObject | None:
-    """What made the checkpoint: stage, config and hashes of inputs; None for a copy without a manifest."""
+    """The stage, config and input hashes that made the checkpoint; None for a copy without a manifest."""
     return read_manifest(model)["identity"] if (Path(model) / MANIFEST).is_file() else None
 
 
 def training_log(model: str) -> list[JsonObject]:
-    """What training logged, step by step; empty where the checkpoint has no log."""
+    """The log of the training of a checkpoint, step by step; empty if it has none."""
     path = Path(model) / TRAINING_LOG
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []

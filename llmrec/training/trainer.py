@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from llmrec.configs import FineTuneConfig
-from llmrec.evaluation.learning import JUDGING
+from llmrec.evaluation.learning import VALIDATION_SECONDS
 from llmrec.model.checkpoint import without_tensor_bars
 from llmrec.runtime import processes
 from llmrec.runtime.console import is_quiet, say
@@ -223,7 +223,9 @@ def train(trainer: SidTrainer, directory: Path) -> tuple[JsonObject, float]:
         result = trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     state, judged_before = trainer.state, done if newest else -1
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-    judging = [e[JUDGING] for e in state.log_history if JUDGING in e and e["step"] > judged_before]
+    judging = [
+        e[VALIDATION_SECONDS] for e in state.log_history if VALIDATION_SECONDS in e and e["step"] > judged_before
+    ]
     seconds = result.metrics["train_runtime"] - sum(judging)
     counts = {
         "steps": state.global_step,

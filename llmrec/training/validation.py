@@ -25,7 +25,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from llmrec.configs import FineTuneConfig
 from llmrec.data.examples import Examples
 from llmrec.decoding.ranker import SidRanker
-from llmrec.evaluation.learning import CUTOFF, JUDGING, NDCG, RECALL, SECONDS, SUPERVISED
+from llmrec.evaluation.learning import CUTOFF, NDCG, RECALL, SECONDS, SUPERVISED, VALIDATION_SECONDS
 from llmrec.evaluation.metrics import ndcg, recall
 from llmrec.evaluation.protocol import COLUMNS, evaluate
 from llmrec.model.checkpoint import SidConfig
@@ -180,7 +180,7 @@ class Validation(TrainerCallback):
             **found,
             SUPERVISED: round(self.targets * (state.epoch or 0)),
             SECONDS: time.monotonic() - self.started,
-            JUDGING: outcome.seconds,
+            VALIDATION_SECONDS: outcome.seconds,
         }
 
 

@@ -26,9 +26,10 @@ from scipy import sparse
 from torch import Tensor
 from torch.nn import functional
 
-from llmrec.baselines.trainer import Epoch, best_epoch
+from llmrec.baselines.trainer import best_epoch
 from llmrec.data.catalog import Catalog
 from llmrec.data.examples import Examples
+from llmrec.evaluation.learning import Epoch
 from llmrec.runtime.console import progress, say
 from llmrec.runtime.device import resolve_device
 from llmrec.views import View, describe, scatter

@@ -24,7 +24,7 @@ from llmrec.views.hold_out import hold_out
 
 
 def sasrec_view(
-    catalog: Catalog, dim: int, seed: int, device: str, training: TrainingOptions = SASRec.training
+    catalog: Catalog, dim: int, seed: int, device: str, training: TrainingOptions = SASRec.training_options
 ) -> View:
     """Input and output vectors of SASRec, which are tied; items that nothing precedes or follows are missing.
 

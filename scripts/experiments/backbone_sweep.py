@@ -21,7 +21,10 @@ from decoder import SPLITS, decoder_steps, recommended
 from grid import Run, carry_out, parser, tell_failures
 from safetensors import safe_open
 
-from llmrec.baselines import SASRec
+from llmrec.baselines import NeuralRanker, SASRec
+from llmrec.data.catalog import Catalog
+from llmrec.evaluation.metrics import METRICS, SHOWN, coverage
+from llmrec.evaluation.protocol import COLUMNS, evaluate, per_batch
 
 SIZES = {"small": (2, 64), "medium": (4, 128), "large": (6, 256)}  # layers, hidden
 VECTORS = ("embed_tokens", "lm_head")  # in the names of a decoder's weights
@@ -50,9 +53,6 @@ def runs_of(arguments: argparse.Namespace) -> list[Run]:
         for size in arguments.sizes:
             layers, hidden = SIZES[size]
             for name, (embed, tokenize) in methods(arguments).items():
-                # SASRec is ranked beside one of the two, on test alone: it does not depend on semantic IDs, and each
-                # evaluation would train it again.
-                sasrec = {"baselines": ["sasrec"], "sasrec_layers": layers, "sasrec_hidden": hidden}
                 steps = (
                     ("embed", {**data, **embed, **device}),
                     ("tokenize", {**data, **tokenize, **device}),
@@ -60,7 +60,6 @@ def runs_of(arguments: argparse.Namespace) -> list[Run]:
                         data, arguments.epochs, arguments.device,
                         extend={"micro_layers": layers, "micro_hidden": hidden},
                         sft={**batch, "learning_rate": arguments.learning_rate},
-                        test=sasrec if name == "ReSID" else {},
                     ),
                 )  # fmt: skip
                 found.append(Run(f"{name}, {size}", steps, seed))
@@ -68,14 +67,26 @@ def runs_of(arguments: argparse.Namespace) -> list[Run]:
 
 
 def measure(run: Run, directories: list[Path]) -> dict[str, Any]:
-    """Recommendations of ours, and of SASRec where it was trained, with what is trained beside vectors."""
+    """Recommendations of the decoder and, with ReSID, of SASRec, and the sizes of their networks without vectors."""
     sft, *evaluated = directories[-3:]
-    evaluation = dict(run.steps[-1][1])
-    found = {"systems": {run.name: {**recommended(evaluated), "backbone": backbone(sft / "model.safetensors")}}}
-    if "sasrec" in evaluation["baselines"]:
-        layers, hidden = evaluation["sasrec_layers"], evaluation["sasrec_hidden"]
-        name = run.name.replace("ReSID", "SASRec")
-        found["systems"][name] = {**recommended(evaluated, "sasrec"), "backbone": sasrec_backbone(layers, hidden)}
+    method, size = run.name.split(", ")
+    systems = {run.name: {**recommended(evaluated), "backbone": backbone(sft / "model.safetensors")}}
+    if method == "ReSID":  # SASRec does not depend on semantic IDs, so one of the two methods trains it
+        layers, hidden = SIZES[size]
+        found = sasrec(run.steps[-1][1], run.seed, layers, hidden)
+        systems[f"SASRec, {size}"] = {"test": found, "backbone": sasrec_backbone(layers, hidden)}
+    return {"systems": systems}
+
+
+def sasrec(options: dict[str, Any], seed: int, layers: int, hidden: int) -> dict[str, dict[str, float]]:
+    """Column -> metric of a SASRec that is trained here, on test."""
+    catalog = Catalog.load(options["catalog"])
+    ranker = NeuralRanker(SASRec, catalog, seed, options["device"], layers=layers, hidden=hidden)
+    found = {}
+    for column in COLUMNS:
+        outcome = evaluate(per_batch(ranker.rank), catalog.examples("test"), 10, column, 512)
+        found[column] = {f"{name}@10": float(METRICS[name](outcome.position, 10).mean()) for name in SHOWN}
+        found[column]["coverage@10"] = coverage(outcome.items, 10, catalog.num_items)
     return found
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec.baselines.counted import COUNTED, ItemKNN, Markov, Popularity, Repeat
+from llmrec.baselines.counted import COUNTED_BASELINES, ItemKNN, Markov, Popularity, Repeat
 from llmrec.data.catalog import Catalog
 
 # The training sequences of the fixture are 0 1 2 / 1 3 5 / 2 5 8 / 3 4 5 / 4 6 8 / 5 8 11, so items 0 … 11 occur
@@ -74,8 +74,8 @@ def test_item_knn_keeps_the_nearest_neighbours(catalog, monkeypatch):
         assert np.delete(kept, nearest).max() == 0
 
 
-@pytest.mark.parametrize("name", COUNTED)
-def test_held_out_rows_change_nothing(catalog, item_ids, name):
+@pytest.mark.parametrize("name", COUNTED_BASELINES)
+def test_held_out_examples_change_nothing(catalog, item_ids, name):
     def with_held_out(seed):
         rng, rows = np.random.default_rng(seed), []
         for i in range(len(catalog.train)):
@@ -86,19 +86,19 @@ def test_held_out_rows_change_nothing(catalog, item_ids, name):
         return Catalog(catalog.items, pa.Table.from_pylist(rows))
 
     histories = [np.array([row, (row + 5) % 12]) for row in range(12)]
-    rankings = [COUNTED[name](with_held_out(seed)).rank(histories, 12) for seed in (0, 1)]
+    rankings = [COUNTED_BASELINES[name](with_held_out(seed)).rank(histories, 12) for seed in (0, 1)]
     np.testing.assert_array_equal(rankings[0].items, rankings[1].items)
     np.testing.assert_array_equal(rankings[0].scores, rankings[1].scores)
 
 
-@pytest.mark.parametrize("name", COUNTED)
+@pytest.mark.parametrize("name", COUNTED_BASELINES)
 @settings(derandomize=True, max_examples=25, deadline=None)
 @given(
     histories=st.lists(st.lists(st.integers(0, 11), max_size=6), min_size=1, max_size=4),
     exclude=st.lists(st.lists(st.integers(0, 11), max_size=12), min_size=4, max_size=4),
     k=st.integers(1, 14),
 )
-def test_a_row_holds_distinct_allowed_items_and_fills_what_it_can(fitted, name, histories, exclude, k):
+def test_a_ranking_holds_distinct_allowed_items_and_fills_what_it_can(fitted, name, histories, exclude, k):
     histories, excluded = [np.array(h, dtype=np.int64) for h in histories], exclude[: len(histories)]
     ranked = fitted[name].rank(histories, k, [np.array(e, dtype=np.int64) for e in excluded])
     for row, blocked in enumerate(excluded):
@@ -112,7 +112,7 @@ def test_a_row_holds_distinct_allowed_items_and_fills_what_it_can(fitted, name, 
 
 @pytest.fixture(scope="module")
 def fitted(module_catalog):
-    return {name: baseline(module_catalog) for name, baseline in COUNTED.items()}
+    return {name: baseline(module_catalog) for name, baseline in COUNTED_BASELINES.items()}
 
 
 @pytest.fixture(scope="module")

@@ -236,7 +236,7 @@ def test_a_seed_gives_the_same_weights_and_leaves_the_global_one_alone(walks, na
 
 
 @every
-def test_test_rows_change_nothing_and_valid_rows_only_the_epoch(name):
+def test_test_examples_change_nothing_and_valid_examples_only_the_epoch(name):
     """Law 1: other test rows, the same weights; other valid targets, the same losses epoch by epoch."""
     rng = np.random.default_rng(0)
     train, valid, test, other = (rng.integers(0, 12, size=(10, 5)) for _ in range(4))
@@ -280,17 +280,17 @@ def test_histories_that_training_never_saw_are_ranked(name):
 
 
 def test_what_cannot_be_trained_is_refused():
-    with pytest.raises(ValueError, match=r"'valid' rows, by which sasrec chooses.*leave sasrec out"):
+    with pytest.raises(ValueError, match=r"'valid' examples, by which sasrec chooses.*leave sasrec out"):
         quick("sasrec", split([[0, 1]], [], [[0, 1, 2]]))
-    with pytest.raises(ValueError, match=r"no 'valid' rows.*; it has 2 training sequences, none with two items"):
+    with pytest.raises(ValueError, match=r"no 'valid' examples.*; it has 2 training sequences, none of which has"):
         quick("gru4rec", split([[0], [1]], [], []))
     with pytest.raises(ValueError, match="has 0 training sequences"):
         quick("gru4rec", split([], [[0, 1]], []))
 
 
 def test_evaluate_trains_a_baseline_that_is_asked_for(toy, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(SASRec, "training", QUICK)
-    flags = ["--catalog", toy[0], "--model", toy[1], "--bootstrap-samples", 10, "--device", "cpu", "--k", 1]
+    monkeypatch.setattr(SASRec, "training_options", QUICK)
+    flags = ["--catalog", toy[0], "--model", toy[1], "--device", "cpu", "--k", 1]
     result = run_json(capsys, "evaluate", *flags, "--out", tmp_path / "eval", "--baselines", "popularity", "sasrec")
     systems = {name: columns["plain"]["recall@1"] for name, columns in result["systems"].items()}
     assert list(systems) == ["ours", "popularity", "sasrec"]

@@ -80,7 +80,7 @@ def test_unequal_lengths_are_refused():
         interval(np.zeros(0), [])
 
 
-def test_the_report_resamples_users_not_rows():
+def test_the_report_resamples_users_not_examples():
     """Of two users with 20 rows each one is always hit: means of users are 0, 1/2 or 1, means of rows near 1/2."""
     hit, absent = np.repeat([0, -1], 20), np.full(40, -1)
     users = np.repeat(["a", "b"], 20).tolist()

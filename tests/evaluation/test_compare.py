@@ -12,9 +12,9 @@ import pytest
 from llmrec.configs import CompareConfig, EvaluateConfig
 from llmrec.data.catalog import Catalog
 from llmrec.evaluation.bootstrap import paired_difference
-from llmrec.evaluation.compare import Run, training_difference
-from llmrec.evaluation.metrics import Position, per_row
+from llmrec.evaluation.metrics import Position, per_example
 from llmrec.evaluation.protocol import COLUMNS, Outcome
+from llmrec.evaluation.runs import Run, training_difference
 from llmrec.runtime.manifest import adopt, write_json
 from llmrec.runtime.stage_directory import run_stage
 from llmrec.stages.compare import main
@@ -56,12 +56,12 @@ def write_run(tmp_path, catalog, monkeypatch):
 
 
 def compared(*runs: str, **options) -> dict:
-    return main(CompareConfig(runs=list(runs), bootstrap_samples=50, **options))
+    return main(CompareConfig(runs=list(runs), **options))
 
 
 def test_differences_by_hand(write_run):
     result = compared(write_run("a", [0, 1, -1, 0, 1, 2]), write_run("b", [0, 0, -1, 1, -1, 0]))
-    assert (result["split"], result["k"], result["num_rows"], result["num_users"]) == ("test", [1, 2], 6, 6)
+    assert (result["split"], result["k"], result["num_examples"], result["num_users"]) == ("test", [1, 2], 6, 6)
     for column in COLUMNS:
         a, b = (result["systems"][name][column] for name in ("a", "b"))
         assert list(a) == ["recall@1", "recall@2", "ndcg@1", "ndcg@2"]
@@ -86,8 +86,8 @@ def test_each_column_is_compared_with_itself(write_run):
 def test_intervals_are_those_of_the_paired_bootstrap(write_run, catalog):
     starts = [np.array([0, 1, -1, 0, 1, 2]), np.array([0, 0, -1, 1, -1, 0])]
     result = compared(*(write_run(name, start) for name, start in zip("ab", starts, strict=True)), seed=3)
-    values = [per_row(Position(s, np.ones(6, int), s), [1, 2])["ndcg@2"] for s in starts]
-    expected = paired_difference(values[1], values[0], catalog.examples("test").user_ids, 50, 3)
+    values = [per_example(Position(s, np.ones(6, int), s), [1, 2])["ndcg@2"] for s in starts]
+    expected = paired_difference(values[1], values[0], catalog.examples("test").user_ids, seed=3)
     assert list(result["differences"]["b"]["plain"]["ndcg@2"].values()) == pytest.approx([float(e) for e in expected])
 
 
@@ -125,7 +125,7 @@ def test_the_tables_name_the_runs_and_who_is_ahead(write_run, monkeypatch, capsy
     monkeypatch.delenv("LLMREC_QUIET")
     compared(write_run("good", [0] * USERS), write_run("bad", [-1] * USERS))
     printed = capsys.readouterr().err
-    for words in ("plain: 6 test rows of 6 users", "seen_excluded: run - good, paired over users", "-1.0000"):
+    for words in ("plain: 6 test examples of 6 users", "seen_excluded: run - good, paired over users", "-1.0000"):
         assert words in printed
     assert printed.count("│ good") == 2 * 4 + 2 * 4  # a line per metric, and ahead by each, in both columns
 
@@ -149,36 +149,36 @@ def test_the_page_has_every_run_and_a_file_of_that_name_is_kept(write_run, tmp_p
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split": "valid"}, "split is test in 'a', valid in 'b'; evaluate both with one --split"),
-        ({"k": [1, 3]}, r"k is \[1, 2\] in 'a', \[1, 3\] in 'b'"),
-        ({"max_rows": 6}, "max_rows is None in 'a', 6 in 'b'"),
+        ({"split": "valid"}, "split is test in 'a' and valid in 'b'; evaluate both with the same --split"),
+        ({"k": [1, 3]}, r"k is \[1, 2\] in 'a' and \[1, 3\] in 'b'"),
+        ({"max_examples": 6}, "max_examples is None in 'a' and 6 in 'b'"),
         ({"catalog": "another"}, "'a' and 'b' were evaluated on different catalogues"),
         ({"split": "valid", "catalog": "another"}, "split is .*; 'a' and 'b' were evaluated on different"),
     ],
 )
 def test_runs_that_measured_something_else_are_refused_with_every_reason(write_run, monkeypatch, options, message):
     runs = write_run("a", [0] * USERS), write_run("b", [0] * USERS, **options)
-    monkeypatch.setattr("llmrec.evaluation.compare.pq.read_table", None)  # nothing is read before
+    monkeypatch.setattr("llmrec.evaluation.runs.pq.read_table", None)  # nothing is read before
     with pytest.raises(ValueError, match=f"cannot be compared: {message}"):
         compared(*runs)
 
 
-def test_rows_drawn_with_different_seeds_are_refused(write_run):
-    drawn = [write_run(f"seed-{seed}", [0] * USERS, max_rows=6, seed=seed) for seed in (0, 1)]
-    with pytest.raises(ValueError, match="the seed that drew the rows is 0 in 'seed-0', 1 in 'seed-1'"):
+def test_examples_drawn_with_different_seeds_are_refused(write_run):
+    drawn = [write_run(f"seed-{seed}", [0] * USERS, max_examples=6, seed=seed) for seed in (0, 1)]
+    with pytest.raises(ValueError, match="the seed that drew the examples is 0 in 'seed-0' and 1 in 'seed-1'"):
         compared(*drawn)
     whole = [write_run(f"whole-{seed}", [0] * USERS, seed=seed) for seed in (0, 1)]
-    assert compared(*whole)["num_rows"] == USERS  # no rows were drawn: the seed is of the resampling alone
+    assert compared(*whole)["num_examples"] == USERS  # nothing was drawn: the seed is of the resampling alone
 
 
 def test_the_order_of_cutoffs_is_no_difference(write_run):
     assert compared(write_run("a", [0] * USERS, k=[1, 2]), write_run("b", [0] * USERS))["k"] == [1, 2]
 
 
-def test_other_rows_under_the_same_manifest_are_refused(write_run, catalog):
+def test_other_examples_under_the_same_manifest_are_refused(write_run, catalog):
     order = np.roll(np.arange(catalog._split.num_rows), 3)
     other = Catalog(catalog.items, catalog._split.take(order))
-    with pytest.raises(ValueError, match="'a' and 'b' hold different rows"):
+    with pytest.raises(ValueError, match="'a' and 'b' hold different examples"):
         compared(write_run("a", [0] * USERS), write_run("b", [0] * USERS, on=other))
 
 
@@ -186,8 +186,8 @@ def test_other_rows_under_the_same_manifest_are_refused(write_run, catalog):
     ("trained", "message"),
     [
         (seeded(1, epochs=5.0), "share the name 'x' but differ in more than the training seed: epochs is 3.0 and 5.0"),
-        ({**TRAINED, "inputs": {"catalog": "c", "model": "z"}}, "training seed: the model that they were made from"),
-        ({"stage": "extend"}, "one is of `llmrec sft`, one of `llmrec extend`"),
+        ({**TRAINED, "inputs": {"catalog": "c", "model": "z"}}, "training seed: the input 'model' is not the same"),
+        ({"stage": "extend"}, "one was made by `llmrec sft`, the other by `llmrec extend`"),
         (None, "'b' shares the name 'x' but does not say how its checkpoint was made"),
     ],
 )
@@ -195,12 +195,12 @@ def test_only_the_training_seed_may_differ_under_one_name(write_run, trained, me
     runs = write_run("a", [0] * USERS), write_run("b", [0] * USERS, trained)
     with pytest.raises(ValueError, match=message):
         compared(*runs, names=["x", "x"])
-    assert compared(*runs)["num_rows"] == USERS  # under two names they may be compared
+    assert compared(*runs)["num_examples"] == USERS  # under two names they may be compared
 
 
 def test_one_checkpoint_is_not_two_seeds(write_run):
-    runs = write_run("a", [0] * USERS, model="m"), write_run("b", [0] * USERS, model="m", precision="float32")
-    with pytest.raises(ValueError, match="'a' and 'b' share the name 'x' and are of one checkpoint"):
+    runs = write_run("a", [0] * USERS, model="m"), write_run("b", [0] * USERS, model="m", num_beams=3)
+    with pytest.raises(ValueError, match="'a' and 'b' share the name 'x' and evaluate the same checkpoint"):
         compared(*runs, names=["x", "x"])
 
 
@@ -228,7 +228,7 @@ def test_a_baseline_is_compared_and_its_seeds_are_those_of_the_runs(write_run):
     [
         (["sasrec", "gru4rec"], ["x", "y"], 1, "'b' has no system 'gru4rec'; it has ours, sasrec, popularity"),
         (["sasrec", "popularity"], ["x", "x"], 1, "the name 'x' is given to sasrec and popularity"),
-        (["sasrec", "sasrec"], ["x", "x"], 0, "'a' and 'b' share the name 'x' and sasrec of one seed, 0"),
+        (["sasrec", "sasrec"], ["x", "x"], 0, "'a' and 'b' share the name 'x' and sasrec with the same seed, 0"),
         (["popularity", "popularity"], ["x", "x"], 1, "share the name 'x' and popularity, which is counted"),
         (["sasrec"], ["x", "x"], 1, "--systems has 1 systems for 2 --runs"),
     ],
@@ -252,3 +252,11 @@ def test_an_adopted_directory_does_not_say_what_it_measured(tmp_path):
     adopt(tmp_path / "eval", "evaluate")
     with pytest.raises(ValueError, match="does not say how it was evaluated"):
         Run.load("a", str(tmp_path / "eval"))
+
+
+def test_an_evaluation_of_an_earlier_version_is_refused(write_run, tmp_path):
+    run = write_run("a", [0] * USERS)
+    manifest = tmp_path / "a" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"max_examples"', '"max_rows"'))
+    with pytest.raises(ValueError, match="'a' was written by an earlier version of llmrec; run `llmrec eval"):
+        Run.load("a", run)

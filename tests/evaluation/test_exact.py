@@ -1,4 +1,4 @@
-"""Exact ranking beside the beam's: by hand, and against scores of every SID from plain forward passes."""
+"""Exact ranking and the beam's: by hand, and against scores of every SID from plain forward passes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from llmrec.cli import main
 from llmrec.data.catalog import Catalog
-from llmrec.evaluation.exact import beside, draw_rows, found
+from llmrec.evaluation.exact import compare_with_beam, draw_examples, found
 from llmrec.evaluation.metrics import Position
 from llmrec.evaluation.protocol import Outcome
 from llmrec.model.checkpoint import SidConfig, load_model, load_tokenizer
@@ -27,25 +27,25 @@ def test_what_the_beam_found_by_hand():
     assert found(np.full((1, 2), -1), beam[:1, :2]) == 0.0
 
 
-def test_both_rankings_are_of_the_drawn_rows_by_hand():
+def test_both_rankings_are_of_the_drawn_examples_by_hand():
     nothing = np.zeros(3, np.int64)
     positions = np.array([0, -1, 1]), np.ones(3, np.int64), np.array([0, -1, 1])
     beam = Outcome(Position(*positions), np.array([[7, 8], [1, 2], [4, 5]]), nothing, 1.0)
     exact = Outcome(
         Position(np.array([0, 0]), np.ones(2, np.int64), nothing[:2]), np.array([[3, 1], [5, 6]]), nothing[:2], 1.0
     )
-    assert beside(exact, beam, np.array([1, 2]), [2, 1]) == {
+    assert compare_with_beam(exact, beam, np.array([1, 2]), [2, 1]) == {
         "exact": {"recall@1": 1.0, "recall@2": 1.0, "ndcg@1": 1.0, "ndcg@2": 1.0},
         "beam": {"recall@1": 0.0, "recall@2": 0.5, "ndcg@1": 0.0, "ndcg@2": pytest.approx(0.5 / np.log2(3))},
         "found": {"found@1": 0.0, "found@2": 0.5},
     }
 
 
-def test_rows_are_drawn_by_the_seed():
-    assert draw_rows(9, 20, 0).tolist() == list(range(9))
-    drawn = draw_rows(100, 10, 3)
+def test_examples_are_drawn_by_the_seed():
+    assert draw_examples(9, 20, 0).tolist() == list(range(9))
+    drawn = draw_examples(100, 10, 3)
     assert len(set(drawn)) == 10 and (np.diff(drawn) > 0).all()
-    assert drawn.tolist() == draw_rows(100, 10, 3).tolist() != draw_rows(100, 10, 4).tolist()
+    assert drawn.tolist() == draw_examples(100, 10, 3).tolist() != draw_examples(100, 10, 4).tolist()
 
 
 @torch.no_grad()
@@ -65,14 +65,14 @@ def every_score(directory, history) -> np.ndarray:
 
 def command(toy, out, *flags: str) -> list[str]:
     return ["evaluate", "--catalog", toy[0], "--model", str(toy[1]), "--out", str(out), "--device", "cpu", "--k", "1",
-            "2", "--num-beams", "2", "--bootstrap-samples", "5", "--baselines", "popularity", *flags]  # fmt: skip
+            "2", "--num-beams", "2", "--baselines", "popularity", *flags]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def evaluated(toy, tmp_path_factory):
     """The untrained base, whose codes say little of what follows them, with as many beams as items wanted."""
     out = tmp_path_factory.mktemp("exact") / "eval"
-    assert main(command(toy, out, "--exact-rows", "12")) == 0
+    assert main(command(toy, out, "--exact-examples", "12")) == 0
     return out
 
 
@@ -81,7 +81,7 @@ def test_exact_is_what_scoring_every_sid_gives(toy, evaluated):
     rows = Catalog.load(toy[0]).examples("test")
     recalls, shares = {1: [], 2: []}, []
     recommender = Recommender.from_pretrained(toy[1], device="cpu")
-    for i in draw_rows(len(rows), 12, 0):
+    for i in draw_examples(len(rows), 12, 0):
         scores, target = every_score(toy[1], rows.history(i)), rows.targets[i]
         ahead = int((scores > scores[target] + 1e-6).sum())
         tied = int((abs(scores - scores[target]) <= 1e-6).sum())
@@ -92,21 +92,21 @@ def test_exact_is_what_scoring_every_sid_gives(toy, evaluated):
         best = np.lexsort((np.arange(12), -scores.round(6)))[:2]
         shares += [f"item-{row}" in beam for row in best]
     exact = json.loads((evaluated / "metrics.json").read_text())["exact"]
-    assert exact["num_rows"] == 12 and exact["num_beams"] == 12
+    assert exact["num_examples"] == 12 and exact["num_beams"] == 12
     for k, values in recalls.items():
         assert exact["plain"]["exact"][f"recall@{k}"] == pytest.approx(np.mean(values))
     assert exact["plain"]["found"]["found@2"] == pytest.approx(np.mean(shares))
     assert exact["plain"]["found"]["found@2"] < 1, "the beam is too wide to show anything"
 
 
-def test_the_beam_of_the_drawn_rows_is_the_one_evaluated(toy, evaluated, tmp_path, capsys):
+def test_the_beam_of_the_drawn_examples_is_the_one_evaluated(toy, evaluated, tmp_path, capsys):
     metrics = json.loads((evaluated / "metrics.json").read_text())
     page = (evaluated / "report.html").read_text()
     assert "What the beam costs" in page and f"{metrics['exact']['plain']['found']['found@2']:.4f}" in page
     capsys.readouterr()
-    assert main(command(toy, tmp_path / "all", "--exact-rows", "1000")) == 0
+    assert main(command(toy, tmp_path / "all", "--exact-examples", "1000")) == 0
     shown = capsys.readouterr().err
-    assert "exact, 21 rows" in shown and "found@2" in shown
+    assert "exact, 21 examples" in shown and "found@2" in shown
     every = json.loads((tmp_path / "all" / "metrics.json").read_text())
     for column in ("plain", "seen_excluded"):
         ours = every["systems"]["ours"][column]

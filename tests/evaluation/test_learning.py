@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llmrec.baselines.trainer import Epoch
 from llmrec.configs import EvaluateConfig
-from llmrec.evaluation.learning import learning, points_of_epochs, points_of_log
+from llmrec.evaluation.learning import Epoch, learning, points_of_epochs, points_of_log
 from llmrec.reports.evaluation import render
 from llmrec.runtime.stage_directory import SCRATCH
 from llmrec.stages import evaluate
@@ -61,8 +60,7 @@ def judged(toy, tmp_path_factory) -> Path:
 
 
 def config(out: Path, toy, model: Path, baselines: list[str]) -> EvaluateConfig:
-    return EvaluateConfig(out=str(out), catalog=str(toy[0]), model=str(model), baselines=baselines, device="cpu",
-                          bootstrap_samples=10)  # fmt: skip
+    return EvaluateConfig(out=str(out), catalog=str(toy[0]), model=str(model), baselines=baselines, device="cpu")
 
 
 def test_a_resumed_evaluation_finds_the_curve_of_a_baseline(monkeypatch, capsys, tmp_path, toy, judged):
@@ -94,8 +92,8 @@ def test_a_resumed_evaluation_finds_the_curve_of_a_baseline(monkeypatch, capsys,
 
 def test_a_model_that_was_not_judged(capsys, tmp_path, toy, tuned):
     assert evaluate.main(config(tmp_path / "eval", toy, tuned, []))["learning"] == {"ours": None}
-    assert "no step was judged while it trained" in " ".join(capsys.readouterr().err.split())
-    assert "no step was judged while it trained" in (tmp_path / "eval" / "report.html").read_text()
+    assert "the checkpoint was not validated during training" in " ".join(capsys.readouterr().err.split())
+    assert "the checkpoint was not validated during training" in (tmp_path / "eval" / "report.html").read_text()
 
 
 def test_a_copy_without_a_log_has_no_curve(tmp_path, judged):

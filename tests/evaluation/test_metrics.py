@@ -66,7 +66,7 @@ def test_unfilled_slots_are_no_target_and_take_places():
 
 
 def test_per_row_names_every_metric_in_order(position):
-    assert list(metrics.per_row(position, [5, 2])) == [
+    assert list(metrics.per_example(position, [5, 2])) == [
         "recall@2", "recall@5", "ndcg@2", "ndcg@5", "mrr@2", "mrr@5", "sid_recall@2", "sid_recall@5",
     ]  # fmt: skip
 

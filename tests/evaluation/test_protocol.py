@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec.baselines.counted import COUNTED
 from llmrec.configs import EvaluateConfig
+from llmrec.configs.evaluate import COUNTED
 from llmrec.configs.options import StageConfig
 from llmrec.data.examples import Examples
 from llmrec.evaluation import metrics
@@ -84,7 +84,7 @@ def test_outcome_equals_direct_computation_in_any_batching(column):
         np.testing.assert_array_equal(outcome.items, direct.items[:, :4])
 
 
-def test_the_order_of_rows_changes_no_answer():
+def test_the_order_of_examples_changes_no_answer():
     rows, order = random_rows(), np.random.default_rng(1).permutation(40)
     plain, permuted = (evaluate(fake_stream, r, 4, "plain", 7) for r in (rows, rows.take(order)))
     np.testing.assert_array_equal(permuted.items, plain.items[order])
@@ -113,7 +113,7 @@ def test_a_ranking_shorter_than_k_leaves_slots_unfilled():
 def test_a_ranker_that_breaks_the_protocol_is_refused():
     with pytest.raises(ValueError, match="asked to exclude"):
         evaluate(per_batch(lambda histories, k, _: fake_rank(histories, k)), random_rows(), 4, "seen_excluded", 7)
-    with pytest.raises(ValueError, match="answered 1 rows where 7"):
+    with pytest.raises(ValueError, match="answered 1 histories of a batch of 7"):
         evaluate(per_batch(lambda histories, k, _: fake_rank(histories[:1], k)), random_rows(), 4, "plain", 7)
     with pytest.raises(ValueError, match="answered fewer batches than the 6"):
         evaluate(lambda batches, k: islice(fake_stream(batches, k), 5), random_rows(), 4, "plain", 7)
@@ -215,7 +215,7 @@ def config(tmp_path, catalog, sid_table, vocabulary, monkeypatch) -> EvaluateCon
     monkeypatch.setenv("LLMREC_QUIET", "1")
     return EvaluateConfig(
         out=str(tmp_path / "eval"), catalog=str(tmp_path / "catalog"), model=str(tmp_path / "model"),
-        k=[1, 3], bootstrap_samples=50, batch_size=4,
+        k=[1, 3], batch_size=4,
     )  # fmt: skip
 
 
@@ -234,7 +234,7 @@ def test_stage_writes_metrics_and_per_user_results(config, catalog):
         markov = result["systems"]["markov"][column]["recall@3"]
         assert result["differences"]["markov"][column]["recall@3"]["mean"] == pytest.approx(ours["recall@3"] - markov)
     table = pq.read_table(Path(config.out) / "per_user.parquet")
-    assert table.column_names == ["system", "column", "user_id", "row", "target", "start", "size", "group"]
+    assert table.column_names == ["system", "column", "user_id", "example", "target", "start", "size", "group"]
     assert table.num_rows == 5 * 2 * len(rows)
     assert table["target"].to_pylist()[: len(rows)] == [catalog.item_ids[row] for row in rows.targets]
 
@@ -257,7 +257,7 @@ def test_stage_describes_strata_sids_and_what_was_trained(config, catalog):
     result = stage.main(config)
     for family in ("popularity", "history"):
         strata = [stratum for stratum in result["strata"] if stratum["family"] == family]
-        assert sum(stratum["num_rows"] for stratum in strata) == result["num_rows"]
+        assert sum(stratum["num_examples"] for stratum in strata) == result["num_examples"]
         assert all(list(stratum["systems"]) == list(result["systems"]) for stratum in strata)
     assert sum(group["num_items"] for group in result["exposure"]) == catalog.num_items
     assert [level["codebook_size"] for level in result["sid_usage"]] == [4, 4, 4]
@@ -276,8 +276,8 @@ def test_the_training_log_of_the_checkpoint_is_drawn(config):
 
 def test_one_model_is_loaded_as_asked_for_both_columns(config, monkeypatch):
     loaded = answer_with(monkeypatch, fake_stream)
-    stage.main(dataclasses.replace(config, compile=True, precision="float32", device="cpu", baselines=[]))
-    assert loaded == [{"device": "cpu", "precision": "float32", "compiled": True}]
+    stage.main(dataclasses.replace(config, device="cpu", baselines=[]))
+    assert loaded == [{"device": "cpu"}]
 
 
 def test_stage_prints_every_system_also_where_a_baseline_wins(config, monkeypatch, capsys):
@@ -286,10 +286,10 @@ def test_stage_prints_every_system_also_where_a_baseline_wins(config, monkeypatc
     stage.main(config)
     printed = capsys.readouterr().err
     for word in (
-        "plain: 6 test rows of 6 users",
-        "seen_excluded: 6 test rows",
-        "evaluate: ours, plain: 6 rows in 0.",
-        " rows/s\n",
+        "plain: 6 test examples of 6 users",
+        "seen_excluded: 6 test examples",
+        "evaluate: ours, plain: 6 examples in 0.",
+        " examples/s\n",
         *COUNTED,
         "mrr@3",
         "95 % high",
@@ -327,17 +327,17 @@ def test_an_interrupted_stage_keeps_the_finished_parts(config, monkeypatch):
     ]
     for columns in (*resumed["systems"].values(), *whole["systems"].values()):
         for found in columns.values():
-            del found["rows_per_s"]
+            del found["examples_per_s"]
     assert resumed == whole
     assert sorted(path.name for path in Path(again.out).iterdir()) == [
         "manifest.json", "metrics.json", "per_user.parquet", "report.html",
     ]  # fmt: skip
 
 
-def test_a_sample_of_rows_is_seeded_and_keeps_its_place_in_the_split(config, catalog):
-    stage.main(dataclasses.replace(config, max_rows=3, baselines=[]))
+def test_a_sample_of_examples_is_seeded_and_keeps_its_place_in_the_split(config, catalog):
+    stage.main(dataclasses.replace(config, max_examples=3, baselines=[]))
     rows, table = catalog.examples("test"), pq.read_table(Path(config.out) / "per_user.parquet")
-    positions = table["row"].to_pylist()[:3]
+    positions = table["example"].to_pylist()[:3]
     assert len(set(positions)) == 3
     assert table["user_id"].to_pylist()[:3] == [rows.user_ids[position] for position in positions]
 
@@ -351,7 +351,7 @@ def test_a_sample_of_rows_is_seeded_and_keeps_its_place_in_the_split(config, cat
         ({"num_beams": 2}, "'num_beams' is 2; 3 or more"),
         ({"baselines": ["popularty"]}, "unknown baseline 'popularty'; did you mean 'popularity'"),
         ({"baselines": ["markov", "markov"]}, "repeats a name"),
-        ({"max_rows": 0, "batch_size": -1}, "max_rows is 0.*batch_size is -1"),
+        ({"max_examples": 0, "batch_size": -1}, "max_examples is 0.*batch_size is -1"),
         ({"model": "no/such/model"}, "'no/such/model' is not a directory"),
     ],
 )
@@ -371,7 +371,7 @@ def test_an_empty_split_and_a_foreign_sid_table_are_refused(config, catalog, sid
         sid_table.save(config.model)
         stage.main(config)
     catalog._split = catalog._split.slice(0, 0)
-    with pytest.raises(ValueError, match="no 'test' rows"):
+    with pytest.raises(ValueError, match="no 'test' examples"):
         stage.sample(catalog, config)
 
 
@@ -390,8 +390,8 @@ def test_a_checkpoint_made_on_another_split_is_refused(config, catalog, sid_tabl
         (tmp_path / f"of-{name}").mkdir()
         made_on = {"catalog_sha256": content_hash(tmp_path / name)}
         SidConfig(vocabulary, Prompt(), 10, "level").save(tmp_path / f"of-{name}", sid_table, made_on)
-    assert stage.main(dataclasses.replace(config, model=str(tmp_path / "of-catalog")))["num_rows"] == 6
+    assert stage.main(dataclasses.replace(config, model=str(tmp_path / "of-catalog")))["num_examples"] == 6
     leaky = dataclasses.replace(config, model=str(tmp_path / "of-other"), out=str(tmp_path / "leak"))
-    with pytest.raises(ValueError, match=r"of-other' was made on another split .* hold what is tested here"):
+    with pytest.raises(ValueError, match=r"of-other' was made on another split .* contain the targets that are tested"):
         stage.main(leaky)
     assert not list(tmp_path.glob("leak*"))

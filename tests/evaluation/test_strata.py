@@ -60,7 +60,7 @@ def test_histories_are_binned_by_hand():
 
 def test_strata_by_hand():
     strata = find_strata(make_rows([0, 2, 4, 1, 0], [1, 2, 7, 50, 0]), COUNTS)
-    found = {(s.family, s.name): (s.least, s.most, s.rows.tolist()) for s in strata}
+    found = {(s.family, s.name): (s.least, s.most, s.examples.tolist()) for s in strata}
     assert found == {
         ("popularity", "cold"): (0, 0, [1]),
         ("popularity", "decile 2"): (1, 1, [2, 3]),
@@ -82,11 +82,11 @@ def test_training_counts_see_training_rows_only(catalog):
 
 @settings(derandomize=True, max_examples=25, deadline=None)
 @given(training=st.lists(st.integers(0, 9), min_size=1, max_size=20), seed=st.integers(0, 2**32 - 1))
-def test_each_family_shares_out_all_rows(training, seed):
+def test_every_example_is_in_one_stratum_of_each_family(training, seed):
     rows = random_rows(np.random.default_rng(seed), len(training))
     strata = find_strata(rows, np.array(training))
     for family in ("popularity", "history"):
-        shared = np.concatenate([stratum.rows for stratum in strata if stratum.family == family])
+        shared = np.concatenate([stratum.examples for stratum in strata if stratum.family == family])
         np.testing.assert_array_equal(np.sort(shared), np.arange(len(rows)))
 
 
@@ -102,21 +102,21 @@ def test_deciles_follow_the_counts_whatever_the_order_of_items(training, seed):
     assert ((counts == 0) == (bins == 0)).all() and bins.max() <= 10
 
 
-def test_means_within_strata_add_up_and_have_the_intervals_of_their_rows_alone():
+def test_means_within_strata_add_up_and_have_the_intervals_of_their_examples_alone():
     rng = np.random.default_rng(0)
     rows, training = random_rows(rng, 8), rng.integers(0, 9, size=8)
     values = {("ours", "plain"): {"recall@3": rng.random(30), "ndcg@3": rng.random(30), "recall@1": rng.random(30)}}
     strata = find_strata(rows, training)
-    found = stratify(strata, values, rows.user_ids, 3, samples=50, seed=1)
+    found = stratify(strata, values, rows.user_ids, 3, seed=1)
     for stratum, entry in zip(strata, found, strict=True):
-        chosen = [rows.user_ids[row] for row in stratum.rows]
-        assert (entry["num_rows"], entry["num_users"]) == (len(chosen), len(set(chosen)))
+        chosen = [rows.user_ids[row] for row in stratum.examples]
+        assert (entry["num_examples"], entry["num_users"]) == (len(chosen), len(set(chosen)))
         recall = entry["systems"]["ours"]["plain"]["recall@3"]
-        alone = interval(values["ours", "plain"]["recall@3"][stratum.rows], chosen, 50, 1)
+        alone = interval(values["ours", "plain"]["recall@3"][stratum.examples], chosen, seed=1)
         assert list(recall.values()) == pytest.approx([float(part) for part in alone])
     for family in ("popularity", "history"):
         parts = [
-            (e["num_rows"], e["systems"]["ours"]["plain"]["ndcg@3"]["mean"]) for e in found if e["family"] == family
+            (e["num_examples"], e["systems"]["ours"]["plain"]["ndcg@3"]["mean"]) for e in found if e["family"] == family
         ]
         total = sum(count * mean for count, mean in parts) / 30
         assert total == pytest.approx(values["ours", "plain"]["ndcg@3"].mean())

@@ -60,11 +60,11 @@ def metrics(sid_table) -> dict:
             start = rng.integers(-1, 4, size=30)
             items = np.stack([rng.permutation(12)[:4] for _ in range(30)])
             outcomes[system, column] = Outcome(Position(start, np.ones(30, int), start), items, np.zeros(30, int), 1.0)
-    found = summarise(outcomes, rows, [1, 3], training, samples=20)
+    found = summarise(outcomes, rows, [1, 3], training)
     return {
         "split": "test",
         "num_beams": 12,
-        "bootstrap_samples": 20,
+        "bootstrap_samples": 1000,
         "sid_usage": sid_usage(sid_table, outcomes),
     } | found
 

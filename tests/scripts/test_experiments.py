@@ -82,8 +82,8 @@ def run(grid, monkeypatch, tmp_path, capsys, one_thread):
 
     monkeypatch.setattr(grid.Grid, "process", process)
     monkeypatch.setattr(decoder, "EXTEND", {"model": "micro", "micro_layers": 1, "micro_hidden": 32, "micro_words": 64})
-    monkeypatch.setattr(decoder, "EVALUATE", {"baselines": [], "batch_size": 256, "bootstrap_samples": 20})
-    monkeypatch.setattr(SASRec, "training", TrainingOptions(max_epochs=1))
+    monkeypatch.setattr(decoder, "EVALUATE", {"baselines": [], "batch_size": 256})
+    monkeypatch.setattr(SASRec, "training_options", TrainingOptions(max_epochs=1))
     short = dataclasses.replace(TRAINING, max_epochs=1)
     monkeypatch.setattr(embed, "famae_view", functools.partial(famae_view, training=short))
     catalog = tmp_path / "catalog"

@@ -54,7 +54,7 @@ def test_what_the_stage_leaves(turns, turned):
 
 def test_evaluate_and_a_later_phase_take_it(capsys, turns, turned, tmp_path):
     argv = ["evaluate", "--catalog", turns.catalog, "--model", str(turned), "--out", str(tmp_path / "eval"), "--device",
-            "cpu", "--max-rows", "6", "--bootstrap-samples", "5", "--baselines"]  # fmt: skip
+            "cpu", "--max-examples", "6", "--baselines"]  # fmt: skip
     assert main(argv) == 0
     fine_tune(tmp_path / "sft", turns.catalog, turned, **SFT)
     assert SidConfig.load(tmp_path / "sft")[1].sha256 == SidConfig.load(turned)[1].sha256
@@ -120,7 +120,7 @@ def test_validation_ranks_by_the_semantic_ids_of_the_step_and_the_best_triple_is
     entries = {entry["step"]: entry["eval_ndcg@10"] for entry in log_of(tmp_path / "out") if "eval_ndcg@10" in entry}
     assert entries.keys() == {2, 4, 6, 8} and counts["valid_ndcg@10"] == max(entries.values())
     argv = ["evaluate", "--catalog", turns.catalog, "--model", str(tmp_path / "out"), "--out", str(tmp_path / "eval"),
-            "--split", "valid", "--k", "10", "--device", "cpu", "--bootstrap-samples", "5", "--baselines"]  # fmt: skip
+            "--split", "valid", "--k", "10", "--device", "cpu", "--baselines"]  # fmt: skip
     assert main(argv) == 0
     metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     assert metrics["systems"]["ours"]["plain"]["ndcg@10"] == pytest.approx(entries[counts["saved_step"]], abs=1e-6)

@@ -102,7 +102,7 @@ def test_what_the_stage_leaves(capsys, tmp_path, toy, tuned):
     assert {"rewards/margins", "rewards/accuracies", "logps/chosen", "drift", "entropy"} <= set(entry)
     assert Recommender.from_pretrained(tmp_path / "dpo", device="cpu").recommend([["item-0"]], k=2)[0][0]
     evaluate = ["evaluate", "--catalog", toy[0], "--model", str(tmp_path / "dpo"), "--out", str(tmp_path / "eval")]
-    assert main([*evaluate, "--device", "cpu", "--max-rows", "4", "--bootstrap-samples", "5", "--baselines"]) == 0
+    assert main([*evaluate, "--device", "cpu", "--max-examples", "4", "--baselines"]) == 0
 
 
 def test_margins_grow_where_there_is_something_to_learn(tmp_path, toy, tuned):

@@ -67,7 +67,7 @@ def test_the_best_step_by_the_real_decoder_is_saved(tmp_path, toy, tuned):
     assert counts["saved_step"] == counts["best_step"] == max(judged, key=judged.get)
     assert counts["valid_ndcg@10"] == max(judged.values())
     evaluate.main(EvaluateConfig(out=str(tmp_path / "eval"), catalog=toy[0], model=str(tmp_path / "grpo"), k=[10],
-                                 split="valid", baselines=[], bootstrap_samples=2, device="cpu"))  # fmt: skip
+                                 split="valid", baselines=[], device="cpu"))  # fmt: skip
     metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     assert metrics["systems"]["ours"]["plain"]["ndcg@10"] == pytest.approx(max(judged.values()), abs=1e-6)
     entries = [entry for entry in log_of(tmp_path / "grpo") if NDCG in entry]

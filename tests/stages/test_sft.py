@@ -169,8 +169,8 @@ def test_phases_follow_one_another(capsys, tmp_path, toy):
         card.find(text) for text in headings
     ) and "- train: full" in card
     assert Recommender.from_pretrained(tmp_path / "three", device="cpu").recommend([["item-0"]], k=2)[0][0]
-    flags = ["--model", str(tmp_path / "three"), "--out", str(tmp_path / "eval"), "--device", "cpu", "--max-rows", "4"]
-    assert main(["evaluate", "--catalog", catalog, *flags, "--bootstrap-samples", "5", "--baselines"]) == 0
+    flags = ["--model", str(tmp_path / "three"), "--out", str(tmp_path / "eval"), "--device", "cpu"]
+    assert main(["evaluate", "--catalog", catalog, *flags, "--max-examples", "4", "--baselines"]) == 0
 
 
 @pytest.mark.parametrize("train", ["sid_tokens", "lora", "full"])

@@ -17,7 +17,7 @@ from transformers import Trainer
 
 from llmrec.configs import EvaluateConfig
 from llmrec.data.catalog import Catalog
-from llmrec.evaluation.learning import JUDGING, NDCG, SECONDS, points_of_log
+from llmrec.evaluation.learning import NDCG, SECONDS, VALIDATION_SECONDS, points_of_log
 from llmrec.model.checkpoint import SidConfig, load_tokenizer
 from llmrec.runtime.manifest import read_manifest
 from llmrec.runtime.stage_directory import SCRATCH
@@ -90,7 +90,7 @@ def stopped(toy, tmp_path_factory) -> Path:
 
 def evaluation(out: Path, toy, model: Path, **options) -> EvaluateConfig:
     """Of the valid rows, on the CPU and without baselines unless told otherwise."""
-    defaults = {"split": "valid", "device": "cpu", "baselines": [], "bootstrap_samples": 10}
+    defaults = {"split": "valid", "device": "cpu", "baselines": []}
     return EvaluateConfig(out=str(out), catalog=str(toy[0]), model=str(model), **{**defaults, **options})
 
 
@@ -107,7 +107,7 @@ def evaluation(out: Path, toy, model: Path, **options) -> EvaluateConfig:
 def test_the_figures_are_those_of_evaluate(tmp_path, toy, options):
     """Two routes: adapter and base between two steps, and the merged model that was saved."""
     counts = fine_tune(tmp_path / "sft", *toy, **{**OPTIONS, "max_steps": 6}, **options)
-    config = evaluation(tmp_path / "eval", toy, tmp_path / "sft", max_rows=options.get("eval_examples"))
+    config = evaluation(tmp_path / "eval", toy, tmp_path / "sft", max_examples=options.get("eval_examples"))
     metrics = evaluate.main(config)["systems"]["ours"]["plain"]
     best = next(entry for entry in log_of(tmp_path / "sft") if entry.get(NDCG) == counts["valid_ndcg@10"])
     assert (best["step"], best["step"]) == (counts["best_step"], counts["saved_step"])
@@ -118,7 +118,7 @@ def test_the_figures_are_those_of_evaluate(tmp_path, toy, options):
 
 def test_rows_are_drawn_as_evaluate_draws_them(toy):
     catalog = Catalog.load(toy[0])
-    config = EvaluateConfig(out="", catalog="", model="", split="valid", max_rows=5, seed=3)
+    config = EvaluateConfig(out="", catalog="", model="", split="valid", max_examples=5, seed=3)
     rows, expected = catalog.examples("valid"), evaluate.sample(catalog, config)[1]
     drawn = rows.take(rows.sample(5, 3))
     assert drawn.user_ids == expected.user_ids and (drawn.targets == expected.targets).all()
@@ -171,7 +171,7 @@ def test_speed_is_that_of_the_steps_taken_without_judging(tmp_path, toy):
         patch.setattr(
             validation.Validation,
             "judge",
-            lambda self, state: {**judge(self, state), NDCG: PEAK[state.global_step], JUDGING: -10.0},
+            lambda self, state: {**judge(self, state), NDCG: PEAK[state.global_step], VALIDATION_SECONDS: -10.0},
         )
         counts = fine_tune(tmp_path / "sft", *toy, **STOPPING)
     sid_config, table, _ = SidConfig.load(tmp_path / "sft")

@@ -24,7 +24,7 @@ GIVEN = {
     "--cycle-steps 1 --align-after 0 --batch-size 8 --micro-batch-size 8 --max-history 6 --warmup-steps 0 --device cpu",
     "dpo": "--catalog @catalog --model @checkpoint --max-steps 2 --batch-size 8 --micro-batch-size 8 --device cpu",
     "grpo": "--catalog @catalog --model @checkpoint --max-steps 2 --batch-size 8 --micro-batch-size 8 --device cpu",
-    "evaluate": "--catalog @catalog --model @checkpoint --max-rows 8 --bootstrap-samples 20 --device cpu",
+    "evaluate": "--catalog @catalog --model @checkpoint --max-examples 8 --device cpu",
     "recommend": "--model @checkpoint --device cpu",
 }
 

@@ -162,16 +162,12 @@ CASES = {
     "neither histories nor tasks": Case("sft --histories false", ("histories is false and tasks is empty",)),
     "nothing to train on": Case("sft", ("has no training rows", "k_core"),
                                 {"catalog": resealed(parquet(SPLIT, column("split", "test")))}),
-    "size of a baseline that is not asked for": Case("evaluate --sasrec-layers 3", (
-        "sasrec_hidden or sasrec_layers is given, but baselines is ['popularity'", "add sasrec")),
-    "baseline of an odd size": Case("evaluate --baselines sasrec --sasrec-hidden 33", (
-        "sasrec_hidden is 33; its two heads need an even number",)),
     "unknown baseline": Case("evaluate --baselines popularty", ("unknown baseline 'popularty'",
                                                                 "did you mean 'popularity'")),
     "cut-off of zero": Case("evaluate --k 0", ("'k' is [0]", "positive")),
     "fewer beams than answers": Case("evaluate --k 10 --num-beams 3", ("'num_beams' is 3; 10 or more are needed",)),
-    "no rows": Case("evaluate --max-rows 0", ("max_rows is 0; at least 1",)),
-    "nothing to evaluate on": Case("evaluate", ("split.parquet has no 'test' rows", "Choose another --split"),
+    "no examples": Case("evaluate --max-examples 0", ("max_examples is 0; at least 1",)),
+    "nothing to evaluate on": Case("evaluate", ("split.parquet has no 'test' examples", "Choose another --split"),
                                    {"catalog": resealed(parquet(SPLIT, column("split", "train")))}),
     "checkpoint of another catalogue": Case("evaluate --catalog @other",
                                             ("has SIDs for 30 items", "in another order", "llmrec tokenize")),
