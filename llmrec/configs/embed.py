@@ -3,46 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from llmrec.configs.options import StageConfig, option
+
+VIEW_NAMES = ("text", "collaborative", "sasrec", "lightgcn", "famae", "spatial", "geographic")
 
 
 @dataclass(kw_only=True)
 class EmbedConfig(StageConfig):
     """Turn items into vectors, one file per view."""
 
+    renamed: ClassVar = {
+        "text_dim": "removed: TF-IDF vectors have 128 dimensions",
+        "collaborative_window": "removed: items within 5 places of a training sequence co-occur",
+        "spatial_neighbours": "removed: a place is joined to its 10 nearest places",
+        "geographic_frequencies": "removed: there are 16 frequencies",
+        "famae_field_weights": "removed: every field has the same weight, as in the paper",
+    }
+
     catalog: str = option("Directory written by `llmrec prepare`.")
     views: list[str] = option(
-        "Views to build: text, collaborative, sasrec, lightgcn, famae, spatial, geographic, and the names given by "
-        "`external`.",
-        ["text", "collaborative"],
+        f"Views to build: {', '.join(VIEW_NAMES)}, and the names given by `external`.", ["text", "collaborative"]
     )
     text_encoder: str | None = option(
-        "sentence-transformers model (Hub id or path), or 'tfidf' for TF-IDF with truncated SVD.", None
+        "sentence-transformers model (Hub id or path) for the view 'text', or 'tfidf' for TF-IDF with truncated SVD.",
+        None,
     )
-    text_template: str = option("What is embedded, from the columns of items.parquet.", "{text}")
-    text_dim: int = option("Dimension of TF-IDF vectors after SVD.", 128, least=1)
+    text_template: str = option("Text that is embedded, with columns of items.parquet in braces.", "{text}")
     # That of LightGCN's paper (2002.02126); SASRec's (1808.09781) is 50.
-    collaborative_dim: int = option("Dimension of collaborative, sasrec, lightgcn and spatial vectors.", 64, least=1)
-    collaborative_window: int = option(
-        "Items on either side that count as co-occurring in a training sequence.", 5, least=1
-    )
-    spatial_neighbours: int = option("Nearest places that an item is joined to in the graph of spatial.", 10, least=1)
-    # 2^15 waves per turn of the globe: the shortest is 1.2 km.
-    geographic_frequencies: int = option("Frequencies of latitude and longitude in geographic vectors.", 16, least=1)
+    collaborative_dim: int = option("Dimension of the views collaborative, sasrec, lightgcn and spatial.", 64, least=1)
     # ReSID (2602.02338).
-    famae_dim: int = option("Dimension of each field's part of famae vectors, the item's own included.", 128, least=1)
-    famae_field_weights: list[str] = option(
-        "Weights of parts of famae vectors, each as field=weight, the item's own part being item_id; 1 when left out.",
-        [],
+    famae_dim: int = option(
+        "Dimension of each part of the view famae; the item itself and each of its fields has one part.", 128, least=1
     )
     # The content of the files, and not their paths, belongs to the run's identity: they are inputs.
     external: list[str] = option(
-        "Views made elsewhere, each as name=path: .parquet with item_id and vector, or .npy in catalogue order.",
+        "Views made elsewhere, each given as name=path: .parquet with item_id and vector, or .npy in catalogue order.",
         [],
         identity=False,
     )
-    batch_size: int = option("Texts per encoder batch.", 128, identity=False, least=1)
+    batch_size: int = option("Texts that the text encoder reads together.", 128, identity=False, least=1)
     device: str = option(
         "Device of the text encoder, sasrec, lightgcn and famae: auto, cpu, cuda.", "auto", identity=False
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from llmrec.configs import EmbedConfig
+from llmrec.configs.embed import VIEW_NAMES
 from llmrec.configs.options import suggestion
 from llmrec.data.catalog import Catalog
 from llmrec.runtime import processes
@@ -17,18 +18,17 @@ from llmrec.runtime.device import resolve_device
 from llmrec.runtime.manifest import JsonObject, read_manifest, write_json
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
 from llmrec.views import SUFFIX, ItemViews, View
-from llmrec.views.collaborative import collaborative_view
+from llmrec.views.collaborative import WINDOW, collaborative_view
 from llmrec.views.external import external_view
-from llmrec.views.famae import famae_view, item_fields, weights_of
+from llmrec.views.famae import famae_view, item_fields
 from llmrec.views.famae_network import HEADS
 from llmrec.views.hold_out import hold_out
 from llmrec.views.lightgcn import lightgcn_view
 from llmrec.views.sasrec import sasrec_view
-from llmrec.views.spatial import coordinates, geographic_view, spatial_view
-from llmrec.views.text import TFIDF, encoder_view, load_encoder, render_texts, tfidf_view
+from llmrec.views.spatial import FREQUENCIES, NEIGHBOURS, coordinates, geographic_view, spatial_view
+from llmrec.views.text import TFIDF, TFIDF_DIM, encoder_view, load_encoder, render_texts, tfidf_view
 
-VIEWS = ("text", "collaborative", "sasrec", "lightgcn", "famae", "spatial", "geographic")
-TRAINED = {"sasrec": sasrec_view, "lightgcn": lightgcn_view}
+TRAINED: dict[str, Callable[[Catalog, int, int, str], View]] = {"sasrec": sasrec_view, "lightgcn": lightgcn_view}
 SECONDS = "seconds.json"
 EXTERNAL = re.compile(r"([A-Za-z0-9_-]+)=(.+)")  # the name becomes that of a file
 
@@ -45,7 +45,7 @@ def main(config: EmbedConfig) -> JsonObject:
     if "text" in config.views:
         render_texts(catalog, config.text_template)
     if "famae" in config.views:
-        weights_of(item_fields(catalog), field_weights(config))
+        item_fields(catalog)
     if not {"spatial", "geographic"}.isdisjoint(config.views):
         coordinates(catalog)
     if not {"famae", *TRAINED}.isdisjoint(config.views):
@@ -74,10 +74,10 @@ def check(config: EmbedConfig) -> None:
     Raises:
         ValueError: If an option is at fault, or the device is not here.
     """
-    problems, given = [*external_problems(config), *weight_problems(config)], external_files(config)
+    problems, given = external_problems(config), external_files(config)
     if not config.views or len(set(config.views)) < len(config.views):
         problems.append(f"views is {config.views}; name each view at most once, and one at least")
-    known = [*VIEWS, *given]
+    known = [*VIEW_NAMES, *given]
     for name in config.views:
         if name not in known:
             problems.append(f"views is {config.views}; there is no '{name}': {suggestion(name, known)}")
@@ -94,18 +94,19 @@ def check(config: EmbedConfig) -> None:
 
 def external_files(config: EmbedConfig) -> dict[str, str]:
     """Name -> path of every entry of `config.external` that has both."""
-    return dict(match.groups() for match in map(EXTERNAL.fullmatch, config.external) if match)
+    return {match[1]: match[2] for match in map(EXTERNAL.fullmatch, config.external) if match}
 
 
 def external_problems(config: EmbedConfig) -> list[str]:
-    """What is wrong with `config.external`, files aside."""
-    problems, seen = [], set()
+    """Sentences about entries of `config.external` that cannot work, whatever their files hold."""
+    problems: list[str] = []
+    seen: set[str | None] = set()
     for entry in config.external:
         match = EXTERNAL.fullmatch(entry)
         name = match[1] if match else None
         if name is None:
             problems.append(f"external '{entry}' is not name=path, with a name of letters, digits, _ and -")
-        elif name in VIEWS:
+        elif name in VIEW_NAMES:
             problems.append(f"external '{entry}' has the name of a view of llmrec's own; choose another")
         elif name in seen:
             problems.append(f"external names '{name}' twice; give every file a name of its own")
@@ -115,71 +116,46 @@ def external_problems(config: EmbedConfig) -> list[str]:
     return problems
 
 
-def field_weights(config: EmbedConfig) -> dict[str, float]:
-    """Field -> weight, of a config without `weight_problems`."""
-    return {name: float(weight) for name, _, weight in (each.rpartition("=") for each in config.famae_field_weights)}
-
-
-def weight_problems(config: EmbedConfig) -> list[str]:
-    """What is wrong with `config.famae_field_weights`, names of fields aside."""
-    entries, problems = [each.rpartition("=") for each in config.famae_field_weights], []
-    if entries and "famae" not in config.views:
-        problems.append(f"famae_field_weights is given, but views is {config.views}; add 'famae' there")
-    for name, _, weight in entries:
-        if not name or not is_positive(weight):
-            problems.append(f"famae_field_weights '{name}={weight}' is not field=weight, with a number above 0")
-    if len({name for name, _, _ in entries}) < len(entries):
-        problems.append(f"famae_field_weights is {config.famae_field_weights}; name each field once")
-    return problems
-
-
-def is_positive(text: str) -> bool:
-    """Whether a text is a finite number above 0."""
-    try:
-        return 0 < float(text) < float("inf")
-    except ValueError:
-        return False
-
-
 def build_view(
     name: str, config: EmbedConfig, catalog: Catalog, external: Mapping[str, View], scratch: Path
 ) -> View | None:
-    """One view; None in processes that have no part in it, or only helped to build it."""
-    if name == "text" and config.text_encoder != TFIDF:
-        encoder = load_encoder(config.text_encoder, config.device)
-        return encoder_view(catalog, encoder, config.text_encoder, config.text_template, config.batch_size, scratch)
-    # What is trained, in every process: they would otherwise wait for the first one longer than they may.
+    """Build one view; None in processes that have no part in it, or only helped to build it."""
+    dim, seed, encoder = config.collaborative_dim, config.seed, config.text_encoder
+    if name == "text" and encoder is not None and encoder != TFIDF:
+        model = load_encoder(encoder, config.device)
+        return encoder_view(catalog, model, encoder, config.text_template, config.batch_size, scratch)
+    # Views that are trained, in every process: they would otherwise wait for the first one longer than they may.
     if name == "famae":
-        return famae_view(catalog, config.famae_dim, config.seed, config.device, field_weights(config))
+        return famae_view(catalog, config.famae_dim, seed, config.device)
     if name in TRAINED:
-        return TRAINED[name](catalog, config.collaborative_dim, config.seed, config.device)
+        return TRAINED[name](catalog, dim, seed, config.device)
     if not processes.is_main():
         return None
     if name == "text":
-        return tfidf_view(catalog, config.text_template, config.text_dim, config.seed)
+        return tfidf_view(catalog, config.text_template, TFIDF_DIM, seed)
     if name == "spatial":
-        return spatial_view(catalog, config.collaborative_dim, config.spatial_neighbours, config.seed)
+        return spatial_view(catalog, dim, NEIGHBOURS, seed)
     if name == "geographic":
-        return geographic_view(catalog, config.geographic_frequencies)
+        return geographic_view(catalog, FREQUENCIES)
     if name == "collaborative":
-        return collaborative_view(catalog, config.collaborative_dim, config.collaborative_window, config.seed)
+        return collaborative_view(catalog, dim, WINDOW, seed)
     return external[name]
 
 
 def counts(workdir: Path, catalog: Catalog, config: EmbedConfig) -> JsonObject:
-    """What the manifest says of the views, from the files themselves, which are so checked once more."""
+    """Facts about the views for the manifest, read from the files themselves, which checks them once more."""
     views = ItemViews.load(workdir, catalog, config.views)
     facts = {name: {"dim": v.vectors.shape[1], "missing": int(v.missing.sum())} for name, v in views.items()}
     return {"num_items": catalog.num_items, "views": facts, "seconds": seconds_of(workdir)}
 
 
 def note_seconds(workdir: Path, name: str, seconds: float) -> None:
-    """Keep what a view took: a killed run does not build it again, and the cost of semantic IDs includes it."""
+    """Keep the seconds of a view: a killed run does not build it again, and the cost of semantic IDs includes it."""
     (workdir / SCRATCH).mkdir(exist_ok=True)
     write_json(workdir / SCRATCH / SECONDS, {**seconds_of(workdir), name: round(seconds, 1)})
 
 
 def seconds_of(workdir: Path) -> dict[str, float]:
-    """View -> seconds, of the views built so far in one go; less what a killed attempt at one spent on it."""
+    """View -> seconds of the attempt that built it, for the views built so far."""
     file = workdir / SCRATCH / SECONDS
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -21,6 +21,8 @@ from llmrec.data.examples import Examples
 from llmrec.runtime.console import say
 from llmrec.views import View, describe
 
+WINDOW = 5  # items on either side that co-occur with an item
+
 
 def collaborative_view(catalog: Catalog, dim: int, window: int, seed: int) -> View:
     """Vectors from co-occurrence in training sequences; items that co-occur with nothing are missing.

@@ -13,11 +13,10 @@ largest is kept: the two differ much in size (.01 to .04 and .45 to .65 on the p
 
 Departures: an item may have several values of a field, or none (the paper drops such items): a field is read as the
 mean of its values and predicted as a set, each value with the same probability; "none" is a value that is learned as
-input and never predicted. Whether the paper scales the parts of a vector is not said; here each has unit length, times
-a weight of its field that is 1 unless given. Epochs are judged by training items held out once more
-(`llmrec.views.hold_out`). Inputs pass a layer norm, as in BERT4Rec; small logs have smaller batches; negatives are
-uniform and shared by a batch. A block is zero where training has seen none of the item's values in that field, as is
-the first of an item that is in no sequence.
+input and never predicted. The paper does not say whether it scales the parts of a vector; here each has unit
+length. Epochs are judged by training items held out once more (`llmrec.views.hold_out`). Inputs pass a layer norm, as
+in BERT4Rec; small logs have smaller batches; negatives are uniform and shared by a batch. A block is zero where
+training has seen none of the item's values in that field, as is the first of an item that is in no sequence.
 
 Shapes: N items, J fields, W values of one item in a field, B windows, T positions, D dimension of a field.
 """
@@ -27,8 +26,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -187,50 +185,29 @@ def best_epoch(log: Sequence[Quality]) -> int:
     return max(range(len(log)), key=lambda epoch: log[epoch].both())
 
 
-def vectors_of(network: FAMAE, trained: np.ndarray, weights_J: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def vectors_of(network: FAMAE, trained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What a network has learned of the items, from the values that the items in `trained` have.
 
     Args:
         network: Trained.
         trained: Item rows, each once.
-        weights_J: (J,) length of each field's block.
 
     Returns:
         (N, J D) float32 blocks, each the mean of such values of the item, or zero; and (N,) bool, whether it has one:
         that it has none of a field is not yet something known.
     """
     blocks, known_N = [], torch.zeros(len(network.values(0)), dtype=torch.bool)
-    for i, (bag, size, weight) in enumerate(zip(network.embeddings, network.sizes, weights_J, strict=True)):
+    for i, (bag, size) in enumerate(zip(network.embeddings, network.sizes, strict=True)):
         values_NW, rows_VD = network.values(i).cpu(), bag.weight.detach().cpu()
         seen = torch.zeros(size + 2, dtype=torch.bool)
         seen[values_NW[torch.from_numpy(trained)]] = True
         sums_ND = functional.embedding_bag(values_NW, rows_VD * seen[:, None], mode="sum", padding_idx=size + 1)
-        blocks.append(weight * functional.normalize(sums_ND, dim=1))
+        blocks.append(functional.normalize(sums_ND, dim=1))
         known_N |= (seen[values_NW] & (values_NW < size)).any(dim=1)
     return torch.cat(blocks, dim=1).numpy(), known_N.numpy()
 
 
-def weights_of(fields: Sequence[Field], given: Mapping[str, float]) -> list[float]:
-    """Weight of each field, 1 where none is given.
-
-    Raises:
-        ValueError: If a name is not that of a field.
-    """
-    names = [field.name for field in fields]
-    unknown = [name for name in given if name not in names]
-    if unknown:
-        raise ValueError(f"famae_field_weights names {unknown}; the fields of view 'famae' are {names}.")
-    return [given.get(name, 1.0) for name in names]
-
-
-def famae_view(
-    catalog: Catalog,
-    dim: int,
-    seed: int,
-    device: str,
-    weights: Mapping[str, float] = MappingProxyType({}),
-    training: TrainingOptions = TRAINING,
-) -> View:
+def famae_view(catalog: Catalog, dim: int, seed: int, device: str, training: TrainingOptions = TRAINING) -> View:
     """Vectors of the item and of its side fields, side by side; items of which training has seen nothing are missing.
 
     Args:
@@ -238,14 +215,12 @@ def famae_view(
         dim: Dimension of a field, a multiple of the network's four heads.
         seed: Of the held-out items, the first weights, dropout, the order of training, what is hidden and sampled.
         device: auto, cpu or cuda.
-        weights: Field -> length of its block, 1 where left out.
         training: Options of the trainer.
 
     Raises:
-        ValueError: If there is no side field, a weight is of no field, or no training sequence may judge.
+        ValueError: If there is no side field, or no training sequence may judge.
     """
     fields, inner, where = item_fields(catalog), hold_out(catalog, seed), resolve_device(device)
-    weights_J = weights_of(fields, weights)
     left_out = set(catalog.items.column_names) - {*NO_FIELDS, *(field.name for field in fields)}
     if left_out:
         say(f"famae leaves out {sorted(left_out)}: no categories, one value only, or values that one item alone has")
@@ -261,10 +236,10 @@ def famae_view(
         f"{log[best].all_hidden:.4f} with all fields hidden, {log[best].item_hidden:.4f} with the item alone"
     )
     facts = describe(
-        "famae", catalog, encoder="famae", fields=[field.name for field in fields], weights=weights_J,
+        "famae", catalog, encoder="famae", fields=[field.name for field in fields],
         dim_per_field=dim, seed=seed, judges=len(valid), epoch=best + 1, window=WINDOW, **log[best]._asdict(),
         **dataclasses.asdict(training),
     )  # fmt: skip
     trained = np.union1d(rows.values, rows.targets[np.diff(rows.offsets) > 0])
-    vectors, known = vectors_of(network, trained, weights_J)
+    vectors, known = vectors_of(network, trained)
     return scatter(vectors[known], np.flatnonzero(known), catalog.num_items, facts)

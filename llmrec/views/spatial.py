@@ -42,6 +42,8 @@ from llmrec.runtime.console import say
 from llmrec.views import View, describe, scatter
 from llmrec.views.collaborative import cooccurrence, positive_pmi
 
+NEIGHBOURS = 10  # nearest places that an item is joined to
+FREQUENCIES = 16  # 2^15 waves per turn of the globe: the shortest is 1.2 km
 EARTH_RADIUS_KM = 6371.0088  # mean
 FARTHEST = 5.0  # sigma
 STEPS = 3  # layers of LightGCN

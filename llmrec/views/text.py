@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 TFIDF = "tfidf"
+TFIDF_DIM = 128
 CHUNK = 1024  # texts per scratch file: about ten seconds of MiniLM on two CPU cores
 
 

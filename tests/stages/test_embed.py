@@ -22,10 +22,10 @@ def prepared(tmp_path, catalog):
 
 def test_views_of_the_stage(capsys, tmp_path, prepared):
     result = run_json(capsys, "embed", "--catalog", prepared.source, "--out", tmp_path / "views",
-                      "--text-encoder", "tfidf", "--text-dim", 4, "--collaborative-dim", 3)  # fmt: skip
+                      "--text-encoder", "tfidf", "--collaborative-dim", 3)  # fmt: skip
     views = ItemViews.load(tmp_path / "views", prepared)
-    assert result["views"]["text"] == {"dim": 4, "missing": 0}
-    assert {name: view.vectors.shape for name, view in views.items()} == {"collaborative": (12, 3), "text": (12, 4)}
+    assert result["views"]["text"] == {"dim": 12, "missing": 0}
+    assert {name: view.vectors.shape for name, view in views.items()} == {"collaborative": (12, 3), "text": (12, 12)}
     assert views["text"].provenance["template"] == "{text}" and views["text"].provenance["encoder"] == "tfidf"
     trained = set(prepared.train.values) | set(prepared.train.targets)
     assert set(np.flatnonzero(views["collaborative"].missing)) == set(range(12)) - trained
@@ -37,9 +37,9 @@ def test_views_of_places(capsys, tmp_path, prepared):
         prepared.items = prepared.items.append_column(name, places[name])
     placed = write_catalog(tmp_path / "placed", prepared.items, prepared._split)
     argv = ["embed", "--catalog", placed.source, "--views", "spatial", "geographic", "--collaborative-dim", 4,
-            "--geographic-frequencies", 3, "--out"]  # fmt: skip
+            "--out"]  # fmt: skip
     result = run_json(capsys, *argv, tmp_path / "views")
-    assert result["views"]["geographic"] == {"dim": 12, "missing": 0}
+    assert result["views"]["geographic"] == {"dim": 64, "missing": 0}
     assert result["views"]["spatial"] == {"dim": 4, "missing": 0}
     at = prepared.items.column_names.index("lat")
     wrong = prepared.items.set_column(at, "lat", pa.array(np.linspace(89, 91, 12)))
@@ -50,7 +50,7 @@ def test_views_of_places(capsys, tmp_path, prepared):
 
 
 def test_a_resumed_run_keeps_finished_views_and_equals_an_undisturbed_one(tmp_path, prepared, monkeypatch):
-    argv = ["embed", "--catalog", prepared.source, "--text-encoder", "tfidf", "--text-dim", "4", "--out"]
+    argv = ["embed", "--catalog", prepared.source, "--text-encoder", "tfidf", "--out"]
     assert main([*argv, str(tmp_path / "whole")]) == 0
     build_view, built = embed.build_view, []
 
@@ -85,7 +85,8 @@ def test_a_resumed_run_keeps_finished_views_and_equals_an_undisturbed_one(tmp_pa
         (["--views", "image", "--external", "image=a.npy", "image=b.npy"], "external names 'image' twice"),
         (["--views", "collaborative", "--external", "image=image.npy"], "external gives 'image', but views is"),
         (["--views", "image", "--external", "image=nowhere.npy"], "'nowhere.npy' does not exist"),
-        (["--views", "collaborative", "--collaborative-window", "0"], "collaborative_window is 0; at least 1"),
+        (["--views", "collaborative", "--collaborative-dim", "0"], "collaborative_dim is 0; at least 1"),
+        (["--text-dim", "8"], "'text_dim' in the command line; removed: TF-IDF vectors have 128 dimensions"),
         (["--text-encoder", "tfidf", "--text-template", "{brand}"], "it has no ['brand']"),
         (["--text-encoder", "tfidf", "--device", "abacus"], "Unknown device 'abacus'"),
     ],

@@ -26,7 +26,6 @@ from llmrec.views.famae import (
     quality,
     train,
     vectors_of,
-    weights_of,
     windows_of,
 )
 from llmrec.views.famae_network import FAMAE, PADDING, Field, last_state
@@ -216,7 +215,7 @@ def test_items_that_training_has_not_seen_have_their_fields_alone(view):
 
 
 def test_values_of_untrained_items_alone_are_zero(small):
-    vectors, known = vectors_of(small[1], np.array([0, 1]), [1, 1, 1])
+    vectors, known = vectors_of(small[1], np.array([0, 1]))
     assert vectors.reshape(5, 3, 8).any(axis=2).tolist() == [
         [True, True, True],
         [True, True, True],
@@ -227,15 +226,6 @@ def test_values_of_untrained_items_alone_are_zero(small):
     assert known.tolist() == [True, True, False, True, True]
     own = torch.nn.functional.normalize(small[1].embeddings[1].weight[:2].sum(0), dim=0)
     np.testing.assert_allclose(vectors[3, 8:16], own.detach().numpy(), rtol=1e-5)
-
-
-def test_weights_of_fields_are_lengths_of_blocks(small):
-    plain, known = vectors_of(small[1], np.arange(5), [1, 1, 1])
-    weighted, same = vectors_of(small[1], np.arange(5), weights_of(small[0], {"genres": 0.25, "item_id": 3}))
-    np.testing.assert_allclose(weighted.reshape(5, 3, 8), plain.reshape(5, 3, 8) * [[[3], [0.25], [1]]], rtol=1e-6)
-    assert np.array_equal(known, same)
-    with pytest.raises(ValueError, match=r"names \['brand'\]; the fields of view 'famae' are \['item_id', 'genres'"):
-        weights_of(small[0], {"brand": 2})
 
 
 def test_the_rate_falls_along_a_cosine_to_nothing_at_the_last_epoch(monkeypatch, small):
@@ -261,13 +251,13 @@ def test_the_rate_falls_along_a_cosine_to_nothing_at_the_last_epoch(monkeypatch,
 def test_law_1_and_the_same_seed(sequences, fields):
     short = sequences[:60]
     blind = catalog_of(short, fields, valid=[[0, 1]], test=[[0, 1]])
-    rows = blind.rows
+    examples = blind.examples
 
     def guarded(split: str):
-        assert split == "train", f"law 1: {split} rows were read"
-        return rows(split)
+        assert split == "train", f"law 1: {split} examples were read"
+        return examples(split)
 
-    blind.rows = guarded
+    blind.examples = guarded
     first = famae_view(blind, 8, 3, "cpu", training=SHORT)
     second = famae_view(catalog_of(short, fields, valid=[[3, 60]], test=[[2, 5]]), 8, 3, "cpu", training=SHORT)
     assert first.vectors.tobytes() == second.vectors.tobytes() and first.provenance == second.provenance
@@ -300,15 +290,6 @@ def test_the_stage_builds_it_and_refuses_before_any_work(capsys, tmp_path, seque
     assert result["views"]["famae"]["dim"] == 24
     assert ItemViews.load(tmp_path / "views", prepared)["famae"].vectors.dtype == np.float32
     assert result["seconds"].keys() == {"famae"} and result["seconds"]["famae"] > 0
-    weighted = [*argv[:-1], tmp_path / "no", "--famae-dim", "8", "--famae-field-weights"]
-    for weight, message in {
-        "brand=2": "names ['brand']; the fields of view 'famae' are ['item_id', 'genres', 'store']",
-        "store": "famae_field_weights '=store' is not field=weight",
-        "store=-1": "'store=-1' is not field=weight, with a number above 0",
-        "store=nan": "'store=nan' is not",
-    }.items():
-        assert main([*map(str, weighted), weight]) == 2
-        assert message in capsys.readouterr().err
     plain = write_catalog(tmp_path / "plain", made.items.select(["item_id", "title"]), made._split)
     assert main(["embed", "--catalog", str(plain.source), "--views", "famae", "--out", str(tmp_path / "no")]) == 2
     assert "view 'famae' needs a side field" in capsys.readouterr().err

@@ -15,7 +15,7 @@ Break = Callable[[Path], None]
 # What every case of a stage is given before its own flags, which win; `@name` is the path of a good artefact.
 GIVEN = {
     "prepare": "--interactions @log.csv --items @items.csv --k-core 0",
-    "embed": "--catalog @catalog --text-encoder tfidf --text-dim 8 --collaborative-dim 4",
+    "embed": "--catalog @catalog --text-encoder tfidf --collaborative-dim 4",
     "tokenize": "--catalog @catalog --views @views --codebook-size 4 --num-levels 2 --device cpu",
     "extend": "--sid @sid --model micro --catalog @catalog --micro-hidden 32 --micro-layers 1",
     "sft": "--catalog @catalog --model @base --train full --max-steps 2 --batch-size 8 --micro-batch-size 8 "

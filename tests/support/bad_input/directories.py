@@ -56,8 +56,8 @@ CASES = {
     "out is here": Case("embed --out .", ("out is '.'; name a directory",)),
     "out of another stage": Case("embed --out @sid", ("sid' is the result of another run", "stage tokenize, not embed",
                                                        "--overwrite, or choose another --out")),
-    "out of another config": Case("embed --text-dim 7 --out @views", ("another run (text_dim was 8, now 7)",
-                                                                        "Add --overwrite")),
+    "out of another config": Case("embed --collaborative-dim 6 --out @views", (
+        "another run (collaborative_dim was 4, now 6)", "Add --overwrite")),
     "out of another input": Case("embed --out @views", ("another run (its input 'catalog' has changed)",),
                                  {"catalog": replaced_by("other")}),
     "out is damaged": Case("embed --out @views", ("text.safetensors was changed", "--overwrite"),
@@ -66,7 +66,8 @@ CASES = {
     "out holds an input": Case("embed --out @tmp --overwrite", ("holds the input catalog",),
                                {"catalog": resealed()}),
     "partial of another config": Case(
-        "embed --text-dim 7 --out @views", ("views.partial' is an unfinished run of another kind", "text_dim was 8",
+        "embed --collaborative-dim 6 --out @views", (
+            "views.partial' is an unfinished run of another kind", "collaborative_dim was 4",
                                              "--overwrite to drop it"),
         {"views": unfinished}),
     "partial that is somebody's": Case("embed", ("out.partial' was not written by llmrec", "remove it"),

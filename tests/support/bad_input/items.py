@@ -48,14 +48,6 @@ CASES = {
                                 {"catalog": resealed(parquet(ITEMS, lambda t: t.drop_columns("category")))}),
     "side field with one value": Case("embed --views famae", ("view 'famae' needs a side field", "at least two values"),
                                       {"catalog": resealed(parquet(ITEMS, column("category", "x")))}),
-    "weights of fields that are none": Case(
-        "embed --views famae --famae-field-weights category=0 genres", (
-            "famae_field_weights 'category=0' is not field=weight, with a number above 0",
-            "famae_field_weights '=genres' is not")),
-    "weight of an unknown field": Case("embed --views famae --famae-field-weights brand=2", (
-        "names ['brand']", "the fields of view 'famae' are ['item_id', 'category']")),
-    "weights of fields without famae": Case("embed --famae-field-weights category=2", (
-        "famae_field_weights is given, but views is ['text', 'collaborative']",)),
     "more items than the anchors have places": Case(
         "tokenize --catalog @catalog --views @views --method gaoq --branching 2 2 --out @out",
         ("branching [2, 2] has 4 places", "Make the last number", "leave branching out"), given=False),
