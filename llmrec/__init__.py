@@ -9,7 +9,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "AllowList": "llmrec.decoding.trie.filter",
+    "AllowList": "llmrec.decoding.trie.allow_list",
     "SidConfig": "llmrec.model.checkpoint",
     "Catalog": "llmrec.data.catalog",
     "LeafFilter": "llmrec.decoding.trie.filter",

@@ -17,7 +17,7 @@ from huggingface_hub import HfApi
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.decoding.ranker import SidRanker
-from llmrec.decoding.trie.filter import resolved
+from llmrec.decoding.trie.allow_list import resolve_allow_lists
 from llmrec.evaluation.ranking import UNFILLED
 from llmrec.model.backbone import check_rows
 from llmrec.model.card import write_card
@@ -118,7 +118,7 @@ class Recommender:
         if shared and not allow:
             raise ValueError("allow is empty, so that no item can be recommended; leave it out to allow every item.")
         allowed = self._lists([allow] * len(histories) if shared else allow, "allow", len(histories))
-        allowed = allowed and resolved(self.ranker.trie, allowed)
+        allowed = allowed and resolve_allow_lists(self.ranker.trie, allowed)
         parts = [slice(start, start + batch_size) for start in range(0, len(histories), batch_size)]
         batches = ((history_rows[part], excluded and excluded[part], allowed and allowed[part]) for part in parts)
         item_ids, scores = [], []

@@ -1,10 +1,8 @@
 """Tree beam search: the best SIDs of each prompt, in one prefill and one small block of tokens per level.
 
-At every level all beams of a row go through the model as one block, in which each sees the prompt and its own path; the
-cache is written once and never copied or reordered. The result is that of `generate(num_beams=…)` with
-`SidLogitsProcessor`, without the beams' copies of the prompt.
-
-What a code's score is, is told in `llmrec.model.code_scores`.
+At every level all beams of a row go through the model as one block, in which each beam sees the prompt and its own
+path. The cache is written once and never copied or reordered. The result is that of `generate(num_beams=…)` with
+`SidLogitsProcessor`, without the beams' copies of the prompt. `llmrec.model.code_scores` defines the score of a code.
 
 Shapes: B rows, M beams, T prompt tokens, P prefix tokens, L levels.
 
@@ -23,6 +21,7 @@ from llmrec.decoding.logits_processor import check_prompt_end
 from llmrec.decoding.search import Beams, Paths, SearchProblem
 from llmrec.decoding.tree_forward import TreeForward, pad_right
 from llmrec.decoding.trie.filter import LeafFilter
+from llmrec.decoding.trie.leaf_mask import LeafMask
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.model.backbone import causal_lm
 from llmrec.model.code_scores import NormalizeOver
@@ -42,36 +41,55 @@ def tree_beam_search(
     leaf_filter: LeafFilter | None = None,
     prefix_ids: Tensor | None = None,
 ) -> Beams:
-    """The `num_beams` best SIDs of each prompt.
+    """Find the `num_beams` best SIDs of each prompt.
 
     Args:
         model: Causal LM, or a PEFT model over one.
-        input_ids: (B, T) prompts, padded on either side.
-        attention_mask: (B, T), 0 at padding; all ones when left out.
-        trie: Legal SIDs.
-        vocabulary: Their tokens.
+        input_ids: (B, T) int64 prompts, padded on either side.
+        attention_mask: (B, T) int64, 0 at padding; None for all ones.
+        trie: Legal SIDs, on the model's device.
+        vocabulary: Tokens of their codes.
         num_beams: Beam width; or the width at each level, of which the last is the number of answers.
-        normalize_over: What a code's probability is normalised over; see `llmrec.model.code_scores`.
-        leaf_filter: Leaves that each row may reach.
-        prefix_ids: (P,) tokens that stand before every prompt, such as the instruction; they are run once.
+        normalize_over: Tokens that a code's probability is normalised over; see `llmrec.model.code_scores`.
+        leaf_filter: Leaves that each row may reach; all when left out.
+        prefix_ids: (P,) int64 tokens that stand before every prompt, such as the instruction; they are run once.
 
     Returns:
-        Beams; fewer than `num_beams` are filled where fewer SIDs are legal.
+        Beams of each prompt, best first: `codes` (B, num_beams, L) int64, `scores` (B, num_beams) float32 and `leaves`
+        (B, num_beams) int64. If fewer SIDs are legal, the last beams are unfilled: code -1, score -inf, leaf -1.
 
     Raises:
         ValueError: If a width is not positive, the filter is of another batch or trie, the vocabulary or model lacks
             codes of the trie, a prompt ends inside a SID, prompt and SID do not fit the model's context, or the model
             cannot attend along a tree.
+
+    Source: tree attention over shared prefixes as in SpecInfer (arXiv:2305.09781), applied to beams instead of drafts.
+
+    Examples:
+        `model`, `tokenizer`, `table` and `sid_config` belong to a checkpoint of six items; see `SidConfig.load`.
+
+        >>> from llmrec import SidTrie, tree_beam_search
+        >>> trie = SidTrie(table)
+        >>> input_ids, attention_mask = sid_config.encode([[0, 1], [5]], table, tokenizer)
+        >>> beams = tree_beam_search(model, input_ids, attention_mask, trie, sid_config.vocabulary, num_beams=4)
+        >>> beams.codes.shape  # prompts, beams, levels
+        torch.Size([2, 4, 3])
+        >>> bool((beams.codes == trie.codes_of(beams.leaves)).all())  # every beam is a SID of the table
+        True
+        >>> items = [table.item_ids[int(trie.items(leaf)[0])] for leaf in beams.leaves[0].tolist()]
+        >>> set(items) <= set(table.item_ids)
+        True
     """
     widths = beam_widths(num_beams, trie.num_levels)
-    space = SearchProblem(causal_lm(model), trie, vocabulary, normalize_over)
-    space.check_batch(input_ids, leaf_filter, prefix_ids)
+    problem = SearchProblem(causal_lm(model), trie, vocabulary, normalize_over)
+    problem.check_batch(input_ids, leaf_filter, prefix_ids)
     check_prompt_end(input_ids, trie, vocabulary, attention_mask)
-    return search_beams(space, *pad_right(input_ids, attention_mask), widths, leaf_filter, prefix_ids)
+    mask = None if leaf_filter is None else leaf_filter.mask
+    return search_beams(problem, *pad_right(input_ids, attention_mask), widths, mask, prefix_ids)
 
 
 def beam_widths(num_beams: int | Sequence[int], num_levels: int) -> tuple[int, ...]:
-    """Beam width at each level.
+    """Spread a beam width over the levels, or check that there is one for each level.
 
     Raises:
         ValueError: If a width is not positive, or there is not one per level.
@@ -85,46 +103,38 @@ def beam_widths(num_beams: int | Sequence[int], num_levels: int) -> tuple[int, .
 
 
 def search_beams(
-    space: SearchProblem,
+    problem: SearchProblem,
     input_ids: Tensor,
     lengths: Tensor,
     widths: Sequence[int],
-    leaf_filter: LeafFilter | None = None,
+    mask: LeafMask | None = None,
     prefix_ids: Tensor | None = None,
 ) -> Beams:
-    """`tree_beam_search` of checked arguments; (B, T) ids padded on the right and (B,) lengths."""
-    trie, num_levels = space.trie, space.trie.num_levels
-    forward = TreeForward(space.model, sum(widths[:-1]), prefix_ids)
+    """Run `tree_beam_search` on checked arguments: (B, T) ids padded on the right and (B,) lengths."""
+    trie, num_levels = problem.trie, problem.trie.num_levels
+    forward = TreeForward(problem.model, sum(widths[:-1]), prefix_ids)
     hidden = forward.prefill(input_ids, lengths)
     paths = Paths.start(len(input_ids), num_levels, input_ids.device)
-    finished = _no_beams(len(input_ids), widths[-1], num_levels, input_ids.device)
+    finished = Beams.unfilled(len(input_ids), widths[-1], num_levels, input_ids.device)
     for level, width in enumerate(widths):
         if level > 0:
-            hidden = forward.advance(space.tokens(paths, level - 1), paths.parents)
-        onward = space.continuations(hidden, paths, level, leaf_filter)
-        scores = onward.scores.flatten(1)
+            hidden = forward.advance(problem.tokens(paths, level - 1), paths.parents)
+        continuations = problem.continuations(hidden, paths, level, mask)
+        scores = continuations.scores.flatten(1)
         if level > 0 and trie.has_leaves(level):
             finished = _merge(finished, _finish(paths.complete(trie, level), scores, width))
-        paths = paths.follow(onward, scores.topk(min(width, scores.shape[1]), dim=1).indices, level)
+        paths = paths.follow(continuations, scores.topk(min(width, scores.shape[1]), dim=1).indices, level)
     return _merge(finished, paths.complete(trie, num_levels))
 
 
-def _no_beams(batch_size: int, num_beams: int, num_levels: int, device: torch.device) -> Beams:
-    return Beams(
-        torch.full((batch_size, num_beams, num_levels), EMPTY, device=device),
-        torch.full((batch_size, num_beams), -torch.inf, device=device),
-        torch.full((batch_size, num_beams), -1, device=device),
-    )
-
-
 def _finish(complete: Beams, continued: Tensor, width: int) -> Beams:
-    """The complete beams that end at this level.
+    """Keep the complete beams that end at this level.
 
-    As in `generate`: ending costs nothing and competes with the continuations of the other beams; it counts where it
+    As in `generate`, ending costs nothing and competes with the continuations of the other beams: a beam ends if it
     ranks among the first `width`.
 
     Args:
-        complete: Running beams that are whole SIDs; the others unfilled.
+        complete: Running beams that are complete SIDs; the others are unfilled.
         continued: (B, M * W) scores of all continuations.
         width: Beams kept at this level.
     """
@@ -135,7 +145,7 @@ def _finish(complete: Beams, continued: Tensor, width: int) -> Beams:
 
 
 def _merge(finished: Beams, ended: Beams) -> Beams:
-    """The best of both, as many as were finished before; unfilled ones last."""
+    """Return the best of both, as many as were finished before; unfilled ones last."""
     every = finished.concatenated(ended)
     unfilled = every.scores.isneginf()
     every = Beams(

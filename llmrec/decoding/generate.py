@@ -1,11 +1,6 @@
-"""Decoding with `generate()`: the config that its own loops need, and tree beam search as its `custom_generate`.
-
-What scores are normalised over is told in `llmrec.model.code_scores`.
-"""
+"""Decoding by `generate()`: the config that its own loops need, and tree beam search as its `custom_generate`."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,15 +19,31 @@ from llmrec.sid.vocabulary import SidVocabulary
 def sid_generation_config(
     vocabulary: SidVocabulary, num_beams: int = 1, num_return_sequences: int = 1, do_sample: bool = False
 ) -> GenerationConfig:
-    """GenerationConfig for `generate()` under a SidLogitsProcessor, with nothing left for the model to fill in.
+    """Build a GenerationConfig for `generate()` under a SidLogitsProcessor, with no field left for the model to fill.
 
-    `generate` completes unset fields from the model's own generation config, where a repetition penalty or top-k cuts
-    constrained beams silently; so every field that could act on a code is set to the value at which it does nothing.
-    Four have no such value (forced_bos_token_id, which acts on one-token prompts, top_h, watermarking_config,
+    `generate` takes unset fields from the model's own generation config, where a repetition penalty or top-k cuts
+    constrained beams silently. So every field that could act on a code is set to the value at which it does nothing.
+    Four fields have no such value (forced_bos_token_id, which acts on one-token prompts, top_h, watermarking_config,
     stop_strings) and must be unset in the model.
+
+    Args:
+        vocabulary: Tokens of the codes; an answer has at most one token per level, and end-of-sequence.
+        num_beams: Beam width, at least 1.
+        num_return_sequences: Number of answers per prompt, at most `num_beams` unless sampling.
+        do_sample: Sample instead of taking the best.
+
+    Returns:
+        The config, with `return_dict_in_generate` and `output_scores` set.
+
+    Examples:
+        >>> from llmrec import SidVocabulary, sid_generation_config
+        >>> vocabulary = SidVocabulary(level_sizes=(4, 4), starts=(100, 104), block_sizes=(4, 4), eos_token_id=2)
+        >>> config = sid_generation_config(vocabulary, num_beams=10, num_return_sequences=5)
+        >>> config.max_new_tokens, config.num_beams, config.repetition_penalty
+        (3, 10, 1.0)
     """
     eos = vocabulary.eos_token_id
-    neutral = {
+    neutral: dict[str, object] = {
         "repetition_penalty": 1.0,
         "encoder_repetition_penalty": 1.0,
         "no_repeat_ngram_size": 0,
@@ -41,7 +52,7 @@ def sid_generation_config(
         "renormalize_logits": False,
         "suppress_tokens": [],
         "begin_suppress_tokens": [],
-        # These two may not be empty; end-of-sequence is theirs to change, since the processor scores it afterwards.
+        # These two may not be empty; they may act on end-of-sequence, since the processor scores it afterwards.
         "sequence_bias": [[[eos], 0.0]],
         "bad_words_ids": [[eos, eos]],
     }
@@ -71,21 +82,52 @@ def sid_generate(
     vocabulary: SidVocabulary,
     normalize_over: NormalizeOver = "vocabulary",
     leaf_filter: LeafFilter | None = None,
-    **model_kwargs: Any,
+    **model_kwargs: object,
 ) -> GenerateBeamDecoderOnlyOutput | Tensor:
-    """Tree beam search as `model.generate(..., custom_generate=sid_generate, trie=…, vocabulary=…)`.
+    """Run tree beam search as `model.generate(..., custom_generate=sid_generate, trie=…, vocabulary=…)`.
 
     `generate` hands over each prompt max(num_beams, num_return_sequences) times; the copies are dropped. Of the
-    generation config it reads num_beams, num_return_sequences and return_dict_in_generate; it never samples. Returns
-    what beam search returns: sequences that end in end-of-sequence, best first, num_return_sequences per prompt.
+    generation config this reads num_beams, num_return_sequences and return_dict_in_generate; it never samples.
+
+    Args:
+        model: Causal LM, handed over by `generate`.
+        input_ids: (B * copies, T) int64 prompts, handed over by `generate`.
+        generation_config: Handed over by `generate`; see `sid_generation_config`.
+        trie: Legal SIDs, on the model's device.
+        vocabulary: Tokens of their codes.
+        normalize_over: Tokens that a code's probability is normalised over; see `llmrec.model.code_scores`.
+        leaf_filter: Leaves that each of the B prompts may reach; all when left out.
+        model_kwargs: Further arguments that `generate` hands over. Only `attention_mask`, (B * copies, T), is read.
+
+    Returns:
+        Output of beam search, `sequences` (B * num_return_sequences, T + longest SID + 1) and `sequences_scores`
+        (B * num_return_sequences,), best first; or the sequences alone, unless return_dict_in_generate is set.
+        Sequences end in end-of-sequence.
 
     Raises:
-        ValueError: If fewer SIDs are legal than num_return_sequences asks for.
+        ValueError: If fewer SIDs are legal than num_return_sequences asks for, and as `tree_beam_search` does.
+
+    Examples:
+        `model`, `tokenizer`, `table` and `sid_config` belong to a checkpoint; see `SidConfig.load`.
+
+        >>> from llmrec import SidTrie, sid_generate, sid_generation_config
+        >>> input_ids, attention_mask = sid_config.encode([[0, 1]], table, tokenizer)
+        >>> output = model.generate(
+        ...     input_ids,
+        ...     attention_mask=attention_mask,
+        ...     generation_config=sid_generation_config(sid_config.vocabulary, num_beams=4, num_return_sequences=2),
+        ...     custom_generate=sid_generate,
+        ...     trie=SidTrie(table),
+        ...     vocabulary=sid_config.vocabulary,
+        ... )
+        >>> answers = output.sequences[:, input_ids.shape[1] :]
+        >>> answers.shape, bool((answers[:, -1] == tokenizer.eos_token_id).all())
+        (torch.Size([2, 4]), True)
     """
     kept = generation_config.num_return_sequences
     copies = max(generation_config.num_beams, kept)
     prompts, mask = input_ids[::copies], model_kwargs.get("attention_mask")
-    mask = None if mask is None else mask[::copies]
+    mask = mask[::copies] if isinstance(mask, Tensor) else None
     beams = tree_beam_search(
         model, prompts, mask, trie, vocabulary, generation_config.num_beams, normalize_over, leaf_filter
     )
@@ -99,4 +141,7 @@ def sid_generate(
     sequences = torch.cat([prompts.repeat_interleave(kept, dim=0), answers], dim=1)
     if not generation_config.return_dict_in_generate:
         return sequences
-    return GenerateBeamDecoderOnlyOutput(sequences=sequences, sequences_scores=scores.flatten())
+    return GenerateBeamDecoderOnlyOutput(
+        sequences=sequences,  # type: ignore[arg-type]  # transformers annotates the legacy alias torch.LongTensor
+        sequences_scores=scores.flatten(),
+    )

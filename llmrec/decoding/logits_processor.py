@@ -1,57 +1,69 @@
-"""SidLogitsProcessor: the trie in everybody else's loop, `generate()` in any of its modes.
+"""SidLogitsProcessor: the trie inside somebody else's loop, `generate()` in any of its modes.
 
-Two grammars. The strict one: an answer is one SID, then end-of-sequence. `free_text`: text and SIDs in any order, and
-every SID that is begun is one of the trie.
+There are two grammars. In the strict one an answer is one SID, then end-of-sequence. With `free_text`, text and SIDs
+alternate freely, and every SID that begins is one of the trie.
 
-A call derives everything from the tokens that it is given, so it costs one fill of a tensor as large as the scores and,
-on an accelerator, one synchronisation, where it asks whether any row has left the grammar. The scores are not masked in
-place, since `generate` may hand out that very tensor as `output_logits`.
-
-What scores are normalised over is told in `llmrec.model.code_scores`.
+A call derives everything from the tokens that it is given. It costs one fill of a tensor as large as the scores and, on
+an accelerator, one synchronisation, to find out if a row has left the grammar. The scores are not masked in place,
+since `generate` may hand out that very tensor as `output_logits`. `llmrec.model.code_scores` defines the choices of
+`normalize_over`.
 
 Shapes: R rows (beams included), V tokens of the vocabulary, T tokens of a row, L levels.
 """
 
 from __future__ import annotations
 
-import contextlib
-import mmap
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import LogitsProcessor
 
-from llmrec.decoding.trie.trie import ROOT, SidTrie
+from llmrec.decoding.trie.lookups import ROOT
+from llmrec.decoding.trie.trie import SidTrie
 from llmrec.model.code_scores import NormalizeOver, check_normalize_over, normalize_codes
 from llmrec.sid.vocabulary import SidVocabulary
 
 NO_TOKEN = -1
 ORDINARY = -1  # level of a token that is no code
-FRESH_BYTES = 2**25  # malloc of glibc asks the kernel for every block from here on
 
 
 class SidLogitsProcessor(LogitsProcessor):
     """Restrict any `generate()` loop (greedy, sampling, beams) to the SIDs of a trie.
 
-    It keeps no state: each call walks the tokens after the prompt, so reordered beams and reused instances are safe. A
-    complete SID, or a row that has ended, may only be followed by end-of-sequence, at score 0.
+    It keeps no state: each call walks the tokens after the prompt, so reordered beams and reused instances are safe.
+    Only end-of-sequence, at score 0, may follow a complete SID or a row that has ended.
 
-    With `free_text` the answer begins in text, where every ordinary token is allowed, end-of-sequence included, and of
-    the codes those that begin an item; a complete SID is followed by text or the next item. The position follows from
-    the last tokens alone, so a call costs the same after a thousand words as after one.
+    With `free_text` the answer begins in text. In text every ordinary token is allowed, end-of-sequence included, and
+    every code that begins a SID; text or the next SID may follow a complete SID. The position follows from the last
+    tokens alone, so a call costs the same after a thousand words as after one.
 
     Args:
-        trie: Legal SIDs.
-        vocabulary: Their tokens.
-        prompt_length: Tokens of the (padded) prompt, `input_ids.shape[1]`.
-        normalize_over: What scores are normalised over. `vocabulary` leaves them as `generate` made them.
+        trie: Legal SIDs, on the model's device.
+        vocabulary: Tokens of their codes.
+        prompt_length: Number of tokens of the (padded) prompt, `input_ids.shape[1]`.
+        normalize_over: Tokens that scores are normalised over; `vocabulary` leaves them as `generate` made them.
         free_text: Allow ordinary tokens outside SIDs.
 
     Raises:
-        ValueError: If the vocabulary lacks codes of the trie, or scores would be normalised over codes among text; when
-            called on a row that is shorter than the prompt, whose prompt ends inside a SID, or whose tokens after the
-            prompt are not what it allows, and on scores that lack the SID tokens.
+        ValueError: If the vocabulary lacks codes of the trie, or `free_text` is combined with another `normalize_over`
+            than `vocabulary`.
+
+    Source: constrained decoding by a prefix trie as in GENRE (arXiv:2010.00904).
+
+    Examples:
+        `model`, `tokenizer`, `table` and `sid_config` belong to a checkpoint; see `SidConfig.load`.
+
+        >>> from llmrec import SidLogitsProcessor, SidTrie, sid_generation_config
+        >>> vocabulary = sid_config.vocabulary
+        >>> input_ids, _ = sid_config.encode([[0, 1]], table, tokenizer)
+        >>> processor = SidLogitsProcessor(SidTrie(table), vocabulary, prompt_length=input_ids.shape[1])
+        >>> config = sid_generation_config(vocabulary, num_beams=3, num_return_sequences=3)
+        >>> output = model.generate(input_ids, logits_processor=[processor], generation_config=config)
+        >>> answers = output.sequences[:, input_ids.shape[1] :]
+        >>> sids = [tokenizer.decode(row, skip_special_tokens=True) for row in answers]
+        >>> known = {vocabulary.text(table.codes([row])) for row in range(table.num_items)}
+        >>> {sid.replace(" ", "") for sid in sids} <= known
+        True
     """
 
     def __init__(
@@ -73,7 +85,31 @@ class SidLogitsProcessor(LogitsProcessor):
         self.normalize_over, self.free_text = normalize_over, free_text
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Masked scores; (R, T) and (R, V) -> (R, V)."""
+        """Mask the scores of tokens that may not come next, and normalise the others.
+
+        Args:
+            input_ids: (R, T) int64 tokens of each row, T at least `prompt_length`.
+            scores: (R, V) log-probabilities or logits of the next token.
+
+        Returns:
+            (R, V) scores, -inf where the grammar does not allow a token.
+
+        Raises:
+            ValueError: If the rows are shorter than the prompt, a prompt ends inside a SID, the tokens after a prompt
+                break the grammar, or the scores lack the SID tokens.
+
+        Examples:
+            `table` and `sid_config` belong to a checkpoint; see `SidConfig.load`.
+
+            >>> import torch
+            >>> from llmrec import SidLogitsProcessor, SidTrie
+            >>> vocabulary = sid_config.vocabulary
+            >>> processor = SidLogitsProcessor(SidTrie(table), vocabulary, prompt_length=1)
+            >>> masked = processor(torch.tensor([[5]]), torch.zeros(1, vocabulary.token_range.stop))
+            >>> allowed = masked[0].isfinite().nonzero().flatten() - vocabulary.starts[0]
+            >>> allowed.tolist() == sorted(set(table.all_codes[:, 0].tolist()))  # first codes of the table
+            True
+        """
         if input_ids.shape[1] < self.prompt_length:
             raise ValueError(f"prompt_length is {self.prompt_length} but the rows have {input_ids.shape[1]} tokens.")
         if scores.shape[1] < self.vocabulary.token_range.stop:
@@ -87,9 +123,9 @@ class SidLogitsProcessor(LogitsProcessor):
         return self._mask_text(generated, scores) if self.free_text else self._mask_sids(generated, scores)
 
     def _mask_sids(self, generated: Tensor, scores: Tensor) -> Tensor:
-        """The strict grammar."""
+        """Mask by the strict grammar."""
         nodes, complete = self._walk(generated)
-        masked = _empty_like(scores).fill_(-torch.inf)
+        masked = torch.full_like(scores, -torch.inf)
         level = generated.shape[1]
         if level < self.trie.num_levels:
             block, legal = self.vocabulary.block(level), self.trie.allowed(nodes, level)
@@ -99,7 +135,7 @@ class SidLogitsProcessor(LogitsProcessor):
         return masked
 
     def _walk(self, generated: Tensor) -> tuple[Tensor, Tensor]:
-        """Node that each row has reached, and whether it has completed a SID; beyond that its node is -1."""
+        """(R,) node that each row has reached, -1 beyond a complete SID, and (R,) bool, rows with a complete SID."""
         nodes = torch.full((len(generated),), ROOT, device=generated.device)
         complete = torch.zeros_like(nodes, dtype=torch.bool)
         stray = torch.zeros_like(complete)
@@ -116,9 +152,9 @@ class SidLogitsProcessor(LogitsProcessor):
         return nodes, complete
 
     def _mask_text(self, generated: Tensor, scores: Tensor) -> Tensor:
-        """The grammar of text and SIDs."""
+        """Mask by the grammar of text and SIDs."""
         level, nodes = self._place(generated)
-        masked = _empty_like(scores).copy_(scores).masked_fill_((level > 0).unsqueeze(1), -torch.inf)
+        masked = scores.masked_fill((level > 0).unsqueeze(1), -torch.inf)
         tokens = self.vocabulary.token_range
         masked[:, tokens.start : tokens.stop] = -torch.inf
         for at in range(self.trie.num_levels):
@@ -128,50 +164,52 @@ class SidLogitsProcessor(LogitsProcessor):
         return masked
 
     def _place(self, generated: Tensor) -> tuple[Tensor, Tensor]:
-        """Level of the code that would come next in each row, 0 in text, and the node it would extend.
+        """(R,) level of the code that would come next, 0 in text, and (R,) node that it would extend.
 
-        Only the last token is checked against the ones before it: those were last tokens of earlier calls.
+        Only the last token is checked against the ones before it, which were last tokens of earlier calls.
         """
         size = self.trie.num_levels + 1
         window = generated[:, -size:]
         window = pad(window, (size - window.shape[1], 0), value=NO_TOKEN)
         both = torch.cat([window[:, 1:], window[:, :-1]])
         levels, nodes, is_leaf = (part.chunk(2) for part in _last_sid(both, self.trie, self.vocabulary))
-        begins_anew = levels[0] <= 0  # an ordinary token, or an item's first code
+        leaves_sid = levels[0] <= 0  # an ordinary token, or an item's first code
         was_inside = (levels[1] >= 0) & ~is_leaf[1]
-        stray = (begins_anew & was_inside) | ((levels[0] >= 0) & (nodes[0] < 0))
-        self._check(stray, generated[:, -size:], "of which the last breaks a SID, or begins none of the trie")
+        stray = (leaves_sid & was_inside) | ((levels[0] >= 0) & (nodes[0] < 0))
+        self._check(
+            stray, generated[:, -size:], "where the last token breaks a SID, or starts a SID that is not in the trie"
+        )
         is_inside = (levels[0] >= 0) & ~is_leaf[0]
         return (levels[0] + 1).masked_fill(~is_inside, 0), nodes[0].masked_fill(~is_inside, ROOT)
 
     def _check(self, stray: Tensor, tokens: Tensor, fault: str) -> None:
-        """Raise where a row has left the grammar; the one synchronisation of a call."""
+        """Raise if a row has left the grammar. This is the one synchronisation of a call."""
         if tokens.shape[1] and bool(stray.any()):
             row = int(stray.nonzero()[0])
             raise ValueError(
-                f"The answer of row {row} has the tokens {tokens[row].tolist()}, {fault}. Is prompt_length "
-                f"{self.prompt_length} the length of the padded prompt, and is this the processor of this model's SID "
-                "table? Sampling with beams also draws such tokens where fewer continuations are legal than there are "
-                "beams; lower num_beams then."
+                f"The answer of row {row} has the tokens {tokens[row].tolist()}, {fault}. Check that prompt_length "
+                f"{self.prompt_length} is the length of the padded prompt, and that the processor belongs to the "
+                "model's SID table. Sampling with beams also draws such tokens if there are fewer legal continuations "
+                "than beams; lower num_beams then."
             )
 
 
 def check_prompt_end(
     input_ids: Tensor, trie: SidTrie, vocabulary: SidVocabulary, attention_mask: Tensor | None = None
 ) -> None:
-    """Refuse prompts that end inside a SID, where the first code of an answer can only be wrong.
+    """Refuse prompts that end inside a SID, because the first code of an answer would be wrong there.
 
-    A SID that the trie leaves out counts as complete at the last level and, where the trie's SIDs differ in length, at
+    A SID that the trie leaves out counts as complete at the last level and, if the trie's SIDs differ in length, at
     every level.
 
     Args:
         input_ids: (R, T) prompts.
         trie: Legal SIDs.
-        vocabulary: Their tokens.
+        vocabulary: Tokens of their codes.
         attention_mask: (R, T), 0 at padding on either side; all ones when left out.
 
     Raises:
-        ValueError: If the last token of a prompt is a code that its SID goes on after.
+        ValueError: If a prompt is all padding, or its last token is a code after which its SID continues.
     """
     size = trie.num_levels
     attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -194,19 +232,21 @@ def check_prompt_end(
 
 
 def _last_sid(window: Tensor, trie: SidTrie, vocabulary: SidVocabulary) -> tuple[Tensor, Tensor, Tensor]:
-    """The SID, complete or begun, that the last tokens of each row are.
+    """Find the SID, complete or begun, that the last tokens of each row form.
 
     Args:
         window: (R, L) last tokens; -1 before the first.
         trie: Legal SIDs.
-        vocabulary: Their tokens.
+        vocabulary: Tokens of their codes.
 
     Returns:
         (R,) level of the last token, -1 for an ordinary one; (R,) node that it and the codes before it lead to, -1 if
-        they lead to none; (R,) whether that is a leaf.
+        there is none; (R,) bool, nodes that are leaves.
     """
     last, num_levels = window[:, -1], trie.num_levels
-    level = sum((last >= start).long() for start in vocabulary.starts) - 1
+    level = torch.full_like(last, -1)
+    for start in vocabulary.starts:
+        level += last >= start
     level = level.masked_fill(last >= vocabulary.token_range.stop, ORDINARY)
     nodes = torch.full_like(level, ROOT).masked_fill(level < 0, -1)
     is_leaf = torch.zeros_like(level, dtype=torch.bool)
@@ -219,23 +259,9 @@ def _last_sid(window: Tensor, trie: SidTrie, vocabulary: SidVocabulary) -> tuple
 
 
 def _child(nodes: Tensor, tokens: Tensor, level: int, trie: SidTrie, vocabulary: SidVocabulary) -> Tensor:
-    """Node that each node's row goes to with a token; -1 if the trie has no such prefix."""
+    """(R,) node that each row goes to by its token; -1 if the trie has no such prefix."""
     size = trie.level_sizes[level]
     code = tokens - vocabulary.starts[level]
     known = (code >= 0) & (code < size)
     child = trie.children(nodes, level).gather(1, code.clamp(0, size - 1).unsqueeze(1)).squeeze(1)
     return child.masked_fill(~known, -1)
-
-
-def _empty_like(scores: Tensor) -> Tensor:
-    """A tensor to be filled; a large one on a CPU in pages of 2 MiB, if the system has them.
-
-    Otherwise most of a call is the kernel handing out pages of 4 KiB: 1,600 rows of 50,176 tokens are filled in 74 ms
-    on two cores, so in 28.
-    """
-    if scores.device.type != "cpu" or scores.nbytes < FRESH_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty_like(scores)
-    block = mmap.mmap(-1, scores.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without large pages
-        block.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(block, dtype=scores.dtype).view(scores.shape)

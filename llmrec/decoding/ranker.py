@@ -1,11 +1,12 @@
-"""SidRanker: model and SID table as a ranker of item rows; what `Recommender` answers with and `evaluate` measures.
+"""SidRanker: a model and a SID table as a ranker of item rows. `Recommender` answers with it, `evaluate` measures it.
 
-Shapes: B rows, T tokens.
+Shapes: B rows, T tokens, M beams, W items of a ranking.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmrec.decoding.decoder import SidDecoder
-from llmrec.decoding.trie.filter import AllowList, LeafFilter, resolved
+from llmrec.decoding.trie.allow_list import AllowList, ItemRows, resolve_allow_lists
+from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.evaluation.ranking import UNFILLED, Ranking, default_num_beams
 from llmrec.model.checkpoint import SidConfig
@@ -21,21 +23,41 @@ from llmrec.model.prompts import HistoryEncoder
 from llmrec.runtime.device import from_host, to_host
 from llmrec.sid.table import SidTable
 
-# Item rows of histories, what is barred for each user, and what each is restricted to; the last two may be left out.
-Batch = Sequence[Sequence[np.ndarray] | None]
 PADDING = 0  # any token: it is masked
+Exclusions = Sequence[np.ndarray] | None
+AllowLists = Sequence[ItemRows | AllowList | None] | None
+# The fields of Requests, of which the last two may be left out.
+Batch = (
+    tuple[Sequence[np.ndarray]]
+    | tuple[Sequence[np.ndarray], Exclusions]
+    | tuple[Sequence[np.ndarray], Exclusions, AllowLists]
+)
+
+
+class Requests(NamedTuple):
+    """Requests that are decoded together, item rows throughout.
+
+    Attributes:
+        histories: History of each user, oldest first.
+        exclude: Items barred for each user; nothing is barred when left out.
+        allow: Items that each user is restricted to, None for any; nobody is restricted when left out.
+    """
+
+    histories: Sequence[np.ndarray]
+    exclude: Exclusions = None
+    allow: AllowLists = None
 
 
 class SidRanker:
     """Rankings of the whole catalogue by tree beam search.
 
     Args:
-        model: Extended causal LM, on the device that it shall run on.
+        model: Extended causal LM, on the device that it runs on.
         table: Semantic IDs of the catalogue.
         sid_config: Vocabulary, history length and scoring that belong to the weights.
         prefix_ids: Tokens before every history.
-        compiled: Whether `torch.compile` fuses the model's layers; see `llmrec.decoding.decoder`.
-        capture: Whether searches are captured as CUDA graphs; on a GPU when left out.
+        compiled: Fuse the model's layers by `torch.compile`; see `llmrec.decoding.decoder`.
+        capture: Capture searches as CUDA graphs; by default on a GPU.
     """
 
     def __init__(
@@ -47,13 +69,8 @@ class SidRanker:
         compiled: bool = False,
         capture: bool | None = None,
     ):
-        self.model, self.table, self.sid_config, self.compiled, self.capture = (
-            model,
-            table,
-            sid_config,
-            compiled,
-            capture,
-        )
+        self.model, self.table, self.sid_config = model, table, sid_config
+        self.compiled, self.capture = compiled, capture
         self.encoder = HistoryEncoder(table, sid_config.vocabulary)
         self.trie = SidTrie(table, device=model.device)
         self.prefix_ids = torch.tensor(prefix_ids, device=model.device)
@@ -65,20 +82,20 @@ class SidRanker:
         histories: Sequence[np.ndarray],
         k: int,
         exclude: Sequence[np.ndarray] | None = None,
-        allow: Sequence[np.ndarray | AllowList | None] | None = None,
+        allow: Sequence[ItemRows | AllowList | None] | None = None,
         num_beams: int | None = None,
     ) -> Ranking:
-        """The most likely next items of each history, with tie groups.
+        """Rank the most likely next items of each history, with tie groups.
 
         Args:
             histories: Item rows of each user, oldest first.
-            k: Items wanted; sets the default beam width.
+            k: Number of items needed; sets the default beam width.
             exclude: Item rows barred for each user.
             allow: Item rows that each user is restricted to; None for any.
             num_beams: Beam width; min(items, max(50, 5k)) when left out.
 
         Returns:
-            Ranking of B rows; all items of every beam are listed.
+            Ranking of B rows, (B, W); all items of every beam are listed.
 
         Raises:
             ValueError: If `k` is not positive or exceeds `num_beams`, or a history is empty.
@@ -86,11 +103,11 @@ class SidRanker:
         return next(self.rank_batches([(histories, exclude, allow)], k, num_beams))
 
     def rank_batches(self, batches: Iterable[Batch], k: int, num_beams: int | None = None) -> Iterator[Ranking]:
-        """`rank` for batch after batch; the next one is under way on the device while an answer is read.
+        """Rank batch after batch; while an answer is read, the device works on the next batch.
 
         Args:
-            batches: Histories, what to exclude and what to allow, as `rank` takes them; the last two may be left out.
-            k: Items wanted; sets the default beam width.
+            batches: Histories with their exclusions and allow-lists, as `rank` takes them.
+            k: Number of items needed; sets the default beam width.
             num_beams: Beam width; min(items, max(50, 5k)) when left out.
 
         Yields:
@@ -107,7 +124,7 @@ class SidRanker:
         decoder = self._decoder(min(num_beams, self.trie.num_leaves))
         answer = None
         for batch in batches:
-            following = self._start(decoder, *batch)
+            following = self._start(decoder, Requests(*batch))
             if answer is not None:
                 yield answer()
             answer = following
@@ -128,25 +145,28 @@ class SidRanker:
             )
         return self._decoders[num_beams]
 
-    def _start(
-        self,
-        decoder: SidDecoder,
-        histories: Sequence[np.ndarray],
-        exclude: Sequence[np.ndarray] | None = None,
-        allow: Sequence[np.ndarray | AllowList | None] | None = None,
-    ) -> Callable[[], Ranking]:
-        """Queue a batch on the device; what is returned waits for its ranking."""
-        allow = None if allow is None else resolved(self.trie, allow)
+    def _start(self, decoder: SidDecoder, requests: Requests) -> Callable[[], Ranking]:
+        """Queue a batch on the device, and return a function that waits for its ranking."""
+        exclude = requests.exclude
+        allow = None if requests.allow is None else resolve_allow_lists(self.trie, requests.allow)
         leaf_filter = LeafFilter(self.trie, exclude, allow) if exclude is not None or allow is not None else None
-        beams = decoder(*self.encode(histories), leaf_filter)
+        beams = decoder(*self.encode(requests.histories), leaf_filter)
         # Read off the codes that were decoded, so that a leaf which does not own them would show in the metrics.
         is_item = (beams.codes == self.trie.codes_of(beams.leaves)).all(dim=2) & (beams.leaves >= 0)
         invalid = (beams.scores.isfinite() & ~is_item).sum(dim=1)
         arrays = to_host([beams.leaves, beams.scores, invalid])
-        return lambda: self._ranking(*arrays(), exclude, allow)
+
+        def wait() -> Ranking:
+            leaves, scores, num_invalid = arrays()
+            return self._ranking(leaves, scores, num_invalid, exclude, allow)
+
+        return wait
 
     def encode(self, histories: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """Token ids and attention mask of histories, (B, T) each, padded on the right, without the instruction.
+        """Encode histories without the instruction, padded on the right.
+
+        Returns:
+            (B, T) int64 token ids and their (B, T) int64 attention mask.
 
         Raises:
             ValueError: If a history is empty.
@@ -159,7 +179,7 @@ class SidRanker:
         return from_host(ids, self.model.device), from_host(mask, self.model.device)
 
     def prompt(self, history: np.ndarray) -> list[int]:
-        """Token ids of the whole prompt of a history."""
+        """List the token ids of the whole prompt of a history, instruction included."""
         shown = history[-self.sid_config.max_history :]
         return self.encoder.encode_prompts(self.prefix_ids.tolist(), shown, [len(shown)]).tokens.tolist()
 
@@ -175,19 +195,21 @@ class SidRanker:
             items = np.where(leaves < 0, UNFILLED, self.trie.leaf_items[leaves])
             groups = np.broadcast_to(np.arange(leaves.shape[1]), leaves.shape)
             return Ranking(items, groups, scores, invalid)
-        rows = [list(self._expand(row, exclude and exclude[i], allow and allow[i])) for i, row in enumerate(leaves)]
+        nobody = [None] * len(leaves)
+        filters = zip(leaves, exclude or nobody, allow or nobody, strict=True)
+        rows = [list(self._expand(*row)) for row in filters]
         width = max(1, *map(len, rows))
         items, groups = np.full((2, len(rows), width), UNFILLED)
-        found = np.full((len(rows), width), -np.inf)
+        item_scores = np.full((len(rows), width), -np.inf)
         for i, row in enumerate(rows):
             for slot, (item, beam) in enumerate(row):
-                items[i, slot], groups[i, slot], found[i, slot] = item, beam, scores[i, beam]
-        return Ranking(items, groups, found, invalid)
+                items[i, slot], groups[i, slot], item_scores[i, slot] = item, beam, scores[i, beam]
+        return Ranking(items, groups, item_scores, invalid)
 
     def _expand(
         self, leaves: np.ndarray, exclude: np.ndarray | None, allow: AllowList | None
     ) -> Iterator[tuple[int, int]]:
-        """Items of the beams with the beam each came from; an item with several SIDs counts at its best one."""
+        """Pair the items of a row's beams with their beams; an item with several SIDs counts at its best one."""
         barred = set() if exclude is None else set(exclude.tolist())
         for beam, leaf in enumerate(leaves):
             for item in self.trie.items(leaf).tolist() if leaf >= 0 else ():

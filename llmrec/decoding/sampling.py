@@ -3,9 +3,9 @@
 The distribution is the model's over the legal continuations of each prefix (`normalize_over="children"`), so that the
 probabilities of all permitted SIDs sum to 1: GRPO's policy.
 
-Without replacement, every prefix carries a Gumbel-perturbed log-probability, its key, and the largest survive; a
-prefix's is the maximum of its continuations', which makes the search exact: the SIDs that remain are a sample of
-`num_samples` different ones, in the order in which they would be drawn.
+Without replacement, every prefix carries a Gumbel-perturbed log-probability, its key, and the prefixes with the largest
+keys survive. The key of a prefix is the maximum of its continuations' keys, which makes the search exact: the SIDs that
+remain are a sample of `num_samples` different ones, in the order in which they would be drawn.
 
 Shapes: B rows, M samples, W continuations of a prefix, T prompt tokens, P prefix tokens, L levels.
 
@@ -59,46 +59,64 @@ def tree_sample(
 
     Args:
         model: Causal LM, or a PEFT model over one.
-        input_ids: (B, T) prompts, padded on either side.
-        attention_mask: (B, T), 0 at padding; all ones when left out.
-        trie: Legal SIDs.
-        vocabulary: Their tokens.
-        num_samples: SIDs per prompt.
+        input_ids: (B, T) int64 prompts, padded on either side.
+        attention_mask: (B, T) int64, 0 at padding; None for all ones.
+        trie: Legal SIDs, on the model's device.
+        vocabulary: Tokens of their codes.
+        num_samples: Number of SIDs per prompt, M.
         replacement: Draw independently, so that a SID may come up again.
-        temperature: Divides the logits.
+        temperature: Divisor of the logits, above 0.
         generator: Source of randomness, on the device of the prompts.
-        leaf_filter: Leaves that each row may reach.
-        prefix_ids: (P,) tokens that stand before every prompt, such as the instruction; they are run once.
+        leaf_filter: Leaves that each row may reach; all when left out.
+        prefix_ids: (P,) int64 tokens that stand before every prompt, such as the instruction; they are run once.
 
     Returns:
-        Beams in the order drawn, `scores` the log-probability of each SID at this temperature. Without replacement
-        these are `Draws`, of which fewer than `num_samples` are filled where fewer SIDs are legal; with it, none is
-        filled where none is legal.
+        Beams in the order drawn: `codes` (B, M, L) int64, `scores` (B, M) float32, the log-probability of each SID at
+        this temperature, and `leaves` (B, M) int64. Without replacement they are `Draws`, with `keys`; if fewer SIDs
+        are legal, the last ones are unfilled. With replacement, none is filled if none is legal.
 
     Raises:
         ValueError: If `num_samples` or `temperature` is not positive, and as `tree_beam_search` does.
+
+    Source: Kool et al., Stochastic Beams and Where to Find Them (arXiv:1903.06059).
+
+    Examples:
+        `model`, `tokenizer`, `table` and `sid_config` belong to a checkpoint of six items; see `SidConfig.load`.
+
+        >>> import torch
+        >>> from llmrec import SidTrie, tree_sample
+        >>> trie = SidTrie(table)
+        >>> input_ids, attention_mask = sid_config.encode([[0, 1]], table, tokenizer)
+        >>> problem = (model, input_ids, attention_mask, trie, sid_config.vocabulary)
+        >>> draws = tree_sample(*problem, num_samples=6, generator=torch.Generator().manual_seed(0))
+        >>> sorted(draws.leaves[0].tolist())  # six draws without replacement are all six SIDs
+        [0, 1, 2, 3, 4, 5]
+        >>> round(float(draws.scores.exp().sum()), 4)  # and their probabilities sum to 1
+        1.0
+        >>> tree_sample(*problem, num_samples=9, replacement=True).codes.shape
+        torch.Size([1, 9, 3])
     """
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}; at least 1 is needed.")
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; it must be positive.")
-    space = SearchProblem(causal_lm(model), trie, vocabulary, "children", temperature)
-    space.check_batch(input_ids, leaf_filter, prefix_ids)
+    problem = SearchProblem(causal_lm(model), trie, vocabulary, "children", temperature)
+    problem.check_batch(input_ids, leaf_filter, prefix_ids)
     check_prompt_end(input_ids, trie, vocabulary, attention_mask)
+    mask = None if leaf_filter is None else leaf_filter.mask
     ids, lengths = pad_right(input_ids, attention_mask)
-    forward = TreeForward(space.model, num_samples * (trie.num_levels - 1), prefix_ids)
+    forward = TreeForward(problem.model, num_samples * (trie.num_levels - 1), prefix_ids)
     hidden, paths = forward.prefill(ids, lengths), Paths.start(len(ids), trie.num_levels, ids.device)
-    draw = (
-        _Independent(len(ids), num_samples) if replacement else _Distinct(len(ids), num_samples, ids.device, generator)
-    )
+    none = Beams.unfilled(len(ids), num_samples if replacement else 0, trie.num_levels, ids.device)
+    sampler = _Independent(none, generator) if replacement else _Distinct(none, num_samples, generator)
     for level in range(trie.num_levels):
         if level > 0:
-            hidden = forward.advance(space.tokens(paths, level - 1), paths.parents)
-        onward = space.continuations(hidden, paths, level, leaf_filter)
-        paths = paths.follow(onward, draw.choose(onward, generator), level)
+            hidden = forward.advance(problem.tokens(paths, level - 1), paths.parents)
+        continuations = problem.continuations(hidden, paths, level, mask)
+        paths = paths.follow(continuations, sampler.choose(continuations), level)
         if trie.has_leaves(level + 1):
-            draw.collect(paths.complete(trie, level + 1))
-    return draw.drawn if replacement else draw.with_keys()
+            sampler.collect(paths.complete(trie, level + 1))
+    return sampler.drawn
 
 
 def _gumbel(like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -106,23 +124,26 @@ def _gumbel(like: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 class _Independent:
-    """Draws with replacement: sample i follows path i."""
+    """Draws with replacement: sample i follows path i.
 
-    def __init__(self, batch_size: int, num_samples: int):
-        self.shape, self.drawn = (batch_size, num_samples), None
+    Args:
+        none: (B, M) unfilled beams.
+        generator: Source of randomness.
+    """
 
-    def choose(self, onward: Continuations, generator: torch.Generator | None) -> Tensor:
+    def __init__(self, none: Beams, generator: torch.Generator | None):
+        self.drawn, self.generator = none, generator
+
+    def choose(self, continuations: Continuations) -> Tensor:
         """(B, M) places among all continuations: one of each path's, or M of the only path's."""
-        log_probs = onward.log_probs.expand(*self.shape, -1)
-        code = (log_probs + _gumbel(log_probs, generator)).argmax(dim=-1)
-        if onward.log_probs.shape[1] == 1:
+        shape = self.drawn.scores.shape
+        log_probs = continuations.log_probs.expand(*shape, -1)
+        code = (log_probs + _gumbel(log_probs, self.generator)).argmax(dim=-1)
+        if continuations.log_probs.shape[1] == 1:
             return code
-        return torch.arange(self.shape[1], device=code.device) * log_probs.shape[2] + code
+        return torch.arange(shape[1], device=code.device) * log_probs.shape[2] + code
 
     def collect(self, complete: Beams) -> None:
-        if self.drawn is None:
-            self.drawn = complete
-            return
         is_new, before = complete.leaves >= 0, self.drawn
         self.drawn = Beams(
             torch.where(is_new.unsqueeze(-1), complete.codes, before.codes),
@@ -132,35 +153,39 @@ class _Independent:
 
 
 class _Distinct:
-    """Draws without replacement: the prefixes with the largest perturbed log-probabilities."""
+    """Draws without replacement: the prefixes with the largest perturbed log-probabilities.
 
-    def __init__(self, batch_size: int, num_samples: int, device: torch.device, generator: torch.Generator | None):
-        self.num_samples, self.drawn = num_samples, None
-        # The root's decides nothing about which SIDs are drawn, but the distribution of all the others'.
-        self.keys = _gumbel(torch.zeros(batch_size, 1, device=device), generator)  # of the paths
-        self.drawn_keys: Tensor | None = None
+    Args:
+        none: (B, 0) unfilled beams.
+        num_samples: M.
+        generator: Source of randomness.
+    """
 
-    def choose(self, onward: Continuations, generator: torch.Generator | None) -> Tensor:
+    def __init__(self, none: Beams, num_samples: int, generator: torch.Generator | None):
+        self.num_samples, self.generator = num_samples, generator
+        self.drawn = Draws(none.codes, none.scores, none.leaves, none.scores)
+        # The root's key does not decide which SIDs are drawn, but it decides the distribution of their keys.
+        root = torch.zeros(len(none.scores), 1, device=none.scores.device)
+        self.keys = _gumbel(root, generator)  # of the paths
+
+    def choose(self, continuations: Continuations) -> Tensor:
         """(B, x) places of the best among all continuations."""
-        free = onward.scores + _gumbel(onward.scores, generator)  # (B, M, W)
-        keys = _given_maximum(free, self.keys.unsqueeze(-1)).masked_fill(onward.nodes < 0, -torch.inf).flatten(1)
-        self.keys, chosen = keys.topk(min(self.num_samples, keys.shape[1]), dim=1)
-        return chosen
+        free = continuations.scores + _gumbel(continuations.scores, self.generator)  # (B, M, W)
+        given = _given_maximum(free, self.keys.unsqueeze(-1))
+        keys = given.masked_fill(continuations.nodes < 0, -torch.inf).flatten(1)
+        self.keys, places = keys.topk(min(self.num_samples, keys.shape[1]), dim=1)
+        return places
 
     def collect(self, complete: Beams) -> None:
-        keys = self.keys.masked_fill(complete.leaves < 0, -torch.inf)
-        if self.drawn is not None:
-            complete = self.drawn.concatenated(complete)
-            keys = torch.cat([self.drawn_keys, keys], dim=1)
-        self.drawn_keys, best = keys.topk(min(self.num_samples, keys.shape[1]), dim=1)
-        self.drawn = complete.take(best)
-
-    def with_keys(self) -> Draws:
-        return Draws(self.drawn.codes, self.drawn.scores, self.drawn.leaves, self.drawn_keys)
+        every = self.drawn.concatenated(complete)
+        keys = torch.cat([self.drawn.keys, self.keys.masked_fill(complete.leaves < 0, -torch.inf)], dim=1)
+        keys, best = keys.topk(min(self.num_samples, keys.shape[1]), dim=1)
+        best_beams = every.take(best)
+        self.drawn = Draws(best_beams.codes, best_beams.scores, best_beams.leaves, keys)
 
 
 def _given_maximum(free: Tensor, maximum: Tensor) -> Tensor:
-    """Gumbel variables (…, W) as they are given that the largest of them is `maximum` (…, 1)."""
+    """Condition Gumbel variables (…, W) on their largest being `maximum` (…, 1)."""
     gap = free - free.amax(dim=-1, keepdim=True)
     shift = maximum - free + torch.log1p(-gap.exp())
     return maximum - shift.clamp(min=0) - torch.log1p((-shift.abs()).exp())

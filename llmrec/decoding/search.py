@@ -1,7 +1,7 @@
-"""What beam search and sampling over the trie share: the prefixes they follow, and how those may go on.
+"""Common parts of beam search and sampling over the trie: prefixes, their continuations, and complete SIDs.
 
 Shapes are fixed by the arguments and nothing is read back to the host, so that a whole search can be captured in one
-CUDA graph; `llmrec.decoding.decoder` does.
+CUDA graph, as `llmrec.decoding.decoder` does.
 
 Shapes: B rows, T prompt tokens, P prefix tokens, M prefixes, W continuations of a prefix, L levels.
 """
@@ -16,7 +16,9 @@ from transformers import PreTrainedModel
 
 from llmrec.decoding.tree_attention import check_attention
 from llmrec.decoding.trie.filter import LeafFilter
-from llmrec.decoding.trie.trie import ROOT, SidTrie
+from llmrec.decoding.trie.leaf_mask import LeafMask
+from llmrec.decoding.trie.lookups import ROOT
+from llmrec.decoding.trie.trie import SidTrie
 from llmrec.model.backbone import check_context, check_rows
 from llmrec.model.code_scores import NormalizeOver, check_normalize_over, code_log_probs
 from llmrec.sid.table import EMPTY
@@ -37,13 +39,22 @@ class Beams:
     scores: Tensor
     leaves: Tensor
 
+    @classmethod
+    def unfilled(cls, batch_size: int, num_beams: int, num_levels: int, device: torch.device) -> Beams:
+        """Make beams of which none is filled."""
+        return Beams(
+            torch.full((batch_size, num_beams, num_levels), EMPTY, device=device),
+            torch.full((batch_size, num_beams), -torch.inf, device=device),
+            torch.full((batch_size, num_beams), -1, device=device),
+        )
+
     def take(self, slots: Tensor) -> Beams:
-        """Beams at some places of each row; (B, x)."""
+        """Select beams of each row by their (B, x) places."""
         codes = self.codes.gather(1, slots.unsqueeze(-1).expand(-1, -1, self.codes.shape[2]))
         return Beams(codes, self.scores.gather(1, slots), self.leaves.gather(1, slots))
 
     def concatenated(self, others: Beams) -> Beams:
-        """These beams of each row, then others."""
+        """Put the beams of `others` behind these, row by row."""
         pairs = ((self.codes, others.codes), (self.scores, others.scores), (self.leaves, others.leaves))
         return Beams(*(torch.cat(pair, dim=1) for pair in pairs))
 
@@ -54,9 +65,9 @@ class Continuations:
 
     Attributes:
         codes: Codes of the level.
-        nodes: Trie nodes that they lead to; -1 in a slot without a legal code.
-        log_probs: Their log-probabilities; -inf in such a slot.
-        scores: Those added to the prefix's.
+        nodes: Trie nodes that the codes lead to; -1 in a slot without a legal code.
+        log_probs: Log-probabilities of the codes; -inf in such a slot.
+        scores: Sums of these and the scores of the prefixes.
     """
 
     codes: Tensor
@@ -70,10 +81,10 @@ class Paths:
     """Prefixes of the same length that a search follows.
 
     Attributes:
-        codes: (B, M, L) codes chosen so far, -1 behind them.
+        codes: (B, M, L) codes so far, -1 behind them.
         nodes: (B, M) trie nodes; -1 where a row has fewer legal prefixes.
         scores: (B, M) summed log-probabilities; -inf where the node is -1.
-        parents: (B, M) place, among the prefixes one code shorter, of the one that each continues.
+        parents: (B, M) place of the prefix that each one continues, among those that are one code shorter.
     """
 
     codes: Tensor
@@ -92,24 +103,27 @@ class Paths:
             torch.zeros(shape, dtype=torch.int64, device=device),
         )
 
-    def follow(self, onward: Continuations, chosen: Tensor, level: int) -> Paths:
-        """The x prefixes that some continuations lead to.
+    def follow(self, continuations: Continuations, places: Tensor, level: int) -> Paths:
+        """Extend the prefixes by some of their continuations.
 
         Args:
-            onward: Continuations of these prefixes.
-            chosen: (B, x) places among the M * W continuations of a row.
+            continuations: Continuations of these prefixes.
+            places: (B, x) places among the M * W continuations of a row.
             level: Level of their codes.
+
+        Returns:
+            x prefixes of each row.
         """
-        parents = chosen // onward.codes.shape[2]
-        scores = onward.scores.flatten(1).gather(1, chosen)
-        nodes = onward.nodes.flatten(1).gather(1, chosen).masked_fill(scores.isneginf(), -1)
-        code = onward.codes.flatten(1).gather(1, chosen).masked_fill(nodes < 0, EMPTY)
+        parents = places // continuations.codes.shape[2]
+        scores = continuations.scores.flatten(1).gather(1, places)
+        nodes = continuations.nodes.flatten(1).gather(1, places).masked_fill(scores.isneginf(), -1)
+        code = continuations.codes.flatten(1).gather(1, places).masked_fill(nodes < 0, EMPTY)
         codes = self.codes.gather(1, parents.unsqueeze(-1).expand(-1, -1, self.codes.shape[2]))
         codes[:, :, level] = code
         return Paths(codes, nodes, scores, parents)
 
     def complete(self, trie: SidTrie, depth: int) -> Beams:
-        """The prefixes that are whole SIDs, as beams; the others are unfilled."""
+        """Return the prefixes that are complete SIDs as beams; the others are unfilled."""
         is_leaf = trie.is_leaf(self.nodes, depth)
         return Beams(
             self.codes.masked_fill(~is_leaf.unsqueeze(-1), EMPTY),
@@ -120,15 +134,15 @@ class Paths:
 
 @dataclass(frozen=True)
 class SearchProblem:
-    """What is searched: the SIDs of a trie, scored by a model.
+    """A search over the SIDs of a trie, scored by a model.
 
     Args:
         model: Causal LM.
         trie: Legal SIDs.
-        vocabulary: Their tokens.
-        normalize_over: What a code's probability is normalised over; see `llmrec.model.code_scores`.
-        temperature: Divides the logits.
-        compiled: Whether `torch.compile` fuses what is fusible.
+        vocabulary: Tokens of their codes.
+        normalize_over: Tokens that a code's probability is normalised over; see `llmrec.model.code_scores`.
+        temperature: Divisor of the logits.
+        compiled: Fuse operations by `torch.compile`.
 
     Raises:
         ValueError: If the model cannot attend along a tree, or model or vocabulary lack codes of the trie.
@@ -141,14 +155,14 @@ class SearchProblem:
     temperature: float = 1.0
     compiled: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_normalize_over(self.normalize_over)
         self.vocabulary.check_table(self.trie)
         check_attention(self.model)
         check_rows(self.model, self.vocabulary.token_range.stop)
 
     def check_batch(self, input_ids: Tensor, leaf_filter: LeafFilter | None, prefix_ids: Tensor | None) -> None:
-        """Refuse a batch that cannot be searched, as far as its shapes tell.
+        """Refuse a batch whose shapes do not fit.
 
         Raises:
             ValueError: If prompt and SID do not fit the model's context, or the filter is of another batch or trie.
@@ -158,19 +172,19 @@ class SearchProblem:
         if leaf_filter is not None:
             leaf_filter.check(self.trie, len(input_ids))
 
-    def continuations(self, hidden: Tensor, paths: Paths, level: int, leaf_filter: LeafFilter | None) -> Continuations:
-        """How prefixes may go on.
+    def continuations(self, hidden: Tensor, paths: Paths, level: int, mask: LeafMask | None) -> Continuations:
+        """Score the codes that may follow prefixes.
 
         Args:
-            hidden: (B, M, hidden) states that predict the code of a level.
-            paths: The prefixes.
-            level: The level.
-            leaf_filter: Leaves that each row may reach.
+            hidden: (B, M, hidden) states that predict the code of the level.
+            paths: Prefixes of `level` codes.
+            level: Level of the codes.
+            mask: Leaves that each row may reach; all when left out.
         """
         codes, children = self.trie.expand(paths.nodes, level)
         legal = children >= 0
-        if leaf_filter is not None:
-            legal &= leaf_filter.permits(*self.trie.leaf_range(children, level + 1))
+        if mask is not None:
+            legal &= mask.permits(*self.trie.leaf_range(children, level + 1))
         log_probs = code_log_probs(
             self.model,
             hidden,
@@ -186,5 +200,5 @@ class SearchProblem:
         return Continuations(codes, children.masked_fill(~legal, -1), log_probs, scores)
 
     def tokens(self, paths: Paths, level: int) -> Tensor:
-        """(B, M) tokens of the codes at a level; any token of the level where there is no code."""
+        """(B, M) tokens of the codes at a level; of a prefix without a code, any token of the level."""
         return paths.codes[:, :, level].clamp(min=0) + self.vocabulary.starts[level]

@@ -1,10 +1,10 @@
 """Attention of beams over their shared prompt and their own paths, inside any Hugging Face decoder.
 
-It stands in for the model's attention function while a search runs. The keys of a layer lie in one buffer: prompt
-first, then one block per level with the codes of all beams. A block is written once and never moved, because a beam's
-parents are told by the mask: it sees its prompt, its ancestors and itself.
+It replaces the model's attention function while a search runs. The keys of a layer lie in one buffer: first the
+prompt, then one block per level with the codes of all beams. A block is written once and never moved, because the mask
+encodes the parents of a beam: a beam sees its prompt, its ancestors and itself.
 
-Prompts are padded on the right, where causal attention never looks, so that prefill needs no mask.
+Prompts are padded on the right, where causal attention never looks, so prefill needs no mask.
 
 Shapes: B rows, H query heads, G key heads, T tokens of a block, S columns of a buffer, P prefix tokens, D head dim.
 
@@ -17,10 +17,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
@@ -30,24 +30,30 @@ ALIGNMENT = 16  # columns; CUDA's masked kernel copies a mask whose rows start e
 LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}  # that mix tokens by attention alone
 
 
+class AttentionLayer(Protocol):
+    """Attention module of a decoder layer, as transformers hands it to an attention function."""
+
+    layer_idx: int
+
+
 class TreeCache:
     """Keys and values of one search.
 
     Args:
-        num_columns: Tokens per row that will be written, those of `prefix` included.
-        prefix: Cache of one row whose tokens every prompt begins with.
+        num_columns: Number of tokens per row that will be written, those of `prefix` included.
+        prefix: Cache of one row, whose tokens every prompt begins with.
     """
 
     def __init__(self, num_columns: int, prefix: TreeCache | None = None):
         self.num_columns, self.prefix = num_columns, prefix
-        self.filled = 0 if prefix is None else prefix.filled
+        self.filled: int = 0 if prefix is None else prefix.filled
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self.visible: Tensor | None = None  # of the block in flight; None while prompts are read
+        self.visible: Tensor | None = None  # of the current block; None while prompts are read
         self._mask: Tensor | None = None
-        self._written: set[int] = set()  # layers that the block in flight has passed
+        self._written: set[int] = set()  # layers that the current block has passed
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Put a block behind what is there.
+        """Append a block to the keys and values of a layer.
 
         Args:
             layer: Index of the layer.
@@ -58,12 +64,12 @@ class TreeCache:
             (B, G, S, D) keys and values, block included.
 
         Raises:
-            ValueError: If the layer has written this block before, whose keys would be lost.
+            ValueError: If the layer has written this block before; the keys of the first time would be lost.
         """
         if layer in self._written:
             raise ValueError(
-                f"Layer {layer} attends more than once per token, of which tree beam search keeps one; use "
-                "`generate()` with SidLogitsProcessor."
+                f"Layer {layer} attends more than once per token, but tree beam search keeps one set of keys per "
+                "layer; use `generate()` with SidLogitsProcessor."
             )
         self._written.add(layer)
         if layer not in self.layers:
@@ -71,10 +77,11 @@ class TreeCache:
         end = self.filled + keys.shape[2]
         for buffer, block in zip(self.layers[layer], (keys, values), strict=True):
             _words(buffer[:, self.filled : end]).copy_(_words(block.transpose(1, 2)))
-        return tuple(buffer[:, :end].transpose(1, 2) for buffer in self.layers[layer])
+        all_keys, all_values = self.layers[layer]
+        return all_keys[:, :end].transpose(1, 2), all_values[:, :end].transpose(1, 2)
 
     def _buffer(self, layer: int, which: int, block: Tensor) -> Tensor:
-        """(B, columns, G, D), as projections lay their output out, so that a block is one run of memory per row."""
+        """(B, columns, G, D), the layout of a projection's output, in which a block is one run of memory per row."""
         batch_size, num_groups, _, dim = block.shape
         buffer = block.new_empty(batch_size, self.num_columns, num_groups, dim)
         if self.prefix is not None:
@@ -82,7 +89,7 @@ class TreeCache:
         return buffer
 
     def mask(self, query: Tensor) -> Tensor:
-        """(B, 1, T, S) additive mask of the block in flight, the same in every layer."""
+        """(B, 1, T, S) additive mask of the current block, the same in every layer."""
         if self._mask is None:
             visible = self.visible
             if visible is None:
@@ -97,8 +104,8 @@ class TreeCache:
 
         Args:
             model: Causal LM.
-            num_tokens: Tokens per row of the pass.
-            visible: (B, T, S) bool, columns that each token sees; each sees those up to its own when left out.
+            num_tokens: Number of tokens per row of the pass.
+            visible: (B, T, S) bool, columns that each token sees; those up to its own when left out.
         """
         self.visible, self._mask, self._written = visible, None, set()
         with _one_at_a_time:
@@ -118,7 +125,7 @@ _one_at_a_time = threading.Lock()  # a server's threads share the model's config
 
 
 def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, T, S) bool -> (B, 1, T, S) mask of 0 and -inf whose rows start at aligned addresses."""
+    """Turn (B, T, S) bool into a (B, 1, T, S) mask of 0 and -inf whose rows start at aligned addresses."""
     batch_size, num_tokens, num_columns = visible.shape
     aligned = -(-num_columns // ALIGNMENT) * ALIGNMENT
     mask = torch.zeros(batch_size, 1, num_tokens, aligned, dtype=dtype, device=visible.device)
@@ -127,10 +134,10 @@ def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def check_attention(model: PreTrainedModel) -> None:
-    """Refuse a model whose attention cannot be replaced, or does not show every layer all keys.
+    """Refuse a model whose attention cannot be replaced, or whose layers do not see all keys.
 
     Raises:
-        ValueError: If it does not take an attention function, has recurrent, convolutional or sparse layers, or shares
+        ValueError: If the model takes no attention function, has recurrent, convolutional or sparse layers, or shares
             keys between layers.
     """
     remedy = "use `generate()` with SidLogitsProcessor."
@@ -140,33 +147,33 @@ def check_attention(model: PreTrainedModel) -> None:
             f"{type(model).__name__} has recurrent, convolutional or sparse layers, through which beams cannot share a "
             f"prompt; {remedy}"
         )
-    if not model._supports_attention_backend or getattr(config, "num_kv_shared_layers", 0):
+    if not model._supports_attention_backend or getattr(config, "num_kv_shared_layers", None):
         raise ValueError(f"{type(model).__name__} does not let its attention be replaced layer by layer; {remedy}")
 
 
 @torch.compiler.disable
 def attend(
-    module: nn.Module,
+    module: AttentionLayer,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: None,
     scaling: float | None = None,
     softcap: float | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Attention function as `AttentionInterface` calls it; (B, H, T, D) query -> (B, T, H, D).
+    """Attend as `AttentionInterface` asks for it; (B, H, T, D) query -> (B, T, H, D).
 
     Raises:
         ValueError: If the model's attention has an ingredient that this one does not know.
     """
-    unknown = [name for name, given in kwargs.items() if isinstance(given, Tensor) and name != "position_ids"]
+    unknown = [name for name, value in kwargs.items() if isinstance(value, Tensor) and name != "position_ids"]
     if unknown:
         raise ValueError(
             f"The attention of {type(module).__name__} reads {', '.join(unknown)}, which tree beam search does not; "
             "use `generate()` with SidLogitsProcessor."
         )
-    # Under autocast rotation leaves float32 behind; SDPA casts it, but not before the causal mask has compared types.
+    # Under autocast, rotation leaves float32 behind. SDPA casts it, but the causal mask compares types before that.
     query, key = query.to(value.dtype), key.to(value.dtype)
     cache = _active.get()
     keys, values = cache.write(module.layer_idx, key, value)
@@ -175,26 +182,27 @@ def attend(
         out = _softcapped(query, keys, values, cache.mask(query), scaling, softcap)
     else:
         mask = _causal(query, keys) if cache.visible is None else cache.mask(query)
-        options = {"is_causal": True} if mask is None else {"attn_mask": mask}
         grouped = query.shape[1] != keys.shape[1]
-        out = scaled_dot_product_attention(query, keys, values, scale=scaling, enable_gqa=grouped, **options)
+        out = scaled_dot_product_attention(
+            query, keys, values, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+        )
     return out.transpose(1, 2), None
 
 
 def _causal(query: Tensor, keys: Tensor) -> Tensor | None:
-    """Mask under which a token sees the columns before its block, and the block up to itself; None without such."""
+    """Mask under which a token sees the columns before its block and the block up to itself; None without columns."""
     return None if query.shape[2] == keys.shape[2] else causal_lower_right(query.shape[2], keys.shape[2])
 
 
 def _softcapped(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: float, softcap: float) -> Tensor:
-    """Attention with Gemma 2's bounded scores, for which there is no fused kernel; (B, H, T, D)."""
+    """Attend with Gemma 2's bounded scores, for which there is no fused kernel; (B, H, T, D)."""
     keys, values = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (keys, values))
     scores = softcap * torch.tanh(query @ keys.transpose(2, 3) * (scaling / softcap)) + mask
     return scores.softmax(dim=-1, dtype=torch.float32).to(values.dtype) @ values
 
 
 def _words(tensor: Tensor) -> Tensor:
-    """The same memory in words of 8 bytes where it divides so; a strided copy takes its time per word."""
+    """View memory in words of 8 bytes if its rows divide so; a strided copy takes its time per word."""
     return tensor.view(torch.int64) if tensor.shape[-1] * tensor.element_size() % 8 == 0 else tensor
 
 

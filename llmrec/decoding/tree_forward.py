@@ -1,4 +1,4 @@
-"""The model's side of a search over the trie: each prompt once, then one block of tokens per level.
+"""Forward passes of a search over the trie: each prompt once, then one block of tokens per level.
 
 Shapes: B rows, T prompt tokens, P prefix tokens, M beams, S columns written so far.
 """
@@ -14,7 +14,7 @@ from llmrec.model.backbone import run_backbone
 
 
 def pad_right(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Prompts with their padding behind them, wherever it was.
+    """Move the padding of prompts to the right.
 
     Returns:
         (B, T) ids and (B,) lengths.
@@ -30,8 +30,8 @@ class TreeForward:
 
     Args:
         model: Causal LM.
-        num_beam_tokens: Tokens per row that the levels will add.
-        prefix_ids: (P,) tokens that stand before every prompt; run once for all rows.
+        num_beam_tokens: Number of tokens per row that the levels will add.
+        prefix_ids: (P,) tokens that stand before every prompt; they are run once for all rows.
     """
 
     def __init__(self, model: PreTrainedModel, num_beam_tokens: int, prefix_ids: Tensor | None = None):
@@ -43,7 +43,7 @@ class TreeForward:
 
         Args:
             input_ids: (B, T), padded on the right.
-            lengths: (B,) tokens of each prompt, at least 1.
+            lengths: (B,) number of tokens of each prompt, at least 1.
 
         Returns:
             (B, 1, hidden) state of each prompt's last token.
@@ -66,7 +66,7 @@ class TreeForward:
 
         Args:
             tokens: (B, M) token of each beam.
-            parents: (B, M) place of the beam that each grew from in the previous block; 0 after the prompt.
+            parents: (B, M) place of the beam's parent in the previous block; 0 after the prompt.
 
         Returns:
             (B, M, hidden) states.

@@ -21,8 +21,10 @@ from torch import Tensor
 from transformers.generation.logits_process import PrefixConstrainedLogitsProcessor
 
 from llmrec.decoding.logits_processor import SidLogitsProcessor
-from llmrec.decoding.trie.filter import AllowList, LeafFilter
-from llmrec.decoding.trie.trie import ROOT, SidTrie
+from llmrec.decoding.trie.allow_list import AllowList
+from llmrec.decoding.trie.filter import LeafFilter
+from llmrec.decoding.trie.lookups import ROOT
+from llmrec.decoding.trie.trie import SidTrie
 from llmrec.sid.vocabulary import SidVocabulary
 
 NUM_LEVELS, CODEBOOK_SIZE = 4, 256

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from common import emit, emit_machine
 
-from llmrec.decoding.trie.trie import ROOT, SidTrie
+from llmrec.decoding.trie.lookups import ROOT
+from llmrec.decoding.trie.trie import SidTrie
 
 NUM_LEVELS, CODEBOOK_SIZE = 4, 256
 LEVEL_SIZES = [CODEBOOK_SIZE] * NUM_LEVELS

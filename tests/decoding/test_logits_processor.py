@@ -13,7 +13,7 @@ from transformers.generation.logits_process import PrefixConstrainedLogitsProces
 
 from llmrec.decoding.beam_search import tree_beam_search
 from llmrec.decoding.generate import sid_generation_config
-from llmrec.decoding.logits_processor import FRESH_BYTES, SidLogitsProcessor, check_prompt_end
+from llmrec.decoding.logits_processor import SidLogitsProcessor, check_prompt_end
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.sid.table import EMPTY, SidTable
 from llmrec.sid.vocabulary import SidVocabulary
@@ -112,14 +112,15 @@ def test_processor_keeps_no_state(trie, vocabulary, free_text):
 def test_any_other_answer_raises(trie, vocabulary, answer):
     tokens, legal = (tokens_of(names, vocabulary) for names in (answer, ["a0", "b0", "c0", EOS]))
     processor = SidLogitsProcessor(trie, vocabulary, prompt_length=1)
-    with pytest.raises(ValueError, match=r"row 1 .* neither the beginning of a SID of the trie.* Is prompt_length 1"):
+    message = r"row 1 .* neither the beginning of a SID of the trie.* Check that prompt_length 1 "
+    with pytest.raises(ValueError, match=message):
         processor(torch.tensor([[9, *legal[: len(tokens)]], [9, *tokens]]), random_scores(2, vocabulary))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_scores_of_many_bytes_are_masked_alike(trie, vocabulary, dtype):
+def test_scores_of_either_type_are_masked_in_both_grammars(trie, vocabulary, dtype):
     a, b, _ = vocabulary.starts
-    rows, scores = torch.tensor([[9, a], [9, a + 2]]), torch.randn(2, FRESH_BYTES // 4, dtype=dtype)
+    rows, scores = torch.tensor([[9, a], [9, a + 2]]), torch.randn(2, vocabulary.token_range.stop + 7, dtype=dtype)
     expected = torch.full_like(scores, -torch.inf)
     expected[0, [b, b + 1, b + 3]], expected[1, b] = scores[0, [b, b + 1, b + 3]], scores[1, b]
     for free_text in (False, True):
@@ -273,7 +274,7 @@ def test_answers_that_break_a_sid_raise(ragged, answer):
     trie, vocabulary = ragged
     tokens = tokens_of(answer, vocabulary)
     rows = torch.tensor([[8, *[WORD] * len(tokens)], [8, *tokens]])
-    with pytest.raises(ValueError, match=r"row 1 has the tokens .*, of which the last breaks a SID"):
+    with pytest.raises(ValueError, match=r"row 1 has the tokens .*, where the last token breaks a SID"):
         SidLogitsProcessor(trie, vocabulary, 1, free_text=True)(rows, random_scores(2, vocabulary))
 
 

@@ -126,7 +126,7 @@ def test_without_replacement_the_order_is_that_of_successive_draws(sid_table, ra
 @MODES
 def test_filtered_draws_are_renormalised(llm, trie, vocabulary, replacement):
     allow = np.array([0, 2, 5, 9, 10])
-    permitted = np.isin(np.arange(trie.num_leaves), trie.leaves_with(allow))
+    permitted = np.isin(np.arange(trie.num_leaves), trie.owners.entries(allow)[1])
     leaf_filter = LeafFilter(trie, allow=[allow] * NUM_ROWS)
     beams = tree_sample(
         llm, repeated(), None, trie, vocabulary, 1, replacement, generator=seeded(), leaf_filter=leaf_filter

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from llmrec.decoding.trie import build as trie_build
 from llmrec.decoding.trie import file as trie_file
-from llmrec.decoding.trie.trie import ROOT, SidTrie
+from llmrec.decoding.trie.lookups import ROOT
+from llmrec.decoding.trie.trie import SidTrie
 from llmrec.sid.table import EMPTY, SidTable
 
 settings.register_profile("llmrec", derandomize=True, max_examples=25, deadline=None)
@@ -189,19 +190,6 @@ def test_a_level_that_does_not_exist_is_refused(sid_table):
 def test_a_trie_without_items_is_refused(sid_table):
     with pytest.raises(ValueError, match="at least one item"):
         SidTrie(sid_table, rows=[])
-
-
-def test_a_shared_sid_is_left_out_only_with_all_its_items(sid_table):
-    trie = SidTrie(sid_table)  # leaf 4 belongs to the items 4 and 5
-    assert trie.leaves_of(np.array([4])).tolist() == []
-    assert trie.leaves_of(np.array([4, 5, 0])).tolist() == [0, 4]
-    assert trie.leaves_with(np.array([5])).tolist() == [4]
-
-
-def test_items_outside_a_subset_are_ignored_by_filters(sid_table):
-    trie = SidTrie(sid_table, rows=[4, 6])
-    assert trie.leaves_of(np.array([4, 11])).tolist() == [0]  # item 5 is not in the trie, so 4 owns the leaf alone
-    assert trie.leaves_with(np.array([5, 6])).tolist() == [1]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

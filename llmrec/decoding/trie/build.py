@@ -1,4 +1,4 @@
-"""Building the levels of a SidTrie: from codes in any order, from a part of another trie, or from one and new SIDs.
+"""Construction of the levels of a SidTrie: from codes in any order, from a part of a trie, or from a trie and new SIDs.
 
 The codes of a SID are packed into as few int64 words as hold them, first level highest; a SID that is shorter than the
 others goes on with an end code, one past the codes of each level. Where the item row fits below the codes (4 x 256
@@ -29,7 +29,7 @@ WORD_BITS = 63  # of an int64 without its sign
 
 
 class Parts(NamedTuple):
-    """What a trie consists of."""
+    """Levels of a trie, and the items of its leaves."""
 
     levels: list[TrieLevel]
     owners: LeafItems
@@ -37,11 +37,11 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the codes of each level lie in the words.
+    """Layout of the codes of each level in words.
 
     Attributes:
-        level_sizes: Codes of each level.
-        has_end: Whether some SID ends before each level.
+        level_sizes: Number of codes of each level.
+        has_end: For each level, True if some SID ends before it.
     """
 
     level_sizes: list[int]
@@ -49,12 +49,14 @@ class Packing:
 
     @property
     def bits(self) -> list[int]:
+        """Number of bits that the codes of each level take."""
         return [(size - 1 + end).bit_length() for size, end in zip(self.level_sizes, self.has_end, strict=True)]
 
     @property
     def words(self) -> list[list[int]]:
         """Levels of each word."""
-        words, used = [[]], 0
+        words: list[list[int]] = [[]]
+        used = 0
         for level, bits in enumerate(self.bits):
             if used + bits > WORD_BITS:
                 words, used = [*words, []], 0
@@ -63,12 +65,12 @@ class Packing:
         return words
 
     def row_bits(self, num_items: int) -> int | None:
-        """Bits of an item row, where it fits below the codes."""
+        """Number of bits of an item row, or None if it does not fit below the codes."""
         bits = (num_items - 1).bit_length()
         return bits if sum(self.bits) + bits <= WORD_BITS else None
 
     def pack(self, codes: np.ndarray | Tensor) -> list[Tensor]:
-        """Words of each SID, (E,) int64 each."""
+        """Pack SIDs into words, (E,) int64 each."""
         return [self._pack_word(codes, levels) for levels in self.words]
 
     def _pack_word(self, codes: np.ndarray | Tensor, levels: list[int]) -> Tensor:
@@ -81,14 +83,14 @@ class Packing:
         return word
 
     def pop(self, words: list[Tensor], level: int) -> tuple[Tensor, list[Tensor]]:
-        """Codes of a level, the last one in the words, and the words without it."""
+        """Split the codes of a level, the last one in the words, off the words."""
         bits, rest = self.bits[level], words[:-1]
         if not self._begins_word(level):
             rest = [*rest, words[-1] >> bits]
         return words[-1] & ((1 << bits) - 1), rest
 
     def push(self, words: list[Tensor], codes: Tensor, level: int) -> list[Tensor]:
-        """Words with the codes of the next level."""
+        """Append the codes of the next level to the words."""
         if self._begins_word(level):
             return [*words, codes.long()]
         return [*words[:-1], words[-1] << self.bits[level] | codes]
@@ -98,7 +100,7 @@ class Packing:
 
 
 def column(codes: np.ndarray | Tensor, level: int) -> Tensor:
-    """A copy of the codes of one level, int64."""
+    """Copy the codes of one level, as int64."""
     if isinstance(codes, np.ndarray):
         return torch.from_numpy(codes[:, level].astype(np.int64))
     return codes[:, level].to(torch.int64, copy=True)
@@ -107,10 +109,14 @@ def column(codes: np.ndarray | Tensor, level: int) -> Tensor:
 def check_entries(
     codes: np.ndarray | Tensor, level_sizes: list[int], item_rows: np.ndarray | Tensor | Sequence[int] | None
 ) -> tuple[np.ndarray | Tensor, Tensor]:
-    """Codes as an array and, where they are, their item rows: int64, the positions of the codes when left out.
+    """Convert codes and their item rows, and check their shapes.
+
+    Returns:
+        Codes as an array or tensor, and (E,) int64 item rows on the same device: the positions of the codes when left
+        out.
 
     Raises:
-        ValueError: If there are none, their shapes do not fit, or an item row is negative.
+        ValueError: If there are no SIDs, the shapes do not fit, or an item row is negative.
     """
     codes = codes if isinstance(codes, Tensor) else np.asarray(codes)
     device = codes.device if isinstance(codes, Tensor) else None
@@ -131,12 +137,13 @@ def check_entries(
 
 
 def find_ends(codes: np.ndarray | Tensor, level_sizes: list[int]) -> list[bool]:
-    """Whether some SID ends before each level.
+    """Find, for each level, if some SID ends before it.
 
     Raises:
-        ValueError: If a code is outside its level, or one follows the end of a SID.
+        ValueError: If a code is outside its level, or a code follows the end of a SID.
     """
-    has_end, ended = [], None
+    has_end: list[bool] = []
+    ended: Tensor | None = None
     for level, size in enumerate(level_sizes):
         values = column(codes, level)
         low, high = (int(value) for value in values.aminmax())
@@ -152,23 +159,23 @@ def find_ends(codes: np.ndarray | Tensor, level_sizes: list[int]) -> list[bool]:
 
 
 def build(codes: np.ndarray | Tensor, level_sizes: list[int], item_rows: Tensor, num_items: int) -> Parts:
-    """Levels and leaves of SIDs in any order."""
+    """Build the levels and leaves of SIDs in any order."""
     packing = Packing(level_sizes, find_ends(codes, level_sizes))
     return _from_sorted(packing, *_sort(packing, packing.pack(codes), item_rows, num_items), num_items)
 
 
 def append(parts: Parts, codes: np.ndarray | Tensor, rows: Tensor, num_items: int) -> Parts:
-    """A trie and new SIDs: the new ones are sorted, and merged into the old ones, which are."""
+    """Add SIDs to a trie: the new ones are sorted and merged into the old ones, which are sorted already."""
     sizes = [level.size for level in parts.levels]
     ends = zip(parts.levels, find_ends(codes, sizes), strict=True)
     packing = Packing(sizes, [level.num_ends > 0 or has_end for level, has_end in ends])
-    old, old_rows = _entries(parts, packing)
-    new = packing.pack(codes)
+    old_words, old_rows = _entries(parts, packing)
+    new_words = packing.pack(codes)
     bits = packing.row_bits(num_items)
     if bits is None:  # Rare and wide: no single value orders the entries.
-        words = [torch.cat(pair) for pair in zip(old, new, strict=True)]
+        words = [torch.cat(pair) for pair in zip(old_words, new_words, strict=True)]
         return _from_sorted(packing, *_sort(packing, words, torch.cat([old_rows, rows]), num_items), num_items)
-    old, new = old[0] << bits | old_rows, _sort_values(new[0] << bits | rows)
+    old, new = old_words[0] << bits | old_rows, _sort_values(new_words[0] << bits | rows)
     place = torch.searchsorted(old, new) + torch.arange(len(new), device=new.device)
     is_old = torch.ones(len(old) + len(new), dtype=torch.bool, device=new.device)
     is_old[place] = False
@@ -178,9 +185,10 @@ def append(parts: Parts, codes: np.ndarray | Tensor, rows: Tensor, num_items: in
 
 
 def select(parts: Parts, is_kept: np.ndarray) -> Parts:
-    """The part of a trie that leads to some of its entries: (E,) bool, at least one True."""
+    """Keep the part of a trie that leads to some of its entries: (E,) bool, at least one True."""
     owners, is_kept_leaf = parts.owners.select(is_kept)
-    keep, levels = torch.from_numpy(is_kept_leaf).to(parts.levels[0].first.device), []
+    keep = torch.from_numpy(is_kept_leaf).to(parts.levels[0].first.device)
+    levels: list[TrieLevel] = []
     for level in reversed(parts.levels):
         before = torch.cat([keep.new_zeros(1, dtype=torch.int64), keep.cumsum(0)])
         counts = before[level.first[:-2]].diff()  # kept children of each node
@@ -192,7 +200,7 @@ def select(parts: Parts, is_kept: np.ndarray) -> Parts:
 
 def _entries(parts: Parts, packing: Packing) -> tuple[list[Tensor], Tensor]:
     """Words and item rows of all entries, sorted."""
-    words = []
+    words: list[Tensor] = []
     for depth, level in enumerate(parts.levels):
         counts = level.first[:-2].diff()
         words = packing.push([word.repeat_interleave(counts) for word in words], level.code_list(), depth)
@@ -204,7 +212,7 @@ def _entries(parts: Parts, packing: Packing) -> tuple[list[Tensor], Tensor]:
 
 
 def _sort(packing: Packing, words: list[Tensor], rows: Tensor, num_items: int) -> tuple[list[Tensor], Tensor]:
-    """Entries in the order of their SIDs, those of one SID by item row. The words given are overwritten."""
+    """Sort entries by SID and, below a SID, by item row. The words given are overwritten."""
     bits = packing.row_bits(num_items)
     if bits is not None:
         key = _sort_values(words[0].bitwise_left_shift_(bits).bitwise_or_(rows))
@@ -257,13 +265,14 @@ def _check_prefix_free(packing: Packing, words: list[Tensor], codes: Tensor, fir
     late_end[first] = False
     if not bool(late_end.any()):
         return
-    words, prefix = [word[late_end][:1] for word in words], []
+    words = [word[late_end][:1] for word in words]
+    prefix: list[int] = []
     for above in reversed(range(level)):
         code, words = packing.pop(words, above)
         prefix.insert(0, int(code))
     raise ValueError(
-        f"The SID {prefix} is also the beginning of another one, so that nothing tells where it ends; SidTable adds a "
-        "terminal code to such SIDs."
+        f"The SID {prefix} is also the beginning of another one, so its end cannot be told; SidTable adds a terminal "
+        "code to such SIDs."
     )
 
 

@@ -1,8 +1,8 @@
 """A SidTrie as one safetensors file: `first_<level>` and `codes_<level>` of every level, `leaf_items`, `leaf_starts`.
 
-The metadata says how to read them. Nothing is packed or derived at loading, so that a trie of 10^8 items is there in
-milliseconds, mapped and read where it is used. What is checked is therefore what can be told without reading the
-arrays: format, presence, types and sizes.
+The metadata says how to read the arrays. Nothing is packed or derived at loading, so a trie of 10^8 items is mapped
+in milliseconds and read as it is used. Loading therefore checks only what the header shows: format, presence, types
+and sizes of the arrays.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KEY = "llmrec_trie"
 
 
 def write(path: str | Path, parts: Parts, table_sha256: str | None) -> None:
-    """Write a trie's parts and the hash of the table that it was built from."""
+    """Write the parts of a trie and the hash of the table that it was built from."""
     header = {"format": FORMAT, "version": VERSION, "table_sha256": table_sha256, "num_items": parts.owners.num_items}
     header["level_sizes"] = [level.size for level in parts.levels]
     header["num_ends"] = [level.num_ends for level in parts.levels]
@@ -43,7 +43,10 @@ def write(path: str | Path, parts: Parts, table_sha256: str | None) -> None:
 
 
 def read(path: str | Path) -> tuple[Parts, str | None]:
-    """A trie's parts, mapped into memory, and the hash of its table.
+    """Map a trie's parts into memory.
+
+    Returns:
+        The parts, and the hash of the table that the trie was built from.
 
     Raises:
         ValueError: If the file is absent, of another format, or its arrays do not fit together.
@@ -57,8 +60,8 @@ def read(path: str | Path) -> tuple[Parts, str | None]:
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"'{path}' is not a trie file ({error}); save the trie again.") from error
     if (header.get("format"), header.get("version")) != (FORMAT, VERSION):
-        found = f"format {header.get('format')}, version {header.get('version')}"
-        raise ValueError(f"'{path}' has {found}, not {FORMAT}, version {VERSION}; save the trie again.")
+        stated = f"format {header.get('format')}, version {header.get('version')}"
+        raise ValueError(f"'{path}' has {stated}, not {FORMAT}, version {VERSION}; save the trie again.")
     try:
         parts = _parts(arrays, header)
     except (KeyError, ValueError) as error:
@@ -85,7 +88,7 @@ def _parts(arrays: dict[str, Tensor], header: JsonObject) -> Parts:
 
 
 def _array(arrays: dict[str, Tensor], name: str, *shape: int) -> Tensor:
-    """An array of the file, of the shape that it must have."""
+    """Look an array of the file up and check its shape."""
     if name not in arrays:
         raise ValueError(f"{name} is missing")
     if arrays[name].shape != shape or arrays[name].dtype.is_floating_point:

@@ -1,7 +1,7 @@
-"""LeafItems: which items own the leaves of a trie, and back.
+"""LeafItems: the items that own the leaves of a trie, and the leaves of each item.
 
-Usually one each way. Several items may share a leaf, and an item may have several leaves (aliases); an entry is one
-such pair. The arrays stay on the host: a search needs no items, and its answers are read from there.
+Usually there is one each way. Several items may share a leaf, and an item may have several leaves (aliases); an entry
+is one such pair. The arrays stay on the host: a search needs no items, and its answers are read there.
 
 Shapes: E entries, U leaves, N items of the catalogue.
 """
@@ -21,8 +21,8 @@ class LeafItems:
 
     Attributes:
         rows: (E,) item rows in the order of the leaves, ascending within a leaf.
-        starts: (U + 1,) begin of each leaf's part of `rows`; None where every leaf has one item.
-        num_items: N; not all of them need a leaf.
+        starts: (U + 1,) begin of each leaf's part of `rows`; None if every leaf has one item.
+        num_items: N; not all items need a leaf.
     """
 
     rows: np.ndarray
@@ -31,10 +31,12 @@ class LeafItems:
 
     @property
     def num_leaves(self) -> int:
+        """Number of leaves, U."""
         return len(self.rows) if self.starts is None else len(self.starts) - 1
 
     @property
     def num_bytes(self) -> int:
+        """Bytes of the arrays, on the host."""
         return self.rows.nbytes + (0 if self.starts is None else self.starts.nbytes)
 
     def of(self, rank: int) -> np.ndarray:
@@ -43,7 +45,7 @@ class LeafItems:
         return self.rows[begin:end]
 
     def num_entries(self, leaves: np.ndarray) -> np.ndarray:
-        """Entries of each leaf."""
+        """Count the entries of each leaf."""
         return np.ones_like(leaves) if self.starts is None else self.starts[leaves + 1] - self.starts[leaves]
 
     @cached_property
@@ -58,14 +60,14 @@ class LeafItems:
         return starts, (pairs & ((1 << bits) - 1)).astype(np.int32)
 
     def entries(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Leaves of item rows: (T,) rows -> positions in `rows` and leaf ranks, a pair for each SID of each row."""
+        """Find the leaves of (T,) item rows: positions in `rows` and leaf ranks, a pair for each SID of each item."""
         starts, leaves = self.leaves
         begin, end = starts[rows], starts[1:][rows]
         position, place = ragged(begin, end - begin)
         return position, leaves[place]
 
     def is_among(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(E,) bool, whether each entry's item is one of `rows`.
+        """(E,) bool, True for entries whose item is one of `rows`.
 
         Raises:
             ValueError: If a row is outside the catalogue.
@@ -75,7 +77,7 @@ class LeafItems:
         return chosen[self.rows]
 
     def select(self, is_kept: np.ndarray) -> tuple[LeafItems, np.ndarray]:
-        """The items left when only some of the (E,) entries are kept, and the (U,) leaves that keep any."""
+        """Keep some of the (E,) entries; returns the items left and the (U,) leaves that keep any."""
         if self.starts is None:
             return LeafItems(self.rows[is_kept], None, self.num_items), is_kept
         counts = np.add.reduceat(is_kept, self.starts[:-1], dtype=np.int32)
@@ -85,13 +87,13 @@ class LeafItems:
 
 
 def ragged(begin: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(T,) owner of each entry of several ranges put one after another, and (T,) the entry: begin, begin + 1, …"""
+    """Put several ranges one after another: (T,) range of each entry, and (T,) the entries begin, begin + 1, …"""
     owner = np.arange(len(counts)).repeat(counts)
     return owner, np.arange(len(owner)) + (begin - (counts.cumsum() - counts))[owner]
 
 
 def check_rows(rows: Sequence[int] | np.ndarray, num_items: int) -> np.ndarray:
-    """Item rows as an array.
+    """Convert item rows to an array.
 
     Raises:
         ValueError: If one is outside the catalogue.

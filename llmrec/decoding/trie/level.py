@@ -1,8 +1,8 @@
 """TrieLevel: one step of a SidTrie, from the nodes of a depth to their children.
 
 The children of node n are the consecutive nodes first[n] … first[n + 1] - 1 of the next depth, so ids of children are
-never stored. Their codes are a list in that order or, where it takes fewer bytes, one bitmap per node. The last entry
-of every array is what node -1 reads, which has no children: no look-up has to tell it apart.
+never stored. Their codes are a list in that order or, if it takes fewer bytes, one bitmap per node. Node -1, which has
+no children, reads the last entry of every array, so no look-up has to treat it apart.
 
 No look-up synchronises with the host or makes a tensor from Python values, so all of them can be captured in a CUDA
 graph.
@@ -29,8 +29,8 @@ class TrieLevel:
         codes: (children + 1,) integer code of each child, 0 at the end; or (nodes + 1, ceil(K' / 8)) uint8, bit c % 8
             of byte c // 8 set where a node has a child of code c, zeros at the end.
         size: K.
-        num_ends: SIDs that ended before this level; each has the end code K here.
-        width: Most children that any node has.
+        num_ends: Number of SIDs that ended before this level; each has the end code K here.
+        width: Largest number of children of a node.
     """
 
     def __init__(self, first: Tensor, codes: Tensor, size: int, num_ends: int, width: int):
@@ -47,7 +47,7 @@ class TrieLevel:
 
     @classmethod
     def build(cls, first: Tensor, codes: Tensor, size: int) -> TrieLevel:
-        """Lay out a level in whichever form takes fewer bytes.
+        """Lay out a level in the form that takes fewer bytes.
 
         Args:
             first: (nodes + 1,) begin of each node's children, and the end of the last one's.
@@ -74,13 +74,16 @@ class TrieLevel:
 
     @property
     def num_children(self) -> int:
+        """Number of nodes of the next depth."""
         return int(self.first[self.num_nodes])
 
     @property
     def num_bytes(self) -> int:
+        """Bytes of the arrays, on their device."""
         return self.first.nbytes + self.codes.nbytes
 
     def to(self, device: torch.device | str) -> TrieLevel:
+        """Copy the level to a device."""
         return TrieLevel(self.first.to(device), self.codes.to(device), self.size, self.num_ends, self.width)
 
     def bounds(self, nodes: Tensor) -> Tensor:
@@ -88,7 +91,7 @@ class TrieLevel:
         return self._bounds[nodes]
 
     def allowed(self, nodes: Tensor) -> Tensor:
-        """(…, K) whether each node has a child of each code."""
+        """(…, K) bool, codes under which each node has a child."""
         if self.is_bitmap:
             return self._flags(nodes)[..., : self.size]
         children = self._repeated(nodes)
@@ -96,7 +99,7 @@ class TrieLevel:
         return found.scatter_(-1, self.codes[children].long(), children >= 0)[..., : self.size]
 
     def children(self, nodes: Tensor) -> Tensor:
-        """(…, K) child of each node under each code, -1 where it has none."""
+        """(…, K) child of each node under each code, -1 if it has none."""
         if self.is_bitmap:
             exists = self._flags(nodes)[..., : self.size]
             before = self.first[nodes].unsqueeze(-1) - 1
@@ -106,7 +109,7 @@ class TrieLevel:
         return found.scatter_(-1, self.codes[children].long(), children)[..., : self.size]
 
     def expand(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes and children of each node, (…, W) each; 0 and -1 in the slots beyond its last child."""
+        """List codes and children of each node, (…, W) each; 0 and -1 in the slots beyond its last child."""
         if self.is_bitmap:
             children = self.children(nodes)
             return self._slots * (children >= 0), children
@@ -120,7 +123,7 @@ class TrieLevel:
         return codes, children
 
     def ends(self, nodes: Tensor) -> Tensor:
-        """(…) whether the SID of each node ended before this level."""
+        """(…) bool, nodes whose SID ended before this level."""
         if self.num_ends == 0:
             return torch.zeros_like(nodes, dtype=torch.bool)
         if self.is_bitmap:
@@ -128,7 +131,7 @@ class TrieLevel:
         return (self.codes[self.first[nodes]] == self.size) & (nodes >= 0)
 
     def origin(self, children: Tensor) -> tuple[Tensor, Tensor]:
-        """Parent and code of nodes of the next depth; -1 has the parent -1."""
+        """Find parent and code of nodes of the next depth; -1 has the parent -1."""
         ends = self.first[:-2]
         parents = torch.searchsorted(ends, children.to(ends.dtype).contiguous(), right=True) - 1
         if not self.is_bitmap:
@@ -137,15 +140,15 @@ class TrieLevel:
         return parents, (self._flags(parents).cumsum(-1) <= place.unsqueeze(-1)).sum(-1)
 
     def code_list(self) -> Tensor:
-        """(children,) code of each child, whatever the form."""
+        """(children,) code of each child."""
         if not self.is_bitmap:
             return self.codes[:-1]
         return self._flags(torch.arange(self.num_nodes, device=self.first.device)).nonzero()[:, 1]
 
     def _repeated(self, nodes: Tensor) -> Tensor:
-        """(…, W) children of each node, the last one again in the slots beyond it; -1 where there is none.
+        """(…, W) children of each node, the last one repeated in the slots beyond it; -1 if there is none.
 
-        Scattered by code, the repetitions write what is there already, so that no slot has to be masked.
+        Scattered by code, the repetitions write what is there already, so no slot has to be masked.
         """
         begin, end = self._bounds[nodes].unsqueeze(-2).unbind(-1)  # (…, 1)
         return torch.minimum(begin + self._slots, end - 1)

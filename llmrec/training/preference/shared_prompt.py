@@ -30,7 +30,8 @@ from transformers.utils import ModelOutput
 
 from llmrec.decoding.tree_attention import additive_mask, check_attention
 from llmrec.decoding.tree_forward import pad_right
-from llmrec.decoding.trie.trie import ROOT, SidTrie
+from llmrec.decoding.trie.lookups import ROOT
+from llmrec.decoding.trie.trie import SidTrie
 from llmrec.model.backbone import causal_lm, check_context, check_rows, forward_replaced, logits, run_backbone
 from llmrec.model.code_scores import NormalizeOver, check_normalize_over
 from llmrec.sid.table import EMPTY
