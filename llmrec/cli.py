@@ -11,7 +11,6 @@ import dataclasses
 import importlib
 import json
 import os
-import signal
 import sys
 import traceback
 import typing
@@ -22,6 +21,7 @@ from llmrec.configs import STAGES
 from llmrec.configs.file import load_config, read_yaml
 from llmrec.runtime import disk, processes
 
+CLOSED_PIPE = 128 + 13  # as a shell says of SIGPIPE, a signal that Windows does not have
 LIGHTER = {  # what a stage that runs out of the GPU's memory may be told
     "sft": "Lower micro_batch_size (the result stays the same) or max_history, or set gradient_checkpointing.",
     "alternate": "Lower batch_size and micro_batch_size together, or max_history, or set gradient_checkpointing.",
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except BrokenPipeError:  # the reader (`| head`) has seen enough; nor may the flush at exit complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return CLOSED_PIPE
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("LLMREC_TRACEBACK"):
             raise

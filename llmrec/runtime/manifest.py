@@ -123,7 +123,7 @@ def write_manifest(directory: Path, files: list[Path], facts: JsonObject) -> Non
         facts: What else the manifest says; `stage` and `identity` at least.
     """
     for file in files:
-        with file.open("rb") as handle:
+        with file.open("rb" if os.name == "posix" else "r+b") as handle:  # Windows flushes what is open for writing
             os.fsync(handle.fileno())
     manifest = {
         "schema_version": SCHEMA_VERSION,

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
+import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from llmrec.configs.options import StageConfig
 from llmrec.runtime import disk, processes
@@ -35,10 +37,11 @@ RUN = "run.json"
 LOCK = ".lock"
 SCRATCH = "scratch"
 REPLACED = ".replaced"
+MOVES_OPEN_FILES = os.name != "nt"  # Windows neither renames nor removes a directory with an open file
 
 
 def run_stage(
-    stage: str, config: StageConfig, inputs: dict[str, str | Path], build: Callable[[Path], JsonObject | None]
+    stage: str, config: StageConfig, inputs: Mapping[str, str | Path], build: Callable[[Path], JsonObject | None]
 ) -> Path:
     """Produce `config.out` by `build`, at most once.
 
@@ -68,24 +71,26 @@ def run_stage(
         with disk.naming(partial):
             _claim(partial, identity, config.overwrite)
     processes.wait()
-    with _locked(partial) if main else contextlib.nullcontext(), disk.naming(partial):
+    with _locked(partial) if main else contextlib.nullcontext() as lock, disk.naming(partial):
         started = time.monotonic()
         try:
             counts = build(partial) or {}
         except Exception:
             # Refused before any work: leave no claim that the corrected run would be held to.
-            if main and all(file.name in (RUN, LOCK) for file in partial.iterdir()):
+            if lock and all(file.name in (RUN, LOCK) for file in partial.iterdir()):
+                _let_go(lock)
                 shutil.rmtree(partial)
             raise
         processes.wait()
-        if main:
+        if lock:
             _describe(partial, stage, config, inputs, identity, counts, time.monotonic() - started)
+            _let_go(lock)
             _publish(out, partial)
     processes.wait()
     return out
 
 
-def run_identity(stage: str, config: StageConfig, inputs: dict[str, str | Path]) -> JsonObject:
+def run_identity(stage: str, config: StageConfig, inputs: Mapping[str, str | Path]) -> JsonObject:
     """What makes two runs the same run: stage, resolved config without paths of inputs, content of inputs."""
     fields = {
         field.name: getattr(config, field.name)
@@ -100,7 +105,7 @@ def run_identity(stage: str, config: StageConfig, inputs: dict[str, str | Path])
     }
 
 
-def _check_out(out: Path, inputs: dict[str, str | Path]) -> None:
+def _check_out(out: Path, inputs: Mapping[str, str | Path]) -> None:
     """Refuse a place that no stage can write to, and one whose replacement would remove an input."""
     if out.name in ("", ".."):
         raise ValueError(f"out is '{out}'; name a directory to be made.")
@@ -138,7 +143,8 @@ def _claim(partial: Path, identity: JsonObject, overwrite: bool) -> None:
                 "choose another --out."
             )
         if difference is not None:
-            with _locked(partial):
+            with _locked(partial) as lock:
+                _let_go(lock)
                 shutil.rmtree(partial)
     partial.mkdir(parents=True, exist_ok=True)
     write_json(partial / RUN, identity)
@@ -168,22 +174,32 @@ def _difference(old: JsonObject, new: JsonObject) -> str | None:
 
 
 @contextlib.contextmanager
-def _locked(partial: Path) -> Iterator[None]:
-    with (partial / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"Another llmrec process is writing '{partial}'; wait for it or choose another --out."
-            ) from None
-        yield
+def _locked(partial: Path) -> Iterator[FileLock]:
+    """Hold the lock of a working directory; refuse at once if another process has it."""
+    lock = FileLock(partial / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"Another llmrec process is writing '{partial}'; wait for it or choose another --out."
+        ) from None
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+def _let_go(lock: FileLock) -> None:
+    """Close the file of a lock before its directory is renamed or removed, on systems where it must be closed."""
+    if not MOVES_OPEN_FILES:
+        lock.release()
 
 
 def _describe(
     partial: Path,
     stage: str,
     config: StageConfig,
-    inputs: dict[str, str | Path],
+    inputs: Mapping[str, str | Path],
     identity: JsonObject,
     counts: JsonObject,
     seconds: float,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import fcntl
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 
 from llmrec.configs.options import StageConfig, option
-from llmrec.runtime import disk, manifest
+from llmrec.runtime import disk, manifest, stage_directory
 from llmrec.runtime.manifest import MANIFEST, content_hash, read_manifest, verify
 from llmrec.runtime.stage_directory import LOCK, RUN, SCRATCH, run_stage
 
@@ -180,11 +182,47 @@ def test_a_directory_that_another_process_writes_is_left_to_it(stage, options):
     stage.error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         stage.run()
-    with (stage.partial / LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    other = "import filelock, sys; a = filelock.FileLock(sys.argv[1]); a.acquire(); print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", other, stage.partial / LOCK]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
         with pytest.raises(ValueError, match="Another llmrec process is writing"):
             stage.run(**options)
     assert (stage.partial / "a.txt").exists() and stage.runs == 1
+
+
+@pytest.mark.parametrize("moves_open_files", [True, False])
+def test_the_lock_is_held_while_the_stage_works_and_let_go_before_the_directory_moves(
+    stage, monkeypatch, moves_open_files
+):
+    """On Windows, which does not move open files; elsewhere it is held until the result is in its place."""
+    monkeypatch.setattr(stage_directory, "MOVES_OPEN_FILES", moves_open_files)
+    held, publish = [], stage_directory._publish
+
+    def is_held(directory: Path) -> bool:
+        lock = FileLock(directory / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
+    def published(out: Path, partial: Path) -> None:
+        held.append(is_held(partial))
+        publish(out, partial)
+
+    monkeypatch.setattr(stage_directory, "_publish", published)
+    run_stage("embed", Config(out=str(stage.out)), {}, lambda directory: held.append(is_held(directory)))
+    assert held == [True, moves_open_files] and verify(stage.out)
+    run_stage("embed", Config(out=str(stage.out), size=2, overwrite=True), {}, lambda directory: None)
+    assert not (stage.out / LOCK).exists()
+
+
+def test_a_system_without_fcntl_imports_it():
+    """Windows, that is."""
+    code = "import sys; sys.modules['fcntl'] = None; import llmrec.cli, llmrec.runtime.stage_directory"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_a_refused_input_leaves_no_claim(stage):
