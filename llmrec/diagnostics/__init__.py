@@ -14,10 +14,11 @@ import numpy as np
 from llmrec.data.catalog import Catalog
 from llmrec.diagnostics.codes import churn, collision_report, level_report, tree_report
 from llmrec.diagnostics.cold_start import cold_start_report
+from llmrec.diagnostics.comparison import compare, show_comparison
 from llmrec.diagnostics.neighbours import neighbour_report, reconstruction_report
 from llmrec.diagnostics.sample import Vectors, draw
 from llmrec.diagnostics.structure import history_overlap, index_consistency
-from llmrec.diagnostics.terminal import compare, show, show_comparison
+from llmrec.diagnostics.tables import show
 from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.table import SidTable
 from llmrec.tokenizers.collisions import expected_collision_rate

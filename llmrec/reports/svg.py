@@ -1,7 +1,7 @@
-"""Line plots as inline SVG: a few lines of our own, so that a report needs no plotting library, script or network.
+"""Line plots as inline SVG, so that a page needs no plotting library, script or network.
 
-Every mark carries its value as a `<title>`, which browsers show under the pointer. The drawing is scaled to its width:
-of 460 units, text of 11 units is 9 px high on a phone.
+Every mark has its value as a `<title>`, which browsers show under the pointer. The drawing is 460 units wide and scales
+with the page, so that text of 11 units is 9 px high on a phone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 WIDTH, HEIGHT = 460, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 50
-# Okabe and Ito's palette, told apart also without colour vision; ours is the first, in every plot.
+# The palette of Okabe and Ito, which is distinct without colour vision too. The first colour is ours in every plot.
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#6a51a3", "#8c564b", "#17becf")
 
 
@@ -21,13 +21,13 @@ class Line(NamedTuple):
     """One line of a plot.
 
     Attributes:
-        name: As the legend has it.
-        x: Ascending.
-        y: As many.
+        name: Name in the legend.
+        x: Ascending values.
+        y: As many values.
         colour: CSS colour.
         low: Lower ends of intervals, as many as y, or none.
         high: Upper ends.
-        dashed: For what is no system.
+        dashed: True for a line that is not a system.
     """
 
     name: str
@@ -42,14 +42,17 @@ class Line(NamedTuple):
 def plot(
     lines: Sequence[Line], x_label: str, ticks: Sequence[str] = (), from_zero: bool = True, log_x: bool = False
 ) -> str:
-    """SVG element of lines over one x axis.
+    """Draw lines over one x axis.
 
     Args:
-        lines: At least one, each with a point.
-        x_label: Under the axis.
-        ticks: Labels of x = 0, 1, …; what follows a newline stands below in grey. Numbers are marked where left out.
-        from_zero: Whether the y axis starts at 0 or at the smallest value.
-        log_x: Whether the x axis is logarithmic; x is positive then, and has no labels of `ticks`.
+        lines: At least one line, each with at least one point.
+        x_label: Text under the axis.
+        ticks: Labels of x = 0, 1, …; the text after a newline is placed below in grey. The default is numbers.
+        from_zero: True if the y axis starts at 0, False if it starts at the smallest value.
+        log_x: True for a logarithmic x axis; x must be positive, and `ticks` empty.
+
+    Returns:
+        An SVG element.
     """
     values = [value for line in lines for value in (*line.y, *line.low, *line.high)]
     y_ticks = nice_ticks(0.0 if from_zero else min(values), max(values))
@@ -68,7 +71,7 @@ def plot(
     marks = [_y_tick(f"{y:.{decimals}f}", up(y)) for y in y_ticks]
     marks += [_x_tick(label, across(x)) for x, label in zip(x_ticks, ticks or map(short, x_ticks), strict=True)]
     marks.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
-    for line in reversed(lines):  # the first lies on top
+    for line in reversed(lines):  # the first line is drawn on top
         marks += _line(line, [(across(x), up(y)) for x, y in zip(line.x, line.y, strict=True)])
         for x, low, high in zip(line.x if line.low else (), line.low, line.high, strict=True):
             ends = f'x1="{across(x):.1f}" x2="{across(x):.1f}" y1="{up(low):.1f}" y2="{up(high):.1f}"'
@@ -76,15 +79,8 @@ def plot(
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" font-size="11" fill="#444">{"".join(marks)}</svg>'
 
 
-def legend(lines: Sequence[Line]) -> str:
-    """HTML paragraph that names the lines by their colours."""
-    border = [("dashed" if line.dashed else "solid", line.colour, escape(line.name)) for line in lines]
-    names = [f'<span><i style="border-top:3px {style} {colour}"></i>{name}</span>' for style, colour, name in border]
-    return f'<p class="legend">{"".join(names)}</p>'
-
-
 def nice_ticks(low: float, high: float) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten that enclose both, three to twelve; equal values are given room."""
+    """Three to twelve multiples of 1, 2 or 5 times a power of ten that enclose both values, which may be equal."""
     if high - low <= 1e-9 * max(abs(low), 1e-3):
         high = low + max(abs(low), 1.0)
     raw = (high - low) / 4
@@ -95,7 +91,7 @@ def nice_ticks(low: float, high: float) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten that enclose both, two or more; powers alone beyond a factor of 1,000."""
+    """Two or more of 1, 2 and 5 times powers of ten that enclose both values; only powers beyond a factor of 1,000."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 2)
     ticks = [factor * 10.0**power for power in powers for factor in ((1, 2, 5) if high < 1000 * low else (1,))]
     first = max(i for i, tick in enumerate(ticks) if tick <= low)
@@ -104,7 +100,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def short(number: float) -> str:
-    """A number in the room that a label has: 9,999 and 12k and 3.4M."""
+    """A number in few characters: 9,999 or 12k or 3.4M."""
     if number >= 1e6:
         return f"{round(number / 1e6, 1):,g}M"
     return f"{number / 1e3:,.0f}k" if number >= 1e4 else f"{number:,g}"

@@ -1,61 +1,60 @@
-"""How a tokenizer was trained, for the page: the loss and the method's own signs over the steps.
+"""The training of a tokenizer, for its page: the loss and the metrics of the method over the steps.
 
-The log of a training is a list of readings: step, loss, and what the method adds (`Objective.watch`), each a number, a
-number per level, or numbers by name.
+The log of a training is a list of entries: step, loss, and the metrics of the method (`Objective.watch`). A metric is a
+number, one number per level, or numbers by name.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
-from llmrec.reports.html import figure, grid
-from llmrec.reports.svg import COLOURS, Line, legend, plot
+from llmrec.reports.pages import Figure
+from llmrec.reports.svg import COLOURS, Line, plot
 from llmrec.runtime.manifest import JsonObject
 
 MOST_POINTS = 60  # of a line; every point is a mark with its value
 STEP = "step"
 
 
-def training_section(trainings: list[list[JsonObject]] | None) -> str:
-    """Plots of each training; empty for a method without any."""
-    if not trainings:
-        return ""
-    titled = [
-        ("Training" if len(trainings) == 1 else f"Training {number + 1} of {len(trainings)}", thinned(readings))
-        for number, readings in enumerate(trainings)
+def trainings(logs: Sequence[Sequence[JsonObject]] | None) -> list[JsonObject]:
+    """Title and figures of each training; empty for a method that is not trained."""
+    logs = logs or []
+    return [
+        {
+            "title": "Training" if len(logs) == 1 else f"Training {number + 1} of {len(logs)}",
+            "has_metrics": len(log[0]) > 2,
+            "figures": figures(thinned(log)),
+        }
+        for number, log in enumerate(logs)
     ]
-    note = "<p>Every reading of the loss that ends training, the first before the first step"
-    note += ", and signs of a sample of the items.</p>" if len(trainings[0][0]) > 2 else ".</p>"
-    return "".join(f"<h2>{title}</h2>{note}{grid(plots(readings))}" for title, readings in titled)
 
 
-def thinned(readings: list[JsonObject]) -> list[JsonObject]:
-    """At most about MOST_POINTS readings, evenly taken, the last among them."""
-    every = -(-len(readings) // MOST_POINTS)
-    return readings[::-1][::every][::-1]
+def thinned(log: Sequence[JsonObject]) -> Sequence[JsonObject]:
+    """About MOST_POINTS entries at most, at even distances, with the last entry."""
+    every = -(-len(log) // MOST_POINTS)
+    return log[::-1][::every][::-1]
 
 
-def plots(readings: list[JsonObject]) -> list[str]:
-    """A figure for each thing that was read."""
+def figures(log: Sequence[JsonObject]) -> list[Figure]:
+    """A figure for the loss and for each metric."""
     drawn = []
-    for name in (name for name in readings[0] if name != STEP):
-        lines = lines_of(name, readings)
-        names = legend(lines) if len(lines) > 1 else ""
-        shown = plot(lines, "optimiser step", from_zero=name != "loss")
-        drawn.append(names + figure(name.replace("_", " "), shown))
+    for name in (name for name in log[0] if name != STEP):
+        lines = lines_of(name, log)
+        svg = plot(lines, "optimiser step", from_zero=name != "loss")
+        drawn.append(Figure(name.replace("_", " "), svg, legend=lines if len(lines) > 1 else ()))
     return drawn
 
 
-def lines_of(name: str, readings: list[JsonObject]) -> list[Line]:
-    """One line for a number; one per level, or per name, for several."""
-    steps, values = [reading[STEP] for reading in readings], [parts(name, reading[name]) for reading in readings]
+def lines_of(name: str, log: Sequence[JsonObject]) -> list[Line]:
+    """One line for a number; one line per level or per name for several numbers."""
+    steps, values = [entry[STEP] for entry in log], [_by_name(name, entry[name]) for entry in log]
     return [
         Line(part, steps, [value[part] for value in values], COLOURS[place % len(COLOURS)])
         for place, part in enumerate(values[0])
     ]
 
 
-def parts(name: str, value: Any) -> dict[str, float]:
+def _by_name(name: str, value: float | list[float] | dict[str, float]) -> dict[str, float]:
     if isinstance(value, dict):
         return value
     return {f"level {level}": each for level, each in enumerate(value)} if isinstance(value, list) else {name: value}

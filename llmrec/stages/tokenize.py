@@ -133,7 +133,7 @@ def write_report(
     report["notes"] = made.notes
     report["training"] = made.tokenizer.training_log or None
     write_json(workdir / REPORT, report)
-    html = page.render(report, catalog, made.table, vectors, config.seed, name=Path(config.out).name)
+    html = page.render(report, catalog, made.table, name=Path(config.out).name)
     (workdir / PAGE).write_text(html, encoding="utf-8")
 
 

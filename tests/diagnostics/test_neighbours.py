@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec.diagnostics import neighbours, sample
-from llmrec.diagnostics.cold_start import category_agreement, code_distances, cold_start_report, find_category
+from llmrec.diagnostics.cold_start import code_distances, cold_start_report
 from llmrec.diagnostics.neighbours import (
     behaviour_neighbours,
     hit_rate,
@@ -194,17 +194,6 @@ def test_history_overlap_is_what_counting_gives(seed):
         assert entry["null"] == (pytest.approx(np.mean(null)) if judged else None)
 
 
-def test_the_category_is_the_column_with_the_fewest_values():
-    catalog = build_catalog(
-        4, [], stock=[True, True, True, False], year=[1999, 1999, 2000, 2001], blurb=list("abcd"),
-        genres=[["war", "drama", "war"], ["war"], [], None],
-    )  # fmt: skip
-    category = find_category(catalog)
-    assert (category.name, category.labels) == ("genres", ["war", "war", None, None])
-    assert category.values.toarray().tolist() == [[1, 1], [1, 0], [0, 0], [0, 0]]
-    assert find_category(build_catalog(2, [], blurb=["a", "b"])) is None
-
-
 def test_distances_leave_a_warm_item_out_of_its_own_centre():
     vectors = torch.tensor([[0.0, 0], [2, 0], [10, 0], [10, 4]])
     drawn = {"cold": np.array([3]), "warm": np.array([0, 1, 2])}
@@ -215,17 +204,11 @@ def test_distances_leave_a_warm_item_out_of_its_own_centre():
     assert found["mean_quantile"] == pytest.approx(2 / 3)
 
 
-def test_agreement_by_hand():
-    catalog = build_catalog(5, [[0, 1], [2, 3]], genres=[["a"], ["a", "b"], ["b"], ["b"], ["a", "b"]])
-    codes = np.array([[0, 0], [0, 1], [1, 0], [1, 0], [0, 1]])
-    cold = np.array([False, False, False, False, True])
-    found = category_agreement(
-        find_category(catalog), codes, all_of(None, num_items=5), cold, {"cold": np.array([4]), "warm": np.array([0])}
-    )
-    # Item 4 shares its whole prefix with item 1, which has both of its genres; of items 0 to 3: 1/2, 1, 1/2, 1/2.
-    assert found["cold"] == {"prefix": 1.0, "random": pytest.approx(2.5 / 4)}
-    # Of the warm items, item 1 is nearest to item 0 and has a of {a, b}; items 2 and 3 share nothing with it.
-    assert found["warm"] == {"prefix": 0.5, "random": pytest.approx(0.5 / 3)}
-    report = cold_start_report(catalog, codes, all_of(None, num_items=5), seed=0)
-    assert report["items"] == {"cold": 1, "warm": 4} and report["distance"] is None
-    assert report["agreement"]["cold"] == found["cold"]
+def test_items_without_training_interactions_are_cold():
+    catalog, codes = build_catalog(5, [[0, 1], [2, 3]]), np.zeros((5, 2), np.int64)
+    vectors = torch.arange(10.0).reshape(5, 2)
+    report = cold_start_report(catalog, codes, all_of(vectors), seed=0)
+    assert report["items"] == {"cold": 1, "warm": 4}
+    drawn = {"cold": np.array([4]), "warm": np.arange(4)}
+    assert report["distance"] == code_distances(vectors, codes[:, 0], np.arange(5) == 4, drawn)
+    assert cold_start_report(catalog, codes, all_of(None, num_items=5), seed=0)["distance"] is None

@@ -102,7 +102,7 @@ def test_exact_is_what_scoring_every_sid_gives(toy, evaluated):
 def test_the_beam_of_the_drawn_examples_is_the_one_evaluated(toy, evaluated, tmp_path, capsys):
     metrics = json.loads((evaluated / "metrics.json").read_text())
     page = (evaluated / "report.html").read_text()
-    assert "What the beam costs" in page and f"{metrics['exact']['plain']['found']['found@2']:.4f}" in page
+    assert "What the beam misses" in page and f"{metrics['exact']['plain']['found']['found@2']:.4f}" in page
     capsys.readouterr()
     assert main(command(toy, tmp_path / "all", "--exact-examples", "1000")) == 0
     shown = capsys.readouterr().err
@@ -114,4 +114,4 @@ def test_the_beam_of_the_drawn_examples_is_the_one_evaluated(toy, evaluated, tmp
             assert value == pytest.approx(ours[name]) == metrics["systems"]["ours"][column][name]
     assert main(command(toy, tmp_path / "none")) == 0
     assert json.loads((tmp_path / "none" / "metrics.json").read_text())["exact"] is None
-    assert "What the beam costs" not in (tmp_path / "none" / "report.html").read_text()
+    assert "What the beam misses" not in (tmp_path / "none" / "report.html").read_text()

@@ -23,7 +23,7 @@ VOID = {"meta", "br"}
 
 
 class Balanced(HTMLParser):
-    """Collects tags and texts; fails on a tag that is closed out of order."""
+    """Collects tags and texts that are not blank; fails on a tag that is closed out of order."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -46,7 +46,8 @@ class Balanced(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.texts.append(data)
+        if data.strip():
+            self.texts.append(data)
 
 
 @pytest.fixture

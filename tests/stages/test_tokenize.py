@@ -187,7 +187,7 @@ def test_compare_sets_finished_directories_beside_each_other(capsys, tmp_path, p
     compared = run_json(capsys, "tokenize", "--compare", *both)
     assert compared["collision rate"].keys() == {str(path) for path in both}
     assert main([str(part) for part in ("tokenize", "--compare", *both)]) == 0
-    assert "Semantic IDs beside each other" in capsys.readouterr().err
+    assert "Comparison of semantic IDs" in capsys.readouterr().err
     for wrong, message in (([both[0]], "two different directories are needed"), ([*both, tmp_path], "manifest.json")):
         assert main([str(part) for part in ("tokenize", "--compare", *wrong)]) == 2
         assert message in capsys.readouterr().err
