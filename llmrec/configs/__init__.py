@@ -10,7 +10,7 @@ from llmrec.configs.embed import EmbedConfig
 from llmrec.configs.evaluate import CompareConfig, EvaluateConfig
 from llmrec.configs.extend import ExtendConfig
 from llmrec.configs.fine_tune import FineTuneConfig
-from llmrec.configs.grpo import REWARD_NAMES, GrpoConfig
+from llmrec.configs.grpo import GrpoConfig
 from llmrec.configs.preference import PreferenceConfig
 from llmrec.configs.prepare import PrepareConfig
 from llmrec.configs.quickstart import QuickstartConfig
@@ -19,7 +19,6 @@ from llmrec.configs.sft import SftConfig
 from llmrec.configs.tokenize import TokenizeConfig
 
 __all__ = [
-    "REWARD_NAMES",
     "STAGES",
     "AlternateConfig",
     "CompareConfig",

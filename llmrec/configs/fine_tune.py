@@ -15,6 +15,7 @@ class FineTuneConfig(StageConfig):
     Attributes:
         stage: Name of the stage, as messages show it.
         one_process: Whether the stage refuses to run in several processes.
+        quantization, weight_decay, scheduler: Constants, which a stage may turn into options.
     """
 
     stage: ClassVar[str]
@@ -27,23 +28,20 @@ class FineTuneConfig(StageConfig):
         "lora_dropout": "removed: use dropout of `llmrec sft`, weight_decay or label_smoothing against overfitting",
     }
 
+    quantization = "none"
+    weight_decay = 0.01
+    scheduler = "cosine"
+
     catalog: str = option("Directory written by `llmrec prepare`.")
     model: str = option("Checkpoint directory to start from.")
     lora_rank: int = option("Rank of the LoRA matrices.", 16, least=1)
     lora_alpha: int = option("LoRA's update is scaled by this number, divided by lora_rank.", 32, least=1)
-    quantization: Literal["none", "nf4"] = option(
-        "Hold the frozen base weights in 4 bits, by bitsandbytes (not with full).", "none"
-    )
     epochs: float = option("Passes over the training sequences.", 3.0, above=0)
     max_steps: int = option("If positive, train for this many optimiser steps instead of `epochs`.", -1, least=-1)
     batch_size: int = option("Sequences per optimiser step, over all processes.", 64, least=1)
     micro_batch_size: int = option("Sequences per forward pass on one device.", 64, identity=False, least=1)
     learning_rate: float = option("Peak learning rate of LoRA, or of all weights.", 2e-4, above=0)
-    weight_decay: float = option("Weight decay of AdamW.", 0.01, least=0)
     warmup_steps: int = option("Optimiser steps of linear warm-up.", 20, least=0)
-    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = option(
-        "Learning-rate schedule, under its name in transformers.", "cosine"
-    )
     max_grad_norm: float = option("Clip gradients to this norm.", 1.0, least=0)
     precision: Literal["auto", "float32", "bfloat16"] = option(
         "Precision of matrix products; auto means bfloat16 on a GPU that supports it.", "auto"

@@ -60,6 +60,13 @@ class SftConfig(FineTuneConfig):
     sid_learning_rate: float | None = option(
         "Peak learning rate of the embeddings of the SID tokens, unless all weights train.", 1e-3, above=0
     )
+    quantization: Literal["none", "nf4"] = option(
+        "Hold the frozen base weights in 4 bits, by bitsandbytes (not with full).", "none"
+    )
+    weight_decay: float = option("Weight decay of AdamW.", 0.01, least=0)
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = option(
+        "Learning-rate schedule, under its name in transformers.", "cosine"
+    )
     dropout: float = option(
         "Dropout on the embeddings and on the output of every attention and MLP block, for models that have none.",
         0.0,

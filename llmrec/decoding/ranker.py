@@ -178,11 +178,6 @@ class SidRanker:
         ids, mask = self.encoder.pad_prompts((), shown, PADDING)  # the search runs the prefix once for all rows
         return from_host(ids, self.model.device), from_host(mask, self.model.device)
 
-    def prompt(self, history: np.ndarray) -> list[int]:
-        """List the token ids of the whole prompt of a history, instruction included."""
-        shown = history[-self.sid_config.max_history :]
-        return self.encoder.encode_prompts(self.prefix_ids.tolist(), shown, [len(shown)]).tokens.tolist()
-
     def _ranking(
         self,
         leaves: np.ndarray,

@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from llmrec.model.code_scores import check_normalize_over
+from llmrec.model.code_scores import NormalizeOver, check_normalize_over
 from llmrec.model.prompts import HistoryEncoder, Prompt
 from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, verify, write_json
 from llmrec.sid import table as sid
@@ -53,7 +53,7 @@ class SidConfig:
     vocabulary: SidVocabulary
     prompt: Prompt
     max_history: int
-    normalize_over: str
+    normalize_over: NormalizeOver
 
     def __post_init__(self):
         if not isinstance(self.max_history, int) or self.max_history < 1:

@@ -28,8 +28,8 @@ from llmrec.decoding.trie.trie import SidTrie
 from llmrec.model.checkpoint import SidConfig
 from llmrec.model.prompts import Prompt
 from llmrec.sid.table import SidTable
+from llmrec.training.grpo.groups import Group, GroupSampler
 from llmrec.training.grpo.rewards import build_rewards
-from llmrec.training.grpo.rollouts import Group, RollOuts
 from llmrec.training.weights import lora_config
 
 PREFIX = range(10, 23)
@@ -76,31 +76,32 @@ class Bench(Search):
                 nn.init.normal_(parameter, std=0.01, generator=generator)
         return model.eval()
 
-    def rollouts(self, model: nn.Module, way: str) -> RollOuts:
+    def sampler(self, model: nn.Module, way: str) -> GroupSampler:
         config = GrpoConfig(out="", catalog="", model="", rollouts=way, num_generations=self.args.beams)
         sid_config = SidConfig(self.vocabulary, Prompt(), self.args.history, "children")
         ranker = SidRanker(model, self.table, sid_config, list(PREFIX), capture=False)
         rng = np.random.default_rng(1)
         sequences = rng.integers(0, self.args.items, (max(self.args.batch_sizes), self.args.history + 1))
-        return RollOuts(ranker, list(sequences), build_rewards(config.rewards, [1, 1], None), config)
+        return GroupSampler(ranker, list(sequences), build_rewards(config.rewards, [1, 1], None), config)
 
-    def draw(self, rollouts: RollOuts, count: int) -> list[Group]:
+    def draw(self, sampler: GroupSampler, count: int) -> list[Group]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            return rollouts.draw(range(count), torch.Generator(self.device).manual_seed(0))
+            return sampler.draw(range(count), torch.Generator(self.device).manual_seed(0))
 
-    def prompt_ids(self, groups: list[Group]) -> Tensor:
-        return torch.tensor([group.prompt for group in groups], device=self.device)
+    def prompt_ids(self, sampler: GroupSampler, groups: list[Group]) -> Tensor:
+        return sampler.batch(groups)["input_ids"].to(self.device)
 
     def check_equality(self) -> None:
         """Stop unless beams are those of `generate`, and every roll-out of each way is an item."""
         dtype, self.dtype = self.dtype, torch.float32
         model, invalid = self.model(torch.float32), {}
         for way in WAYS:
-            groups = self.draw(self.rollouts(model, way), 2)
+            sampler = self.sampler(model, way)
+            groups = self.draw(sampler, 2)
             invalid[way] = sum(not self.is_item(sid) for group in groups for sid in group.completions)
-        ids = self.prompt_ids(groups)
+        ids = self.prompt_ids(sampler, groups)
         codes, _ = self.generate(model, ids, renormalize=True, **self.with_dicts(ids))
-        beams = torch.tensor([group.completions for group in groups], device=self.device)
+        beams = sampler.batch(groups)["completions"].to(self.device)
         ours = beams - torch.tensor(self.vocabulary.starts, device=self.device)
         # Beams of nearly one score may trade places, or one may take the other's at the end.
         shared = [
@@ -113,15 +114,15 @@ class Bench(Search):
         emit("equal", dtype="float32", rows=len(groups), beams=self.args.beams, shared=shared, invalid=invalid)
         self.dtype = dtype
 
-    def is_item(self, tokens: list[int]) -> bool:
+    def is_item(self, tokens: np.ndarray) -> bool:
         codes = [token - start for token, start in zip(tokens, self.vocabulary.starts, strict=True)]
         return len(self.table.rows(codes)) > 0
 
     def time_generate(self) -> None:
         model = self.model(self.dtype)
-        rollouts = self.rollouts(model, "beams")
+        sampler = self.sampler(model, "beams")
         for batch_size in self.args.batch_sizes:
-            ids = self.prompt_ids(self.draw(rollouts, batch_size))
+            ids = self.prompt_ids(sampler, self.draw(sampler, batch_size))
             elapsed = self.generate_seconds(model, ids, self.with_dicts)
             if elapsed is None:
                 emit("generate", constraint="dict trie", batch=batch_size, prompts_per_s="out of memory")
@@ -132,10 +133,10 @@ class Bench(Search):
     def time_rollouts(self) -> None:
         model = self.model(self.dtype)
         for way in WAYS:
-            rollouts = self.rollouts(model, way)
+            sampler = self.sampler(model, way)
             for size in self.args.batch_sizes:
-                elapsed = seconds(lambda r=rollouts, s=size: self.draw(r, s), self.args.repeats, self.device)
-                drawn = [sid for group in self.draw(rollouts, size) for sid in group.completions]
+                elapsed = seconds(lambda r=sampler, s=size: self.draw(r, s), self.args.repeats, self.device)
+                drawn = [sid for group in self.draw(sampler, size) for sid in group.completions]
                 invalid = sum(not self.is_item(sid) for sid in drawn)
                 emit("rollout", way=way, batch=size, roll_outs=len(drawn), prompts_per_s=size / elapsed,
                      invalid=invalid, times_generate=size / elapsed / self.generate_rate)  # fmt: skip

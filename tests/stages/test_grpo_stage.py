@@ -54,7 +54,7 @@ def test_the_reward_rises_on_what_can_be_learned(tmp_path, toy, tuned):
         return [float(item == "item-3") for item in item_ids]
 
     reinforce(tmp_path / "grpo", toy[0], tuned, [third], rewards=["rule"], reward_weights=[1e-9], max_steps=20,
-              batch_size=12, num_generations=6, learning_rate=1e-2, temperature=3, beta=0)  # fmt: skip
+              batch_size=12, num_generations=11, learning_rate=1e-2, beta=0)  # fmt: skip
     found = curve(tmp_path / "grpo", "expected_reward")
     assert found[0] < 0.2 and np.mean(found[-5:]) > 0.6
 
@@ -71,7 +71,7 @@ def test_the_best_step_by_the_real_decoder_is_saved(tmp_path, toy, tuned):
     metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     assert metrics["systems"]["ours"]["plain"]["ndcg@10"] == pytest.approx(max(judged.values()), abs=1e-6)
     entries = [entry for entry in log_of(tmp_path / "grpo") if NDCG in entry]
-    assert not any("reward" in entry for entry in entries), "TRL's averages belong to the steps"
+    assert not any("reward" in entry for entry in entries), "averages belong to the steps"
     assert len(curve(tmp_path / "grpo", "reward")) == 8
 
 
@@ -87,15 +87,14 @@ def test_a_run_that_falls_stops_and_leaves_the_start(tmp_path, toy, tuned):
     assert same_weights(tmp_path / "grpo", tuned)
 
 
-def test_nf4_trains_and_merges(tmp_path, toy, tuned):
-    pytest.importorskip("bitsandbytes")
-    counts = reinforce(tmp_path / "grpo", toy[0], tuned, quantization="nf4", precision="bfloat16", eval_steps=1)
+def test_bfloat16_trains_and_merges(tmp_path, toy, tuned):
+    counts = reinforce(tmp_path / "grpo", toy[0], tuned, precision="bfloat16", eval_steps=1)
     assert curve(tmp_path / "grpo", "kl")[0] == pytest.approx(0, abs=1e-6)
     assert np.isfinite(curve(tmp_path / "grpo")).sum() == 3 and len(curve(tmp_path / "grpo", NDCG)) == 4
     assert same_weights(tmp_path / "grpo", tuned) == (counts["saved_step"] == 0)
 
 
-LONG = {"max_steps": 8, "save_steps": 2, "num_iterations": 2, "batch_size": 12, "idle": "refill", "loss": "ecpo"}
+LONG = {"max_steps": 7, "save_steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +106,7 @@ def undisturbed(toy, tuned, tmp_path_factory):
 
 @pytest.mark.parametrize("call", [2, 3])
 def test_kill_9_and_resumption(tmp_path, toy, tuned, forks, undisturbed, call):
-    """Killed in the save of step 4 or 6; 21 prompts in batches of 12 make an epoch of a batch and two steps."""
+    """Killed in the save of step 4 or 6; an epoch has 3 steps, so that the run continues within one, or between two."""
     flags = {**STEPS, **LONG, "catalog": toy[0], "model": tuned, "out": tmp_path / "cut"}
     argv = ["grpo", *(part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", str(value)))]
     forks.start(argv, tmp_path / "stderr", die_in=("llmrec.training.checkpoints.publish", call))
@@ -131,8 +130,8 @@ def test_another_reward_in_the_same_file_is_another_run(tmp_path, toy, tuned):
 
 def test_two_processes_give_the_losses_and_weights_of_one(tmp_path, toy, tuned, forks):
     """Of beams, which are the same however prompts are dealt out; draws are each process's own."""
-    options = {"rollouts": "beams", "idle": "filter", "micro_batch_size": 3, "catalog": toy[0], "model": tuned}
-    reinforce(tmp_path / "one", **{**options, "catalog": toy[0], "model": tuned})
+    options = {"rollouts": "beams", "micro_batch_size": 1, "max_steps": 4, "catalog": toy[0], "model": tuned}
+    reinforce(tmp_path / "one", **options)
     flags = {**STEPS, **options, "out": tmp_path / "two"}
     argv = ["grpo", *(part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", str(value)))]
     with socket.socket() as free:
@@ -146,7 +145,8 @@ def test_two_processes_give_the_losses_and_weights_of_one(tmp_path, toy, tuned, 
     ]
     assert [forks.wait(pid) for pid in pids] == [0, 0], [(tmp_path / f"stderr{r}").read_text() for r in range(2)]
     assert read_manifest(tmp_path / "two")["processes"] == 2
-    assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), rel=1e-3, abs=1e-5)
+    for key in ("loss", "reward", "hit_share"):
+        assert curve(tmp_path / "two", key) == pytest.approx(curve(tmp_path / "one", key), rel=1e-3, abs=1e-5)
     one, other = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
     for name in one:
         torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=2e-4)
@@ -163,14 +163,9 @@ def test_two_processes_give_the_losses_and_weights_of_one(tmp_path, toy, tuned, 
         ({"rewards": ["rule", "rule"]}, "rewards repeats a name"),
         ({"rewards": ["nowhere.py:f"]}, "'nowhere.py:f' cannot be loaded"),
         ({"rewards": ["rule", "rank"], "reward_weights": [1.0]}, "reward_weights has 1 numbers for 2 rewards"),
-        ({"rewards": ["rule"], "reward_weights": [0.0]}, "a reward of weight 0 has no part"),
-        ({"rollouts": "beams", "temperature": 2.0}, "beams are not drawn"),
-        ({"loss": "gspo"}, "'gspo' takes no importance weights; use rollouts 'sampled'"),
-        ({"epsilon_high": 0.1}, "epsilon_high is 0.1, below epsilon 0.2"),
-        ({"num_iterations": 3}, "save_steps is 1000; it must be a multiple of num_iterations 3"),
-        ({"num_iterations": 2, "eval_steps": 5}, "eval_steps is 5; it must be a multiple"),
+        ({"rewards": ["rule"], "reward_weights": [0.0]}, "a reward of weight 0 has no effect"),
         ({"batch_size": 60, "micro_batch_size": 6}, "fewer than batch_size 60"),
-        ({"loss": "ppo"}, "loss is 'ppo'; choose from grpo, dr_grpo, dapo, gspo, ecpo"),
+        ({"loss": "ppo"}, "loss is 'ppo'; choose from grpo, dr_grpo"),
     ],
 )
 def test_wrong_options_leave_nothing_behind(tmp_path, toy, tuned, options, message):

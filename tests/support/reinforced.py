@@ -9,7 +9,7 @@ from llmrec.configs import GrpoConfig
 from llmrec.stages import grpo
 
 STEPS = {"max_steps": 3, "batch_size": 6, "micro_batch_size": 3, "num_generations": 4, "lora_rank": 4, "seed": 0,
-         "learning_rate": 5e-3, "warmup_steps": 0, "scheduler": "constant", "logging_steps": 1, "save_steps": 1000,
+         "learning_rate": 5e-3, "warmup_steps": 0, "logging_steps": 1, "save_steps": 1000,
          "device": "cpu"}  # fmt: skip
 
 

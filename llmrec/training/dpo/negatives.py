@@ -1,23 +1,27 @@
 """Negatives of training prompts: items that did not come next, from the model's own beams and elsewhere.
 
-    beam     what the model itself ranks highest under the trie;
+    beam     items that the model itself ranks highest under the trie;
     sibling  items that share the longest prefix with the target, at random;
-    popular  by training interactions;
-    random   uniformly.
+    popular  items drawn by training interactions;
+    random   items drawn uniformly.
 
-None has the semantic ID of the target or of an item of the user's training sequence: those before the target were
-liked, and those after it would be preferred the wrong way round. Items that are held out are not looked at. A source
-that has nothing left for a prompt gives its part to `random`.
+No negative has the semantic ID of the target or of an item of the user's training sequence: the user liked the items
+before the target, and those after it would be preferred the wrong way round. Held-out items are not looked at. If a
+source has nothing left for a prompt, `random` fills its part.
 
-Every prompt has random numbers of its own, so the result depends neither on batches nor on the number of processes.
+Every prompt has its own random numbers, so the result depends neither on batches nor on the number of processes.
 
 Source: S-DPO (arXiv:2406.09215) draws at random; the model's own wrong answers, items near the target and popular ones
 are RosePO's rejections (arXiv:2410.12519).
+
+Shapes: N items, L levels, B prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 
@@ -32,11 +36,32 @@ from llmrec.sid.table import SidTable
 from llmrec.training.dpo.preferences import Preferences
 from llmrec.training.preference.policy import Prompts
 
-TRIES = 8  # rounds of drawing until what is left is listed instead
+NUM_TRIES = 8  # rounds of drawing by weight before the items that are left are listed instead
+
+
+class Buckets:
+    """Items that share their codes.
+
+    Args:
+        codes: (N, L) codes that are compared.
+
+    Attributes:
+        of: (N,) bucket of each item.
+    """
+
+    def __init__(self, codes: np.ndarray):
+        self.order, starts, counts = buckets(codes)
+        self.bounds = np.append(starts, len(codes))
+        self.of = np.empty(len(codes), np.int64)
+        self.of[self.order] = np.repeat(np.arange(len(starts)), counts)
+
+    def members(self, bucket: int) -> np.ndarray:
+        """Item rows of a bucket."""
+        return self.order[self.bounds[bucket] : self.bounds[bucket + 1]]
 
 
 class Pool:
-    """What negatives are drawn from.
+    """Items that negatives are drawn from.
 
     Args:
         table: Semantic IDs.
@@ -45,148 +70,159 @@ class Pool:
 
     def __init__(self, table: SidTable, training_counts: np.ndarray):
         codes_NL = table.codes(np.arange(table.num_items))
-        *self.prefixes, self.sids = [_Groups(codes_NL[:, : level + 1]) for level in range(table.num_levels)]
+        *self.prefixes, self.sids = [Buckets(codes_NL[:, : level + 1]) for level in range(table.num_levels)]
         self.cumulative = {"popular": training_counts.cumsum(), "random": np.arange(1, len(codes_NL) + 1)}
 
-    def barred(self, rows: np.ndarray) -> np.ndarray:
-        """Item rows of all items that have the semantic ID of one of these."""
-        return np.concatenate([self.sids.members(group) for group in np.unique(self.sids.of[rows])])
+    def sharing_sids(self, items: np.ndarray) -> np.ndarray:
+        """Item rows of all items that share the semantic ID of one of these."""
+        return np.concatenate([self.sids.members(bucket) for bucket in np.unique(self.sids.of[items])])
 
-    def draw(self, source: str, target: int, count: int, taken: set[int], rng: np.random.Generator) -> list[int]:
-        """Up to `count` further item rows of a source other than `beam`.
+    def siblings(self, target: int, rng: np.random.Generator) -> Iterator[int]:
+        """Items that share a prefix with the target, those with the longest prefix first, otherwise at random."""
+        for prefix in reversed(self.prefixes):
+            yield from rng.permutation(prefix.members(prefix.of[target]))
+
+    def weighted(self, source: str, count: int, taken: set[int], rng: np.random.Generator) -> Iterator[int]:
+        """Items drawn by weight; after some rounds the items that are left, in an order drawn by weight.
 
         Args:
-            source: Its name.
-            target: Item row of the target.
-            count: How many.
-            taken: Groups of semantic IDs that are barred; those of what is drawn are added.
-            rng: Of the prompt.
+            source: `popular` or `random`.
+            count: Number of items that are wanted.
+            taken: SIDs that are barred.
+            rng: Random numbers of the prompt.
         """
-        pick = self._siblings(target, rng) if source == "sibling" else self._weighted(source, count, taken, rng)
-        found, group_of = [], self.sids.of
-        while len(found) < count and (row := next(pick, None)) is not None:
-            if group_of[row] not in taken:
-                taken.add(int(group_of[row]))
-                found.append(int(row))
-        return found
-
-    def _siblings(self, target: int, rng: np.random.Generator) -> Iterator[int]:
-        """Items that share a prefix with the target, the longest prefix first; those without a common code never."""
-        for groups in reversed(self.prefixes):
-            yield from rng.permutation(groups.members(groups.of[target]))
-
-    def _weighted(self, source: str, count: int, taken: set[int], rng: np.random.Generator) -> Iterator[int]:
-        """Items drawn by weight, then, where most are taken, the rest of them in an order drawn by weight."""
         cumulative = self.cumulative[source]
-        for _ in range(TRIES):
+        for _ in range(NUM_TRIES):
             yield from np.searchsorted(cumulative, rng.integers(cumulative[-1], size=2 * count), side="right")
         weights = np.diff(cumulative, prepend=0)
         left = np.flatnonzero((weights > 0) & ~np.isin(self.sids.of, list(taken)))
         keys = rng.exponential(size=len(left)) / weights[left]  # Efraimidis and Spirakis
         yield from left[np.argsort(keys)]
 
+    def take(self, candidates: Iterable[int], count: int, taken: set[int]) -> list[int]:
+        """The first `count` candidates whose SIDs are not taken; their SIDs are taken from then on."""
+        items: list[int] = []
+        if count == 0:
+            return items
+        for item in candidates:
+            if self.sids.of[item] not in taken:
+                taken.add(int(self.sids.of[item]))
+                items.append(int(item))
+                if len(items) == count:
+                    break
+        return items
 
-class _Groups:
-    """Items with equal codes; `of` is the (N,) group of each item."""
 
-    def __init__(self, codes_NL: np.ndarray):
-        self.order, starts, counts = buckets(codes_NL)
-        self.bounds = np.append(starts, len(codes_NL))
-        self.of = np.empty(len(codes_NL), np.int64)
-        self.of[self.order] = np.repeat(np.arange(len(starts)), counts)
+@dataclass(frozen=True)
+class PromptNegatives:
+    """Negatives of one prompt.
 
-    def members(self, group: int) -> np.ndarray:
-        return self.order[self.bounds[group] : self.bounds[group + 1]]
+    Attributes:
+        prompt: Number of the prompt.
+        items: Item row of each negative.
+        sources: Source of each negative.
+        ranks: Rank of each negative among the model's beams, -1 for those of another source.
+    """
+
+    prompt: int
+    items: list[int] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
 
 
 def mine(
     prompts: Prompts, table: SidTable, training_counts: np.ndarray, config: DpoConfig, ranker: SidRanker | None
 ) -> Preferences:
-    """Negatives of each prompt; a prompt for which no item is left is left out.
+    """Mine the negatives of each prompt; prompts for which no item is left are dropped.
 
     Args:
-        prompts: Of the training split.
+        prompts: Prompts of the training split.
         table: Semantic IDs.
         training_counts: (N,) training interactions of each item.
-        config: Of the stage.
-        ranker: Of the model that is asked for beams; may be None where `beam` is no source.
+        config: Options of the stage.
+        ranker: Ranks items by the model; only the source `beam` needs it.
 
     Returns:
         Preferences in the order of the prompts, the same in every process.
     """
-    pool = Pool(table, training_counts)
     longest_first = np.argsort([-len(history) for history in prompts.histories], kind="stable")
     size = config.micro_batch_size
     batches = [longest_first[first : first + size] for first in range(0, len(prompts), size)]
-    own = dealt(batches, processes.rank(), processes.count())
-    found = processes.gather(list(_mined(prompts, pool, config, ranker, own)))
-    found.sort(key=lambda each: each[0])
-    kept = [each for each in found if each[1]]
-    numbers, rows, sources, ranks = zip(*kept, strict=True) if kept else ((), (), (), ())
+    own = [batch.tolist() for batch in dealt(batches, processes.rank(), processes.count())]
+    mined = processes.gather(_mine_batches(prompts, Pool(table, training_counts), config, ranker, own))
+    kept = sorted((each for each in mined if each.items), key=lambda each: each.prompt)
     return Preferences(
-        prompts.take(numbers), [np.array(each) for each in rows], list(sources), [np.array(each) for each in ranks]
+        prompts.take([each.prompt for each in kept]),
+        [np.array(each.items) for each in kept],
+        [each.sources for each in kept],
+        [np.array(each.ranks) for each in kept],
     )
 
 
-def _plan(config: DpoConfig, number: int) -> list[int]:
-    """How many negatives each source gives to a prompt; on average their shares exactly."""
-    rng = np.random.default_rng([config.seed, number, 0])
-    weights = config.negative_weights or [1.0] * len(config.negative_sources)
-    ends = np.cumsum(weights) / np.sum(weights)
-    places = (rng.random() + np.arange(config.negatives)) / config.negatives
-    return np.bincount(np.searchsorted(ends[:-1], places, side="right"), minlength=len(weights)).tolist()
-
-
-def _mined(
-    prompts: Prompts, pool: Pool, config: DpoConfig, ranker: SidRanker | None, batches: Sequence[np.ndarray]
-) -> Iterator[tuple[int, list[int], list[str], list[int]]]:
-    """Number, negatives, sources and ranks of each prompt of some batches."""
-    taken = {int(i): np.append(prompts.sequences[i], prompts.targets[i]) for batch in batches for i in batch}
-    barred = {i: pool.barred(rows) for i, rows in taken.items()}
-    asked = ([prompts.histories[i] for i in batch] for batch in batches)
-    excluded = ([barred[int(i)] for i in batch] for batch in batches)
-    rankings = iter([None] * len(batches))
-    if "beam" in config.negative_sources:
-        rankings = ranker.rank_batches(zip(asked, excluded, strict=True), min(config.negatives, len(pool.sids.of)))
-    pairs = progress(zip(batches, rankings, strict=True), "dpo: negatives", total=len(barred), unit="prompts",
-                     size=lambda pair: len(pair[0]))  # fmt: skip
-    for batch, ranking in pairs:
-        for place, i in enumerate(map(int, batch)):
-            beams = [] if ranking is None else ranking.items[place]
-            yield i, *_negatives(pool, config, i, int(prompts.targets[i]), barred[i], beams)
+def _mine_batches(
+    prompts: Prompts, pool: Pool, config: DpoConfig, ranker: SidRanker | None, batches: Sequence[list[int]]
+) -> list[PromptNegatives]:
+    """Mine the negatives of the prompts in some batches of prompt numbers."""
+    barred = [
+        [pool.sharing_sids(np.append(prompts.sequences[i], prompts.targets[i])) for i in batch] for batch in batches
+    ]
+    beams: Iterable[np.ndarray] = [np.empty((len(batch), 0), np.int64) for batch in batches]
+    if ranker is not None and "beam" in config.negative_sources:
+        histories = [[prompts.histories[i] for i in batch] for batch in batches]
+        rankings = ranker.rank_batches(zip(histories, barred, strict=True), min(config.negatives, len(pool.sids.of)))
+        beams = (ranking.items for ranking in rankings)
+    mined = []
+    steps = progress(
+        zip(batches, barred, beams, strict=True),
+        "dpo: negatives",
+        total=sum(map(len, batches)),
+        unit="prompts",
+        size=lambda step: len(step[0]),
+    )
+    for numbers, barred_items, best_items in steps:
+        for i, own_barred, best in zip(numbers, barred_items, best_items, strict=True):
+            mined.append(_negatives(pool, config, i, int(prompts.targets[i]), own_barred, best.tolist()))
+    return mined
 
 
 def _negatives(
-    pool: Pool, config: DpoConfig, number: int, target: int, barred: np.ndarray, beams: Sequence[int]
-) -> tuple[list[int], list[str], list[int]]:
-    """Item rows, their sources and their places among the beams, of one prompt."""
-    rng, group_of = np.random.default_rng([config.seed, number, 1]), pool.sids.of
-    taken, rows, sources, ranks = set(group_of[barred].tolist()), [], [], []
+    pool: Pool, config: DpoConfig, prompt: int, target: int, barred: np.ndarray, beams: Sequence[int]
+) -> PromptNegatives:
+    """Draw the negatives of one prompt.
 
-    def add(source: str, found: list[int], places: Sequence[int]) -> None:
-        rows.extend(found)
-        sources.extend([source] * len(found))
-        ranks.extend(places)
+    Args:
+        pool: Items to draw from.
+        config: Options of the stage.
+        prompt: Number of the prompt.
+        target: Item row of the target.
+        barred: Item rows that are no negatives.
+        beams: Item rows that the model ranks highest, best first, then UNFILLED.
+    """
+    rng, taken = np.random.default_rng([config.seed, prompt, 1]), set(pool.sids.of[barred].tolist())
+    rank_of, found = {item: rank for rank, item in enumerate(beams)}, PromptNegatives(prompt)
 
-    for source, count in zip(config.negative_sources, _plan(config, number), strict=True):
+    def add(source: str, count: int) -> None:
+        candidates: Iterable[int]
         if source == "beam":
-            add(source, *_best(beams, count, taken, group_of))
+            candidates = takewhile(lambda item: item != UNFILLED, beams)
+        elif source == "sibling":
+            candidates = pool.siblings(target, rng)
         else:
-            found = pool.draw(source, target, count, taken, rng)
-            add(source, found, [-1] * len(found))
-    found = pool.draw("random", target, config.negatives - len(rows), taken, rng)
-    add("random", found, [-1] * len(found))
-    return rows, sources, ranks
+            candidates = pool.weighted(source, count, taken, rng)
+        items = pool.take(candidates, count, taken)
+        found.items.extend(items)
+        found.sources.extend([source] * len(items))
+        found.ranks.extend([rank_of[item] if source == "beam" else -1 for item in items])
+
+    for source, count in zip(config.negative_sources, shares(config, prompt), strict=True):
+        add(source, count)
+    add("random", config.negatives - len(found.items))
+    return found
 
 
-def _best(beams: Sequence[int], count: int, taken: set[int], group_of: np.ndarray) -> tuple[list[int], list[int]]:
-    """The first beams that are not taken, and their places."""
-    rows, places = [], []
-    for place, row in enumerate(beams):
-        if len(rows) == count or row == UNFILLED:
-            break
-        if group_of[row] not in taken:
-            taken.add(int(group_of[row]))
-            rows.append(int(row))
-            places.append(place)
-    return rows, places
+def shares(config: DpoConfig, prompt: int) -> list[int]:
+    """Number of negatives that each source gives to a prompt: equal shares on average, rounded at random."""
+    rng, num_sources = np.random.default_rng([config.seed, prompt, 0]), len(config.negative_sources)
+    ends = np.arange(1, num_sources) / num_sources
+    places = (rng.random() + np.arange(config.negatives)) / config.negatives
+    return np.bincount(np.searchsorted(ends, places, side="right"), minlength=num_sources).tolist()

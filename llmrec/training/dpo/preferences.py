@@ -1,9 +1,9 @@
-"""Preferences: prompts, what came next, and items that it is preferred to; as a file and as examples.
+"""Preferences: prompts, the items that came next, and the items that these are preferred to; as a file and as examples.
 
-The file has a row per prompt: `history` and `negatives` (lists of item_id), `target` (item_id) and, where they are
-known, `user_id`, `sources` (a name per negative), `beam_ranks` (their places in the model's ranking, -1 of the others)
-and `oracle` (the probability of each pair that the target is really preferred). `llmrec dpo` leaves such a file and
-takes one, so mined negatives can be looked at, changed and given back.
+The file has one line per prompt: `history` and `negatives` (lists of item_id), `target` (item_id) and, if known,
+`user_id`, `sources` (a name per negative), `beam_ranks` (rank of each negative among the model's beams, -1 for those of
+another source) and `oracle` (probability of each pair that the target is really preferred). `llmrec dpo` writes such a
+file and reads one, so mined negatives can be inspected, changed and given back.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from llmrec.sid.table import EMPTY, SidTable
 from llmrec.training.preference.policy import Prompts, check_batch
 
 FILE = "preferences.parquet"
-GIVEN = "file"  # source of negatives of which the file names none
-NAMED = 3  # rows that a message names
+GIVEN = "file"  # source of negatives for which the file names none
+NAMED = 3  # lines that a message names
 
-# Columns with a value per negative: what they list, and the types of it.
+# Columns with a value per negative: the name and the types of these values.
 PER_NEGATIVE = {
     columns.SOURCES: ("strings", (pa.types.is_string, pa.types.is_large_string)),
     columns.BEAM_RANKS: ("whole numbers", (pa.types.is_integer,)),
@@ -47,11 +47,11 @@ class Preferences:
     """Prompts with their negatives.
 
     Attributes:
-        prompts: What is asked, and the targets.
-        negatives: Item rows of each prompt.
+        prompts: Prompts and their targets.
+        negatives: Item rows of the negatives of each prompt.
         sources: Name of the source of each negative.
-        ranks: Place of each negative in the model's ranking of what is unseen, -1 of those from elsewhere.
-        oracle: Probability of each pair that the target is preferred; None where nobody said.
+        ranks: Rank of each negative among the model's beams, -1 for those of another source.
+        oracle: Probability of each pair that the target is preferred; None if it is not known.
     """
 
     prompts: Prompts
@@ -64,18 +64,21 @@ class Preferences:
         return len(self.negatives)
 
     def take(self, places: Sequence[int]) -> Preferences:
-        """Those of the given prompts, in the given order."""
-        lists = (self.negatives, self.sources, self.ranks)
-        negatives, sources, ranks = ([each[i] for i in places] for each in lists)
-        oracle = self.oracle and [self.oracle[i] for i in places]
-        return Preferences(self.prompts.take(places), negatives, sources, ranks, oracle)
+        """Select the preferences of the given prompts, in the given order."""
+        return Preferences(
+            self.prompts.take(places),
+            [self.negatives[i] for i in places],
+            [self.sources[i] for i in places],
+            [self.ranks[i] for i in places],
+            self.oracle and [self.oracle[i] for i in places],
+        )
 
     def sample(self, count: int, seed: int) -> Preferences:
-        """Those of `count` random prompts, or of all where there are no more, in their order."""
-        return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:count]))
+        """Select the preferences of `count` random prompts, or of all if there are no more, in their order."""
+        return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:count]).tolist())
 
     def whole_batches(self, batch_size: int, seed: int) -> Preferences:
-        """All but a few, drawn at random, so that every optimiser step of an epoch has `batch_size` prompts.
+        """Drop a few at random, so that every optimiser step of an epoch has `batch_size` prompts.
 
         A last step of fewer prompts would weigh them more, and accelerate would repeat some to share it out.
 
@@ -86,7 +89,7 @@ class Preferences:
         return self.sample(len(self) // batch_size * batch_size, seed)
 
     def save(self, path: Path, item_ids: Sequence[str]) -> None:
-        """Write the file that `read_preferences` reads; whole or absent."""
+        """Write the file that `read_preferences` reads; it is whole or absent."""
         ids = np.asarray(item_ids, dtype=object)
         data = {
             columns.USER_ID: self.prompts.user_ids,
@@ -100,10 +103,10 @@ class Preferences:
         pq.write_table(pa.table(data), temporary)
         temporary.replace(path)
 
-    def examples(self, label_smoothing: float) -> Dataset:
-        """What the trainer deals out: `rows` of the history, `items` (target first), `smoothing` of each pair."""
+    def examples(self) -> Dataset:
+        """Examples of the trainer: `rows` of the history, `items` (target first), `smoothing` of each pair."""
         if self.oracle is None:
-            smoothing = [[label_smoothing] * len(rows) for rows in self.negatives]
+            smoothing = [[0.0] * len(rows) for rows in self.negatives]
         else:
             smoothing = [np.clip(1 - each, 0, 0.5).tolist() for each in self.oracle]
         return Dataset.from_dict(
@@ -124,8 +127,8 @@ class PreferenceCollator:
 
     Args:
         prefix: Token ids before the history.
-        encoder: Tokens of item rows.
-        max_history: Items of a history that are shown, the latest ones.
+        encoder: Turns item rows into tokens.
+        max_history: Latest items of a history that are shown.
         pad_token_id: Token of padding.
     """
 
@@ -149,7 +152,7 @@ class PreferenceCollator:
 
 
 def read_preferences(path: str | Path, catalog: Catalog, table: SidTable) -> Preferences:
-    """Preferences of a file, parquet or JSONL.
+    """Read the preferences of a file, parquet or JSONL.
 
     Raises:
         ValueError: If it cannot be read, lacks a column, or a row cannot be trained on; with every kind of problem and

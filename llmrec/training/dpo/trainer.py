@@ -1,14 +1,14 @@
-"""DPO and softmax-DPO on TRL's DPOTrainer, with one pass over a prompt for all of its completions.
+"""DPO and softmax-DPO on semantic IDs: a small trainer on `transformers.Trainer`.
 
-Departures from TRL: the examples are item rows that the collator turns into tokens; a target may have many negatives;
-and the log-probabilities are those of preference/shared_prompt.py, instead of TRL's fused head over repeated prompts.
-Two of its methods are overridden, `_prepare_dataset` and `_compute_loss`. The reference is computed in each step, by
-the same pass with the LoRA off: stored log-probabilities would differ from it by the rounding of other batches, so that
-in bfloat16 the first loss would not be ln 2.
+Examples are item rows, which the collator turns into tokens. A prompt is computed once for its target and all of its
+negatives (preference/shared_prompt.py). The reference is computed in each step, by the same pass with the LoRA off:
+stored log-probabilities would differ from it by the rounding of other batches, so that in bfloat16 the first loss would
+not be ln 2.
 
-Shapes: B prompts, M negatives.
+Shapes: B prompts, M negatives, L levels.
 
-Source: DPO arXiv:2305.18290; S-DPO arXiv:2406.09215; conservative pairs as RosePO arXiv:2410.12519 smooths them.
+Source: DPO arXiv:2305.18290; S-DPO arXiv:2406.09215; conservative pairs as RosePO arXiv:2410.12519 smooths them. Names
+in the log are those of TRL's DPOTrainer.
 """
 
 from __future__ import annotations
@@ -18,20 +18,19 @@ from typing import Any, Literal
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import softplus
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import DPOConfig as TrlDpoConfig
-from trl import DPOTrainer
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from llmrec.configs import DpoConfig
-from llmrec.runtime.manifest import JsonObject
+from llmrec.evaluation.learning import NDCG
 from llmrec.sid.table import EMPTY
-from llmrec.training import trainer as shared
 from llmrec.training.dpo.preferences import PreferenceCollator
+from llmrec.training.preference.averages import Averages
+from llmrec.training.preference.policy import reference_log_probs
 from llmrec.training.trainer import SidTrainer, shared_arguments, use_one_gpu
-from llmrec.training.validation import Validation, evaluation_mode
+from llmrec.training.validation import Validation
 from llmrec.training.weights import without_renaming_warning
 
 
@@ -60,61 +59,64 @@ def preference_loss(
     return softplus(margins.neg().masked_fill(~is_pair, -torch.inf).logsumexp(dim=1)), margins
 
 
-class SidDPOTrainer(SidTrainer, DPOTrainer):
-    """DPOTrainer over item rows, siblings and many negatives; `sibling_scores_in_forward` has to be open."""
+class SidDPOTrainer(SidTrainer, Trainer):
+    """DPO with many negatives per prompt; `sibling_scores_in_forward` has to be open on the model.
 
+    Args:
+        config: Options of the stage.
+        policy: The model that trains.
+        validation: Ranks the validation examples; None ranks none.
+        options: Further arguments of `transformers.Trainer`.
+    """
+
+    config: DpoConfig
     shown = ("loss", "rewards/accuracies", "rewards/margins", "drift")
 
-    def _prepare_dataset(self, dataset: Any, *arguments: Any) -> Any:
-        """As it is: the collator makes the tokens."""
-        return dataset
+    def __init__(self, config: DpoConfig, policy: PeftModel, validation: Validation | None = None, **options: Any):
+        super().__init__(config=config, validation=validation, model=policy, **options)
+        self.policy, self.averages = policy, Averages(self.accelerator)
 
-    def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False) -> Tensor:
-        """Mean loss of the prompts of a batch."""
-        smoothing, asked = inputs["smoothing"], {name: inputs[name] for name in inputs if name != "smoothing"}
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Mean loss of the prompts of a micro-batch."""
+        asked = {name: inputs[name] for name in ("input_ids", "attention_mask", "completions")}
         scores = model(**asked)
         policy = scores.log_probs.sum(dim=-1)
-        ratios = policy - self.reference_scores(asked)
+        ratios = policy - reference_log_probs(self.policy, self.accelerator, asked).sum(dim=-1)
         is_code = asked["completions"] != EMPTY
         is_pair = is_code[:, 1:, 0]
-        losses, margins = preference_loss(ratios, is_pair, smoothing, self.config.beta, self.config.loss)
-        with torch.no_grad():
-            self._keep_metrics(policy, ratios, margins, is_code, scores.entropies)
+        losses, margins = preference_loss(ratios, is_pair, inputs["smoothing"], self.config.beta, self.config.loss)
+        self._add_averages(policy, ratios, margins, is_code, scores.entropies)
         return losses.mean()
 
-    @torch.no_grad()
-    def reference_scores(self, asked: dict[str, Tensor]) -> Tensor:
-        """(B, 1 + M) log-probabilities with the LoRA off and without dropout."""
-        policy = self.accelerator.unwrap_model(self.model)
-        with policy.disable_adapter(), evaluation_mode(policy), self.accelerator.autocast():
-            return policy(**asked).log_probs.sum(dim=-1)
-
-    def _keep_metrics(
+    def _add_averages(
         self, policy: Tensor, ratios: Tensor, margins: Tensor, is_code: Tensor, entropies: Tensor
     ) -> None:
-        """Means over all processes, under the names of TRL; `drift` is the mean |log ratio| to the reference."""
-        exists, beta = is_code[..., 0], self.config.beta
-        won, lost = exists[:, 0], exists[:, 1:]
-        of = {
-            "rewards/chosen": (beta * ratios[:, 0], won),
-            "rewards/rejected": (beta * ratios[:, 1:], lost),
-            "rewards/margins": (margins, lost),
-            "rewards/accuracies": ((margins > 0).float(), lost),
-            "logps/chosen": (policy[:, 0], won),
-            "logps/rejected": (policy[:, 1:], lost),
-            "drift": (ratios.abs(), exists),
-            "entropy": (entropies, is_code),
-        }
-        sums = torch.stack([torch.stack([(x * where).sum(), where.sum()]) for x, where in of.values()])
-        totals = self.accelerator.gather(sums.unsqueeze(0)).sum(dim=0).tolist()
-        for name, (total, count) in zip(of, totals, strict=True):
-            self._metrics["train"][name].append(total / count)
+        """Collect what the log shows; `drift` is the mean |log ratio| to the reference."""
+        exists, beta, add = is_code[..., 0], self.config.beta, self.averages.add
+        target, negatives = exists[:, 0], exists[:, 1:]
+        add("rewards/chosen", beta * ratios[:, 0], target)
+        add("rewards/rejected", beta * ratios[:, 1:], negatives)
+        add("rewards/margins", margins, negatives)
+        add("rewards/accuracies", (margins > 0).float(), negatives)
+        add("logps/chosen", policy[:, 0], target)
+        add("logps/rejected", policy[:, 1:], negatives)
+        add("drift", ratios.abs(), exists)
+        add("entropy", entropies, is_code)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the averages of the steps since the last entry; an evaluation is logged as it is."""
+        super().log(logs if NDCG in logs else {**logs, **self.averages.take()}, start_time)
 
 
 def make_trainer(
     config: DpoConfig,
-    model: PreTrainedModel,
-    lora: LoraConfig,
+    policy: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     examples: Dataset,
     collator: PreferenceCollator,
@@ -123,28 +125,16 @@ def make_trainer(
     dtype: torch.dtype,
     validation: Validation | None = None,
 ) -> SidDPOTrainer:
-    """TRL's trainer over preferences; it puts the LoRA on the model."""
+    """Build the trainer of a run in a directory."""
     with without_renaming_warning():
-        arguments = TrlDpoConfig(
-            **shared_arguments(config, directory, device, dtype),
-            beta=config.beta,
-        )
+        arguments = TrainingArguments(**shared_arguments(config, directory, device, dtype))
     use_one_gpu(arguments, config)
-    with without_renaming_warning():
-        return SidDPOTrainer(
-            config=config,
-            model=model,
-            peft_config=lora,
-            args=arguments,
-            train_dataset=examples,
-            data_collator=collator,
-            processing_class=tokenizer,
-            validation=validation,
-        )
-
-
-def train(trainer: SidDPOTrainer, directory: Path) -> JsonObject:
-    """Train to the end, from the newest whole checkpoint where there is one; counts of the manifest."""
-    counts, epochs_per_second = shared.train(trainer, directory)
-    prompts = len(trainer.train_dataset)
-    return {**counts, "prompts": prompts, "prompts_per_second": round(prompts * epochs_per_second, 1)}
+    return SidDPOTrainer(
+        config=config,
+        policy=policy,
+        validation=validation,
+        args=arguments,
+        train_dataset=examples,
+        data_collator=collator,
+        processing_class=tokenizer,
+    )

@@ -1,19 +1,21 @@
-"""Rewards of roll-outs: what each recommended item is worth, before groups are compared.
+"""Rewards of roll-outs: the worth of each recommended item, before the roll-outs of a group are compared.
 
-    rule           1 for the target, 0 for anything else
-    rank           a miss costs the more, the higher the policy ranks it; nothing where the target was not drawn
-    prefix         share of the target's codes that an item shares from the first level on
-    collaborative  how high a SASRec that knows the training split ranks the item
-    novelty        how rare the item is in training
+    rule           1 for the target, 0 for any other item
+    rank           a miss costs more, the higher the policy ranks it; 0 in groups without the target
+    prefix         share of the target's codes that the SID shares from the first level on
+    collaborative  how high a SASRec trained on the training split ranks the item
+    novelty        how rare the item is in the training split
 
-`rule` and `rank` with equal weights are MiniOneRec's reward (arXiv:2510.24431, its released code), `rank` that of ReRe
-likewise. `collaborative` and `novelty` look at no target: a policy can raise them while it finds fewer targets (reward
-hacking, which MiniOneRec saw with SASRec), so weigh them low and watch the validation NDCG.
+`rule` and `rank` with equal weights are the reward of MiniOneRec (arXiv:2510.24431, its released code); ReRe uses the
+same `rank`. `collaborative` and `novelty` ignore the target, so a policy can raise them while it finds fewer targets
+(reward hacking, which MiniOneRec saw with SASRec): give them small weights and watch the validation NDCG.
 
-An item that several SIDs or a SID that several items own counts as its best case: drawing any SID of the target is a
-hit.
+A SID may belong to several items and an item may have several SIDs; drawing any SID of the target is a hit.
 
-Departure: MiniOneRec's groups are beams, ranked as they come; here any roll-outs are ranked by their log-probability.
+Departure: MiniOneRec's groups are beams, ranked in the order of the search. Here roll-outs of any kind are ranked by
+their log-probability.
+
+To add a reward, write a function of `RollOuts` and add it to `REWARDS`.
 
 Shapes: U groups, G roll-outs of a group, L levels, N items.
 """
@@ -31,16 +33,16 @@ from llmrec.sid.table import EMPTY
 
 
 @dataclass(frozen=True)
-class Groups:
-    """Roll-outs of U histories.
+class RollOuts:
+    """The roll-outs of U histories, as rewards see them.
 
     Attributes:
         histories: U arrays of item rows, oldest first.
-        targets: (U,) item row that followed.
-        target_codes: (U, L) its SID, -1 beyond its length.
-        items: (U, G) item row of each roll-out; the target where the drawn SID is one of its own.
-        codes: (U, G, L) SID of each.
-        scores: (U, G) its log-probability under the policy.
+        targets: (U,) item row that followed each history.
+        target_codes: (U, L) SID of each target, -1 beyond its length.
+        items: (U, G) item row of each roll-out; the target where the drawn SID is one of its SIDs.
+        codes: (U, G, L) SID of each roll-out.
+        scores: (U, G) log-probability of each roll-out under the policy.
     """
 
     histories: Sequence[np.ndarray]
@@ -56,33 +58,32 @@ class Groups:
         return self.items == self.targets[:, None]
 
 
-# A reward by rows: (U, G) float of groups.
-Reward = Callable[[Groups], np.ndarray]
+Reward = Callable[[RollOuts], np.ndarray]  # returns (U, G) float
 
 
-def rule(groups: Groups) -> np.ndarray:
-    return groups.hits.astype(np.float64)
+def rule(rollouts: RollOuts) -> np.ndarray:
+    return rollouts.hits.astype(np.float64)
 
 
-def rank(groups: Groups) -> np.ndarray:
+def rank(rollouts: RollOuts) -> np.ndarray:
     """-(1 / log2(i + 2)) / sum_j 1 / log2(j + 2) for the miss at rank i of a group with a hit; 0 otherwise."""
-    places = np.argsort(np.argsort(-groups.scores, axis=1, kind="stable"), axis=1)
+    places = np.argsort(np.argsort(-rollouts.scores, axis=1, kind="stable"), axis=1)
     discount = 1 / np.log2(np.arange(places.shape[1]) + 2)
     costs = discount[places] / discount.sum()
-    counts = ~groups.hits & groups.hits.any(axis=1, keepdims=True)
+    counts = ~rollouts.hits & rollouts.hits.any(axis=1, keepdims=True)
     return np.where(counts, -costs, 0.0)
 
 
-def prefix(groups: Groups) -> np.ndarray:
-    is_code = groups.target_codes != EMPTY  # (U, L)
-    shared = ((groups.codes == groups.target_codes[:, None]) & is_code[:, None]).cumprod(axis=2).sum(axis=2)
-    return np.where(groups.hits, 1.0, shared / is_code.sum(axis=1, keepdims=True))
+def prefix(rollouts: RollOuts) -> np.ndarray:
+    is_code = rollouts.target_codes != EMPTY  # (U, L)
+    shared = ((rollouts.codes == rollouts.target_codes[:, None]) & is_code[:, None]).cumprod(axis=2).sum(axis=2)
+    return np.where(rollouts.hits, 1.0, shared / is_code.sum(axis=1, keepdims=True))
 
 
 class Collaborative:
-    """1 / log2(1 + place) by the item's place, from 1, in the SASRec ranking of all items: its gain in an NDCG.
+    """1 / log2(1 + place), where place counts from 1 in SASRec's ranking of all items: the item's gain in an NDCG.
 
-    A place and not a score, so that the reward has the scale of `rule` whatever SASRec's logits are.
+    The place is used instead of the score so that the reward has the scale of `rule`, whatever SASRec's logits are.
 
     Args:
         ranker: SASRec, trained on the training split.
@@ -91,17 +92,17 @@ class Collaborative:
     def __init__(self, ranker: NeuralRanker):
         self.ranker = ranker
 
-    def __call__(self, groups: Groups) -> np.ndarray:
-        scores = self.ranker.scores(groups.histories)  # (U, N)
-        rows = scores.new_tensor(groups.items).long()
+    def __call__(self, rollouts: RollOuts) -> np.ndarray:
+        scores = self.ranker.scores(rollouts.histories)  # (U, N)
+        items = scores.new_tensor(rollouts.items).long()
         places = [
-            1 + (of_all > of_all[mine].unsqueeze(1)).sum(dim=1) for of_all, mine in zip(scores, rows, strict=True)
+            1 + (of_all > of_all[mine].unsqueeze(1)).sum(dim=1) for of_all, mine in zip(scores, items, strict=True)
         ]
         return 1 / np.log2(1 + np.stack([place.cpu().numpy() for place in places]))
 
 
 class Novelty:
-    """Surprise at an item whose training interactions are counted plus one: 0 for the most popular, 1 for one unseen.
+    """Rarity of an item, from the logarithm of its training interactions plus one: 0 for the most popular, 1 for new.
 
     Args:
         counts: (N,) training interactions of each item.
@@ -111,32 +112,11 @@ class Novelty:
         most = np.log1p(max(1, counts.max()))
         self.novelty = (most - np.log1p(counts)) / most
 
-    def __call__(self, groups: Groups) -> np.ndarray:
-        return self.novelty[groups.items]
+    def __call__(self, rollouts: RollOuts) -> np.ndarray:
+        return self.novelty[rollouts.items]
 
 
-class WeightedRewards:
-    """The weighted sum of rewards.
-
-    Args:
-        rewards: By name.
-        weights: As many.
-    """
-
-    def __init__(self, rewards: Mapping[str, Reward], weights: Sequence[float]):
-        self.rewards, self.weights = rewards, list(weights)
-
-    def __call__(self, groups: Groups) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Rewards of groups.
-
-        Returns:
-            (U, G) weighted sums, and (U, G) of each reward by its name.
-        """
-        found = {name: np.asarray(reward(groups), dtype=np.float64) for name, reward in self.rewards.items()}
-        return sum(weight * values for weight, values in zip(self.weights, found.values(), strict=True)), found
-
-
-# Of a catalogue, a seed and a device; these names are written in configs.
+# The rewards that a config can name; each is built from a catalogue, a seed and a device.
 REWARDS: dict[str, Callable[[Catalog, int, str], Reward]] = {
     "rule": lambda *_: rule,
     "rank": lambda *_: rank,
@@ -146,24 +126,48 @@ REWARDS: dict[str, Callable[[Catalog, int, str], Reward]] = {
 }
 
 
+class WeightedRewards:
+    """The weighted sum of several rewards.
+
+    Args:
+        rewards: Rewards by their names.
+        weights: One weight for each of them.
+    """
+
+    def __init__(self, rewards: Mapping[str, Reward], weights: Sequence[float]):
+        self.rewards, self.weights = rewards, list(weights)
+
+    def __call__(self, rollouts: RollOuts) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Reward roll-outs.
+
+        Returns:
+            (U, G) weighted sums, and the (U, G) values of each reward by its name.
+        """
+        values = {name: np.asarray(reward(rollouts), dtype=np.float64) for name, reward in self.rewards.items()}
+        weighted = [weight * value for weight, value in zip(self.weights, values.values(), strict=True)]
+        return np.sum(weighted, axis=0), values
+
+
 def build_rewards(
     names: Sequence[str],
     weights: Sequence[float],
     catalog: Catalog,
-    own: Mapping[str, Reward] | None = None,
+    user_rewards: Mapping[str, Reward] | None = None,
     seed: int = 0,
     device: str = "auto",
 ) -> WeightedRewards:
-    """Rewards by name; SASRec is trained here if it is asked for.
+    """Build the rewards of a run; `collaborative` trains SASRec here.
 
     Args:
-        names: Of REWARDS, or of the user's own.
-        weights: Of each.
-        catalog: Whose training split SASRec and novelty know. Valid rows choose SASRec's epoch.
-        own: The user's own by name (`llmrec.training.grpo.user_rewards`).
-        seed: Of SASRec.
-        device: Of SASRec.
+        names: Keys of `REWARDS` or of `user_rewards`.
+        weights: Weight of each.
+        catalog: Catalogue whose training split `collaborative` and `novelty` use; its validation split chooses
+            SASRec's epoch.
+        user_rewards: The user's own rewards by name, see `llmrec.training.grpo.user_rewards`.
+        seed: Seed of SASRec.
+        device: Device of SASRec.
     """
-    own = own or {}
-    rewards = {name: own[name] if name in own else REWARDS[name](catalog, seed, device) for name in names}
+    user_rewards = user_rewards or {}
+    rewards = {name: user_rewards[name] if name in user_rewards else REWARDS[name](catalog, seed, device)
+               for name in names}  # fmt: skip
     return WeightedRewards(rewards, weights)

@@ -1,270 +1,227 @@
-"""GRPO on semantic IDs, on TRL's GRPOTrainer.
+"""GRPO on semantic IDs: a small trainer on `transformers.Trainer`.
 
-TRL samples, advances and compares texts. Of that it keeps the batches, the reference, the losses and the log; what
-semantic IDs need is put in its place:
+One optimiser step, in the order of this file:
 
-    rollout_func                            our roll-outs (rollouts.py), drawn by the model that trains
-    _get_per_token_logps_and_entropies      log-probabilities and entropies over the legal children of each prefix, each
-                                            prompt computed once for its group (shared_prompt.py)
-    _generate_and_score_completions         our advantages, and the weights of the roll-outs
-    _compute_loss                           groups laid out as TRL expects them; ECPO
-    log                                     evaluations without averages of training
+    draw prompts      `deal` and `epoch_order` decide which ones
+    roll out groups   `SidGRPOTrainer.roll_out`, by the model as it stands (rollouts.py)
+    reward them       rewards.py, user_rewards.py
+    compare them      advantages and weights within each group (advantages.py)
+    score them        policy and reference, each prompt computed once for its group (preference/shared_prompt.py)
+    take the loss     `grpo_loss`
 
-TRL asks for a dataset of text prompts: a prompt here is a number, as text, by which `rollout_func` finds an example's
-item rows; tokens come into being there. Rewards are computed there too, and are handed on as columns.
+The reference is the model with its LoRA off, which is the checkpoint that the run starts from. Dropout is off: the
+policy that trains is the policy that was drawn from. Every group is used for one optimiser step, so the ratio of the
+policy to the one that drew is 1, and there is nothing to clip.
 
-A roll-out's weight (importance, or 0 in a group that is left out) multiplies its part of the loss: policy term, KL and
-the averages of the log. TRL has no such weight, but a mask, of 1s, of the tokens that count. Its `grpo` loss divides by
-the sum of a completion's mask, in which a weight would cancel; its `dr_grpo` divides by their largest number. So `grpo`
-here is TRL's `dr_grpo` under masks divided by the completion's length: the same sum.
+Shapes: U prompts, G roll-outs of each, L levels.
 
-Dropout is off: what trains is the policy that was drawn from.
-
-Shapes: U prompts, G roll-outs of each, C tokens of the longest completion.
-
-Source: GRPO arXiv:2402.03300, Dr. GRPO arXiv:2503.20783, DAPO arXiv:2503.14476, GSPO arXiv:2507.18071, ECPO in
-OneRec's technical report (arXiv:2506.13695).
+Source: GRPO arXiv:2402.03300; Dr. GRPO arXiv:2503.20783. Order of prompts, normalisation and KL term are those of TRL
+1.16's GRPOTrainer, on which this stage ran before.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
-from trl import GRPOConfig as TrlGrpoConfig
-from trl import GRPOTrainer
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, default_data_collator
 
 from llmrec.configs import GrpoConfig
-from llmrec.decoding.ranker import SidRanker
 from llmrec.evaluation.learning import NDCG
-from llmrec.runtime.manifest import JsonObject
+from llmrec.runtime import processes
 from llmrec.sid.table import EMPTY
-from llmrec.training.grpo.rewards import WeightedRewards
-from llmrec.training.grpo.rollout_batches import Rounds
-from llmrec.training.grpo.rollouts import Group, RollOuts
-from llmrec.training.trainer import SidTrainer, shared_arguments, use_one_gpu
+from llmrec.training.grpo.groups import Group, GroupSampler
+from llmrec.training.preference.averages import Averages
+from llmrec.training.preference.policy import reference_log_probs
+from llmrec.training.trainer import SidTrainer, shared_arguments, split_batch, use_one_gpu
 from llmrec.training.validation import Validation, evaluation_mode
 from llmrec.training.weights import without_renaming_warning
 
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func; tests/test_grpo.py holds its contract
-# TRL's loss_type and importance_sampling_level. It warns of `gspo` that lengths would count, which our masks undo.
-LOSSES = {
-    "grpo": ("dr_grpo", "token"),
-    "dr_grpo": ("dr_grpo", "token"),
-    "dapo": ("dapo", "token"),
-    "gspo": ("dr_grpo", "sequence"),
-    "ecpo": ("dr_grpo", "token"),
-}
-BY_LENGTH = ("grpo", "gspo", "ecpo")  # losses that average over the tokens of a completion
-REWARD = "reward_"  # before the names of rewards, among the columns
 
+def deal(num_prompts: int, micro_batch_size: int, num_passes: int, num_processes: int) -> list[int]:
+    """Places in an epoch's order, as the data loader deals them out to processes batch by batch.
 
-class SidGRPOTrainer(SidTrainer, GRPOTrainer):
-    """GRPOTrainer on groups of semantic IDs; needs `sibling_scores_in_forward` to be open on its model.
+    Each process rolls out one run of consecutive places in a step. Prompts that do not fill a last step are left out.
 
     Args:
-        config: Of the stage.
-        make_ranker: The model that trains as a ranker, on the device that it lies on by then.
-        sequences: Item rows of each example: a history, then its target.
-        rewards: What a roll-out is worth.
-        validation: What ranks the valid rows.
-        options: Of GRPOTrainer.
+        num_prompts: Number of prompts of an epoch.
+        micro_batch_size: Prompts per forward pass of a process.
+        num_passes: Forward passes of a process per optimiser step.
+        num_processes: Number of processes.
+    """
+    step = micro_batch_size * num_passes * num_processes
+    places = np.arange(num_prompts // step * step).reshape(-1, num_processes, num_passes, micro_batch_size)
+    return places.swapaxes(1, 2).ravel().tolist()
+
+
+def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    """(num_examples,) the examples in the order of an epoch, the same in a run that is resumed in it."""
+    return np.random.default_rng([seed, epoch]).permutation(num_examples)
+
+
+def code_shares(weights: Tensor, is_code: Tensor, loss: Literal["grpo", "dr_grpo"]) -> Tensor:
+    """How much each code counts in the loss of a micro-batch.
+
+    Args:
+        weights: (U, G) weight of each roll-out.
+        is_code: (U, G, L) bool, False beyond a SID's length.
+        loss: `grpo` averages over the codes of a roll-out; `dr_grpo` divides by L instead of the length.
+
+    Returns:
+        (U, G, L) float32; 0 beyond a SID's length.
+    """
+    lengths = is_code.sum(dim=2) if loss == "grpo" else torch.full_like(weights, is_code.shape[2])
+    return is_code * (weights / lengths / weights.numel()).unsqueeze(2)
+
+
+def grpo_loss(
+    log_probs: Tensor, reference: Tensor | None, advantages: Tensor, shares: Tensor, beta: float
+) -> tuple[Tensor, Tensor | None]:
+    """Loss of a micro-batch.
+
+    Args:
+        log_probs: (U, G, L) log-probability of each code under the policy, 0 beyond a SID's length.
+        reference: (U, G, L) the same under the reference; None where there is no KL term.
+        advantages: (U, G).
+        shares: (U, G, L) of `code_shares`.
+        beta: Weight of the KL term.
+
+    Returns:
+        The loss, and the (U, G, L) estimate of the KL divergence from the reference, or None.
+
+    Source: GRPO, equations 3 and 4; the estimate is Schulman's k3. The ratio multiplies it, as in DeepSeek-V3.2
+    (arXiv:2512.02556), so that its gradient is that of the divergence.
+    """
+    ratio = (log_probs - log_probs.detach()).exp()  # 1, with the gradient of the policy
+    losses = -ratio * advantages.unsqueeze(2)
+    if reference is None:
+        return (losses * shares).sum(), None
+    difference = reference - log_probs
+    divergence = difference.exp() - difference - 1
+    losses = losses + beta * ratio * divergence
+    return (losses * shares).sum(), divergence.detach()
+
+
+class SidGRPOTrainer(SidTrainer, Trainer):
+    """GRPO on groups of semantic IDs; `sibling_scores_in_forward` has to be open on the model.
+
+    Args:
+        config: Options of the stage.
+        policy: The model that trains.
+        sampler: Draws groups by the policy.
+        validation: Ranks the validation examples; None ranks none.
+        options: Further arguments of `transformers.Trainer`.
     """
 
+    config: GrpoConfig
     shown = ("loss", "expected_reward", "idle_share", "entropy", "kl")
 
     def __init__(
         self,
         config: GrpoConfig,
-        make_ranker: Callable[[torch.nn.Module], SidRanker],
-        sequences: Sequence[np.ndarray],
-        rewards: WeightedRewards,
+        policy: PeftModel,
+        sampler: GroupSampler,
         validation: Validation | None = None,
         **options: Any,
     ):
-        self.make_ranker, self.sequences, self.rewards = make_ranker, sequences, rewards
-        self.rounds: Rounds | None = None  # made once the model is on its device
-        self._batch: dict[str, Tensor] = {}  # whose loss is being computed
-        super().__init__(
-            config=config,
-            validation=validation,
-            rollout_func=roll_out,
-            reward_funcs=[column_reader(name, place == 0) for place, name in enumerate(rewards.rewards)],
-            **options,
-        )
+        super().__init__(config=config, validation=validation, model=policy, **options)
+        self.policy, self.sampler, self.averages = policy, sampler, Averages(self.accelerator)
 
-    def draw(self, prompts: Sequence[int]) -> tuple[list[Group], dict[str, float]]:
-        """Groups of numbered prompts, by the model as it stands, and what the log says of them."""
-        if self.rounds is None:
-            rollouts = RollOuts(self.make_ranker(self.model), self.sequences, self.rewards, self.config)
-            self.rounds = Rounds(rollouts, self.config)
-        with evaluation_mode(self.model), self.accelerator.autocast():
-            return self.rounds.draw(prompts, int(self.state.epoch or 0), self.state.global_step)
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], None]:
+        """Roll out the prompts of one optimiser step, and deal the groups out to its micro-batches."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return [], None
+        groups = self.roll_out(torch.cat([batch["place"] for batch in batches]).tolist())
+        size = len(batches[0]["place"])
+        return [self.sampler.batch(groups[first : first + size]) for first in range(0, len(groups), size)], None
 
-    def _generate_and_score_completions(self, inputs: list[JsonObject]) -> dict[str, Tensor]:
-        """TRL's batch with our advantages and weights, as (U, G, …): TRL shuffles and splits whole groups then."""
-        with without_renaming_warning():
-            scored = super()._generate_and_score_completions(inputs)
-        scored["advantages"] = scored["prompt_ids"].new_tensor(
-            [row["advantage"] for row in inputs], dtype=torch.float32
-        )
-        scored["tool_mask"] = self._mask(inputs, scored["completion_mask"])
-        groups = self.num_generations
-        return {name: value.unflatten(0, (-1, groups)) if value.dim() else value for name, value in scored.items()}
+    def roll_out(self, places: Sequence[int]) -> list[Group]:
+        """Draw the groups of an optimiser step.
 
-    def _mask(self, inputs: list[JsonObject], completion_mask: Tensor) -> Tensor:
-        """(U * G, C) what each token counts; see the file header."""
-        weights = completion_mask.new_tensor([row["weight"] for row in inputs], dtype=torch.float32)
-        if self.config.idle != "keep":
-            lives = (~completion_mask.new_tensor([row["is_idle"] for row in inputs], dtype=torch.bool)).float()
-            weights = weights * lives / self.accelerator.gather(lives).mean().clamp(min=1 / len(lives))
-        if self.config.loss in BY_LENGTH:
-            weights = weights * self.max_completion_length / completion_mask.sum(dim=1)
-        return completion_mask * weights.unsqueeze(1)
+        What is drawn depends on the seed, the step and the rank of the process alone, so a resumed run goes on with
+        the roll-outs that it would have had.
 
-    def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        self._batch = {name: value.flatten(0, 1) if value.dim() else value for name, value in inputs.items()}
-        return super()._compute_loss(model, self._batch)
+        Args:
+            places: Places in the order of the epoch.
+        """
+        examples = epoch_order(self.config.seed, int(self.state.epoch or 0), len(self.sampler.sequences))[places]
+        entropy = np.random.SeedSequence([self.config.seed, self.state.global_step, processes.rank()])
+        generator = torch.Generator(self.sampler.trie.device)
+        generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+        with evaluation_mode(self.policy), self.accelerator.autocast():
+            groups = self.sampler.draw(examples.tolist(), generator)
+        self._log_groups(groups)
+        return groups
 
-    def _get_per_token_logps_and_entropies(
+    def _log_groups(self, groups: Sequence[Group]) -> None:
+        values: dict[str, list[float]] = {
+            "idle_share": [group.is_idle for group in groups],
+            "hit_share": [group.is_hit for group in groups],
+            "distinct_share": [group.num_distinct / len(group.completions) for group in groups],
+            "expected_reward": [group.expected_reward for group in groups],
+            "reward": [group.reward.mean() for group in groups],
+            **{f"rewards/{name}/mean": [group.rewards[name].mean() for group in groups] for name in groups[0].rewards},
+        }
+        for name, of_groups in values.items():
+            self.averages.add(name, torch.tensor(of_groups, dtype=torch.float64), torch.ones(1))
+
+    def compute_loss(
         self,
         model: torch.nn.Module,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        logits_to_keep: int,
-        batch_size: int | None = None,
-        **unused: Any,
-    ) -> tuple[Tensor, Tensor, None]:
-        """(U * G, C) log-probabilities of the completions and entropies, over legal children."""
-        log_probs, entropies = [], []
-        for ids, mask in zip(
-            input_ids.split(batch_size or len(input_ids)),
-            attention_mask.split(batch_size or len(input_ids)),
-            strict=True,
-        ):
-            prompts, seen = (each[:: self.num_generations, :-logits_to_keep] for each in (ids, mask))
-            sids = ids[:, -logits_to_keep:].masked_fill(mask[:, -logits_to_keep:] == 0, EMPTY)
-            with self.accelerator.autocast():
-                scores = model(
-                    input_ids=prompts,
-                    attention_mask=seen,
-                    completions=sids.unflatten(0, (-1, self.num_generations)),
-                )
-            log_probs.append(scores.log_probs.flatten(0, 1))
-            entropies.append(scores.entropies.flatten(0, 1))
-        log_probs = torch.cat(log_probs)
-        if self.config.loss == "ecpo" and log_probs.requires_grad and "old_per_token_logps" in self._batch:
-            bound = 1 + self.epsilon_high + self.config.early_clip
-            old = self._batch["old_per_token_logps"]
-            self._batch["old_per_token_logps"] = early_clipped(old, log_probs, bound)  # which TRL reads after this
-        return log_probs, torch.cat(entropies), None
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Loss of the groups of a micro-batch."""
+        asked = {name: inputs[name] for name in ("input_ids", "attention_mask", "completions")}
+        scores = model(**asked)
+        reference = reference_log_probs(self.policy, self.accelerator, asked) if self.config.beta else None
+        shares = code_shares(inputs["weights"], inputs["completions"] != EMPTY, self.config.loss)
+        loss, divergence = grpo_loss(scores.log_probs, reference, inputs["advantages"], shares, self.config.beta)
+        self.averages.add("entropy", scores.entropies, shares)
+        if divergence is not None:
+            self.averages.add("kl", divergence, shares)
+        return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """An evaluation as it is: TRL would empty its averages of training into it."""
-        Trainer.log(self, logs, start_time) if NDCG in logs else super().log(logs, start_time)
-
-
-def early_clipped(old: Tensor, new: Tensor, bound: float) -> Tensor:
-    """log max(pi_old, sg(pi) / bound): the ratio to it stays below `bound`, and keeps its gradient there.
-
-    PPO's clipping bounds no ratio of a negative advantage: a roll-out that has become likelier since it was drawn is
-    pushed down by a gradient as large as the ratio.
-    """
-    return torch.maximum(old, new.detach() - float(np.log(bound)))
-
-
-def roll_out(prompts: list[str], trainer: SidGRPOTrainer) -> dict[str, list[Any]]:
-    """TRL's `rollout_func`: each prompt, a number, comes `num_generations` times in a row."""
-    groups, facts = trainer.draw([int(prompt) for prompt in prompts[:: trainer.num_generations]])
-    return {
-        "prompt_ids": [group.prompt for group in groups for _ in group.completions],
-        "completion_ids": [sid for group in groups for sid in group.completions],
-        "logprobs": None,
-        "advantage": [value for group in groups for value in group.advantages.tolist()],
-        "weight": [value for group in groups for value in group.weights.tolist()],
-        "is_idle": [group.is_idle for group in groups for _ in group.completions],
-        "facts": [facts] * len(prompts),
-        **{
-            REWARD + name: [value for group in groups for value in group.rewards[name].tolist()]
-            for name in groups[0].rewards
-        },
-    }
-
-
-def column_reader(name: str, tells_facts: bool) -> Callable[..., list[float]]:
-    """TRL's reward function for a reward that is known; one of them also puts the facts of the roll-outs in the log."""
-
-    def read(log_metric: Callable[[str, float], None], facts: list[dict[str, float]], **columns: Any) -> list[float]:
-        for fact, value in facts[0].items() if tells_facts else ():
-            log_metric(fact, value)
-        return columns[REWARD + name]
-
-    read.__name__ = name
-    return read
-
-
-def trainer_arguments(
-    config: GrpoConfig,
-    weights: Sequence[float],
-    num_levels: int,
-    directory: Path,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> TrlGrpoConfig:
-    """The stage's config in TRL's words, in which a batch counts completions; `weights` are those of the rewards."""
-    shared = shared_arguments(config, directory, device, dtype)
-    loss_type, level = LOSSES[config.loss]
-    batch_size = shared.pop("per_device_train_batch_size") * config.num_generations
-    with without_renaming_warning():
-        return TrlGrpoConfig(
-            **shared,
-            per_device_train_batch_size=batch_size,
-            per_device_eval_batch_size=config.num_generations,
-            num_generations=config.num_generations,
-            max_completion_length=num_levels,
-            temperature=config.temperature,
-            beta=config.beta,
-            loss_type=loss_type,
-            importance_sampling_level=level,
-            num_iterations=config.num_iterations,
-            epsilon=config.epsilon,
-            epsilon_high=config.epsilon_high,
-            reward_weights=weights,
-            shuffle_dataset=False,  # see `Rounds.examples`
-            disable_dropout=True,
-        )
+        """Add the averages of the steps since the last entry; an evaluation is logged as it is."""
+        super().log(logs if NDCG in logs else {**logs, **self.averages.take()}, start_time)
 
 
 def make_trainer(
     config: GrpoConfig,
-    model: PreTrainedModel,
-    lora: LoraConfig,
+    policy: PeftModel,
+    sampler: GroupSampler,
     tokenizer: PreTrainedTokenizerBase,
-    num_levels: int,
     directory: Path,
     device: torch.device,
     dtype: torch.dtype,
-    **options: Any,
+    validation: Validation | None = None,
 ) -> SidGRPOTrainer:
-    """TRL's trainer; options are those of SidGRPOTrainer."""
-    arguments = trainer_arguments(config, options["rewards"].weights, num_levels, directory, device, dtype)
-    use_one_gpu(arguments, config)
-    numbers = Dataset.from_dict({"prompt": [str(place) for place in range(len(options["sequences"]))]})
+    """Build the trainer of a run in a directory."""
     with without_renaming_warning():
-        return SidGRPOTrainer(
-            config=config,
-            model=model,
-            peft_config=lora,
-            args=arguments,
-            train_dataset=numbers,
-            processing_class=tokenizer,
-            **options,
+        arguments = TrainingArguments(
+            **shared_arguments(config, directory, device, dtype),
+            train_sampling_strategy="sequential",  # `epoch_order` shuffles
         )
+    use_one_gpu(arguments, config)
+    places = deal(len(sampler.sequences), *split_batch(config), processes.count())
+    return SidGRPOTrainer(
+        config=config,
+        policy=policy,
+        sampler=sampler,
+        validation=validation,
+        args=arguments,
+        train_dataset=Dataset.from_dict({"place": places}),
+        data_collator=default_data_collator,
+        processing_class=tokenizer,
+    )

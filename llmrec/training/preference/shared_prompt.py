@@ -1,16 +1,17 @@
-"""Log-probabilities of many SIDs per prompt, with the prompt computed once and gradients.
+"""Log-probabilities of many SIDs per prompt, with gradients, while the prompt is computed once.
 
-The completions stand behind their prompt in one row, as siblings: each sees the prompt and its own codes, and takes the
-positions that it would have alone. So one pass over T + M (L - 1) tokens stands for M passes over T + L, with the same
+All completions follow their prompt in one row, as siblings: each sees the prompt and its own codes, and has the
+positions that it would have alone. So one pass over T + M (L - 1) tokens replaces M passes over T + L, with the same
 log-probabilities and gradients. The last code of a SID is only predicted, so it is not run.
 
-The pass lives in the model's `forward`, as that of sft does, and so runs through whatever wraps the model.
-What a code's probability is normalised over is told in `llmrec.model.code_scores`.
+The pass lives in the model's `forward`, like the loss of sft, and so runs through anything that wraps the model.
+`llmrec.model.code_scores` defines the tokens that a code's probability is normalised over.
 
-Unlike tree_attention.py, whose cache is written in place and one level at a time, this is one ordinary pass under
-an attention mask: autograd and gradient checkpointing need nothing special.
+Unlike tree_attention.py, which writes a cache in place and one level at a time, this is one ordinary pass under an
+attention mask: autograd and gradient checkpointing need nothing special.
 
-Shapes: B prompts, T prompt tokens, M completions, L levels, S = T + M (L - 1) tokens of a row, R vocabulary rows.
+Shapes: B prompts, T prompt tokens, M completions, L levels, S = T + M (L - 1) tokens in a row of the batch, R tokens
+that a code is chosen from.
 
 Source: tree attention over shared prefixes as in SpecInfer (arXiv:2305.09781), applied to training.
 """
@@ -20,13 +21,11 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
 from llmrec.decoding.tree_attention import additive_mask, check_attention
 from llmrec.decoding.tree_forward import pad_right
@@ -37,22 +36,21 @@ from llmrec.model.code_scores import NormalizeOver, check_normalize_over
 from llmrec.sid.table import EMPTY
 from llmrec.sid.vocabulary import SidVocabulary
 
-TAKES_ANY_MASK = ("sdpa", "eager")  # attention implementations that a mask of one's own can be given to
+TAKES_ANY_MASK = ("sdpa", "eager")  # attention implementations that take a mask of our own
 
 
-@dataclass
-class SiblingScores(ModelOutput):
+class SiblingScores(NamedTuple):
     """Scores of the completions of each prompt.
 
     Attributes:
         log_probs: (B, M, L) float32 log-probability of each code; 0 beyond a SID's length, -inf where a SID leaves the
             trie.
-        entropies: (B, M, L) float32 entropy of the distribution that each code was scored by, without gradient; 0
+        entropies: (B, M, L) float32 entropy of the distribution that each code was chosen from, without gradient; 0
             beyond a SID's length.
     """
 
-    log_probs: Tensor | None = None
-    entropies: Tensor | None = None
+    log_probs: Tensor
+    entropies: Tensor
 
 
 @contextlib.contextmanager
@@ -61,26 +59,25 @@ def sibling_scores_in_forward(
     vocabulary: SidVocabulary,
     trie: SidTrie | None = None,
     normalize_over: NormalizeOver = "vocabulary",
-    temperature: float = 1.0,
 ) -> Iterator[None]:
-    """While open, `model(input_ids, attention_mask, completions=…)` returns the SiblingScores of (B, M, L) token ids.
+    """Let `model(input_ids, attention_mask, completions=…)` return SiblingScores while this context is open.
 
-    Completions are SIDs, -1 beyond the end of a shorter one and in rows that have fewer; prompts may be padded on
-    either side.
+    Completions are the (B, M, L) token ids of SIDs. They are -1 beyond the end of a shorter SID, and where a prompt has
+    fewer of them. Prompts may be padded on either side.
 
     Args:
         model: Causal LM or a PEFT model over one; calls without `completions` are left as they are.
         vocabulary: Tokens of the codes.
-        trie: Legal SIDs; needed for `children` alone.
-        normalize_over: What a code's probability is normalised over.
-        temperature: Divides the logits.
+        trie: Legal SIDs; only `children` needs it.
+        normalize_over: Tokens that a code's probability is normalised over.
 
     Raises:
-        ValueError: If the model cannot attend along a tree or lacks token rows, or `children` is without a trie.
+        ValueError: If the model cannot attend along a tree or lacks token rows, or `children` has no trie.
     """
     base = causal_lm(model)
-    _check(base, vocabulary, trie, normalize_over, temperature)
-    original, tries = base.forward, {}
+    _check(base, vocabulary, trie, normalize_over)
+    original = base.forward
+    tries: dict[torch.device, SidTrie] = {}
 
     @functools.wraps(original)
     def forward(
@@ -88,15 +85,15 @@ def sibling_scores_in_forward(
         attention_mask: Tensor | None = None,
         *,
         completions: Tensor | None = None,
-        **inputs: Any,
-    ) -> Any:
-        if completions is None:
+        **inputs: object,
+    ) -> object:
+        if input_ids is None or completions is None:
             return original(input_ids=input_ids, attention_mask=attention_mask, **inputs)
         device = input_ids.device
-        if trie is not None and device not in tries:  # where the Trainer has put the model
+        if trie is not None and device not in tries:  # the device that the Trainer has moved the model to
             tries[device] = trie.to(device)
         states = sibling_states(base, input_ids, attention_mask, completions)
-        return score_siblings(base, states, completions, vocabulary, tries.get(device), normalize_over, temperature)
+        return score_siblings(base, states, completions, vocabulary, tries.get(device), normalize_over)
 
     with forward_replaced(base, forward):
         yield
@@ -139,7 +136,7 @@ def sibling_states(
 
 
 def siblings_mask(lengths: Tensor, num_tokens: int, num_completions: int, num_run: int) -> Tensor:
-    """Which column each token sees.
+    """Attention mask of prompts followed by their completions.
 
     Args:
         lengths: (B,) tokens of each prompt, padded on the right.
@@ -148,7 +145,8 @@ def siblings_mask(lengths: Tensor, num_tokens: int, num_completions: int, num_ru
         num_run: Tokens of a completion that are run.
 
     Returns:
-        (B, S, S) bool: prompts causally, completions their prompt and their own tokens up to themselves.
+        (B, S, S) bool, the columns that each token sees: prompts are causal; a completion sees its prompt and its own
+        tokens up to the current one.
     """
     device = lengths.device
     column = torch.arange(num_tokens + num_completions * num_run, device=device)
@@ -166,18 +164,27 @@ def score_siblings(
     vocabulary: SidVocabulary,
     trie: SidTrie | None,
     normalize_over: NormalizeOver,
-    temperature: float,
 ) -> SiblingScores:
-    """Score the codes of completions by the states of `sibling_states`."""
+    """Score the codes of completions by the states of `sibling_states`.
+
+    Args:
+        base: Causal LM.
+        states: Hidden states, one tensor per level.
+        completions: (B, M, L) token ids, -1 beyond a SID's length.
+        vocabulary: Tokens of the codes.
+        trie: Legal SIDs, on the device of the states; given where `normalize_over` is `children`.
+        normalize_over: Tokens that a code's probability is normalised over.
+    """
+    legal_sids = trie if normalize_over == "children" else None
     nodes = torch.full(completions.shape[:2], ROOT, device=completions.device)
     log_probs, entropies = [], []
     for level, (hidden, tokens) in enumerate(zip(states, completions.unbind(dim=2), strict=True)):
         rows = slice(None) if normalize_over == "vocabulary" else vocabulary.block(level)
-        scores = logits(base, hidden, rows) / temperature  # (B, 1 or M, R)
+        scores = logits(base, hidden, rows)  # (B, 1 or M, R)
         is_code = tokens != EMPTY
         chosen = (tokens - (rows.start or 0)).clamp(min=0)
-        if normalize_over == "children":
-            children = trie.children(nodes, level)  # (B, M, codes of the trie)
+        if legal_sids is not None:
+            children = legal_sids.children(nodes, level)  # (B, M, codes of the trie)
             # Outside the trie nothing is legal; all of the level is, so that gradients stay numbers.
             legal = (children >= 0) | (nodes < 0).unsqueeze(-1)
             scores = scores[..., : legal.shape[-1]].masked_fill(~legal, -torch.inf)
@@ -185,7 +192,7 @@ def score_siblings(
         distribution = scores.log_softmax(dim=-1)
         entropies.append(_entropy(distribution.detach()).expand_as(is_code).masked_fill(~is_code, 0.0))
         chosen = distribution.expand(*chosen.shape, -1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
-        if normalize_over == "children":
+        if legal_sids is not None:
             chosen = chosen.masked_fill(nodes < 0, -torch.inf)
         log_probs.append(chosen.masked_fill(~is_code, 0.0))
     return SiblingScores(log_probs=torch.stack(log_probs, dim=2), entropies=torch.stack(entropies, dim=2))
@@ -197,13 +204,9 @@ def _entropy(distribution: Tensor) -> Tensor:
 
 
 def _check(
-    base: PreTrainedModel,
-    vocabulary: SidVocabulary,
-    trie: SidTrie | None,
-    normalize_over: NormalizeOver,
-    temperature: float,
+    base: PreTrainedModel, vocabulary: SidVocabulary, trie: SidTrie | None, normalize_over: NormalizeOver
 ) -> None:
-    """Refuse what cannot be scored, before anything is.
+    """Refuse what cannot be scored, before anything is computed.
 
     Raises:
         ValueError: As `sibling_scores_in_forward` does.
@@ -211,14 +214,12 @@ def _check(
     check_normalize_over(normalize_over)
     check_attention(base)
     check_rows(base, vocabulary.token_range.stop)
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; it must be positive.")
     if trie is not None:
         vocabulary.check_table(trie)
     elif normalize_over == "children":
-        raise ValueError("normalize_over 'children' needs the trie whose children are meant; give one.")
+        raise ValueError("normalize_over 'children' needs the trie of the legal SIDs; give one.")
     if base.config._attn_implementation not in TAKES_ANY_MASK:
         raise ValueError(
-            f"attn_implementation '{base.config._attn_implementation}' takes no mask of a tree; load the model with "
-            f"{' or '.join(TAKES_ANY_MASK)}."
+            f"attn_implementation '{base.config._attn_implementation}' does not take the mask of a tree; load the "
+            f"model with {' or '.join(TAKES_ANY_MASK)}."
         )

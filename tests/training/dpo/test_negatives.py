@@ -88,12 +88,17 @@ def test_no_negative_has_the_sid_of_the_target_or_of_anything_taken(case):
 def test_each_source_by_hand(sid_table):
     """Items 0 1 2 3 begin with code 0, 4 5 6 with 1 (4 and 5 share a SID), 7 8 with 2, 9 10 11 with 3."""
     pool, rng = Pool(sid_table, np.array([0, 9, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0])), np.random.default_rng(0)
-    assert sorted(pool.barred(np.array([5, 0]))) == [0, 4, 5]
+    assert sorted(pool.sharing_sids(np.array([5, 0]))) == [0, 4, 5]
     taken = set(pool.sids.of[[0]].tolist())
-    assert pool.draw("sibling", 0, 1, set(taken), rng) == [1], "0 and 1 share two codes, 2 and 3 one"
-    assert sorted(pool.draw("sibling", 0, 9, set(taken), rng)) == [1, 2, 3]
-    assert sorted(pool.draw("popular", 0, 9, set(taken), rng)) == [1, 7], "nothing that no one took"
-    assert len(pool.draw("random", 0, 99, set(taken), rng)) == 10, "4 and 5 count once"
+
+    def weighted(source: str, count: int) -> list[int]:
+        own = set(taken)
+        return pool.take(pool.weighted(source, count, own, rng), count, own)
+
+    assert pool.take(pool.siblings(0, rng), 1, set(taken)) == [1], "0 and 1 share two codes, 2 and 3 one"
+    assert sorted(pool.take(pool.siblings(0, rng), 9, set(taken))) == [1, 2, 3]
+    assert sorted(weighted("popular", 9)) == [1, 7], "nothing that no one took"
+    assert len(weighted("random", 99)) == 10, "4 and 5 count once"
     # Three of four: a sibling exhausted is made up for at random.
     prompts = prompts_of([[7, 0, 1]])
     config = dpo_config(negative_sources=["sibling"], negatives=5)
@@ -102,24 +107,28 @@ def test_each_source_by_hand(sid_table):
     assert set(found.negatives[0][:2]) == {2, 3}
 
 
+def first_of(pool, source, barred, rng) -> int:
+    return pool.take(pool.weighted(source, 1, barred, rng), 1, barred)[0]
+
+
 def test_popular_and_random_are_drawn_by_their_weights(sid_table):
     """Item 1 is taken three times as often as item 7; both alike at random. 2000 draws, four standard errors."""
     pool, draws = Pool(sid_table, np.bincount([1, 1, 1, 7], minlength=12)), 2000
     for source, share in (("popular", 0.75), ("random", 0.5)):
         barred = set(pool.sids.of.tolist()) - set(pool.sids.of[[1, 7]].tolist())
-        found = Counter(pool.draw(source, 0, 1, set(barred), np.random.default_rng([3, i]))[0] for i in range(draws))
+        found = Counter(first_of(pool, source, set(barred), np.random.default_rng([3, i])) for i in range(draws))
         assert found[1] + found[7] == draws
         assert abs(found[1] / draws - share) < 4 * (share * (1 - share) / draws) ** 0.5
 
 
-@pytest.mark.parametrize(("weights", "shares"), [(None, [0.5, 0.5]), ([9.0, 1.0], [0.9, 0.1]), ([1e-9, 1.0], [0, 1])])
-def test_shares_of_the_sources(weights, shares):
-    """Of 3 each prompt gives the two nearest whole numbers, on average the shares."""
-    config = dpo_config(negative_sources=["beam", "random"], negative_weights=weights, negatives=3)
-    plans = np.array([negatives._plan(config, number) for number in range(2000)])
-    assert (plans.sum(axis=1) == 3).all()
-    assert (np.abs(plans - 3 * np.array(shares)) < 1).all()
-    np.testing.assert_allclose(plans.mean(axis=0), 3 * np.array(shares), atol=0.05)
+@pytest.mark.parametrize("sources", [["beam", "random"], ["beam", "sibling", "popular", "random"]])
+def test_sources_have_equal_shares(sources):
+    """Of 3 negatives each source gives a prompt one of the two nearest whole numbers, and its share on average."""
+    config = dpo_config(negative_sources=sources, negatives=3)
+    counts = np.array([negatives.shares(config, prompt) for prompt in range(2000)])
+    assert (counts.sum(axis=1) == 3).all()
+    assert (np.abs(counts - 3 / len(sources)) < 1).all()
+    np.testing.assert_allclose(counts.mean(axis=0), 3 / len(sources), atol=0.05)
 
 
 def test_beams_are_the_models_best_unseen_items_in_their_order(llm, sid_table, vocabulary):
@@ -162,8 +171,8 @@ def test_mining_depends_on_the_seed_and_on_no_batch(monkeypatch, llm, sid_table,
     for rank in (0, 1):
         monkeypatch.setattr(negatives.processes, "rank", lambda rank=rank: rank)
         mined()
-    both = sorted((each for part in parts for each in part), key=lambda each: each[0])
-    assert [each[1] for each in both] == alone[0] and len(parts[0]) and len(parts[1])
+    both = sorted((each for part in parts for each in part), key=lambda each: each.prompt)
+    assert [each.items for each in both] == alone[0] and len(parts[0]) and len(parts[1])
 
 
 def test_law_1_prompts_hold_training_items_alone(catalog):
@@ -177,8 +186,3 @@ def test_law_1_prompts_hold_training_items_alone(catalog):
         ):
             trained = catalog.train.sequence(catalog.train.user_ids.index(user)).tolist()
             assert sequence.tolist() == trained and [*history, target] == trained[: len(history) + 1]
-    some = training_prompts(catalog, dpo_config(targets="every_item", max_prompts=5))
-    assert (
-        len(some) == 5
-        and some.user_ids == training_prompts(catalog, dpo_config(targets="every_item", max_prompts=5)).user_ids
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from llmrec.model.prompts import HistoryEncoder
 from llmrec.sid.table import EMPTY
-from llmrec.training.dpo.negative_difficulty import hardness
+from llmrec.training.dpo.negative_difficulty import difficulty
 from llmrec.training.dpo.preferences import PreferenceCollator, Preferences, read_preferences
 from llmrec.training.preference.policy import Prompts
 
@@ -51,7 +52,7 @@ def test_a_file_of_the_user(tmp_path, catalog, sid_table, suffix):
 def test_what_is_written_is_read(tmp_path, catalog, sid_table, preferences):
     preferences.save(tmp_path / "preferences.parquet", catalog.item_ids)
     found = read_preferences(tmp_path / "preferences.parquet", catalog, sid_table)
-    assert found.examples(0.1).to_list() == preferences.examples(0.1).to_list()
+    assert found.examples().to_list() == preferences.examples().to_list()
     assert (found.sources, found.prompts.user_ids) == (preferences.sources, ["u", "v"])
     assert [r.tolist() for r in found.ranks] == [[2, -1], [5]]
 
@@ -125,13 +126,14 @@ def test_files_that_are_none(tmp_path, catalog, sid_table):
 def test_a_batch_by_hand(sid_table, vocabulary, preferences):
     """Prompt of two tokens, histories cut to their last item, completions of three codes, the target's first."""
     encoder = HistoryEncoder(sid_table, vocabulary)
-    batch = PreferenceCollator([4, 5], encoder, 1, 0)(preferences.examples(0.25).to_list())
+    unsure = dataclasses.replace(preferences, oracle=[np.array([0.75, 0.75]), np.array([0.75])])
+    batch = PreferenceCollator([4, 5], encoder, 1, 0)(unsure.examples().to_list())
     tokens = [encoder.encode_history([row]).tolist() for row in range(12)]
     assert batch["input_ids"].tolist() == [[4, 5, *tokens[3]], [4, 5, *tokens[9]]]
     assert batch["attention_mask"].all()
     assert batch["completions"].tolist() == [[tokens[7], tokens[8], tokens[1]], [tokens[2], tokens[0], [EMPTY] * 3]]
     assert batch["smoothing"].tolist() == [[0.25, 0.25], [0.25, 0.0]]
-    longer = PreferenceCollator([4, 5], encoder, 9, 0)(preferences.examples(0.0).to_list())
+    longer = PreferenceCollator([4, 5], encoder, 9, 0)(preferences.examples().to_list())
     assert longer["attention_mask"].sum(dim=1).tolist() == [8, 5] and longer["input_ids"][1, 5:].tolist() == [0, 0, 0]
 
 
@@ -139,13 +141,13 @@ def test_smoothing_of_an_oracle(preferences):
     """1 - P, at most a half: a pair that is more likely the other way round teaches nothing."""
     oracle = [np.array([1.0, 0.8]), np.array([0.1])]
     smoothed = Preferences(preferences.prompts, preferences.negatives, preferences.sources, preferences.ranks, oracle)
-    np.testing.assert_allclose(smoothed.examples(0.3)["smoothing"][0], [0.0, 0.2])
-    assert smoothed.examples(0.3)["smoothing"][1] == [0.5]
+    np.testing.assert_allclose(smoothed.examples()["smoothing"][0], [0.0, 0.2])
+    assert smoothed.examples()["smoothing"][1] == [0.5]
 
 
-def test_hardness_by_hand(sid_table, preferences):
+def test_difficulty_by_hand(sid_table, preferences):
     """7 is (2, 0, 0), 8 is (2, 0, 3), 1 is (0, 0, 1); 2 is (0, 1, 0), 0 is (0, 0, 0)."""
-    figures = hardness(preferences, sid_table, [np.array([-0.5, 3.0]), np.array([1.0])])
+    figures = difficulty(preferences, sid_table, [np.array([-0.5, 3.0]), np.array([1.0])])
     assert figures == {
         "beam": {"negatives": 2, "shared_prefix": 1.5, "beam_rank": 3.5, "gap": 0.25, "above_target": 0.5},
         "random": {"negatives": 1, "shared_prefix": 0.0, "gap": 3.0, "above_target": 0.0},

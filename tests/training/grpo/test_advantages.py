@@ -112,7 +112,8 @@ def test_the_catalogue_is_worth_testing(drawn):
 
 def test_weights_are_unbiased_and_uncorrelated(drawn):
     p, draws = drawn
-    leaves, _, weights = weighted(draws, NUM_DRAWN)
+    found = weighted(draws, NUM_DRAWN)
+    leaves, weights = found.leaves, found.weights
     of_items = estimates(leaves, weights)
     assert_unbiased(of_items, p)
     assert_unbiased(weights.sum(dim=1, keepdim=True), torch.ones(1))
@@ -169,10 +170,10 @@ def test_an_injected_target_leaves_the_estimates_unbiased(drawn, rank):
     p, draws = drawn
     item = p.argsort(descending=True)[rank]
     target = item.expand(NUM_GROUPS, 1)
-    taken, found = always_taken(draws, NUM_DRAWN, target, p[target].log())
+    taken = always_taken(draws, NUM_DRAWN, target, p[target].log())
     assert taken.leaves.shape == (NUM_GROUPS, NUM_DRAWN) and (taken.leaves[:, -1] == item).all()
     assert all(len(set(row)) == NUM_DRAWN for row in taken.leaves[:500].tolist())
-    assert found.equal((draws.leaves[:, :NUM_DRAWN] == item).any(dim=1))
+    assert taken.is_injected.equal(~(draws.leaves[:, :NUM_DRAWN] == item).any(dim=1))
     assert_unbiased(estimates(taken.leaves, taken.weights), p)
     for rewards in (torch.eye(NUM_ITEMS, dtype=torch.float64)[item], REWARDS["graded"]):
         assert_unbiased(gradients(taken, p, rewards), p * (rewards - p @ rewards))

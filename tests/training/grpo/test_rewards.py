@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec.configs import REWARD_NAMES
 from llmrec.data.catalog import Catalog
 from llmrec.sid.table import EMPTY
 from llmrec.training.grpo.advantages import group_advantages
-from llmrec.training.grpo.rewards import REWARDS, Collaborative, Groups, Novelty, build_rewards, prefix, rank, rule
-from llmrec.training.grpo.user_rewards import check_own, load_function, own_rewards, sources
+from llmrec.training.grpo.rewards import Collaborative, Novelty, RollOuts, build_rewards, prefix, rank, rule
+from llmrec.training.grpo.user_rewards import load_function, load_user_rewards, reward_files, try_rewards
 from tests.conftest import CODES
 
 
@@ -24,7 +23,7 @@ def groups(items, target, scores=None, codes=CODES, histories=((0, 1),)):
     items = np.array([items])
     scores = -np.arange(items.shape[1], dtype=float)[None] if scores is None else np.array([scores])
     histories = [np.array(history) for history in histories]
-    return Groups(histories, np.array([target]), codes[[target]], items, codes[items], scores)
+    return RollOuts(histories, np.array([target]), codes[[target]], items, codes[items], scores)
 
 
 def test_rule():
@@ -93,10 +92,6 @@ def test_weights_and_parts_of_the_sum():
     assert total[0] == pytest.approx([-2 / 3, 1])
 
 
-def test_the_names_in_the_config_are_those_of_the_library():
-    assert tuple(REWARDS) == REWARD_NAMES
-
-
 OWN = "def longest(history, item_ids, target):\n    return [len(i) + (i == target) for i in item_ids]\n"
 
 
@@ -105,8 +100,8 @@ def test_a_function_of_a_file_or_module(way, tmp_path, monkeypatch, item_ids):
     (tmp_path / "mine.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     name = f"{tmp_path / 'mine.py' if way == 'file' else 'mine'}:longest"
-    own = own_rewards([name, "rule"], [], item_ids)
-    assert sources(own) == {f"reward {name}": str(tmp_path / "mine.py")}
+    own = load_user_rewards([name, "rule"], [], item_ids)
+    assert reward_files(own) == {f"reward {name}": str(tmp_path / "mine.py")}
     total, parts = build_rewards([name, "rule"], [1, 10], None, own)(groups([10, 3], target=10))
     assert list(parts) == [name, "rule"]
     assert total.tolist() == [[len("item-10") + 1 + 10, len("item-3")]]
@@ -119,8 +114,8 @@ def test_an_object_of_a_file_that_declares_dataclasses(tmp_path, item_ids):
         file.parent.mkdir()
         file.write_text(WEIGHED + f"worth = Worth({weight})\n")
     names = [f"{file}:worth" for file in files]
-    own = own_rewards(names, [], item_ids)
-    assert sources(own) == {f"reward {name}": str(file) for name, file in zip(names, files, strict=True)}
+    own = load_user_rewards(names, [], item_ids)
+    assert reward_files(own) == {f"reward {name}": str(file) for name, file in zip(names, files, strict=True)}
     assert build_rewards(names, [1, 10], None, own)(groups([4, 2], target=7))[0].tolist() == [[10, 10]]
 
 
@@ -143,8 +138,8 @@ def test_what_lies_in_no_file_goes_by_its_name(tmp_path, monkeypatch, item_ids):
     monkeypatch.setitem(linecache.cache, cell, (len(OWN), None, OWN.splitlines(True), cell))
     exec(compile(OWN, cell, "exec"), typed)
     typed = typed["longest"]
-    own = own_rewards([], [typed, functools.partial(groups, [1]), max], item_ids)
-    assert sources(own) == {"reward longest": "longest", "reward partial": __file__, "reward max": "max"}
+    own = load_user_rewards([], [typed, functools.partial(groups, [1]), max], item_ids)
+    assert reward_files(own) == {"reward longest": "longest", "reward partial": __file__, "reward max": "max"}
 
 
 def test_a_callable_sees_external_ids(item_ids):
@@ -154,7 +149,7 @@ def test_a_callable_sees_external_ids(item_ids):
         seen.append((history, item_ids, target))
         return np.zeros(len(item_ids))
 
-    own = own_rewards([], [reward], item_ids)
+    own = load_user_rewards([], [reward], item_ids)
     build_rewards(["reward"], [1], None, own)(groups([4, 2], target=7, histories=((3, 0),)))
     assert seen == [(["item-3", "item-0"], ["item-4", "item-2"], "item-7")]
 
@@ -173,13 +168,13 @@ def test_a_callable_sees_external_ids(item_ids):
 )
 def test_what_is_no_reward_is_refused_before_training(sid_table, result, message):
     with pytest.raises(ValueError, match=f"The reward 'mine' {message}"):
-        check_own(of(lambda *_: result), sid_table, [np.array([1, 2, 7])], count=3)
+        try_rewards(of(lambda *_: result), sid_table, [np.array([1, 2, 7])], size=3)
 
 
 def of(function):
     """A function as the only reward, called mine."""
     function.__name__ = "mine"
-    return own_rewards([], [function], [f"item-{row}" for row in range(12)])
+    return load_user_rewards([], [function], [f"item-{row}" for row in range(12)])
 
 
 def test_what_fails_names_the_history(sid_table):
@@ -187,7 +182,7 @@ def test_what_fails_names_the_history(sid_table):
         raise KeyError("price")
 
     with pytest.raises(ValueError, match=r"'mine' failed on the history \['item-1', 'item-2'\].*'item-7'.*price"):
-        check_own(of(mine), sid_table, [np.array([1, 2, 7])], count=3)
+        try_rewards(of(mine), sid_table, [np.array([1, 2, 7])], size=3)
 
 
 def test_a_reward_is_tried_on_the_target_and_on_misses(sid_table):
@@ -197,14 +192,14 @@ def test_a_reward_is_tried_on_the_target_and_on_misses(sid_table):
         seen.append((item_ids, target))
         return np.ones(len(item_ids))
 
-    check_own(of(mine), sid_table, [np.array([0, 11])], count=3)
+    try_rewards(of(mine), sid_table, [np.array([0, 11])], size=3)
     assert seen == [(["item-11", "item-0", "item-1"], "item-11")]
 
 
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("ruel", "Unknown reward 'ruel'; did you mean 'rule'"),
+        ("ruel", "unknown reward 'ruel'; did you mean 'rule'"),
         ("no_such_module_here:f", "cannot be loaded: ModuleNotFoundError"),
         ("absent.py:f", "cannot be loaded: FileNotFoundError"),
         ("json:no_such_function", "'json' has no callable 'no_such_function'"),
@@ -223,4 +218,4 @@ def test_two_rewards_of_one_name(item_ids, name):
 
     mine.__name__ = name
     with pytest.raises(ValueError, match=f"Two rewards are called '{name}'"):
-        own_rewards([], [mine, mine], item_ids)
+        load_user_rewards([], [mine, mine], item_ids)

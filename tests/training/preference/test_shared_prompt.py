@@ -37,13 +37,13 @@ def padded(prompts: list[list[int]], side: str) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def repeated(model, prompts, completions, vocabulary, trie, normalize_over, temperature=1.0) -> torch.Tensor:
+def repeated(model, prompts, completions, vocabulary, trie, normalize_over) -> torch.Tensor:
     """(B, M, L) by the model's own logits, of one prompt with one completion at a time."""
     found = torch.zeros(completions.shape)
     for row, prompt in enumerate(prompts):
         for place, tokens in enumerate(completions[row]):
             codes = tokens[tokens != EMPTY].tolist()
-            logits = model(torch.tensor([[*prompt, *codes]])).logits[0].float() / temperature
+            logits = model(torch.tensor([[*prompt, *codes]])).logits[0].float()
             node = torch.tensor(0)
             for level, token in enumerate(codes):
                 scores, first = logits[len(prompt) + level - 1], 0
@@ -63,11 +63,11 @@ def gradients(model, scores: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def assert_same(model, inputs, prompts, completions, vocabulary, trie, normalize_over, temperature=1.0) -> None:
-    with sibling_scores_in_forward(model, vocabulary, trie, normalize_over, temperature):
+def assert_same(model, inputs, prompts, completions, vocabulary, trie, normalize_over) -> None:
+    with sibling_scores_in_forward(model, vocabulary, trie, normalize_over):
         ours = model(**inputs, completions=completions).log_probs
         found = gradients(model, ours)
-    expected = repeated(model, prompts, completions, vocabulary, trie, normalize_over, temperature)
+    expected = repeated(model, prompts, completions, vocabulary, trie, normalize_over)
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
     wanted = gradients(model, expected)
     assert found.keys() == wanted.keys()
@@ -79,7 +79,7 @@ def assert_same(model, inputs, prompts, completions, vocabulary, trie, normalize
 @pytest.mark.parametrize("normalize_over", NORMALIZATIONS)
 def test_scores_and_gradients_equal_repeated_prompts(llm, batch, vocabulary, trie, normalize_over, side):
     prompts, completions = batch
-    assert_same(llm, padded(prompts, side), prompts, completions, vocabulary, trie, normalize_over, temperature=0.7)
+    assert_same(llm, padded(prompts, side), prompts, completions, vocabulary, trie, normalize_over)
 
 
 @pytest.mark.parametrize(
@@ -103,11 +103,10 @@ def test_sids_of_one_level_and_of_several_lengths(item_ids, codes):
     assert_same(model, padded(prompts, "right"), prompts, completions, vocabulary, SidTrie(table), "children")
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_probabilities_of_all_sids_sum_to_1(llm, batch, vocabulary, trie, temperature):
+def test_probabilities_of_all_sids_sum_to_1(llm, batch, vocabulary, trie):
     prompts, _ = batch
     every = torch.from_numpy(vocabulary.token_ids(trie.codes_of(torch.arange(trie.num_leaves)).numpy()))
-    with sibling_scores_in_forward(llm, vocabulary, trie, "children", temperature), torch.no_grad():
+    with sibling_scores_in_forward(llm, vocabulary, trie, "children"), torch.no_grad():
         scores = llm(**padded(prompts, "left"), completions=every.expand(len(prompts), -1, -1))
     total = scores.log_probs.sum(-1).exp().sum(-1)
     torch.testing.assert_close(total, torch.ones(len(prompts)), rtol=1e-5, atol=1e-5)
@@ -172,7 +171,6 @@ def test_what_cannot_be_scored_is_refused(tokenizer, llm, batch, vocabulary, tri
     cases = [
         ({"normalize_over": "children", "trie": None}, "needs the trie"),
         ({"normalize_over": "levels"}, "choose from vocabulary, level, children"),
-        ({"temperature": 0.0}, "temperature is 0.0; it must be positive"),
     ]
     for options, message in cases:
         with (
