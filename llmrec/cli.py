@@ -69,10 +69,8 @@ def named(argv: Sequence[str]) -> dict[str, str]:
 
 def _add_flag(verb: argparse.ArgumentParser, field: dataclasses.Field, hint: object) -> None:
     is_list = "list[" in str(hint)
-    required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    default = (
-        None if required else field.default if field.default is not dataclasses.MISSING else field.default_factory()
-    )
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    required = default is dataclasses.MISSING
     shown = " ".join(map(str, default)) if isinstance(default, list) else default  # as the flag takes it
     note = " Required." if required else "" if default in (None, []) else f" Default: {shown}."
     choices = ("true", "false") if hint is bool else _choices(hint)

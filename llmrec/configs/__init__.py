@@ -11,6 +11,7 @@ from llmrec.configs.evaluate import CompareConfig, EvaluateConfig
 from llmrec.configs.extend import ExtendConfig
 from llmrec.configs.fine_tune import FineTuneConfig
 from llmrec.configs.grpo import GrpoConfig
+from llmrec.configs.options import Config
 from llmrec.configs.preference import PreferenceConfig
 from llmrec.configs.prepare import PrepareConfig
 from llmrec.configs.quickstart import QuickstartConfig
@@ -36,7 +37,7 @@ __all__ = [
     "TokenizeConfig",
 ]
 
-STAGES: dict[str, type] = {
+STAGES: dict[str, type[Config]] = {
     "prepare": PrepareConfig,
     "embed": EmbedConfig,
     "tokenize": TokenizeConfig,

@@ -57,8 +57,7 @@ class Catalog:
         self.item_ids: list[str] = items[columns.ITEM_ID].cast(pa.string()).to_pylist()
         self.row_of = {item_id: row for row, item_id in enumerate(self.item_ids)}
         if len(self.row_of) < len(self.item_ids):
-            seen: set[str] = set()
-            repeated = next(i for i in self.item_ids if i in seen or seen.add(i))
+            repeated = next(item_id for row, item_id in enumerate(self.item_ids) if self.row_of[item_id] != row)
             raise ValueError(f"{source}/items.parquet repeats item_id '{repeated}'; every item needs one row.")
         empty = next((row for row, item_id in enumerate(self.item_ids) if not item_id), None)
         if empty is not None:

@@ -142,17 +142,15 @@ def locate(source: Source) -> dict[str, Path]:
     Raises:
         ValueError: If a file is nowhere and cannot be downloaded, or its content is not the known one.
     """
-    found = {file.name: _local(source.folder, file) for file in source.files}
-    missing = [file for file in source.files if found[file.name] is None]
-    by_hand = [file.name for file in missing if file.folder_url is None]
+    local = {file.name: _local(source.folder, file) for file in source.files}
+    by_hand = [file.name for file in source.files if local[file.name] is None and file.folder_url is None]
     if by_hand:
         raise ValueError(f"No download is known for {by_hand} of the dataset in '{source.folder}'. {_advice(source)}")
-    for file in missing:
-        found[file.name] = _download(source, file)
-    return found
+    return {file.name: local[file.name] or _download(source, file) for file in source.files}
 
 
 def cache_dir() -> Path:
+    """Directory that downloads are kept in."""
     return Path(os.environ.get("LLMREC_CACHE") or Path.home() / ".cache" / "llmrec")
 
 

@@ -64,8 +64,8 @@ def progress(
         size: Units of an item.
     """
     shown = console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), Speed())
-    columns = (*columns, TimeElapsedColumn(), TimeRemainingColumn())
+    counted = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), Speed())
+    columns = (*counted, TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as bar:
         task = bar.add_task(description, total=total if total is not None else length_hint(items) or None)
         for item in items:

@@ -116,8 +116,14 @@ def read(config: PrepareConfig, files: dict[str, Path]) -> Dataset:
         return simulate(*size, config.seed).dataset
     if config.dataset is not None:
         return known_source(config.dataset).read(*files.values())
-    names = ("user_column", "item_column", "timestamp_column", "title_column")
-    return read_tables(**files, **{name: getattr(config, name) for name in names})
+    return read_tables(
+        files["interactions"],
+        files.get("items"),
+        user_column=config.user_column,
+        item_column=config.item_column,
+        timestamp_column=config.timestamp_column,
+        title_column=config.title_column,
+    )
 
 
 def split(config: PrepareConfig, dataset: Dataset, interactions: pl.DataFrame) -> pl.DataFrame:
@@ -126,7 +132,7 @@ def split(config: PrepareConfig, dataset: Dataset, interactions: pl.DataFrame) -
     Raises:
         ValueError: If one of the three would have none.
     """
-    if config.split == "published":
+    if config.split == "published" and dataset.split is not None:
         rows = dataset.split.join(interactions, on=USER_ID, how="semi", maintain_order="left")
     else:
         rows = METHODS[config.split](interactions, config.max_history)

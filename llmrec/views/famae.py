@@ -197,7 +197,7 @@ def vectors_of(network: FAMAE, trained: np.ndarray) -> tuple[np.ndarray, np.ndar
         that it has none of a field is not yet something known.
     """
     blocks, known_N = [], torch.zeros(len(network.values(0)), dtype=torch.bool)
-    for i, (bag, size) in enumerate(zip(network.embeddings, network.sizes, strict=True)):
+    for i, (bag, size) in enumerate(zip(network.bags, network.sizes, strict=True)):
         values_NW, rows_VD = network.values(i).cpu(), bag.weight.detach().cpu()
         seen = torch.zeros(size + 2, dtype=torch.bool)
         seen[values_NW[torch.from_numpy(trained)]] = True

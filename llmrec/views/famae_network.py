@@ -63,12 +63,11 @@ class FAMAE(nn.Module):
     def __init__(self, fields: Sequence[Field], dim: int):
         super().__init__()
         self.sizes = [field.num_values for field in fields]
-        self.embeddings = nn.ModuleList(
-            nn.EmbeddingBag(size + 2, dim, mode="mean", padding_idx=size + 1) for size in self.sizes
-        )
+        self.bags = [nn.EmbeddingBag(size + 2, dim, mode="mean", padding_idx=size + 1) for size in self.sizes]
+        self.embeddings = nn.ModuleList(self.bags)
         self.masks = nn.Parameter(torch.empty(len(fields), dim))
         self.positions = nn.Parameter(torch.empty(WINDOW, dim))
-        for weight in (self.masks, self.positions, *(bag.weight for bag in self.embeddings)):
+        for weight in (self.masks, self.positions, *(bag.weight for bag in self.bags)):
             nn.init.normal_(weight, std=INITIAL_STD)
         self.embedded = nn.Sequential(nn.LayerNorm(dim), nn.Dropout(DROPOUT))
         block = nn.TransformerEncoderLayer(dim, HEADS, INNER, DROPOUT, batch_first=True)
@@ -91,7 +90,7 @@ class FAMAE(nn.Module):
             (B, D).
         """
         rows_U, place_BT = items_BT.clamp(min=0).unique(return_inverse=True)
-        parts_UJD = torch.stack([bag(self.values(i)[rows_U]) for i, bag in enumerate(self.embeddings)], dim=1)
+        parts_UJD = torch.stack([bag(self.values(i)[rows_U]) for i, bag in enumerate(self.bags)], dim=1)
         last_BJD = torch.where(hidden_BJ[..., None], self.masks, parts_UJD[place_BT[:, -1]])
         sums_BTD = torch.cat([parts_UJD.sum(1)[place_BT[:, :-1]], last_BJD.sum(1, keepdim=True)], dim=1)
         states_BTD, padding_BT = self.embedded(sums_BTD + self.positions[-items_BT.shape[1] :]), items_BT == PADDING
@@ -101,7 +100,7 @@ class FAMAE(nn.Module):
 
     def scores(self, states_BD: Tensor, field: int, values: Tensor | slice) -> Tensor:
         """(B, number of values) sqrt(D) cosines of states with some of a field's values."""
-        classes = functional.normalize(self.embeddings[field].weight[values], dim=-1)
+        classes = functional.normalize(self.bags[field].weight[values], dim=-1)
         return functional.normalize(states_BD, dim=-1) @ classes.T * states_BD.shape[1] ** 0.5
 
     def field_loss(self, states_BD: Tensor, field: int, items_B: Tensor, negatives: Tensor | None = None) -> Tensor:
@@ -121,7 +120,7 @@ class FAMAE(nn.Module):
             others_BS = self.scores(states_BD, field, negatives)
             own_BS = ((negatives == values_BW[..., None]) & real_BW[..., None]).any(1)
             rest_B1 = others_BS.masked_fill(own_BS, -torch.inf).logsumexp(1, keepdim=True)
-            classes_BWD = functional.normalize(self.embeddings[field].weight[values_BW], dim=-1)
+            classes_BWD = functional.normalize(self.bags[field].weight[values_BW], dim=-1)
             unit_B1D = functional.normalize(states_BD, dim=-1)[:, None]
             score_BW = (classes_BWD * unit_B1D).sum(-1) * states_BD.shape[1] ** 0.5
             loss_BW = torch.logaddexp(score_BW, rest_B1) - score_BW

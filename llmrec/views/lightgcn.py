@@ -110,10 +110,11 @@ def adjacency(edges: np.ndarray, num_users: int, num_items: int) -> Tensor:
     weights = 1 / np.sqrt(degree[users] * degree[items])
     places = (np.concatenate([users, items]), np.concatenate([items, users]))
     matrix = sparse.coo_array((np.tile(weights, 2), places), shape=(size, size)).tocsr()
-    parts = (matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data.astype(np.float32))
+    rows, columns = torch.from_numpy(matrix.indptr.astype(np.int64)), torch.from_numpy(matrix.indices.astype(np.int64))
+    values = torch.from_numpy(matrix.data.astype(np.float32))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")  # no concern of who runs a stage
-        return torch.sparse_csr_tensor(*map(torch.from_numpy, parts), (size, size), check_invariants=True)
+        return torch.sparse_csr_tensor(rows, columns, values, (size, size), check_invariants=True)
 
 
 class Propagation(torch.autograd.Function):
@@ -196,8 +197,8 @@ def train(
     optimizer = torch.optim.Adam([vectors], settings.learning_rate, fused=True)
     rng, started, log, kept = np.random.default_rng(seed), time.monotonic(), [], vectors
     for epoch in progress(range(settings.max_epochs), "train lightgcn", unit="epochs at most"):
-        triples = np.stack([edges[:, 0], num_users + edges[:, 1], num_users + negatives(edges, num_items, rng)])
-        triples = torch.from_numpy(triples[:, rng.permutation(len(edges))]).to(graph.device)
+        drawn_3E = np.stack([edges[:, 0], num_users + edges[:, 1], num_users + negatives(edges, num_items, rng)])
+        triples = torch.from_numpy(drawn_3E[:, rng.permutation(len(edges))]).to(graph.device)
         loss = _epoch(vectors, graph, optimizer, triples.split(batch_size, dim=1), settings) / len(edges)
         smoothed = propagate(vectors.detach(), graph, settings.layers)
         log.append(Epoch(loss, quality(smoothed), (epoch + 1) * len(edges), time.monotonic() - started))

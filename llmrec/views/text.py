@@ -53,14 +53,16 @@ def render_texts(catalog: Catalog, template: str) -> list[str]:
 
 def _template_fields(template: str, catalog: Catalog) -> list[str]:
     try:
-        parts = [part for part in Formatter().parse(template) if part[1] is not None]
+        parts = [
+            (name, spec, conversion) for _, name, spec, conversion in Formatter().parse(template) if name is not None
+        ]
     except ValueError as error:
         raise ValueError(f"text_template '{template}' is malformed: {error}.") from error
-    if any(spec or conversion for _, _, spec, conversion in parts):
+    if any(spec or conversion for _, spec, conversion in parts):
         raise ValueError(
             f"text_template '{template}' has a format after a column; every value is text, so name it alone."
         )
-    fields = list(dict.fromkeys(name for _, name, _, _ in parts))
+    fields = list(dict.fromkeys(name for name, _, _ in parts))
     unknown = [name for name in fields if name not in catalog.items.column_names]
     if unknown or not fields:
         raise ValueError(
