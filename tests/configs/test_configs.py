@@ -7,6 +7,7 @@ import math
 import re
 import typing
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from hypothesis import strategies as st
 
 from llmrec.configs import (
     STAGES,
-    DpoConfig,
     EvaluateConfig,
     PrepareConfig,
     RecommendConfig,
@@ -23,6 +23,7 @@ from llmrec.configs import (
     TokenizeConfig,
 )
 from llmrec.configs.file import load_config
+from llmrec.configs.options import Config, option
 from llmrec.data.known_datasets import KNOWN
 from llmrec.tokenizers import TOKENIZERS
 
@@ -94,26 +95,39 @@ def test_none_lists_and_switches(load):
     assert load(EvaluateConfig, "out: o\ncatalog: c\nmodel: m\nk: 5\nbaselines: []\n").baselines == []
 
 
+@dataclasses.dataclass(kw_only=True)
+class Every(Config):
+    """An option of every type."""
+
+    text: str = option("Text.")
+    choice: Literal["one", "two"] = option("Choice.", "one")
+    integer: int = option("Integer.", 0)
+    number: float = option("Number.", 0.5)
+    texts: list[str] = option("Texts.", [])
+    numbers: list[float] | None = option("Numbers.", None)
+    switch: bool = option("Switch.", False)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 16.0}, "batch_size is 16.0; an integer is needed"),
-        ({"batch_size": "16"}, "batch_size is '16'; an integer is needed"),
-        ({"negatives": True}, "negatives is True; an integer is needed"),
-        ({"learning_rate": float("inf")}, "learning_rate is inf; a finite number is needed"),
-        ({"beta": "0.1", "seed": None}, "seed is None; an integer is needed; beta is '0.1'; a finite number is needed"),
-        ({"negative_sources": "beam"}, "negative_sources is 'beam'; a list of texts is needed"),
-        ({"negative_weights": 0.5}, "negative_weights is 0.5; a list of finite numbers is needed"),
-        ({"overwrite": 1}, "overwrite is 1; true or false is needed"),
-        ({"model": None}, "model is None; text is needed"),
-        ({"loss": "ppo"}, "loss is 'ppo'; choose from sdpo, dpo"),
+        ({"integer": 16.0}, "integer is 16.0; an integer is needed"),
+        ({"integer": "16"}, "integer is '16'; an integer is needed"),
+        ({"integer": True}, "integer is True; an integer is needed"),
+        ({"number": float("inf")}, "number is inf; a finite number is needed"),
+        ({"number": "0.1", "integer": None}, "integer is None; an integer is needed; number is '0.1'; a finite number"),
+        ({"texts": "beam"}, "texts is 'beam'; a list of texts is needed"),
+        ({"numbers": 0.5}, "numbers is 0.5; a list of finite numbers is needed"),
+        ({"numbers": [1, "x"]}, "numbers is [1, 'x']; a list of finite numbers is needed"),
+        ({"switch": 1}, "switch is 1; true or false is needed"),
+        ({"text": None}, "text is None; text is needed"),
+        ({"choice": "three"}, "choice is 'three'; choose from one, two"),
     ],
 )
 def test_types_are_held_from_python_too(options, message):
-    needed = {"out": "o", "catalog": "c", "model": Path("m")}
-    DpoConfig(**needed, beta=1, batch_size=np.int64(8), negative_weights=(1, 2.5))
+    Every(text=Path("m"), number=1, integer=np.int64(8), numbers=(1, 2.5))
     with pytest.raises(ValueError, match=re.escape(message)):
-        DpoConfig(**needed | options)
+        Every(**{"text": "m"} | options)
 
 
 def test_integers_are_not_rounded(load):
