@@ -2,6 +2,8 @@
 
 Every answer is an item: decoding runs under the trie of the SID table, and filters (seen items, exclusions,
 allow-lists) are masks over that trie at request time.
+
+Shapes: B histories.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import numpy as np
 from huggingface_hub import HfApi
@@ -19,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llmrec.decoding.ranker import SidRanker
 from llmrec.decoding.trie.allow_list import resolve_allow_lists
 from llmrec.evaluation.ranking import UNFILLED
-from llmrec.model.backbone import check_rows
+from llmrec.model.backbone import check_rows, moved
 from llmrec.model.card import write_card
 from llmrec.model.checkpoint import SidConfig, load_model, load_tokenizer, resolve, save_model
 from llmrec.runtime.device import resolve_device, resolve_dtype
@@ -28,18 +30,27 @@ from llmrec.sid.table import SidTable
 
 
 class Recommender:
-    """Model, tokenizer and SID table of a checkpoint.
+    """Model, tokenizer and SID table of a checkpoint, which answer histories.
 
     Args:
-        model: Extended causal LM, on the device that it shall run on.
-        tokenizer: Its tokenizer.
+        model: Extended causal LM, on the device that it runs on.
+        tokenizer: Tokenizer of the model.
         table: Semantic IDs of the catalogue.
         sid_config: Vocabulary, prompt and scoring that belong to the weights.
-        details: How the checkpoint was made; for the model card.
-        compiled: Whether `torch.compile` fuses the model's layers; see `llmrec.decoding.decoder`.
+        details: Facts about the making of the checkpoint, for the model card.
+        compiled: Fuse the model's layers by `torch.compile`; see `llmrec.decoding.decoder`.
 
     Raises:
         ValueError: If the tokenizer, table or model do not belong together.
+
+    Examples:
+        `model`, `tokenizer`, `table` and `sid_config` belong to a checkpoint; `from_pretrained` reads all of them.
+
+        >>> from llmrec import Recommender
+        >>> recommender = Recommender(model, tokenizer, table, sid_config)
+        >>> item_ids, scores = recommender.recommend([["red"], ["red", "blue"]], k=3)
+        >>> [len(answer) for answer in item_ids]
+        [3, 3]
     """
 
     def __init__(
@@ -65,23 +76,31 @@ class Recommender:
         precision: Literal["auto", "float32", "bfloat16"] = "auto",
         compiled: bool = False,
     ) -> Recommender:
-        """Load a checkpoint directory or Hub id.
+        """Load a checkpoint from a directory or the Hub.
 
         Args:
-            source: What `llmrec sft`, `save_pretrained` or `push_to_hub` wrote.
+            source: Path or Hub id of a checkpoint that `llmrec sft`, `save_pretrained` or `push_to_hub` wrote.
             device: auto, cpu or cuda.
-            precision: Type of the weights; auto is bfloat16 on a GPU that has it.
-            compiled: Whether `torch.compile` fuses the model's layers; worth its first 20 seconds where thousands of
-                users follow.
+            precision: Type of the weights; auto is bfloat16 on a GPU that has it, and float32 elsewhere.
+            compiled: Fuse the model's layers by `torch.compile`; its first 20 seconds pay off if thousands of users
+                follow.
 
         Raises:
-            ValueError: If it cannot be found, was changed, its parts do not belong together, or the device or precision
-                is unknown.
+            ValueError: If the checkpoint cannot be found, was changed, or its parts do not belong together, or the
+                device or precision is unknown.
+
+        Examples:
+            Here `directory` is a checkpoint that `llmrec sft` wrote.
+
+            >>> from llmrec import Recommender
+            >>> recommender = Recommender.from_pretrained(directory, device="cpu")
+            >>> recommender.table.num_items
+            6
         """
         path = resolve(source)
         sid_config, table, details = SidConfig.load(path)
         where = resolve_device(device)
-        model = load_model(path, dtype=resolve_dtype(precision, where)).to(where)
+        model = moved(load_model(path, dtype=resolve_dtype(precision, where)), where)
         return cls(model, load_tokenizer(path), table, sid_config, details, compiled)
 
     def recommend(
@@ -93,47 +112,64 @@ class Recommender:
         num_beams: int | None = None,
         batch_size: int = 32,
     ) -> tuple[list[list[str]], list[list[float]]]:
-        """The k most likely next items of each history.
+        """Recommend the k most likely next items of each history.
 
         Args:
-            histories: item_ids of each user, oldest first, at least one; the latest `max_history` are read.
-            k: Items per user.
-            exclude: item_ids barred for each user (None: none), `seen` for the items of the history, or None.
-            allow: item_ids that answers are restricted to: one list for all users, or one per user (None: any).
-            num_beams: Beam width; min(items, max(50, 5k)) when left out.
-            batch_size: Users decoded together.
+            histories: B lists of item_ids, oldest first, of at least one item; the latest `max_history` are read.
+            k: Number of items per user, at least 1.
+            exclude: B lists of item_ids that are barred, None for a user without any; "seen" bars the items of the
+                history, and None bars nothing.
+            allow: item_ids that answers are restricted to: one list for all users, or B lists, None for a user without
+                a restriction.
+            num_beams: Beam width, at least k; min(items, max(50, 5k)) when left out.
+            batch_size: Number of users decoded together.
 
         Returns:
-            item_ids and scores (log-probabilities) of each user, best first. A list is shorter than k where fewer
+            B lists of item_ids and B lists of scores (log-probabilities), best first. A list is shorter than k if fewer
             items are allowed. Items that share a SID share its score and follow one another.
 
         Raises:
             ValueError: If a history is empty, an item is unknown, or the lists differ in length.
+
+        Examples:
+            `recommender` is a Recommender of six items.
+
+            >>> item_ids, scores = recommender.recommend([["red", "green"]], k=10)
+            >>> sorted(item_ids[0])  # without the items of the history
+            ['blue', 'gold', 'grey', 'pink']
+            >>> recommender.recommend([["red"]], k=2, exclude=None, allow=["red"])[0]
+            [['red']]
         """
         history_rows = self.table.find_items({f"history {i}": ids for i, ids in enumerate(histories)})
         excluded = history_rows if exclude == "seen" else self._lists(exclude, "exclude", len(histories))
         if excluded is not None:
             excluded = [np.empty(0, np.int64) if rows is None else rows for rows in excluded]
-        shared = allow is not None and all(isinstance(item, str) for item in allow)
-        if shared and not allow:
-            raise ValueError("allow is empty, so that no item can be recommended; leave it out to allow every item.")
-        allowed = self._lists([allow] * len(histories) if shared else allow, "allow", len(histories))
-        allowed = allowed and resolve_allow_lists(self.ranker.trie, allowed)
+        allowed_rows = self._lists(_one_for_each(allow, len(histories)), "allow", len(histories))
+        allowed = None if allowed_rows is None else resolve_allow_lists(self.ranker.trie, allowed_rows)
         parts = [slice(start, start + batch_size) for start in range(0, len(histories), batch_size)]
         batches = ((history_rows[part], excluded and excluded[part], allowed and allowed[part]) for part in parts)
         item_ids, scores = [], []
         for ranking in self.ranker.rank_batches(batches, k, num_beams):
-            for items, found in zip(ranking.items[:, :k], ranking.scores[:, :k], strict=True):
+            for items, item_scores in zip(ranking.items[:, :k], ranking.scores[:, :k], strict=True):
                 item_ids.append([self.table.item_ids[item] for item in items if item != UNFILLED])
-                scores.append(found[items != UNFILLED].tolist())
+                scores.append(item_scores[items != UNFILLED].tolist())
         return item_ids, scores
 
     def save_pretrained(self, directory: str | Path, metrics: str | Path | None = None) -> None:
         """Write a checkpoint that `from_pretrained` and plain transformers load.
 
         Args:
-            directory: Where to; created if absent.
-            metrics: metrics.json of `llmrec evaluate`, for the model card.
+            directory: Directory to write; created if absent.
+            metrics: Path of metrics.json of `llmrec evaluate`, for the model card.
+
+        Examples:
+            `recommender` is a Recommender.
+
+            >>> import os, tempfile
+            >>> with tempfile.TemporaryDirectory() as directory:
+            ...     recommender.save_pretrained(directory)
+            ...     sorted(name for name in os.listdir(directory) if "config" not in name and "token" not in name)
+            ['README.md', 'llmrec.json', 'model.safetensors', 'sid_table.parquet']
         """
         self._save(directory, Path(directory).name, metrics)
 
@@ -142,7 +178,7 @@ class Recommender:
 
         Args:
             repo_id: owner/name on the Hub.
-            metrics: metrics.json of `llmrec evaluate`, for the model card.
+            metrics: Path of metrics.json of `llmrec evaluate`, for the model card.
             private: Visibility of a repository that is created.
 
         Returns:
@@ -160,7 +196,9 @@ class Recommender:
         self.sid_config.save(directory, self.table, self.details)
         write_card(directory, name, None if metrics is None else json.loads(Path(metrics).read_text(encoding="utf-8")))
 
-    def _lists(self, lists: Sequence[Sequence[str] | None] | None, what: str, count: int) -> list | None:
+    def _lists(
+        self, lists: Sequence[Sequence[str] | None] | None, what: str, count: int
+    ) -> list[np.ndarray | None] | None:
         """Item rows of each user's list; one array for all users who were given the same list."""
         if lists is None:
             return None
@@ -172,3 +210,22 @@ class Recommender:
                 distinct.setdefault(id(ids), (f"{what} {i}", ids))
         rows = dict(zip(distinct, self.table.find_items(dict(distinct.values())), strict=True))
         return [None if ids is None else rows[id(ids)] for ids in lists]
+
+
+def _one_for_each(
+    allow: Sequence[str] | Sequence[Sequence[str] | None] | None, count: int
+) -> Sequence[Sequence[str] | None] | None:
+    """Give every user the allow-list if there is one for all.
+
+    Raises:
+        ValueError: If the list for all users is empty.
+    """
+    if allow is None or not _is_one_list(allow):
+        return allow
+    if not allow:
+        raise ValueError("allow is empty, so that no item can be recommended; leave it out to allow every item.")
+    return [allow] * count
+
+
+def _is_one_list(lists: Sequence[str] | Sequence[Sequence[str] | None]) -> TypeGuard[Sequence[str]]:
+    return all(isinstance(item, str) for item in lists)

@@ -1,41 +1,62 @@
 """The two halves of a Hugging Face causal LM, so that logits are computed only where they are read.
 
-`model(...)` projects every position onto the whole vocabulary. Training reads a few positions, decoding one level's
-rows; both run the backbone here and multiply by the output rows they need. What a model does to its logits after the
-projection (Gemma's soft cap, Cohere's and Granite's scale) is applied alike.
+`model(...)` projects every position onto the whole vocabulary. Training reads a few positions, and decoding the tokens
+of one level; both run the backbone here and multiply by the part of the output matrix they need. The scale or soft cap
+that a model applies to its logits after the projection (Gemma, Cohere, Granite) is applied alike.
 
-PEFT's wrappers are told by what they offer, not by their classes: importing those would load PEFT and bitsandbytes
-into every process that only decodes.
+PEFT's wrappers are recognised by their attributes, not by their classes: importing those would load PEFT and
+bitsandbytes into every process that only decodes.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llmrec.model.trained_rows import with_trained_rows
+from llmrec.model.trained_rows import matrix_of, with_trained_rows
 
 TRIED_TOKENS = 4
 
 
+class BackboneOutput(Protocol):
+    """Output of a backbone of transformers.
+
+    Attributes:
+        last_hidden_state: (B, T, hidden).
+    """
+
+    last_hidden_state: Tensor
+
+    def __contains__(self, key: object) -> bool: ...
+
+
 def causal_lm(model: nn.Module) -> PreTrainedModel:
-    """The causal LM inside a PEFT wrapper (its LoRA layers stay active), or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    """Return the causal LM inside a PEFT wrapper (its LoRA layers stay active), or the model itself."""
+    unwrap = getattr(model, "get_base_model", None)
+    inner = model if unwrap is None else unwrap()
+    if not isinstance(inner, PreTrainedModel):
+        raise TypeError(f"{type(inner).__name__} is no transformers model.")
+    return inner
 
 
-def run_backbone(model: PreTrainedModel, **inputs: Any) -> Any:
-    """Forward pass without the output projection; `last_hidden_state` is (B, T, hidden)."""
+def moved(model: PreTrainedModel, target: torch.device | torch.dtype) -> PreTrainedModel:
+    """Move a model to a device, or convert its weights, in place. `model.to` says the same, but hides its types."""
+    return nn.Module.to(model, target)
+
+
+def run_backbone(model: PreTrainedModel, **inputs: object) -> BackboneOutput:
+    """Run the forward pass without the output projection; `last_hidden_state` is (B, T, hidden)."""
     return model.base_model(**inputs)
 
 
 @contextlib.contextmanager
-def forward_replaced(model: PreTrainedModel, forward: Callable[..., Any]) -> Iterator[None]:
-    """While open, `model(...)` calls `forward`, from within whatever wraps the model (PEFT, DDP, FSDP)."""
+def forward_replaced(model: PreTrainedModel, forward: Callable[..., object]) -> Iterator[None]:
+    """While open, let `model(...)` call `forward`, from within any wrapper of the model (PEFT, DDP, FSDP)."""
     own = vars(model).get("forward")
     model.forward = forward
     try:
@@ -47,7 +68,11 @@ def forward_replaced(model: PreTrainedModel, forward: Callable[..., Any]) -> Ite
 
 
 def output_rows(model: PreTrainedModel, rows: slice | None = None) -> tuple[Tensor, Tensor | None]:
-    """Rows of the output matrix, and of its bias where there is one.
+    """Slice the output matrix, and its bias if there is one.
+
+    Args:
+        model: Causal LM.
+        rows: Token ids, as a slice; the whole vocabulary when left out.
 
     Returns:
         (rows, hidden) weight and (rows,) bias.
@@ -65,7 +90,7 @@ def output_rows(model: PreTrainedModel, rows: slice | None = None) -> tuple[Tens
 
 
 def logits(model: PreTrainedModel, hidden: Tensor, rows: slice | None = None) -> Tensor:
-    """Logits of some vocabulary rows, as the model itself would compute them.
+    """Compute the logits of some tokens, as the model itself would.
 
     Args:
         model: Causal LM.
@@ -79,7 +104,7 @@ def logits(model: PreTrainedModel, hidden: Tensor, rows: slice | None = None) ->
 
 
 def project(model: PreTrainedModel, hidden: Tensor, rows: slice | None = None) -> Tensor:
-    """Hidden states times output rows, before what `finish_logits` does; (…, hidden) -> (…, rows)."""
+    """Multiply hidden states by rows of the output matrix, without `finish_logits`; (…, hidden) -> (…, rows)."""
     weight, bias = output_rows(model, rows)
     return nn.functional.linear(hidden.to(weight.dtype), weight, bias)
 
@@ -90,14 +115,14 @@ def finish_logits(model: PreTrainedModel, scores: Tensor) -> Tensor:
 
 
 def logit_scale(model: PreTrainedModel) -> tuple[float, float | None]:
-    """Factor and soft cap that a model applies to its projected logits."""
+    """Read the factor and the soft cap that a model applies to its projected logits from its config."""
     config = model.config.get_text_config()
     factor = getattr(config, "logit_scale", None) or 1.0
     return factor / (getattr(config, "logits_scaling", None) or 1.0), getattr(config, "final_logit_softcapping", None)
 
 
 def scale_logits(scores: Tensor, factor: float, cap: float | None) -> Tensor:
-    """(…) -> (…) float32."""
+    """Scale and soft-cap projected logits; (…) -> (…) float32."""
     scores = scores.float()
     if factor != 1.0:
         scores = scores * factor
@@ -105,13 +130,13 @@ def scale_logits(scores: Tensor, factor: float, cap: float | None) -> Tensor:
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of a causal LM or of a PEFT model over one, first to last."""
+    """List the layers of a causal LM or of a PEFT model over one, first to last."""
     kinds = set(causal_lm(model)._no_split_modules or ())
     return [module for module in model.modules() if type(module).__name__ in kinds]
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Compile each decoder layer in place; layers of the same kind share their kernels, whatever the batch."""
+    """Compile each decoder layer in place; layers of one kind share their kernels, for batches of any size."""
     for layer in decoder_layers(model):
         if layer._compiled_call_impl is None:
             layer.compile(dynamic=True)
@@ -119,20 +144,20 @@ def compile_layers(model: nn.Module) -> None:
 
 @torch.no_grad()
 def check_halves(model: PreTrainedModel) -> None:
-    """Refuse a model whose logits are not its backbone's last states times its output matrix, by trying it.
+    """Try a model, and refuse it if its logits are not its backbone's last states times its output matrix.
 
     Raises:
-        ValueError: If something else lies between the two, such as another layer or a scale that we do not know.
+        ValueError: If something else lies between the two, such as another layer or an unknown scale.
     """
     ids, was_training = torch.arange(TRIED_TOKENS, device=model.device).unsqueeze(0), model.training
     model.eval()  # a new model is in training mode, in which its dropout would make the two differ
     expected, output = model(input_ids=ids).logits.float(), run_backbone(model, input_ids=ids)
     model.train(was_training)
-    found = logits(model, output.last_hidden_state) if "last_hidden_state" in output else None
-    if found is None or not torch.allclose(found, expected, atol=float(1e-2 * expected.abs().max())):
+    own = logits(model, output.last_hidden_state) if "last_hidden_state" in output else None
+    if own is None or not torch.allclose(own, expected, atol=float(1e-2 * expected.abs().max())):
         raise ValueError(
-            f"{type(model).__name__} does not multiply its last hidden states by its output matrix alone, as llmrec "
-            "does to read a few rows of it; choose a model of another architecture, such as Llama, Qwen or Gemma."
+            f"{type(model).__name__} does not multiply its last hidden states by its output matrix alone, which llmrec "
+            "relies on; choose a model of another architecture, such as Llama, Qwen or Gemma."
         )
 
 
@@ -142,7 +167,7 @@ def check_rows(model: PreTrainedModel, num_tokens: int) -> None:
     Raises:
         ValueError: If it has fewer rows than `num_tokens`.
     """
-    rows = model.get_output_embeddings().weight.shape[0]
+    rows = len(matrix_of(model.get_output_embeddings()))
     if rows < num_tokens:
         raise ValueError(
             f"The model has {rows} token rows but the SID tokens end at {num_tokens}; run `llmrec extend` on it."
@@ -150,7 +175,7 @@ def check_rows(model: PreTrainedModel, num_tokens: int) -> None:
 
 
 def check_context(model: PreTrainedModel, length: int) -> None:
-    """Refuse sequences longer than what a model attends over.
+    """Refuse sequences that are longer than a model attends over.
 
     Raises:
         ValueError: If `length` tokens exceed its positions, sliding window or attention chunk.

@@ -1,4 +1,4 @@
-"""The model card of a checkpoint: what it is, how it was made, what was measured, how to load it."""
+"""The model card of a checkpoint: its facts, its training, its measured accuracy, and code that loads it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write_card(directory: str | Path, name: str, metrics: JsonObject | None = No
 
     Args:
         directory: Checkpoint with its llmrec.json.
-        name: What readers load it by, a path or Hub id; the directory may be a temporary one.
+        name: Path or Hub id that readers load it by; the directory may be a temporary one.
         metrics: Content of metrics.json; the card says that nothing was measured when left out.
     """
     sid_config, table, details = SidConfig.load(directory)
@@ -74,7 +74,7 @@ def write_card(directory: str | Path, name: str, metrics: JsonObject | None = No
 
 
 def _quoted(text: str) -> str:
-    """Text as it stands between double quotes in Python."""
+    """Escape text for double quotes in Python."""
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
@@ -83,7 +83,7 @@ def _list(values: JsonObject) -> str:
 
 
 def _training(details: JsonObject) -> str:
-    """Recipe and counts; of each phase under a heading of its own where there are several."""
+    """List recipe and counts of every phase, under headings if there are several."""
     phases = [_phase(phase) for phase in [*details.get("earlier", []), details]]
     if len(phases) == 1:
         return phases[0]

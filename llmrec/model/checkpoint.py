@@ -1,7 +1,7 @@
 """A checkpoint: an ordinary Hugging Face model directory, the SID table, and llmrec.json that binds them.
 
-`extend` and the stages that train write it, everything that decodes reads it. Nothing in it is executed: weights are
-safetensors, the rest is JSON and parquet, and `trust_remote_code` stays off.
+`extend` and the stages that train write it, and everything that decodes reads it. Nothing in it is executed: weights
+are safetensors, the rest is JSON and parquet, and `trust_remote_code` stays off.
 """
 
 from __future__ import annotations
@@ -41,13 +41,24 @@ TRAINING = ("sft", "alternate", "dpo", "grpo")  # stages that leave the trained 
 
 @dataclass(frozen=True)
 class SidConfig:
-    """What a checkpoint must know beside its weights.
+    """Content of llmrec.json: the facts that a checkpoint needs in addition to its weights.
 
     Args:
-        vocabulary: Token ids of the codes.
-        prompt: What precedes a history.
-        max_history: Items of a history that are shown to the model, the latest ones.
-        normalize_over: Over what the score of a code is normalised; see `llmrec.decoding.beam_search`.
+        vocabulary: Tokens of the codes.
+        prompt: Text before a history.
+        max_history: Largest number of items of a history that the model is shown, the latest ones; at least 1.
+        normalize_over: Tokens that the score of a code is normalised over; see `llmrec.model.code_scores`.
+
+    Raises:
+        ValueError: If `max_history` is no positive integer, or `normalize_over` is unknown.
+
+    Examples:
+        >>> from llmrec import SidConfig, SidVocabulary
+        >>> from llmrec.model.prompts import Prompt
+        >>> vocabulary = SidVocabulary(level_sizes=(4, 4), starts=(100, 104), block_sizes=(4, 4), eos_token_id=2)
+        >>> sid_config = SidConfig(vocabulary, Prompt("Recommend:"), max_history=50, normalize_over="level")
+        >>> sid_config.prompt.instruction
+        'Recommend:'
     """
 
     vocabulary: SidVocabulary
@@ -55,7 +66,7 @@ class SidConfig:
     max_history: int
     normalize_over: NormalizeOver
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.max_history, int) or self.max_history < 1:
             raise ValueError(f"max_history is {self.max_history!r}; a positive integer is needed")
         check_normalize_over(self.normalize_over)
@@ -63,7 +74,7 @@ class SidConfig:
     def encode(
         self, histories: Sequence[Sequence[int] | np.ndarray], table: SidTable, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[Tensor, Tensor]:
-        """Prompts of histories, as the model was trained on them.
+        """Encode histories as prompts, in the form that the model was trained on.
 
         Args:
             histories: B lists of item rows, oldest first; the latest `max_history` of each are shown.
@@ -75,6 +86,15 @@ class SidConfig:
 
         Raises:
             ValueError: If the table needs codes that the vocabulary lacks, or the instruction gives no tokens.
+
+        Examples:
+            `tokenizer`, `table` and `sid_config` belong to a checkpoint; see `SidConfig.load`.
+
+            >>> input_ids, attention_mask = sid_config.encode([[0, 1], [2]], table, tokenizer)
+            >>> input_ids.shape == attention_mask.shape
+            True
+            >>> tokenizer.decode(input_ids[0]).endswith(sid_config.vocabulary.token(2, int(table.codes([1])[0, 2])))
+            True
         """
         shown = [history[-self.max_history :] for history in histories]
         encoder = HistoryEncoder(table, self.vocabulary)
@@ -82,7 +102,23 @@ class SidConfig:
         return torch.from_numpy(ids), torch.from_numpy(mask)
 
     def save(self, directory: str | Path, table: SidTable, details: JsonObject | None = None) -> None:
-        """Write llmrec.json and the table it is bound to."""
+        """Write llmrec.json and the SID table into a directory; a hash binds the two.
+
+        Args:
+            directory: Existing directory, which has the weights or will have them.
+            table: Semantic IDs of the items.
+            details: Facts about the making of the checkpoint, for the model card.
+
+        Examples:
+            `table` and `sid_config` belong to a checkpoint; see `SidConfig.load`.
+
+            >>> import tempfile
+            >>> from llmrec import SidConfig
+            >>> with tempfile.TemporaryDirectory() as directory:
+            ...     sid_config.save(directory, table)
+            ...     SidConfig.load(directory)[0] == sid_config
+            True
+        """
         table.save(directory)
         values = {
             "schema_version": SCHEMA_VERSION,
@@ -99,11 +135,25 @@ class SidConfig:
     def load(cls, directory: str | Path) -> tuple[SidConfig, SidTable, JsonObject]:
         """Read and check llmrec.json and its SID table.
 
+        Args:
+            directory: Directory of a checkpoint.
+
         Returns:
-            The SidConfig, the table, and the details of how the checkpoint was made.
+            The SidConfig, the table, and facts about the making of the checkpoint.
 
         Raises:
             ValueError: If a file is absent or unreadable, or the table is not the one the weights were trained on.
+
+        Examples:
+            With the model and the tokenizer, it is all that decoding needs. Here `directory` is a checkpoint that
+            `llmrec extend` or `llmrec sft` wrote.
+
+            >>> from llmrec import SidConfig
+            >>> from llmrec.model.checkpoint import load_model, load_tokenizer
+            >>> sid_config, table, _ = SidConfig.load(directory)
+            >>> model, tokenizer = load_model(directory), load_tokenizer(directory)
+            >>> sid_config.vocabulary.num_levels == table.num_levels
+            True
         """
         path = Path(directory) / FILE
         if not path.is_file():
@@ -131,7 +181,10 @@ class SidConfig:
 
 
 def resolve(source: str | Path) -> Path:
-    """Local directory of a checkpoint given by path or Hub id, verified where llmrec wrote a manifest.
+    """Find the local directory of a checkpoint, and verify it if llmrec wrote a manifest.
+
+    Args:
+        source: Path or Hub id.
 
     Raises:
         ValueError: If it is neither a directory nor reachable on the Hub, or a file was changed.
@@ -150,33 +203,37 @@ def resolve(source: str | Path) -> Path:
         ) from error
 
 
-def load_tokenizer(source: str | Path, **options: Any) -> PreTrainedTokenizerBase:
-    """Tokenizer of a path or Hub id; end of sequence pads where it names no padding token.
+def load_tokenizer(source: str | Path, **options: object) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a path or Hub id; end-of-sequence pads if it names no padding token.
 
     Raises:
         ValueError: If it cannot be loaded.
     """
-    tokenizer = _from_pretrained(AutoTokenizer, source, **options)
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes up where there are no files
-        raise ValueError(f"'{source}' has no tokenizer; save the tokenizer of the model beside its weights.")
+    with _loading(source, "AutoTokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False, **options)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one up if there are no files
+        raise ValueError(f"'{source}' has no tokenizer; save the tokenizer of the model next to its weights.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token
     return tokenizer
 
 
-def load_model(source: str | Path, **options: Any) -> PreTrainedModel:
-    """Causal LM of a path or Hub id, safetensors only, without remote code.
+def load_model(source: str | Path, **options: object) -> PreTrainedModel:
+    """Load the causal LM of a path or Hub id, safetensors only, without remote code.
 
     Raises:
         ValueError: If it cannot be loaded, or lacks weights, which transformers would draw at random.
     """
     options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, info = _from_pretrained(AutoModelForCausalLM, source, **options)
+    with _loading(source, "AutoModelForCausalLM"):
+        # Any: with output_loading_info it is a pair, which the types of transformers do not say.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(str(source), trust_remote_code=False, **options)
+    model, info = loaded
     wrong = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
     if wrong:
         raise ValueError(
-            f"'{source}' lacks {len(wrong)} weights of the {type(model).__name__} in its config, or has another "
-            f"shape of them, first: {wrong[:3]}; give a causal LM with all of its weights."
+            f"'{source}' lacks {len(wrong)} weights of the {type(model).__name__} in its config, or has them in "
+            f"another shape, first: {wrong[:3]}; give a causal LM with all of its weights."
         )
     return model
 
@@ -207,7 +264,7 @@ def without_tensor_bars() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_load_report() -> Iterator[None]:
-    """Keep transformers' table of missing weights off the terminal; `load_model` refuses them in its own words."""
+    """Keep transformers' table of missing weights off the terminal; `load_model` refuses them itself."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -216,20 +273,16 @@ def _without_load_report() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
 
 
-def _from_pretrained(cls: type, source: str | Path, **options: Any) -> Any:
-    with _naming(source, cls), without_tensor_bars(), _without_load_report():
-        return cls.from_pretrained(str(source), trust_remote_code=False, **options)
-
-
 @contextlib.contextmanager
-def _naming(source: str | Path, cls: type) -> Iterator[None]:
-    """Say which model it was that transformers could not make anything of."""
+def _loading(source: str | Path, loader: str) -> Iterator[None]:
+    """Keep transformers quiet while a model loads, and name the model that could not be loaded."""
     try:
-        yield
+        with without_tensor_bars(), _without_load_report():
+            yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(
-            f"'{source}' cannot be loaded by {cls.__name__} ({_first_line(error)}). Give a Hub id that this machine "
-            "can reach, or the path of a causal LM saved as safetensors."
+            f"'{source}' cannot be loaded by {loader} ({_first_line(error)}). Give a Hub id that this machine can "
+            "reach, or the path of a causal LM saved as safetensors."
         ) from error
 
 

@@ -1,9 +1,9 @@
-"""What a code's score is, to tree beam search and to `SidLogitsProcessor` alike.
+"""Scores of codes, one definition for tree beam search and `SidLogitsProcessor`.
 
-A code's score is its log-probability normalised over
-    vocabulary  the whole vocabulary, as Hugging Face beam search scores; for models trained with `sid_loss: full`,
-    level       the codes of its level; for models trained with `sid_loss: level`, whose other logits mean nothing,
-    children    the legal continuations of its prefix; GRPO's policy.
+The score of a code is its log-probability, normalised over one of
+    vocabulary  the whole vocabulary, as Hugging Face beam search scores,
+    level       the codes of its level; for models trained like that, whose other logits mean nothing,
+    children    the legal continuations of its prefix; this is GRPO's policy.
 
 Shapes: K codes of a level that a table uses.
 """
@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmrec.model.backbone import logit_scale, logits, project, scale_logits
+from llmrec.model.trained_rows import matrix_of
 from llmrec.sid.vocabulary import SidVocabulary
 
 NormalizeOver = Literal["vocabulary", "level", "children"]
@@ -26,7 +27,7 @@ LOGITS_AT_ONCE = 2**28
 
 
 def check_normalize_over(value: str) -> None:
-    """Refuse a name that scores cannot be normalised over.
+    """Refuse an unknown choice of `normalize_over`.
 
     Raises:
         ValueError: If it is none of the three.
@@ -46,7 +47,7 @@ def code_log_probs(
     temperature: float = 1.0,
     compiled: bool = False,
 ) -> Tensor:
-    """Log-probability of some codes of a level.
+    """Compute the log-probabilities of some codes of a level.
 
     Args:
         model: Causal LM.
@@ -54,13 +55,13 @@ def code_log_probs(
         vocabulary: Tokens of the codes.
         level: Level of the code.
         codes: (…, W) codes of the level.
-        legal: (…, W) bool, which of them count.
-        normalize_over: See the file header.
-        temperature: Divides the logits.
-        compiled: Whether `torch.compile` fuses what is fusible.
+        legal: (…, W) bool, True for codes that may be chosen.
+        normalize_over: Tokens that scores are normalised over; see the header of this file.
+        temperature: Divisor of the logits.
+        compiled: Fuse operations by `torch.compile`.
 
     Returns:
-        (…, W) float32, -inf where a code is not legal.
+        (…, W) float32, -inf for codes that are not legal.
     """
     block = vocabulary.block(level)
     scores = logits(model, hidden, block)
@@ -74,12 +75,12 @@ def code_log_probs(
 
 
 def log_normalizer(model: PreTrainedModel, hidden: Tensor, temperature: float, compiled: bool) -> Tensor:
-    """Log of the softmax's denominator over the whole vocabulary; (…, hidden) -> (…, 1) float32.
+    """Compute the log of the softmax's denominator over the whole vocabulary; (…, hidden) -> (…, 1) float32.
 
-    A part of the rows at a time: 50 beams of 128 users would need 4 GB of logits for 150 thousand tokens.
+    States are projected in parts: 50 beams of 128 users would need 4 GB of logits for 150 thousand tokens.
     """
     logsumexp = _compiled_logsumexp() if compiled else _logsumexp
-    rows = max(1, LOGITS_AT_ONCE // model.get_output_embeddings().weight.shape[0])
+    rows = max(1, LOGITS_AT_ONCE // len(matrix_of(model.get_output_embeddings())))
     factor, cap = logit_scale(model)
     parts = hidden.flatten(0, -2).split(rows)
     sums = [logsumexp(project(model, part), factor / temperature, cap and cap / temperature) for part in parts]
@@ -92,20 +93,21 @@ def _logsumexp(projected: Tensor, factor: float, cap: float | None) -> Tensor:
 
 @functools.cache
 def _compiled_logsumexp() -> Callable[[Tensor, float, float | None], Tensor]:
-    """Reads the logits as they were projected, where eager operations write three float32 copies of them."""
+    """Compile `_logsumexp`: eager operations would write three float32 copies of the projected logits."""
     return torch.compile(_logsumexp, dynamic=True)
 
 
 def normalize_codes(scores: Tensor, legal: Tensor, normalize_over: NormalizeOver) -> Tensor:
-    """Mask a level's scores, normalised over the level or the legal codes; over the vocabulary they come that way.
+    """Normalise the scores of a level's codes and mask those that are not legal.
 
     Args:
-        scores: (…, codes in the vocabulary's block), of which a table may use the first K.
-        legal: (…, K) bool.
-        normalize_over: See the file header.
+        scores: (…, block) scores of all codes in the vocabulary's block, of which a table may use the first K. For
+            `vocabulary` they are normalised already.
+        legal: (…, K) bool, True for codes that may be chosen.
+        normalize_over: Tokens that scores are normalised over; see the header of this file.
 
     Returns:
-        (…, K), -inf where a code is not legal.
+        (…, K), -inf for codes that are not legal.
     """
     if normalize_over == "level":
         scores = scores.log_softmax(dim=-1)
@@ -113,7 +115,7 @@ def normalize_codes(scores: Tensor, legal: Tensor, normalize_over: NormalizeOver
 
 
 def mask_codes(scores: Tensor, legal: Tensor, normalize_over: NormalizeOver) -> Tensor:
-    """-inf where a code is not legal; over `children`, what is left is normalised."""
+    """Set the scores of codes that are not legal to -inf, and normalise the others over `children`."""
     scores = scores.masked_fill(~legal, -torch.inf)
     if normalize_over == "children":
         scores = scores.log_softmax(dim=-1).masked_fill(~legal, -torch.inf)  # NaN where nothing is legal

@@ -1,28 +1,34 @@
-"""Joint projections: what reads the same input as one matrix product instead of several.
+"""Fused projections: projections that read the same input as one matrix product.
 
 Query, key and value projections are too narrow to fill a GPU alone, as are the two inputs of a gated MLP. Their weights
-become parts of one matrix, in place and without a copy; the first of them multiplies by all of it and hands the others
-their columns. Modules, parameters and state dict keep their names. The hand-over is stateless across calls: who is
-asked for another input than the one at hand computes its own product.
+become parts of one matrix, in place and without a copy. The first projection multiplies by all of the matrix and hands
+the others their columns. Modules, parameters and state dict keep their names. Nothing is kept between forward passes: a
+projection that gets another input than the one at hand computes its own product.
+
+Only the option `compiled` of SidDecoder uses this. Measured on one H200 with the shape of Qwen3-0.6B, compiled: a
+search for one prompt takes 7.3 ms instead of 8.4; at batch 256 there is no gain (1,742 and 1,755 users/s).
 
 Source: the fused QKV and gate-up projections of inference engines such as vLLM, for unchanged Hugging Face modules.
 """
 
 from __future__ import annotations
 
+from typing import TypeVar, cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+Kind = TypeVar("Kind", bound=nn.Linear)
 
 
 def join_projections(model: nn.Module) -> None:
     """Join the projections of every layer in place; those that are not plain `nn.Linear` stay as they are."""
     for parent in list(model.modules()):
         for names in GROUPS:
-            members = [getattr(parent, name, None) for name in names]
-            if all(type(member) is nn.Linear for member in members) and _fit(members):
+            members = [member for name in names if type(member := getattr(parent, name, None)) is nn.Linear]
+            if len(members) == len(names) and _fit(members):
                 _join(members)
 
 
@@ -34,13 +40,18 @@ def _fit(members: list[nn.Linear]) -> bool:
 class _HandOver:
     """Columns of the product that is at hand, and its input."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.input: Tensor | None = None
         self.parts: tuple[Tensor, ...] = ()
 
 
 class _First(nn.Linear):
     """Member of a group that computes for all."""
+
+    joint_weight: Tensor
+    joint_bias: Tensor | None
+    sizes: list[int]
+    hand_over: _HandOver
 
     def forward(self, input: Tensor) -> Tensor:
         parts = linear(input, self.joint_weight, self.joint_bias).split(self.sizes, dim=-1)
@@ -50,6 +61,9 @@ class _First(nn.Linear):
 
 class _Later(nn.Linear):
     """Member of a group that takes what the first computed."""
+
+    hand_over: _HandOver
+    place: int
 
     def forward(self, input: Tensor) -> Tensor:
         if self.hand_over.input is not input:
@@ -61,16 +75,25 @@ class _Later(nn.Linear):
 
 
 def _join(members: list[nn.Linear]) -> None:
-    first, sizes = members[0], [member.out_features for member in members]
+    sizes, hand_over = [member.out_features for member in members], _HandOver()
     weight = torch.cat([member.weight.data for member in members])
-    bias = None if first.bias is None else torch.cat([member.bias.data for member in members])
-    hand_over = _HandOver()
-    for place, (member, own) in enumerate(zip(members, weight.split(sizes), strict=True)):
+    biases = [member.bias.data for member in members if member.bias is not None]
+    bias = torch.cat(biases) if biases else None
+    for member, own in zip(members, weight.split(sizes), strict=True):
         member.weight.data = own
-        if bias is not None:
-            member.bias.data = bias.split(sizes)[place]
-        member.__class__ = _Later if place else _First
-        member.hand_over, member.place = hand_over, place
-    first.sizes = sizes
+    if bias is not None:
+        for member, own in zip(members, bias.split(sizes), strict=True):
+            member.bias.data = own
+    first = _turned_into(_First, members[0])
+    first.hand_over, first.sizes = hand_over, sizes
     first.register_buffer("joint_weight", weight, persistent=False)
     first.register_buffer("joint_bias", bias, persistent=False)
+    for place, member in enumerate(members[1:], start=1):
+        later = _turned_into(_Later, member)
+        later.hand_over, later.place = hand_over, place
+
+
+def _turned_into(kind: type[Kind], member: nn.Linear) -> Kind:
+    """Change the class of a module, so that its name, its parameters and all references to it stay."""
+    member.__class__ = kind
+    return cast(Kind, member)  # a checker cannot follow an assignment of __class__

@@ -1,7 +1,7 @@
-"""A micro causal LM made on the spot: Qwen3 architecture, word-level tokenizer over the catalogue's titles.
+"""A micro causal LM, made on the spot: Qwen3 architecture, word-level tokenizer over the catalogue's titles.
 
-It knows no language; it exists so that the whole line runs in minutes on a CPU, without a download, and it is trained
-in full. The vocabulary is at most a few thousand words because on a CPU the output layer is what costs.
+It knows no language and is trained in full. With it the whole line runs in minutes on a CPU, without a download. The
+vocabulary is at most a few thousand words, because on a CPU the output layer costs the most.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ SPECIAL_TOKENS = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>"
 
 
 def word_tokenizer(texts: Iterable[str], max_words: int) -> PreTrainedTokenizerBase:
-    """Lower-case word-level tokenizer of the most frequent words of the texts and of the default instruction.
+    """Make a lower-case word-level tokenizer of the most frequent words of texts and of the default instruction.
 
     Args:
         texts: Titles.
-        max_words: Largest vocabulary, special tokens included.
+        max_words: Largest size of the vocabulary, special tokens included.
 
     Raises:
-        ValueError: If it does not hold the instruction.
+        ValueError: If the vocabulary does not hold the instruction.
     """
     core = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
     core.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -55,7 +55,7 @@ def word_tokenizer(texts: Iterable[str], max_words: int) -> PreTrainedTokenizerB
 
 
 def micro_model(tokenizer: PreTrainedTokenizerBase, layers: int, hidden_size: int, seed: int) -> PreTrainedModel:
-    """Random Qwen3 causal LM with tied embeddings, in float32.
+    """Make a random Qwen3 causal LM with tied embeddings, in float32.
 
     Raises:
         ValueError: If `hidden_size` is not a multiple of the head size.

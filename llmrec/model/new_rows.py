@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from llmrec.model.trained_rows import matrix_of
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 
@@ -147,17 +148,13 @@ def add_rows(
             left out.
     """
     old_size, needed = vocabulary.starts[0], vocabulary.token_range.stop
-    if needed > len(_matrix(model.get_input_embeddings())):
+    if needed > len(matrix_of(model.get_input_embeddings())):
         model.resize_token_embeddings(-(-needed // ROW_MULTIPLE) * ROW_MULTIPLE, mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
     modules = (model.get_input_embeddings(), model.get_output_embeddings())
-    for weight in {id(matrix): matrix for matrix in map(_matrix, modules)}.values():
+    for weight in {id(matrix): matrix for matrix in map(matrix_of, modules)}.values():
         old_VD = weight[:old_size]
         weight[old_size:] = new_rows(old_VD, len(weight) - old_size, generator)
         for level, initial in enumerate(initial_vectors(old_VD) if initial_vectors else ()):
             block = vocabulary.block(level)
             weight[block] = leaning_rows(old_VD, weight[block], initial)
-
-
-def _matrix(module: nn.Module) -> nn.Parameter:
-    return module.get_parameter("weight")

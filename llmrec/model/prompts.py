@@ -41,12 +41,12 @@ class Prompt:
     instruction: str = DEFAULT_INSTRUCTION
     chat_template: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.instruction, str) or not isinstance(self.chat_template, bool):
             raise TypeError(f"prompt: {self} needs a text and true or false")
 
     def prefix(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Token ids before the history; the same for every user.
+        """List the token ids before the history; they are the same for every user.
 
         Raises:
             ValueError: If a chat template is asked for and absent, or the prefix is empty.
@@ -57,7 +57,7 @@ class Prompt:
         return ids
 
     def around(self, slot: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-        """Token ids before and after a slot in the instruction, for a question about what fills the slot.
+        """List the token ids before and after a slot in the instruction, for a question about the text in the slot.
 
         Args:
             slot: Text that occurs once in the instruction.
@@ -68,21 +68,22 @@ class Prompt:
         return opening, tokenizer.encode(after, add_special_tokens=False)
 
     def _rendered(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """The instruction, inside the chat template if there is one."""
+        """Put the instruction into the chat template, if it is asked for."""
         if not self.chat_template:
             return self.instruction
         if not tokenizer.chat_template:
             raise ValueError("chat_template is true but the tokenizer has none; set it to false.")
         turns = [{"role": "user", "content": self.instruction}]
-        return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
 
     def _opening(self, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Token ids of the first text of a prompt; a chat template has written its special tokens already."""
+        """Encode the first text of a prompt; a chat template has written its special tokens already."""
         ids = tokenizer.encode(text, add_special_tokens=not self.chat_template)
         ends = not self.chat_template and ids and ids[-1] == tokenizer.eos_token_id
         return ids[:-1] if ends else ids
 
     def to_dict(self) -> dict[str, str | bool]:
+        """Convert the prompt to the arguments that make it, for llmrec.json."""
         return dataclasses.asdict(self)
 
 
@@ -116,11 +117,11 @@ class HistoryEncoder:
         self.is_fixed_length = bool((self.tokens_NL != EMPTY).all())
 
     def encode_history(self, rows: Sequence[int] | np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
-        """Token ids of a history, items one after another.
+        """Encode a history, items one after another.
 
         Args:
             rows: (n,) item rows, oldest first.
-            rng: Source of randomness for encoders whose tokens vary between draws; a SidTable's do not.
+            rng: Source of randomness for encoders whose tokens vary between draws; those of a SidTable do not.
 
         Returns:
             (tokens,) int64.
@@ -130,14 +131,14 @@ class HistoryEncoder:
     def encode_histories(
         self, rows: Sequence[int] | np.ndarray, rng: np.random.Generator | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids of histories that lie one behind another, in one gather.
+        """Encode histories that lie one behind another, in one gather.
 
         Args:
             rows: (n,) item rows of all histories.
             rng: See `encode_history`.
 
         Returns:
-            (tokens,) int64 token ids, and (n,) int64, how many of them each item has.
+            (tokens,) int64 token ids, and (n,) int64 number of tokens of each item.
         """
         tokens_nL = self.tokens_NL[np.asarray(rows, dtype=np.int64)]
         if self.is_fixed_length:
@@ -148,7 +149,7 @@ class HistoryEncoder:
     def encode_prompts(
         self, prefix: Sequence[int], rows: Sequence[int] | np.ndarray, num_items: Sequence[int] | np.ndarray
     ) -> EncodedPrompts:
-        """Prompts of histories that lie one behind another.
+        """Encode prompts of histories that lie one behind another.
 
         Args:
             prefix: Token ids before every history, as `Prompt.prefix` gives them.
@@ -167,7 +168,7 @@ class HistoryEncoder:
     def pad_prompts(
         self, prefix: Sequence[int], histories: Sequence[Sequence[int] | np.ndarray], pad_token_id: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Prompts as a rectangle, padded on the right.
+        """Encode prompts as a rectangle, padded on the right.
 
         Args:
             prefix: Token ids before every history.
@@ -186,5 +187,5 @@ class HistoryEncoder:
 
 
 def most_prompt_tokens(prefix: Sequence[int], num_items: int, num_levels: int) -> int:
-    """Number of tokens that no prompt of `num_items` items exceeds."""
+    """Bound the number of tokens of a prompt of `num_items` items."""
     return len(prefix) + num_items * num_levels

@@ -1,30 +1,51 @@
 """Token rows that train alone, read without the vocabulary around them.
 
-PEFT's trainable token indices keep such rows apart from the frozen matrix, save, load and merge them. But at every look
-up it copies the whole matrix to put the rows in, differentiates by all of it, and copies the list of token ids to the
-device, which no CUDA graph can hold. SID rows lie side by side, so that here they are one small matrix beside the
-frozen one; PEFT's module keeps the weights and all its other duties.
+PEFT's trainable token indices keep such rows apart from the frozen matrix, and save, load and merge them. But at every
+look-up PEFT copies the whole matrix to put the rows in, differentiates by all of it, and copies the list of token ids
+to the device, which no CUDA graph can hold. SID rows lie side by side, so here they are one small matrix next to the
+frozen one; PEFT's module keeps the weights and all its other duties. The gain in speed alone is not recorded; captured
+training steps need it (`llmrec.training.sft.captured_step`).
 
-PEFT's wrappers are told by what they offer, as in `llmrec.model.backbone`.
+PEFT's wrappers are recognised by their attributes, as in `llmrec.model.backbone`. tests/model/test_trained_rows.py
+compares values and gradients with PEFT's own, and fails if a version of PEFT changes them.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 
+class TokenAdapter(Protocol):
+    """PEFT's TrainableTokensLayer, as far as it is used here."""
+
+    merged: bool
+    disable_adapters: bool
+    active_adapters: list[str]
+    token_indices: dict[str, list[int]]
+    trainable_tokens_delta: Mapping[str, Tensor]
+    base_layer: nn.Module
+    forward: Callable[[Tensor], Tensor]
+
+
+def token_adapter(module: nn.Module) -> TokenAdapter | None:
+    """Return PEFT's adapter of an embedding or output matrix of which some rows train, or None."""
+    return getattr(module, "token_adapter", None)
+
+
 def trained_block(module: nn.Module) -> tuple[slice, Tensor] | None:
-    """Token ids of the rows that train within an embedding or output matrix, and the (rows, hidden) rows.
+    """Find the rows that train within an embedding or output matrix.
 
     Returns:
-        None where no rows train alone, they do not lie side by side, or PEFT has merged or disabled them.
+        Their token ids, and the (rows, hidden) rows. None if no rows train alone, if they do not lie side by side, or
+        if PEFT has merged or disabled them.
     """
-    adapter = getattr(module, "token_adapter", None)
+    adapter = token_adapter(module)
     if adapter is None or adapter.merged or adapter.disable_adapters or len(adapter.active_adapters) != 1:
         return None
     name = adapter.active_adapters[0]
@@ -34,12 +55,20 @@ def trained_block(module: nn.Module) -> tuple[slice, Tensor] | None:
     return slice(token_ids[0], token_ids[-1] + 1), adapter.trainable_tokens_delta[name]
 
 
+def matrix_of(module: nn.Module) -> Tensor:
+    """Weight of an embedding or output matrix, (vocabulary, hidden), as the module shows it."""
+    weight = module.weight
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{type(module).__name__} has no weight matrix.")
+    return weight
+
+
 def with_trained_rows(module: nn.Module, rows: slice) -> Tensor:
-    """(rows, hidden) of an embedding or output matrix, trained ones included; a copy where not all of them are."""
-    block = trained_block(module)
-    if block is None:
-        return module.weight[rows]
-    frozen = module.token_adapter.base_layer.weight
+    """(rows, hidden) of an embedding or output matrix with its trained rows; a copy unless all of them are trained."""
+    block, adapter = trained_block(module), token_adapter(module)
+    if block is None or adapter is None:
+        return matrix_of(module)[rows]
+    frozen = matrix_of(adapter.base_layer)
     (first, last), (start, stop) = (block[0].start, block[0].stop), rows.indices(len(frozen))[:2]
     trained = block[1][max(start - first, 0) : max(stop - first, 0)].to(frozen.dtype)
     if first <= start and stop <= last:
@@ -49,17 +78,19 @@ def with_trained_rows(module: nn.Module, rows: slice) -> Tensor:
 
 def look_up_apart(wrapper: nn.Module) -> None:
     """Let PEFT's wrapper of an embedding look trained rows up in their own matrix, in place; the result is the same."""
-    adapter = wrapper.token_adapter
-    adapter.forward = functools.partial(_look_up, wrapper, adapter.forward)
+    adapter = token_adapter(wrapper)
+    if adapter is None:
+        raise ValueError(f"{type(wrapper).__name__} has no rows that train alone; add them by trainable_token_indices.")
+    adapter.forward = functools.partial(_look_up, wrapper, adapter, adapter.forward)
 
 
-def _look_up(wrapper: nn.Module, original: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
+def _look_up(wrapper: nn.Module, adapter: TokenAdapter, original: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
     """(…) token ids -> (…, hidden)."""
     block = trained_block(wrapper)
     if block is None:
         return original(ids)
     rows, trained_RD = block
-    frozen = wrapper.token_adapter.base_layer
+    frozen = adapter.base_layer
     vectors = frozen(ids)
     own = embedding((ids - rows.start).clamp(0, len(trained_RD) - 1), trained_RD).to(vectors.dtype)
     scale = getattr(frozen, "embed_scale", None)  # Gemma's

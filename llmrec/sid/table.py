@@ -1,8 +1,9 @@
 """SidTable: the semantic IDs of a catalogue, item row <-> codes.
 
-Usually one SID per item and one item per SID. Several items may share a SID (collision policy `accept`, published
-tables), and an item may have several SIDs, told apart by `alias`. SIDs may differ in length. The table is prefix-free,
-so that a SID is complete exactly where the trie has a leaf: a SID that is a prefix of another gets a terminal code.
+Usually there is one SID per item and one item per SID. Several items may share a SID (collision policy `accept`,
+published tables), and an item may have several SIDs, numbered by `alias`. SIDs may differ in length. The table is
+prefix-free, so that a SID is complete exactly at the leaves of the trie: a SID that is a prefix of another one gets a
+terminal code.
 
 Shapes: S SIDs, N items, L levels.
 """
@@ -29,20 +30,38 @@ class SidTable:
     """Semantic IDs of a catalogue.
 
     Args:
-        item_ids: External ids in catalogue order; their positions are the item rows.
-        codes: (S, L) integers; -1 fills the levels beyond a SID's length.
+        item_ids: N distinct external ids in catalogue order; their positions are the item rows.
+        codes: (S, L) integers from 0; -1 fills the levels beyond a SID's length.
         item_rows: (S,) item row of each SID; row i of `codes` belongs to item i when left out.
         level_sizes: Number of codes of each level; one more than the largest code when left out.
 
+    Attributes:
+        all_codes: (S, L) int64 codes, sorted by item row.
+        item_rows: (S,) int64 item row of each SID, ascending.
+        lengths: (S,) int64 number of codes of each SID.
+        first: (N,) int64 position of the first SID of each item.
+        level_sizes: Number of codes of each level, terminal codes included.
+
     Raises:
         ValueError: If an item has no SID, a code is outside its level, or a code follows the end of a SID.
+
+    Examples:
+        >>> from llmrec import SidTable
+        >>> table = SidTable(["red", "green", "blue"], [[0, 1], [1, 0], [0, 2]])
+        >>> table.num_items, table.num_levels, table.level_sizes
+        (3, 2, [2, 3])
+
+        A SID that is a prefix of another one gets a terminal code, here 3 at level 1:
+
+        >>> SidTable(["red", "green"], [[0, -1], [0, 2]]).all_codes.tolist()
+        [[0, 3], [0, 2]]
     """
 
     def __init__(
         self,
         item_ids: Sequence[str],
-        codes: np.ndarray,
-        item_rows: np.ndarray | None = None,
+        codes: np.ndarray | Sequence[Sequence[int]],
+        item_rows: np.ndarray | Sequence[int] | None = None,
         level_sizes: Sequence[int] | None = None,
     ):
         self.item_ids = list(item_ids)
@@ -65,35 +84,67 @@ class SidTable:
 
     @property
     def num_items(self) -> int:
+        """Number of items of the catalogue, N."""
         return len(self.item_ids)
 
     @property
     def num_levels(self) -> int:
+        """Number of codes of the longest SID, L."""
         return self.all_codes.shape[1]
 
     def codes(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:
-        """Codes of the first SID of each item row.
+        """Look up the first SID of items.
+
+        Args:
+            rows: (n,) item rows.
 
         Returns:
-            (len(rows), L) int64, -1 beyond a SID's length.
+            (n, L) int64 codes, -1 beyond a SID's length.
+
+        Raises:
+            IndexError: If an item row is outside the catalogue.
+
+        Examples:
+            >>> from llmrec import SidTable
+            >>> SidTable(["red", "green", "blue"], [[0, 1], [1, 0], [0, 2]]).codes([2, 0]).tolist()
+            [[0, 2], [0, 1]]
         """
         return self.all_codes[self.first[np.asarray(rows, dtype=np.int64)]]
 
     def rows(self, codes: Sequence[int]) -> np.ndarray:
-        """Item rows that own the SID `codes` (without its -1 filling), in ascending order; empty for an unknown SID."""
+        """Look up the items that own a SID.
+
+        Args:
+            codes: Codes of the SID, without its -1 filling.
+
+        Returns:
+            (n,) int64 item rows, ascending; empty for an unknown SID.
+
+        Examples:
+            >>> from llmrec import SidTable
+            >>> table = SidTable(["red", "green", "blue"], [[0, 1], [1, 0], [0, 1]])  # red and blue share a SID
+            >>> table.rows([0, 1]).tolist(), table.rows([1, 1]).tolist()
+            ([0, 2], [])
+        """
         return self._rows_of.get(tuple(int(code) for code in codes), np.empty(0, np.int64))
 
     def find_items(self, lists: Mapping[str, Sequence[str]]) -> list[np.ndarray]:
-        """Item rows of lists of external ids.
+        """Convert lists of external ids to item rows.
 
         Args:
-            lists: What a message calls a list -> its item_ids.
+            lists: Maps a name for messages to a list of item_ids.
 
         Returns:
-            (length of the list,) int64 for each list.
+            (n,) int64 item rows of each list of n item_ids.
 
         Raises:
-            ValueError: If a list is none or names unknown items; the first ten of such lists.
+            ValueError: If a value is not a list, or it names unknown items; with the first ten such lists.
+
+        Examples:
+            >>> from llmrec import SidTable
+            >>> table = SidTable(["red", "green", "blue"], [[0, 1], [1, 0], [0, 2]])
+            >>> [rows.tolist() for rows in table.find_items({"history": ["blue", "red"]})]
+            [[2, 0]]
         """
         problems = []
         for name, item_ids in lists.items():
@@ -120,19 +171,23 @@ class SidTable:
 
     @cached_property
     def bucket_sizes(self) -> np.ndarray:
-        """(N,) number of items that share each item's first SID, itself included."""
+        """(N,) int64 number of items that share each item's first SID, the item included."""
         return ordinals(self.codes(np.arange(self.num_items)))[1]
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of item ids, codes and level sizes; checkpoints carry it to refuse another table."""
+        """Hash of item ids, codes and level sizes; a checkpoint has it, to refuse another table."""
         digest = hashlib.sha256("\n".join(self.item_ids).encode())
         for array in (self.all_codes, self.item_rows, np.asarray(self.level_sizes)):
             digest.update(f"{array.shape}".encode() + np.ascontiguousarray(array, dtype="<i8").tobytes())
         return digest.hexdigest()
 
     def save(self, directory: str | Path) -> None:
-        """Write `sid_table.parquet` (item_id, alias, length, code_0 …) into a directory."""
+        """Write `sid_table.parquet` (item_id, alias, length, code_0 …) into a directory.
+
+        Args:
+            directory: Existing directory.
+        """
         data = {
             columns.ITEM_ID: [self.item_ids[row] for row in self.item_rows],
             columns.ALIAS: np.arange(len(self.item_rows)) - self.first[self.item_rows],
@@ -144,10 +199,22 @@ class SidTable:
 
     @classmethod
     def load(cls, path: str | Path) -> SidTable:
-        """Read `sid_table.parquet`, given itself or the directory that holds it.
+        """Read `sid_table.parquet`.
+
+        Args:
+            path: The file, or the directory that holds it.
 
         Raises:
             ValueError: If the file is absent, unreadable, or lacks a column.
+
+        Examples:
+            >>> import tempfile
+            >>> from llmrec import SidTable
+            >>> table = SidTable(["red", "green"], [[0, 1], [1, 0]])
+            >>> with tempfile.TemporaryDirectory() as directory:
+            ...     table.save(directory)
+            ...     SidTable.load(directory).sha256 == table.sha256
+            True
         """
         path = Path(path) / FILE if Path(path).is_dir() else Path(path)
         if not path.is_file():

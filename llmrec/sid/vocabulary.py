@@ -1,10 +1,10 @@
-"""SidVocabulary: where the codes of semantic IDs live in an LLM's vocabulary.
+"""SidVocabulary: the tokens of semantic IDs in an LLM's vocabulary.
 
-Every (level, code) is one token; the tokens of a level are one contiguous block, so that a level's logits are a slice
-of the output matrix. Blocks may hold spare rows for codes of items that are appended later.
+Every (level, code) is one token. The tokens of a level are one contiguous block, so that a level's logits are a slice
+of the output matrix. Blocks may hold spare tokens for codes of items that are appended later.
 
-Tokens are added as ordinary ones (special=False, normalized=False): special tokens are deleted by
-`decode(skip_special_tokens=True)`, which TRL and most serving code call.
+Tokens are added as ordinary ones (special=False, normalized=False): `decode(skip_special_tokens=True)`, which TRL and
+most serving code call, deletes special tokens.
 
 Source: token scheme `<a_12><b_3>` of LC-Rec (arXiv:2311.09049) and MiniOneRec (arXiv:2510.24431).
 """
@@ -43,11 +43,21 @@ class SidVocabulary:
     """Token ids of all codes.
 
     Args:
-        level_sizes: Codes per level that a SidTable may use.
+        level_sizes: Number of codes per level that a SidTable may use.
         starts: Token id of code 0 of each level.
-        block_sizes: Token rows per level, spare ones included.
+        block_sizes: Number of tokens per level, spare ones included.
         eos_token_id: Token that ends an answer in `generate()`.
         template: Text of a token; `{letter}` (a, b, …) or `{level}` (0, 1, …), and `{code}`.
+
+    Source: token scheme `<a_12><b_3>` of LC-Rec (arXiv:2311.09049) and MiniOneRec (arXiv:2510.24431).
+
+    Examples:
+        `add_to` makes one from a tokenizer. Written out, two levels of four codes each behind a hundred other tokens:
+
+        >>> from llmrec import SidVocabulary
+        >>> vocabulary = SidVocabulary(level_sizes=(4, 4), starts=(100, 104), block_sizes=(4, 4), eos_token_id=2)
+        >>> vocabulary.num_levels, vocabulary.num_tokens, vocabulary.token_range
+        (2, 8, range(100, 108))
     """
 
     level_sizes: tuple[int, ...]
@@ -78,6 +88,16 @@ class SidVocabulary:
         Raises:
             ValueError: If the template does not keep levels, codes or neighbouring tokens apart, a token is already in
                 the vocabulary, or the tokenizer has no end-of-sequence token.
+
+        Examples:
+            >>> from llmrec import SidVocabulary
+            >>> from llmrec.model.micro import word_tokenizer
+            >>> tokenizer = word_tokenizer(["red apple", "green tea"], max_words=64)
+            >>> vocabulary = SidVocabulary.add_to(tokenizer, level_sizes=[4, 4])
+            >>> tokenizer.tokenize("red <a_1><b_3>")
+            ['red', '<a_1>', '<b_3>']
+            >>> vocabulary.token_range.stop == len(tokenizer)
+            True
         """
         if template is None:
             template = DEFAULT_TEMPLATE if len(level_sizes) <= len(string.ascii_lowercase) else LONG_TEMPLATE
@@ -102,40 +122,80 @@ class SidVocabulary:
 
     @property
     def num_levels(self) -> int:
+        """Number of levels, L."""
         return len(self.level_sizes)
 
     @property
     def num_tokens(self) -> int:
+        """Number of tokens of all levels, spare ones included."""
         return sum(self.block_sizes)
 
     @property
     def token_range(self) -> range:
-        """Token ids of all blocks, which lie side by side."""
+        """Token ids of all blocks, which are next to one another."""
         return range(self.starts[0], self.starts[0] + self.num_tokens)
 
     def block(self, level: int) -> slice:
-        """Rows of the embedding and output matrix that hold the codes in use at a level."""
+        """Slice the tokens of the codes in use at a level out of the embedding or output matrix.
+
+        Args:
+            level: Level, 0-based.
+
+        Examples:
+            >>> from llmrec import SidVocabulary
+            >>> SidVocabulary(level_sizes=(3, 4), starts=(100, 105), block_sizes=(5, 5), eos_token_id=2).block(0)
+            slice(100, 103, None)
+        """
         return slice(self.starts[level], self.starts[level] + self.level_sizes[level])
 
     def token(self, level: int, code: int) -> str:
+        """Write the token of a code.
+
+        Args:
+            level: Level, 0-based.
+            code: Code of the level.
+
+        Examples:
+            >>> from llmrec import SidVocabulary
+            >>> SidVocabulary(level_sizes=(4, 4), starts=(100, 104), block_sizes=(4, 4), eos_token_id=2).token(1, 3)
+            '<b_3>'
+        """
         return self.template.format(letter=string.ascii_lowercase[level % 26], level=level, code=code)
 
     def tokens(self) -> list[str]:
-        """Text of every token, in the order of their ids."""
+        """List the text of every token, in the order of their ids."""
         return [self.token(level, code) for level, size in enumerate(self.block_sizes) for code in range(size)]
 
     def text(self, codes: np.ndarray) -> str:
-        """Semantic IDs as they stand in a prompt, one after another; (n, L) codes, -1 beyond a SID's length."""
+        """Write semantic IDs as they stand in a prompt, one after another.
+
+        Args:
+            codes: (n, L) codes, -1 beyond a SID's length.
+
+        Examples:
+            >>> import numpy as np
+            >>> from llmrec import SidVocabulary
+            >>> vocabulary = SidVocabulary(level_sizes=(4, 4), starts=(100, 104), block_sizes=(4, 4), eos_token_id=2)
+            >>> vocabulary.text(np.array([[0, 3], [2, -1]]))
+            '<a_0><b_3><a_2>'
+        """
         return "".join(self.token(level, code) for sid in codes for level, code in enumerate(sid) if code != EMPTY)
 
     def token_ids(self, codes: np.ndarray) -> np.ndarray:
-        """Token id of each code.
+        """Convert codes to token ids.
 
         Args:
             codes: (…, L) codes; -1 (beyond a SID's length) stays -1.
 
         Returns:
-            (…, L) int64.
+            (…, L) int64 token ids.
+
+        Examples:
+            >>> import numpy as np
+            >>> from llmrec import SidVocabulary
+            >>> vocabulary = SidVocabulary(level_sizes=(4, 4), starts=(100, 104), block_sizes=(4, 4), eos_token_id=2)
+            >>> vocabulary.token_ids(np.array([[0, 3], [2, -1]])).tolist()
+            [[100, 107], [102, -1]]
         """
         codes = np.asarray(codes)
         return np.where(codes == EMPTY, EMPTY, codes + np.asarray(self.starts)[: codes.shape[-1]])
@@ -143,12 +203,15 @@ class SidVocabulary:
     def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Refuse a tokenizer in which a code is not exactly its one token.
 
+        Args:
+            tokenizer: Tokenizer of the checkpoint.
+
         Raises:
             ValueError: If a token is absent, has another id, or is not read as itself among others.
         """
         tokens = self.tokens()
-        found = [tokenizer.convert_tokens_to_ids(token) for token in tokens]
-        wrong = next((pair for pair in zip(tokens, self.token_range, found, strict=True) if pair[1] != pair[2]), None)
+        ids = [tokenizer.convert_tokens_to_ids(token) for token in tokens]
+        wrong = next((pair for pair in zip(tokens, self.token_range, ids, strict=True) if pair[1] != pair[2]), None)
         if wrong is not None:
             raise ValueError(
                 f"The tokenizer reads '{wrong[0]}' as token {wrong[2]}, not {wrong[1]}: it does not belong to this "
@@ -163,6 +226,9 @@ class SidVocabulary:
     def check_table(self, table: HasLevels) -> None:
         """Refuse a table, or a trie of one, that needs tokens this vocabulary does not have.
 
+        Args:
+            table: SidTable or SidTrie.
+
         Raises:
             ValueError: If it has another number of levels, or more codes at a level.
         """
@@ -175,15 +241,25 @@ class SidVocabulary:
             )
 
     def to_dict(self) -> JsonObject:
+        """Convert the vocabulary to its arguments, for llmrec.json."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: JsonObject) -> SidVocabulary:
-        """The vocabulary that `to_dict` gave.
+        """Make a vocabulary of the output of `to_dict`.
+
+        Args:
+            values: Arguments of the vocabulary, as JSON has them.
 
         Raises:
-            ValueError: If the levels are not equally many in every list.
+            ValueError: If the lists are not of one length.
             TypeError, KeyError: If a value is of another type, or absent.
+
+        Examples:
+            >>> from llmrec import SidVocabulary
+            >>> vocabulary = SidVocabulary(level_sizes=(4, 4), starts=(100, 104), block_sizes=(4, 4), eos_token_id=2)
+            >>> SidVocabulary.from_dict(vocabulary.to_dict()) == vocabulary
+            True
         """
         lists = {key: tuple(map(operator.index, values[key])) for key in ("level_sizes", "starts", "block_sizes")}
         if len({len(part) for part in lists.values()}) > 1:

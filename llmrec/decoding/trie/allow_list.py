@@ -34,6 +34,14 @@ class AllowList:
 
     Raises:
         ValueError: If an item row is outside the catalogue.
+
+    Examples:
+        >>> from llmrec import AllowList, LeafFilter, SidTable, SidTrie
+        >>> trie = SidTrie(SidTable(["red", "green", "blue"], [[0, 1], [1, 0], [0, 2]]))
+        >>> in_stock = AllowList(trie, [0, 1])
+        >>> in_stock.leaves.tolist(), 2 in in_stock  # leaf 1 is item 2's
+        ([0, 2], False)
+        >>> leaf_filter = LeafFilter(trie, allow=[in_stock, in_stock])  # for two users; nothing is resolved again
     """
 
     def __init__(self, trie: SidTrie, rows: ItemRows):

@@ -64,7 +64,7 @@ CASES = {
     "model that brings its own code": Case(
         EXTEND, ("plain' cannot be loaded",),
         plain(json_values("config.json", model_type="own", auto_map={"AutoConfig": "own.Own"}))),
-    "model without a tokenizer": Case(EXTEND, ("plain' has no tokenizer", "beside its weights",),
+    "model without a tokenizer": Case(EXTEND, ("plain' has no tokenizer", "next to its weights",),
                                       plain(removed("tokenizer.json"), removed("tokenizer_config.json"))),
     "tokenizer without an end": Case(EXTEND, ("has no eos_token",),
                                      plain(inside("tokenizer_config.json",
