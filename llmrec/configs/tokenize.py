@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmrec.configs.options import StageConfig, copied, option
 
@@ -47,14 +47,17 @@ class TokenizeConfig(StageConfig):
         "suffix_ordinal", "suffix_if_collided", "sinkhorn_reassign", "knn_cap", "hungarian_leaf", "accept"
     ] = option("How items with equal codes become distinct.", "suffix_ordinal")
     allow_collapse: bool = option("Keep semantic IDs of which a level uses hardly any codes.", False)
-    probe: bool = option("Measure how well histories foretell the semantic IDs; a minute or two on a CPU.", False)
     append: str | None = option(
         "Directory of published semantic IDs, whose tokenizer gives the new items of `catalog` theirs; its method, "
         "views, options and collision policy hold.",
         None,
     )
     compare: list[str] | None = option("Directories to set beside each other, instead of making one.", None)
-    device: str = option("Device of the tokenizer and the probe: auto, cpu, cuda.", "auto", identity=False)
+    device: str = option("Device of the tokenizer: auto, cpu or cuda.", "auto", identity=False)
+
+    renamed: ClassVar[dict[str, str]] = {
+        "probe": "removed: the probe is an experiment now, scripts/experiments/probe; it changed no decision",
+    }
 
     @classmethod
     def completed(cls, given: dict[str, Any]) -> type[TokenizeConfig]:

@@ -1,8 +1,7 @@
-"""Quality of semantic IDs before any LLM is trained: report.json of `llmrec tokenize`, its tables and its page.
+"""Quality of semantic IDs before any LLM is trained: report.json of `llmrec tokenize` and its tables.
 
-`codes` reads the codes alone; `neighbours`, `structure` and `cold_start` set them against vectors and behaviour;
-`terminal` and `page` show what was found. Only training interactions are read. What would be too large is measured on a
-sample that the report names.
+`codes` measures the codes alone; `neighbours`, `structure` and `cold_start` compare them with vectors and behaviour.
+Only training interactions are read. Measures of pairs of items use a sample, which the report describes.
 
 Shapes: N items, L levels.
 """
@@ -37,20 +36,20 @@ def report(
     reconstruction: Vectors | None,
     seed: int,
 ) -> JsonObject:
-    """All diagnostics of one tokenization.
+    """Measure one tokenization.
 
     Args:
-        catalog: The items; training interactions alone are read.
-        views: What is known of the items; None for a method without views.
-        sid_table: The semantic IDs after the collision policy; an item with several is judged by its first.
+        catalog: The items; only training interactions are read.
+        views: Views of the items; None for a method without views.
+        sid_table: The semantic IDs after the collision policy; the first one counts if an item has several.
         encoded_codes: (N, L) codes before the policy.
-        level_sizes_before: Codes of each level before the policy.
-        vectors: Item rows (n,) -> (n, D), what was quantised; None for a method without vectors.
-        reconstruction: Item rows (n,) -> (n, D), what the codes stand for; None likewise.
-        seed: Of the sample, of ties and of permutations.
+        level_sizes_before: Size of each level before the policy.
+        vectors: Item rows (n,) -> (n, D), the input of the quantiser; None for a method without vectors.
+        reconstruction: Item rows (n,) -> (n, D), the vectors that the codes stand for; None likewise.
+        seed: Seed of the sample, of ties and of permutations.
 
     Returns:
-        Content for JSON, None where a measure has nothing to say: num_items; items_without_any_view;
+        Content for JSON, None where a measure does not apply: num_items; items_without_any_view;
         expected_collision_rate of uniform codes; sample; before_policy, after_policy; levels; tree; neighbours;
         reconstruction; index_consistency; history_overlap; cold_start.
     """

@@ -1,10 +1,11 @@
-"""What the codes alone say: collisions, use of the codes, the prefix tree, and change between two tokenizations.
+"""Measures of the codes alone: collisions, use of the codes, the prefix tree, and change between two tokenizations.
 
-Entropies are in bits, of items drawn uniformly and of items drawn by their training interactions. For distinct semantic
-IDs the uniform prefix-conditional entropies H(c_l | c_<l) add up to log2 N whatever the tokenizer, so their sum ranks
-nothing; how it is spread over the levels is what differs. They are exact, as the catalogue is the whole population. The
-training interactions are a sample: their conditional entropies carry the Miller-Madow correction (Miller 1955, "Note on
-the bias of information estimates"), the entropies of single levels, with many interactions per code, do not.
+Entropies are in bits, for items drawn uniformly and for items drawn by their training interactions. For distinct
+semantic IDs the uniform prefix-conditional entropies H(c_l | c_<l) add up to log2 N whatever the tokenizer, so their
+sum ranks no tokenizer; only its distribution over the levels differs. They are exact, because the catalogue is the
+whole population. The training interactions are a sample: their conditional entropies have the Miller-Madow correction
+(Miller 1955, "Note on the bias of information estimates"). The entropies of single levels, with many interactions per
+code, do not need it.
 
 Shapes: N items, L levels.
 """
@@ -19,19 +20,21 @@ from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.groups import entropy_bits
 from llmrec.sid.table import EMPTY, SidTable
 
+WEIGHTED = ("entropy_bits", "perplexity_share", "kl_bits", "conditional_entropy_bits")  # by training interactions
+
 
 def collision_report(codes_NL: np.ndarray, training_N: np.ndarray | None = None) -> JsonObject:
-    """How many items share all codes with another.
+    """Measure how many items share all codes with another item.
 
     Args:
         codes_NL: (N, L) codes.
         training_N: (N,) training interactions of each item.
 
     Returns:
-        collision_rate: items less distinct semantic IDs, over items. shared_items: share of items whose semantic ID is
-        not theirs alone. max_bucket: most items on one semantic ID. expected_bucket: items that share the semantic ID
-        of a random training interaction's item, itself included; None without interactions. gini: of the items per
-        semantic ID, 0 where all have as many.
+        collision_rate: items minus distinct semantic IDs, divided by items. shared_items: share of items whose semantic
+        ID another item has, too. max_bucket: largest number of items with one semantic ID. expected_bucket: number of
+        items that share the semantic ID of the item of a random training interaction, itself included; None without
+        interactions. gini: Gini coefficient of the items per semantic ID, 0 if all have equally many.
 
     Source: Gini of items per semantic ID from FORGE (arXiv:2509.20904).
     """
@@ -48,22 +51,23 @@ def collision_report(codes_NL: np.ndarray, training_N: np.ndarray | None = None)
 
 
 def gini(counts: np.ndarray) -> float:
-    """Gini coefficient of positive counts: 0 where all are equal, towards 1 where one has nearly all."""
+    """Gini coefficient of positive counts: 0 if all are equal, close to 1 if one has nearly all."""
     n, ascending = len(counts), np.sort(counts)
     return float((n + 1) / n - 2 * (np.arange(n, 0, -1) @ ascending) / (n * ascending.sum()))
 
 
 def level_report(sid_table: SidTable, training_N: np.ndarray | None = None) -> list[JsonObject]:
-    """Use of the codes of each level, and of the prefix tree's nodes, by the items' first semantic IDs.
+    """Measure the use of the codes of each level and of the nodes of the prefix tree, by the items' first semantic IDs.
 
     Args:
         sid_table: The semantic IDs.
-        training_N: (N,) training interactions of each item; what is weighted by them is None without any.
+        training_N: (N,) training interactions of each item; the weighted measures are None without any.
 
     Returns:
-        Per level: used codes and their share; entropy in bits; perplexity 2^entropy over codebook size; divergence
-        from uniform codes in bits; prefix-conditional entropy in bits, where the end of a shorter semantic ID counts as
-        a code. The same weighted by training interactions. Mean and largest number of codes that follow a prefix.
+        Per level: used codes and their share; entropy in bits; perplexity 2^entropy divided by codebook size;
+        divergence from uniform codes in bits; prefix-conditional entropy in bits, for which the end of a shorter
+        semantic ID counts as a code. The same weighted by training interactions. Mean and largest number of codes that
+        follow a prefix.
     """
     codes_NL = sid_table.codes(np.arange(sid_table.num_items))
     training_N = None if training_N is None or training_N.sum() == 0 else training_N
@@ -75,7 +79,7 @@ def level_report(sid_table: SidTable, training_N: np.ndarray | None = None) -> l
         entry = {"level": level, "codebook_size": size, **_use(codes_N, size)}
         entry |= {"conditional_entropy_bits": joint - before, **_branching(children, size + 1)}
         before = joint
-        weighted = {"entropy_bits": None, "perplexity_share": None, "kl_bits": None, "conditional_entropy_bits": None}
+        weighted: JsonObject = dict.fromkeys(WEIGHTED)
         if training_N is not None:
             joint = miller_madow_bits(np.bincount(prefix_N, weights=training_N))
             weighted = {name: value for name, value in _use(codes_N, size, training_N).items() if name in weighted}
@@ -86,11 +90,11 @@ def level_report(sid_table: SidTable, training_N: np.ndarray | None = None) -> l
 
 
 def tree_report(sid_table: SidTable) -> dict[str, float]:
-    """How full the prefix tree is, by the items' first semantic IDs.
+    """Measure how full the prefix tree is, by the items' first semantic IDs.
 
     Returns:
-        fill_ratio: items over the semantic IDs that the codebooks allow. leaf_singletons: share of the distinct
-        semantic IDs whose last code is the only one under its prefix, so that it carries nothing.
+        fill_ratio: items divided by the semantic IDs that the codebooks allow. leaf_singletons: share of the distinct
+        semantic IDs whose last code is the only one under its prefix, so that it carries no information.
     """
     codes_NL = np.unique(sid_table.codes(np.arange(sid_table.num_items)), axis=0)
     parents_NL = codes_NL.copy()
@@ -104,14 +108,14 @@ def tree_report(sid_table: SidTable) -> dict[str, float]:
 
 
 def churn(codes_a: np.ndarray, codes_b: np.ndarray) -> JsonObject:
-    """Share of the items whose codes two tokenizations of one catalogue do not share.
+    """Share of the items whose codes differ between two tokenizations of one catalogue.
 
     Args:
         codes_a: (N, L) codes in catalogue order.
         codes_b: (N, any number of levels) codes of the same items; the shorter one ends where it has no level.
 
     Returns:
-        levels: share of the items whose code differs, per level. sid: share of those with any such level.
+        levels: share of the items whose code differs, per level. sid: share of the items with any different code.
 
     Raises:
         ValueError: If the numbers of items differ.
@@ -129,12 +133,12 @@ def churn(codes_a: np.ndarray, codes_b: np.ndarray) -> JsonObject:
 
 
 def miller_madow_bits(counts: np.ndarray) -> float:
-    """Entropy of the distribution that a histogram was drawn from: plug-in + (occupied - 1) / (2 n), in bits."""
+    """Estimated entropy in bits of the distribution behind a histogram: plug-in + (occupied - 1) / (2 n)."""
     return entropy_bits(counts) + float(((counts > 0).sum() - 1) / (2 * counts.sum() * math.log(2)))
 
 
 def _use(codes_N: np.ndarray, size: int, weights_N: np.ndarray | None = None) -> JsonObject:
-    """How the codes of one level are used; what a level without any code cannot say is None."""
+    """Use of the codes of one level; entropies are None if no item has a code there."""
     there = codes_N != EMPTY
     counts = np.bincount(codes_N[there], weights=None if weights_N is None else weights_N[there], minlength=size)
     bits = entropy_bits(counts) if counts.sum() else None
@@ -148,7 +152,7 @@ def _use(codes_N: np.ndarray, size: int, weights_N: np.ndarray | None = None) ->
 
 
 def _branching(children: np.ndarray, stride: int) -> JsonObject:
-    """Number of codes that follow a prefix; an end is no code. `children` are parent * stride + code + 1."""
+    """Numbers of codes that follow a prefix; an end is not a code. `children` are parent * stride + code + 1."""
     branches = np.unique(children[children % stride > 0] // stride, return_counts=True)[1]
     found = len(branches) > 0
     return {

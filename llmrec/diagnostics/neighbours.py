@@ -1,10 +1,10 @@
-"""Whether what is near stays near: neighbours found by quantised vectors and by common prefixes, and reconstruction.
+"""Preservation of neighbours by quantised vectors and by common prefixes, and quality of the reconstruction.
 
-The hit rate of neighbours by quantised vectors is FORGE's (arXiv:2509.20904), whose embedding hit rate goes with the
-quality of what is generated. Departures: neighbours by likeness of text beside those by behaviour, and prefixes, which
-are what a generator sees, beside vectors. Each number stands beside that of the vectors before quantisation, the most
-that can be hoped for, and that of chance. Items that are equally near share the last of the k places, in expectation:
-prefixes have many such ties, and items that collide have equal reconstructions.
+The hit rate of neighbours by quantised vectors is that of FORGE (arXiv:2509.20904), whose embedding hit rate correlates
+with the quality of the generated items. Departures: neighbours by text are measured as well as those by behaviour, and
+common prefixes, which a generator sees, as well as vectors. Each hit rate is reported with that of the vectors before
+quantisation, which is the upper limit to expect, and that of chance. Items that are equally near share the last of the
+k places in expectation: prefixes have many such ties, and items that collide have equal reconstructions.
 
 Shapes: M items of the sample, Q of them queries, B queries at once, k neighbours.
 """
@@ -22,27 +22,27 @@ from llmrec.views import ItemViews
 from llmrec.views.collaborative import cooccurrence
 
 K = 10
-WINDOW = 5  # items on either side that count as behaviour neighbours, as in the collaborative view
-BATCH = 1024  # items among which a reconstruction is told apart, as SimCIT does
-TEXT = "text"  # the view whose neighbours are likeness of text
-TIE = 1e-5  # room for rounding, which may differ between equal vectors with the BLAS
+WINDOW = 5  # items on either side in a sequence are behaviour neighbours, as in the collaborative view
+BATCH = 1024  # items among which a reconstruction is identified, as in SimCIT
+TEXT = "text"  # the view that decides text neighbours
+TIE = 1e-5  # tolerance for rounding, which may differ between equal vectors, depending on the BLAS
 
 
 def neighbour_report(
     catalog: Catalog, views: ItemViews | None, codes_ML: np.ndarray, sample: Sample, seed: int
 ) -> JsonObject:
-    """Share of the neighbours of an item that are among its k nearest.
+    """Measure the share of an item's neighbours that are among its k nearest items.
 
     Args:
-        catalog: Its training sequences say which items are behaviour neighbours.
-        views: View 'text' says which are text neighbours; there are none without it.
+        catalog: Catalogue whose training sequences decide which items are behaviour neighbours.
+        views: Views of the items; view 'text' decides which items are text neighbours.
         codes_ML: (M, L) codes of the sample.
-        sample: Items that are looked at.
-        seed: Decides which of equally frequent behaviour neighbours are the k.
+        sample: Sampled items.
+        seed: Seed of the choice among equally frequent behaviour neighbours.
 
     Returns:
-        k, and for `behaviour` and `text`: queries that have such neighbours, and the hit rate by `vectors`,
-        `quantised` vectors, `prefix` and `random`; None for what there is not.
+        k, and for `behaviour` and `text`: the number of queries with such neighbours, and the hit rate by
+        `vectors`, `quantised` vectors, `prefix` and `random`; None for a measure that does not exist.
     """
     similarity = {
         "vectors": None if sample.vectors is None else cosines(sample.vectors),
@@ -70,13 +70,13 @@ def neighbour_report(
 
 
 def reconstruction_report(sample: Sample) -> JsonObject | None:
-    """How much of the vectors is left in what the codes stand for.
+    """Compare the vectors with their reconstructions from the codes.
 
     Returns:
-        cosine: of a vector and its reconstruction, mean. knn_overlap: share of the k nearest by vectors among the k
-        nearest by reconstructions; knn_overlap_random: by chance. separability: share of the reconstructions whose
-        nearest vector among `batch` items is their own; 1 / batch by chance. None as a whole without reconstructions,
-        and for what a single item cannot say.
+        cosine: mean cosine of a vector and its reconstruction. knn_overlap: share of the k nearest by vectors that are
+        among the k nearest by reconstructions; knn_overlap_random: the same by chance. separability: share of the
+        reconstructions whose nearest vector among `batch` items is their own, 1 / batch by chance. None instead of all
+        without reconstructions; the last three are None for a single item.
 
     Source: separability after the contrastive objective of SimCIT (arXiv:2506.16683), on the tokenizer's own vectors.
     """
@@ -104,16 +104,16 @@ def reconstruction_report(sample: Sample) -> JsonObject | None:
 
 
 def hit_rate(similarity: Similarity, queries: np.ndarray, neighbours_Qk: Tensor, k: int) -> float:
-    """Share of a query's neighbours among its k most similar items, itself left out; mean over queries that have any.
+    """Share of a query's neighbours among its k most similar other items, as a mean over queries with neighbours.
 
     Args:
         similarity: Positions (B,) -> (B, M).
         queries: (Q,) positions in the sample.
-        neighbours_Qk: (Q, any) positions of neighbours, -1 where there are no more.
+        neighbours_Qk: (Q, any) positions of neighbours, -1 after the last one.
         k: At most M - 1.
 
     Returns:
-        In [0, 1]; items that tie for the last places share them, so that it is the expectation over random order.
+        In [0, 1]; items that tie for the last places share them, so it is the expectation over a random order.
     """
     shares, done = [], 0
     num_items = similarity(queries[:1]).shape[1]
@@ -133,14 +133,14 @@ def hit_rate(similarity: Similarity, queries: np.ndarray, neighbours_Qk: Tensor,
 
 
 def behaviour_neighbours(catalog: Catalog, sample: Sample, seed: int) -> Tensor:
-    """Items of the sample that most often stand within WINDOW of each query in the training sequences.
+    """The items of the sample that are most often within WINDOW of each query in the training sequences.
 
     Returns:
-        (Q, K) int64 positions in the sample, -1 where an item has fewer neighbours.
+        (Q, K) int64 positions in the sample, -1 if an item has fewer neighbours.
     """
     rows, rng = sample.rows, np.random.default_rng(seed)
     counts = cooccurrence(catalog.train, catalog.num_items, WINDOW)[rows[sample.queries]][:, rows]
-    counts.data = counts.data + rng.random(counts.nnz)  # counts are whole numbers: this decides among equal ones
+    counts.data = counts.data + rng.random(counts.nnz)  # counts are integers, so this only orders equal ones
     neighbours_Qk = np.full((len(sample.queries), K), -1)
     for query, (start, end) in enumerate(zip(counts.indptr, counts.indptr[1:], strict=False)):
         most = np.argsort(-counts.data[start:end])[:K]
@@ -151,10 +151,10 @@ def behaviour_neighbours(catalog: Catalog, sample: Sample, seed: int) -> Tensor:
 def nearest_items(
     similarity: Similarity, queries: np.ndarray, num_items: int, k: int, missing: Tensor | None = None
 ) -> Tensor:
-    """The k most similar items of each query, itself left out.
+    """The k most similar other items of each query.
 
     Returns:
-        (Q, k) int64 positions; -1 for a query that is missing, and in place of items that are.
+        (Q, k) int64 positions; -1 for a missing query, and in place of missing items.
     """
     found = []
     for block in blocks(queries, num_items):
@@ -168,7 +168,7 @@ def nearest_items(
 
 
 def separability(vectors_BD: Tensor, reconstruction_BD: Tensor) -> float:
-    """Share of the reconstructions whose most similar vector is their own; tied vectors share it."""
+    """Share of the reconstructions whose most similar vector is their own; tied vectors share the credit."""
     unit_BD = torch.nn.functional.normalize(vectors_BD, dim=1)
     similar_BB = torch.nn.functional.normalize(reconstruction_BD, dim=1) @ unit_BD.T
     nearest = similar_BB >= similar_BB.amax(dim=1, keepdim=True) - TIE

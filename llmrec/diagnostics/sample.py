@@ -1,4 +1,4 @@
-"""Which items are looked at where all would be too many, and how alike they are, by vectors or by codes.
+"""The sample of items for measures of pairs, and similarities between items by vectors or by codes.
 
 Shapes: M items of the sample, B of them, D dimension, L levels.
 """
@@ -12,22 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MAX_ITEMS = 100_000  # items that neighbours are sought among
-MAX_QUERIES = 2048  # items whose neighbours are sought: a share is then known to 0.022 or better (95 %)
-BLOCK = 2**23  # similarities that are held at once
+MAX_ITEMS = 100_000  # items among which neighbours are searched
+MAX_QUERIES = 2048  # items whose neighbours are searched; a share is then exact to 0.022 (95 %)
+BLOCK = 2**23  # similarities held in memory at once
 
 Vectors = Callable[[np.ndarray], Tensor]  # item rows (n,) -> (n, D)
 Similarity = Callable[[np.ndarray], Tensor]  # positions in a sample (B,) -> (B, M)
 
 
 class Sample(NamedTuple):
-    """Items that are looked at; where there are vectors, only items that have one.
+    """Sampled items; with vectors, only items that have one.
 
     Attributes:
         rows: (M,) item rows, ascending.
-        queries: Positions in `rows` of the items whose neighbours are sought, ascending.
-        vectors: (M, D) float32, what the tokenizer quantises; None for a method without vectors.
-        reconstruction: (M, D) float32, what their codes stand for; None likewise.
+        queries: Ascending positions in `rows` of the items whose neighbours are searched.
+        vectors: (M, D) float32, the input of the quantiser; None for a method without vectors.
+        reconstruction: (M, D) float32, the vectors that the codes stand for; None likewise.
     """
 
     rows: np.ndarray
@@ -37,7 +37,7 @@ class Sample(NamedTuple):
 
 
 def draw(num_items: int, vectors: Vectors | None, reconstruction: Vectors | None, seed: int) -> Sample:
-    """Draw at most MAX_ITEMS items, and at most MAX_QUERIES of them as queries; all where there are no more."""
+    """Draw at most MAX_ITEMS items, and at most MAX_QUERIES of them as queries."""
     rng = np.random.default_rng(seed)
     rows = _choose(rng, num_items, MAX_ITEMS)
     known_vectors, reconstructed = None, None
@@ -71,7 +71,7 @@ def common_prefixes(codes_ML: np.ndarray) -> Similarity:
 
 
 def blocks(positions: np.ndarray, num_items: int) -> Iterator[np.ndarray]:
-    """Split positions so that their similarities to all items are no more than BLOCK at once."""
+    """Split positions into parts with at most BLOCK similarities to all items."""
     step = max(1, BLOCK // max(num_items, 1))
     for start in range(0, len(positions), step):
         yield positions[start : start + step]

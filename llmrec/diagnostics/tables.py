@@ -146,10 +146,10 @@ def _consistency(report: JsonObject) -> ReportTable:
 
 
 def _overlap(report: JsonObject) -> ReportTable:
-    overlap = report.get("history_overlap") or {"rows": 0, "levels": []}
-    levels = overlap["levels"] if overlap["rows"] else []
+    overlap = report.get("history_overlap") or {"examples": 0, "levels": []}
+    levels = overlap["levels"] if overlap["examples"] else []
     return ReportTable(
-        f"Target's code in the history, {overlap['rows']} training examples",
+        f"Target's code in the history, {overlap['examples']} training examples",
         "Share of the training targets whose code at a level also occurs in the history, and the same for targets "
         "drawn by training popularity.",
         ("level", "observed", "target by popularity", "difference"),

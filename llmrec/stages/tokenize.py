@@ -14,7 +14,6 @@ from pathlib import Path
 from llmrec import diagnostics
 from llmrec.configs import TokenizeConfig
 from llmrec.data.catalog import Catalog
-from llmrec.diagnostics.probe import probe
 from llmrec.reports import semantic_ids as page
 from llmrec.runtime import processes
 from llmrec.runtime.console import say
@@ -82,7 +81,7 @@ def main(config: TokenizeConfig) -> JsonObject:
             "num_items": catalog.num_items,
             "num_levels": made.table.num_levels,
             "level_sizes": made.table.level_sizes,
-            "fit_seconds": round(seconds, 1),  # of the semantic IDs alone, without the report and the probe
+            "fit_seconds": round(seconds, 1),  # of the semantic IDs alone, without the report
         }
 
     # A view file may have been added to the directory by hand: its content is part of what the codes depend on.
@@ -127,9 +126,6 @@ def write_report(
         config.seed,
     )  # fmt: skip
     report |= {"method": made.tokenizer.method, "collision": made.policy, "sid_sha256": made.table.sha256}
-    report["probe"] = (
-        dataclasses.asdict(probe(catalog, made.table, config.seed, config.device)) if config.probe else None
-    )
     report["notes"] = made.notes
     report["training"] = made.tokenizer.training_log or None
     write_json(workdir / REPORT, report)

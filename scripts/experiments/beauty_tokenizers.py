@@ -11,12 +11,17 @@ tables are docs/tokenizers.md's.
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from decoder import DECODERS, beauty_parser, cells, decoder_steps, recommended
 from grid import ROOT, Run, carry_out, load, tell_failures
+from probe import Probe, probe
+
+from llmrec.data.catalog import Catalog
+from llmrec.sid.table import SidTable
 
 TEXT, BEHAVIOUR, SASREC, FAMAE = ["text"], ["collaborative"], ["sasrec"], ["famae"]
 BOTH, WITH_SASREC = [*TEXT, *BEHAVIOUR], [*TEXT, *SASREC]
@@ -75,7 +80,7 @@ def runs_of(arguments: argparse.Namespace) -> list[Run]:
     for seed in arguments.seeds:
         for name, options in METHODS.items():
             steps = (
-                ("tokenize", {**data, "views": arguments.views, **options, **device, "probe": True}),
+                ("tokenize", {**data, "views": arguments.views, **options, **device}),
                 *decoder_steps(data, arguments.epochs, arguments.device, arguments.decoder),
             )
             found.append(Run(name, steps, seed))
@@ -90,7 +95,7 @@ def measure(run: Run, directories: list[Path]) -> dict[str, Any]:
         "collision_rate": report["before_policy"]["collision_rate"],
         "perplexity_share": [level["perplexity_share"] for level in report["levels"]],
         "level_sizes": [level["codebook_size"] for level in report["levels"]],
-        "probe": report["probe"],
+        "probe": asdict(probed(run, sid)),
         **tokenization(run, sid),
         "train_s": counts["train_seconds"],
         "loss": counts["loss"],
@@ -98,8 +103,14 @@ def measure(run: Run, directories: list[Path]) -> dict[str, Any]:
     }
 
 
+def probed(run: Run, sid: Path) -> Probe:
+    """The learnability probe of the semantic IDs."""
+    options = run.steps[0][1]
+    return probe(Catalog.load(ROOT / options["catalog"]), SidTable.load(sid), run.seed, options["device"])
+
+
 def tokenization(run: Run, sid: Path) -> dict[str, float | None]:
-    """Seconds of the views that a method reads, of the method itself (no report, no probe), and minutes of both.
+    """Seconds of the views that a method reads, of the method itself (no report), and minutes of both.
 
     A view is counted for every method that reads it, FAMAE for ReSID as the text encoder for LETTER; None where
     the views were not made by one `llmrec embed`, whose manifest says what each took.

@@ -49,7 +49,7 @@ def runs_of(arguments: argparse.Namespace) -> list[Run]:
     found = []
     for seed in arguments.seeds:
         for name in VARIANTS:
-            given = {**data, "views": OTHER_VIEWS.get(name, arguments.views), **device, "probe": True}
+            given = {**data, "views": OTHER_VIEWS.get(name, arguments.views), **device}
             steps = (
                 ("tokenize", {**given, **options_of(name), "allow_collapse": True}),
                 *decoder_steps(data, arguments.epochs, arguments.device, arguments.decoder),

@@ -170,7 +170,7 @@ def test_history_overlap_by_hand():
     )  # targets 1 (code 0 seen), 3 (only code 1 seen), 3 (no history)
     report = history_overlap(catalog.train, codes, catalog.training_counts, seed=0)
     # Interactions 1 1 2 2: codes 0, 1, 2 have a third each, so a random target would meet either history in a third.
-    assert report["rows"] == 2
+    assert report["examples"] == 2
     level = report["levels"][0]
     assert level["observed"] == 0.5 and level["null"] == pytest.approx(1 / 3)
     assert level["difference"] == pytest.approx(0.5 - 1 / 3)

@@ -138,8 +138,8 @@ def test_seeds_and_options_tell_runs_apart_and_what_changes_no_result_does_not(g
 
     assert key({"epochs": 1}) != key({"epochs": 2}) != key({"epochs": 2}, seed=1)
     assert key({"epochs": 1}) == key({"epochs": 1, "compile": True, "device": "cuda"})
-    assert grid.flags({"views": ["text", "image"], "probe": True, "seed": None, "max_history": 20}) == [
-        "--views", "text", "image", "--probe", "true", "--max-history", "20",
+    assert grid.flags({"views": ["text", "image"], "allow_collapse": True, "seed": None, "max_history": 20}) == [
+        "--views", "text", "image", "--allow-collapse", "true", "--max-history", "20",
     ]  # fmt: skip
 
 

@@ -195,13 +195,6 @@ def test_compare_sets_finished_directories_beside_each_other(capsys, tmp_path, p
     assert "'out' is required; 'catalog' is required" in capsys.readouterr().err
 
 
-def test_probe_is_measured_where_asked_for(capsys, tmp_path, prepared):
-    argv = without_views(prepared, tmp_path / "sid", "random", "--codebook-size", 4, "--num-levels", 2)
-    assert run_json(capsys, *argv)["probe"] is None
-    found = run_json(capsys, *argv, "--probe", "--overwrite")["probe"]
-    assert len(found["cross_entropy"]) == 3 and found["lp"] == pytest.approx(sum(found["cross_entropy"]))
-
-
 def test_append_gives_new_items_semantic_ids_and_moves_none(capsys, tmp_path, prepared, views):
     split = pa.Table.from_pylist([{"user_id": "u", "split": "train", "history": ["item-0"], "target": "item-1"}])
     fewer = write_catalog(tmp_path / "fewer", prepared.items.slice(0, 9), split)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,12 +15,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from llmrec.data.catalog import Catalog
-from llmrec.diagnostics.probe import _cross_entropy, _fit, _positions, _prefixes, probe
-from llmrec.diagnostics.probe.log_linear import LogLinear, log_sum_exp_of_sums
-from llmrec.diagnostics.probe.targets import Targets
 from llmrec.sid.table import SidTable
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "experiments"))
+from probe import _cross_entropy, _fit, _positions, _prefixes, probe
+from probe.log_linear import LogLinear, log_sum_exp_of_sums
+from probe.targets import Targets
+
+sys.path.pop(0)
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 GROUPS, PLACES = 12, 12
 NUM_ITEMS = GROUPS * PLACES
@@ -206,7 +212,7 @@ def test_the_end_of_a_shorter_sid_costs_nothing(small):
 
 def test_positions_are_those_of_a_sort(small, monkeypatch):
     model, valid = fitted(VARIABLE, SIZES, small)
-    monkeypatch.setattr("llmrec.diagnostics.probe.SCORES", 40)  # several batches
+    monkeypatch.setattr("probe.SCORES", 40)  # several batches
     position = _positions(model, valid)
     histories, items = valid.take(slice(None))
     scores = model.sid_scores(model.history_vector(histories), model.prefix_logits())[:, model.prefixes[:, -1]]
@@ -293,7 +299,7 @@ def test_refuses_a_catalogue_without_targets_or_valid_rows():
     schema = pa.schema([("user_id", pa.string()), ("split", pa.string()), ("history", pa.list_(pa.string())),
                         ("target", pa.string())])  # fmt: skip
     empty = Catalog(pa.table({"item_id": ["a"], "title": ["a"]}), pa.Table.from_pylist(rows, schema))
-    with pytest.raises(ValueError, match=r"no training targets.*; 'catalog' has no 'valid' rows"):
+    with pytest.raises(ValueError, match=r"no training targets.*; 'catalog' has no 'valid' examples"):
         probe(empty, SidTable(["a"], np.array([[0]])))
 
 

@@ -1,32 +1,33 @@
-"""Learnability probe: how well semantic IDs can be told from histories, in minutes and before any LLM is trained.
+"""Learnability probe: the predictability of semantic IDs from histories, measured in minutes without an LLM.
 
-A log-linear model p(c_l | c_<l, history) per level is fitted to the training sequences and judged on the valid rows:
+A log-linear model p(c_l | c_<l, history) per level is fitted to the training sequences and evaluated on the valid
+examples:
 
     logit of code c at level l = w_lc . (h + p) + b_lc
     h = mean over the last 10 items of their codes' vectors + the last item's codes' vectors
     p = vector of the prefix c_<l (teacher-forced) + its codes' vectors
 
-Its cross-entropies say how much of each level the histories foretell, and its ranking of the items how much of that
-helps to name the item. Rank tokenizers by `item_cross_entropy` or `recall_at_50`, not by `lp` where SIDs are shared.
+Its cross-entropies measure how much the histories predict of each level, and its ranking of the items how much of that
+identifies the item. Rank tokenizers by `item_cross_entropy` or `recall_at_50`; do not use `lp` if SIDs are shared.
+docs/tokenizers.md compares the probe with trained decoders. It has changed no decision, so it is an experiment.
 
-Source: open question 1 of ReSID (arXiv:2602.02338) asks for such a measure; the model is ours. It departs from a
-first sketch, LP and gain over hashed features with a beam:
+Source: open question 1 of ReSID (arXiv:2602.02338) asks for such a measure; the model is ours. Its choices:
 
-- LP falls when items share SIDs, to 0 where all share one. `item_cross_entropy` adds the nats that name the item among
+- LP falls when items share SIDs, to 0 if all share one. `item_cross_entropy` adds the nats that identify the item among
   those of its SID, so that tables of any collision rate can be compared.
-- `gain` refers to H(c_l | c_<l) weighted by training frequency. Weighted by items it would count popularity, which asks
-  for no history, as gained. It is the entropy of the training interactions themselves, so a gain below 0 is possible:
-  there the probe pays more for rare prefixes than the histories tell it.
-- A prefix has a vector of its own besides those of its codes, numbered exactly, not hashed. On Beauty (RQ-KMeans, 4
-  levels) the probe without it paid 2.61 instead of 0.90 nats at the third level.
-- History and prefix enter as a sum. So the normalisers of all prefixes are one product of two matrices of exponentials,
-  and every item is scored exactly. Gating the history by the prefix lowered LP by 0.01 to 0.09 on three tables of
-  Beauty, and raised the cross-entropy of level 0 on each.
+- `gain` is relative to H(c_l | c_<l) weighted by training frequency. Weighted by items it would count popularity, which
+  needs no history, as gained. It is the entropy of the training interactions themselves, so a gain below 0 is possible:
+  the probe then loses more at rare prefixes than it learns from the histories.
+- A prefix has its own vector in addition to those of its codes, numbered exactly, not hashed. On Beauty (RQ-KMeans, 4
+  levels) the cross-entropy of the third level is 2.61 nats without it and 0.90 with it.
+- History and prefix are added. So the normalisers of all prefixes are one product of two matrices of exponentials, and
+  every item is scored exactly. Gating the history by the prefix lowered LP by 0.01 to 0.09 on three tables of Beauty,
+  and raised the cross-entropy of level 0 on each.
 - The end of a shorter SID costs nothing: in a prefix-free table it is certain, and the decoder scores it 0 as well. In
   the entropies it is a code, the only one after its prefix.
-- Dropout of 0.2 on the history vector: on Beauty LP went from 8.42 to 8.36.
+- Dropout of 0.2 on the history vector lowered LP on Beauty from 8.42 to 8.36.
 
-Shapes: N items, S SIDs, L levels, B rows.
+Shapes: N items, S SIDs, L levels, B examples.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ import torch
 
 from llmrec.data.catalog import Catalog
 from llmrec.data.examples import Examples
-from llmrec.diagnostics.probe.log_linear import LogLinear
-from llmrec.diagnostics.probe.targets import Targets
 from llmrec.evaluation.metrics import Position, ndcg, recall
 from llmrec.runtime.device import resolve_device
 from llmrec.sid.groups import entropy_bits
 from llmrec.sid.table import SidTable
+from probe.log_linear import LogLinear
+from probe.targets import Targets
 
 # At half the rate the four epochs end at an LP of 8.52 instead of 8.42 on Beauty, both without dropout.
 LEARNING_RATE, BATCH, DROPOUT = 0.02, 1024, 0.2
@@ -53,18 +54,18 @@ SCORES = 2**23  # normalisers and scores held at once while items are ranked; 64
 
 @dataclass(frozen=True)
 class Probe:
-    """What the probe found; entropies in nats, one entry per level.
+    """Result of the probe; entropies are in nats, with one entry per level.
 
     Attributes:
-        cross_entropy: Of the valid targets' codes, given history and prefix.
+        cross_entropy: Cross-entropy of the valid targets' codes, given history and prefix.
         entropy: H(c_l | c_<l) of the training interactions; the reference of `gain`.
         item_entropy: H(c_l | c_<l) of uniformly drawn items; adds up to log N where no SID is shared.
         gain: (entropy - cross_entropy) / entropy; 0 where the entropy is 0.
-        lp: Sum of `cross_entropy`, the nats that name the target's SID.
-        item_cross_entropy: `lp` and the nats that name the target among the items of its SID, all equally likely.
-        recall_at_50: Of the valid targets, all items ranked by the probe; items of a SID share the credit.
-        ndcg_at_10: Of the same ranking.
-        num_ranked: Valid rows of the ranking; the cross-entropies are of all.
+        lp: Sum of `cross_entropy`, the nats that identify the target's SID.
+        item_cross_entropy: `lp` plus the nats that identify the target among the items of its SID, all equally likely.
+        recall_at_50: Recall of the valid targets when the probe ranks all items; items of a SID share the credit.
+        ndcg_at_10: NDCG of the same ranking.
+        num_ranked: Number of valid examples that were ranked; the cross-entropies use all.
         seconds: Wall time.
     """
 
@@ -88,7 +89,7 @@ def probe(
     epochs: int = 4,
     max_ranked: int = 25_000,
 ) -> Probe:
-    """Fit the probe to the training rows and judge it on the valid rows; test rows are never read.
+    """Fit the probe to the training sequences and evaluate it on the valid examples; test examples are never read.
 
     Args:
         catalog: Whose histories are learned.
@@ -150,7 +151,7 @@ def _check(catalog: Catalog, sid_table: SidTable, valid: Examples, epochs: int, 
             "has no training targets. Run `llmrec prepare` with more users or a smaller k_core"
         )
     if len(valid) == 0:
-        problems.append(f"'{catalog.source}' has no 'valid' rows to judge by. Run `llmrec prepare` with more users")
+        problems.append(f"'{catalog.source}' has no 'valid' examples to evaluate. Run `llmrec prepare` with more users")
     if epochs < 0 or max_ranked < 1:
         problems.append(f"epochs is {epochs} and max_ranked {max_ranked}; at least 0 and at least 1 are needed")
     if problems:

@@ -70,7 +70,8 @@ class LogLinear(torch.nn.Module):
             history_vector: (B, D).
             prefix_logits: What `prefix_logits` returns.
         """
-        owners, total = self.owners[-1], 0.0
+        owners = self.owners[-1]
+        total = torch.zeros(len(history_vector), len(owners), dtype=torch.double, device=history_vector.device)
         for level, (rows, of_prefix) in enumerate(zip(self.rows, prefix_logits, strict=True)):
             of_history = history_vector.double() @ self.weight[rows].double().T  # (B, K)
             codes, prefixes = self.codes[owners, level], self.prefixes[owners, level]  # (S,)
