@@ -144,6 +144,26 @@ class Catalog:
             targets=self.item_rows(table[columns.TARGET].combine_chunks()),
         )
 
+    def histories(self, split: str) -> list[list[str]]:
+        """Histories of the examples of one split, as `Recommender.recommend` takes them.
+
+        Args:
+            split: train, valid or test.
+
+        Returns:
+            item_ids of each example, oldest first, without the target.
+
+        Raises:
+            ValueError: As `examples` does.
+
+        >>> items = pa.table({"item_id": ["a", "b", "c"], "title": ["Saw", "Jaws", "Up"]})
+        >>> held_out = {"user_id": ["u"], "split": ["test"], "history": [["c", "a"]], "target": ["b"]}
+        >>> Catalog(items, pa.table(held_out)).histories("test")
+        [['c', 'a']]
+        """
+        examples = self.examples(split)
+        return [[self.item_ids[row] for row in examples.history(place)] for place in range(len(examples))]
+
     def item_rows(self, item_ids: Sequence[str] | pa.Array) -> np.ndarray:
         """Item rows of external ids.
 

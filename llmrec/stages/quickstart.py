@@ -151,10 +151,8 @@ def recommend_examples(catalog_dir: str, checkpoint: str) -> list[JsonObject]:
     """Recommend for a few test users: titles of the latest history, of the recommendations and of the next item."""
     catalog = Catalog.load(catalog_dir)
     test = catalog.examples("test")
-    shown = test.take(range(min(SHOWN_USERS, len(test))))
-    recommender = Recommender.from_pretrained(checkpoint)
-    histories = [[catalog.item_ids[item] for item in shown.history(i)] for i in range(len(shown))]
-    answers, _ = recommender.recommend(histories, k=5)
+    histories = catalog.histories("test")[:SHOWN_USERS]
+    answers, _ = Recommender.from_pretrained(checkpoint).recommend(histories, k=5)
     title = dict(zip(catalog.item_ids, catalog.titles, strict=True))
     return [
         {
@@ -163,7 +161,7 @@ def recommend_examples(catalog_dir: str, checkpoint: str) -> list[JsonObject]:
             "recommended": [title[item_id] for item_id in answer],
             "next": catalog.titles[target],
         }
-        for user_id, history, answer, target in zip(shown.user_ids, histories, answers, shown.targets, strict=True)
+        for user_id, history, answer, target in zip(test.user_ids, histories, answers, test.targets, strict=False)
     ]
 
 
