@@ -22,7 +22,7 @@ from llmrec.configs.file import load_config, read_yaml
 from llmrec.runtime import disk, processes
 
 CLOSED_PIPE = 128 + 13  # as a shell says of SIGPIPE, a signal that Windows does not have
-LIGHTER = {  # what a stage that runs out of the GPU's memory may be told
+LIGHTER = {  # advice for a stage that runs out of GPU memory
     "sft": "Lower micro_batch_size (the result stays the same) or max_history, or set gradient_checkpointing.",
     "alternate": "Lower batch_size and micro_batch_size together, or max_history, or set gradient_checkpointing.",
     "dpo": "Lower micro_batch_size (the result stays the same) or negatives, or set gradient_checkpointing.",
@@ -34,7 +34,7 @@ LIGHTER = {  # what a stage that runs out of the GPU's memory may be told
 
 
 def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """Flags of every stage; of the stage that `argv` names, those too that its own flags bring along."""
+    """Parser with the flags of every stage; `argv` names the stage whose flags may depend on other flags."""
     parser = argparse.ArgumentParser(
         prog="llmrec",
         description="Make an LLM recommend from a catalogue, by semantic IDs and trie-constrained decoding.",
@@ -91,7 +91,14 @@ def _choices(hint: object) -> tuple[str, ...]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one stage; returns the exit status (0, or 2 with one line on stderr where the input is at fault)."""
+    """Run one stage.
+
+    Args:
+        argv: Command line without the program's name; that of the process by default.
+
+    Returns:
+        Exit status: 0, or 2 after one line on stderr if the input is at fault.
+    """
     argv = sys.argv[1:] if argv is None else argv
     known, unknown = build_parser(argv).parse_known_args(argv)
     flags = vars(known)
@@ -134,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def unknown_flags(stage: str, arguments: list[str]) -> dict[str, None]:
-    """Names of flags that the parser does not know, for `load_config` to refuse with all other problems.
+    """Collect the names of flags that the parser does not know; `load_config` refuses them with all other problems.
 
     Raises:
         ValueError: If a value stands where a flag is expected.
@@ -146,12 +153,12 @@ def unknown_flags(stage: str, arguments: list[str]) -> dict[str, None]:
 
 
 def first_sentences(error: Exception) -> str:
-    """What torch says of the memory before it turns to its allocator's settings."""
+    """Message of torch about memory, without its advice on allocator settings."""
     return str(error).partition("Of the allocated memory")[0].strip()
 
 
 def explain(error: Exception) -> str:
-    """One message for the person at the terminal: what happened and what to do."""
+    """Message for the person at the terminal: what happened and what to do."""
     text = str(error).strip() or type(error).__name__
     if isinstance(error, OSError):
         text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else text
@@ -163,7 +170,7 @@ def explain(error: Exception) -> str:
 
 
 def is_ours(error: Exception) -> bool:
-    """Whether llmrec itself raised the error, which then says what to do; one from a library may need its traceback."""
+    """True if llmrec itself raised the error; its message then says what to do, and needs no traceback."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return (frame.f_globals.get("__package__") or "").partition(".")[0] == "llmrec"
 

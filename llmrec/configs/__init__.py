@@ -1,7 +1,7 @@
-"""One dataclass per stage: its options, what they mean, their defaults and their bounds.
+"""Configs: one dataclass per stage with its options, their explanations, defaults and bounds.
 
-Nothing here imports torch: `llmrec --help` builds its flags from these fields (options.py), and what is wrong
-with options alone is said before anything is loaded.
+Nothing here imports torch. `llmrec --help` builds its flags from these fields (options.py), and options that cannot
+work are refused before anything is loaded.
 """
 
 from llmrec.configs.alternate import AlternateConfig

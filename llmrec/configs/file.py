@@ -1,4 +1,4 @@
-"""Reading a stage config from YAML and flags: unknown keys, wrong types and values are errors, all at once."""
+"""Reading of a config from YAML and flags; unknown keys and wrong values are reported all at once."""
 
 from __future__ import annotations
 
@@ -55,13 +55,16 @@ def load_config(
 def _read_options(
     cls: type[Config], given: Mapping[str, object], origin: Mapping[str, str], block: str = ""
 ) -> tuple[dict[str, Any], list[str]]:
-    """Values of the options given, and every problem with them.
+    """Parse and check the options given.
 
     Args:
         cls: Class that has the options.
         given: Option -> what YAML or a flag says.
         origin: Option -> file or command line that it comes from.
         block: Name of the block that the options stand in; empty for those of the stage itself.
+
+    Returns:
+        Option -> value, and every problem.
     """
     fields, hints = {f.name: f for f in dataclasses.fields(cls)}, get_type_hints(cls)
     given, problems, known = dict(given), [], list(fields)
@@ -113,7 +116,7 @@ def _remedy(cls: type[Config], key: str, known: Iterable[str]) -> str:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read the keys and values of a YAML file; scalars stay text, so that an id as 0104257 or no keeps its characters.
+    """Read the keys and values of a YAML file; scalars stay text, so ids such as 0104257 and no keep their characters.
 
     Raises:
         ValueError: If the file is absent, is not UTF-8 or YAML, maps nothing, or sets a key more than once.

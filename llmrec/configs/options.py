@@ -39,10 +39,10 @@ def option(
 
     Args:
         help: What the field means, for `--help` and the docs.
-        default: Value when left out; required without one.
-        identity: Whether another value makes another run.
+        default: Value if the option is left out; an option without a default is required.
+        identity: True if another value makes another run, whose result cannot be resumed with this one.
         least: Smallest value allowed.
-        above: What the value must exceed, where no smallest one can be named.
+        above: Number that the value must exceed.
         most: Largest value allowed.
     """
     bounds = {k: v for k, v in {"least": least, "above": above, "most": most}.items() if v is not None}
@@ -59,7 +59,7 @@ def copied(f: dataclasses.Field) -> Any:
 
 @dataclass(kw_only=True)
 class Config:
-    """Base of all configs: values that are wrong by themselves are refused, however the config is made.
+    """Base of all configs. Wrong values are refused however a config is made, every problem at once.
 
     Attributes:
         renamed: Old name of an option -> its new name, or a sentence that starts with "removed:". A subclass declares
@@ -78,10 +78,13 @@ class Config:
 
     @classmethod
     def value_errors(cls, values: Mapping[str, object]) -> dict[str, str]:
-        """Name -> what is needed, of every option with a value of the wrong type, out of bounds, or with an old name.
+        """Find the options whose value has the wrong type, is out of bounds, or has an old name.
 
         Args:
             values: Option -> value; options that are left out are not checked.
+
+        Returns:
+            Option -> sentence that says what is needed.
         """
         hints, renamed = typing.get_type_hints(cls), cls.inherited("renamed_values")
         found = {}
@@ -102,7 +105,7 @@ class Config:
 
     @classmethod
     def nested(cls, given: Mapping[str, object]) -> dict[str, type[Config]]:
-        """Fields of type `dict[str, object]` that hold the options of another config, each with the class of that one.
+        """Fields of type `dict[str, object]` that hold the options of another config, with its class.
 
         `load_config` reads and checks such a block like the options of the stage itself. Keys and flags that only the
         other class knows are moved into its block, so a command line needs no prefix: with
@@ -151,7 +154,7 @@ def successor(new: str) -> str:
 
 
 def suggestion(name: str, known: Iterable[str], otherwise: str = "choose from") -> str:
-    """The nearest known name as a question, or all of them where none is near."""
+    """Sentence that names the nearest known name, or all of them if none is near."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     return f"did you mean '{near[0]}'?" if near else f"{otherwise} {', '.join(known)}"

@@ -9,14 +9,18 @@ from llmrec.configs.options import MAX_SEED, Config, option
 
 @dataclass(kw_only=True)
 class QuickstartConfig(Config):
-    """Run every stage on MovieTweetings (or the simulator) and print ours beside the baselines."""
+    """Run every stage on MovieTweetings (or the simulator) and compare the LLM with the baselines."""
 
-    out: str = option("Directory of all stages.", "llmrec-quickstart")
+    out: str = option("Directory to write; each stage gets a directory of its own in it.", "llmrec-quickstart")
     model: str = option(
-        "Hub id or path of a causal LLM; 'micro' trains a small new one; 'auto' takes SmolLM2-135M on a GPU.", "auto"
+        "Causal LLM to start from (Hub id or path). 'micro' trains a small new one; 'auto' takes SmolLM2-135M if there "
+        "is a GPU, else 'micro'.",
+        "auto",
     )
-    dataset: str = option("Known dataset to run on.", "movietweetings")
-    num_users: int | None = option("Keep a random sample of users.", None, least=1)
-    epochs: float | None = option("Passes over the training sequences.", None, above=0)
-    overwrite: bool = option("Start again.", False)
+    dataset: str = option("Known dataset to run on, or simulated.", "movietweetings")
+    num_users: int | None = option("Keep a random sample of this many users; all by default.", None, least=1)
+    epochs: float | None = option(
+        "Passes over the training sequences; 5 for 'micro' and 3 for a pretrained model by default.", None, above=0
+    )
+    overwrite: bool = option("Replace the results of an earlier run.", False)
     seed: int = option("Seed of every stage.", 0, least=0, most=MAX_SEED)

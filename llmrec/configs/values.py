@@ -1,7 +1,6 @@
-"""Values of options: reading them from the text of a YAML scalar or a flag, and checking their type.
+"""Values of options: `parse` reads them from text, `type_error` checks them, both by the annotation of the field.
 
-The annotation of a field decides both. `parse` only turns text into values; `type_error` is the one place that judges
-them, wherever they come from.
+`parse` judges nothing. Values from YAML, flags and Python are all checked by `type_error`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a person sees while a stage works: progress bars and tables on stderr, silent where `--json` or a rank asks."""
+"""Progress bars, tables and messages on stderr; silent under `--json` and in all processes but the first."""
 
 from __future__ import annotations
 
@@ -32,18 +32,21 @@ def is_quiet() -> bool:
 
 
 def console() -> Console:
+    """Console on stderr that prints paths and titles as they are."""
     # Paths and titles are shown as they are: rich would take "[/x]" in one for its markup, and ":x:" for an emoji.
     return Console(stderr=True, quiet=is_quiet(), markup=False, emoji=False)
 
 
 def say(text: str) -> None:
+    """Print a message."""
     console().print(text, highlight=False, soft_wrap=True)  # the terminal wraps; a log keeps a path in one piece
 
 
 class Speed(ProgressColumn):
-    """Units per second of late."""
+    """Units per second in the latest time."""
 
     def render(self, task: Task) -> Text:
+        """Return the speed of a task as text, empty while it is unknown."""
         return Text(f"{task.speed:,.1f}/s" if task.speed else "")
 
 
@@ -54,14 +57,14 @@ def progress(
     unit: str = "",
     size: Callable[[T], int] = lambda item: 1,
 ) -> Iterator[T]:
-    """Yield the items under a progress bar with speed, elapsed and remaining time; no bar (nor blank line) in a log.
+    """Yield the items under a progress bar with speed, elapsed and remaining time; a log gets no bar.
 
     Args:
-        items: What is yielded; its own length is the total where none is given.
-        description: Stands before the bar.
-        total: Units of all items.
-        unit: What is counted.
-        size: Units of an item.
+        items: Items to yield.
+        description: Text before the bar.
+        total: Units of all items; the length of `items` by default.
+        unit: Name of the units.
+        size: Function that gives the units of an item.
     """
     shown = console()
     counted = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), Speed())

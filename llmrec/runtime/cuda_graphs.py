@@ -1,8 +1,8 @@
 """CudaGraphs: functions of tensors, replayed as one CUDA graph for each set of input shapes.
 
-A search of three small passes through a decoder is thousands of kernels of a few microseconds; launched one by one they
-take longer than they compute. A graph launches them all at once. The function must have fixed shapes and must not read
-anything back to the host.
+A search of three small passes through a decoder is thousands of kernels of a few microseconds each; to launch them one
+by one takes longer than to compute them. A graph launches all of them at once. The function must have fixed shapes and
+must not read anything back to the host.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EAGER_CALLS = 1  # of a shape before it is captured; it warms libraries up, and 
 
 @dataclass(frozen=True)
 class Captured:
-    """A graph with the memory that it reads and writes."""
+    """A captured graph and the memory that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
     inputs: list[Tensor]
@@ -28,12 +28,12 @@ class Captured:
 
 
 class CudaGraphs:
-    """Replays of functions of tensors; the first call of each set of shapes runs as it is.
+    """Functions of tensors that are captured once for each set of shapes and replayed; the first call runs eagerly.
 
-    All graphs share their memory, which is why they run one at a time, and only one of them while its outputs are read.
+    All graphs share one pool of memory. So they run one at a time, and none runs while outputs of another are copied.
 
     Args:
-        max_graphs: Graphs kept; beyond that the one captured first goes.
+        max_graphs: Largest number of graphs kept; the oldest one is dropped first.
     """
 
     def __init__(self, max_graphs: int = 64):
@@ -45,12 +45,15 @@ class CudaGraphs:
     def run(
         self, function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], kind: Hashable = None
     ) -> Sequence[Tensor]:
-        """Outputs of a function, as tensors of their own.
+        """Call a function, as a replay of its graph if it has been captured.
 
         Args:
-            function: From CUDA tensors to new CUDA tensors.
-            inputs: What it is called with.
-            kind: Tells functions apart that compute differently; those of one kind must compute alike.
+            function: Function of CUDA tensors that returns new CUDA tensors.
+            inputs: Arguments of the function.
+            kind: Key of the function; functions of one kind must compute the same.
+
+        Returns:
+            Outputs of the function, in memory of their own.
         """
         key = (kind, *((tensor.shape, tensor.dtype) for tensor in inputs))
         with self.lock:

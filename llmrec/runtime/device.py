@@ -1,4 +1,4 @@
-"""Which device a stage computes on, and in which precision."""
+"""Device and precision that a stage computes with, and copies between host and device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def resolve_device(name: str) -> torch.device:
-    """Device of this process; `auto` is its own GPU under `accelerate launch`, or else the first, or else the CPU.
+    """Device of this process by its name.
+
+    Args:
+        name: cpu, cuda, cuda:<index>, or auto: this process's own GPU under `accelerate launch`, else the first GPU,
+            else the CPU.
 
     Raises:
         ValueError: If the name is unknown or names a GPU on a machine without one.
@@ -31,7 +35,11 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Type of weights by its name; `auto` is bfloat16 on a GPU that has it, float32 elsewhere.
+    """Data type of weights by its name.
+
+    Args:
+        precision: float32, bfloat16, or auto: bfloat16 on a GPU that supports it, float32 elsewhere.
+        device: Device of the weights.
 
     Raises:
         ValueError: If the name is unknown.
@@ -44,13 +52,17 @@ def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def from_host(array: np.ndarray, device: torch.device) -> Tensor:
-    """A copy on a device, for which the host does not wait; from ordinary memory it would wait for queued work too."""
+    """Copy an array to a device without making the host wait; a copy from unpinned memory waits for queued work."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def to_host(tensors: Sequence[Tensor]) -> Callable[[], list[np.ndarray]]:
-    """Ask for tensors as arrays; what is returned waits for them, and not for work queued later."""
+    """Start to copy tensors to the host.
+
+    Returns:
+        Function that waits for the copies, but not for work that was queued later, and returns the arrays.
+    """
     if tensors[0].device.type != "cuda":
         return lambda: [tensor.cpu().numpy() for tensor in tensors]
     copies = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
@@ -60,6 +72,7 @@ def to_host(tensors: Sequence[Tensor]) -> Callable[[], list[np.ndarray]]:
     arrived.record()
 
     def wait() -> list[np.ndarray]:
+        """Return the arrays once the copies are done."""
         arrived.synchronize()
         return [copy.numpy() for copy in copies]
 

@@ -1,6 +1,6 @@
-"""A full disk, whatever a library makes of it, is one OSError that names the directory being written.
+"""Errors of a full disk: every library's version of it becomes one OSError that names the directory being written.
 
-safetensors and polars carry the words of the system in errors of their own, torch.save names no cause at all.
+safetensors and polars put the message of the system into errors of their own; torch.save names no cause at all.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TORCH_WRITER = ("PytorchStreamWriter failed", "unexpected pos")
 
 @contextlib.contextmanager
 def naming(directory: Path) -> Iterator[None]:
-    """Raise what a full disk caused inside as an OSError with the directory as its filename."""
+    """Turn any error in the block that a full disk caused into an OSError whose filename is the directory."""
     try:
         yield
     except Exception as error:
@@ -28,7 +28,7 @@ def naming(directory: Path) -> Iterator[None]:
 
 
 def full_disk_errno(error: BaseException | None) -> int | None:
-    """errno of the full disk behind an exception; None if it is about something else."""
+    """The errno of the full disk that caused an exception, or None if something else caused it."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:
             return error.errno

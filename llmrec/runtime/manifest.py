@@ -1,6 +1,7 @@
-"""manifest.json: what makes a directory a result of a stage, and how a result is checked before it is used.
+"""manifest.json: the file that makes a directory the result of a stage, and the checks of a result before its use.
 
-It is written last, with the hash of every file; whatever reads a directory of another stage verifies it here first.
+The manifest is written last and has the hash of every file. Whatever reads a directory of another stage verifies it
+here first.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "numpy", "scik
 
 
 def sha256_file(path: Path) -> str:
+    """SHA-256 of the content of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_json(value: Any) -> str:
+    """SHA-256 of a value as JSON with sorted keys, in hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -46,7 +49,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_manifest(path: str | Path) -> JsonObject:
-    """Manifest of a finished stage directory.
+    """Read the manifest of a finished stage directory.
 
     Raises:
         ValueError: If the directory does not exist, is unfinished, or is not a stage directory.
@@ -78,6 +81,10 @@ def read_manifest(path: str | Path) -> JsonObject:
 def verify(path: str | Path, *stages: str) -> Path:
     """Check that a directory is the finished, unchanged result of one of the given stages.
 
+    Args:
+        path: The directory.
+        stages: Names of the stages that may have written it; any stage if none is given.
+
     Returns:
         The path.
 
@@ -103,7 +110,7 @@ def verify(path: str | Path, *stages: str) -> Path:
 
 
 def content_hash(source: str | Path) -> str:
-    """Hash that names an input: content of a stage directory or file, or the text of a Hub id."""
+    """SHA-256 that identifies an input: of the files of a directory, of a file, or of the text of a Hub id."""
     path = Path(source)
     if (path / MANIFEST).is_file():
         return sha256_json(read_manifest(path)["files"])
@@ -115,12 +122,12 @@ def content_hash(source: str | Path) -> str:
 
 
 def write_manifest(directory: Path, files: list[Path], facts: JsonObject) -> None:
-    """Bring files to the disk, then write the manifest that makes them a result.
+    """Flush files to the disk, then write the manifest that makes them a result.
 
     Args:
-        directory: What becomes a result.
+        directory: Directory that becomes a result.
         files: Its files, all below it.
-        facts: What else the manifest says; `stage` and `identity` at least.
+        facts: Further entries of the manifest, with `stage` and `identity` among them.
     """
     for file in files:
         with file.open("rb" if os.name == "posix" else "r+b") as handle:  # Windows flushes what is open for writing
@@ -136,11 +143,11 @@ def write_manifest(directory: Path, files: list[Path], facts: JsonObject) -> Non
 
 
 def adopt(directory: str | Path, stage: str) -> None:
-    """Make files that were written by other means the result of a stage, so that the next stage takes them.
+    """Declare files that were written by other means to be the result of a stage, so that the next stage reads them.
 
     Args:
         directory: Holds the files that docs/formats.md lists for the stage, and nothing else.
-        stage: Name of the stage that would have written them, as `tokenize`.
+        stage: Name of the stage that would have written them, such as `tokenize`.
 
     Raises:
         ValueError: If the directory is empty or absent, or is a result already.

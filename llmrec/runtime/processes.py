@@ -1,8 +1,8 @@
-"""The processes of an `accelerate launch` or `torchrun`, or the only one there is.
+"""Processes of an `accelerate launch` or `torchrun`; a plain run has one.
 
-Rank and number are read from the environment, so that stages without torch stay without it. Joining the group goes
-through one place: without a GPU a bare `PartialState()` takes its process for the only one, and every later one in the
-process inherits that.
+Rank and number of processes are read from the environment, so that stages without torch need not import it. `join` is
+the only place that joins the process group: without a GPU a bare `PartialState()` takes its process for the only one,
+and every later `PartialState` in the process inherits that.
 """
 
 from __future__ import annotations
@@ -17,34 +17,41 @@ if TYPE_CHECKING:
 
 
 def rank() -> int:
+    """Rank of this process, 0 for the first."""
     return int(os.environ.get("RANK", "0"))
 
 
 def count() -> int:
+    """Number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_cut_to_one() -> bool:
-    """Whether accelerate was asked for several processes on the CPU and, having no MPI, started this one alone."""
+    """True if accelerate was asked for several processes on the CPU and, for lack of MPI, started only this one."""
     asked = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_PORT" in os.environ  # as accelerate 1.15 does
     return asked and "WORLD_SIZE" not in os.environ
 
 
 def sharding() -> str | None:
-    """What accelerate was told to share the weights out by among the processes; None where each holds all of them."""
+    """Name of the method by which accelerate shards weights over the processes; None if each process holds them all."""
     kinds = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
     return next((kind for name, kind in kinds.items() if os.environ.get(name, "").lower() == "true"), None)
 
 
 def is_main() -> bool:
+    """True in the first process."""
     return rank() == 0
 
 
 def join() -> PartialState:
-    """Join the process group; accelerate's state of it.
+    """Join the process group.
+
+    Returns:
+        State of accelerate.
 
     Raises:
-        RuntimeError: If accelerate was already told that this process is alone; each would report its share as all.
+        RuntimeError: If accelerate was told before that this process is alone: each would report its share as the
+            whole.
     """
     import torch
     from accelerate import PartialState
@@ -60,10 +67,10 @@ def join() -> PartialState:
 
 @functools.cache
 def _leave_at_exit() -> None:
-    """Leave the group before the interpreter is torn down.
+    """Leave the process group before the interpreter is torn down.
 
-    Its threads were seen to abort a process that had finished its work ("terminate called without an active
-    exception", gloo, torch 2.13), for which `accelerate launch` then reports a failure.
+    Threads of gloo were seen to abort a process that had finished its work ("terminate called without an active
+    exception", torch 2.13), and `accelerate launch` then reports a failure.
     """
     from torch import distributed
 
@@ -71,13 +78,13 @@ def _leave_at_exit() -> None:
 
 
 def wait() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has arrived here."""
     if count() > 1:
         join().wait_for_everyone()
 
 
 def gather(values: list[Any]) -> list[Any]:
-    """The lists of all processes as one, in the order of their ranks, in each of them."""
+    """Concatenate the lists of all processes in the order of their ranks; every process gets the whole list."""
     if count() == 1:
         return values
     from accelerate.utils import gather_object

@@ -1,9 +1,9 @@
-"""Stage directories: a result is whole, hash-bound and named by its manifest, or it is not there.
+"""Stage directories: a result is complete, with a manifest of its hashes, or it does not exist.
 
-A stage works in `<out>.partial`, which remembers the identity of the run (stage, config, hashes of its inputs), and
-renames it to `<out>` once `manifest.json` is on disk. The same run again skips a finished directory and resumes a
-partial one; another run refuses to touch either, or with `overwrite` takes its place once it is finished itself. A
-kill, a full disk or a power cut leaves a `.partial`, never a directory that could be taken for a result.
+A stage works in `<out>.partial`, which records the identity of the run (stage, config, hashes of its inputs). Once
+`manifest.json` is on disk, the directory is renamed to `<out>`. The same command run again skips a finished directory
+and resumes a partial one. Another run refuses to touch either; with `overwrite` it replaces the old result once it has
+finished itself. A kill, a full disk or a power cut leaves a `.partial`, never a directory that looks like a result.
 """
 
 from __future__ import annotations
@@ -43,16 +43,15 @@ MOVES_OPEN_FILES = os.name != "nt"  # Windows neither renames nor removes a dire
 def run_stage(
     stage: str, config: StageConfig, inputs: Mapping[str, str | Path], build: Callable[[Path], JsonObject | None]
 ) -> Path:
-    """Produce `config.out` by `build`, at most once.
+    """Produce the directory `config.out` by calling `build`, unless it is there already.
 
     Args:
         stage: Name of the stage, recorded in the manifest.
-        config: Stage config; fields marked as not part of a run's identity may differ between a run and its
-            resumption.
+        config: Config of the stage. Fields with `identity=False` may differ when a run is resumed.
         inputs: Name -> stage directory, file or Hub id that the result depends on.
-        build: Called with the working directory (it may hold a partial result of the same run); returns counts for
-            the manifest. Under `accelerate launch` every process calls it. What it leaves in `<dir>/scratch` is for
-            its own resumption and removed at the end.
+        build: Function that writes the result into the working directory it is given, which may hold a partial result
+            of the same run, and returns counts for the manifest. Under `accelerate launch` every process calls it.
+            Files in `<directory>/scratch` serve its own resumption and are removed at the end.
 
     Returns:
         `config.out`.
@@ -91,7 +90,7 @@ def run_stage(
 
 
 def run_identity(stage: str, config: StageConfig, inputs: Mapping[str, str | Path]) -> JsonObject:
-    """What makes two runs the same run: stage, resolved config without paths of inputs, content of inputs."""
+    """Identity of a run: its stage, its config without the paths of inputs, and the hashes of its inputs."""
     fields = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
@@ -116,7 +115,7 @@ def _check_out(out: Path, inputs: Mapping[str, str | Path]) -> None:
 
 
 def _is_finished(out: Path, identity: JsonObject, overwrite: bool) -> bool:
-    """Whether `out` is already this run's result; the same answer in every process."""
+    """True if `out` is already the result of this run; the answer is the same in every process."""
     if not out.exists():
         return False
     if not (out / MANIFEST).is_file():
@@ -151,7 +150,7 @@ def _claim(partial: Path, identity: JsonObject, overwrite: bool) -> None:
 
 
 def _read_run(partial: Path, identity: JsonObject) -> JsonObject:
-    """Identity of an unfinished run; the given one where a kill came before it was written."""
+    """Identity of an unfinished run; the given one if the run was killed before it wrote its own."""
     try:
         return json.loads((partial / RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -222,10 +221,11 @@ def _describe(
 
 
 def _publish(out: Path, partial: Path) -> None:
-    """Put the finished directory in the place of what `overwrite` replaces; two renames, so `out` is never half of one.
+    """Move the finished directory to `out`, after the directory that `overwrite` replaces is moved out of the way.
 
-    Killed between them, the same command finds its partial again. What a resumption needs is removed last: with its
-    checkpoints gone before the rename, a kill would cost the whole training.
+    These are two renames, so `out` is never incomplete; if the run is killed between them, the same command finds its
+    partial directory again. Files that only a resumption needs are removed last: if checkpoints were removed before
+    the rename, a kill could cost the whole training.
     """
     replaced = out.with_name(out.name + REPLACED)
     if out.exists():
@@ -237,7 +237,7 @@ def _publish(out: Path, partial: Path) -> None:
 
 
 def _tidy(out: Path) -> None:
-    """Remove what only an unfinished run needs; a kill may have come before."""
+    """Remove the files that only an unfinished run needs; an earlier attempt may have been killed before it did."""
     (out / RUN).unlink(missing_ok=True)
     (out / LOCK).unlink(missing_ok=True)
     shutil.rmtree(out / SCRATCH, ignore_errors=True)
