@@ -11,15 +11,17 @@ from llmrec.configs.options import Config, option
 class RecommendConfig(Config):
     """Recommend items for histories given on the command line or in a file."""
 
-    model: str = option("Checkpoint directory or Hub id.")
-    history: list[str] | None = option("item_ids of one user, oldest first.", None)
+    model: str = option("Directory or Hub id of the checkpoint.")
+    history: list[str] | None = option("History of one user: item_ids, oldest first.", None)
     input: str | None = option(
-        "JSON lines file: one {'history': [...], 'exclude': [...], 'allow': [...]} per user.", None
+        "JSON-lines file with one {'history': [...], 'exclude': [...], 'allow': [...]} per user.", None
     )
-    k: int = option("Items per user.", 10, least=1)
-    exclude_seen: bool = option("Leave out items of the history.", True)
+    k: int = option("Number of items per user.", 10, least=1)
+    exclude_seen: bool = option("Leave out the items of the history.", True)
     where: list[str] | None = option(
         'SQL conditions that all answers must meet, on the columns of `catalog`, such as "price <= 20".', None
     )
-    catalog: str | None = option("Directory written by `llmrec prepare`, for titles and `where`.", None)
-    device: str = option("Device of the model: auto, cpu, cuda.", "auto")
+    catalog: str | None = option(
+        "Directory written by `llmrec prepare`; it has the titles and the columns of `where`.", None
+    )
+    device: str = option("Device of the model: auto, cpu or cuda.", "auto")

@@ -27,22 +27,23 @@ def check_appended(old: SidTable, new: SidTable) -> None:
     Raises:
         ValueError: If an item of the old table is absent or has another semantic ID, or the levels do not go together.
     """
-    remedy = "Give what `llmrec tokenize --append` made of it, or extend the original model and train anew."
+    remedy = "Give the table that `llmrec tokenize --append` made of it, or extend the original model and train again."
     row_of = {item_id: row for row, item_id in enumerate(new.item_ids)}
     gone = [item_id for item_id in old.item_ids if item_id not in row_of]
     if gone:
         raise ValueError(f"{len(gone)} items of the checkpoint are not in the SID table, first {gone[:3]}. {remedy}")
     if new.num_levels != old.num_levels or any(np.less(new.level_sizes, old.level_sizes)):
         raise ValueError(
-            f"the checkpoint's SID table has levels of {old.level_sizes} codes, the given one of {new.level_sizes}. "
+            f"the levels of the checkpoint's SID table have {old.level_sizes} codes, those of the given one "
+            f"{new.level_sizes}. "
             f"{remedy}"
         )
-    before, now = old.codes(np.arange(old.num_items)), new.codes([row_of[item_id] for item_id in old.item_ids])
-    moved = np.flatnonzero((before != now).any(axis=1))
+    before, after = old.codes(np.arange(old.num_items)), new.codes([row_of[item_id] for item_id in old.item_ids])
+    moved = np.flatnonzero((before != after).any(axis=1))
     if len(moved):
         raise ValueError(
             f"{len(moved)} items have other semantic IDs than in the checkpoint, first '{old.item_ids[moved[0]]}': "
-            f"{before[moved[0]].tolist()} there, {now[moved[0]].tolist()} in the SID table. {remedy}"
+            f"{before[moved[0]].tolist()} in the checkpoint, {after[moved[0]].tolist()} in the SID table. {remedy}"
         )
 
 
@@ -74,8 +75,8 @@ def grow_vocabulary(
     short = [level for level, size in enumerate(level_sizes) if size > vocabulary.block_sizes[level]]
     if short and (short != [last] or len(tokenizer) != end):
         raise ValueError(
-            f"{'; '.join(notes)}, and the checkpoint has token rows for {list(vocabulary.block_sizes)} alone, with "
-            "other tokens behind them. Extend the original model by this SID table, with spare_codes, and train anew."
+            f"{'; '.join(notes)}, but the checkpoint has tokens for {list(vocabulary.block_sizes)} codes only, and "
+            "other tokens follow them. Extend the original model by this SID table, with spare_codes, and train again."
         )
     blocks = tuple(map(max, vocabulary.block_sizes, level_sizes))
     larger = dataclasses.replace(vocabulary, level_sizes=tuple(level_sizes), block_sizes=blocks)
@@ -84,7 +85,9 @@ def grow_vocabulary(
         tokens = larger.tokens()[-count:]
         tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens])
         tail = SidVocabulary((count,), (end,), (count,), vocabulary.eos_token_id, vocabulary.template)
-        add_rows(model, tail, seed + end)  # the seed of `extend` again would draw the noise of its first rows again
+        add_rows(
+            model, tail, seed + end
+        )  # with the seed of `extend` alone, the noise of its first tokens would come again
         notes.append(f"{count} tokens are new")
     larger.check(tokenizer)
     return larger, notes
@@ -99,14 +102,14 @@ def carry_details_over(details: JsonObject, model: str | Path, sid: str | Path) 
     Returns:
         The details, and the reason if the hash is still the old one.
     """
-    if details.get("catalog_sha256") is None:  # of adopted semantic IDs; such a checkpoint is taken on trust
+    if details.get("catalog_sha256") is None:  # the semantic IDs were adopted, so there is nothing to compare
         return details, None
     old, new = unchanged_catalog(model), unchanged_catalog(sid)
     if old is None or new is None or content_hash(old) != details["catalog_sha256"]:
-        return details, "the catalogues of the checkpoint and of the SID table are not both here, to be compared"
+        return details, "the catalogues of the checkpoint and of the SID table are not both here to be compared"
     held_out = count_lost_training_pairs(Catalog.load(old), Catalog.load(new))
     if held_out:
-        return details, f"{held_out} interactions that the checkpoint was trained on are no training rows of '{new}'"
+        return details, f"{held_out} interactions that the checkpoint was trained on are not training data of '{new}'"
     return {**details, "catalog_sha256": content_hash(new)}, None
 
 

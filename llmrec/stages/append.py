@@ -50,10 +50,12 @@ def append_items(config: ExtendConfig, table: SidTable) -> JsonObject:
 
     out = run_stage("extend", config, {"sid": config.sid, "model": config.model}, build)
     counts = read_manifest(out)["counts"]
-    grown = "; ".join(counts["grown"]) + ": fine-tune, their rows are untrained" if counts["grown"] else "no new tokens"
+    grown = (
+        "; ".join(counts["grown"]) + ": fine-tune, their tokens are untrained" if counts["grown"] else "no new tokens"
+    )
     say(f"extend: {counts['new_items']} new items, {grown} -> {out}")
     if reason:
-        say(f"extend: they can be recommended, but not evaluated or trained on yet: {reason}.")
+        say(f"extend: the new items can be recommended, but not evaluated or trained on yet: {reason}.")
     return {"out": str(out), **counts}
 
 

@@ -31,22 +31,22 @@ def main(config: RecommendConfig) -> JsonObject:
         )
     by_place = find_requests(config)
     catalog = None if config.catalog is None else Catalog.load(config.catalog)
-    wanted = None if config.where is None else find_wanted(config.where, catalog)
-    from llmrec.recommender import Recommender  # torch and transformers, whose seconds no refused request should cost
+    matching = None if config.where is None else find_matching(config.where, catalog)
+    from llmrec.recommender import Recommender  # imports torch, which takes seconds; refused requests need not wait
 
     recommender = Recommender.from_pretrained(config.model, device=config.device)
     lists = {f'{place}, "{key}"': ids for place, request in by_place.items() for key, ids in request.items()}
-    recommender.table.find_items(lists if wanted is None else lists | {"--where": wanted})  # refuses unknown ones
+    recommender.table.find_items(lists if matching is None else lists | {"--where": matching})  # refuses unknown ones
     requests = list(by_place.values())
     histories = [request["history"] for request in requests]
     barred = [
         [*request.get("exclude", []), *(request["history"] if config.exclude_seen else [])] for request in requests
     ]
-    allowed = restrict([request.get("allow") for request in requests], wanted)
+    allowed = restrict([request.get("allow") for request in requests], matching)
     answers = recommender.recommend(histories, config.k, exclude=barred, allow=allowed)
     titles = {} if catalog is None else dict(zip(catalog.item_ids, catalog.titles, strict=True))
     users = [
-        {"history": history, "items": [_item(*found, titles) for found in zip(items, scores, strict=True)]}
+        {"history": history, "items": [_item(*pair, titles) for pair in zip(items, scores, strict=True)]}
         for history, items, scores in zip(histories, *answers, strict=True)
     ]
     if not is_quiet():
@@ -55,7 +55,7 @@ def main(config: RecommendConfig) -> JsonObject:
 
 
 def find_requests(config: RecommendConfig) -> dict[str, Request]:
-    """Where each request comes from, for messages -> the request; not empty.
+    """Collect the requests, at least one, under a name for messages.
 
     Raises:
         ValueError: If a history is empty, or the file cannot be read.
@@ -68,10 +68,10 @@ def find_requests(config: RecommendConfig) -> dict[str, Request]:
 
 
 def read_requests(path: str) -> dict[str, Request]:
-    """Requests of a JSON-lines file, by the file and line that they stand in.
+    """Read the requests of a JSON-lines file; each is named by the file and its line.
 
     Raises:
-        ValueError: With the line of every row that is not {"history": [...], "exclude": [...], "allow": [...]}.
+        ValueError: With every line that is not {"history": [...], "exclude": [...], "allow": [...]}.
     """
     if not Path(path).is_file():
         raise ValueError(f"input '{path}' does not exist; give a JSON-lines file with one user per line.")
@@ -91,8 +91,8 @@ def read_requests(path: str) -> dict[str, Request]:
     return requests
 
 
-def find_wanted(where: Sequence[str], catalog: Catalog | None) -> list[str]:
-    """item_ids that meet all conditions; not empty.
+def find_matching(where: Sequence[str], catalog: Catalog | None) -> list[str]:
+    """Find the item_ids that meet all conditions, at least one.
 
     Raises:
         ValueError: If there is no condition or no catalogue, a condition is malformed, or no item meets all of them.
@@ -100,22 +100,22 @@ def find_wanted(where: Sequence[str], catalog: Catalog | None) -> list[str]:
     if not where:
         raise ValueError("--where is empty; give conditions such as 'price <= 20', or leave it out.")
     if catalog is None:
-        raise ValueError("--where needs --catalog, the directory of `llmrec prepare` whose columns it is about.")
-    wanted = catalog.where(*where)
-    if not wanted:
+        raise ValueError("--where needs --catalog, the `llmrec prepare` directory that has the columns.")
+    matching = catalog.where(*where)
+    if not matching:
         alone = "; ".join(f"'{condition}' is met by {len(catalog.where(condition))}" for condition in where)
         raise ValueError(
             f"none of the {catalog.num_items} items of '{catalog.source}' meets --where: {alone}. Loosen a condition."
         )
-    return wanted
+    return matching
 
 
-def restrict(allowed: list[list[str] | None], wanted: list[str] | None) -> list[list[str] | None]:
-    """Allow-lists of requests, cut to the wanted items; a request without its own shares the one list of them."""
-    if wanted is None:
+def restrict(allowed: list[list[str] | None], matching: list[str] | None) -> list[list[str] | None]:
+    """Cut the allow-lists of requests to the matching items; requests without a list of their own share these."""
+    if matching is None:
         return allowed
-    known = set(wanted)
-    return [wanted if ids is None else [item_id for item_id in ids if item_id in known] for ids in allowed]
+    members = set(matching)
+    return [matching if ids is None else [item_id for item_id in ids if item_id in members] for ids in allowed]
 
 
 def _parse_request(line: str) -> Request:

@@ -28,7 +28,7 @@ from llmrec.runtime.stage_directory import run_stage
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.stages import extend
-from llmrec.stages.evaluate import check_training_rows
+from llmrec.stages.evaluate import check_catalog_of
 from tests.conftest import CODES, tiny_llm
 from tests.support.extended import extended, fine_tune, same_weights, write_llm, write_sid, write_toy_catalog
 from tests.support.prepared import write_catalog
@@ -232,7 +232,7 @@ def test_a_level_that_grew_takes_its_spare_rows_and_extend_says_so(capsys, tmp_p
     base = extended(tmp_path, sid_table, spare_codes=2)
     result = append_to(tmp_path, base, with_items(sid_table, [[4, 0, 0], [0, 0, 5]], [5, 4, 6]))
     assert result["grown"] == ["level 0 grew from 4 to 5 codes", "level 2 grew from 4 to 6 codes"]
-    assert "level 2 grew from 4 to 6 codes: fine-tune, their rows are untrained" in capsys.readouterr().err
+    assert "level 2 grew from 4 to 6 codes: fine-tune, their tokens are untrained" in capsys.readouterr().err
     before, after = (SidConfig.load(path)[0].vocabulary for path in (base, tmp_path / "more"))
     assert after.level_sizes == (5, 4, 6) and (after.starts, after.block_sizes) == (before.starts, (6, 6, 6))
     assert same_weights(base, tmp_path / "more")
@@ -269,10 +269,13 @@ def test_the_last_level_grows_behind_the_others(tmp_path, sid_table, tied):
             SidTable([f"item-{row}" for row in range(12)], CODES[::-1], level_sizes=[4] * 3),
             "12 items have other semantic",
         ),
-        (SidTable([f"item-{row}" for row in range(12)], CODES[:, :2], level_sizes=[4] * 2), "the given one of [4, 4]"),
+        (
+            SidTable([f"item-{row}" for row in range(12)], CODES[:, :2], level_sizes=[4] * 2),
+            "those of the given one [4, 4]",
+        ),
         (
             SidTable([f"item-{row}" for row in range(12)], CODES, level_sizes=[9, 4, 4]),
-            "token rows for [6, 6, 6] alone",
+            "tokens for [6, 6, 6] codes only",
         ),
     ],
 )
@@ -318,11 +321,11 @@ def test_law_1_a_checkpoint_is_of_the_new_catalogue_only_if_that_tests_nothing_i
             assert (
                 SidConfig.load(out)[2]["catalog_sha256"] == content_hash(grown.source) and "not evaluated" not in said
             )
-            check_training_rows(out, grown)
+            check_catalog_of(out, grown)
         else:
-            assert "7 interactions that the checkpoint was trained on are no training rows" in said
+            assert "7 interactions that the checkpoint was trained on are not training data" in said
             with pytest.raises(ValueError, match="was made on another split"):
-                check_training_rows(out, grown)
+                check_catalog_of(out, grown)
 
 
 def test_law_1_sids_of_another_split_do_not_reach_training(tmp_path, sid_table):
