@@ -40,7 +40,7 @@ from llmrec.training.sft.examples import num_targets
 from llmrec.training.sft.losses import sid_loss_in_forward
 from llmrec.training.sft.trainer import make_trainer, train
 from llmrec.training.start import RunInputs, make_validation
-from llmrec.training.validation import chosen, tell_chosen
+from llmrec.training.validation import best_step, log_best_step
 from llmrec.views import ItemViews, view_files
 
 SID = "sid"  # directory of the tokenizer within the checkpoint
@@ -91,7 +91,7 @@ def main(config: AlternateConfig) -> JsonObject:
         f"alternate: {counts['steps']} steps, {counts['cycles']} passes of the tokenizer, last loss "
         f"{counts['loss']:.4f}, {counts['changed_items']:.1%} of the items have another semantic ID -> {out}"
     )
-    tell_chosen(config.stage, counts)
+    log_best_step(config.stage, counts)
     return {"out": str(out), **counts}
 
 
@@ -163,14 +163,14 @@ def fine_tune(config: AlternateConfig, begun: AlternateInputs, directory: Path) 
     with (
         residual_dropout(model, config.dropout),
         sid_loss_in_forward(
-            model, sid_config.vocabulary, config.normalize_over, config.label_smoothing, beside=alternation.loss
+            model, sid_config.vocabulary, config.normalize_over, config.label_smoothing, extra_loss=alternation.loss
         ),
     ):
         trainer = make_trainer(
             config, model, start.tokenizer, begun.examples, collator, directory, device, dtype, validation,
             functools.partial(AlternateTrainer, alternation),
         )  # fmt: skip
-        counts = {**train(trainer, directory), **chosen(trainer.state)}
+        counts = {**train(trainer, collator, directory), **best_step(trainer.state)}
     changed = (table.all_codes != alternation.table.all_codes).any(axis=1).mean()
     return trainer, {**counts, "cycles": alternation.cycle, "changed_items": float(changed)}
 

@@ -35,7 +35,7 @@ from llmrec.training.preference.policy import (
 from llmrec.training.preference.shared_prompt import sibling_scores_in_forward
 from llmrec.training.start import RunInputs, make_validation
 from llmrec.training.trainer import train
-from llmrec.training.validation import chosen, evaluation_mode, tell_chosen
+from llmrec.training.validation import best_step, evaluation_mode, log_best_step
 
 DIFFICULTY = "hardness.json"
 
@@ -65,7 +65,7 @@ def main(config: DpoConfig) -> JsonObject:
     out = run_stage("dpo", config, inputs, build)
     counts = read_manifest(out)["counts"]
     say(f"dpo: {counts['steps']} steps over {counts['prompts']:,} prompts, last loss {counts['loss']:.4f} -> {out}")
-    tell_chosen(config.stage, counts)
+    log_best_step(config.stage, counts)
     return {"out": str(out), **counts}
 
 
@@ -118,7 +118,7 @@ def optimise(
     counts |= {
         "prompts": len(preferences),
         "prompts_per_second": round(len(preferences) * epochs_per_second, 1),
-        **chosen(trainer.state),
+        **best_step(trainer.state),
     }
     return trainer, counts
 

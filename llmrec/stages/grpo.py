@@ -33,7 +33,7 @@ from llmrec.training.preference.policy import (
 from llmrec.training.preference.shared_prompt import sibling_scores_in_forward
 from llmrec.training.start import RunInputs, make_validation
 from llmrec.training.trainer import train
-from llmrec.training.validation import chosen, ranker_of_training, tell_chosen
+from llmrec.training.validation import best_step, log_best_step, ranker_of_training
 
 PAGE = "training.html"
 NUM_TRIED = 2  # prompts that a user's reward is tried on
@@ -64,7 +64,7 @@ def main(config: GrpoConfig, functions: Sequence[RewardFunction] = ()) -> JsonOb
     out = run_stage("grpo", config, inputs, build)
     counts = read_manifest(out)["counts"]
     say(f"grpo: {counts['steps']} steps, {counts['prompts_per_second']:,} prompts/s -> {out}")
-    tell_chosen(config.stage, counts)
+    log_best_step(config.stage, counts)
     return {"out": str(out), **counts}
 
 
@@ -110,7 +110,7 @@ def reinforce(
     counts |= {
         "prompts": len(prompts),
         "prompts_per_second": round(len(prompts) * epochs_per_second, 1),
-        **chosen(trainer.state),
+        **best_step(trainer.state),
     }
     if trainer.is_world_process_zero():
         log, name = trainer.state.log_history, Path(config.out).name

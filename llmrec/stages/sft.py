@@ -1,6 +1,6 @@
-"""sft: fine-tune the extended LLM on the training sequences and save it merged, ready to recommend.
+"""sft: fine-tune the extended LLM on the training sequences, and save it merged and ready to recommend.
 
-Interrupted at any point, the same command continues from the newest checkpoint that is whole.
+If it is interrupted, the same command continues from the newest checkpoint that is whole.
 """
 
 from __future__ import annotations
@@ -28,28 +28,32 @@ from llmrec.training.sft.dropout import residual_dropout
 from llmrec.training.sft.examples import HistoryCollator, add_draws, build_dataset, fill_last_batch, num_targets
 from llmrec.training.sft.losses import IGNORED, sid_loss_in_forward
 from llmrec.training.sft.packing import check_packing
-from llmrec.training.sft.trainer import SidSFTTrainer, make_trainer, train
+from llmrec.training.sft.trainer import make_trainer, train
 from llmrec.training.start import RunInputs, check, check_length, context_of, make_validation, save_checkpoint
 from llmrec.training.tasks.examples import TaskExamples, build_tasks
 from llmrec.training.tasks.item_texts import task_problems
-from llmrec.training.validation import chosen, tell_chosen
-from llmrec.training.weights import load_trainable, merge, whole
+from llmrec.training.trainer import SidTrainer
+from llmrec.training.validation import best_step, log_best_step
+from llmrec.training.weights import load_trainable, merge
 
 
 def main(config: SftConfig) -> JsonObject:
     """Fine-tune and save the merged model.
 
+    Args:
+        config: Options of the stage.
+
     Returns:
-        out and the counts of the manifest.
+        `out` and the counts of the manifest.
 
     Raises:
-        ValueError: If the config, the checkpoint or the catalogue are not usable.
+        ValueError: If the config, the checkpoint or the catalogue cannot be used.
     """
     start = load(config)
 
     def build(directory: Path) -> JsonObject:
         trainer, counts = fine_tune(config, start, directory)
-        trained = whole(trainer, config)
+        trained = trainer.gather_weights()
         if trainer.is_world_process_zero():
             save(config, start, trainer, trained, counts, directory)
         return counts
@@ -58,15 +62,15 @@ def main(config: SftConfig) -> JsonObject:
     counts = read_manifest(out)["counts"]
     speed = f"{counts['tokens_per_second']:,} tokens/s"
     say(f"sft: {counts['steps']} steps, last loss {counts['loss']:.4f}, {speed} -> {out}")
-    tell_chosen(config.stage, counts)
+    log_best_step(config.stage, counts)
     return {"out": str(out), **counts}
 
 
 def load(config: SftConfig) -> RunInputs:
-    """Read and check everything but the weights.
+    """Read and check everything except the weights.
 
     Raises:
-        ValueError: If the config, the checkpoint or the catalogue are not usable.
+        ValueError: If the config, the checkpoint or the catalogue cannot be used.
     """
     verify(config.model, "extend", *TRAINING)
     catalog = Catalog.load(config.catalog)
@@ -82,18 +86,18 @@ def load(config: SftConfig) -> RunInputs:
         sid_config.prompt,
         sid_config.max_history,
     ):
-        say("sft: instruction, chat_template or max_history differ from the earlier phase's; these ones are saved.")
+        say("sft: instruction, chat_template or max_history differ from the earlier phase's; this phase's are saved.")
     sid_config = dataclasses.replace(
         sid_config, prompt=prompt, max_history=config.max_history, normalize_over=config.normalize_over
     )
     return RunInputs(catalog, sid_config, table, details, tokenizer, prefix)
 
 
-def fine_tune(config: SftConfig, start: RunInputs, directory: Path) -> tuple[SidSFTTrainer, JsonObject]:
-    """Train in a directory, or go on where a run ended in it.
+def fine_tune(config: SftConfig, start: RunInputs, directory: Path) -> tuple[SidTrainer, JsonObject]:
+    """Train in a directory, or continue a run that was interrupted in it.
 
     Returns:
-        The trainer at its end, and the counts of the manifest.
+        The trainer after training, and the counts of the manifest.
     """
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.precision, device)
@@ -110,12 +114,12 @@ def fine_tune(config: SftConfig, start: RunInputs, directory: Path) -> tuple[Sid
         sid_loss_in_forward(model, sid_config.vocabulary, config.normalize_over, config.label_smoothing, captured),
     ):
         trainer = make_trainer(config, model, start.tokenizer, examples, collator, directory, device, dtype, validation)
-        counts = {**train(trainer, directory), **chosen(trainer.state)}
+        counts = {**train(trainer, collator, directory), **best_step(trainer.state)}
     return trainer, {**counts, "task_examples": sum(task.num_draws for task in tasks.values())}
 
 
 def make_model(config: SftConfig, sid_config: SidConfig, dtype: torch.dtype) -> PreTrainedModel | PeftModel:
-    """What trains, from a fixed random state."""
+    """Load the model that trains, and seed all random numbers."""
     set_seed(config.seed)
     model = load_trainable(config, sid_config.vocabulary, dtype)
     if config.packing:
@@ -128,19 +132,19 @@ def make_model(config: SftConfig, sid_config: SidConfig, dtype: torch.dtype) -> 
 def save(
     config: SftConfig,
     start: RunInputs,
-    trainer: SidSFTTrainer,
+    trainer: SidTrainer,
     trained: PreTrainedModel | PeftModel,
     counts: JsonObject,
     directory: Path,
 ) -> None:
-    """Write the merged model with all that belongs to it."""
+    """Merge what was trained, and write it with tokenizer, semantic IDs, recipe, log and model card."""
     dtype = resolve_dtype(config.precision, resolve_device(config.device))
     merged = merge(trained, config, dtype, directory / SCRATCH)
     save_checkpoint(config, start, merged, trainer.state.log_history, counts, directory)
 
 
 def problems(config: SftConfig, catalog: Catalog) -> list[str]:
-    """What is wrong with the options of this stage alone."""
+    """List what is wrong with the options of this stage."""
     found = task_problems(config, catalog)
     if processes.sharding() == "FSDP" and (config.train != "full" or config.eval_steps or config.compile):
         found.append(
@@ -153,7 +157,7 @@ def problems(config: SftConfig, catalog: Catalog) -> list[str]:
 def make_examples(
     config: SftConfig, catalog: Catalog, tokenizer: PreTrainedTokenizerBase, num_levels: int
 ) -> tuple[Dataset, dict[str, TaskExamples]]:
-    """What an epoch trains on, and the source of the examples of tasks.
+    """Make the examples of an epoch, and the tasks that draw some of them.
 
     Raises:
         ValueError: If a task has nothing to draw, or does not fit the model's context.

@@ -1,9 +1,9 @@
-"""Trainer checkpoints that are whole or not there, and the choice of the one to continue from.
+"""Trainer checkpoints that are either complete or absent, and the choice of the one to resume from.
 
-The Trainer writes a checkpoint in place and later takes the highest number unchecked: after a kill in the middle of a
-save it crashes, and with a flipped bit or a missing optimizer it ends silently with other weights (transformers #35525,
-#31283, #40790). Here each is written aside, brought to the disk, sealed by a list of its files' hashes and renamed into
-place, and only one whose files still match is continued from.
+transformers writes a checkpoint in place and later resumes from the highest number without checking it. After a kill in
+the middle of a save it crashes; after a flipped bit or a lost optimizer file it ends silently with other weights
+(transformers #35525, #31283, #40790). Here each checkpoint is written in a directory of its own, flushed to the disk,
+sealed by a list of its files' hashes and renamed into place. Only a checkpoint whose files match its seal is resumed.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
 import transformers
-from transformers import TrainingArguments
+from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
@@ -27,82 +25,81 @@ from llmrec.runtime.console import say
 from llmrec.runtime.manifest import sha256_file, write_json
 
 SEAL = "llmrec_seal.json"
-ASIDE = "unfinished"  # beside the checkpoints; not of their name, which the Trainer's rotation counts and deletes
+ASIDE = "unfinished"  # lies with the checkpoints but is not named like one: the Trainer counts and deletes those
 
 
-class WholeCheckpoints:
-    """Goes before a Trainer among the bases of its subclass."""
+@contextlib.contextmanager
+def saved_whole(arguments: TrainingArguments, state: TrainerState) -> Iterator[None]:
+    """Let the Trainer save a checkpoint inside the context, and publish it when every process has written its part.
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        directory, name = Path(self.args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        main = self.is_world_process_zero()
-        try:
-            with written_aside(self.args) as aside:
-                super()._save_checkpoint(model, trial)
-            self._name_best_in(directory, aside / name)
-            processes.wait()  # every process writes its own random state, and nothing in the Trainer waits for it
-            if main:
-                publish(aside / name, directory / name)
-        except Exception:
-            if main:
-                shutil.rmtree(directory / ASIDE, ignore_errors=True)
-                kept = numbered(directory)
-                say(f"{name} could not be written; {f'{kept[0].name} is kept' if kept else 'there is none before it'}.")
-            raise
-        if main:  # by number: a rename keeps the time of a directory
-            rotate_checkpoints(str(directory), self.args.save_total_limit, self.state.best_model_checkpoint)
-        processes.wait()  # whatever reads the checkpoint next, as `load_best_model_at_end` does, finds it
+    If saving fails, the checkpoints before it are kept, and the message names the newest of them.
 
-    def _load_best_model(self) -> None:
-        best = Path(self.state.best_model_checkpoint)
-        problem = damage(best)
-        if problem is not None:
-            raise ValueError(
-                f"{best.name} holds the best weights, those of step {self.state.best_global_step}, but {problem}. Run "
-                "the same command again; it trains again from the newest checkpoint that is whole."
-            )
-        super()._load_best_model()
+    Args:
+        arguments: Arguments of the Trainer; inside the context their `output_dir` is another directory.
+        state: State of the Trainer, which names the best checkpoint.
+    """
+    directory, name = Path(str(arguments.output_dir)), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+    try:
+        with written_aside(arguments) as aside:
+            yield
+        _name_best_by_final_place(arguments, state, directory, aside / name)
+        processes.wait()  # every process writes its own random state, and the Trainer does not wait for it
+        if processes.is_main():
+            publish(aside / name, directory / name)
+    except Exception:
+        if processes.is_main():
+            shutil.rmtree(directory / ASIDE, ignore_errors=True)
+            kept = numbered(directory)
+            say(f"{name} could not be written; {f'{kept[0].name} is kept' if kept else 'there is none before it'}.")
+        raise
+    if processes.is_main():  # by number: a rename keeps the time of a directory
+        rotate_checkpoints(str(directory), arguments.save_total_limit, state.best_model_checkpoint)
+    processes.wait()  # `load_best_model_at_end` reads the checkpoint next, in every process
 
-    def _name_best_in(self, directory: Path, written: Path) -> None:
-        """Where the Trainer took the checkpoint for the best one, name it by the place it is about to have."""
-        if self.state.best_model_checkpoint and Path(self.state.best_model_checkpoint) == written:
-            self.state.best_model_checkpoint = str(directory / written.name)
-            if self.args.should_save:
-                self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+
+def _name_best_by_final_place(
+    arguments: TrainingArguments, state: TrainerState, directory: Path, written: Path
+) -> None:
+    """If the Trainer took the new checkpoint for the best one, name it by the place that it is about to have."""
+    if state.best_model_checkpoint and Path(state.best_model_checkpoint) == written:
+        state.best_model_checkpoint = str(directory / written.name)
+        if arguments.should_save:
+            state.save_to_json(str(written / TRAINER_STATE_NAME))
 
 
 @contextlib.contextmanager
 def written_aside(arguments: TrainingArguments) -> Iterator[Path]:
     """Let the Trainer write below `ASIDE` in its output directory, where its rotation finds nothing to delete."""
     directory = arguments.output_dir
-    arguments.output_dir = os.path.join(directory, ASIDE)
+    aside = Path(str(directory)) / ASIDE
+    arguments.output_dir = str(aside)
     try:
-        yield Path(arguments.output_dir)
+        yield aside
     finally:
         arguments.output_dir = directory
 
 
 def publish(written: Path, final: Path) -> None:
-    """Bring a checkpoint to the disk, seal it and give it its name, in this order; a cut leaves all of it or nothing.
+    """Flush a checkpoint to the disk, seal it and give it its name, in this order: a cut leaves all of it or nothing.
 
     Args:
         written: Directory that every process has written its part to; its parent is removed.
-        final: Its place, in the parent's parent.
+        final: Final place of the checkpoint, in the parent's parent.
     """
     assert written.is_dir(), f"transformers {transformers.__version__} does not write checkpoints to args.output_dir"
     for path in written.rglob("*"):
-        to_disk(path)
+        flush(path)
     seal(written)
-    to_disk(written)
+    flush(written)
     if final.exists():  # the same step, saved again
         final.rename(written.with_name("replaced"))
     written.rename(final)
-    to_disk(final.parent)
+    flush(final.parent)
     shutil.rmtree(written.parent)
 
 
-def to_disk(path: Path) -> None:
-    """fsync a file, or the names in a directory."""
+def flush(path: Path) -> None:
+    """Call fsync on a file, or on the list of names of a directory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -116,8 +113,8 @@ def seal(directory: Path) -> None:
     write_json(directory / SEAL, {str(f.relative_to(directory)): sha256_file(f) for f in files})
 
 
-def damage(directory: Path) -> str | None:
-    """Why a checkpoint cannot be used; None if it is as it was sealed."""
+def corruption(directory: Path) -> str | None:
+    """Reason why a checkpoint cannot be used, or None if its files match its seal."""
     if not directory.is_dir():
         return "it is not there any more"
     if not (directory / SEAL).is_file():
@@ -136,12 +133,28 @@ def damage(directory: Path) -> str | None:
     return None
 
 
-def damage_of_best(directory: Path) -> str | None:
-    """Why the best checkpoint before a whole one cannot be used, which a run that continued here might have to load."""
+def corruption_of_best(directory: Path) -> str | None:
+    """Reason why the best checkpoint before a whole one cannot be used; a run resumed here may have to load it."""
     step = json.loads((directory / TRAINER_STATE_NAME).read_text(encoding="utf-8")).get("best_global_step")
     best = directory.with_name(f"{PREFIX_CHECKPOINT_DIR}-{step}")
-    problem = damage(best) if step and best != directory else None
+    problem = corruption(best) if step and best != directory else None
     return problem and f"the best step before it is in {best.name}, and {problem}"
+
+
+def check_best(state: TrainerState) -> None:
+    """Refuse to load the best weights from a corrupt checkpoint.
+
+    Raises:
+        ValueError: If the checkpoint of the best step is missing or has changed.
+    """
+    assert state.best_model_checkpoint is not None, "the Trainer asks for the best model only if there is one"
+    best = Path(state.best_model_checkpoint)
+    problem = corruption(best)
+    if problem is not None:
+        raise ValueError(
+            f"{best.name} holds the best weights, those of step {state.best_global_step}, but {problem}. Run the same "
+            "command again; it trains again from the newest checkpoint that is whole."
+        )
 
 
 def numbered(directory: Path) -> list[Path]:
@@ -151,9 +164,9 @@ def numbered(directory: Path) -> list[Path]:
 
 
 def is_last(directory: Path) -> bool:
-    """Whether a checkpoint is of the last step, after which the Trainer of transformers 5.23 would take one more.
+    """Tell whether training ended with a checkpoint; resumed from it, transformers 5.23 would take one step more.
 
-    It is the last of all, or the one at which early stopping ended training.
+    Training ends with the last step of all, or with the one at which early stopping stops it.
     """
     state = json.loads((directory / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     control = (state.get("stateful_callbacks") or {}).get("TrainerControl", {"args": {}})
@@ -161,7 +174,7 @@ def is_last(directory: Path) -> bool:
 
 
 def newest_whole(directory: Path) -> Path | None:
-    """The newest checkpoint that is whole and not of the last step, the same in every process.
+    """Choose the newest checkpoint that is whole and is not the final one; every process gets the same.
 
     Newer ones that are not whole, and what a kill left half-written, are named and removed: rotation would count them.
     """
@@ -175,9 +188,9 @@ def _choose(directory: Path) -> list[str]:
         say(f"{path.name} was being written when the run ended: removed.")
     shutil.rmtree(directory / ASIDE, ignore_errors=True)
     for path in found:
-        problem = damage(path) or damage_of_best(path)
+        problem = corruption(path) or corruption_of_best(path)
         if problem is None and is_last(path):
-            say(f"{path.name} is of the last step: the steps before it are taken again.")
+            say(f"{path.name} is the final checkpoint, which cannot be resumed; resuming from the one before it.")
         elif problem is None:
             return [path.name]
         else:

@@ -1,4 +1,4 @@
-"""What a run starts from that trains the LLM, what is checked before anything is loaded, and what it leaves."""
+"""Inputs of a training run, the checks made before weights are loaded, and saving the result."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from llmrec.model.checkpoint import TRAINING, SidConfig, save_model
 from llmrec.runtime import processes
 from llmrec.runtime.manifest import JsonObject, content_hash, read_manifest, write_json
 from llmrec.sid.table import SidTable
-from llmrec.training.trainer import split_batch
+from llmrec.training.arguments import split_batch
 from llmrec.training.validation import Validation
 from llmrec.training.weights import require_bitsandbytes
 
 LOG = "training_log.json"
-PATHS = ("catalog", "model", "sid", "views", "preferences")  # options that name files, which a model card leaves out
+PATHS = ("catalog", "model", "sid", "views", "preferences")  # options that name files; the model card omits them
 
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What a run starts from.
+    """Inputs of a training run.
 
     Args:
-        catalog: Training sequences and valid rows.
+        catalog: Training sequences and validation rows.
         sid_config: Vocabulary of the base, with the prompt, history length and scoring of this run.
-        table: Semantic IDs.
-        details: Of the base's llmrec.json.
-        tokenizer: Of the base.
-        prefix: Tokens before every history.
+        table: Semantic IDs of the catalogue.
+        details: Further content of the base's llmrec.json.
+        tokenizer: Tokenizer of the base.
+        prefix: Token ids before every history.
     """
 
     catalog: Catalog
@@ -49,17 +49,17 @@ class RunInputs:
 def check(
     config: FineTuneConfig, catalog: Catalog, item_ids: list[str], catalog_sha256: str | None, more: Sequence[str] = ()
 ) -> None:
-    """Refuse what cannot be trained, before anything is loaded.
+    """Refuse what cannot be trained, before weights are loaded.
 
     Args:
-        config: Of the stage.
-        catalog: That of the config.
+        config: Options of the stage.
+        catalog: Catalogue of the config.
         item_ids: Items of the checkpoint.
-        catalog_sha256: Hash of the catalogue that the checkpoint was made on, where it says.
+        catalog_sha256: Hash of the catalogue that the checkpoint was made on, if it is known.
         more: Problems that the stage has found itself.
 
     Raises:
-        ValueError: With every option at fault and what it may be.
+        ValueError: If anything is wrong; the message lists every problem with its remedy.
     """
     problems = []
     if item_ids != catalog.item_ids:
@@ -97,10 +97,10 @@ def check(
 
 
 def check_length(model: str, max_history: int, num_tokens: int) -> None:
-    """Refuse a history cap that does not fit the model's context.
+    """Refuse a `max_history` that does not fit the model's context.
 
     Raises:
-        ValueError: If `num_tokens` of prompt and items exceed it.
+        ValueError: If `num_tokens`, those of prompt and items, exceed it.
     """
     context = context_of(model)
     if context and num_tokens > context:
@@ -111,20 +111,34 @@ def check_length(model: str, max_history: int, num_tokens: int) -> None:
 
 
 def context_of(model: str) -> int | None:
-    """Tokens that a model can attend to, where its config says."""
+    """Number of tokens that a model can attend to, or None if its config does not say."""
     return getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None)
 
 
 def make_validation(
     config: FineTuneConfig, start: RunInputs, targets: int, from_start: bool = False
 ) -> Validation | None:
-    """The valid rows, as `llmrec evaluate --max-rows` draws them, if they shall be ranked; see `Validation`."""
+    """Draw the validation examples as `llmrec evaluate --max-examples` draws them; None without `eval_steps`.
+
+    Args:
+        config: Options of the stage.
+        start: Inputs of the run.
+        targets: Number of targets that one epoch trains on.
+        from_start: Validate the initial weights too.
+    """
     if config.eval_steps is None:
         return None
-    rows = start.catalog.examples("valid")
-    rows = rows.take(rows.sample(config.eval_examples, config.seed))
-    sid_config, batch_size = start.sid_config, config.micro_batch_size
-    return Validation(rows, start.table, sid_config, start.prefix, targets, batch_size, config.stage, from_start)
+    examples = start.catalog.examples("valid")
+    return Validation(
+        examples.take(examples.sample(config.eval_examples, config.seed)),
+        start.table,
+        start.sid_config,
+        start.prefix,
+        targets,
+        config.micro_batch_size,
+        config.stage,
+        from_start,
+    )
 
 
 def save_checkpoint(
@@ -135,7 +149,16 @@ def save_checkpoint(
     counts: JsonObject,
     directory: Path,
 ) -> None:
-    """Write the merged model with all that belongs to it."""
+    """Write the merged model with its tokenizer, semantic IDs, recipe, log and model card.
+
+    Args:
+        config: Options of the stage.
+        start: Inputs of the run.
+        merged: Model to save.
+        log: Log entries of the Trainer.
+        counts: Counts of the manifest.
+        directory: Directory to write into.
+    """
     save_model(merged, start.tokenizer, directory)
     kept = {name: value for name, value in start.details.items() if name not in TRAINING}
     recipe = {
@@ -152,7 +175,7 @@ def save_checkpoint(
 
 
 def describe_data(catalog: str) -> JsonObject:
-    """Dataset, filter and split, for the model card; of a file its name, not where it lies."""
+    """Describe dataset, filter and split for the model card; of a file the name without its path."""
     manifest = read_manifest(catalog)
     settings = {key: manifest["config"].get(key) for key in ("dataset", "k_core", "split", "max_history", "seed")}
     if settings["dataset"] is None and manifest["config"].get("interactions"):
@@ -161,16 +184,16 @@ def describe_data(catalog: str) -> JsonObject:
 
 
 def describe_recipe(config: FineTuneConfig) -> JsonObject:
-    """What makes the weights what they are, for the model card; no paths."""
+    """List the options that decide the weights, for the model card; without paths."""
     settings = [f.name for f in dataclasses.fields(config) if f.metadata["identity"]]
     return {name: getattr(config, name) for name in settings if name not in PATHS}
 
 
 def phases(details: JsonObject) -> list[JsonObject]:
-    """Recipe and counts of every run that trained a checkpoint, oldest first; empty of one just extended.
+    """List recipe and counts of every run that trained a checkpoint, oldest first; empty for an extended base.
 
     Args:
-        details: Of its llmrec.json.
+        details: Content of its llmrec.json.
     """
     last = [{name: details[name] for name in (stage, "counts")} for stage in TRAINING if stage in details]
     return [*details.get("earlier", []), *last]

@@ -1,12 +1,12 @@
-"""The valid rows, ranked while a model trains: by them the best step is chosen, and training stops early.
+"""Validation while a model trains: the best step is chosen by it, and training stops early by it.
 
-They are ranked as `llmrec evaluate --split valid` ranks them (column `plain`): the same decoder, beam, prompt and
-metric, on the model as it trains, LoRA beside its base and under the autocast of training. A loss would be cheaper, but
-it is not what the model is used for, and it may fall while fewer targets are found. The Trainer does the rest
-(`eval_strategy`, `load_best_model_at_end`, `EarlyStoppingCallback`).
+Validation examples are ranked as `llmrec evaluate --split valid` ranks them (column `plain`): with the same decoder,
+beam, prompt and metric, on the model as it trains, with its LoRA and under the autocast of training. A loss would be
+cheaper, but it is not what the model is used for, and it may fall while fewer targets are found. The Trainer does the
+rest (`eval_strategy`, `load_best_model_at_end`, `EarlyStoppingCallback`).
 
-No random number is drawn, and every module is left in the mode it was in, so training goes on as if it had not been
-interrupted.
+Validation draws no random number and leaves every module in the mode it was in, so training continues as if it had not
+been interrupted.
 """
 
 from __future__ import annotations
@@ -22,41 +22,23 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from llmrec.configs import FineTuneConfig
 from llmrec.data.examples import Examples
 from llmrec.decoding.ranker import SidRanker
 from llmrec.evaluation.learning import CUTOFF, NDCG, RECALL, SECONDS, SUPERVISED, VALIDATION_SECONDS
 from llmrec.evaluation.metrics import ndcg, recall
 from llmrec.evaluation.protocol import COLUMNS, evaluate
+from llmrec.model.backbone import causal_lm
 from llmrec.model.checkpoint import SidConfig
 from llmrec.runtime.console import say
 from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.table import SidTable
 
-KEPT = 3  # checkpoints: the best one, and the two newest as without evaluation
 
+def best_step(state: TrainerState) -> JsonObject:
+    """Describe the best step for the manifest: `best_step`, its ndcg, and `saved_step`, whose weights are saved.
 
-def saving(config: FineTuneConfig) -> JsonObject:
-    """Arguments of the Trainer for checkpoints and evaluations; with the latter, each has a checkpoint."""
-    if config.eval_steps is None:
-        return {"save_steps": config.save_steps, "save_total_limit": 2}
-    return {
-        "save_steps": config.eval_steps,  # without a checkpoint of its own the best step could not be loaded
-        "save_total_limit": KEPT,
-        "eval_strategy": "steps",
-        "eval_steps": config.eval_steps,
-        "metric_for_best_model": NDCG,
-        "greater_is_better": True,
-        "load_best_model_at_end": True,
-        "restore_callback_states_from_checkpoint": True,  # how long EarlyStoppingCallback has been waiting
-    }
-
-
-def chosen(state: TrainerState) -> JsonObject:
-    """For the manifest's counts: the best step, its ndcg and the step whose weights are saved; empty without any.
-
-    Where no target was found at any step, none is the best, and the weights of the last one are saved. Where the start
-    was judged too and no step was better, 0 is the best step.
+    If no target was found at any step, there is no best one, and the weights of the last one are saved. If the initial
+    weights were validated too and no step was better, the best step is 0. Without validation the result is empty.
     """
     if state.best_metric is None:
         return {}
@@ -66,55 +48,56 @@ def chosen(state: TrainerState) -> JsonObject:
     return {"best_step": best, f"valid_ndcg@{CUTOFF}": state.best_metric, "saved_step": best or state.global_step}
 
 
-def tell_chosen(stage: str, counts: JsonObject) -> None:
-    """Say which weights were saved and why, where steps were judged.
+def log_best_step(stage: str, counts: JsonObject) -> None:
+    """Say which weights were saved and why, if there was validation.
 
     Args:
-        stage: As the message begins.
-        counts: Of the manifest, with those of `chosen`.
+        stage: Name of the stage, which begins the message.
+        counts: Counts of the manifest, with those of `best_step`.
     """
     if counts.get("best_step") is None:
         return
-    ndcg = f"valid ndcg@{CUTOFF} {counts[f'valid_ndcg@{CUTOFF}']:.4f}"
+    ndcg_text = f"valid ndcg@{CUTOFF} {counts[f'valid_ndcg@{CUTOFF}']:.4f}"
     if counts["saved_step"] == 0:
-        say(f"{stage}: no step ranks the valid rows better than the start ({ndcg}): its weights are saved as they were")
+        say(f"{stage}: validation never improved on the initial weights ({ndcg_text}); they are saved unchanged")
     else:
-        say(f"{stage}: the weights of step {counts['saved_step']} are saved, best {ndcg}")
+        say(f"{stage}: the weights of step {counts['saved_step']} are saved, best {ndcg_text}")
 
 
 def start_is_best(state: TrainerState) -> bool:
-    """Whether the weights that training began with were judged, and no step ranks the valid rows better."""
-    was_judged = any(NDCG in entry and entry["step"] == 0 for entry in state.log_history)
-    return was_judged and not state.best_global_step
+    """Tell whether the initial weights were validated and no step was better."""
+    was_validated = any(NDCG in entry and entry["step"] == 0 for entry in state.log_history)
+    return was_validated and not state.best_global_step
 
 
 def ranker_of_training(
     model: nn.Module, table: SidTable, sid_config: SidConfig, prefix_ids: Sequence[int]
 ) -> SidRanker:
-    """Ranker on the weights of a model that goes on training; arguments as `SidRanker` takes them.
+    """Make a ranker on the weights of a model that continues to train, with its LoRA if it has one.
 
-    Without CUDA graphs: autocast would have them read its copies of the weights, made before the next step.
+    `SidRanker` explains the arguments. The ranker has no CUDA graphs: under autocast they would read copies of the
+    weights that were made before the next step.
     """
-    return SidRanker(model, table, sid_config, prefix_ids, capture=False)
+    return SidRanker(causal_lm(model), table, sid_config, prefix_ids, capture=False)
 
 
 class Validation(TrainerCallback):
-    """Valid rows, and the ranker that answers for the model as it stands.
+    """Validation examples, and the ranker on the model that trains.
 
     Args:
-        rows: Rows to rank.
+        examples: Validation examples to rank.
         table: Semantic IDs of the catalogue.
         sid_config: Vocabulary, history length and scoring of the model that trains.
-        prefix_ids: Tokens before every history.
-        targets: Items that one epoch trains on.
-        batch_size: Rows decoded together on one device.
-        stage: As messages name it.
-        from_start: Judge the weights that training begins with too; a step has to be better than they are to be saved.
+        prefix_ids: Token ids before every history.
+        targets: Number of targets that one epoch trains on.
+        batch_size: Examples decoded together on one device.
+        stage: Name of the stage, for messages.
+        from_start: Validate the initial weights too; a step must be better than they are to be saved.
     """
 
     def __init__(
         self,
-        rows: Examples,
+        examples: Examples,
         table: SidTable,
         sid_config: SidConfig,
         prefix_ids: Sequence[int],
@@ -123,61 +106,64 @@ class Validation(TrainerCallback):
         stage: str,
         from_start: bool = False,
     ):
-        self.rows, self.table, self.sid_config, self.prefix_ids = rows, table, sid_config, prefix_ids
+        self.examples, self.table, self.sid_config, self.prefix_ids = examples, table, sid_config, prefix_ids
         self.targets, self.batch_size, self.stage, self.from_start = targets, batch_size, stage, from_start
-        self.ranker: SidRanker | None = None
+        self.started = time.monotonic()
+        self._ranker: SidRanker | None = None
+
+    @property
+    def ranker(self) -> SidRanker:
+        """The ranker on the model that trains; there is one as soon as training begins."""
+        assert self._ranker is not None, "validation begins with training"
+        return self._ranker
 
     def use(self, table: SidTable) -> None:
         """Rank by other semantic IDs from now on."""
         self.table = table
-        if self.ranker is not None:
-            self.ranker = self._ranker(self.ranker.model)
-
-    def _ranker(self, model: nn.Module) -> SidRanker:
-        return ranker_of_training(model, self.table, self.sid_config, self.prefix_ids)
+        if self._ranker is not None:
+            self._ranker = ranker_of_training(self._ranker.model, table, self.sid_config, self.prefix_ids)
 
     def on_train_begin(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: Any,
+        **kwargs: Any,  # objects of the Trainer, among them its model
     ) -> None:
-        """Start the clock where a resumed run had stopped it, on the device that the Trainer has moved the model to."""
-        self.ranker = self._ranker(model)
+        """Make the ranker, on the device that the model was moved to, and continue the clock of a resumed run."""
+        self._ranker = ranker_of_training(kwargs["model"], self.table, self.sid_config, self.prefix_ids)
         self.started = time.monotonic() - max((entry.get(SECONDS, 0.0) for entry in state.log_history), default=0.0)
         if state.best_global_step:  # by its number: the directory may have been moved since
-            best = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+            best = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
             state.best_model_checkpoint = str(best)
         if self.from_start and state.global_step == 0:
             with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
-                found = self.judge(state)
-            state.log_history.append({**found, "epoch": 0.0, "step": 0})
-            state.best_metric = found[NDCG]
+                metrics = self.validate(state)
+            state.log_history.append({**metrics, "epoch": 0.0, "step": 0})
+            state.best_metric = metrics[NDCG]
 
-    def judge(self, state: TrainerState) -> dict[str, float]:
-        """Rank the rows; the same values in every process, but for the seconds.
+    def validate(self, state: TrainerState) -> dict[str, float]:
+        """Rank the validation examples.
 
         Args:
-            state: Of the Trainer, which has not compared this step to the best one yet.
+            state: State of the Trainer, which has not compared this step with the best one yet.
 
         Returns:
-            Keys of `llmrec.evaluation.learning`. Within an epoch items trained on are taken by its share of the steps.
+            Metrics under the keys of `llmrec.evaluation.learning`, equal in every process except for the seconds.
+            Within an epoch, the number of targets trained on is estimated from the share of the steps.
         """
         label = f"{self.stage}: step {state.global_step} of {state.max_steps}, valid"
-        rank = self.ranker.rank_batches
         with evaluation_mode(self.ranker.model):
-            outcome = evaluate(rank, self.rows, CUTOFF, COLUMNS[0], self.batch_size, f"{label} rows")
-        found = {
-            NDCG: float(ndcg(outcome.position, CUTOFF).mean()),
-            RECALL: float(recall(outcome.position, CUTOFF).mean()),
-        }
-        is_best = found[NDCG] > (state.best_metric or 0.0)
-        note = ", the best so far" if is_best else ""
-        say(f"{label} ndcg@{CUTOFF} {found[NDCG]:.4f}, recall@{CUTOFF} {found[RECALL]:.4f}{note}")
+            outcome = evaluate(
+                self.ranker.rank_batches, self.examples, CUTOFF, COLUMNS[0], self.batch_size, f"{label} examples"
+            )
+        ndcg_at_k = float(ndcg(outcome.position, CUTOFF).mean())
+        recall_at_k = float(recall(outcome.position, CUTOFF).mean())
+        note = ", the best so far" if ndcg_at_k > (state.best_metric or 0.0) else ""
+        say(f"{label} ndcg@{CUTOFF} {ndcg_at_k:.4f}, recall@{CUTOFF} {recall_at_k:.4f}{note}")
         return {
-            **found,
+            NDCG: ndcg_at_k,
+            RECALL: recall_at_k,
             SUPERVISED: round(self.targets * (state.epoch or 0)),
             SECONDS: time.monotonic() - self.started,
             VALIDATION_SECONDS: outcome.seconds,
@@ -186,10 +172,10 @@ class Validation(TrainerCallback):
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """While open, no dropout; afterwards every module is in the mode it was in.
+    """Switch dropout off inside the context, and put every module back into its mode afterwards.
 
-    4-bit layers, which drop nothing out, stay in theirs: for inference on a CPU bitsandbytes lays their weights out
-    anew, from which there is no way back to training.
+    4-bit layers, which drop nothing out, stay in their mode: for inference on a CPU bitsandbytes changes the layout of
+    their weights, and there is no way back to training.
     """
     modes = [(module, module.training) for module in model.modules()]
     for module, was_training in modes:

@@ -133,16 +133,16 @@ def test_mined_negatives_can_be_given_back(tmp_path, toy, tuned):
 
 
 def test_where_no_step_is_better_the_start_is_saved(monkeypatch, capsys, tmp_path, toy, tuned):
-    judge = validation.Validation.judge
+    validate = validation.Validation.validate
     worse = {0: 0.5, 2: 0.4, 4: 0.5, 6: 0.3}
     monkeypatch.setattr(
-        validation.Validation, "judge", lambda self, state: {**judge(self, state), NDCG: worse[state.global_step]}
+        validation.Validation, "validate", lambda self, state: {**validate(self, state), NDCG: worse[state.global_step]}
     )
     counts = optimise(tmp_path / "dpo", toy[0], tuned, eval_steps=2, patience=2, max_steps=6)
     assert (counts["steps"], counts["best_step"], counts["saved_step"], counts["valid_ndcg@10"]) == (4, 0, 0, 0.5)
     assert same_weights(tmp_path / "dpo", tuned)
     told = capsys.readouterr().err
-    assert "no step ranks the valid rows better than the start" in told
+    assert "validation never improved on the initial weights" in told
     assert "rewards/accuracies 0.0000, rewards/margins 0.0000, drift 0.0000" in told
     assert [entry["step"] for entry in log_of(tmp_path / "dpo") if NDCG in entry] == [0, 2, 4]
 

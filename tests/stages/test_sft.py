@@ -1,4 +1,4 @@
-"""The sft stage and what it relies on in TRL, PEFT and transformers: law 12, chained runs, counts, hooks."""
+"""The sft stage and what it relies on in PEFT and transformers: law 12, chained runs, counts, hooks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import Trainer
-from trl import SFTConfig as TrlSftConfig
+from transformers import Trainer, TrainingArguments
 
 from llmrec.cli import main
 from llmrec.configs import AlternateConfig, SftConfig
@@ -22,14 +21,15 @@ from llmrec.recommender import Recommender
 from llmrec.runtime.device import resolve_dtype
 from llmrec.runtime.manifest import read_manifest, verify
 from llmrec.stages import sft as stage
-from llmrec.training import trainer, weights
+from llmrec.training import weights
+from llmrec.training.arguments import use_one_gpu
 from llmrec.training.sft.examples import HistoryCollator, build_dataset
 from llmrec.training.sft.losses import sid_loss_in_forward
-from tests.conftest import tiny_llm
+from llmrec.training.trainer import SidTrainer
 from tests.support.extended import fine_tune, losses, same_weights, sft_config, weights_of
 from tests.support.prepared import write_catalog
 
-VERSIONS = {name: importlib.metadata.version(name) for name in ("trl", "peft", "transformers", "accelerate")}
+VERSIONS = {name: importlib.metadata.version(name) for name in ("peft", "transformers", "accelerate")}
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
@@ -186,20 +186,7 @@ def test_law_1_a_phase_on_another_split_is_refused(tmp_path, toy, tuned):
         fine_tune(tmp_path / "sft", other.source, tuned)
 
 
-def test_trl_passes_labels_through_where_its_fused_head_is_not_asked_for(tokenizer, sid_table, vocabulary):
-    from trl.trainer.utils import add_fused_lm_head
-
-    model = tiny_llm(len(tokenizer))
-    collator = HistoryCollator([4], HistoryEncoder(sid_table, vocabulary), 0)
-    batch = collator(list(build_dataset([np.arange(9)], 20, "every_item")))
-    with sid_loss_in_forward(model, vocabulary, "level"):
-        ours = model(**batch).loss
-        add_fused_lm_head(model, outputs=("log_probs",))
-        torch.testing.assert_close(model(**batch).loss, ours, msg=str(VERSIONS))
-    assert "forward" not in vars(model), VERSIONS
-
-
-def test_hooks_of_the_trainer(tmp_path, toy):
+def test_contract_hooks_of_the_trainer(tmp_path, toy):
     config = sft_config(tmp_path / "sft", *toy)
     sid_config, table, _ = SidConfig.load(toy[1])
     tokenizer = load_tokenizer(toy[1])
@@ -211,7 +198,7 @@ def test_hooks_of_the_trainer(tmp_path, toy):
     with sid_loss_in_forward(model, sid_config.vocabulary, "level"):
         ours = stage.make_trainer(config, model, tokenizer, examples, collator, tmp_path, device, dtype)
         assert ours.train_dataset.column_names == ["rows", "num_context"], VERSIONS
-        assert type(ours).compute_loss is Trainer.compute_loss
+        assert type(ours) is SidTrainer and SidTrainer.compute_loss is Trainer.compute_loss
         assert ours.model_accepts_loss_kwargs, VERSIONS
         batch = next(iter(ours.get_train_dataloader()))
         expected = ours.model(**batch, num_items_in_batch=7).loss
@@ -257,10 +244,10 @@ def test_memory_of_a_finished_run(tmp_path, toy):
     ("config", "hint"), [(SftConfig, "scripts/sft.py` uses all."), (AlternateConfig, "one is used.")]
 )
 def test_contract_one_process_keeps_to_one_of_several_gpus(tmp_path, capsys, config, hint):
-    arguments = TrlSftConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=4)
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=4)
     assert arguments.n_gpu == 0, VERSIONS
     arguments._n_gpu = 2  # what _setup_devices finds in a process that sees two
     assert arguments.n_gpu == 2 and arguments.train_batch_size == 8, VERSIONS
-    trainer.use_one_gpu(arguments, config)
+    use_one_gpu(arguments, config)
     assert arguments.n_gpu == 1 and arguments.train_batch_size == 4, VERSIONS
     assert capsys.readouterr().err.strip().endswith(hint)

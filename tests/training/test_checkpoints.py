@@ -30,7 +30,7 @@ from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.stages import sft as stage
 from llmrec.training import checkpoints, trainer
-from llmrec.training.checkpoints import ASIDE, SEAL, WholeCheckpoints, damage, newest_whole, numbered, seal
+from llmrec.training.checkpoints import ASIDE, SEAL, corruption, newest_whole, numbered, saved_whole, seal
 from llmrec.training.sft import trainer as sft
 from llmrec.training.sft.examples import HistoryCollator
 from tests.support.extended import fine_tune, losses, same_weights
@@ -46,14 +46,14 @@ SHAPE = {"batch_size": 8, "max_history": 4, "lora_rank": 4, "warmup_steps": 0, "
 
 def interrupt_at(monkeypatch, step: int) -> None:
     """Raise KeyboardInterrupt at the end of an optimiser step, after what is saved there."""
-    training_step = sft.SidSFTTrainer.training_step
+    training_step = trainer.SidTrainer.training_step
 
     def dying(self, *arguments, **options):
         if self.state.global_step >= step:
             raise KeyboardInterrupt
         return training_step(self, *arguments, **options)
 
-    monkeypatch.setattr(sft.SidSFTTrainer, "training_step", dying)
+    monkeypatch.setattr(trainer.SidTrainer, "training_step", dying)
 
 
 @pytest.fixture(scope="module")
@@ -174,14 +174,14 @@ def test_the_last_step_is_not_continued_from(capsys, tmp_path):
         seal(tmp_path / f"checkpoint-{step}")
     assert newest_whole(tmp_path) == tmp_path / "checkpoint-4"
     assert names(tmp_path) == ["checkpoint-4", "checkpoint-5"]
-    assert "checkpoint-5 is of the last step: the steps before it are taken again" in capsys.readouterr().err
+    assert "checkpoint-5 is the final checkpoint, which cannot be resumed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "{", "null", "7", '{"weights": 7}', "\x00"])
 def test_a_damaged_seal_is_no_seal(tmp_path, content):
     (tmp_path / "weights").write_bytes(b"w")
     (tmp_path / SEAL).write_text(content)
-    assert damage(tmp_path)
+    assert corruption(tmp_path)
 
 
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(monkeypatch, tmp_path):
@@ -203,7 +203,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(monkeypatch, tmp_pat
     aside = f"{ASIDE}/checkpoint-1"
     assert sorted(steps[:2]) == [("fsync", f"{aside}/deep"), ("fsync", f"{aside}/deep/a")]
     assert steps[2:] == [("fsync", f"{aside}/{SEAL}.tmp"), ("fsync", aside), ("rename", aside), ("fsync", ".")]
-    assert names(tmp_path) == ["checkpoint-1"] and damage(final) is None
+    assert names(tmp_path) == ["checkpoint-1"] and corruption(final) is None
 
 
 def test_a_seal_lists_every_file(tmp_path):
@@ -211,7 +211,7 @@ def test_a_seal_lists_every_file(tmp_path):
     (tmp_path / "deep" / "a").write_bytes(b"")
     (tmp_path / "b").write_bytes(b"")
     seal(tmp_path)
-    assert list(json.loads((tmp_path / SEAL).read_text())) == ["b", "deep/a"] and damage(tmp_path) is None
+    assert list(json.loads((tmp_path / SEAL).read_text())) == ["b", "deep/a"] and corruption(tmp_path) is None
 
 
 def command(out: Path, toy) -> list[str]:
@@ -246,7 +246,7 @@ def test_killed_while_a_checkpoint_is_written(capsys, tmp_path, toy, uninterrupt
         saved = checkpoints_of(out)
         assert numbered(saved)[0].name == f"checkpoint-{newest}", function
         assert [path.name for path in numbered(saved / ASIDE)] == [f"checkpoint-{writing}"] * (writing is not None)
-        assert not any(damage(path) for path in numbered(saved))
+        assert not any(corruption(path) for path in numbered(saved))
         before, left = min(newest, 4), writing  # from the last step there is nothing to continue
     fine_tune(out, *toy, **OPTIONS)
     assert "continuing from checkpoint-4" in capsys.readouterr().err
@@ -272,7 +272,7 @@ def test_killed_twice_at_random_moments(tmp_path, toy, uninterrupted, forks):
         forks.wait()
         found = numbered(checkpoints_of(out))
         kept = int(found[0].name.rsplit("-", 1)[1]) if found else 0
-        assert not found or damage(found[0]) is None
+        assert not found or corruption(found[0]) is None
         assert last_step(stderr) - kept <= OPTIONS["save_steps"] or out.is_dir()  # it was faster, and is whole
     fine_tune(out, *toy, **OPTIONS)
     assert same_weights(out, uninterrupted / "lora")
@@ -362,12 +362,16 @@ class Line(torch.nn.Module):
         return {"loss": (self.weight * x - self.target).square().mean(), "logits": x}
 
 
-class WholeTrainer(WholeCheckpoints, Trainer):
-    pass
+class WholeTrainer(Trainer):
+    """transformers' Trainer that saves as `SidTrainer` does."""
+
+    def _save_checkpoint(self, model, trial):
+        with saved_whole(self.args, self.state):
+            super()._save_checkpoint(model, trial)
 
 
 def plain_trainer(directory: Path, target: float, **options) -> WholeTrainer:
-    """transformers' Trainer, without TRL, that saves after each of 4 steps."""
+    """A trainer that saves after each of 4 steps."""
     data = Dataset.from_dict({"x": [[1.0]] * 4})
     arguments = TrainingArguments(
         output_dir=str(directory), max_steps=4, per_device_train_batch_size=1, save_steps=1, save_total_limit=2,
@@ -398,7 +402,7 @@ def test_contract_the_trainer_writes_all_of_a_checkpoint_below_output_dir(monkey
         ["checkpoint-2", "checkpoint-3", ASIDE],
     ], VERSIONS
     assert names(tmp_path) == ["checkpoint-3", "checkpoint-4"], VERSIONS
-    assert not any(damage(path) for path in numbered(tmp_path))
+    assert not any(corruption(path) for path in numbered(tmp_path))
     assert trainer.args.output_dir == str(tmp_path)
 
 
@@ -418,7 +422,7 @@ def test_contract_the_best_checkpoint_has_its_final_place(tmp_path, target, best
     class Watch(TrainerCallback):
         def on_save(self, args, state, control, **kwargs):
             assert args.output_dir == str(tmp_path)
-            assert damage(tmp_path / f"checkpoint-{state.global_step}") is None
+            assert corruption(tmp_path / f"checkpoint-{state.global_step}") is None
 
     trainer = plain_trainer(tmp_path, target, eval_strategy="steps", eval_steps=1, load_best_model_at_end=True)
     trainer.add_callback(Watch())
@@ -438,7 +442,7 @@ def test_a_step_saved_again_takes_the_place_of_the_first(tmp_path):
     trainer.model.weight.data.fill_(7)
     trainer._save_checkpoint(trainer.model, None)
     assert names(tmp_path) == ["checkpoint-3", "checkpoint-4"]
-    assert damage(tmp_path / "checkpoint-4") is None
+    assert corruption(tmp_path / "checkpoint-4") is None
 
 
 def test_counts_of_a_resumed_run_by_hand(monkeypatch, tmp_path, item_ids):
@@ -449,16 +453,16 @@ def test_counts_of_a_resumed_run_by_hand(monkeypatch, tmp_path, item_ids):
     table = SidTable(item_ids[:4], np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, -1, -1]]))
     vocabulary = SidVocabulary(tuple(table.level_sizes), (10, 12, 14), tuple(table.level_sizes), 3)
     examples = Dataset.from_dict({"rows": [[0, 1, 2], [3, 0], []], "num_context": [0, 1, 0]})
+    collator = HistoryCollator([5] * 4, HistoryEncoder(table, vocabulary), 0)
     stand_in = SimpleNamespace(
         config=SftConfig(out="", catalog="", model=""),
         train=lambda resume_from_checkpoint: SimpleNamespace(metrics={"train_runtime": 2.0}),
         state=SimpleNamespace(global_step=4, max_steps=4, epoch=2.0, log_history=[{"loss": 3.0}, {"loss": 1.0}]),
-        data_collator=HistoryCollator([5] * 4, HistoryEncoder(table, vocabulary), 0),
         train_dataset=examples,
         model=torch.nn.Linear(2, 3),
     )
     monkeypatch.setattr(trainer, "newest_whole", lambda directory: tmp_path / "checkpoint-3")
-    assert sft.train(stand_in, tmp_path) == {
+    assert sft.train(stand_in, collator, tmp_path) == {
         "steps": 4, "examples": 2, "targets": 4, "loss": 1.0, "train_seconds": 2.0,
         "tokens_per_second": round(10.5 / 2), "trained_parameters": 9,
     }  # fmt: skip

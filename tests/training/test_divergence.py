@@ -7,7 +7,7 @@ import math
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from llmrec.training.trainer import Divergence
+from llmrec.training.callbacks import Divergence
 from tests.stages.test_dpo import optimise
 from tests.support.extended import fine_tune, same_weights
 from tests.support.reinforced import reinforce
@@ -30,7 +30,7 @@ def test_sft_looks_too(tmp_path, toy):
 def test_a_start_that_was_judged_is_kept(capsys, tmp_path, toy, tuned):
     counts = optimise(tmp_path / "dpo", toy[0], tuned, eval_steps=2, max_steps=8, **TOO_FAST)
     assert counts["steps"] < 8 and counts["saved_step"] == 0 and same_weights(tmp_path / "dpo", tuned)
-    assert "loss nan: it ends here." in capsys.readouterr().err
+    assert "loss nan: training stops here." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rollouts", ["distinct", "sampled", "beams"])

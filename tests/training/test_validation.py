@@ -24,8 +24,8 @@ from llmrec.runtime.stage_directory import SCRATCH
 from llmrec.stages import evaluate
 from llmrec.stages import sft as stage
 from llmrec.training import validation
-from llmrec.training.checkpoints import damage, numbered
-from llmrec.training.sft import trainer as sft
+from llmrec.training.checkpoints import corruption, numbered
+from llmrec.training.trainer import SidTrainer
 from llmrec.training.validation import evaluation_mode
 from tests.support.extended import fine_tune, losses, same_weights
 
@@ -38,10 +38,10 @@ PEAK = {2: 0.1, 4: 0.3, 6: 0.5, 8: 0.4, 10: 0.5, 12: 0.6}  # ndcg that is said o
 
 def fine_tune_past_the_best(out: Path, toy, **options) -> dict:
     """`fine_tune`, which takes each step for as good as PEAK says."""
-    judge = validation.Validation.judge
+    judge = validation.Validation.validate
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            validation.Validation, "judge", lambda self, state: {**judge(self, state), NDCG: PEAK[state.global_step]}
+            validation.Validation, "validate", lambda self, state: {**judge(self, state), NDCG: PEAK[state.global_step]}
         )
         return fine_tune(out, *toy, **options)
 
@@ -65,7 +65,7 @@ def trainer_directory(out: Path) -> Path:
 
 def interrupt(monkeypatch, name: str, call: int, out: Path, toy, **options) -> None:
     """Run until a method of the trainer, or `merge`, is called for the given time."""
-    owner = stage if name == "merge" else sft.SidSFTTrainer
+    owner = stage if name == "merge" else SidTrainer
     original, calls = getattr(owner, name), []
 
     def dying(*arguments, **keywords):
@@ -152,7 +152,7 @@ def test_the_best_step_is_saved(tmp_path, toy, untied, train, tied):
 def test_tied_weights_are_not_called_missing(monkeypatch, missing, is_told):
     told = []
     monkeypatch.setattr(Trainer, "_issue_warnings_after_load", lambda self, result: told.append(result.missing_keys))
-    trainer = object.__new__(sft.SidSFTTrainer)
+    trainer = object.__new__(SidTrainer)
     trainer.model = SimpleNamespace(all_tied_weights_keys={"lm_head.weight": "model.embed_tokens.weight"})
     trainer._issue_warnings_after_load(SimpleNamespace(missing_keys=missing, unexpected_keys=[]))
     assert told == ([missing] if is_told else [])
@@ -166,11 +166,11 @@ def test_early_stopping(stopped):
 
 def test_speed_is_that_of_the_steps_taken_without_judging(tmp_path, toy):
     """As if each of 5 judgements had taken -10 s, so that seconds count; 10 of 12 steps, an epoch each, were taken."""
-    judge = validation.Validation.judge
+    judge = validation.Validation.validate
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             validation.Validation,
-            "judge",
+            "validate",
             lambda self, state: {**judge(self, state), NDCG: PEAK[state.global_step], VALIDATION_SECONDS: -10.0},
         )
         counts = fine_tune(tmp_path / "sft", *toy, **STOPPING)
@@ -236,13 +236,13 @@ def test_judging_changes_no_step_on_4_bits(tmp_path, toy):
 
 
 def test_the_decoder_runs_under_the_autocast_of_training(monkeypatch, tmp_path, toy):
-    seen, judge = [], validation.Validation.judge
+    seen, judge = [], validation.Validation.validate
 
     def watched(self, state):
         seen.append((torch.is_autocast_enabled("cpu"), any(m.training for m in self.ranker.model.modules())))
         return judge(self, state)
 
-    monkeypatch.setattr(validation.Validation, "judge", watched)
+    monkeypatch.setattr(validation.Validation, "validate", watched)
     for precision in ("bfloat16", "float32"):
         fine_tune(tmp_path / precision, *toy, **{**OPTIONS, "max_steps": 2, "precision": precision})
     assert seen == [(True, True), (False, True)]
@@ -301,7 +301,7 @@ def test_a_resumed_run_passes_over_what_rests_on_a_damaged_best_step(capsys, tmp
     shutil.copytree(waiting, tmp_path / "sft.partial")
     spoil, reason = SPOIL[kind]
     checkpoints = trainer_directory(tmp_path / "sft")
-    assert {path.name: damage(path) for path in numbered(checkpoints)} == dict.fromkeys(
+    assert {path.name: corruption(path) for path in numbered(checkpoints)} == dict.fromkeys(
         ("checkpoint-10", "checkpoint-8", "checkpoint-6")
     )
     spoil(checkpoints / "checkpoint-6")
@@ -319,14 +319,14 @@ def test_a_resumed_run_passes_over_what_rests_on_a_damaged_best_step(capsys, tmp
 @pytest.mark.parametrize("kind", SPOIL)
 def test_a_best_step_damaged_since_is_never_another_one(monkeypatch, tmp_path, toy, stopped, kind):
     spoil, reason = SPOIL[kind]
-    load = sft.SidSFTTrainer._load_best_model
+    load = SidTrainer._load_best_model
 
     def spoiled(self):
         spoil(Path(self.state.best_model_checkpoint))
         load(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sft.SidSFTTrainer, "_load_best_model", spoiled)
+        patch.setattr(SidTrainer, "_load_best_model", spoiled)
         with pytest.raises(
             ValueError, match=f"holds the best weights, those of step 6, .*{reason}.*same command again"
         ):

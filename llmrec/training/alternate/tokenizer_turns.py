@@ -40,7 +40,7 @@ from llmrec.training.alternate.pools import Pools
 from llmrec.training.alternate.retokenize import match_codes, retokenize, signs
 from llmrec.training.alternate.schedule import Schedule
 from llmrec.training.alternate.swap_table import swap_table
-from llmrec.training.checkpoints import damage, numbered
+from llmrec.training.checkpoints import corruption, numbered
 from llmrec.training.validation import evaluation_mode
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ class Alternation(TrainerCallback):
 
     def _way_back(self) -> str:
         directory = Path(self.trainer.args.output_dir)
-        whole = next((path for path in numbered(directory) if damage(path) is None), None)
+        whole = next((path for path in numbered(directory) if corruption(path) is None), None)
         kept = f"The last whole checkpoint is {whole}." if whole else "There is no checkpoint from before."
         return (
             f"{kept} Lower tokenizer_learning_rate, sia_weight, psa_weight or freeze_after, and run again with "

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from llmrec.runtime.manifest import JsonObject
 from llmrec.training.alternate.tokenizer_turns import Alternation
-from llmrec.training.sft.trainer import SidSFTTrainer
+from llmrec.training.trainer import SidTrainer
 
 
-class AlternateTrainer(SidSFTTrainer):
-    """SidSFTTrainer whose semantic IDs may change between two steps."""
+class AlternateTrainer(SidTrainer):
+    """SidTrainer whose semantic IDs may change between two steps."""
 
     def __init__(self, alternation: Alternation, **options: Any):
         self.alternation = alternation

@@ -21,17 +21,17 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import softplus
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase
 
 from llmrec.configs import DpoConfig
 from llmrec.evaluation.learning import NDCG
 from llmrec.sid.table import EMPTY
+from llmrec.training.arguments import training_arguments
 from llmrec.training.dpo.preferences import PreferenceCollator
 from llmrec.training.preference.averages import Averages
 from llmrec.training.preference.policy import reference_log_probs
-from llmrec.training.trainer import SidTrainer, shared_arguments, use_one_gpu
+from llmrec.training.trainer import SidTrainer
 from llmrec.training.validation import Validation
-from llmrec.training.weights import without_renaming_warning
 
 
 def preference_loss(
@@ -59,7 +59,7 @@ def preference_loss(
     return softplus(margins.neg().masked_fill(~is_pair, -torch.inf).logsumexp(dim=1)), margins
 
 
-class SidDPOTrainer(SidTrainer, Trainer):
+class SidDPOTrainer(SidTrainer):
     """DPO with many negatives per prompt; `sibling_scores_in_forward` has to be open on the model.
 
     Args:
@@ -126,14 +126,11 @@ def make_trainer(
     validation: Validation | None = None,
 ) -> SidDPOTrainer:
     """Build the trainer of a run in a directory."""
-    with without_renaming_warning():
-        arguments = TrainingArguments(**shared_arguments(config, directory, device, dtype))
-    use_one_gpu(arguments, config)
     return SidDPOTrainer(
         config=config,
         policy=policy,
         validation=validation,
-        args=arguments,
+        args=training_arguments(config, directory, device, dtype),
         train_dataset=examples,
         data_collator=collator,
         processing_class=tokenizer,

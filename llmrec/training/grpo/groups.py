@@ -14,10 +14,10 @@ from torch import Tensor
 
 from llmrec.configs import GrpoConfig
 from llmrec.decoding.ranker import PADDING, SidRanker
+from llmrec.training.callbacks import DIVERGED
 from llmrec.training.grpo.advantages import distinct_advantages, group_advantages, is_idle
 from llmrec.training.grpo.rewards import RollOuts, WeightedRewards
 from llmrec.training.grpo.rollouts import RollOutSample, roll_out
-from llmrec.training.trainer import DIVERGED
 
 PROMPTS_AT_ONCE = 256  # prompts that are rolled out together
 

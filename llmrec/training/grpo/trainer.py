@@ -30,18 +30,18 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, default_data_collator
+from transformers import PreTrainedTokenizerBase, default_data_collator
 
 from llmrec.configs import GrpoConfig
 from llmrec.evaluation.learning import NDCG
 from llmrec.runtime import processes
 from llmrec.sid.table import EMPTY
+from llmrec.training.arguments import split_batch, training_arguments
 from llmrec.training.grpo.groups import Group, GroupSampler
 from llmrec.training.preference.averages import Averages
 from llmrec.training.preference.policy import reference_log_probs
-from llmrec.training.trainer import SidTrainer, shared_arguments, split_batch, use_one_gpu
+from llmrec.training.trainer import SidTrainer
 from llmrec.training.validation import Validation, evaluation_mode
-from llmrec.training.weights import without_renaming_warning
 
 
 def deal(num_prompts: int, micro_batch_size: int, num_passes: int, num_processes: int) -> list[int]:
@@ -108,7 +108,7 @@ def grpo_loss(
     return (losses * shares).sum(), divergence.detach()
 
 
-class SidGRPOTrainer(SidTrainer, Trainer):
+class SidGRPOTrainer(SidTrainer):
     """GRPO on groups of semantic IDs; `sibling_scores_in_forward` has to be open on the model.
 
     Args:
@@ -208,12 +208,7 @@ def make_trainer(
     validation: Validation | None = None,
 ) -> SidGRPOTrainer:
     """Build the trainer of a run in a directory."""
-    with without_renaming_warning():
-        arguments = TrainingArguments(
-            **shared_arguments(config, directory, device, dtype),
-            train_sampling_strategy="sequential",  # `epoch_order` shuffles
-        )
-    use_one_gpu(arguments, config)
+    arguments = training_arguments(config, directory, device, dtype, shuffled=False)  # `epoch_order` shuffles
     places = deal(len(sampler.sequences), *split_batch(config), processes.count())
     return SidGRPOTrainer(
         config=config,

@@ -178,7 +178,7 @@ def save_policy(
         start: What the run started from.
         policy: The policy after training.
         log: Log of the training.
-        counts: Counts of the manifest, with those of `llmrec.training.validation.chosen`.
+        counts: Counts of the manifest, with those of `llmrec.training.validation.best_step`.
         dtype: Type of the frozen weights.
         directory: Directory to write into.
     """

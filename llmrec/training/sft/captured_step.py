@@ -1,15 +1,15 @@
 """Forward and backward pass of a training step as one CUDA graph.
 
-A pass through a small LLM with LoRA is thousands of kernels of some microseconds, and the host takes longer to launch
-them than the GPU to run them (SmolLM2-135M, 12,500 tokens: 51 ms of kernels in a step of 139). A graph launches them at
-once. It holds the backward pass too, so the loss comes with its gradients; autograd gets them when it asks. Hooks,
-accumulation, clipping and the optimiser stay outside and see ordinary gradients.
+A pass through a small LLM with LoRA is thousands of kernels of some microseconds each, and the host takes longer to
+launch them than the GPU to run them (SmolLM2-135M, 12,500 tokens: 51 ms of kernels in a step of 139). A graph launches
+all of them at once. It contains the backward pass too, so the loss comes with its gradients, which autograd gets when
+it asks for them. Hooks, accumulation, clipping and the optimiser stay outside and see ordinary gradients.
 
-Training and capture share a stream of their own, because autograd's nodes of the parameters belong to the stream that
+Training and capture share one stream of their own, because autograd's nodes of the parameters belong to the stream that
 they were made on, and DistributedDataParallel keeps them.
 
-Batches are rounded up to few sizes by empty rows; each size is captured once. Random numbers go on
-through replays as they would without.
+Batches are rounded up to a few sizes by empty rows, and each size is captured once. Random numbers continue through
+replays as they would without graphs.
 
 Source: whole-network capture of PyTorch's CUDA graphs, as `torch.cuda.make_graphed_callables`, which would let
 accumulated gradients share the memory that the next replay writes.
@@ -36,11 +36,11 @@ MOST_TRAINED = 200_000_000  # parameters: gradients exist three times here, and 
 
 
 class CapturedLoss:
-    """Losses of packed batches with their gradients, replayed.
+    """Replays the loss of packed batches together with its gradients.
 
     Args:
-        model: What trains, all of one type and on one GPU.
-        shortest_sid: Tokens of the shortest SID.
+        model: Model that trains, all of one type and on one GPU.
+        shortest_sid: Number of tokens of the shortest SID.
         fills: Values of empty rows of `input_ids`, `position_ids` and `labels`.
     """
 
@@ -48,14 +48,14 @@ class CapturedLoss:
     def of(
         cls, config: SftConfig, model: nn.Module, shortest_sid: int, fills: tuple[int, int, int], device: torch.device
     ) -> CapturedLoss | None:
-        """For a run whose steps have few shapes and wait for nothing on the device; None for another.
+        """Capture steps if they have few shapes and the host need not wait for the device; else return None.
 
         Args:
-            config: Of the stage.
-            model: What trains.
-            shortest_sid: Tokens of the shortest SID.
-            fills: See above.
-            device: That the model will be on.
+            config: Options of the stage.
+            model: Model that trains.
+            shortest_sid: Number of tokens of the shortest SID.
+            fills: Values of empty rows, as above.
+            device: Device that the model will be on.
         """
         is_plain = config.packing and config.quantization == "none" and not config.gradient_checkpointing
         is_small = sum(p.numel() for p in model.parameters() if p.requires_grad) <= MOST_TRAINED
@@ -71,7 +71,7 @@ class CapturedLoss:
 
     @contextlib.contextmanager
     def stream(self) -> Iterator[None]:
-        """Run on a stream of its own, where there are streams."""
+        """Run on a stream of its own, if the device has streams."""
         if not torch.cuda.is_available():
             yield
             return
@@ -82,16 +82,16 @@ class CapturedLoss:
         torch.cuda.current_stream().wait_stream(own)
 
     def most_of_level(self, labels: Tensor) -> int:
-        """Tokens of one level that (R, T) labels can hold: a SID has at most one."""
+        """Largest number of tokens of one level in (R, T) labels: a SID has at most one."""
         return -(-labels.numel() // self.shortest_sid)
 
     def __call__(self, loss: Callable[..., Tensor], batch: Sequence[Tensor], most_words: int) -> Tensor:
-        """Value of `loss(most_words, *batch)`, which autograd knows how to differentiate by the parameters.
+        """Compute `loss(most_words, *batch)`, so that autograd can differentiate it by the parameters.
 
         Args:
-            loss: The same at every call; reads nothing back to the host.
+            loss: The same function at every call; it must read nothing back to the host.
             batch: (R, T) input_ids, position_ids and labels, and the count that the loss is divided by.
-            most_words: Labels that are no SID tokens, at most; has few values, as there is a graph for each.
+            most_words: Largest number of labels that are not SID tokens; has few values, as there is a graph for each.
         """
         rounded = [_round_up(tensor, fill) for tensor, fill in zip(batch, self.fills, strict=False)]
         function = functools.partial(_with_gradients, functools.partial(loss, most_words), self.parameters)
@@ -100,7 +100,7 @@ class CapturedLoss:
 
 
 class _Loss(torch.autograd.Function):
-    """A loss whose gradients are known."""
+    """A loss whose gradients were computed with it."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, gradients: Tensor, *parameters: Tensor) -> Tensor:
@@ -114,8 +114,8 @@ class _Loss(torch.autograd.Function):
         return None, None, *(part.view(shape) for part, shape in zip(parts, ctx.shapes, strict=True))
 
 
-def _with_gradients(loss: Callable[..., Tensor], parameters: list[Tensor], *inputs: Tensor) -> list[Tensor]:
-    """A loss, and its gradients one after another in one tensor."""
+def _with_gradients(loss: Callable[..., Tensor], parameters: Sequence[Tensor], *inputs: Tensor) -> list[Tensor]:
+    """Compute a loss, and its gradients one after another in one tensor."""
     device = inputs[0].device.type
     # Autocast keeps what it has cast until its context ends, which a graph would go on reading.
     autocast = torch.autocast(
@@ -128,7 +128,7 @@ def _with_gradients(loss: Callable[..., Tensor], parameters: list[Tensor], *inpu
 
 
 def _round_up(tensor: Tensor, fill: int) -> Tensor:
-    """(R, T) with rows of `fill` up to a multiple of a sixteenth of the power of two above, so that sizes are few."""
+    """Add rows of `fill` to (R, T) up to a multiple of a sixteenth of the power of two above, so that sizes are few."""
     rows = len(tensor)
     step = max(LEAST_STEP, (1 << (rows - 1).bit_length()) // 16)
     return pad(tensor, (0, 0, 0, -rows % step), value=fill)

@@ -1,8 +1,8 @@
 """The loss of next-item prediction, computed inside the model's forward at supervised positions only.
 
-The loss lives in `forward` so that it runs through whatever wraps the model (PEFT, DDP, FSDP), as TRL's own fused head
-does. `level` takes the softmax over the codes of the target's level, `full` over the whole vocabulary; words, which
-alignment tasks answer in, are always scored over the vocabulary.
+The loss is in `forward`, so that it passes through whatever wraps the model (PEFT, DDP, FSDP). `level` takes the
+softmax over the codes of the target's level, `vocabulary` over the whole vocabulary. Words, which alignment tasks
+answer in, are always scored over the vocabulary.
 
 Shapes: B rows, T tokens, P positions, K codes of a level.
 """
@@ -27,6 +27,7 @@ from llmrec.training.sft.packing import separate
 
 IGNORED = -100
 NormalizeOver = Literal["level", "vocabulary"]
+ExtraLoss = Callable[[Tensor, dict[str, Tensor]], Tensor]
 
 
 def sid_cross_entropy(
@@ -38,17 +39,17 @@ def sid_cross_entropy(
     label_smoothing: float = 0.0,
     most: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Summed cross-entropy of supervised tokens.
+    """Sum of the cross-entropies of supervised tokens.
 
     Args:
         model: Causal LM whose output rows score the tokens.
         hidden_PH: (P, hidden) states that predict them.
         labels_P: (P,) token ids, IGNORED where nothing is supervised.
-        vocabulary: Blocks of the levels.
-        normalize_over: What the softmax of a SID token runs over.
-        label_smoothing: Share of the target spread over what the softmax runs over.
-        most: Positions that one level and that words can have at most. Where given, the host waits for nothing; only
-            with `level`.
+        vocabulary: SID tokens of the levels.
+        normalize_over: Tokens that the softmax of a SID token runs over.
+        label_smoothing: Share of the target's probability that is spread over these tokens.
+        most: Upper bounds of the number of positions of one level, and of words. With them the host does not wait for
+            the device; possible only with `level`.
 
     Returns:
         Scalar float32.
@@ -74,7 +75,7 @@ def sid_cross_entropy(
 
 
 def _places(chosen_P: Tensor, limit: int | None) -> Tensor:
-    """Places of the chosen positions, or, without asking the device how many there are, `limit` that hold them all."""
+    """Indices of the chosen positions; with a limit that many, all chosen ones first, so the host need not wait."""
     if limit is None:
         return chosen_P.nonzero().squeeze(1)
     return chosen_P.byte().argsort(descending=True, stable=True)[:limit]
@@ -87,19 +88,21 @@ def sid_loss_in_forward(
     normalize_over: NormalizeOver,
     label_smoothing: float = 0.0,
     captured: CapturedLoss | None = None,
-    beside: Callable[[Tensor, dict[str, Tensor]], Tensor] | None = None,
+    extra_loss: ExtraLoss | None = None,
 ) -> Iterator[None]:
-    """While open, `model(input_ids, attention_mask, labels=…)` returns the SID loss and computes no other logits.
+    """Inside the context, `model(input_ids, attention_mask, labels=…)` returns the loss and computes no other logits.
 
-    It also takes `num_items_in_batch`, what the sum of the losses is divided by, and `most_words` of the collator.
+    The model also takes `num_items_in_batch`, which the sum of the losses is divided by, and `most_words` of the
+    collator. Calls without `labels` are left as they are.
 
     Args:
-        model: Causal LM or a PEFT model over one; calls without `labels` are left as they are.
-        vocabulary: Blocks of the levels.
-        normalize_over: What the softmax runs over.
+        model: Causal LM or a PEFT model over one.
+        vocabulary: SID tokens of the levels.
+        normalize_over: Tokens that the softmax of a SID token runs over.
         label_smoothing: See `sid_cross_entropy`.
         captured: Runs packed batches of training as CUDA graphs; see `llmrec.training.sft.captured_step`.
-        beside: Last hidden states (B, T, hidden) and `pools` of a batch that has them -> what is added to its loss.
+        extra_loss: Function of the last hidden states (B, T, hidden) and the `pools` of a batch; its value is added to
+            the loss of batches that have `pools`.
     """
     base = causal_lm(model)
     original = base.forward
@@ -117,12 +120,14 @@ def sid_loss_in_forward(
             base, states.last_hidden_state.flatten(0, 1), targets, vocabulary, normalize_over, label_smoothing, most
         )
         count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        return total / count if pools is None else total / count + beside(states.last_hidden_state, pools)
+        if pools is None or extra_loss is None:
+            return total / count
+        return total / count + extra_loss(states.last_hidden_state, pools)
 
     def captured_loss(
-        most_words: int, input_ids: Tensor, position_ids: Tensor, labels: Tensor, count: Tensor
+        graphs: CapturedLoss, most_words: int, input_ids: Tensor, position_ids: Tensor, labels: Tensor, count: Tensor
     ) -> Tensor:
-        mask, most = separate(position_ids), (captured.most_of_level(labels), most_words)
+        mask, most = separate(position_ids), (graphs.most_of_level(labels), most_words)
         return mean_loss(labels, count, most, input_ids=input_ids, position_ids=position_ids, attention_mask=mask)
 
     @functools.wraps(original)
@@ -138,7 +143,7 @@ def sid_loss_in_forward(
             return original(input_ids=input_ids, **inputs)
         if captured is not None and base.training and torch.is_grad_enabled():
             batch = [input_ids, inputs["position_ids"], labels, num_items_in_batch]
-            return CausalLMOutput(loss=captured(captured_loss, batch, most_words))
+            return CausalLMOutput(loss=captured(functools.partial(captured_loss, captured), batch, most_words))
         return CausalLMOutput(loss=mean_loss(labels, num_items_in_batch, input_ids=input_ids, **inputs))
 
     with forward_replaced(base, forward), captured.stream() if captured is not None else contextlib.nullcontext():

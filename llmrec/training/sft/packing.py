@@ -1,9 +1,9 @@
-"""Several sequences in one row, as separate as in rows of their own.
+"""Packing: several sequences in one row, as separate as in rows of their own.
 
-Sequences of a batch differ in length by far; padded to the longest, more than half of Amazon Beauty's tokens are
-padding. Packed, they share rows about as long as the longest of them. Positions start again with each sequence,
-by which transformers knows where one ends and masks them from one another; so the loss is that of unpacked rows, and
-which sequences make a step does not change.
+Sequences of a batch differ widely in length; if all are padded to the longest, more than half of Amazon Beauty's tokens
+are padding. Packed sequences share rows about as long as the longest of them. Positions start again with each sequence,
+so transformers sees where one ends and masks them from one another. The loss is that of unpacked rows, and the
+sequences of an optimiser step stay the same.
 
 Shapes: S sequences, R rows, T tokens of a row.
 
@@ -26,21 +26,22 @@ TRIAL = ([1, 2, 3, 4], [5, 6, 7])  # token ids
 
 
 def row_length(lengths: Sequence[int]) -> int:
-    """Tokens of the rows that sequences of these lengths share: the longest, rounded up to a multiple of ROW_STEP."""
+    """Length of the rows that sequences are packed into: the longest length, rounded up to a multiple of ROW_STEP."""
     return -(-max(lengths) // ROW_STEP) * ROW_STEP
 
 
 def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Bins of sequences.
+    """Distribute sequences over bins, each into the first with enough room, the longest first.
 
     Args:
-        lengths: Tokens of each sequence, none more than `capacity`.
-        capacity: Tokens of a bin.
+        lengths: Number of tokens of each sequence, none above `capacity`.
+        capacity: Number of tokens that fit into a bin.
 
     Returns:
-        Places of the sequences in each bin; the longest comes first.
+        For each bin, the positions of its sequences in `lengths`; the longest comes first.
     """
-    bins, free = [], []
+    bins: list[list[int]] = []
+    free: list[int] = []
     for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
         fitting = next((i for i, room in enumerate(free) if room >= lengths[place]), None)
         if fitting is None:
@@ -53,13 +54,13 @@ def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def pack(sequences: Sequence[Tensor], bins: list[list[int]], length: int, fill: int) -> Tensor:
-    """Sequences laid out in rows.
+    """Write sequences into rows, one after another.
 
     Args:
         sequences: S tensors (tokens,).
-        bins: Sequences of each row.
-        length: Tokens of a row, T.
-        fill: Value behind the last sequence of a row.
+        bins: Positions of the sequences of each row.
+        length: Number of tokens of a row, T.
+        fill: Value after the last sequence of a row.
 
     Returns:
         (R, T).
@@ -71,13 +72,13 @@ def pack(sequences: Sequence[Tensor], bins: list[list[int]], length: int, fill: 
 
 
 def separate(position_ids: Tensor) -> Tensor:
-    """Which token attends to which, decided on the device: causally, within its own sequence.
+    """Build the attention mask of packed sequences on the device: causal, and within each sequence only.
 
     Args:
-        position_ids: (R, T), which start again with each sequence; at padding 0.
+        position_ids: (R, T) positions, which start again at 0 with each sequence and are 0 at padding.
 
     Returns:
-        (R, 1, T, T) bool.
+        (R, 1, T, T) bool, True where a token attends to another.
     """
     sequence_RT = (position_ids == 0).cumsum(dim=1)
     same = sequence_RT.unsqueeze(2) == sequence_RT.unsqueeze(1)
@@ -85,13 +86,13 @@ def separate(position_ids: Tensor) -> Tensor:
 
 
 def check_packing(model: nn.Module) -> None:
-    """Refuse a model to which packed sequences are not separate.
+    """Refuse a model that does not keep packed sequences separate.
 
     Raises:
-        ValueError: If a sequence's states depend on the one before it.
+        ValueError: If the states of a sequence depend on the sequence before it.
     """
     base = causal_lm(model)
-    # bitsandbytes lays 4-bit weights out anew for inference, from which there is no way back: no trial on them.
+    # No trial on 4-bit weights: for inference bitsandbytes changes their layout, and there is no way back.
     is_mixed = base._is_stateful if getattr(base, "is_quantized", False) else not _are_apart(base)
     if is_mixed:
         raise ValueError(
@@ -101,7 +102,7 @@ def check_packing(model: nn.Module) -> None:
 
 @torch.no_grad()
 def _are_apart(base: PreTrainedModel) -> bool:
-    """Whether the second of two packed sequences has the states that it has alone."""
+    """Tell whether the second of two packed sequences has the same states as on its own."""
     was_training = base.training
     base.eval()
     first, second = (torch.tensor([ids], device=base.device) for ids in TRIAL)

@@ -1,73 +1,55 @@
-"""Supervised fine-tuning on TRL's SFTTrainer.
+"""The trainer of supervised fine-tuning.
 
-Departures from TRL: the examples are item rows that the collator turns into tokens, and the loss is
-`llmrec.training.sft.losses`, so its text preparation and its fused head are not used.
+The examples are item rows that the collator turns into tokens, and the loss is computed in the model's own forward
+(`llmrec.training.sft.losses`), so the trainer that all stages share needs no addition but the epoch of the collator.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
-from trl import SFTConfig as TrlSftConfig
-from trl import SFTTrainer
 
 from llmrec.configs import SftConfig
 from llmrec.runtime.manifest import JsonObject
 from llmrec.training import trainer as shared
+from llmrec.training.arguments import training_arguments
 from llmrec.training.sft.examples import HistoryCollator, num_targets
-from llmrec.training.trainer import SidTrainer, shared_arguments, use_one_gpu
+from llmrec.training.trainer import SidTrainer
 from llmrec.training.validation import Validation
-from llmrec.training.weights import without_renaming_warning
 
 
-class SidSFTTrainer(SidTrainer, SFTTrainer):
-    """SFTTrainer with the loss of the model's own forward (`sid_loss_in_forward`), instead of TRL's fused head."""
-
-    compute_loss = Trainer.compute_loss
-
-
-class TellEpoch(TrainerCallback):
-    """Moves the collator on to the epoch whose first batch is about to be drawn, also where a run continues in one.
+class EpochOfCollator(TrainerCallback):
+    """Tells the collator which epoch begins, also where a run is resumed in the middle of one.
 
     Args:
-        collator: The one that the trainer calls. Workers of a data loader take a copy of it as an epoch begins.
+        collator: Collator of the trainer. Workers of a data loader take a copy of it when an epoch begins.
     """
 
     def __init__(self, collator: HistoryCollator):
         self.collator = collator
 
     def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        self.collator.epoch = int(state.epoch)
-
-
-def trainer_arguments(config: SftConfig, directory: Path, device: torch.device, dtype: torch.dtype) -> TrlSftConfig:
-    """The stage's config in TRL's words."""
-    with without_renaming_warning():
-        return TrlSftConfig(
-            **shared_arguments(config, directory, device, dtype),
-            dataset_kwargs={"skip_prepare_dataset": True},
-            max_length=None,
-        )
+        """Set the epoch before its first batch is drawn."""
+        self.collator.epoch = int(state.epoch or 0)
 
 
 def make_trainer(
     config: SftConfig,
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     examples: Dataset,
     collator: HistoryCollator,
@@ -75,27 +57,38 @@ def make_trainer(
     device: torch.device,
     dtype: torch.dtype,
     validation: Validation | None = None,
-    trainer_class: Callable[..., SidSFTTrainer] = SidSFTTrainer,
-) -> SidSFTTrainer:
-    """TRL's trainer over item rows."""
-    arguments = trainer_arguments(config, directory, device, dtype)
-    use_one_gpu(arguments, config)
+    trainer_class: Callable[..., SidTrainer] = SidTrainer,
+) -> SidTrainer:
+    """Make the trainer of a run.
+
+    Args:
+        config: Options of the stage.
+        model: Model to train; `sid_loss_in_forward` has to be open on it.
+        tokenizer: Tokenizer of the model.
+        examples: Examples of `build_dataset`, filled up by `fill_last_batch`.
+        collator: Collator that turns them into tokens.
+        directory: Directory of the run.
+        device: Device to train on.
+        dtype: Type of matrix products and of frozen weights.
+        validation: Validation examples and their ranker, if there is validation.
+        trainer_class: Class of the trainer, with the arguments of `SidTrainer`.
+    """
     return trainer_class(
         config=config,
         model=model,
-        args=arguments,
+        args=training_arguments(config, directory, device, dtype),
         train_dataset=examples,
         data_collator=collator,
         processing_class=tokenizer,
-        callbacks=[TellEpoch(collator)],
+        callbacks=[EpochOfCollator(collator)],
         validation=validation,
     )
 
 
-def train(trainer: SidSFTTrainer, directory: Path) -> JsonObject:
-    """Train to the end, from the newest whole checkpoint where there is one; counts of the manifest."""
+def train(trainer: SidTrainer, collator: HistoryCollator, directory: Path) -> JsonObject:
+    """Train to the end, from the newest whole checkpoint if there is one, and return the counts of the manifest."""
     counts, epochs_per_second = shared.train(trainer, directory)
-    collator, examples = trainer.data_collator, trainer.train_dataset
+    examples = trainer.train_dataset
     lengths = [len(rows) for rows in examples["rows"] if rows]  # without the blank ones of `fill_last_batch`
     return {
         **counts,

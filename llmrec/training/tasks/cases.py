@@ -1,19 +1,19 @@
-"""What alignment tasks ask about: items, moments of training histories, and categories, each with the texts it needs.
+"""Cases of alignment tasks: items, positions in training histories, and categories, each with the texts it needs.
 
-A title that was cut, or that has a word unknown to the tokenizer, is no answer: the one does not end where it seems to,
-and of the other the model would learn that the unknown word fits everywhere.
+A title that was cut, or that has a word unknown to the tokenizer, is not used as an answer. The first does not end
+where it seems to, and from the second the model would learn that the unknown word fits everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-CATEGORY_ITEMS = 3  # items of a category in one answer, where it has as many
+CATEGORY_ITEMS = 3  # items of a category in one answer, if it has as many
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Texts:
     """Tokens of texts, encoded once.
 
     Args:
-        tokens: Token ids of each text, cut to a number of them; none where it is empty.
-        is_cut: (n,) bool, whether there were more.
-        has_unknown: (n,) bool, whether a token stands for a word that the tokenizer does not know.
-        is_known: (n,) bool, whether any token does not.
+        tokens: Token ids of each text, cut to a maximum; empty for an empty text.
+        is_cut: (n,) bool, True if the text had more tokens.
+        has_unknown: (n,) bool, True if a token stands for a word that the tokenizer does not know.
+        is_known: (n,) bool, True if at least one token does not.
     """
 
     tokens: list[np.ndarray]
@@ -34,16 +34,17 @@ class Texts:
 
     @classmethod
     def encode(cls, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, most: int) -> Texts:
-        """Tokens of texts as they stand after a word, so with a space before them.
+        """Tokenize texts as they stand after a word, with a space before them.
 
         Args:
-            texts: Empty where there is none.
-            most: Tokens to keep.
+            texts: Texts; empty where there is none.
+            tokenizer: Tokenizer of the extended model.
+            most: Number of tokens to keep of each text.
         """
         texts = [text.strip() for text in texts]
         given = [f" {text}" for text in texts if text]
-        # Cut here: `truncation` would stay in the tokenizer, and be saved with the checkpoint. Split, as
-        # a title with markup such as `</s>` in it would end there.
+        # `truncation` would stay in the tokenizer and be saved with the checkpoint, so texts are cut below. Special
+        # tokens are split, as a title that contains markup such as `</s>` would end there.
         options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
         encoded = iter(tokenizer(given, **options)["input_ids"] if given else [])
         tokens = [np.array(next(encoded) if text else [], dtype=np.int64) for text in texts]
@@ -57,21 +58,21 @@ class Texts:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest text."""
+        """Number of tokens of the longest text."""
         return max(map(len, self.tokens))
 
     @property
     def is_answer(self) -> np.ndarray:
-        """(n,) bool, texts that can be learned to the end. An unknown word would fit every title."""
+        """(n,) bool, True for texts that can be learned to the end."""
         return self.is_known & ~self.has_unknown & ~self.is_cut
 
 
 class Cases(Protocol):
-    """What a task asks about.
+    """Cases that a task asks about.
 
     Attributes:
-        most_given: Items, or categories, that a case gives at most.
-        num_left_out: What there is too, but without a text that the task needs.
+        most_given: Largest number of items, or of categories, that a case shows.
+        num_left_out: Number of cases that lack a text that the task needs.
     """
 
     most_given: int
@@ -80,15 +81,15 @@ class Cases(Protocol):
     def __len__(self) -> int: ...
 
     def case(self, i: int, rng: np.random.Generator) -> tuple[Sequence[int], Sequence[int]]:
-        """Item rows, or one category, that are given, and item rows of the answer."""
+        """Return the item rows, or the one category, that case `i` shows, and the item rows of its answer."""
         ...
 
 
 class ItemCases:
-    """Every item that has the text asked for.
+    """Every item that has the texts of the task.
 
     Args:
-        is_usable: (N,) bool.
+        is_usable: (N,) bool, True for these items.
     """
 
     most_given = 1
@@ -105,13 +106,13 @@ class ItemCases:
 
 
 class HistoryCases:
-    """Every item of a training sequence that has one before it, with the latest items before it.
+    """Every item of a training sequence except the first, with the latest items before it.
 
     Args:
         sequences: Item rows of each user, oldest first.
-        max_history: Items before the answer.
-        is_shown: (N,) bool, items that a history can show.
-        is_answer: (N,) bool, items that can be the answer.
+        max_history: Largest number of items before the answer.
+        is_shown: (N,) bool, True for items that a history can show.
+        is_answer: (N,) bool, True for items that can be the answer.
     """
 
     def __init__(self, sequences: Sequence[np.ndarray], max_history: int, is_shown: np.ndarray, is_answer: np.ndarray):
@@ -139,11 +140,23 @@ class CategoryCases:
     """Every item with each of its categories; the answer names it first, then a few others of the category.
 
     Args:
-        members: Item rows of each category; none of one that is not asked about.
-        num_items: Items of the catalogue.
+        members: Item rows of each category; empty for a category that is not asked about.
+        num_items: Number of items of the catalogue.
     """
 
     most_given = 1
+
+    @classmethod
+    def of(cls, members: Mapping[str, np.ndarray], names: Texts, num_items: int) -> CategoryCases:
+        """Cases of the categories whose name the tokenizer knows.
+
+        Args:
+            members: Item rows of each category, by its name.
+            names: Tokens of the names, in the same order.
+            num_items: Number of items of the catalogue.
+        """
+        pairs = zip(members.values(), names.is_known, strict=True)
+        return cls([rows if is_known else rows[:0] for rows, is_known in pairs], num_items)
 
     def __init__(self, members: Sequence[np.ndarray], num_items: int):
         self.members = members

@@ -1,8 +1,8 @@
 """Examples of alignment tasks, drawn anew in every epoch.
 
-A task goes through its cases in a random order, all of them before any again, so that every item is seen about equally
-often. What an example shows depends on (seed, epoch, task, index) alone: not on the order of the batch, the number of
-processes, or where a run was resumed. The dataset holds no case and no token, only the index of the draw.
+A task goes through all of its cases in a random order before it repeats one, so every item is seen about equally often.
+The content of an example depends on (seed, epoch, task, index) alone, not on the order of the batch, the number of
+processes, or the step that a run was resumed from. The dataset holds no case and no token, only the index of the draw.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llmrec.training.tasks.cases import CATEGORY_ITEMS, Cases, CategoryCases, Hi
 from llmrec.training.tasks.item_texts import categories, descriptions
 
 SEPARATOR = ";"  # between titles
-ORDER = 2**32 - 1  # an index that no draw has: that of the order of cases
+ORDER = 2**32 - 1  # stands for the order of cases where draws have their index, which is never as large
 HISTORY_ITEMS = 10  # items that a task shows of a history, as MiniOneRec (2510.24431)
 TEXT_TOKENS = 64  # tokens that a task keeps of a text
 
@@ -33,14 +33,14 @@ class TaskExamples:
     """Examples of one task.
 
     Args:
-        number: Of the task in TASKS, from 1.
-        num_draws: Examples of an epoch.
-        cases: What is asked about.
-        given: Texts that the prompt shows; semantic IDs where None.
-        answer: Texts that are learned; semantic IDs where None.
-        templates: Token ids before and behind what is given, of each template.
-        separator: Token ids between texts that are given.
-        eos_token_id: Token that ends a text.
+        number: Position of the task in TASKS, from 1.
+        num_draws: Number of examples in an epoch.
+        cases: Cases that the task asks about.
+        given: Texts that the prompt shows; None for semantic IDs.
+        answer: Texts that are learned; None for semantic IDs.
+        templates: For each template, the token ids before and after the place of what is given.
+        separator: Token ids between given texts.
+        eos_token_id: Token id that ends a text.
     """
 
     number: int
@@ -53,16 +53,16 @@ class TaskExamples:
     eos_token_id: int
 
     def draw(self, seed: int, epoch: int, index: int, encoder: HistoryEncoder) -> tuple[np.ndarray, np.ndarray]:
-        """One example.
+        """Draw one example.
 
         Args:
-            seed: Of the run.
-            epoch: From 0.
-            index: Of the draw in the epoch, below `num_draws`.
-            encoder: Tokens of semantic IDs.
+            seed: Seed of the run.
+            epoch: Epoch, from 0.
+            index: Number of the draw in the epoch, below `num_draws`.
+            encoder: Token ids of semantic IDs.
 
         Returns:
-            Token ids of the prompt, and of the answer.
+            Token ids of the prompt and token ids of the answer, both (tokens,) int64.
         """
         rng = np.random.default_rng([seed, epoch, self.number, index])
         given, answer = self.cases.case(self.case_of(seed, epoch, index), rng)
@@ -73,7 +73,7 @@ class TaskExamples:
         return prompt, np.append(self.answer.tokens[answer[0]], self.eos_token_id)
 
     def case_of(self, seed: int, epoch: int, index: int) -> int:
-        """The case of a draw: the draws of all epochs go through one random order of the cases after another."""
+        """Index of the case of a draw; the draws of all epochs go through one random order of cases after another."""
         turn, place = divmod(epoch * self.num_draws + index, len(self.cases))
         return int(order_of_cases(len(self.cases), seed, turn, self.number)[place])
 
@@ -84,7 +84,7 @@ class TaskExamples:
         return parts[1:]
 
     def longest(self, num_levels: int) -> int:
-        """Tokens that no example exceeds, where a semantic ID has `num_levels`."""
+        """Number of tokens that no example exceeds, if a semantic ID has `num_levels`."""
         template = max(len(before) + len(behind) for before, behind in self.templates)
         given = num_levels if self.given is None else self.given.longest + len(self.separator)
         answer = num_levels * CATEGORY_ITEMS if self.answer is None else self.answer.longest + 1
@@ -93,20 +93,20 @@ class TaskExamples:
 
 @functools.lru_cache(maxsize=2 * len(TASKS))
 def order_of_cases(num_cases: int, seed: int, turn: int, number: int) -> np.ndarray:
-    """(num_cases,) int64, the order in which a task goes through its cases at a turn."""
+    """Order in which a task goes through its cases the `turn`-th time, (num_cases,) int64."""
     return np.random.default_rng([seed, turn, number, ORDER]).permutation(num_cases)
 
 
 def build_tasks(
     config: SftConfig, catalog: Catalog, tokenizer: PreTrainedTokenizerBase, num_histories: int
 ) -> dict[str, TaskExamples]:
-    """Tasks of a run by name, their texts tokenized; none where it names none.
+    """Build the tasks of a run, by name, with tokenized texts.
 
     Args:
-        config: Has passed `task_problems`.
+        config: Options of the stage, which have passed `task_problems`.
         catalog: Items and training sequences.
-        tokenizer: Of the extended model.
-        num_histories: Examples of next-item prediction in an epoch; what `task_weights` are multiples of.
+        tokenizer: Tokenizer of the extended model.
+        num_histories: Number of histories in an epoch; `task_weights` are multiples of it.
 
     Raises:
         ValueError: If no case of a task has the text that it needs.
@@ -126,7 +126,9 @@ def build_tasks(
         built[name] = TaskExamples(
             number=1 + list(TASKS).index(name),
             num_draws=max(1, round(weight * num_histories)),
-            cases=cases_of(task, config, catalog, given, answer, list(members.values())),
+            cases=CategoryCases.of(members, texts["category"], catalog.num_items)
+            if task.given == "category"
+            else cases_of(task, catalog, given, answer),
             given=given,
             answer=answer,
             templates=[encode_template(each, tokenizer, config.chat_template) for each in task.templates],
@@ -137,18 +139,8 @@ def build_tasks(
     return built
 
 
-def cases_of(
-    task: Task,
-    config: SftConfig,
-    catalog: Catalog,
-    given: Texts | None,
-    answer: Texts | None,
-    members: list[np.ndarray],
-) -> Cases:
-    """What a task asks about, without what has no text for it."""
-    if task.given == "category":
-        pairs = zip(members, given.is_known, strict=True)
-        return CategoryCases([rows if is_known else rows[:0] for rows, is_known in pairs], catalog.num_items)
+def cases_of(task: Task, catalog: Catalog, given: Texts | None, answer: Texts | None) -> Cases:
+    """List what a task asks about, without the items that lack a text that it needs."""
     every_item = np.ones(catalog.num_items, dtype=bool)
     is_given = every_item if given is None else given.is_known
     is_answer = every_item if answer is None else answer.is_answer
@@ -158,10 +150,10 @@ def cases_of(
 
 
 def announce(name: str, task: TaskExamples) -> None:
-    """Say what a task goes through.
+    """Say how many cases a task has.
 
     Raises:
-        ValueError: If there is nothing.
+        ValueError: If it has none.
     """
     if len(task.cases) == 0:
         raise ValueError(
@@ -175,12 +167,12 @@ def announce(name: str, task: TaskExamples) -> None:
 def encode_template(
     template: str, tokenizer: PreTrainedTokenizerBase, chat_template: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids before and behind what a template gives.
+    """Token ids of a template before and after its SLOT.
 
     Args:
         template: Text with one SLOT.
-        tokenizer: Of the extended model.
-        chat_template: Render it as a user turn; the answer opens the turn after it.
+        tokenizer: Tokenizer of the extended model.
+        chat_template: Render the template as a user turn; the answer opens the turn after it.
     """
     before, behind = Prompt(template, chat_template).around(SLOT, tokenizer)
     return np.array(before, dtype=np.int64), np.array(behind, dtype=np.int64)

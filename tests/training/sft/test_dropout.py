@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from llmrec.model.backbone import causal_lm
-from llmrec.training.sft.dropout import places, residual_dropout
+from llmrec.training.sft.dropout import dropout_places, residual_dropout
 from llmrec.training.weights import add_adapter
 from tests.conftest import tiny_llm
 from tests.support.extended import fine_tune, sft_config, weights_of
@@ -14,7 +14,7 @@ IDS = torch.arange(5, 13).unsqueeze(0)
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox"])
 def test_contract_it_acts_on_the_embedding_and_two_blocks_of_each_layer(architecture):
-    assert len(places(tiny_llm(30, architecture))) == 1 + 2 * 2
+    assert len(dropout_places(tiny_llm(30, architecture))) == 1 + 2 * 2
 
 
 def test_it_acts_in_training_mode_alone_and_leaves_nothing():
