@@ -6,6 +6,7 @@ import csv
 import itertools
 import lzma
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,6 +70,13 @@ def test_per_row_names_every_metric_in_order(position):
     assert list(metrics.per_example(position, [5, 2])) == [
         "recall@2", "recall@5", "ndcg@2", "ndcg@5", "mrr@2", "mrr@5", "sid_recall@2", "sid_recall@5",
     ]  # fmt: skip
+
+
+def test_every_metric_is_documented_and_what_is_shown_is_measured():
+    documented = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    for name in (*metrics.METRICS, *metrics.SLOT_METRICS):
+        assert f"\n| {name}@k |" in documented
+    assert {*metrics.SHOWN, *metrics.SHOWN_AT_LARGEST} <= metrics.METRICS.keys()
 
 
 def test_shares_of_slots_catalogue_and_answers_by_hand():
