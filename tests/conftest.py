@@ -20,6 +20,21 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 if SHARED_DATA.is_dir():
     os.environ.setdefault("LLMREC_DATA", str(SHARED_DATA))
 
+# Whole stages, trainings and processes; `pytest -m fast` runs everything else, within two minutes on two cores.
+NOT_FAST = (
+    "stages", "scripts", "views", "baselines", "test_bad_input.py", "test_kill.py", "test_launch.py", "test_notebook.py",
+    "test_readme.py", *(f"training/test_{name}.py" for name in ("checkpoints", "divergence", "validation", "weights")),
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        path = item.path.relative_to(here).as_posix()
+        if not path.startswith(NOT_FAST) and not {"gpu", "slow", "hub"} & {mark.name for mark in item.iter_markers()}:
+            item.add_marker("fast")
+
+
 TITLES = ("red apple", "green apple", "ripe pear", "blue plum", "red plum", "sweet melon",
           "green tea", "black tea", "black coffee", "iced coffee", "apple juice", "plum juice")  # fmt: skip
 # Items 4 and 5 share (1, 0, 0): the deliberate collision.

@@ -22,6 +22,7 @@ from llmrec.cli import main
 from llmrec.stages import embed
 from llmrec.views.famae import TRAINING, famae_view
 
+pytestmark = pytest.mark.slow  # experiments run on demand
 FOLDER = Path(__file__).parents[2] / "scripts" / "experiments"
 MODULES = [file.stem for file in FOLDER.glob("*.py")]
 

@@ -14,6 +14,7 @@ from tests.diagnostics.test_diagnostics import build_catalog
 from tests.support.clustered import clusters, views_of
 from tests.support.prepared import run_json, write_catalog
 
+pytestmark = pytest.mark.slow  # experiments run on demand
 FOLDER = Path(__file__).parents[2] / "scripts" / "experiments"
 # What a variant asks for beside this wins, but that codebooks are a sixteenth of its own, for 40 items.
 SMALL = {
