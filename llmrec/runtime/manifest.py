@@ -23,7 +23,7 @@ JsonObject: TypeAlias = dict[str, Any]  # as json.load gives it; whoever reads a
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
-PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "numpy", "scikit-learn", "polars")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "scikit-learn", "polars")
 
 
 def sha256_file(path: Path) -> str:

@@ -25,7 +25,7 @@ from tests.support.alternated import (
 )
 from tests.support.extended import fine_tune, losses, same_weights, weights_of
 
-VERSIONS = {name: importlib.metadata.version(name) for name in ("transformers", "trl", "accelerate")}
+VERSIONS = {name: importlib.metadata.version(name) for name in ("transformers", "accelerate")}
 SFT = {name: SMALL[name] for name in ("max_steps", "batch_size", "micro_batch_size", "max_history", "learning_rate")}
 
 

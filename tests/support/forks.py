@@ -18,7 +18,7 @@ from pathlib import Path
 LIBRARIES = ("llmrec.stages.prepare", "llmrec.stages.sft", "llmrec.stages.alternate", "llmrec.stages.dpo",
              "llmrec.stages.grpo",
              "llmrec.stages.extend", "llmrec.stages.embed", "llmrec.stages.tokenize", "llmrec.stages.evaluate",
-             "llmrec.recommender", "trl", "peft")  # fmt: skip
+             "llmrec.recommender", "peft")  # fmt: skip
 
 
 class Forks:

@@ -36,7 +36,7 @@ from llmrec.training.sft.examples import HistoryCollator
 from tests.support.extended import fine_tune, losses, same_weights
 from tests.support.forks import Forks
 
-VERSIONS = {name: importlib.metadata.version(name) for name in ("transformers", "trl", "accelerate", "torch")}
+VERSIONS = {name: importlib.metadata.version(name) for name in ("transformers", "accelerate", "torch")}
 # Checkpoints after steps 2, 4 and 5, of which two are kept; dropout, so that a lost random state shows.
 OPTIONS = {"max_steps": 5, "save_steps": 2, "dropout": 0.1, "micro_batch_size": 4}
 ALOUD = {"LLMREC_QUIET": ""}  # the forks are quiet otherwise
