@@ -68,13 +68,16 @@ class BERT4Rec(Network):
         self.bias = nn.Parameter(torch.zeros(num_items))
 
     def forward(self, history: Tensor, vectors: Tensor) -> Tensor:
+        """(B, T, D) state at every place; places of `padding` are not attended to."""
         inputs = self.embedded(functional.embedding(history, vectors) + self.positions[: history.shape[1]])
         return self.head(self.blocks(inputs, src_key_padding_mask=history == self.padding))  # (B, T, D)
 
     def scores(self, states: Tensor, vectors: Tensor) -> Tensor:
+        """(S, N) logits, with a bias per item as in the paper."""
         return super().scores(states, vectors[: self.mask]) + self.bias
 
     def examples(self, pieces: Windows, rng: np.random.Generator) -> Examples:
+        """Mask items of each of W windows; the masked items are the targets."""
         lengths = pieces.lengths[:, None]
         real = np.arange(pieces.items.shape[1]) < lengths  # (W, T)
         drawn = np.where(real, rng.random(real.shape), 2.0)
@@ -86,4 +89,5 @@ class BERT4Rec(Network):
         return Examples(inputs, pieces.lengths, hidden, pieces.items)
 
     def inputs(self, histories: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Padded histories (B, T) with a mask appended, and their lengths (B,)."""
         return pad_right([np.append(history, self.mask) for history in histories], self.padding)

@@ -107,6 +107,7 @@ class Repeat(Popularity):
     """
 
     def scores(self, histories: Sequence[np.ndarray]) -> sparse.csr_array:
+        """(B, N) frequency of each item in the history, plus less than 1 for recency."""
         owner, items, age = _flat(histories)
         # The powers of two of one history sum to less than 1, so they only order items of equal frequency.
         return _matrix(owner, items, 1 + 0.5 ** (age + 1.0), (len(histories), len(self.count)))
@@ -128,6 +129,7 @@ class Markov(Popularity):
         self.transitions = _matrix(before, after, share, (len(self.count), len(self.count)))  # (N, N)
 
     def scores(self, histories: Sequence[np.ndarray]) -> sparse.csr_array:
+        """(B, N) share of each item among the transitions from the last item."""
         owner, items, age = _flat(histories)
         last = age == 0
         return _matrix(owner, items, last, (len(histories), len(self.count))) @ self.transitions
@@ -171,6 +173,7 @@ class ItemKNN(Popularity):
         return _matrix(row[best], col[best], cosine[best], both.shape)
 
     def scores(self, histories: Sequence[np.ndarray]) -> sparse.csr_array:
+        """(B, N) similarities to the items of the history, summed with recency decay."""
         owner, items, age = _flat(histories)
         return _matrix(owner, items, self.DECAY**age, (len(histories), len(self.count))) @ self.similarity
 

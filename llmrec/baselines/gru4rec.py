@@ -41,5 +41,6 @@ class GRU4Rec(Network):
         self.gru = nn.GRU(hidden, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
 
     def forward(self, history: Tensor, vectors: Tensor) -> Tensor:
+        """(B, T, D) state at every place."""
         states, _ = self.gru(self.dropout(functional.embedding(history, vectors)))  # (B, T, D)
         return self.dropout(states)

@@ -42,7 +42,9 @@ class SASRecFields(SASRec):
 
     @classmethod
     def of(cls, catalog: Catalog, max_history: int, **options: float) -> Self:
+        """Build an untrained network for the items of a catalogue and their side fields."""
         return cls(side_fields(catalog), max_history, **options)
 
     def vectors(self) -> Tensor:
+        """(N, D) own vectors plus the mean vectors of the values of each field."""
         return self.items.weight + self.values(self.entry_values, self.entry_offsets, self.entry_weights)  # (N, D)

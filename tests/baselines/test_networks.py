@@ -93,7 +93,7 @@ def test_the_vector_of_an_item_is_its_own_plus_the_means_of_its_fields():
     assert net.values.weight.grad.abs().sum(dim=1).min() > 0  # of all items, by the softmax over them
 
 
-def test_fields_tell_what_is_known_of_items_that_training_seldom_saw():
+def test_side_fields_help_items_that_are_rare_in_training():
     """After an item comes one of its own colour. Items 8 to 11 are in one training sequence each, after the others."""
     rng = np.random.default_rng(0)
     colour = np.arange(12) % 2

@@ -1,4 +1,4 @@
-"""Learning curves in the evaluation: of ours from its training log, of trained baselines, and what both are said of."""
+"""Learning curves in the evaluation: of ours from its training log, of trained baselines, and on the page."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def points(*ndcg: float) -> list[dict]:
         ([0.0, 0.2], 0.2, 2),
     ],
 )
-def test_by_hand(curve, best, near):
+def test_a_learning_curve_by_hand(curve, best, near):
     found = learning(points(*curve))
     assert found["best"] == best and found["near"] == points(*curve)[near - 1] and found["curve"] == points(*curve)
 
@@ -52,9 +52,9 @@ def test_both_logs_give_the_same_points():
 
 
 @pytest.fixture(scope="module")
-def judged(toy, tmp_path_factory) -> Path:
-    """A checkpoint whose training was judged at steps 2, 4 and 6."""
-    out = tmp_path_factory.mktemp("judged") / "sft"
+def validated(toy, tmp_path_factory) -> Path:
+    """A checkpoint that was validated at steps 2, 4 and 6 of its training."""
+    out = tmp_path_factory.mktemp("validated") / "sft"
     fine_tune(out, *toy, max_steps=6, eval_steps=2, learning_rate=1e-2)
     return out
 
@@ -63,9 +63,9 @@ def config(out: Path, toy, model: Path, baselines: list[str]) -> EvaluateConfig:
     return EvaluateConfig(out=str(out), catalog=str(toy[0]), model=str(model), baselines=baselines, device="cpu")
 
 
-def test_a_resumed_evaluation_finds_the_curve_of_a_baseline(monkeypatch, capsys, tmp_path, toy, judged):
+def test_a_resumed_evaluation_finds_the_curve_of_a_baseline(monkeypatch, capsys, tmp_path, toy, validated):
     """Interrupted when the baseline was done in both columns, so that it is not trained again."""
-    run = config(tmp_path / "eval", toy, judged, ["popularity", "gru4rec"])
+    run = config(tmp_path / "eval", toy, validated, ["popularity", "gru4rec"])
 
     def dying(*arguments):
         raise KeyboardInterrupt
@@ -78,7 +78,7 @@ def test_a_resumed_evaluation_finds_the_curve_of_a_baseline(monkeypatch, capsys,
         patch.setattr(evaluate, "baseline", dying)
         curves = evaluate.main(run)["learning"]
     assert curves.keys() == {"ours", "gru4rec"}
-    log = [entry for entry in json.loads((judged / "training_log.json").read_text()) if "eval_seconds" in entry]
+    log = [entry for entry in json.loads((validated / "training_log.json").read_text()) if "eval_seconds" in entry]
     assert [point["ndcg"] for point in curves["ours"]["curve"]] == [entry["eval_ndcg@10"] for entry in log]
     per_epoch = sum(1 + user % 6 for user in range(21))  # 2 to 7 items of a user, the first of which nothing precedes
     theirs = curves["gru4rec"]["curve"]
@@ -90,19 +90,19 @@ def test_a_resumed_evaluation_finds_the_curve_of_a_baseline(monkeypatch, capsys,
     assert not (tmp_path / "eval" / SCRATCH).exists()
 
 
-def test_a_model_that_was_not_judged(capsys, tmp_path, toy, tuned):
+def test_a_model_that_was_not_validated(capsys, tmp_path, toy, tuned):
     assert evaluate.main(config(tmp_path / "eval", toy, tuned, []))["learning"] == {"ours": None}
     assert "the checkpoint was not validated during training" in " ".join(capsys.readouterr().err.split())
     assert "the checkpoint was not validated during training" in (tmp_path / "eval" / "report.html").read_text()
 
 
-def test_a_copy_without_a_log_has_no_curve(tmp_path, judged):
-    shutil.copytree(judged, tmp_path / "copy")
+def test_a_copy_without_a_log_has_no_curve(tmp_path, validated):
+    shutil.copytree(validated, tmp_path / "copy")
     (tmp_path / "copy" / "training_log.json").unlink()
     assert points_of_log(evaluate.training_log(str(tmp_path / "copy"))) == []
 
 
-def test_the_page(metrics):  # noqa: F811
+def test_the_page_draws_learning_curves(metrics):  # noqa: F811
     """Both plots have a mark per point, also where one system was trained a thousand times longer."""
     plain = Balanced(render(metrics, LOG, "run"))
     long = [{"supervised": 10**i, "seconds": 10.0**i, "ndcg": 0.1 * i} for i in range(1, 6)]

@@ -90,7 +90,7 @@ def test_shares_of_slots_catalogue_and_answers_by_hand():
     assert metrics.invalid_rate(items[:0], np.array([])) == 0
 
 
-def test_what_is_shown_by_hand():
+def test_slot_metrics_by_hand():
     items = np.array([[3, 0, 1], [3, 1, -1], [3, -1, -1]])  # of 4 items, shown 1, 2, 0 and 3 times
     assert metrics.gini(items, 3, 4) == pytest.approx((3 * 3 + 1 * 2 - 1 * 1 - 3 * 0) / (4 * 6))
     assert metrics.gini(items, 1, 4) == pytest.approx(3 / 4)  # one item only
@@ -101,7 +101,7 @@ def test_what_is_shown_by_hand():
     assert metrics.popularity_percentile(items, 3, training) == pytest.approx((7 / 8 + 2 * 5 / 8 + 3 / 4) / 6)
 
 
-def test_what_is_shown_where_nothing_is():
+def test_slot_metrics_of_empty_rankings():
     empty, training = np.full((2, 3), -1), np.array([1, 0])
     assert metrics.gini(empty, 3, 2) == metrics.novelty(empty, 3, training) == 0
     assert metrics.popularity_percentile(empty, 3, training) == 0
@@ -117,7 +117,7 @@ def test_gini_is_half_the_relative_mean_difference(shown):
 
 @settings(derandomize=True, max_examples=25, deadline=None)
 @given(training=st.lists(st.integers(0, 4), min_size=1, max_size=9))
-def test_showing_every_item_once_is_the_middle_of_popularity(training):
+def test_showing_every_item_once_is_the_middle_percentile(training):
     items = np.arange(len(training))[:, None]
     assert metrics.popularity_percentile(items, 1, np.array(training)) == pytest.approx(0.5)
     assert metrics.gini(items, 1, len(training)) == pytest.approx(0)

@@ -111,7 +111,7 @@ def test_a_ranker_that_breaks_the_protocol_is_refused():
         evaluate(fake_stream, random_rows(), 4, "seen", 7)
 
 
-def test_an_answer_is_read_while_the_next_batch_runs():
+def test_evaluate_reads_an_answer_while_the_next_batch_runs():
     """The evaluator neither asks for all answers before it reads one, nor waits for one before it hands on the next."""
     events = []
 
