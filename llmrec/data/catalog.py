@@ -1,8 +1,8 @@
-"""Catalog: what later stages may know of items and training behaviour, read once and validated once.
+"""Catalog: items and their training interactions, read and validated once for all later stages.
 
 A catalogue directory holds items.parquet, interactions.parquet and split.parquet (see docs/formats.md). The position
-of an item in items.parquet is its item row; every tensor of llmrec is in that order. `Catalog.train` is the only way
-to behaviour that tokenizers, collaborative views and baselines are given, so the held-out items cannot leak into them.
+of an item in items.parquet is its item row; every tensor of llmrec is in that order. Tokenizers, collaborative views
+and baselines learn behaviour from `Catalog.train` alone, so held-out items cannot leak into them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Catalog:
     Args:
         items: Table with `item_id` and `title` and any further columns; its order defines the item rows.
         split: Table with `user_id`, `split`, `history` (list of item_id, oldest first) and `target`.
-        source: Directory that messages name.
+        source: Directory that error messages name.
 
     Attributes:
         items: Table of the items, one item row each.
@@ -85,7 +85,7 @@ class Catalog:
 
     @cached_property
     def titles(self) -> list[str]:
-        """Title of each item row; "" where there is none."""
+        """Title of each item row; "" if it has none."""
         return [title or "" for title in self.items[columns.TITLE].to_pylist()]
 
     def where(self, *conditions: str) -> list[str]:
@@ -110,7 +110,7 @@ class Catalog:
 
     @cached_property
     def train(self) -> Examples:
-        """Training examples, one for each user: all but the last item of the training sequence, then the last one.
+        """Training examples, one for each user; history and target together are the user's training sequence.
 
         Held-out interactions are not among them.
         """

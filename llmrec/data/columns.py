@@ -1,4 +1,4 @@
-"""The only place that spells the column names of llmrec's parquet files."""
+"""Names of the columns of llmrec's parquet files; they are spelled nowhere else."""
 
 USER_ID = "user_id"
 ITEM_ID = "item_id"
@@ -24,5 +24,5 @@ LENGTH = "length"
 
 
 def code(level: int) -> str:
-    """Column that holds the code of one level of a semantic ID, 0-based."""
+    """Name of the column with the codes of one level, 0-based."""
     return f"code_{level}"

@@ -1,7 +1,7 @@
 """Conditions on the columns of a table: SQL expressions such as "price <= 20", which polars evaluates.
 
-polars would also run a sub-query, and `read_csv` on any file in it. A condition is therefore split into tokens, and put
-together again from nothing but literals, quoted columns of the table and the operators, words and functions below.
+polars would also run a sub-query, and in it `read_csv` on any file. A condition is therefore split into tokens and put
+together again from literals, quoted columns of the table, and the operators, words and functions below.
 
 A missing value (null, NaN) meets no condition, except IS NULL.
 
@@ -92,7 +92,7 @@ def _meets(table: pa.Table, condition: str) -> np.ndarray:
 
 
 def _tokens(condition: str) -> Iterator[tuple[str, str]]:
-    """Kind and text of every token; the text of a quoted column is its name."""
+    """Yield the kind and text of every token; the text of a quoted column is its name."""
     position = 0
     while rest := condition[position:].strip():
         position = len(condition) - len(condition[position:].lstrip())
@@ -105,7 +105,7 @@ def _tokens(condition: str) -> Iterator[tuple[str, str]]:
 
 
 def _known(name: str, columns: Sequence[str]) -> str:
-    """The name of a column, refused if the table has none of that name."""
+    """Return the name of a column; refuse a name that the table does not have."""
     if name in columns:
         return name
     if name.lower() == "contains":

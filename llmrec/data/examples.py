@@ -1,4 +1,4 @@
-"""Examples: what users did and what came next, as arrays of item rows."""
+"""Examples: histories of users and the items that came next, as arrays of item rows."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Examples:
         """Positions of random examples, each at most once.
 
         Args:
-            count: Examples to draw; all of them where there are no more.
+            count: Number of examples to draw; all of them are returned if there are no more.
             seed: Seed of the draw.
 
         Returns:

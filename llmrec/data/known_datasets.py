@@ -1,8 +1,8 @@
-"""Known datasets: which files they consist of, where those are, and how they are read.
+"""Known datasets: their files, the places to find them, and their readers.
 
 A file is looked up in `$LLMREC_DATA/<folder>`, then in llmrec's cache (`$LLMREC_CACHE`, else `~/.cache/llmrec`), then
-downloaded into the cache. A known name means known content: wherever a file comes from, the SHA-256 of its
-uncompressed content must be the one below, so that numbers on a dataset are comparable. Plain and .xz files are equal.
+downloaded into the cache. A known name means known content: the SHA-256 of the uncompressed content must be the
+one below, wherever a file comes from, so that numbers on a dataset are comparable. A file may be plain or .xz.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class File:
     Attributes:
         name: Path within the dataset's folder, without .xz.
         sha256: Hash of the uncompressed content.
-        folder_url: Public address that has it, plain, under the same name; None where no stable one is known.
+        folder_url: Public address of the uncompressed file, without its name; None if no stable address is known.
     """
 
     name: str
@@ -120,10 +120,10 @@ KNOWN: dict[str, Source] = {
 
 
 def known_source(name: str) -> Source:
-    """The known dataset of that name.
+    """Find a known dataset by its name.
 
     Raises:
-        ValueError: If there is none; the message names the nearest one and all others.
+        ValueError: If there is no such dataset; the message names the nearest one.
     """
     if name not in KNOWN:
         raise ValueError(
@@ -134,13 +134,13 @@ def known_source(name: str) -> Source:
 
 
 def locate(source: Source) -> dict[str, Path]:
-    """Find the files of a known dataset, local copies first, and download those that can be.
+    """Find the files of a known dataset; files that are not on this machine are downloaded if possible.
 
     Returns:
         File name -> path of the verified file, in the order of `source.files`.
 
     Raises:
-        ValueError: If a file is nowhere and cannot be downloaded, or its content is not the known one.
+        ValueError: If a file is not here and cannot be downloaded, or its content is not the known one.
     """
     local = {file.name: _local(source.folder, file) for file in source.files}
     by_hand = [file.name for file in source.files if local[file.name] is None and file.folder_url is None]
@@ -175,7 +175,7 @@ def _verify(path: Path, file: File, remedy: str) -> None:
 
 
 def _download(source: Source, file: File) -> Path:
-    """Fetch one file into the cache; it appears there whole and verified, or not at all."""
+    """Download a file into the cache, where it appears only once it is complete and verified."""
     url, target = f"{file.folder_url}/{file.name}", cache_dir() / source.folder / file.name
     target.parent.mkdir(parents=True, exist_ok=True)
     say(f"Downloading {url}")

@@ -2,7 +2,7 @@
 
 Departures from the sources: ids become strings and are otherwise unchanged; ASINs and other numberings are left out of
 the items, because they follow the order of first appearance and the order of same-day ties (measured on Amazon 2014:
-the test item's ASIN is the larger one with probability .71). Items without a title keep a null title.
+the test item's ASIN is the larger one with probability .71). Items without a title have a null title.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Dataset:
     """A raw dataset, before filtering and splitting.
 
     Attributes:
-        items: `item_id`, `title` (null where unknown), `text` and further fields; one row per item.
+        items: `item_id`, `title` (null if unknown), `text` and further fields; one row per item.
         interactions: `user_id`, `item_id`, `timestamp`, `weight`, in the order of the source.
-        order_only: True where the source has no times and `timestamp` is the position in the user's history.
-        split: Published split with the columns of `split.leave_one_out`, where the source has one.
+        order_only: True if the source has no times and `timestamp` is the position in the user's history.
+        split: Published split with the columns of `split.leave_one_out`, if the source has one.
     """
 
     items: pl.DataFrame
@@ -39,7 +39,7 @@ class Dataset:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Content of a file, uncompressed where its name ends in .xz.
+    """Read a file; one whose name ends in .xz is uncompressed.
 
     Raises:
         ValueError: If an .xz file is cut or damaged.
@@ -54,7 +54,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def compose_text(items: pl.DataFrame) -> pl.DataFrame:
-    """Add `text`, what a text encoder reads: the title and the descriptive fields that the items have, or ''."""
+    """Add the column `text` for text encoders: the title and the descriptive fields that an item has, or ""."""
     parts = []
     for name in TEXT_FIELDS:
         if name in items.columns:
@@ -65,7 +65,7 @@ def compose_text(items: pl.DataFrame) -> pl.DataFrame:
 
 
 def read_movietweetings(ratings: Path, movies: Path) -> Dataset:
-    """MovieTweetings: `user::movie::rating::unix seconds` and `movie::Title (year)::Genre|Genre`."""
+    """Read MovieTweetings: `user::movie::rating::unix seconds` and `movie::Title (year)::Genre|Genre`."""
     fields = pl.Series(read_bytes(ratings).decode().splitlines()).str.split_exact("::", 3).struct
     interactions = pl.DataFrame(
         {
@@ -84,7 +84,7 @@ def read_movietweetings(ratings: Path, movies: Path) -> Dataset:
 
 
 def read_s3rec(histories: Path, items: Path) -> Dataset:
-    """S3-Rec's `user item item …`, oldest first, with a table of titles and attribute numbers."""
+    """Read S3-Rec's `user item item …`, oldest first, with a table of titles and attribute numbers."""
     lines = [line.split() for line in read_bytes(histories).decode().splitlines()]
     table = pl.read_parquet(items).select(
         pl.col(ITEM_ID).cast(pl.String), TITLE, pl.col("s3rec_attribute_ids").alias("attributes")
@@ -93,7 +93,7 @@ def read_s3rec(histories: Path, items: Path) -> Dataset:
 
 
 def read_lcrec(histories: Path, items: Path) -> Dataset:
-    """LC-Rec's inter.json, `{user: [item, …]}` oldest first, with a table of titles."""
+    """Read LC-Rec's inter.json, `{user: [item, …]}` oldest first, with a table of titles."""
     sequences = {user: [str(item) for item in rest] for user, rest in json.loads(read_bytes(histories)).items()}
     table = pl.read_parquet(items).select(pl.col(ITEM_ID).cast(pl.String), TITLE)
     return Dataset(compose_text(table), _in_order(sequences), order_only=True)
@@ -109,9 +109,10 @@ def _in_order(sequences: dict[str, list[str]]) -> pl.DataFrame:
 
 
 def read_foursquare(train: Path, test: Path) -> Dataset:
-    """GNPR-SID's check-ins `Uid,Pid,Time`: the distinct rows of both files, repeated visits kept, no item text.
+    """Read GNPR-SID's check-ins `Uid,Pid,Time`; there is no text about items.
 
-    The published test file repeats the training check-ins as histories; their union is the log.
+    The published test file repeats the training check-ins as histories, so the log is the distinct rows of both files.
+    Repeated visits at other times stay.
     """
     log = pl.concat([pl.read_csv(io.BytesIO(read_bytes(path)), infer_schema=False) for path in (train, test)])
     interactions = log.unique(maintain_order=True).select(
@@ -124,17 +125,17 @@ def read_foursquare(train: Path, test: Path) -> Dataset:
 
 
 def untitled_items(interactions: pl.DataFrame) -> pl.DataFrame:
-    """Items of a log that comes without an item file: no title, empty text."""
+    """Items of a log without an item file; they have no title and empty text."""
     return interactions.select(
         pl.col(ITEM_ID).unique(maintain_order=True), pl.lit(None, pl.String).alias(TITLE), pl.lit("").alias(TEXT)
     )
 
 
 def read_minionerec(items: Path, train: Path, valid: Path, test: Path) -> Dataset:
-    """MiniOneRec's item.json and its rows of (history of at most 10 items, target), with the published split.
+    """Read MiniOneRec's item.json and its pairs (history of at most 10 items, target), with the published split.
 
-    A user's rows are folded back into one sequence, so that there is one training row per user, as llmrec trains. The
-    rows carry no times; they are in order, which is all that a published split needs.
+    The pairs of a user are joined into one sequence, because llmrec has one training example per user. The pairs have
+    no times, but they are in order, which is enough for a published split.
     """
     table = pl.DataFrame(
         [{ITEM_ID: item_id, **fields} for item_id, fields in json.loads(read_bytes(items)).items()]
@@ -144,10 +145,13 @@ def read_minionerec(items: Path, train: Path, valid: Path, test: Path) -> Datase
 
 
 def _fold(pairs: pl.DataFrame) -> tuple[dict[str, list[str]], pl.DataFrame]:
-    """Users' sequences, and split rows in which a user's last training pair stands for all of them.
+    """Join the pairs of each user into a sequence, and keep one training example per user.
 
-    A sequence is the history of the user's first pair, then the targets of all of them; `check_no_leak` proves that
-    every other history is a part of it.
+    A sequence is the history of the user's first pair, followed by the targets of all pairs. `check_no_leak` proves
+    that every other history is a part of it.
+
+    Returns:
+        User id -> sequence, and the examples.
     """
     before, targets = pl.col(HISTORY).list.len().first().cast(pl.Int64), pl.col(TARGET).cum_count().cast(pl.Int64)
     pairs = pairs.with_columns((before + targets - 1).over(USER_ID).alias(POSITION))
@@ -161,13 +165,13 @@ def _fold(pairs: pl.DataFrame) -> tuple[dict[str, list[str]], pl.DataFrame]:
 
 
 def _description() -> pl.Expr:
-    """Description text out of a printed Python list of strings: `['one', 'two']`."""
+    """Text of a description that was stored as a printed Python list of strings: `['one', 'two']`."""
     text = pl.col("description").str.strip_prefix("[").str.strip_suffix("]")
     return text.str.replace_all(r"""['"], ['"]""", " ").str.strip_chars(" '\"").replace("", None)
 
 
 def _pairs(path: Path, split: str) -> pl.DataFrame:
-    """Rows (user, split, history, target) of a published CSV, or of a parquet file that continues its numbering."""
+    """Read pairs (user, split, history, target) from a published CSV, or a parquet file with the same numbering."""
     if ".csv" in path.suffixes:
         pairs = pl.read_csv(io.BytesIO(read_bytes(path)), infer_schema=False)
         pairs = pairs.with_columns(pl.col("history_item_id").str.json_decode(pl.List(pl.Int64)))

@@ -1,9 +1,9 @@
 """Side fields of items: the categorical columns of items.parquet, whose values several items share.
 
-A column is a field if it holds text, integers, true or false, or lists of these, has two values or more, and at least
-half of its entries are of values that several items have. So a genre or a brand is one, and a description, which only
-its item has, is none; ids, titles, text and coordinates never are. An item without a value in a field has the field's
-value for missing ones, which is learned like any other.
+A column is a side field if it holds text, integers, true or false, or lists of these, has at least two values, and at
+least half of its entries are values that several items have. So a genre or a brand is a side field, but a description
+is not; ids, titles, text and coordinates never are. An item without a value in a field has the field's value for
+"missing", which is learned like any other.
 
 Shapes: N items, E entries of all items and fields, V values of all fields.
 """
@@ -29,7 +29,7 @@ class Fields(NamedTuple):
         names: Columns that were read.
         values: (E,) int64 in [0, V); each field has values of its own.
         offsets: (N + 1,) int64; the entries of item i are `values[offsets[i]:offsets[i + 1]]`.
-        weights: (E,) float32, 1 / entries of the same item in the same field.
+        weights: (E,) float32, 1 / (number of entries of the same item in the same field).
         num_values: V.
     """
 
@@ -41,10 +41,10 @@ class Fields(NamedTuple):
 
 
 def side_fields(catalog: Catalog) -> Fields:
-    """The side fields of a catalogue's items.
+    """Collect the side fields of a catalogue's items.
 
     Raises:
-        ValueError: If no column is one; the message says why of each.
+        ValueError: If no column is a side field; the message says why for each.
     """
     found, refused = {}, []
     for name in catalog.items.column_names:
@@ -68,7 +68,7 @@ def side_fields(catalog: Catalog) -> Fields:
 
 
 def entries(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Item row and code of every value that is there; None where the column is no categories."""
+    """Item row and code of every value in a column; None if the column holds no categories."""
     column = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
     cells = column.combine_chunks()
     rows = np.arange(len(cells))
@@ -85,14 +85,14 @@ def entries(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def is_shared(rows: np.ndarray, codes: np.ndarray) -> bool:
-    """Whether there are several values, and at least half of the entries are of values that several items have."""
+    """True if there are at least two values, and at least half of the entries are values that several items have."""
     pairs = np.unique(np.stack([rows, codes]), axis=1)  # an item that repeats a value has it once
     items = np.bincount(pairs[1])  # of each value
     return len(items) > 1 and (items[codes] > 1).mean() >= 0.5
 
 
 def _joined(found: dict[str, tuple[np.ndarray, np.ndarray]], num_items: int) -> Fields:
-    """Entries of all fields in the order of the items; the last value of each field stands for none."""
+    """Join the entries of all fields in the order of the items; the last value of each field means "missing"."""
     all_rows, all_values, all_weights, num_values = [], [], [], 0
     for rows, codes in found.values():
         missing = np.setdiff1d(np.arange(num_items), rows)

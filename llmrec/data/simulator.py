@@ -1,4 +1,4 @@
-"""A catalogue and interaction log with known truth, of any size, for scale tests and machines without data.
+"""Simulator: a catalogue and an interaction log of any size with known truth, for tests and machines without data.
 
 Items belong to taste clusters and have a Zipf popularity within their cluster. A user has one home cluster. The next
 item of a user is drawn in two steps:
@@ -7,9 +7,9 @@ item of a user is drawn in two steps:
              which favours staying, then the next cluster on a ring;
     item:    from the popularity within that cluster, repeats allowed.
 
-So there is something to find for a popularity, a collaborative and a sequential model, and `next_item` gives the best
-possible answer. Titles are made of words, some of them peculiar to the cluster; coordinates scatter around the
-cluster's centre; ids are numbered at random, so they tell nothing.
+So a popularity, a collaborative and a sequential model each have something to find, and `next_item` gives the best
+possible answer. Titles are made of words, some of which only one cluster has; coordinates scatter around the centre of
+the cluster; ids are numbered at random, so they carry no information.
 
 Shapes: U users, N items, C clusters, T longest sequence.
 """
@@ -49,7 +49,8 @@ class Simulation:
     """A simulated dataset and the truth behind it; item arrays are in the order of `dataset.items`.
 
     Attributes:
-        item_clusters: (N,) int64.
+        dataset: Items and interactions.
+        item_clusters: (N,) int64 cluster of each item.
         popularity: (N,) probability of an item within its cluster.
         transition: (C, C) probability of the next cluster (columns) after a cluster (rows).
         home: (U,) int64 home cluster of each user; user number u has the id `user-u`.
@@ -62,14 +63,22 @@ class Simulation:
     home: np.ndarray
 
     def next_item(self, user: int, last_item: int) -> np.ndarray:
-        """(N,) true probability of each item to follow `last_item` (a row of `dataset.items`) for a user number."""
+        """True distribution of the next item.
+
+        Args:
+            user: Number of the user.
+            last_item: Position of the user's last item in `dataset.items`.
+
+        Returns:
+            (N,) probabilities.
+        """
         clusters = (1 - HOME) * self.transition[self.item_clusters[last_item]]
         clusters[self.home[user]] += HOME
         return clusters[self.item_clusters] * self.popularity
 
 
 def simulate(num_users: int, num_items: int, seed: int = 0) -> Simulation:
-    """Draw a catalogue and a log; equal arguments give equal data.
+    """Draw a catalogue and a log; the same arguments give the same data.
 
     Raises:
         ValueError: If a size is below 1.

@@ -1,10 +1,11 @@
 """Filters and splits of an interaction log: k-core, leave-one-out, global temporal, and the checks for leaks.
 
-A split row is (user, split, history, target, position): `position` is the place of the target in the user's sequence.
-It tells a held-out interaction from an earlier visit to the same item, and is dropped when the split is written.
+An example is (user, split, history, target, position), where `position` is the place of the target in the user's
+sequence. It distinguishes a held-out interaction from an earlier visit to the same item, and is dropped when the split
+is written.
 
-Departures from common practice: a training row is a user's whole training sequence, because every item of it is
-trained in one pass, so there is one training row per user; `max_history` cuts validation and test histories only.
+Departures from common practice: a training example is a user's whole training sequence, because one pass trains every
+item of it, so there is one training example per user; `max_history` cuts validation and test histories only.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def k_core(interactions: pl.DataFrame, k: int) -> pl.DataFrame:
         k: Smallest number of interactions; 0 and 1 keep all.
 
     Returns:
-        The remaining rows in their order; empty where no k-core exists.
+        The remaining interactions in their order; none if there is no k-core.
     """
     while True:
         enough = (pl.len().over(USER_ID) >= k) & (pl.len().over(ITEM_ID) >= k)
@@ -36,25 +37,25 @@ def k_core(interactions: pl.DataFrame, k: int) -> pl.DataFrame:
 
 
 def in_sequence(interactions: pl.DataFrame) -> pl.DataFrame:
-    """Sort by user and time, ties in the order of the source, and add each row's 0-based `position`."""
+    """Sort by user and time, ties in the order of the source, and add the 0-based `position` in the user's sequence."""
     ordered = interactions.sort(USER_ID, TIMESTAMP, maintain_order=True)
     return ordered.with_columns(pl.int_range(pl.len()).over(USER_ID).alias(POSITION))
 
 
 def sample_users(interactions: pl.DataFrame, num_users: int, seed: int) -> pl.DataFrame:
-    """Interactions of `num_users` users drawn at random; of all users where there are no more."""
+    """Keep the interactions of `num_users` random users; all users stay if there are no more."""
     users = interactions[USER_ID].unique().sort()
     chosen = np.random.default_rng(seed).permutation(len(users))[:num_users]
     return interactions.filter(pl.col(USER_ID).is_in(users[chosen].to_list()))
 
 
 def shuffle_items(items: pl.DataFrame, seed: int) -> pl.DataFrame:
-    """Put the items in random order, so that an item row tells nothing of when or where an item was first seen."""
+    """Put the items in random order, so that an item row says nothing about when an item was first seen."""
     return items[np.random.default_rng(seed).permutation(items.height)]
 
 
 def leave_one_out(interactions: pl.DataFrame, max_history: int) -> pl.DataFrame:
-    """Last interaction of a user is test, the last but one valid, the rest train.
+    """Split each user: the last interaction is a test target, the last but one a validation target, the rest train.
 
     Args:
         interactions: Output of `in_sequence`.
@@ -74,17 +75,18 @@ def leave_one_out(interactions: pl.DataFrame, max_history: int) -> pl.DataFrame:
 
 
 def temporal(interactions: pl.DataFrame, max_history: int) -> pl.DataFrame:
-    """All (history, target) pairs of all users by time, cut 8:1:1: the past trains, the future tests.
+    """Split all (history, target) pairs of all users 8:1:1 by time.
 
-    A user may own several valid and test rows. Pairs at one time are cut in the order of users, so a tie may lie on
-    both sides of a cut; no user's later interaction is ever on the earlier side.
+    A user may own several validation and test examples. Pairs with the same time are ordered by user, so such a tie
+    may lie on both sides of a cut; no user's later interaction is ever on the earlier side.
 
     Args:
         interactions: Output of `in_sequence`, with real times.
         max_history: Latest items kept in a valid or test history.
 
     Returns:
-        Columns user_id, split, history, target, position. A user's training row ends at its last training target.
+        Columns user_id, split, history, target, position. A user's training example ends at the
+        last training target.
     """
     pairs = interactions.filter(pl.col(POSITION) > 0).sort(TIMESTAMP, maintain_order=True)
     first_valid, first_test = pairs.height * 8 // 10, pairs.height * 9 // 10
@@ -102,7 +104,7 @@ def _label(rows: pl.DataFrame, split: str, position: pl.Expr) -> pl.DataFrame:
 
 
 def _with_histories(rows: pl.DataFrame, interactions: pl.DataFrame, max_history: int) -> pl.DataFrame:
-    """Fill in the target at each position and the items before it, the latest `max_history` outside training."""
+    """Add the target at each position and the items before it, outside training at most `max_history` of them."""
     sequences = interactions.group_by(USER_ID).agg(pl.col(ITEM_ID).alias("sequence"))
     position = pl.col(POSITION)
     start = pl.when(pl.col(SPLIT) == "train").then(0).otherwise(pl.max_horizontal(position - max_history, 0))
@@ -116,30 +118,30 @@ def _with_histories(rows: pl.DataFrame, interactions: pl.DataFrame, max_history:
 
 
 def check_no_leak(split: pl.DataFrame, interactions: pl.DataFrame, by_time: bool = False) -> None:
-    """Prove on the finished rows that training cannot have seen what is held out.
+    """Prove from the finished examples that training cannot have seen a held-out interaction.
 
     Args:
-        split: Rows as `leave_one_out` returns them, whoever made them.
-        interactions: Output of `in_sequence` that the rows were made from.
+        split: Examples with the columns of `leave_one_out`.
+        interactions: Output of `in_sequence` that the examples were made from.
         by_time: Also require that training ends before validation begins, and validation before test.
 
     Raises:
-        ValueError: If a row differs from its user's sequence up to its target, a user has two training rows, an
-            interaction is held out twice or lies in a training row, or (`by_time`) the splits overlap in time.
+        ValueError: If an example differs from its user's sequence, a user has two training examples, an interaction is
+            held out twice or lies in a training example, or (`by_time`) the splits overlap in time.
     """
     _check_rows_are_sequences(split, interactions)
     train, held_out = split.filter(pl.col(SPLIT) == "train"), split.filter(pl.col(SPLIT) != "train")
-    _refuse(train.filter(pl.col(USER_ID).is_duplicated()), "have two training rows")
+    _refuse(train.filter(pl.col(USER_ID).is_duplicated()), "are a second training example of their user")
     _refuse(held_out.filter(pl.struct(USER_ID, POSITION).is_duplicated()), "hold one interaction out twice")
     ends = train.select(USER_ID, pl.col(POSITION).alias("end"))
     seen = held_out.join(ends, on=USER_ID).filter(pl.col(POSITION) <= pl.col("end"))
-    _refuse(seen, "have a held-out interaction in a training row")
+    _refuse(seen, "have a held-out interaction in a training example")
     if by_time:
         _check_time_order(split, interactions)
 
 
 def _check_rows_are_sequences(split: pl.DataFrame, interactions: pl.DataFrame) -> None:
-    """Every item of a row must be its user's interaction at that very position; repeats make item sets too weak."""
+    """Compare items with interactions position by position; a comparison of sets would miss repeated items."""
     length = pl.col(HISTORY).list.len().cast(pl.Int64)
     steps = split.select(
         USER_ID,
@@ -162,4 +164,4 @@ def _check_time_order(split: pl.DataFrame, interactions: pl.DataFrame) -> None:
 def _refuse(rows: pl.DataFrame, what: str) -> None:
     if not rows.is_empty():
         users = rows[USER_ID].unique(maintain_order=True).head(3).to_list()
-        raise ValueError(f"The split leaks: {rows.height} rows {what}; first users: {users}.")
+        raise ValueError(f"The split leaks: {rows.height} examples {what}; first users: {users}.")

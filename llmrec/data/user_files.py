@@ -1,8 +1,8 @@
-"""Any CSV or parquet file with named columns, read into a Dataset; every problem of both files is reported at once.
+"""Own CSV or parquet files with named columns, read into a Dataset; every problem of both files is reported at once.
 
-CSV cells are read as text and converted by name, so that ids such as '0104257' keep their zeros and no type is guessed
-from the first rows. Times are numbers, kept as they are, or ISO dates (2012-04-03, 2012-04-03 14:04:01); other date
-orders are ambiguous and refused.
+CSV cells are read as text and converted by column, so ids such as '0104257' keep their zeros and no type is guessed
+from the first rows. Times are numbers, which stay as they are, or ISO dates (2012-04-03, 2012-04-03 14:04:01); other
+orders of dates are ambiguous and refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llmrec.data.public_formats import Dataset, compose_text, read_bytes, untitl
 
 @dataclass
 class Table:
-    """A file's rows, the option each of its columns is named by, and the problems found in it so far."""
+    """Rows of a file and the problems found in them so far."""
 
     path: Path
     frame: pl.DataFrame
@@ -27,11 +27,11 @@ class Table:
     problems: list[str]
 
     def place(self, row: int) -> str:
-        """Where a person finds a row: its line in a CSV without line breaks in cells, else its number from 1."""
+        """Line of a row in a CSV without line breaks in cells, else the number of the row, from 1."""
         return f"line {row + 2}" if self.has_lines else f"row {row + 1}"
 
     def report(self, bad: pl.Series, what: str, remedy: str, value: str | None = None) -> None:
-        """Note the rows where the boolean series is true: how many, the first one, its value, and what to do."""
+        """Add a problem about the rows where `bad` is true: how many, the first one, its value, and the remedy."""
         rows = bad.arg_true()
         if len(rows):
             given = f" ({self.frame[value][rows[0]]!r})" if value else ""
@@ -49,13 +49,16 @@ def read_tables(
     timestamp_column: str = TIMESTAMP,
     title_column: str = TITLE,
 ) -> Dataset:
-    """Read a log and, where there is one, its item file.
+    """Read a log of interactions and its item file, if there is one.
 
     Args:
         interactions: .csv or .parquet file (or .xz of it); a numeric column `weight` is kept, else weights are 1.
-        items: Its item file; without one, the items are those of the log and have no titles. A column `text` is
-            what will be embedded; without it, the title and descriptive fields are.
-        user_column: Column of the user in `interactions`; the others likewise.
+        items: .csv or .parquet file of the items. Without it, the items are those of the log and have no titles. The
+            column `text` is embedded later; without it, it is composed of the title and descriptive fields.
+        user_column: Name of the user column in `interactions`.
+        item_column: Name of the item column in both files.
+        timestamp_column: Name of the time column in `interactions`.
+        title_column: Name of the title column in `items`.
 
     Raises:
         ValueError: With every problem of both files: unreadable, no rows, missing columns, empty or repeated ids,
@@ -82,7 +85,12 @@ def _with_text(items: pl.DataFrame) -> pl.DataFrame:
 
 
 def open_table(path: str | Path, options: dict[str, str], names: tuple[str, ...]) -> Table:
-    """Read a file and rename the columns that options name to llmrec's names.
+    """Read a file and give its columns llmrec's names.
+
+    Args:
+        path: The file.
+        options: Option -> name of the column in the file.
+        names: Name of llmrec for each of these columns.
 
     Raises:
         ValueError: If the file is absent, unreadable, empty, or lacks one of the columns.
@@ -175,7 +183,7 @@ def _to_number(table: Table, name: str) -> None:
 
 
 def _to_time(table: Table) -> None:
-    """Numbers stay as they are; dates become unix seconds, with a fraction where they have one."""
+    """Convert dates to unix seconds, with a fraction if they have one; numbers stay as they are."""
     time, dtype = table.frame[TIMESTAMP], table.frame.schema[TIMESTAMP]
     if dtype == pl.String:
         time = _parse_time(time)
@@ -190,7 +198,7 @@ def _to_time(table: Table) -> None:
 
 
 def _parse_time(text: pl.Series) -> pl.Series:
-    """Text as integers if all are, else as decimals or ISO dates, whichever more rows are."""
+    """Parse text as integers if all rows are, else as decimals or ISO dates, whichever reads more rows."""
     integers = text.cast(pl.Int64, strict=False)
     if not integers.has_nulls():
         return integers

@@ -1,4 +1,4 @@
-"""Windows of long sequences, the same for every system that is trained on them, ours and baselines."""
+"""Windows of long sequences; the LLM and the baselines are trained on the same ones."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 
 def windows(length: int, max_history: int) -> Iterator[tuple[int, int, int]]:
-    """Windows of at most `max_history` + 1 items that together score each item once.
+    """Yield windows of at most `max_history` + 1 items in which each item is a target once.
 
     Args:
-        length: Items of the sequence.
+        length: Number of items in the sequence.
         max_history: Largest number of items before a target.
 
     Yields:

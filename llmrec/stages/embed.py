@@ -1,4 +1,4 @@
-"""embed: catalogue -> one file of item vectors per view."""
+"""embed: turn the items of a catalogue into vectors, one file per view."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def main(config: EmbedConfig) -> JsonObject:
     """Build every view of `config.views` that the output directory does not have yet.
 
     Returns:
-        out, num_items, per view its dimension and number of missing items, and the seconds each view took.
+        `out`, `num_items`, `views` (dimension and number of missing items of each) and `seconds` of each view.
     """
     check(config)
     catalog, files = Catalog.load(config.catalog), external_files(config)
@@ -72,7 +72,7 @@ def check(config: EmbedConfig) -> None:
     """Refuse a config that cannot work, with every problem at once.
 
     Raises:
-        ValueError: If an option is at fault, or the device is not here.
+        ValueError: If options cannot work, or this machine does not have the device.
     """
     problems, given = external_problems(config), external_files(config)
     if not config.views or len(set(config.views)) < len(config.views):
@@ -93,7 +93,7 @@ def check(config: EmbedConfig) -> None:
 
 
 def external_files(config: EmbedConfig) -> dict[str, str]:
-    """Name -> path of every entry of `config.external` that has both."""
+    """Name -> path of every entry of `config.external` that is well-formed."""
     return {match[1]: match[2] for match in map(EXTERNAL.fullmatch, config.external) if match}
 
 

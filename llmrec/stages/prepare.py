@@ -1,4 +1,4 @@
-"""prepare: raw dataset -> a catalogue directory, filtered, split, shuffled and checked for leaks."""
+"""prepare: read a raw dataset, filter it, split it, and write a catalogue that is checked for leaks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def main(config: PrepareConfig) -> JsonObject:
         `out` and the counts `users`, `items`, `interactions`, `train`, `valid`, `test`.
 
     Raises:
-        ValueError: If the config, the input files or their split are not usable; see docs/prepare.md.
+        ValueError: If the config, the input files or their split cannot be used; see docs/prepare.md.
     """
     check(config)
     files = find_files(config)
@@ -40,10 +40,13 @@ def main(config: PrepareConfig) -> JsonObject:
 
 
 def build(config: PrepareConfig, files: dict[str, Path], directory: Path) -> dict[str, int]:
-    """Read, filter, split, check and write; returns the counts of the manifest.
+    """Read, filter, split, check and write.
+
+    Returns:
+        Counts for the manifest.
 
     Raises:
-        ValueError: If the files or their split are not usable.
+        ValueError: If the files or their split cannot be used.
     """
     dataset = read(config, files)
     check_split(config, dataset)
@@ -66,10 +69,10 @@ def build(config: PrepareConfig, files: dict[str, Path], directory: Path) -> dic
 
 
 def check(config: PrepareConfig) -> None:
-    """Refuse what no file can make right, every problem at once, before any file is read.
+    """Refuse options that do not go together, before any file is read.
 
     Raises:
-        ValueError: If the options name no source, two, or half of one.
+        ValueError: If the options name no source of data, two sources, or items without interactions.
     """
     problems = []
     if (config.dataset is None) == (config.interactions is None):
@@ -84,7 +87,8 @@ def check_split(config: PrepareConfig, dataset: Dataset) -> None:
     """Refuse a split that the dataset does not allow.
 
     Raises:
-        ValueError: If it lacks the published split or the times that are asked for, or its own is left aside.
+        ValueError: If the dataset lacks the published split or the times that are asked for, or has a published split
+            that is not asked for.
     """
     name = config.dataset or config.interactions
     if dataset.split is None and config.split == "published":
@@ -101,7 +105,7 @@ def check_split(config: PrepareConfig, dataset: Dataset) -> None:
 
 
 def find_files(config: PrepareConfig) -> dict[str, Path]:
-    """Raw files of the run by name; the names of options where the user gave the files."""
+    """Find the raw files of the run: name of the file, or of the option that gives it -> path."""
     if simulated_size(config.dataset):
         return {}
     if config.dataset is not None:
@@ -110,7 +114,7 @@ def find_files(config: PrepareConfig) -> dict[str, Path]:
 
 
 def read(config: PrepareConfig, files: dict[str, Path]) -> Dataset:
-    """The raw dataset, from the simulator, a known dataset's files or the user's own."""
+    """Read the raw dataset: simulated, a known one, or the user's own files."""
     size = simulated_size(config.dataset)
     if size:
         return simulate(*size, config.seed).dataset
@@ -127,10 +131,10 @@ def read(config: PrepareConfig, files: dict[str, Path]) -> Dataset:
 
 
 def split(config: PrepareConfig, dataset: Dataset, interactions: pl.DataFrame) -> pl.DataFrame:
-    """Split rows of the users in `interactions`, each of train, valid and test with at least one.
+    """Make the examples of the users in `interactions`.
 
     Raises:
-        ValueError: If one of the three would have none.
+        ValueError: If train, valid or test would have no example.
     """
     if config.split == "published" and dataset.split is not None:
         rows = dataset.split.join(interactions, on=USER_ID, how="semi", maintain_order="left")
@@ -138,8 +142,9 @@ def split(config: PrepareConfig, dataset: Dataset, interactions: pl.DataFrame) -
         rows = METHODS[config.split](interactions, config.max_history)
     without = [name for name in SPLITS if name not in rows[SPLIT]]
     if without:
+        num_users = interactions[USER_ID].n_unique()
         raise ValueError(
-            f"{interactions.height} interactions of {interactions[USER_ID].n_unique()} users leave no {without} rows: "
+            f"{interactions.height} interactions of {num_users} users leave no {without} example; "
             "leave_one_out needs a user with 3 interactions, temporal 10 interactions after users' first ones. "
             "Give more data, lower --k-core or raise --num-users."
         )
@@ -147,7 +152,7 @@ def split(config: PrepareConfig, dataset: Dataset, interactions: pl.DataFrame) -
 
 
 def write(directory: Path, items: pl.DataFrame, interactions: pl.DataFrame, rows: pl.DataFrame) -> None:
-    """The three files of a catalogue, as docs/formats.md lists them."""
+    """Write the three files of a catalogue, which docs/formats.md describes."""
     items.write_parquet(directory / "items.parquet")
     interactions.select(USER_ID, ITEM_ID, TIMESTAMP, WEIGHT).write_parquet(directory / "interactions.parquet")
     rows.select(USER_ID, SPLIT, HISTORY, TARGET).write_parquet(directory / "split.parquet")

@@ -1,8 +1,8 @@
-"""ItemViews: what is known of the items as vectors, one safetensors file per source, in catalogue order.
+"""ItemViews: vectors of the items in catalogue order, one safetensors file per source.
 
-A view file `<name>.safetensors` holds `vectors` (N, D) float32, `missing` (N,) bool and, as metadata, JSON that says
-where they come from (docs/embed.md). Files made elsewhere in this format are welcome: without provenance they are
-taken on trust.
+A view file `<name>.safetensors` holds `vectors` (N, D) float32, `missing` (N,) bool and, as metadata, JSON with the
+provenance of the vectors (docs/embed.md). Files made elsewhere in this format can be used too; without provenance,
+nothing checks that they belong to the catalogue.
 
 Shapes: N items, D dimension of the view.
 """
@@ -23,7 +23,7 @@ from llmrec.data.catalog import Catalog
 from llmrec.runtime.manifest import MANIFEST, content_hash, read_manifest, verify
 
 SUFFIX = ".safetensors"
-ROWS = 65536  # read together when a view is checked
+BLOCK = 65536  # items checked together
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class View:
 
     Attributes:
         vectors: (N, D) float32, zero where `missing`.
-        missing: (N,) bool, True for items the source says nothing about.
+        missing: (N,) bool, True for items that have no vector.
         provenance: Encoder, its settings and the catalogue, as text; empty for a file made elsewhere.
     """
 
@@ -41,7 +41,7 @@ class View:
     provenance: dict[str, str] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Write the view so that a reader sees the whole file or none."""
+        """Write the view; the file appears only when it is complete."""
         temporary = path.with_name(path.name + ".tmp")
         tensors = {"vectors": np.ascontiguousarray(self.vectors, np.float32), "missing": self.missing}
         # One metadata key: safetensors writes several in any order, and equal views must be equal files.
@@ -50,16 +50,16 @@ class View:
 
 
 class ItemViews(dict[str, View]):
-    """Name -> View, all over the items of one catalogue."""
+    """Name -> View; all views are over the items of one catalogue."""
 
     @classmethod
     def load(cls, directory: str | Path, catalog: Catalog, names: Sequence[str] | None = None) -> ItemViews:
         """Read and check the views of a directory.
 
         Args:
-            directory: Written by `llmrec embed`, or any directory of files in its format.
-            catalog: Catalogue that the rows belong to.
-            names: Views to read, in this order; all, by name, when left out.
+            directory: Directory written by `llmrec embed`, or any directory of view files.
+            catalog: Catalogue of the items.
+            names: Views to read, in this order; all in alphabetical order by default.
 
         Raises:
             ValueError: If a view is absent, unreadable, from another catalogue, of another size or not finite.
@@ -68,7 +68,7 @@ class ItemViews(dict[str, View]):
 
     @property
     def known(self) -> np.ndarray:
-        """(N,) bool, True for items that at least one view has a vector of."""
+        """(N,) bool, True for items that have a vector in at least one view."""
         return ~np.all([view.missing for view in self.values()], axis=0)
 
     def save(self, directory: str | Path) -> None:
@@ -78,7 +78,7 @@ class ItemViews(dict[str, View]):
 
 
 def view_files(directory: str | Path, names: Sequence[str] | None = None) -> dict[str, Path]:
-    """Name -> file of the views in a directory; what `llmrec embed` wrote is verified against its manifest.
+    """Find the views of a directory: name -> file. The output of `llmrec embed` is verified against its manifest.
 
     Raises:
         ValueError: If the directory is unfinished, was changed, holds no view or lacks one of `names`.
@@ -99,17 +99,17 @@ def view_files(directory: str | Path, names: Sequence[str] | None = None) -> dic
 
 
 def describe(view: str, catalog: Catalog, **settings: object) -> dict[str, str]:
-    """Provenance of a view: what it was made of, by which settings and version."""
+    """Provenance of a view: its catalogue, its settings and the version of llmrec, as text."""
     facts = {"view": view, "catalog_sha256": content_hash(catalog.source), "llmrec": __version__, **settings}
     return {key: str(value) for key, value in facts.items()}
 
 
 def scatter(vectors: np.ndarray, rows: np.ndarray, num_items: int, facts: dict[str, str]) -> View:
-    """A view over all items from the vectors of some; the others are missing.
+    """Make a view over all items from the vectors of some; the others are missing.
 
     Args:
-        vectors: (len(rows), D).
-        rows: Item rows, each once.
+        vectors: (len(rows), D) vectors.
+        rows: Item rows that the vectors belong to, each once.
         num_items: N.
         facts: Provenance of the view.
     """
@@ -135,16 +135,16 @@ def _read(path: Path, catalog: Catalog) -> View:
 
 
 def _tensor(file: safe_open, name: str, path: Path) -> np.ndarray:
-    """A tensor of an open file: mapped where it can be, as the vectors of a large catalogue may not fit into memory."""
+    """Read a tensor, memory-mapped if possible: the vectors of a large catalogue may not fit into memory."""
     found = file.get_slice(name)
     can_map = found.get_dtype() == "F32" and 0 not in found.get_shape()
     return _mapped(path, name) if can_map else file.get_tensor(name)
 
 
 def _mapped(path: Path, name: str) -> np.ndarray:
-    """A float32 tensor of a safetensors file, mapped and not read; what is written to it stays in memory.
+    """Map a float32 tensor of a safetensors file copy-on-write.
 
-    Source: the format's description (https://huggingface.co/docs/safetensors): length and JSON of a header, then data.
+    Source: https://huggingface.co/docs/safetensors; the format is the length of a JSON header, the header, the data.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -153,7 +153,7 @@ def _mapped(path: Path, name: str) -> np.ndarray:
 
 
 def _check(view: View, catalog: Catalog, path: Path) -> None:
-    """Refuse what would give wrong semantic IDs without a sound: another order, another split, NaN."""
+    """Refuse vectors that would silently give wrong semantic IDs: of another catalogue or shape, or not finite."""
     expected = view.provenance.get("catalog_sha256")
     if expected and expected != content_hash(catalog.source):
         raise ValueError(
@@ -170,7 +170,7 @@ def _check(view: View, catalog: Catalog, path: Path) -> None:
             f"{path} has {vectors.shape[0]} vectors and {missing.size} missing flags, the catalogue "
             f"'{catalog.source}' has {catalog.num_items} items; run `llmrec embed` on this catalogue."
         )
-    parts = (vectors[first : first + ROWS] for first in range(0, len(vectors), ROWS))
+    parts = (vectors[first : first + BLOCK] for first in range(0, len(vectors), BLOCK))
     bad = np.flatnonzero(np.concatenate([~np.isfinite(part).all(axis=1) for part in parts]))
     if len(bad):
         raise ValueError(

@@ -2,10 +2,10 @@
 
 Positive pointwise mutual information of items within a window of a training sequence, factorised by a truncated SVD
 into U sqrt(S) (Levy and Goldberg, "Neural Word Embedding as Implicit Matrix Factorization", NeurIPS 2014, sections 4
-and 5). Departures: no shift by log k, since the counts of a recommendation log are too sparse to lose any; an item next
-to itself (repeat visits) is not counted, since it says nothing about its likeness to others.
+and 5). Departures: there is no shift by log k, because the counts of a recommendation log are sparse already; an item
+next to itself (a repeated visit) is not counted, because it says nothing about the similarity to other items.
 
-Only `catalog.train` is read: the held-out items of users cannot shape what predicts them.
+Only `catalog.train` is read, so held-out items cannot influence the vectors that predict them.
 
 Shapes: N items, T training interactions.
 """
@@ -25,20 +25,22 @@ WINDOW = 5  # items on either side that co-occur with an item
 
 
 def collaborative_view(catalog: Catalog, dim: int, window: int, seed: int) -> View:
-    """Vectors from co-occurrence in training sequences; items that co-occur with nothing are missing.
+    """Make vectors from co-occurrence in training sequences; items that co-occur with no other are missing.
 
     Args:
-        dim: Dimension wanted; fewer where the catalogue does not allow it.
-        window: Items on either side that count as co-occurring.
+        catalog: Catalogue whose training examples are read.
+        dim: Dimension of the vectors; smaller if there are fewer items.
+        window: Number of items on either side that co-occur with an item.
+        seed: Seed of the truncated SVD.
 
     Raises:
-        ValueError: If no two items co-occur in the training rows.
+        ValueError: If no two items co-occur in the training sequences.
     """
     counts = cooccurrence(catalog.train, catalog.num_items, window)
     if counts.nnz == 0:
         raise ValueError(
             f"No two items co-occur within {window} steps of a training sequence of '{catalog.source}' "
-            f"({len(catalog.train)} training rows); leave 'collaborative' out of `views`."
+            f"({len(catalog.train)} training sequences); leave 'collaborative' out of `views`."
         )
     rank = min(dim, catalog.num_items)
     if rank < dim:
@@ -53,7 +55,7 @@ def collaborative_view(catalog: Catalog, dim: int, window: int, seed: int) -> Vi
 
 
 def cooccurrence(train: Examples, num_items: int, window: int) -> sparse.csr_array:
-    """How often each pair of items lies within `window` steps in one sequence.
+    """Count how often each pair of items lies within `window` steps in one sequence.
 
     Returns:
         (N, N) float64, symmetric, zero diagonal.
@@ -70,7 +72,7 @@ def cooccurrence(train: Examples, num_items: int, window: int) -> sparse.csr_arr
 
 
 def positive_pmi(counts: sparse.csr_array) -> sparse.csr_array:
-    """max(0, log P(i, j) / (P(i) P(j))) of a symmetric matrix of counts, sparse like the counts."""
+    """Positive PMI, max(0, log P(i, j) / (P(i) P(j))), of a symmetric sparse matrix of counts."""
     pairs = counts.tocoo()
     marginal = np.asarray(counts.sum(axis=1)).ravel()
     pmi = np.log(pairs.data) + np.log(marginal.sum()) - np.log(marginal[pairs.row]) - np.log(marginal[pairs.col])

@@ -1,9 +1,9 @@
 """External view: vectors that were made elsewhere, of images or of anything, read from a file.
 
-llmrec runs no image model: whoever has pictures runs an encoder (CLIP, say) and gives its vectors. Two formats, neither
-of which can carry code: .parquet with `item_id` and `vector`, in any order and for any of the items, and .npy with a
-row per item in the order of items.parquet. A view that llmrec has written itself needs no reading in; it is put into
-the directory as it is (docs/embed.md).
+llmrec runs no image model: users with pictures run an encoder such as CLIP themselves and give its vectors. There are
+two formats, neither of which can contain code: .parquet with `item_id` and `vector`, in any order and for any of the
+items, and .npy with one vector per item in the order of items.parquet. A file in the format of llmrec's own views is
+put into the directory as it is (docs/embed.md).
 
 Shapes: R rows of the file, N items, D dimension.
 """
@@ -30,16 +30,17 @@ UNKNOWN = -1  # item row of what is not in the catalogue
 
 
 def external_view(name: str, path: str | Path, catalog: Catalog) -> View:
-    """Vectors of a file in catalogue order; items without one are missing.
+    """Read the vectors of a file into catalogue order; items without a vector are missing.
 
     Args:
-        name: Of the view.
-        path: .parquet with `item_id` (text or integers) and `vector` (lists of D numbers; a null is no vector), or
-            .npy (N, D) float in the order of items.parquet.
+        name: Name of the view.
+        path: .parquet with `item_id` (text or integers) and `vector` (lists of D numbers; null means missing), or .npy
+            (N, D) float in the order of items.parquet.
+        catalog: Catalogue of the items.
 
     Raises:
-        ValueError: If the file is absent, unreadable, repeats or lacks ids, knows no item of the catalogue, has rows of
-            different lengths or a number of rows that is not N, or a vector is not finite.
+        ValueError: If the file is absent or unreadable, repeats or lacks ids, has no item of the catalogue, has vectors
+            of different lengths, has a number of vectors that is not N, or has a vector that is not finite.
     """
     path = Path(path)
     if path.suffix not in FORMATS:

@@ -1,22 +1,23 @@
 """FAMAE view: vectors of items and of their side fields, learned by filling in hidden fields of the next item.
 
-Field-aware masked auto-encoding of ReSID (arXiv:2602.02338). A window is a history and the item that followed, at its
-last position; a position is the sum of its fields' vectors, the first field being the item itself. At the last position
-alone, 1 to J fields (a uniform number, then a uniform choice) give way to learned vectors, one per field, and the state
-of a bidirectional transformer there predicts all of them: a softmax over sqrt(d) cosines with the values' vectors,
-over 128 sampled negatives where a field has many values. All fields weigh the same in the loss (alpha = 1). An item's
-vector is those of its values, one per field, laid side by side; the states are thrown away.
+Field-aware masked auto-encoding of ReSID (arXiv:2602.02338). A window is a history with the next item at its last
+position. The input at a position is the sum of the vectors of the item's fields; the first field is the item itself. At
+the last position, 1 to J fields (a uniform number, then a uniform choice) are hidden: learned vectors, one per field,
+replace them. The state of a bidirectional transformer at that position predicts all hidden fields by a softmax over
+sqrt(d) cosines with the vectors of the values, or over 128 sampled negatives if a field has many values. All fields
+have the same weight in the loss (alpha = 1). The vector of an item is the concatenation of the vectors of its values;
+the states of the transformer are not used.
 
-Two numbers judge it, the paper's task-aware metrics: how often the item is among the ten best of all with every field
-hidden, and with itself alone hidden. Training goes on while one of them rises; the epoch whose product of the two is
-largest is kept: the two differ much in size (.01 to .04 and .45 to .65 on the paper's Musical Instruments).
+Validation uses the paper's two task-aware metrics: recall@10 of the item with every field hidden, and with only the
+item itself hidden. Training goes on while one of them rises. The epoch with the largest product of the two is kept,
+because they differ much in size (.01 to .04 and .45 to .65 on the paper's Musical Instruments).
 
-Departures: an item may have several values of a field, or none (the paper drops such items): a field is read as the
+Departures: an item may have several values of a field, or none (the paper drops such items). A field is read as the
 mean of its values and predicted as a set, each value with the same probability; "none" is a value that is learned as
-input and never predicted. The paper does not say whether it scales the parts of a vector; here each has unit
-length. Epochs are judged by training items held out once more (`llmrec.views.hold_out`). Inputs pass a layer norm, as
-in BERT4Rec; small logs have smaller batches; negatives are uniform and shared by a batch. A block is zero where
-training has seen none of the item's values in that field, as is the first of an item that is in no sequence.
+input and never predicted. The paper does not say whether it scales the parts of a vector; here each has unit length.
+Validation examples are held out of the training interactions (`llmrec.views.hold_out`). Inputs pass a layer norm, as in
+BERT4Rec; small logs have smaller batches; negatives are uniform and shared by a batch. A part is zero if training has
+seen none of the item's values in that field; so is the first part of an item that is in no sequence.
 
 Shapes: N items, J fields, W values of one item in a field, B windows, T positions, D dimension of a field.
 """
@@ -45,18 +46,18 @@ from llmrec.views import View, describe, scatter
 from llmrec.views.famae_network import FAMAE, PADDING, WINDOW, Field
 from llmrec.views.hold_out import hold_out
 
-# The paper's; the rate falls along a cosine whose end is the last of `max_epochs`.
+# The settings of the paper; the rate falls along a cosine that ends at `max_epochs`.
 TRAINING = TrainingOptions(learning_rate=1e-3, batch_size=2048, weight_decay=1e-5, max_epochs=500, patience=3)
 SELECTION_K = 10
-JUDGED = 512  # windows scored at once; bounds memory at JUDGED x N scores
+BLOCK = 512  # windows scored at once; bounds memory at BLOCK x N scores
 
 
 class Windows(NamedTuple):
-    """Histories, each with the item that followed.
+    """Histories, each with the next item.
 
     Attributes:
         items: Item rows of all sequences, one after another.
-        starts: First place of each window.
+        starts: Place of the first item of each window in `items`.
         ends: Place of its last item.
     """
 
@@ -65,25 +66,25 @@ class Windows(NamedTuple):
     ends: np.ndarray
 
     def batch(self, windows_B: np.ndarray) -> np.ndarray:
-        """(B, T) item rows with PADDING before them, so that the last item is at the last position."""
+        """(B, T) item rows of some windows, padded on the left with PADDING."""
         starts, ends = self.starts[windows_B, None], self.ends[windows_B, None]
         places = ends - np.arange(int((ends - starts).max()), -1, -1)
         return np.where(places >= starts, self.items[places.clip(min=0)], PADDING)
 
 
 class Quality(NamedTuple):
-    """recall@10 of the held-out items, by the cosines of all N."""
+    """recall@10 of the held-out items among all N, with all fields hidden and with the item alone hidden."""
 
     all_hidden: float
     item_hidden: float
 
     def both(self) -> tuple[float, float]:
-        """Larger is better; the sum decides where the product does not, as where one of them is still 0."""
+        """Product and sum of the metrics; the sum decides while the product is 0."""
         return self.all_hidden * self.item_hidden, self.all_hidden + self.item_hidden
 
 
 def item_fields(catalog: Catalog) -> list[Field]:
-    """The item itself, then the columns of items.parquet that are side fields.
+    """Fields of the items: the item itself, then the columns of items.parquet that are side fields.
 
     Raises:
         ValueError: If there is no side field.
@@ -103,7 +104,7 @@ def item_fields(catalog: Catalog) -> list[Field]:
 
 
 def _field(name: str, rows: np.ndarray, codes: np.ndarray, num_items: int) -> Field:
-    """A field from the item row and code of every entry; a value that an item repeats counts once."""
+    """Make a field from the item row and code of every entry; a value that an item repeats counts once."""
     rows, codes = np.unique(np.stack([rows, codes]), axis=1)
     counts, num_values = np.bincount(rows, minlength=num_items), int(codes.max()) + 1
     values = np.full((num_items, counts.max()), num_values + 1)
@@ -113,7 +114,7 @@ def _field(name: str, rows: np.ndarray, codes: np.ndarray, num_items: int) -> Fi
 
 
 def windows_of(sequences: Sequence[np.ndarray], every: bool = True) -> Windows:
-    """Windows that end in each item of the sequences but the first, or in the last ones alone."""
+    """Windows that end in every item of the sequences but the first, or only in the last items."""
     lengths = np.array([len(sequence) for sequence in sequences])
     begins = np.repeat(lengths.cumsum() - lengths, lengths)
     ends = np.arange(lengths.sum())
@@ -124,11 +125,11 @@ def windows_of(sequences: Sequence[np.ndarray], every: bool = True) -> Windows:
 
 @torch.no_grad()
 def quality(network: FAMAE, windows: Windows) -> Quality:
-    """Both metrics, of a network in evaluation mode; a tie counts against the item."""
+    """Compute both metrics of a network in evaluation mode; a tie counts against the item."""
     device, (size, *others) = network.masks.device, network.sizes
     found = np.zeros(2)
-    for first in range(0, len(windows.ends), JUDGED):
-        items = from_host(windows.batch(np.arange(first, min(first + JUDGED, len(windows.ends)))), device)
+    for first in range(0, len(windows.ends), BLOCK):
+        items = from_host(windows.batch(np.arange(first, min(first + BLOCK, len(windows.ends)))), device)
         for which, rest in enumerate((True, False)):
             hidden = torch.tensor([True, *(rest for _ in others)], device=device).expand(len(items), -1)
             scores_BN = network.scores(network(items, hidden), 0, slice(size))
@@ -137,23 +138,23 @@ def quality(network: FAMAE, windows: Windows) -> Quality:
 
 
 def hidden_fields(num_windows: int, num_fields: int, rng: np.random.Generator) -> np.ndarray:
-    """(B, J) bool: a uniform number of fields, 1 to J, and a uniform choice of so many."""
+    """Draw fields to hide: (B, J) bool, a uniform number from 1 to J and a uniform choice of that many."""
     count = rng.integers(1, num_fields + 1, num_windows)
     return rng.random((num_windows, num_fields)).argsort(axis=1).argsort(axis=1) < count[:, None]
 
 
-def train(network: FAMAE, windows: Windows, judges: Windows, training: TrainingOptions, seed: int) -> list[Quality]:
-    """Train and leave the network in evaluation mode with the weights of its best epoch.
+def train(network: FAMAE, windows: Windows, held_out: Windows, training: TrainingOptions, seed: int) -> list[Quality]:
+    """Train a network and leave it in evaluation mode with the weights of its best epoch.
 
     Args:
-        network: On its device.
-        windows: Trained on, each once in an epoch.
-        judges: Windows that end in held-out items.
-        training: Options.
-        seed: Of the order of the windows, what is hidden and what is sampled; dropout follows torch's global state.
+        network: Network on its device.
+        windows: Windows to train on, each once in an epoch.
+        held_out: Windows that end in held-out items.
+        training: Options of the training.
+        seed: Seed of the order of the windows, the hidden fields and the negatives; dropout uses torch's global seed.
 
     Returns:
-        An entry per epoch; `best_epoch` says which was kept.
+        Metrics of each epoch; `best_epoch` says which epoch was kept.
     """
     batch_size = max(1, min(training.batch_size, len(windows.ends) // LEAST_STEPS))
     optimizer = torch.optim.AdamW(
@@ -171,7 +172,7 @@ def train(network: FAMAE, windows: Windows, judges: Windows, training: TrainingO
             optimizer.step()
             schedule.step()
         network.eval()
-        log.append(quality(network, judges))
+        log.append(quality(network, held_out))
         if best_epoch(log) == epoch:
             kept = {key: value.clone() for key, value in network.state_dict().items()}
         if epoch - max(int(np.argmax(metric)) for metric in zip(*log, strict=True)) >= training.patience:
@@ -181,20 +182,20 @@ def train(network: FAMAE, windows: Windows, judges: Windows, training: TrainingO
 
 
 def best_epoch(log: Sequence[Quality]) -> int:
-    """0-based place of the first entry that is best by both metrics."""
+    """0-based epoch that is best by both metrics, the first one of equals."""
     return max(range(len(log)), key=lambda epoch: log[epoch].both())
 
 
 def vectors_of(network: FAMAE, trained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What a network has learned of the items, from the values that the items in `trained` have.
+    """Vectors of the items from the values that training has seen.
 
     Args:
-        network: Trained.
-        trained: Item rows, each once.
+        network: Trained network.
+        trained: Item rows of the items that training has seen, each once.
 
     Returns:
-        (N, J D) float32 blocks, each the mean of such values of the item, or zero; and (N,) bool, whether it has one:
-        that it has none of a field is not yet something known.
+        (N, J D) float32 vectors of J parts, each the mean of the seen values of the item, or zero; and (N,) bool, True
+        for items with at least one seen value. "None" does not count as a value.
     """
     blocks, known_N = [], torch.zeros(len(network.values(0)), dtype=torch.bool)
     for i, (bag, size) in enumerate(zip(network.bags, network.sizes, strict=True)):
@@ -208,28 +209,30 @@ def vectors_of(network: FAMAE, trained: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def famae_view(catalog: Catalog, dim: int, seed: int, device: str, training: TrainingOptions = TRAINING) -> View:
-    """Vectors of the item and of its side fields, side by side; items of which training has seen nothing are missing.
+    """Train FAMAE and concatenate the vectors of each item and its side fields.
+
+    Items of which training has seen no value are missing.
 
     Args:
-        catalog: Of which the items and the training rows are read.
+        catalog: Catalogue whose items and training examples are read.
         dim: Dimension of a field, a multiple of the network's four heads.
-        seed: Of the held-out items, the first weights, dropout, the order of training, what is hidden and sampled.
+        seed: Seed of the held-out items and of everything random in training.
         device: auto, cpu or cuda.
         training: Options of the trainer.
 
     Raises:
-        ValueError: If there is no side field, or no training sequence may judge.
+        ValueError: If there is no side field, or no training sequence can give a held-out item.
     """
     fields, inner, where = item_fields(catalog), hold_out(catalog, seed), resolve_device(device)
     left_out = set(catalog.items.column_names) - {*NO_FIELDS, *(field.name for field in fields)}
     if left_out:
         say(f"famae leaves out {sorted(left_out)}: no categories, one value only, or values that one item alone has")
-    valid, rows, started = inner.examples("valid"), inner.train, time.monotonic()
-    judges = windows_of([np.append(valid.history(i), valid.targets[i]) for i in range(len(valid))], every=False)
+    valid, started = inner.examples("valid"), time.monotonic()
+    held_out = windows_of([np.append(valid.history(i), valid.targets[i]) for i in range(len(valid))], every=False)
     with torch.random.fork_rng([where] if where.type == "cuda" else []):
         torch.manual_seed(seed)
         network = FAMAE(fields, dim).to(where)
-        log = train(network, windows_of(rows.sequences()), judges, training, seed)
+        log = train(network, windows_of(inner.train.sequences()), held_out, training, seed)
     best = best_epoch(log)
     say(
         f"famae: epoch {best + 1} of {len(log)} in {time.monotonic() - started:.0f} s, recall@{SELECTION_K} "
@@ -240,6 +243,7 @@ def famae_view(catalog: Catalog, dim: int, seed: int, device: str, training: Tra
         dim_per_field=dim, seed=seed, judges=len(valid), epoch=best + 1, window=WINDOW, **log[best]._asdict(),
         **dataclasses.asdict(training),
     )  # fmt: skip
-    trained = np.union1d(rows.values, rows.targets[np.diff(rows.offsets) > 0])
+    examples = inner.train
+    trained = np.union1d(examples.values, examples.targets[np.diff(examples.offsets) > 0])
     vectors, known = vectors_of(network, trained)
     return scatter(vectors[known], np.flatnonzero(known), catalog.num_items, facts)

@@ -1,7 +1,7 @@
-"""The network of FAMAE (arXiv:2602.02338): fields of the items of a window in, values of hidden fields out.
+"""Network of FAMAE (arXiv:2602.02338): reads the fields of the items of a window, predicts the values of hidden fields.
 
-One state, that of the last position, predicts every field, by its cosine with the vectors of the values, which are also
-those that are read. famae.py says what is ours.
+The state of the last position predicts every field by its cosines with the vectors of the values, which are the input
+vectors too. famae.py lists the departures.
 
 Shapes: N items, J fields, V values of a field, W values of one item in it, B windows, T positions, U items of a batch,
 S sampled values, D dimension of a field.
@@ -20,8 +20,8 @@ from torch.nn import functional
 from llmrec.baselines.network import INITIAL_STD
 from llmrec.runtime.device import from_host
 
-# The paper's, unless said otherwise.
-WINDOW = 32  # positions, the last item's included
+# Values of the paper, except where a comment says otherwise.
+WINDOW = 32  # positions, with that of the last item
 LAYERS, HEADS, INNER, DROPOUT = 2, 4, 512, 0.1
 NEGATIVES = 128
 MOST_CLASSES = 1000  # values of a field above which negatives are sampled; the paper gives no number
@@ -32,9 +32,9 @@ class Field(NamedTuple):
     """Values of one field.
 
     Attributes:
-        name: Column.
-        values: (N, W) int64: values in [0, num_values), then `num_values + 1` as filling. Of an item without one, the
-            first is `num_values`.
+        name: Name of the column.
+        values: (N, W) int64: the values of each item in [0, num_values), padded with `num_values + 1`. An item without
+            a value has `num_values` as its first.
         num_values: V.
     """
 
@@ -44,7 +44,7 @@ class Field(NamedTuple):
 
 
 def last_state(block: nn.TransformerEncoderLayer, inputs_BTD: Tensor, padding_BT: Tensor) -> Tensor:
-    """(B, D) what a block makes of the last position; what it would make of the others nothing reads."""
+    """(B, D) output of a transformer block at the last position; the other outputs are not needed."""
     last_B1D = inputs_BTD[:, -1:]
     read_B1D, _ = block.self_attn(last_B1D, inputs_BTD, inputs_BTD, key_padding_mask=padding_BT, need_weights=False)
     last_B1D = block.norm1(last_B1D + block.dropout1(read_B1D))
@@ -56,7 +56,7 @@ class FAMAE(nn.Module):
     """A transformer that reads windows of items with fields, and scores values of fields at the last position.
 
     Args:
-        fields: Of N items, their own first.
+        fields: Fields of N items; the first is the item itself.
         dim: D, a multiple of the four heads.
     """
 
@@ -76,18 +76,18 @@ class FAMAE(nn.Module):
             self.register_buffer(f"values_{i}", torch.from_numpy(field.values), persistent=False)
 
     def values(self, field: int) -> Tensor:
-        """(N, W), see `Field`."""
+        """Values of a field, (N, W); see `Field`."""
         return getattr(self, f"values_{field}")
 
     def forward(self, items_BT: Tensor, hidden_BJ: Tensor) -> Tensor:
-        """State at the last position.
+        """Compute the state at the last position.
 
         Args:
-            items_BT: (B, T) int64 item rows, PADDING before them.
-            hidden_BJ: (B, J) bool, fields of the last item that are not read.
+            items_BT: (B, T) int64 item rows, padded on the left with PADDING.
+            hidden_BJ: (B, J) bool, fields of the last item that are hidden.
 
         Returns:
-            (B, D).
+            (B, D) states.
         """
         rows_U, place_BT = items_BT.clamp(min=0).unique(return_inverse=True)
         parts_UJD = torch.stack([bag(self.values(i)[rows_U]) for i, bag in enumerate(self.bags)], dim=1)
@@ -99,18 +99,21 @@ class FAMAE(nn.Module):
         return last_state(self.blocks[-1], states_BTD, padding_BT)
 
     def scores(self, states_BD: Tensor, field: int, values: Tensor | slice) -> Tensor:
-        """(B, number of values) sqrt(D) cosines of states with some of a field's values."""
+        """(B, number of values) cosines of states with some values of a field, times sqrt(D)."""
         classes = functional.normalize(self.bags[field].weight[values], dim=-1)
         return functional.normalize(states_BD, dim=-1) @ classes.T * states_BD.shape[1] ** 0.5
 
     def field_loss(self, states_BD: Tensor, field: int, items_B: Tensor, negatives: Tensor | None = None) -> Tensor:
-        """(B,) cross-entropy of an item's values, each as likely as the others; 0 where it has none.
+        """Cross-entropy of the values of items in one field; the values of an item are equally likely.
 
         Args:
-            states_BD: (B, D).
-            field: Which.
-            items_B: (B,) the items whose values are to be predicted.
-            negatives: (S,) values that stand for all others; those that an item has are left out for it.
+            states_BD: (B, D) states.
+            field: Number of the field.
+            items_B: (B,) item rows whose values are predicted.
+            negatives: (S,) sampled values that stand for all others; an item's own values are left out of them.
+
+        Returns:
+            (B,) losses, 0 for an item without a value.
         """
         values_BW, size = self.values(field)[items_B], self.sizes[field]
         real_BW, values_BW = values_BW < size, values_BW.clamp(max=size - 1)
@@ -127,7 +130,7 @@ class FAMAE(nn.Module):
         return (loss_BW * real_BW).sum(1) / real_BW.sum(1).clamp(min=1)
 
     def loss(self, items_BT: np.ndarray, hidden_BJ: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """Mean over windows of the sum over the hidden fields of the last item."""
+        """Mean over windows of the summed loss of the hidden fields of the last item."""
         device = self.masks.device
         items, total = from_host(items_BT, device), torch.zeros((), device=device)
         states_BD = self(items, from_host(hidden_BJ, device))

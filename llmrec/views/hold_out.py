@@ -1,11 +1,11 @@
-"""The rows that judge a network whose item vectors become a view: training items, held out of training once more.
+"""Validation examples for networks whose item vectors become a view, held out of the training interactions.
 
-Views must not know the validation and test items (law 1), and an epoch chosen by them would. So the last item of a
-tenth of the training sequences (of up to half, where the log is small) is taken away and ranked after each epoch; valid
-and test rows are never read. These items are not trained on. The alternative, to train a second time on everything for
-the epochs found, would double the time for a tenth of an item per user.
+Views must not know the validation and test items (law 1), so these cannot choose the best epoch of a view. Instead the
+last item of a tenth of the training sequences (of up to half in a small log) is held out and ranked after each epoch;
+it is not trained on. The alternative, a second training on everything for as many epochs, would double the time to gain
+a tenth of an item per user.
 
-No item loses its only training interaction, and no sequence is cut below the two items from which something is learned.
+No item loses its only training interaction, and no sequence becomes shorter than two items, the least to learn from.
 """
 
 from __future__ import annotations
@@ -18,54 +18,57 @@ import pyarrow as pa
 from llmrec.data import columns
 from llmrec.data.catalog import Catalog
 
-SHARE = 0.1  # of the sequences that may judge
-# Judges, or half of the sequences that may where these are fewer. On a simulated log of 200 users (seeds 0, 1, 2) 11
-# judges chose epochs 2, 8 and 22 of SASRec and 56, 1 and 11 of LightGCN; 55 chose 89, 25 and 62, and 96, 63 and 167.
+SHARE = 0.1  # of the sequences that can give an item
+# Validation examples, or half of the sequences that can give one if these are fewer. On a simulated log of 200 users
+# (seeds 0, 1, 2) 11 examples chose epochs 2, 8 and 22 of SASRec and 56, 1 and 11 of LightGCN; 55 chose 89, 25 and 62,
+# and 96, 63 and 167.
 LEAST = 200
-MAX_HISTORY = 50  # items before a judged one, and so SASRec's positions: the paper's number for its sparse sets
-SHORTEST = 3  # items of a sequence that may judge
+MAX_HISTORY = 50  # items before a held-out one, and so SASRec's positions: the paper's number for its sparse sets
+SHORTEST = 3  # items of a sequence that can give its last one
 
 
 def hold_out(catalog: Catalog, seed: int) -> Catalog:
-    """A catalogue over the same items, all of it out of `catalog.train`.
-
-    Its training rows are those of `catalog`, in the same order, some of them without their last item; its valid rows
-    end in these items, which are new to their users and occur before the end of some sequence; it has no test rows.
+    """Split the training examples of a catalogue once more, into training and validation examples.
 
     Args:
-        catalog: Of which the training rows alone are read.
-        seed: Of the draw.
+        catalog: Catalogue whose training examples are read, and no others.
+        seed: Seed of the draw.
+
+    Returns:
+        Catalogue over the same items. Its training examples are those of `catalog` in the same order, some of them
+        without their last item. Its validation examples have these items as targets; each is new to its user and occurs
+        before the end of some sequence. It has no test examples.
 
     Raises:
-        ValueError: If no training sequence may judge.
+        ValueError: If no training sequence can give an item.
     """
     train = catalog.train
     lengths = np.diff(train.offsets) + 1
     owner = np.repeat(np.arange(len(train)), lengths - 1)
     repeats = np.bincount(owner, train.values == train.targets[owner], minlength=len(train)) > 0
     kept = np.isin(train.targets, train.values)
-    able = np.flatnonzero((lengths >= SHORTEST) & kept & ~repeats)
-    if not len(able):
+    eligible = np.flatnonzero((lengths >= SHORTEST) & kept & ~repeats)
+    if not len(eligible):
         raise ValueError(
             f"None of the {len(train)} training sequences of '{catalog.source}' has {SHORTEST} items and ends in one "
-            "that is new to its user and not the last everywhere, by which the epoch of sasrec, lightgcn and "
-            "famae is chosen; run `llmrec prepare` with more users or a smaller k_core, or leave them out of `views`."
+            "that is new to its user and not the last everywhere. sasrec, lightgcn and famae need such items to choose "
+            "their epoch; run `llmrec prepare` with more users or a smaller k_core, or leave them out of `views`."
         )
-    count = max(1, round(SHARE * len(able)), min(LEAST, len(able) // 2))
-    judges = np.random.default_rng(seed).choice(able, count, replace=False)
+    count = max(1, round(SHARE * len(eligible)), min(LEAST, len(eligible) // 2))
+    chosen = np.random.default_rng(seed).choice(eligible, count, replace=False)
     sequences = train.sequences()
-    judged = [sequences[row][-MAX_HISTORY - 1 :] for row in judges]
-    for row in judges:
-        sequences[row] = sequences[row][:-1]
+    held_out = [sequences[user][-MAX_HISTORY - 1 :] for user in chosen]
+    for user in chosen:
+        sequences[user] = sequences[user][:-1]
     parts = [
-        _rows("train", train.user_ids, sequences, catalog),
-        _rows("valid", [train.user_ids[row] for row in judges], judged, catalog),
+        _examples("train", train.user_ids, sequences, catalog),
+        _examples("valid", [train.user_ids[user] for user in chosen], held_out, catalog),
     ]
     return Catalog(catalog.items, pa.concat_tables(parts), catalog.source)
 
 
-def _rows(split: str, user_ids: Sequence[str], sequences: Sequence[np.ndarray], catalog: Catalog) -> pa.Table:
-    """Rows of split.parquet; the last item of each sequence is the target."""
+def _examples(split: str, user_ids: Sequence[str], sequences: Sequence[np.ndarray], catalog: Catalog) -> pa.Table:
+    """Examples as split.parquet holds them; the last item of each sequence is the target."""
     item_ids = pa.array(catalog.item_ids)
     offsets = np.cumsum([0, *(len(sequence) - 1 for sequence in sequences)], dtype=np.int32)
     histories = item_ids.take(pa.array(np.concatenate([sequence[:-1] for sequence in sequences])))

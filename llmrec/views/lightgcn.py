@@ -1,15 +1,16 @@
-"""LightGCN view: item vectors that users' vectors are near, smoothed over the graph of who took what.
+"""LightGCN view: item vectors near the vectors of their users, smoothed over the graph of interactions.
 
 He et al., "LightGCN: Simplifying and Powering Graph Convolution Network for Recommendation", arXiv:2002.02126. Users
-and items are the nodes, training interactions the edges, repeated ones counted once. A node's vector is averaged with
-what 1 to 3 steps over the graph bring, each edge weighted by 1 / sqrt(degree of one end x degree of the other); nothing
-but the vectors of the nodes is learned, by the Bayesian personalised ranking loss (Rendle et al., arXiv:1205.2618).
+and items are the nodes, training interactions the edges; a repeated interaction is one edge. The vector of a node is
+averaged with those that 1 to 3 steps over the graph bring; an edge has weight 1 / sqrt(product of the degrees of its
+ends). Only the vectors of the nodes are learned, by the Bayesian personalised ranking loss (Rendle et al.,
+arXiv:1205.2618).
 
-Departures: an epoch takes every interaction once where the authors' code draws users first; vectors start normal (0.1);
-the epoch is chosen by training items held out once more (`llmrec.views.hold_out`), not by the validation items, which a
-view must not know; small logs have smaller batches. Layers, rates and batch are those that others quote of the paper.
+Departures: an epoch takes every interaction once, while the authors' code draws users first; vectors start normal
+(0.1); the epoch is chosen by items held out of training (`llmrec.views.hold_out`), because a view must not know the
+validation items; small logs have smaller batches. Layers, rates and batch are those that others quote of the paper.
 
-Shapes: U users, N items, E interactions, B triples of a batch, J judges, D dimension of the vectors.
+Shapes: U users, N items, E interactions, B triples of a batch, D dimension of the vectors.
 """
 
 from __future__ import annotations
@@ -36,24 +37,24 @@ from llmrec.views import View, describe, scatter
 from llmrec.views.hold_out import hold_out
 
 INITIAL_STD = 0.1
-# Of an epoch. Popularity is learned first, and nothing else for long: on MovieTweetings ndcg@10 of the judges stood
-# still from the 2nd epoch to the 59th, of 32 steps each, and then rose on. Such a stay must be shorter than patience.
+# Steps of an epoch. Popularity is learned first, and nothing else for long: on MovieTweetings the validation ndcg@10
+# did not change from the 2nd epoch to the 59th, of 32 steps each, and then rose. `patience` must outlast that.
 LEAST_STEPS = 64
 SELECTION_K = 10  # the epoch is chosen by ndcg at this cut-off
-BLOCK = 512  # judges scored at once; bounds memory at BLOCK x N scores
+BLOCK = 512  # examples scored at once; bounds memory at BLOCK x N scores
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How LightGCN is trained.
+    """Settings of the training of LightGCN.
 
     Attributes:
         layers: Steps over the graph.
-        learning_rate: Of Adam.
+        learning_rate: Learning rate of Adam.
         l2: Weight of the squared length of the vectors that a batch reads, before the steps over the graph.
-        batch_size: Interactions of a step; fewer where an epoch would have less than LEAST_STEPS steps.
-        max_epochs: Passes over the interactions, at most.
-        patience: Epochs without a better one after which training stops.
+        batch_size: Interactions of a step; fewer if an epoch would have less than LEAST_STEPS steps.
+        max_epochs: Largest number of passes over the interactions.
+        patience: Number of epochs without improvement after which training stops.
     """
 
     layers: int = 3
@@ -65,30 +66,32 @@ class Settings:
 
 
 def lightgcn_view(catalog: Catalog, dim: int, seed: int, device: str, settings: Settings | None = None) -> View:
-    """Item vectors after the steps over the graph; items without a training interaction are missing.
+    """Train LightGCN and return the item vectors after the steps over the graph.
+
+    Items without a training interaction are missing.
 
     Args:
-        catalog: Of which the training rows alone are read.
+        catalog: Catalogue whose training examples are read.
         dim: Dimension D.
-        seed: Of the held-out items, the first vectors, the negatives and the order of training.
+        seed: Seed of the held-out items, the first vectors, the negatives and the order of training.
         device: auto, cpu or cuda.
-        settings: Of the training.
+        settings: Settings of the training; those of the paper by default.
 
     Raises:
-        ValueError: If no training sequence may judge.
+        ValueError: If no training sequence can give a held-out item.
     """
     settings, inner = settings or Settings(), hold_out(catalog, seed)
-    edges, judges = interactions(inner.train), inner.examples("valid")
+    edges, held_out = interactions(inner.train), inner.examples("valid")
     graph = adjacency(edges, len(inner.train), catalog.num_items).to(resolve_device(device))
-    quality = judged_by(judges, inner.train)
+    quality = ndcg_of(held_out, inner.train)
     vectors, log = train(graph, edges, dim, quality, settings, seed)
     best = best_epoch(log)
     say(
         f"lightgcn: epoch {best + 1} of {len(log)} in {log[-1].seconds:.0f} s, "
-        f"ndcg@{SELECTION_K} of {len(judges)} judges {log[best].quality:.4f}"
+        f"ndcg@{SELECTION_K} of {len(held_out)} held-out items {log[best].quality:.4f}"
     )
     facts = describe(
-        "lightgcn", catalog, encoder="lightgcn", dim=dim, seed=seed, judges=len(judges), epoch=best + 1,
+        "lightgcn", catalog, encoder="lightgcn", dim=dim, seed=seed, judges=len(held_out), epoch=best + 1,
         **dataclasses.asdict(settings),
     )  # fmt: skip
     taken = np.unique(edges[:, 1])
@@ -96,14 +99,14 @@ def lightgcn_view(catalog: Catalog, dim: int, seed: int, device: str, settings: 
 
 
 def interactions(train: Examples) -> np.ndarray:
-    """(E, 2) user row and item row of every pair that occurs, each once, in ascending order."""
+    """(E, 2) pairs of user number and item row that interact, each once, in ascending order."""
     items = np.insert(train.values, train.offsets[1:], train.targets)
     users = np.repeat(np.arange(len(train)), np.diff(train.offsets) + 1)
     return np.unique(np.stack([users, items], axis=1), axis=0)
 
 
 def adjacency(edges: np.ndarray, num_users: int, num_items: int) -> Tensor:
-    """(U + N, U + N) sparse float32, symmetric: 1 / sqrt(degree x degree) at both places of each of (E, 2) edges."""
+    """Symmetric (U + N, U + N) sparse float32 matrix with 1 / sqrt(degree x degree) for each of (E, 2) edges."""
     users, items = edges[:, 0], edges[:, 1] + num_users
     size = num_users + num_items
     degree = np.bincount(np.concatenate([users, items]), minlength=size)
@@ -113,15 +116,15 @@ def adjacency(edges: np.ndarray, num_users: int, num_items: int) -> Tensor:
     rows, columns = torch.from_numpy(matrix.indptr.astype(np.int64)), torch.from_numpy(matrix.indices.astype(np.int64))
     values = torch.from_numpy(matrix.data.astype(np.float32))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")  # no concern of who runs a stage
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")  # nothing that a user can act on
         return torch.sparse_csr_tensor(rows, columns, values, (size, size), check_invariants=True)
 
 
 class Propagation(torch.autograd.Function):
-    """Mean of a node's vector and what 1, 2, … steps over the graph bring: one symmetric linear map.
+    """`propagate` with its gradient: the map is linear and symmetric, so the gradient is the same map.
 
-    Its gradient is therefore the same map again. Left to autograd, each step of the way back would transpose the graph,
-    which took 80 ms against 15 for the step itself (34,464 nodes, 131,000 edges, D 64, one CPU core).
+    Autograd would transpose the graph in each backward step, which took 80 ms against 15 for the step itself (34,464
+    nodes, 131,000 edges, D 64, one CPU core).
     """
 
     @staticmethod
@@ -135,7 +138,7 @@ class Propagation(torch.autograd.Function):
 
 
 def propagate(vectors: Tensor, graph: Tensor, layers: int) -> Tensor:
-    """(U + N, D) mean over 0 to `layers` steps, of (U + N, D) vectors."""
+    """Mean of (U + N, D) vectors and of those that 1 to `layers` steps over the graph bring."""
     total = vectors
     for _ in range(layers):
         vectors = graph @ vectors
@@ -144,13 +147,13 @@ def propagate(vectors: Tensor, graph: Tensor, layers: int) -> Tensor:
 
 
 def bpr_loss(vectors: Tensor, graph: Tensor, triples: Tensor, settings: Settings) -> Tensor:
-    """Mean over a batch of how far each item taken fails to stand above one that was not, and the L2 penalty.
+    """Bayesian personalised ranking loss of a batch, with its L2 penalty.
 
     Args:
-        vectors: (U + N, D), before the steps over the graph.
-        graph: What `adjacency` returns.
-        triples: (3, B) int64 nodes: users, items that they took, items that they did not.
-        settings: Layers and weight of the penalty.
+        vectors: (U + N, D) vectors before the steps over the graph.
+        graph: Output of `adjacency`.
+        triples: (3, B) int64 nodes: users, items that they interacted with, items that they did not.
+        settings: Number of layers and weight of the penalty.
     """
     user, positive, negative = functional.embedding(triples, Propagation.apply(vectors, graph, settings.layers))
     ranked = functional.softplus((user * (negative - positive)).sum(dim=1)).mean()
@@ -158,9 +161,10 @@ def bpr_loss(vectors: Tensor, graph: Tensor, triples: Tensor, settings: Settings
 
 
 def negatives(edges: np.ndarray, num_items: int, rng: np.random.Generator) -> np.ndarray:
-    """(E,) for each of (E, 2) sorted pairs, an item that its user has not, all of these equally likely.
+    """Draw (E,) negatives: for each of (E, 2) sorted pairs a uniform item that its user did not interact with.
 
-    The r-th such item is r plus the user's items that have at most r others before them; no draw is rejected.
+    The r-th such item is r plus the number of the user's items that have at most r others before them, so no draw is
+    rejected.
     """
     users, items = edges.T
     counts = np.bincount(users)
@@ -177,20 +181,20 @@ def train(
     """Learn the vectors of all nodes and keep those of the best epoch.
 
     Args:
-        graph: What `adjacency` returns, on its device.
-        edges: (E, 2) what `interactions` returns; not every user has all items.
+        graph: Output of `adjacency`, on its device.
+        edges: (E, 2) output of `interactions`; not every user has all items.
         dim: D.
-        quality: Judges (U + N, D) vectors after the steps over the graph; larger is better.
-        settings: Of the training.
-        seed: Of everything random.
+        quality: Function that scores (U + N, D) vectors after the steps over the graph; larger is better.
+        settings: Settings of the training.
+        seed: Seed of everything random.
 
     Returns:
-        (U + N, D) float32 vectors after the steps over the graph, and an entry per epoch.
+        (U + N, D) float32 vectors after the steps over the graph, and one entry per epoch.
     """
     num_users = edges[:, 0].max() + 1
     num_items = graph.shape[0] - num_users
     lacking = np.bincount(edges[:, 0]) < num_items
-    edges = edges[lacking[edges[:, 0]]]  # who has everything says nothing about what is better
+    edges = edges[lacking[edges[:, 0]]]  # a user with all items has no negative
     batch_size = max(1, min(settings.batch_size, len(edges) // LEAST_STEPS))
     drawn = torch.normal(0, INITIAL_STD, (graph.shape[0], dim), generator=torch.Generator().manual_seed(seed))
     vectors = drawn.to(graph.device).requires_grad_()
@@ -213,7 +217,7 @@ def train(
 def _epoch(
     vectors: Tensor, graph: Tensor, optimizer: torch.optim.Optimizer, batches: Iterable[Tensor], settings: Settings
 ) -> float:
-    """One step per batch of triples; the summed loss of all of them."""
+    """Train one step per batch of triples; return the summed loss."""
     total = torch.zeros((), device=vectors.device)
     for triples in batches:
         loss = bpr_loss(vectors, graph, triples, settings)
@@ -224,16 +228,20 @@ def _epoch(
     return total.item()
 
 
-def judged_by(judges: Examples, train: Examples) -> Callable[[Tensor], float]:
-    """A function of (U + N, D) vectors: mean ndcg of the J judges' targets among all items that their users lack."""
+def ndcg_of(held_out: Examples, train: Examples) -> Callable[[Tensor], float]:
+    """Return the function that computes mean ndcg@10 of held-out items from (U + N, D) vectors.
+
+    Each item is ranked among all items that its user does not have.
+    """
     row_of = {user: row for row, user in enumerate(train.user_ids)}
-    users = np.array([row_of[user] for user in judges.user_ids])
+    users = np.array([row_of[user] for user in held_out.user_ids])
 
     def quality(vectors: Tensor) -> float:
+        """Mean ndcg@10 of the held-out items."""
         items, places = vectors[len(train) :], []
         for first in range(0, len(users), BLOCK):
             part = users[first : first + BLOCK]
-            targets = torch.from_numpy(judges.targets[first : first + BLOCK, None]).to(vectors.device)
+            targets = torch.from_numpy(held_out.targets[first : first + BLOCK, None]).to(vectors.device)
             scores = vectors[torch.from_numpy(part).to(vectors.device)] @ items.T  # (BLOCK, N)
             wanted = scores.gather(1, targets)
             taken = [train.sequence(user) for user in part]

@@ -1,9 +1,9 @@
-"""SASRec view: the item vectors of a causal transformer that learned which item comes next.
+"""SASRec view: the item vectors of a causal transformer that was trained to predict the next item.
 
 The network, its loss and its trainer are those of the baseline (`llmrec.baselines.sasrec`; Kang and McAuley,
-arXiv:1808.09781, with a softmax over all items), and so are their departures; LETTER, ETEGRec and SimCIT take such
-vectors as what is known of behaviour. Departure: the epoch is chosen by training items held out once more
-(`llmrec.views.hold_out`), not by the validation items, which a view must not know.
+arXiv:1808.09781, with a softmax over all items), and so are their departures. LETTER, ETEGRec and SimCIT use such
+vectors as collaborative signal. Departure: the epoch is chosen by items held out of training (`llmrec.views.hold_out`),
+because a view must not know the validation items.
 
 Shapes: N items, D hidden.
 """
@@ -26,19 +26,20 @@ from llmrec.views.hold_out import hold_out
 def sasrec_view(
     catalog: Catalog, dim: int, seed: int, device: str, training: TrainingOptions = SASRec.training_options
 ) -> View:
-    """Input and output vectors of SASRec, which are tied; items that nothing precedes or follows are missing.
+    """Train SASRec and return its item vectors, which are its input and output embeddings.
 
-    Under `accelerate launch` every process has to call it, and each returns the view of the first one.
+    Items that nothing precedes or follows are missing. Under `accelerate launch` every process has to call this
+    function, and each returns the view of the first process.
 
     Args:
-        catalog: Of which the training rows alone are read.
+        catalog: Catalogue whose training examples are read.
         dim: Dimension D, a multiple of the network's two heads.
-        seed: Of the held-out items, the first weights, dropout and the order of training.
+        seed: Seed of the held-out items, the first weights, dropout and the order of training.
         device: auto, cpu or cuda.
         training: Options of the trainer.
 
     Raises:
-        ValueError: If no training sequence may judge.
+        ValueError: If no training sequence can give a held-out item.
     """
     inner = hold_out(catalog, seed)
     given = inspect.signature(SASRec).parameters.values()

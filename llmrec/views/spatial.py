@@ -1,29 +1,29 @@
-"""Views from places: a graph of what lies near and what is visited in turn, and the coordinates as sinusoids.
+"""Views of places: a graph of near places and consecutive visits, and coordinates as sinusoids.
 
-Graph view. Nodes are the items. An edge joins an item to its k nearest neighbours on the globe, weight exp(-distance /
-sigma) with sigma the median of these distances, and items next to each other in a training sequence, weight
-log(1 + count); where both join the same two, the weights add up. The positive pointwise mutual information of the
-edges is factorised by a truncated SVD into U sqrt(S): NetMF (Qiu et al., arXiv:1710.02971) with a window of 1, the
-closed form of what LINE learns. The vectors are then smoothed over 3 steps of the graph as LightGCN's are. To factorise
-first and spread over the graph afterwards is the plan of ProNE (Zhang et al., IJCAI 2019), whose spectral filter this
-replaces. There is nothing to train, and time and memory grow with the edges.
+View `spatial`. Nodes are the items. An edge joins an item to its k nearest neighbours on the globe, with weight
+exp(-distance / sigma) where sigma is the median of these distances. An edge also joins items that are next to each
+other in a training sequence, with weight log(1 + count). If both join the same two items, the weights add up. The
+positive pointwise mutual information of the edges is factorised by a truncated SVD into U sqrt(S). This is NetMF (Qiu
+et al., arXiv:1710.02971) with a window of 1, the closed form of LINE. The vectors are then smoothed over 3 steps of the
+graph, as in LightGCN. ProNE (Zhang et al., IJCAI 2019) factorises first and smooths afterwards too, with a spectral
+filter. Nothing is trained, and time and memory grow with the number of edges.
 
-Why no longer window, such as DeepWalk's and node2vec's: of 100,000 simulated items the matrix would grow from 2.5
-million entries to 585 million with a window of 2. It was not better either. Training items held out once more
-(`hold_out`, seeds 0 to 2) were ranked by cosine to the mean of the 5 before them; mean rank as a share of all items:
+A longer window, as in DeepWalk and node2vec, costs more and was no better: for 100,000 simulated items the matrix grows
+from 2.5 million entries to 585 million with a window of 2. Items held out of training (`hold_out`, seeds 0 to 2) were
+ranked by cosine to the mean of the 5 items before them; mean rank as a share of all items:
 
                                           this     window 1, not smoothed    window 2, not smoothed
     foursquare-nyc, visits alone (483)    .200     .252                      .233
     simulated, 500 places (600)           .152     .178                      .177
 
-Departure: a distance beyond `FARTHEST` sigma weighs as that one. Places far from everything would have next to no
-weight, and the logarithm makes of that the largest entries of the matrix.
+Departure: distances are cut at `FARTHEST` sigma. Places far from everything would otherwise have weights near zero,
+which the logarithm turns into the largest entries of the matrix.
 
-Raw view. sin and cos of latitude and longitude at 1, 2, 4, … waves per turn of the globe, all of one weight (the scales
-of Space2Vec, arXiv:2003.00824, without what it learns); whole waves leave no seam at the antimeridian. A degree of
-longitude counts the same at every latitude, though it is shorter far from the equator.
+View `geographic`. sin and cos of latitude and longitude at 1, 2, 4, … waves per turn of the globe, all with the same
+weight (the scales of Space2Vec, arXiv:2003.00824, without its learned part). Whole waves leave no seam at the
+antimeridian. A degree of longitude counts the same at every latitude, though it is shorter far from the equator.
 
-Only `catalog.train` is read: the held-out items of users cannot shape what predicts them.
+Only `catalog.train` is read, so held-out items cannot influence the vectors that predict them.
 
 Shapes: N items, M items with coordinates or of the graph, k neighbours, F frequencies, D dimension of the vectors.
 """
@@ -50,13 +50,13 @@ STEPS = 3  # layers of LightGCN
 
 
 def spatial_view(catalog: Catalog, dim: int, neighbours: int, seed: int) -> View:
-    """Vectors from the graph of near places and consecutive visits; items that nothing is joined to are missing.
+    """Make vectors from the graph of near places and consecutive visits; items without an edge are missing.
 
     Args:
-        catalog: Of which the coordinates, where there are any, and the training rows are read.
-        dim: Dimension wanted; fewer where the graph has fewer items.
-        neighbours: k, nearest places that an item is joined to; fewer where there are fewer.
-        seed: Of the truncated SVD.
+        catalog: Catalogue whose coordinates, if it has any, and training examples are read.
+        dim: Dimension of the vectors; smaller if the graph has fewer items.
+        neighbours: k, number of nearest places that an item is joined to; fewer if there are fewer places.
+        seed: Seed of the truncated SVD.
 
     Raises:
         ValueError: If coordinates are impossible, or no two items are joined.
@@ -67,8 +67,8 @@ def spatial_view(catalog: Catalog, dim: int, neighbours: int, seed: int) -> View
     if not len(nodes):
         raise ValueError(
             f"'{catalog.source}' has {known(places).sum()} items with {LAT} and {LON}, and no two items follow each "
-            f"other in its {len(catalog.train)} training rows; 'spatial' needs two of either. Add {LAT} and {LON} to "
-            "the items and run `llmrec prepare` again, or leave 'spatial' out of `views`."
+            f"other in its {len(catalog.train)} training sequences; 'spatial' needs two of either. Add {LAT} and "
+            f"{LON} to the items and run `llmrec prepare` again, or leave 'spatial' out of `views`."
         )
     rank = min(dim, len(nodes))
     if rank < dim:
@@ -82,11 +82,12 @@ def spatial_view(catalog: Catalog, dim: int, neighbours: int, seed: int) -> View
 
 
 def geographic_view(catalog: Catalog, frequencies: int) -> View:
-    """Latitude and longitude as unit vectors of sinusoids; items without coordinates are missing.
+    """Encode latitude and longitude as unit vectors of sinusoids; items without coordinates are missing.
 
     Args:
-        catalog: Of which the coordinates are read.
-        frequencies: F; the highest is 2^(F - 1) per turn of the globe, 1.2 km for 16. The dimension is 4 F.
+        catalog: Catalogue whose coordinates are read.
+        frequencies: F. The highest frequency is 2^(F - 1) waves per turn of the globe, 1.2 km for 16. The dimension is
+            4 F.
 
     Raises:
         ValueError: If coordinates are impossible, or no item has any.
@@ -108,10 +109,10 @@ def coordinates(catalog: Catalog) -> np.ndarray:
     """Latitude and longitude of every item in degrees.
 
     Returns:
-        (N, 2) float64, NaN in both columns where either is not known.
+        (N, 2) float64, NaN in both columns if either is unknown.
 
     Raises:
-        ValueError: If the catalogue has one of the two columns alone, or a latitude or longitude that is none.
+        ValueError: If the catalogue has only one of the two columns, or a coordinate that is impossible.
     """
     there = [name for name in (LAT, LON) if name in catalog.items.column_names]
     if len(there) == 1:
@@ -138,10 +139,10 @@ def known(places: np.ndarray) -> np.ndarray:
 
 
 def near(places: np.ndarray, neighbours: int) -> sparse.csr_array:
-    """Edges between places of which one is among the k nearest of the other.
+    """Join each place to its k nearest places.
 
     Args:
-        places: (N, 2) latitude and longitude in degrees, NaN where not known.
+        places: (N, 2) latitude and longitude in degrees, NaN if unknown.
         neighbours: k.
 
     Returns:
@@ -159,14 +160,14 @@ def near(places: np.ndarray, neighbours: int) -> sparse.csr_array:
 
 
 def nearest(places: np.ndarray, neighbours: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest other places by great-circle distance, nearest first.
+    """Find the nearest other places by great-circle distance, nearest first.
 
     Args:
         places: (M, 2) latitude and longitude in degrees, M at least 2.
-        neighbours: k; all others where there are fewer.
+        neighbours: k; all other places if there are fewer.
 
     Returns:
-        (M, k) int64 rows of `places` and (M, k) float64 kilometres.
+        (M, k) int64 positions in `places` and (M, k) float64 kilometres.
     """
     tree = NearestNeighbors(n_neighbors=min(neighbours, len(places) - 1), algorithm="ball_tree", metric="haversine")
     radians, found = tree.fit(np.radians(places)).kneighbors()  # without an argument no place is its own neighbour
@@ -174,23 +175,23 @@ def nearest(places: np.ndarray, neighbours: int) -> tuple[np.ndarray, np.ndarray
 
 
 def _sigma(km: np.ndarray) -> float:
-    """Median distance; where most of them are 0, as in a mall, that of the others."""
+    """Median distance; if most distances are 0, as in a mall, the median of the others."""
     apart = km[km > 0]
     return float(np.median(km) or (np.median(apart) if len(apart) else 1.0))
 
 
 def visits(catalog: Catalog) -> sparse.csr_array:
-    """(N, N) float64 symmetric: log(1 + how often two items follow each other in training, in either order)."""
+    """(N, N) float64 symmetric: log(1 + count) of two items that follow each other in training, in either order."""
     return cooccurrence(catalog.train, catalog.num_items, window=1).log1p()
 
 
 def embed(graph: sparse.csr_array, dim: int, seed: int) -> np.ndarray:
-    """Vectors of the nodes of a graph: positive PMI of its edges, truncated SVD, smoothing.
+    """Embed the nodes of a graph: positive PMI of its edges, truncated SVD, smoothing.
 
     Args:
         graph: (M, M) symmetric weights; every node has an edge.
         dim: D, at most M.
-        seed: Of the truncated SVD.
+        seed: Seed of the truncated SVD.
 
     Returns:
         (M, D) float64.
@@ -201,16 +202,16 @@ def embed(graph: sparse.csr_array, dim: int, seed: int) -> np.ndarray:
 
 
 def smooth(vectors: np.ndarray, graph: sparse.csr_array) -> np.ndarray:
-    """Mean of the vectors and of what 1 to STEPS steps over the graph bring.
+    """Average vectors with those that 1 to STEPS steps over the graph bring.
 
     Args:
-        vectors: (M, D).
+        vectors: (M, D) vectors of the nodes.
         graph: (M, M) symmetric weights; every node has an edge.
 
     Returns:
-        (M, D).
+        (M, D) vectors.
 
-    Source: LightGCN (arXiv:2002.02126, section 3.1), an edge divided by the root of the degrees of both its ends.
+    Source: LightGCN (arXiv:2002.02126, section 3.1); a weight is divided by the root of the degrees of both ends.
     """
     scale = sparse.diags_array(graph.sum(axis=1) ** -0.5)
     step, reached, total = scale @ graph @ scale, vectors, vectors

@@ -1,10 +1,10 @@
-"""Text view: what an item is called and described as, by a sentence encoder or by TF-IDF.
+"""Text view: vectors of titles and descriptions, by a sentence encoder or by TF-IDF.
 
-An encoder is any sentence-transformers model. Its vectors are kept in chunks under the stage's scratch directory, so a
-killed run loses one chunk at most; under `accelerate launch` the chunks are dealt round robin to the processes.
-TF-IDF with a truncated SVD (latent semantic analysis, Deerwester et al. 1990) needs no model and no network.
+Any sentence-transformers model can be the encoder. Its vectors are kept in chunks in the scratch directory of the
+stage, so a killed run loses at most one chunk; under `accelerate launch` the processes share the chunks. TF-IDF with a
+truncated SVD (latent semantic analysis, Deerwester et al. 1990) needs no model and no network.
 
-An item with no text is `missing`: it is never embedded as an empty string, which encoders place somewhere arbitrary.
+An item without text is missing. It is not embedded as an empty string, for which encoders give an arbitrary vector.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CHUNK = 1024  # texts per scratch file: about ten seconds of MiniLM on two CPU c
 
 
 def render_texts(catalog: Catalog, template: str) -> list[str]:
-    """Text of every item by the template; "" where all the columns it names are empty.
+    """Fill the template for every item; the text is "" if all columns that the template names are empty.
 
     Raises:
         ValueError: If the template is malformed, names a column that items.parquet lacks, or leaves no item any text.
@@ -79,7 +79,7 @@ def _as_text(value: object) -> str:
 
 
 def load_encoder(name: str, device: str) -> SentenceTransformer:
-    """A sentence-transformers model from the Hub or a directory; code that comes with a model is not run.
+    """Load a sentence-transformers model from the Hub or a directory; code that comes with a model is not run.
 
     Raises:
         ModuleNotFoundError: If sentence-transformers is not installed.
@@ -108,8 +108,12 @@ def encoder_view(
     """Embed the text of every item that has one.
 
     Args:
-        encoder: Loaded model; `name` is what the provenance calls it.
-        scratch: Directory for finished chunks, bound to this encoder and template by the stage.
+        catalog: Catalogue of the items.
+        encoder: Loaded model.
+        name: Name of the model for the provenance.
+        template: Text with columns of items.parquet in braces.
+        batch_size: Texts that the model reads together.
+        scratch: Directory for finished chunks; the stage uses it for this encoder and template alone.
 
     Returns:
         The view, or None in a process that is not the first of an `accelerate launch`.
@@ -142,10 +146,13 @@ def _save_chunk(path: Path, vectors: np.ndarray) -> None:
 
 
 def tfidf_view(catalog: Catalog, template: str, dim: int, seed: int) -> View:
-    """TF-IDF of words, reduced by a seeded truncated SVD.
+    """Compute TF-IDF of words, reduced by a truncated SVD.
 
     Args:
-        dim: Dimension wanted; fewer where the texts or their vocabulary do not allow it.
+        catalog: Catalogue of the items.
+        template: Text with columns of items.parquet in braces.
+        dim: Dimension of the vectors; smaller if there are fewer texts or words.
+        seed: Seed of the truncated SVD.
 
     Raises:
         ValueError: If no text has a word.

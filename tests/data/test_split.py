@@ -141,9 +141,9 @@ def test_leak_checks_raise():
     interactions = sequences(u1="abcdef")
     split = leave_one_out(interactions, max_history=50)
     train, valid, test = split.rows(named=True)
-    with pytest.raises(ValueError, match="two training rows"):
+    with pytest.raises(ValueError, match="a second training example of their user"):
         check_no_leak(tampered(split, train), interactions)
-    with pytest.raises(ValueError, match=r"held-out interaction in a training row.*u1"):
+    with pytest.raises(ValueError, match=r"held-out interaction in a training example.*u1"):
         check_no_leak(tampered(split[1:], test, split="train"), interactions)
     with pytest.raises(ValueError, match="twice"):
         check_no_leak(tampered(split, valid, split="test"), interactions)

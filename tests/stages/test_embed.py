@@ -153,7 +153,7 @@ def test_trained_views_that_are_finished_are_not_trained_again(tmp_path, prepare
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_log_without_judges_is_refused_before_any_text_is_embedded(capsys, tmp_path, catalog):
+def test_a_log_that_can_give_no_held_out_item_is_refused_before_any_text_is_embedded(capsys, tmp_path, catalog):
     """Of every user the first training item alone."""
     split = catalog._split.to_pylist()
     rows = [row | {"history": [], "target": row["history"][0]} for row in split if row["split"] == "train"]

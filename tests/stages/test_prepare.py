@@ -57,7 +57,7 @@ def test_a_split_that_leaks_leaves_no_catalogue(tmp_path, monkeypatch):
         return pl.concat([copies, held_out])
 
     monkeypatch.setitem(prepare.METHODS, "leave_one_out", leaky)
-    with pytest.raises(ValueError, match="have a held-out interaction in a training row"):
+    with pytest.raises(ValueError, match="have a held-out interaction in a training example"):
         main(simulated(tmp_path / "catalog"))
     assert not (tmp_path / "catalog").exists()
 

@@ -182,11 +182,11 @@ def test_training_stops_when_neither_metric_rises_and_keeps_the_best_weights(mon
     said = [(0.1, 0.1), (0.1, 0.5), (0.2, 0.3), (0.1, 0.4), (0.1, 0.5)]  # the best of each: epochs 2 and 1
     kept, network, windows = [], small[1], windows_of([np.array([0, 1, 2])])
 
-    def judge(network: FAMAE, judges: Windows) -> Quality:
+    def measure(network: FAMAE, held_out: Windows) -> Quality:
         kept.append(network.masks.detach().clone())
         return Quality(*said[len(kept) - 1])
 
-    monkeypatch.setattr("llmrec.views.famae.quality", judge)
+    monkeypatch.setattr("llmrec.views.famae.quality", measure)
     log = train(network, windows, windows, dataclasses.replace(TRAINING, patience=2), 0)
     assert log == said and torch.equal(network.masks, kept[2]) and not torch.equal(kept[2], kept[4])
 
@@ -232,7 +232,7 @@ def test_the_rate_falls_along_a_cosine_to_nothing_at_the_last_epoch(monkeypatch,
     """Two epochs of three steps: halfway down at the end of the first, nothing left at the end of the second."""
     windows, rates = windows_of([np.array([0, 1]), np.array([1, 2]), np.array([2, 3])]), []
 
-    def judge(network: FAMAE, judges: Windows) -> Quality:
+    def measure(network: FAMAE, held_out: Windows) -> Quality:
         rates.append(optimizers[0].param_groups[0]["lr"])
         return Quality(0.0, 0.0)
 
@@ -243,7 +243,7 @@ def test_the_rate_falls_along_a_cosine_to_nothing_at_the_last_epoch(monkeypatch,
         return optimizers[0]
 
     monkeypatch.setattr("torch.optim.AdamW", remembered)
-    monkeypatch.setattr("llmrec.views.famae.quality", judge)
+    monkeypatch.setattr("llmrec.views.famae.quality", measure)
     train(small[1], windows, windows, dataclasses.replace(TRAINING, max_epochs=2), 0)
     assert rates == pytest.approx([TRAINING.learning_rate / 2, 0], abs=1e-9)
 

@@ -17,8 +17,8 @@ from llmrec.views.lightgcn import (
     adjacency,
     bpr_loss,
     interactions,
-    judged_by,
     lightgcn_view,
+    ndcg_of,
     negatives,
     propagate,
     train,
@@ -102,11 +102,11 @@ def test_negatives_are_every_item_that_the_user_lacks_and_each_once(taken):
         assert found == sorted(set(range(7)) - taken[user])
 
 
-def test_judges_see_no_item_of_their_users():
+def test_a_held_out_item_is_ranked_among_items_that_its_user_lacks():
     # One number per item: 9, 5, 4, 3. User 0 took item 0 and is asked for item 2: second behind item 1.
     catalog = catalog_of([[0, 0], [2, 3]], 4, valid=[[0, 2]])
     vectors = torch.tensor([[1.0], [1.0], [9.0], [5.0], [4.0], [3.0]])
-    quality = judged_by(catalog.examples("valid"), catalog.train)
+    quality = ndcg_of(catalog.examples("valid"), catalog.train)
     assert quality(vectors) == pytest.approx(1 / np.log2(3))
 
 
@@ -114,7 +114,7 @@ def test_training_lowers_the_loss_and_puts_tastes_together(tastes):
     inner = hold_out(tastes, 0)
     edges = interactions(inner.train)
     graph = adjacency(edges, 60, 12)
-    _, log = train(graph, edges, 8, judged_by(inner.examples("valid"), inner.train), QUICK, 0)
+    _, log = train(graph, edges, 8, ndcg_of(inner.examples("valid"), inner.train), QUICK, 0)
     losses = [epoch.loss for epoch in log]
     assert np.log(2) > losses[0] > 2 * losses[-1]
     view = lightgcn_view(tastes, 8, 0, "cpu", QUICK)

@@ -62,7 +62,7 @@ CASES = {
     "temporal split of too little": Case("prepare --split temporal", ("leave no ['valid']", "Give more data")),
     "nothing left of the k-core": Case("prepare --k-core 9",
                                        ("No user and item have 9 interactions", "lower --k-core")),
-    "nobody with three interactions": Case("prepare", ("leave no ['valid', 'test'] rows", "3 interactions"),
+    "nobody with three interactions": Case("prepare", ("leave no ['valid', 'test'] example", "3 interactions"),
                                            {"log.csv": text(LOG + "u,a,1\nu,b,2\n")}),
     "negative sizes": Case("prepare --dataset simulated --num-users 0 --k-core -1 --max-history 0 --out @out",
                            ("num_users is 0", "k_core is -1; at least 0", "max_history is 0; at least 1"),
