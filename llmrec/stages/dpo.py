@@ -20,10 +20,12 @@ from llmrec.runtime.console import say
 from llmrec.runtime.device import resolve_device, resolve_dtype
 from llmrec.runtime.manifest import JsonObject, read_manifest, write_json
 from llmrec.runtime.stage_directory import run_stage
+from llmrec.training.arguments import training_arguments
 from llmrec.training.dpo.negative_difficulty import MAX_SCORED, difficulty, log_prob_gaps
 from llmrec.training.dpo.negatives import mine
-from llmrec.training.dpo.preferences import FILE, PreferenceCollator, Preferences, read_preferences
-from llmrec.training.dpo.trainer import SidDPOTrainer, make_trainer
+from llmrec.training.dpo.preference_file import FILE, read_preferences, write_preferences
+from llmrec.training.dpo.preferences import PreferenceCollator, Preferences
+from llmrec.training.dpo.trainer import SidDPOTrainer
 from llmrec.training.preference.policy import (
     add_lora,
     check_batch,
@@ -111,9 +113,8 @@ def optimise(
         validation = make_validation(config, start, len(preferences), from_start=True)
         examples = preferences.examples()
         policy = add_lora(model, config)
-        trainer = make_trainer(
-            config, policy, start.tokenizer, examples, collator, directory, device, dtype, validation
-        )
+        arguments = training_arguments(config, directory, device, dtype)
+        trainer = SidDPOTrainer(config, policy, arguments, examples, collator, start.tokenizer, validation)
         counts, epochs_per_second = train(trainer, directory)
     counts |= {
         "prompts": len(preferences),
@@ -136,7 +137,7 @@ def mine_or_read(config: DpoConfig, start: RunInputs, model: PreTrainedModel, di
     if len(preferences) < len(prompts):
         say(f"dpo: {len(prompts) - len(preferences)} prompts have no unseen item and are dropped.")
     if processes.is_main():
-        preferences.save(path, start.table.item_ids)
+        write_preferences(preferences, path, start.table.item_ids)
     processes.wait()
     return preferences
 

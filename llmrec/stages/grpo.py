@@ -17,9 +17,10 @@ from llmrec.runtime.console import say
 from llmrec.runtime.device import resolve_device, resolve_dtype
 from llmrec.runtime.manifest import JsonObject, read_manifest
 from llmrec.runtime.stage_directory import run_stage
+from llmrec.training.arguments import training_arguments
 from llmrec.training.grpo.groups import GroupSampler
 from llmrec.training.grpo.rewards import build_rewards
-from llmrec.training.grpo.trainer import make_trainer
+from llmrec.training.grpo.trainer import SidGRPOTrainer
 from llmrec.training.grpo.user_rewards import RewardFunction, UserReward, load_user_rewards, reward_files, try_rewards
 from llmrec.training.preference.policy import (
     Prompts,
@@ -105,7 +106,8 @@ def reinforce(
     ranker = ranker_of_training(policy, start.table, start.sid_config, start.prefix)
     sampler = GroupSampler(ranker, sequences_of(prompts), rewards, config)
     with sibling_scores_in_forward(policy, start.sid_config.vocabulary, ranker.trie, "children"):
-        trainer = make_trainer(config, policy, sampler, start.tokenizer, directory, device, dtype, validation)
+        arguments = training_arguments(config, directory, device, dtype, shuffled=False)
+        trainer = SidGRPOTrainer(config, policy, sampler, arguments, start.tokenizer, validation)
         counts, epochs_per_second = train(trainer, directory)
     counts |= {
         "prompts": len(prompts),

@@ -66,7 +66,7 @@ class Bench:
         rng = np.random.default_rng(size)  # the same rows for both routes
         lengths = np.minimum(rng.geometric(1 / self.args.mean_items, size), 50)
         draws = [
-            {"rows": rng.integers(0, NUM_ITEMS, length), "items": rng.integers(0, NUM_ITEMS, completions),
+            {"history": rng.integers(0, NUM_ITEMS, length), "items": rng.integers(0, NUM_ITEMS, completions),
              "smoothing": []} for length in lengths
         ]  # fmt: skip
         return {name: tensor.to(self.device) for name, tensor in self.collator(draws).items() if name != "smoothing"}

@@ -191,5 +191,5 @@ def test_contract_hooks_of_the_trainer(monkeypatch, tmp_path, toy, tuned):
     optimise(tmp_path / "dpo", toy[0], tuned, max_steps=1)
     trainer = kept[0]
     assert isinstance(trainer.model, PeftModel) and list(trainer.model.peft_config) == ["default"], VERSIONS
-    assert trainer.train_dataset.column_names == ["rows", "items", "smoothing"], VERSIONS
+    assert trainer.train_dataset.column_names == ["history", "items", "smoothing"], VERSIONS
     assert "forward" not in vars(trainer.model.get_base_model()), VERSIONS

@@ -13,20 +13,18 @@ in the log are those of TRL's DPOTrainer.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import softplus
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from llmrec.configs import DpoConfig
 from llmrec.evaluation.learning import NDCG
 from llmrec.sid.table import EMPTY
-from llmrec.training.arguments import training_arguments
 from llmrec.training.dpo.preferences import PreferenceCollator
 from llmrec.training.preference.averages import Averages
 from llmrec.training.preference.policy import reference_log_probs
@@ -65,15 +63,35 @@ class SidDPOTrainer(SidTrainer):
     Args:
         config: Options of the stage.
         policy: The model that trains.
+        args: Arguments of transformers' Trainer.
+        examples: Examples of `Preferences.examples`.
+        collator: Makes batches of them.
+        tokenizer: Tokenizer, which is saved with every checkpoint.
         validation: Ranks the validation examples; None ranks none.
-        options: Further arguments of `transformers.Trainer`.
     """
 
     config: DpoConfig
     shown = ("loss", "rewards/accuracies", "rewards/margins", "drift")
 
-    def __init__(self, config: DpoConfig, policy: PeftModel, validation: Validation | None = None, **options: Any):
-        super().__init__(config=config, validation=validation, model=policy, **options)
+    def __init__(
+        self,
+        config: DpoConfig,
+        policy: PeftModel,
+        args: TrainingArguments,
+        examples: Dataset,
+        collator: PreferenceCollator,
+        tokenizer: PreTrainedTokenizerBase,
+        validation: Validation | None = None,
+    ):
+        super().__init__(
+            config,
+            model=policy,
+            args=args,
+            train_dataset=examples,
+            processing_class=tokenizer,
+            data_collator=collator,
+            validation=validation,
+        )
         self.policy, self.averages = policy, Averages(self.accelerator)
 
     def compute_loss(
@@ -112,26 +130,3 @@ class SidDPOTrainer(SidTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the averages of the steps since the last entry; an evaluation is logged as it is."""
         super().log(logs if NDCG in logs else {**logs, **self.averages.take()}, start_time)
-
-
-def make_trainer(
-    config: DpoConfig,
-    policy: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Dataset,
-    collator: PreferenceCollator,
-    directory: Path,
-    device: torch.device,
-    dtype: torch.dtype,
-    validation: Validation | None = None,
-) -> SidDPOTrainer:
-    """Build the trainer of a run in a directory."""
-    return SidDPOTrainer(
-        config=config,
-        policy=policy,
-        validation=validation,
-        args=training_arguments(config, directory, device, dtype),
-        train_dataset=examples,
-        data_collator=collator,
-        processing_class=tokenizer,
-    )

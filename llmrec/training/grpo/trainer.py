@@ -1,6 +1,6 @@
 """GRPO on semantic IDs: a small trainer on `transformers.Trainer`.
 
-One optimiser step, in the order of this file:
+The parts of an optimiser step:
 
     draw prompts      `deal` and `epoch_order` decide which ones
     roll out groups   `SidGRPOTrainer.roll_out`, by the model as it stands (rollouts.py)
@@ -22,21 +22,20 @@ Source: GRPO arXiv:2402.03300; Dr. GRPO arXiv:2503.20783. Order of prompts, norm
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, default_data_collator
+from transformers import PreTrainedTokenizerBase, TrainingArguments, default_data_collator
 
 from llmrec.configs import GrpoConfig
 from llmrec.evaluation.learning import NDCG
 from llmrec.runtime import processes
 from llmrec.sid.table import EMPTY
-from llmrec.training.arguments import split_batch, training_arguments
+from llmrec.training.arguments import split_batch
 from llmrec.training.grpo.groups import Group, GroupSampler
 from llmrec.training.preference.averages import Averages
 from llmrec.training.preference.policy import reference_log_probs
@@ -115,8 +114,9 @@ class SidGRPOTrainer(SidTrainer):
         config: Options of the stage.
         policy: The model that trains.
         sampler: Draws groups by the policy.
+        args: Arguments of transformers' Trainer, which must not shuffle: `epoch_order` does.
+        tokenizer: Tokenizer, which is saved with every checkpoint.
         validation: Ranks the validation examples; None ranks none.
-        options: Further arguments of `transformers.Trainer`.
     """
 
     config: GrpoConfig
@@ -127,10 +127,20 @@ class SidGRPOTrainer(SidTrainer):
         config: GrpoConfig,
         policy: PeftModel,
         sampler: GroupSampler,
+        args: TrainingArguments,
+        tokenizer: PreTrainedTokenizerBase,
         validation: Validation | None = None,
-        **options: Any,
     ):
-        super().__init__(config=config, validation=validation, model=policy, **options)
+        places = deal(len(sampler.sequences), *split_batch(config), processes.count())
+        super().__init__(
+            config,
+            model=policy,
+            args=args,
+            train_dataset=Dataset.from_dict({"place": places}),
+            processing_class=tokenizer,
+            data_collator=default_data_collator,
+            validation=validation,
+        )
         self.policy, self.sampler, self.averages = policy, sampler, Averages(self.accelerator)
 
     def get_batch_samples(
@@ -195,28 +205,3 @@ class SidGRPOTrainer(SidTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the averages of the steps since the last entry; an evaluation is logged as it is."""
         super().log(logs if NDCG in logs else {**logs, **self.averages.take()}, start_time)
-
-
-def make_trainer(
-    config: GrpoConfig,
-    policy: PeftModel,
-    sampler: GroupSampler,
-    tokenizer: PreTrainedTokenizerBase,
-    directory: Path,
-    device: torch.device,
-    dtype: torch.dtype,
-    validation: Validation | None = None,
-) -> SidGRPOTrainer:
-    """Build the trainer of a run in a directory."""
-    arguments = training_arguments(config, directory, device, dtype, shuffled=False)  # `epoch_order` shuffles
-    places = deal(len(sampler.sequences), *split_batch(config), processes.count())
-    return SidGRPOTrainer(
-        config=config,
-        policy=policy,
-        sampler=sampler,
-        validation=validation,
-        args=arguments,
-        train_dataset=Dataset.from_dict({"place": places}),
-        data_collator=default_data_collator,
-        processing_class=tokenizer,
-    )

@@ -13,7 +13,8 @@ import pytest
 from llmrec.model.prompts import HistoryEncoder
 from llmrec.sid.table import EMPTY
 from llmrec.training.dpo.negative_difficulty import difficulty
-from llmrec.training.dpo.preferences import PreferenceCollator, Preferences, read_preferences
+from llmrec.training.dpo.preference_file import read_preferences, write_preferences
+from llmrec.training.dpo.preferences import PreferenceCollator, Preferences
 from llmrec.training.preference.policy import Prompts
 
 ROWS = [
@@ -50,7 +51,7 @@ def test_a_file_of_the_user(tmp_path, catalog, sid_table, suffix):
 
 
 def test_what_is_written_is_read(tmp_path, catalog, sid_table, preferences):
-    preferences.save(tmp_path / "preferences.parquet", catalog.item_ids)
+    write_preferences(preferences, tmp_path / "preferences.parquet", catalog.item_ids)
     found = read_preferences(tmp_path / "preferences.parquet", catalog, sid_table)
     assert found.examples().to_list() == preferences.examples().to_list()
     assert (found.sources, found.prompts.user_ids) == (preferences.sources, ["u", "v"])
