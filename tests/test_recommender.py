@@ -29,7 +29,7 @@ def recommender(tuned):
     return Recommender.from_pretrained(tuned, device="cpu")
 
 
-def test_it_recommends_what_was_trained(recommender):
+def test_a_trained_model_recommends_the_next_item(recommender):
     """Users walk round the catalogue: after 9 comes 10. Items 4 and 5 share their SID, so 4 and 5 follow 3 together."""
     items, scores = recommender.recommend([["item-8", "item-9"], ["item-2", "item-3"]], k=3)
     assert items[0][0] == "item-10" and set(items[1][:2]) == {"item-4", "item-5"}
@@ -95,7 +95,7 @@ def test_allow_lists_are_shared_or_per_user(recommender):
         recommender.recommend(HISTORIES, allow=[])
 
 
-def test_a_user_who_may_see_nothing_leaves_the_others_alone(recommender):
+def test_an_empty_allow_list_of_one_user_changes_no_other_answer(recommender):
     items, scores = recommender.recommend(HISTORIES, k=4, exclude=[["item-1"], list(ALL), None])
     others, their_scores = recommender.recommend(HISTORIES, k=4, exclude=[["item-1"], None, None])
     assert items == [others[0], [], others[2]] and scores[1] == []
@@ -135,7 +135,7 @@ def test_ranked_batches_are_those_ranked_alone(recommender):
     assert list(recommender.ranker.rank_batches([], 3)) == []
 
 
-def test_one_batch_is_under_way_while_an_answer_is_read(recommender):
+def test_the_next_batch_runs_while_an_answer_is_read(recommender):
     asked = []
 
     def batches():
@@ -152,7 +152,7 @@ def test_one_batch_is_under_way_while_an_answer_is_read(recommender):
 
 
 @pytest.mark.parametrize(("k", "num_beams", "message"), [(0, None, "k is 0"), (5, 2, "num_beams is 2, fewer than k")])
-def test_ranks_that_cannot_be_asked_for(recommender, k, num_beams, message):
+def test_wrong_k_and_num_beams_are_refused(recommender, k, num_beams, message):
     with pytest.raises(ValueError, match=message):
         recommender.ranker.rank([np.array([3])], k, num_beams=num_beams)
 
@@ -193,12 +193,12 @@ def test_seen_items_before_the_latest_are_excluded_too(recommender):
         ({"allow": ["no"]}, "allow 0 names items"),
     ],
 )  # fmt: skip
-def test_wrong_questions(recommender, arguments, message):
+def test_wrong_arguments_of_recommend_are_refused(recommender, arguments, message):
     with pytest.raises(ValueError, match=message):
         recommender.recommend(**{"histories": HISTORIES, **arguments})
 
 
-def test_saved_and_loaded_it_answers_the_same(recommender, tmp_path):
+def test_a_saved_recommender_answers_the_same_after_loading(recommender, tmp_path):
     recommender.save_pretrained(tmp_path / "saved")
     again = Recommender.from_pretrained(tmp_path / "saved", device="cpu")
     assert again.recommend(HISTORIES, k=7) == recommender.recommend(HISTORIES, k=7)

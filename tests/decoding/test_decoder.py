@@ -18,7 +18,7 @@ from llmrec.runtime import cuda_graphs
 from llmrec.runtime.cuda_graphs import EAGER_CALLS, CudaGraphs
 from llmrec.sid.table import SidTable
 from tests.conftest import tiny_llm
-from tests.decoding.test_generate import assert_same, filled, prompts, vocabulary_of
+from tests.support.decoding import assert_same, filled, prompts, vocabulary_of
 
 NORMALIZE_OVER = ("vocabulary", "level", "children")
 PREFIX = torch.tensor([7, 5, 11])
@@ -35,7 +35,7 @@ def with_prefix(ids, mask):
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama", "gemma2", "gemma3_text", "gpt2"])
 @pytest.mark.parametrize("lengths", [(7, 4, 1), (5,)])
-def test_a_shared_prefix_is_as_good_as_part_of_each_prompt(sid_table, architecture, lengths):
+def test_a_shared_prefix_equals_the_prefix_in_each_prompt(sid_table, architecture, lengths):
     vocabulary, size = vocabulary_of(sid_table)
     model, trie = tiny_llm(size, architecture), SidTrie(sid_table)
     ids, mask = prompts(lengths)
@@ -93,7 +93,7 @@ def test_joined_projections_are_saved_as_they_were(llm, tmp_path):
 
 
 @pytest.mark.parametrize("prefix_ids", [None, PREFIX])
-def test_rows_and_columns_that_were_added_change_no_answer(llm, sid_table, vocabulary, prefix_ids, monkeypatch):
+def test_padding_to_the_size_of_a_graph_changes_no_answer(llm, sid_table, vocabulary, prefix_ids, monkeypatch):
     shapes = set()
 
     class Uncaptured:

@@ -13,8 +13,16 @@ from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.sid.table import EMPTY, SidTable
 from tests.conftest import tiny_llm
-from tests.decoding.test_generate import assert_same, brute_force, draw_filter, filled, prompts, setting, vocabulary_of
-from tests.decoding.test_trie import tables
+from tests.support.decoding import (
+    assert_same,
+    brute_force,
+    draw_filter,
+    filled,
+    prompts,
+    setting,
+    tables,
+    vocabulary_of,
+)
 
 NUM_ROWS = 4000
 MODES = pytest.mark.parametrize("replacement", [False, True])
@@ -196,7 +204,7 @@ def test_the_same_seed_draws_the_same(llm, trie, vocabulary, replacement):
 
 
 @MODES
-def test_a_shared_prefix_is_as_good_as_part_of_each_prompt(llm, trie, vocabulary, replacement):
+def test_a_shared_prefix_equals_the_prefix_in_each_prompt(llm, trie, vocabulary, replacement):
     ids, _ = prompts((7, 7))
     whole, shared = (
         filled(tree_sample(llm, part, None, trie, vocabulary, 4, replacement, generator=seeded(), prefix_ids=prefix))

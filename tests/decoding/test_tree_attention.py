@@ -14,7 +14,7 @@ from llmrec.decoding.sampling import tree_sample
 from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.trie import SidTrie
 from tests.conftest import tiny_llm
-from tests.decoding.test_generate import (
+from tests.support.decoding import (
     ARCHITECTURES,
     assert_same,
     brute_force,
@@ -84,14 +84,14 @@ def test_contract_the_attention_function_is_read_at_each_forward(llm, calls):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_contract_models_say_what_they_are(architecture):
+def test_contract_models_declare_that_their_attention_can_be_replaced(architecture):
     model = tiny_llm(40, architecture, num_hidden_layers=LAYERS)
     assert model._supports_attention_backend and not model._is_stateful, contract("flags of a decoder")
     layers = [module for module in model.modules() if type(module).__name__ in set(model._no_split_modules)]
     assert len(layers) == LAYERS, contract("_no_split_modules")
 
 
-def test_contract_other_models_say_so():
+def test_contract_models_declare_that_their_attention_cannot_be_replaced():
     assert transformers.MambaForCausalLM._is_stateful, contract("_is_stateful")
     assert not transformers.GPTJForCausalLM._supports_attention_backend, contract("_supports_attention_backend")
     kinds = transformers.Lfm2Config(num_hidden_layers=2, layer_types=["conv", "full_attention"]).layer_types
@@ -189,7 +189,7 @@ def test_an_error_inside_the_model_leaves_it_as_it_was(llm, trie, vocabulary):
     assert tree_beam_search(llm, *prompts(), trie, vocabulary, 4).scores.equal(beams.scores)
 
 
-def test_threads_that_search_the_same_model_do_not_meet(llm, trie, vocabulary):
+def test_threads_may_search_the_same_model_at_once(llm, trie, vocabulary):
     leaf_filter = LeafFilter(trie, allow=[[0, 1, 6, 7], None, [2, 9]])
     searches = [
         lambda: tree_beam_search(llm, *prompts(), trie, vocabulary, 4),

@@ -1,91 +1,18 @@
 """The array trie against a dict trie built item by item, in every layout and however it came about."""
 
-import json
 from itertools import product
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from llmrec.decoding.trie import build as trie_build
-from llmrec.decoding.trie import file as trie_file
 from llmrec.decoding.trie.lookups import ROOT
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.sid.table import EMPTY, SidTable
-
-settings.register_profile("llmrec", derandomize=True, max_examples=25, deadline=None)
-settings.load_profile("llmrec")
-
-
-@st.composite
-def tables(draw, max_items=14):
-    """Tables of every shape: skewed, full, chains, one item, shared SIDs, SIDs of different lengths, aliases."""
-    sizes = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
-    sid = st.tuples(*(st.integers(0, size - 1) for size in sizes), st.integers(1, len(sizes)))
-    drawn = draw(st.lists(sid, min_size=1, max_size=max_items))
-    fixed_length = draw(st.booleans())
-    codes = np.array([row[:-1] for row in drawn])
-    if not fixed_length:
-        codes = np.where(np.arange(len(sizes)) < np.array([row[-1] for row in drawn])[:, None], codes, EMPTY)
-    num_items = draw(st.integers(1, len(drawn)))  # SIDs beyond the first of each item are aliases
-    rows = np.concatenate([np.arange(num_items), draw(_rows(len(drawn) - num_items, num_items))])
-    return SidTable([f"item-{i}" for i in range(num_items)], codes, rows, level_sizes=sizes)
-
-
-def _rows(count, num_items):
-    return st.lists(st.integers(0, num_items - 1), min_size=count, max_size=count).map(lambda r: np.array(r, np.int64))
-
-
-def owners(table, rows=None):
-    """Complete SID -> item rows, from the table's definition."""
-    found = {}
-    for codes, row in zip(table.all_codes.tolist(), table.item_rows.tolist(), strict=True):
-        if rows is None or row in rows:
-            found.setdefault(tuple(c for c in codes if c != EMPTY), []).append(row)
-    return found
-
-
-def walk(trie, prefix):
-    """Node that a prefix leads to."""
-    node = torch.tensor([ROOT])
-    for level, code in enumerate(prefix):
-        node = trie.children(node, level)[:, code]
-    return node
-
-
-def assert_equals_dict_trie(trie, sids):
-    codes = trie.codes_of(torch.arange(-1, trie.num_leaves)).tolist()
-    assert codes[0] == [EMPTY] * trie.num_levels
-    assert [tuple(c for c in row if c != EMPTY) for row in codes[1:]] == sorted(sids)
-    for rank, sid in enumerate(sorted(sids)):
-        assert trie.items(rank).tolist() == sids[sid]
-    prefixes = {sid[:depth] for sid in sids for depth in range(len(sid) + 1)}
-    for prefix in prefixes:
-        depth, node = len(prefix), walk(trie, prefix)
-        below = [rank for rank, sid in enumerate(sorted(sids)) if sid[:depth] == prefix]
-        assert [int(x) for x in trie.leaf_range(node, depth)] == [below[0], below[-1] + 1]
-        assert bool(trie.is_leaf(node, depth)) == (prefix in sids)
-        if depth < trie.num_levels:
-            expected = [(*prefix, code) in prefixes for code in range(trie.level_sizes[depth])]
-            assert trie.allowed(node, depth).tolist() == [expected]
-            codes, children = (side[0].tolist() for side in trie.expand(node, depth))
-            assert len(codes) == trie.width(depth)
-            found = {code: child for code, child in zip(codes, children, strict=True) if child >= 0}
-            by_code = trie.children(node, depth)[0].tolist()
-            assert found == {code: child for code, child in enumerate(by_code) if child >= 0}
-            assert [code for code, child in zip(codes, children, strict=True) if child < 0] == [0] * (
-                len(codes) - len(found)
-            )
-    lengths = {len(sid) for sid in sids}
-    assert [trie.has_leaves(depth) for depth in range(trie.num_levels + 1)] == [
-        depth in lengths for depth in range(trie.num_levels + 1)
-    ]
+from tests.support.decoding import assert_equals_dict_trie, owners, tables
 
 
 @given(tables())
@@ -268,88 +195,6 @@ def test_nothing_is_left_of_a_trie_without_items(sid_table):
         trie.remove(np.arange(12))
     with pytest.raises(ValueError, match=r"item rows must lie in \[0, 12\); found 3 … 12"):
         trie.with_items([3, 12])
-
-
-@given(tables())
-def test_a_saved_trie_is_the_same(table):
-    with TemporaryDirectory() as directory:
-        path = Path(directory) / "trie.safetensors"
-        SidTrie(table).save(path)
-        trie = SidTrie.load(path)
-        assert_equals_dict_trie(trie, owners(table))
-        assert trie.num_items == table.num_items
-        trie.check_table(table)
-        written = path.read_bytes()
-        trie.save(path)  # over the file that it is mapped from
-        assert path.read_bytes() == written
-        assert_equals_dict_trie(trie, owners(table))
-
-
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
-def test_a_loaded_trie_is_mapped_not_read(sid_table, tmp_path):
-    path = tmp_path / "trie.safetensors"
-    SidTrie(sid_table).save(path)
-    trie = SidTrie.load(path)
-    mapped = [
-        line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line
-    ]
-    arrays = [array for level in trie._levels for array in (level.first, level.codes)]
-    for address in [array.data_ptr() for array in arrays] + [trie.leaf_items.ctypes.data]:
-        assert any(int(begin, 16) <= address < int(end, 16) for begin, end in mapped)
-
-
-def damage(path, change):
-    """Rewrite a trie's file with other arrays or another header."""
-    with safe_open(path, "pt") as file:
-        header = json.loads(file.metadata()[trie_file.KEY])
-        arrays = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    change(arrays, header)
-    save_file(arrays, path, {trie_file.KEY: json.dumps(header)})
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda arrays, header: header.update(version=2), "version 2"),
-        (lambda arrays, header: header.clear(), "format None"),
-        (lambda arrays, header: header.pop("widths"), "damaged: 'widths'"),
-        (lambda arrays, header: arrays.pop("codes_1"), "codes_1 is missing"),
-        (lambda arrays, header: arrays.pop("first_0"), "first_0 is missing"),
-        (lambda arrays, header: arrays.pop("leaf_items"), "leaf_items is missing"),
-        (lambda arrays, header: arrays.update(leaf_items=arrays["leaf_items"][1:]), r"leaf_items is .*\(11,\)"),
-        (lambda arrays, header: arrays.update(first_1=arrays["first_1"].double()), "first_1 is torch.float64"),
-    ],
-)
-def test_a_damaged_file_is_refused(sid_table, tmp_path, change, message):
-    path = tmp_path / "trie.safetensors"
-    SidTrie(sid_table).save(path)
-    damage(path, change)
-    with pytest.raises(ValueError, match=message):
-        SidTrie.load(path)
-
-
-def test_a_file_that_is_no_trie_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"does not exist; SidTrie\.save writes it"):
-        SidTrie.load(tmp_path / "absent")
-    (tmp_path / "text").write_text("no trie")
-    with pytest.raises(ValueError, match="is not a trie file"):
-        SidTrie.load(tmp_path / "text")
-    save_file({"weight": torch.zeros(3)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="has format None"):
-        SidTrie.load(tmp_path / "model.safetensors")
-
-
-def test_a_trie_knows_its_table(sid_table):
-    trie, other = SidTrie(sid_table), SidTable(["a"], [[0, 1]])
-    for part in (trie, trie.with_items([1, 2]), SidTrie(sid_table, [3]), trie.to("cpu")):
-        part.check_table(sid_table)
-        assert part.table_sha256 == sid_table.sha256
-    with pytest.raises(ValueError, match="from another SidTable"):
-        trie.check_table(other)
-    appended = trie.append([[3, 3, 0]], [12])
-    assert appended.table_sha256 is None
-    with pytest.raises(ValueError, match="from bare codes"):
-        appended.check_table(sid_table)
 
 
 @pytest.mark.gpu

@@ -11,7 +11,7 @@ from llmrec.decoding.trie.allow_list import AllowList, resolve_allow_lists
 from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.leaf_mask import SHORT, UNRESTRICTED, LeafMask
 from llmrec.decoding.trie.trie import SidTrie
-from tests.decoding.test_trie import tables
+from tests.support.decoding import tables
 
 
 def assert_permits(trie: SidTrie, mask: LeafMask, exclude, allow):

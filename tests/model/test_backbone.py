@@ -27,7 +27,7 @@ def assert_halves_equal_whole(model):
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_halves_equal_the_whole(architecture, tied):
+def test_backbone_and_projection_equal_the_model(architecture, tied):
     model = tiny_llm(VOCABULARY, architecture, tied)
     for name, value in {"logit_scale": 0.3, "logits_scaling": 7.0, "final_logit_softcapping": 2.0}.items():
         if hasattr(model.config, name):
@@ -39,7 +39,7 @@ def test_halves_equal_the_whole(architecture, tied):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_models_of_two_halves_pass_the_trial(architecture, dtype):
+def test_models_without_more_than_a_projection_pass_the_trial(architecture, dtype):
     check_halves(tiny_llm(VOCABULARY, architecture).to(dtype))
 
 
@@ -54,7 +54,7 @@ def test_a_new_model_with_dropout_passes_the_trial():
     ("architecture", "options"),
     [("modernbert-decoder", {}), ("llama4_text", {}), ("falcon_h1", {"lm_head_multiplier": 2.0})],
 )
-def test_models_with_more_between_the_halves_are_refused(architecture, options):
+def test_models_with_more_than_a_projection_are_refused(architecture, options):
     with pytest.raises(ValueError, match="does not multiply its last hidden states by its output matrix alone"):
         check_halves(tiny_llm(VOCABULARY, architecture, **options))
 
@@ -74,7 +74,7 @@ PEFT = {
 
 
 @pytest.mark.parametrize("name", PEFT)
-def test_halves_equal_the_whole_under_peft(name):
+def test_backbone_and_projection_equal_the_model_under_peft(name):
     base = tiny_llm(VOCABULARY, tied=", tied" in name)
     plain = base(IDS).logits
     config = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False, **PEFT[name])

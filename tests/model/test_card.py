@@ -29,7 +29,7 @@ def metrics(toy, tuned, tmp_path_factory):
     return out / "metrics.json"
 
 
-def test_what_the_stage_says_of_its_checkpoint(tuned):
+def test_the_card_of_a_training_stage(tuned):
     card = (tuned / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: llmrec\n") and "\n# sft\n" in card
     assert ".partial" not in card and str(tuned.parent) not in card
@@ -70,7 +70,7 @@ def run_blocks(card: str) -> list[str]:
     return printed
 
 
-def test_its_code_runs_and_answers_as_the_recommender(tuned, tmp_path, monkeypatch):
+def test_the_code_of_a_card_runs_and_answers_as_the_recommender(tuned, tmp_path, monkeypatch):
     recommender = Recommender.from_pretrained(tuned, device="cpu")
     recommender.save_pretrained(tmp_path / "shop")
     monkeypatch.chdir(tmp_path)
@@ -82,7 +82,7 @@ def test_its_code_runs_and_answers_as_the_recommender(tuned, tmp_path, monkeypat
     assert printed[1].strip().replace(" ", "") == sid
 
 
-def test_names_that_need_quoting(tuned, tmp_path, monkeypatch):
+def test_names_that_need_quoting_are_quoted_in_the_code_of_a_card(tuned, tmp_path, monkeypatch):
     """Quotes and braces in the instruction, an item id and the name end up in code that still runs."""
     import pyarrow.parquet as pq
 
@@ -115,7 +115,7 @@ def test_local_paths_are_not_published(base, shown):
     assert public_name(base) == shown
 
 
-def test_what_is_published_names_no_path(tuned, tmp_path_factory):
+def test_a_published_card_names_no_local_path(tuned, tmp_path_factory):
     text = (tuned / "llmrec.json").read_text() + (tuned / "README.md").read_text()
     assert str(tmp_path_factory.getbasetemp()) not in text
     assert '"dataset"' in text and '"learning_rate"' in text

@@ -31,7 +31,7 @@ def change(directory, **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def test_what_is_saved_is_loaded(checkpoint, sid_config, sid_table, llm):
+def test_a_saved_sid_config_is_loaded(checkpoint, sid_config, sid_table, llm):
     loaded, table, details = SidConfig.load(checkpoint)
     assert loaded == sid_config
     assert table.sha256 == sid_table.sha256
@@ -58,13 +58,13 @@ def test_a_table_with_more_codes_than_the_vocabulary_is_refused(checkpoint, sid_
         SidConfig.load(checkpoint)
 
 
-def test_a_directory_without_binding_is_refused(tmp_path):
+def test_a_directory_without_llmrec_json_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"has no llmrec.json: .* `llmrec extend` makes one"):
         SidConfig.load(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe", b'{"schema_version": 1}'], ids=str)
-def test_an_unreadable_binding_is_refused(checkpoint, content):
+def test_an_unreadable_llmrec_json_is_refused(checkpoint, content):
     (checkpoint / FILE).write_bytes(content)
     with pytest.raises(ValueError, match=r"llmrec.json cannot be read .*; run the stage that wrote it again"):
         SidConfig.load(checkpoint)
@@ -75,7 +75,7 @@ def test_an_unreadable_binding_is_refused(checkpoint, content):
     [{"schema_version": 2}, {"prompt": {"text": "?"}}, {"vocabulary": {"level_sizes": [4]}}, {"vocabulary": [1]}],
     ids=str,
 )
-def test_a_binding_of_another_shape_is_refused(checkpoint, values):
+def test_an_llmrec_json_with_other_values_is_refused(checkpoint, values):
     change(checkpoint, **values)
     with pytest.raises(ValueError, match=r"llmrec.json cannot be read .*; run the stage that wrote it again"):
         SidConfig.load(checkpoint)
@@ -120,7 +120,7 @@ def test_damaged_weights_are_refused(checkpoint, damage):
         load_model(checkpoint)
 
 
-def test_a_name_that_is_nowhere_is_refused(tmp_path):
+def test_a_checkpoint_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(ValueError, match="neither a checkpoint directory nor a model that could be fetched"):
         resolve(tmp_path / "absent")
     with pytest.raises(ValueError, match="cannot be loaded by AutoModelForCausalLM"):

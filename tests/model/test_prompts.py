@@ -9,7 +9,7 @@ from llmrec.model.prompts import DEFAULT_INSTRUCTION, NO_ITEM, HistoryEncoder, P
 from llmrec.sid.table import EMPTY, SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 from tests.conftest import word_tokenizer
-from tests.decoding.test_trie import tables
+from tests.support.decoding import tables
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<bos> {{ m['role'] }} {{ m['content'] }} <eos>{% endfor %}"

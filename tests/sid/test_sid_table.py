@@ -25,7 +25,7 @@ def ids(count: int) -> list[str]:
     return [f"i{row}" for row in range(count)]
 
 
-def test_both_ways_with_a_collision(sid_table):
+def test_codes_and_rows_of_a_table_with_a_collision(sid_table):
     assert sid_table.codes([4, 0]).tolist() == [[1, 0, 0], [0, 0, 0]]
     assert sid_table.rows((1, 0, 0)).tolist() == [4, 5]
     assert sid_table.rows((3, 0, 0)).tolist() == []

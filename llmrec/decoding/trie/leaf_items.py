@@ -72,9 +72,9 @@ class LeafItems:
         Raises:
             ValueError: If a row is outside the catalogue.
         """
-        chosen = np.zeros(self.num_items, dtype=bool)
-        chosen[check_rows(rows, self.num_items)] = True
-        return chosen[self.rows]
+        is_given = np.zeros(self.num_items, dtype=bool)
+        is_given[check_rows(rows, self.num_items)] = True
+        return is_given[self.rows]
 
     def select(self, is_kept: np.ndarray) -> tuple[LeafItems, np.ndarray]:
         """Keep some of the (E,) entries; returns the items left and the (U,) leaves that keep any."""

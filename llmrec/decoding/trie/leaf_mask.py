@@ -1,9 +1,9 @@
 """LeafMask: the leaves that each row of a batch may reach, as tensors on a device.
 
-A row's mask is two sets of leaves: those that its allow-list reaches (all without one) and, of them, those whose wanted
-items are all excluded. A range of leaves holds a legal one if it holds more of the first set than of the second. A set
-is counted over a range by searching its sorted ranks for both ends or, if an allow-list is long, by look-ups in running
-counts over all leaves, which all rows with that list share.
+A row's mask is two sets of leaves: those that its allow-list reaches (all without one) and, among them, those whose
+allowed items are all excluded. A range of leaves holds a legal one if it holds more of the first set than of the
+second. A set is counted over a range by searching its sorted ranks for both ends or, if an allow-list is long, by
+look-ups in running counts over all leaves, which all rows with that list share.
 
 Nothing in `permits` synchronises with the host, and a mask is made of few tensors, so that it can be an input of a CUDA
 graph.

@@ -95,8 +95,8 @@ class TrieLevel:
         if self.is_bitmap:
             return self._flags(nodes)[..., : self.size]
         children = self._repeated(nodes)
-        found = torch.zeros(*nodes.shape, self.size + (self.num_ends > 0), dtype=torch.bool, device=nodes.device)
-        return found.scatter_(-1, self.codes[children].long(), children >= 0)[..., : self.size]
+        flags = torch.zeros(*nodes.shape, self.size + (self.num_ends > 0), dtype=torch.bool, device=nodes.device)
+        return flags.scatter_(-1, self.codes[children].long(), children >= 0)[..., : self.size]
 
     def children(self, nodes: Tensor) -> Tensor:
         """(…, K) child of each node under each code, -1 if it has none."""
@@ -105,8 +105,8 @@ class TrieLevel:
             before = self.first[nodes].unsqueeze(-1) - 1
             return exists.cumsum(-1).add_(before).masked_fill_(~exists, -1)
         children = self._repeated(nodes)
-        found = torch.full((*nodes.shape, self.size + (self.num_ends > 0)), -1, device=nodes.device)
-        return found.scatter_(-1, self.codes[children].long(), children)[..., : self.size]
+        by_code = torch.full((*nodes.shape, self.size + (self.num_ends > 0)), -1, device=nodes.device)
+        return by_code.scatter_(-1, self.codes[children].long(), children)[..., : self.size]
 
     def expand(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """List codes and children of each node, (…, W) each; 0 and -1 in the slots beyond its last child."""

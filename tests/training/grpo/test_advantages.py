@@ -14,7 +14,7 @@ from llmrec.sid.table import SidTable
 from llmrec.training.grpo.advantages import distinct_advantages, group_advantages, importance_weights, is_idle
 from llmrec.training.grpo.rollouts import always_taken, weighted
 from tests.conftest import tiny_llm
-from tests.decoding.test_generate import prompts, vocabulary_of
+from tests.support.decoding import prompts, vocabulary_of
 
 NUM_ITEMS, NUM_DRAWN, NUM_GROUPS = 20, 6, 20_000
 TOLERANCE = 5  # standard errors; one fair estimate in 1.7 million is further away, and about 100 are compared
