@@ -7,6 +7,7 @@ its flags, which are the options of its method.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from llmrec import __version__
 from llmrec.configs import STAGES
 from llmrec.configs.file import load_config, read_yaml
+from llmrec.configs.options import Config
 from llmrec.runtime import disk, processes
 
 CLOSED_PIPE = 128 + 13  # as a shell says of SIGPIPE, a signal that Windows does not have
@@ -34,7 +36,7 @@ LIGHTER = {  # advice for a stage that runs out of GPU memory
 
 
 def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """Parser with the flags of every stage; `argv` names the stage whose flags may depend on other flags."""
+    """Parser with the flags of every stage, and for `llmrec tokenize` those of the method that `argv` names."""
     parser = argparse.ArgumentParser(
         prog="llmrec",
         description="Make an LLM recommend from a catalogue, by semantic IDs and trie-constrained decoding.",
@@ -42,20 +44,46 @@ def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"llmrec {__version__}")
     verbs = parser.add_subparsers(dest="stage", metavar="STAGE", required=True)
     for stage, config in STAGES.items():
-        if stage == "tokenize" == next(iter(argv), None):  # nothing is read or loaded for the others
-            config = config.completed(named(argv))
         summary = (config.__doc__ or "").strip()
         verb = verbs.add_parser(stage, help=summary, description=summary, allow_abbrev=False)
         verb.add_argument("--config", help="YAML file whose keys are the options below; flags win over it.")
         verb.add_argument("--json", action="store_true", help="Print the result as JSON on stdout.")
         hints = typing.get_type_hints(config)
         for field in dataclasses.fields(config):
-            _add_flag(verb, field, hints[field.name])
+            if typing.get_origin(hints[field.name]) is not dict:
+                _add_flag(verb, field, hints[field.name])
+        if stage == "tokenize" == next(iter(argv), None):  # nothing is read or loaded for the others
+            _add_method_flags(verb, argv)
     return parser
 
 
-def named(argv: Sequence[str]) -> dict[str, str]:
-    """The tokenizer that a command line, or its config file, names."""
+def _add_method_flags(verb: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """Add the flags of the method that a command line names; none if there is no such method."""
+    from llmrec.tokenizers.config import method_fields
+
+    with contextlib.suppress(ValueError):  # said again when the config is loaded
+        for kind in option_blocks("tokenize", argv).values():
+            hints = typing.get_type_hints(kind)
+            group = verb.add_argument_group("options of the method", kind.__doc__)
+            for field in method_fields(kind):
+                _add_flag(group, field, hints[field.name])
+
+
+def option_blocks(stage: str, argv: Sequence[str]) -> dict[str, type[Config]]:
+    """Blocks of options that another class than that of the stage knows; loads torch for `llmrec tokenize`.
+
+    Raises:
+        ValueError: If the command line or its config file names a method that does not exist.
+    """
+    if stage != "tokenize":
+        return {}
+    from llmrec.tokenizers import config
+
+    return config.option_blocks(named_method(argv))
+
+
+def named_method(argv: Sequence[str]) -> str | None:
+    """Method that a command line, or its config file, names."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in ("--method", "--config"):
         parser.add_argument(name, nargs="?")
@@ -64,10 +92,10 @@ def named(argv: Sequence[str]) -> dict[str, str]:
         method = flags.method or (read_yaml(flags.config).get("method") if flags.config else None)
     except ValueError:  # said again when the config is loaded
         method = None
-    return {"method": method} if method else {}
+    return method
 
 
-def _add_flag(verb: argparse.ArgumentParser, field: dataclasses.Field, hint: object) -> None:
+def _add_flag(verb: argparse._ActionsContainer, field: dataclasses.Field, hint: object) -> None:
     is_list = "list[" in str(hint)
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     required = default is dataclasses.MISSING
@@ -108,7 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if processes.is_cut_to_one():
         print("accelerate started one process; for several on the CPU, give --multi_gpu, not --cpu.", file=sys.stderr)
     try:
-        config = load_config(STAGES[stage], path, flags | unknown_flags(stage, unknown))
+        given = flags | unknown_flags(stage, unknown)
+        config = load_config(STAGES[stage], path, given, option_blocks(stage, argv))
         result = importlib.import_module(f"llmrec.stages.{stage}").main(config)
         if as_json and processes.is_main():
             print(json.dumps(result, indent=2, default=str))

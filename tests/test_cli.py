@@ -58,7 +58,8 @@ def test_every_stage_is_a_module_with_a_main_and_its_flags(stage, capsys):
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     for field in dataclasses.fields(STAGES[stage]):
-        assert f"--{field.name.replace('_', '-')}" in shown
+        is_block = stage == "tokenize" and field.name == "options"
+        assert (f"--{field.name.replace('_', '-')} " in shown.replace("]", " ")) != is_block
 
 
 def test_help_of_tokenize_lists_the_options_of_the_method_named(capsys, tmp_path):

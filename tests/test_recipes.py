@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from llmrec.configs import STAGES
-from llmrec.configs.file import load_config
+from llmrec.configs.file import load_config, read_yaml
+from llmrec.tokenizers.config import make_tokenizer, option_blocks
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 ACCELERATE = sorted((RECIPES / "accelerate").glob("*.yaml"))
@@ -30,7 +31,10 @@ def test_there_are_recipes():
 @pytest.mark.parametrize("path", STAGE_RECIPES, ids=name_of)
 def test_recipe_is_a_config_of_its_stage(path):
     stage = path.stem.split("-")[0]  # sft-full.yaml is a second recipe of sft
-    config = load_config(STAGES[stage], path)
+    blocks = option_blocks(str(read_yaml(path)["method"])) if stage == "tokenize" else {}
+    config = load_config(STAGES[stage], path, blocks=blocks)
+    if stage == "tokenize":
+        make_tokenizer(config)
     written = [value for value in vars(config).values() if isinstance(value, str) and os.path.isabs(value)]
     assert not written, f"a recipe works in any checkout, without absolute paths: {written}"
 

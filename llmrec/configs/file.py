@@ -20,7 +20,10 @@ COMMAND_LINE = "the command line"
 
 
 def load_config(
-    cls: type[AnyConfig], path: str | Path | None = None, overrides: Mapping[str, object] | None = None
+    cls: type[AnyConfig],
+    path: str | Path | None = None,
+    overrides: Mapping[str, object] | None = None,
+    blocks: Mapping[str, type[Config]] | None = None,
 ) -> AnyConfig:
     """Build a config from a YAML file and flags; flags win.
 
@@ -28,6 +31,9 @@ def load_config(
         cls: One of the dataclasses of `llmrec.configs`.
         path: YAML file whose keys are fields of `cls`.
         overrides: Field -> value; text is read like a YAML scalar.
+        blocks: Field of type `dict[str, object]` -> the class whose options it holds. A block is read and checked like
+            the options of the stage itself. Flags that only the other class knows go into its block, so a command line
+            needs no prefix: with `{"options": RQKMeans}`, `--codebook-size 64` is `codebook_size: 64` below `options:`.
 
     Raises:
         ValueError: With every problem at once: unknown keys (and the nearest valid one), old names (and the new one),
@@ -45,15 +51,18 @@ def load_config(
     for source, values in ((str(path), read_yaml(path) if path else {}), (COMMAND_LINE, overrides or {})):
         for key, value in values.items():
             given[key], origin[key] = value, source
-    cls = cls.completed(given)
-    values, problems = _read_options(cls, given, origin)
+    values, problems = _read_options(cls, given, origin, blocks or {})
     if problems:
         raise ValueError("; ".join(problems))
     return cls(**values)
 
 
 def _read_options(
-    cls: type[Config], given: Mapping[str, object], origin: Mapping[str, str], block: str = ""
+    cls: type[Config],
+    given: Mapping[str, object],
+    origin: Mapping[str, str],
+    blocks: Mapping[str, type[Config]],
+    block: str = "",
 ) -> tuple[dict[str, Any], list[str]]:
     """Parse and check the options given.
 
@@ -61,6 +70,7 @@ def _read_options(
         cls: Class that has the options.
         given: Option -> what YAML or a flag says.
         origin: Option -> file or command line that it comes from.
+        blocks: Field -> class whose options it holds.
         block: Name of the block that the options stand in; empty for those of the stage itself.
 
     Returns:
@@ -69,30 +79,34 @@ def _read_options(
     fields, hints = {f.name: f for f in dataclasses.fields(cls)}, get_type_hints(cls)
     given, problems, known = dict(given), [], list(fields)
     values: dict[str, Any] = {}
-    place = f"{block}." if block else ""
-    for name, kind in cls.nested(given).items():
+
+    def place(key: str) -> str:
+        """Key with its block, which a flag does not name."""
+        return f"{block}.{key}" if block and origin.get(key) != COMMAND_LINE else key
+
+    for name, kind in blocks.items():
         inner, origins, wrong = _take_block(name, kind, given, origin, fields)
-        values[name], more = _read_options(kind, inner, origins, name)
+        values[name], more = _read_options(kind, inner, origins, {}, name)
         problems += [*wrong, *more]
         known += [f.name for f in dataclasses.fields(kind)]
     for key in given:
         if key in fields:
             values[key] = parse(given[key], hints[key])
         else:
-            problems.append(f"unknown key '{place}{key}' in {origin[key]}; {_remedy(cls, key, known)}")
+            problems.append(f"unknown key '{place(key)}' in {origin[key]}; {_remedy(cls, key, known)}")
     for key, what in cls.value_errors({key: values[key] for key in given if key in fields}).items():
         where = "" if origin[key] == COMMAND_LINE else f" (in {origin[key]})"
-        problems.append(f"{place}{key} is {values[key]!r}; {what}{where}")
+        problems.append(f"{place(key)} is {values[key]!r}; {what}{where}")
     for name, f in fields.items():
         if name not in values and f.default is MISSING and f.default_factory is MISSING:
-            problems.append(f"'{place}{name}' is required: {f.metadata.get('help', '')}")
+            problems.append(f"'{place(name)}' is required: {f.metadata.get('help', '')}")
     return values, problems
 
 
 def _take_block(
     name: str, kind: type[Config], given: dict[str, Any], origin: Mapping[str, str], own: Collection[str]
 ) -> tuple[dict[str, object], dict[str, str], list[str]]:
-    """Remove from `given` the block of a nested config, and the keys and flags that only the nested config knows.
+    """Remove from `given` a block, and the flags that only the class of the block knows.
 
     Returns:
         Option -> what is given for it, option -> where that stands, and problems.
@@ -103,9 +117,11 @@ def _take_block(
     inner, origins, problems = dict(content), dict.fromkeys(content, source), []
     names = {f.name for f in dataclasses.fields(kind)} | kind.inherited("renamed").keys()
     for key in [key for key in given if key not in own and key in names]:
-        if key in inner and origin[key] == source:
-            problems.append(f"'{key}' stands both in '{name}' and outside of it in {source}; keep one")
-        inner[key], origins[key] = given.pop(key), origin[key]
+        value = given.pop(key)
+        if origin[key] == COMMAND_LINE:
+            inner[key], origins[key] = value, COMMAND_LINE
+        else:
+            problems.append(f"'{key}' in {origin[key]} is an option of the block '{name}'; move it below `{name}:`")
     return inner, origins, problems
 
 

@@ -14,7 +14,7 @@ import operator
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from llmrec.configs.values import type_error
 
@@ -50,11 +50,6 @@ def option(
     if isinstance(default, list | dict):
         return field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
-
-
-def copied(f: dataclasses.Field) -> Any:
-    """The same field for another class."""
-    return field(default=f.default, default_factory=f.default_factory, metadata=f.metadata)
 
 
 @dataclass(kw_only=True)
@@ -103,27 +98,9 @@ class Config:
         """Entries of a dict attribute of this class and its bases; the most derived class wins."""
         return {key: value for base in reversed(cls.__mro__) for key, value in vars(base).get(attribute, {}).items()}
 
-    @classmethod
-    def nested(cls, given: Mapping[str, object]) -> dict[str, type[Config]]:
-        """Fields of type `dict[str, object]` that hold the options of another config, with its class.
-
-        `load_config` reads and checks such a block like the options of the stage itself. Keys and flags that only the
-        other class knows are moved into its block, so a command line needs no prefix: with
-        `{"tokenizer": RQKMeans}`, `--codebook-size 64` is the same as `codebook_size: 64` below `tokenizer:`.
-
-        Args:
-            given: What YAML and flags say, not checked yet; it may decide which class it is.
-        """
-        return {}
-
     def problems(self) -> list[str]:
         """Sentences about options that do not go together, each valid by itself."""
         return []
-
-    @classmethod
-    def completed(cls, given: dict[str, Any]) -> type[Self]:
-        """The class with all fields, where options given say what further options there are."""
-        return cls
 
 
 @dataclass(kw_only=True)
@@ -136,10 +113,11 @@ class StageConfig(Config):
 
 
 def out_of_bounds(f: dataclasses.Field, value: Any) -> str | None:
-    """Sentence that says which bound of a field a value breaks, or None; the value None breaks no bound."""
+    """Sentence that says which bound of a field a value, or an entry of a list, breaks; None breaks no bound."""
+    entries = value if isinstance(value, list | tuple) else [value]
     for name, bound in f.metadata.get("bounds", {}).items():
         holds, sentence = BOUNDS[name]
-        if value is not None and not holds(value, bound):
+        if not all(entry is None or holds(entry, bound) for entry in entries):
             return sentence.format(bound)
     return None
 

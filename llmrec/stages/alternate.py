@@ -11,8 +11,8 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -30,6 +30,7 @@ from llmrec.stages import sft
 from llmrec.stages.tokenize import TokenizeResult, write_report
 from llmrec.tokenizers import ETEGRec
 from llmrec.tokenizers.append import PublishedSids, append
+from llmrec.tokenizers.config import method_options
 from llmrec.training.alternate.alignment import Adapters
 from llmrec.training.alternate.pools import PoolingCollator
 from llmrec.training.alternate.schedule import Schedule
@@ -44,7 +45,7 @@ from llmrec.training.validation import best_step, log_best_step
 from llmrec.views import ItemViews, view_files
 
 SID = "sid"  # directory of the tokenizer within the checkpoint
-POLICY = "suffix_ordinal"
+POLICY: Literal["suffix_ordinal"] = "suffix_ordinal"
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def load(config: AlternateConfig) -> AlternateInputs:
             "give its result, or the directory of semantic IDs that the model was extended with."
         )
     catalog = llm.catalog
-    views = ItemViews.load(config.views, catalog, list(published.tokenizer.view_dims))
+    views = ItemViews.load(config.views, catalog, published.tokenizer.view_names)
     append(published, catalog, views)  # refuses views of which it would make other codes
     examples, _ = sft.make_examples(config, catalog, llm.tokenizer, llm.table.num_levels)
     return AlternateInputs(llm, published, views, examples, Schedule.of(config, examples))
@@ -179,11 +180,10 @@ def make_alternation(
     config: AlternateConfig, begun: AlternateInputs, model: PreTrainedModel | PeftModel
 ) -> Alternation:
     """The tokenizer's side of a run, at its start."""
-    fitted, catalog = begun.published.tokenizer, begun.llm.catalog
-    points_ND = fitted.joint_vectors(catalog, begun.views, np.arange(catalog.num_items))
+    fitted = begun.published.tokenizer
+    tokenizer = fitted.end_to_end(begun.llm.catalog, begun.views)
     hidden = causal_lm(model).get_input_embeddings().weight.shape[1]
-    adapters = Adapters(hidden, fitted.latent_dim, points_ND.shape[1], config.seed)
-    tokenizer = fitted.end_to_end(points_ND)
+    adapters = Adapters(hidden, fitted.latent_dim, tokenizer.points.shape[1], config.seed)
     return Alternation(
         config, begun.plan, tokenizer, adapters.to(tokenizer.points.device), begun.llm.table,
         begun.llm.sid_config.vocabulary,
@@ -206,10 +206,10 @@ def save_tokenizer(
 ) -> None:
     """Write what `llmrec tokenize` writes, so that new items can be appended and reports compared."""
     tokenizer, catalog, views = begun.published.tokenizer, begun.llm.catalog, begun.views
-    options = {f.name: getattr(tokenizer, f.name) for f in dataclasses.fields(tokenizer)}
-    own = TokenizeConfig.completed({"method": tokenizer.method})(
+    own = TokenizeConfig(
         out=str(directory / SID), overwrite=True, catalog=config.catalog, views=config.views, view_names=list(views),
-        method=tokenizer.method, collision=POLICY, **options,
+        method=tokenizer.method, options=method_options(tokenizer), collision=POLICY, seed=tokenizer.seed,
+        device=tokenizer.device,
     )  # fmt: skip
 
     def build(workdir: Path) -> JsonObject:

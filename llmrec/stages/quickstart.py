@@ -20,7 +20,6 @@ from llmrec.configs import (
     SftConfig,
     TokenizeConfig,
 )
-from llmrec.configs.file import load_config
 from llmrec.data.catalog import Catalog
 from llmrec.data.known_datasets import known_source, locate
 from llmrec.data.simulator import simulated_size
@@ -104,15 +103,12 @@ def run_stages(config: QuickstartConfig, dataset: str, model: str, out: dict[str
         PrepareConfig(out=catalog, dataset=dataset, num_users=config.num_users, overwrite=overwrite, seed=seed)
     )
     embed.main(EmbedConfig(out=out["views"], catalog=catalog, text_encoder="tfidf", overwrite=overwrite, seed=seed))
-    options = {
-        "out": out["sid"],
-        "catalog": catalog,
-        "views": out["views"],
-        "codebook_size": codebook_size(Catalog.load(catalog).num_items),
-        "overwrite": overwrite,
-        "seed": seed,
-    }
-    tokenize.main(load_config(TokenizeConfig, overrides=options))
+    options: dict[str, object] = {"codebook_size": codebook_size(Catalog.load(catalog).num_items)}
+    tokenize.main(
+        TokenizeConfig(
+            out=out["sid"], catalog=catalog, views=out["views"], options=options, overwrite=overwrite, seed=seed
+        )
+    )
     extend.main(
         ExtendConfig(out=out["base"], sid=out["sid"], catalog=catalog, model=model, overwrite=overwrite, seed=seed)
     )

@@ -1,7 +1,7 @@
 """tokenize: catalogue + views -> a semantic ID for every item, and a report on their quality.
 
-With `append` the new items of a catalogue get theirs beside published ones; with `compare` finished directories are set
-beside each other and nothing is made.
+With `append` the new items of a catalogue get semantic IDs, and the published ones stay as they are. With `compare` the
+reports of finished directories are compared, and nothing is made.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from llmrec.runtime.stage_directory import run_stage
 from llmrec.sid.table import SidTable
 from llmrec.tokenizers import Encoded, ItemTokenizer, collisions
 from llmrec.tokenizers.append import REPORT, PublishedSids, append
+from llmrec.tokenizers.config import completed, make_tokenizer
 from llmrec.tokenizers.shared.collapse import collapsed
 from llmrec.views import ItemViews, view_files
 
@@ -31,14 +32,14 @@ PAGE = "report.html"
 
 @dataclasses.dataclass(frozen=True)
 class TokenizeResult:
-    """What was made of a catalogue.
+    """Semantic IDs of a catalogue.
 
     Attributes:
         table: Semantic IDs of all items.
-        encoded: What the tokenizer gave.
+        encoded: Codes as the tokenizer gave them.
         tokenizer: Fitted.
         policy: Collision policy.
-        notes: What a reader of the report should know.
+        notes: Sentences for the report.
     """
 
     table: SidTable
@@ -55,13 +56,18 @@ def main(config: TokenizeConfig) -> JsonObject:
         out and the content of report.json; with `compare`, what `llmrec.diagnostics.compare` returns.
     """
     if config.compare:
-        return beside(config.compare)
+        return compare_reports(config.compare)
     published = PublishedSids.load(config.append, config.device) if config.append else None
-    tokenizer = published.tokenizer if published else config.tokenizer()
+    if published:
+        tokenizer = published.tokenizer
+    else:
+        config = completed(config)
+        tokenizer = make_tokenizer(config)
     check(config, tokenizer)
     catalog = Catalog.load(config.catalog)
-    names = list(tokenizer.view_dims) if published and tokenizer.needs_views else config.view_names
-    files = view_files(config.views, names) if config.views else {}
+    names = tokenizer.view_names if published and tokenizer.needs_views else config.view_names
+    directory = config.views
+    files = view_files(directory, names) if directory else {}
     planned = None if published else tokenizer.planned_sizes(catalog.num_items)
     if planned is not None:
         collisions.check_capacity(config.collision, catalog.num_items, planned)
@@ -69,23 +75,26 @@ def main(config: TokenizeConfig) -> JsonObject:
     def build(workdir: Path) -> JsonObject:
         if not processes.is_main():
             return {}
-        views = ItemViews.load(config.views, catalog) if files else ItemViews()
+        views = ItemViews.load(directory, catalog) if directory else ItemViews()
         used = ItemViews({name: views[name] for name in files})
         started = time.monotonic()
-        made = appended(published, catalog, used) if published else fitted(config, tokenizer, catalog, used)
+        if published:
+            result = append_semantic_ids(published, catalog, used)
+        else:
+            result = fit_semantic_ids(config, tokenizer, catalog, used)
         seconds = time.monotonic() - started
-        made.table.save(workdir)
-        made.tokenizer.save_pretrained(workdir)
-        write_report(workdir, config, catalog, views, made)
+        result.table.save(workdir)
+        result.tokenizer.save_pretrained(workdir)
+        write_report(workdir, config, catalog, views, result)
         return {
             "num_items": catalog.num_items,
-            "num_levels": made.table.num_levels,
-            "level_sizes": made.table.level_sizes,
+            "num_levels": result.table.num_levels,
+            "level_sizes": result.table.level_sizes,
             "fit_seconds": round(seconds, 1),  # of the semantic IDs alone, without the report
         }
 
     # A view file may have been added to the directory by hand: its content is part of what the codes depend on.
-    inputs = {"catalog": config.catalog, **({"views": config.views} if files else {})}
+    inputs: dict[str, str | Path] = {"catalog": config.catalog, **({"views": directory} if directory else {})}
     inputs |= {f"view {name}": file for name, file in files.items()}
     inputs |= {"append": config.append} if config.append else {}
     out = run_stage("tokenize", config, inputs, build)
@@ -95,8 +104,14 @@ def main(config: TokenizeConfig) -> JsonObject:
     return {"out": str(out), **report}
 
 
-def fitted(config: TokenizeConfig, tokenizer: ItemTokenizer, catalog: Catalog, views: ItemViews) -> TokenizeResult:
-    """Semantic IDs by a tokenizer that is fitted now."""
+def fit_semantic_ids(
+    config: TokenizeConfig, tokenizer: ItemTokenizer, catalog: Catalog, views: ItemViews
+) -> TokenizeResult:
+    """Fit a tokenizer, and give all items semantic IDs.
+
+    Raises:
+        ValueError: If the codes cannot be learned or told apart, or a level has collapsed.
+    """
     encoded = tokenizer.fit(catalog, views).encode(catalog, views)
     fallen = collapsed(encoded.codes, tokenizer.level_sizes)
     if fallen and not config.allow_collapse:
@@ -110,35 +125,36 @@ def fitted(config: TokenizeConfig, tokenizer: ItemTokenizer, catalog: Catalog, v
     )
 
 
-def appended(published: PublishedSids, catalog: Catalog, views: ItemViews) -> TokenizeResult:
-    """Published semantic IDs, and new ones beside them."""
-    found = append(published, catalog, views)
-    return TokenizeResult(found.table, found.encoded, published.tokenizer, published.policy, found.notes)
+def append_semantic_ids(published: PublishedSids, catalog: Catalog, views: ItemViews) -> TokenizeResult:
+    """Keep published semantic IDs, and give the new items theirs."""
+    grown = append(published, catalog, views)
+    return TokenizeResult(grown.table, grown.encoded, published.tokenizer, published.policy, grown.notes)
 
 
 def write_report(
-    workdir: Path, config: TokenizeConfig, catalog: Catalog, views: ItemViews, made: TokenizeResult
+    workdir: Path, config: TokenizeConfig, catalog: Catalog, views: ItemViews, result: TokenizeResult
 ) -> None:
-    """report.json and report.html; neighbours are those of every view there is, whichever the method has read."""
-    vectors, reconstruction = made.encoded.vectors, made.encoded.reconstruction
+    """Write report.json and report.html; neighbours are those in every view, whichever the method has read."""
+    vectors, reconstruction = result.encoded.vectors, result.encoded.reconstruction
     report = diagnostics.report(
-        catalog, views or None, made.table, made.encoded.codes, made.tokenizer.level_sizes, vectors, reconstruction,
-        config.seed,
+        catalog, views or None, result.table, result.encoded.codes, result.tokenizer.level_sizes, vectors,
+        reconstruction, config.seed,
     )  # fmt: skip
-    report |= {"method": made.tokenizer.method, "collision": made.policy, "sid_sha256": made.table.sha256}
-    report["notes"] = made.notes
-    report["training"] = made.tokenizer.training_log or None
+    report |= {"method": result.tokenizer.method, "collision": result.policy, "sid_sha256": result.table.sha256}
+    report["notes"] = result.notes
+    report["training"] = result.tokenizer.training_log or None
     write_json(workdir / REPORT, report)
-    html = page.render(report, catalog, made.table, name=Path(config.out).name)
+    html = page.render(report, catalog, result.table, name=Path(config.out).name)
     (workdir / PAGE).write_text(html, encoding="utf-8")
 
 
 def read_report(directory: str | Path) -> JsonObject:
+    """Read report.json of a finished directory."""
     return json.loads((Path(directory) / REPORT).read_text(encoding="utf-8"))
 
 
-def beside(directories: list[str]) -> JsonObject:
-    """Print the reports of several directories beside each other.
+def compare_reports(directories: list[str]) -> JsonObject:
+    """Print the reports of several directories side by side.
 
     Raises:
         ValueError: If a directory is not a finished one of `llmrec tokenize`, or they are of different catalogues.

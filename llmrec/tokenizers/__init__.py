@@ -1,4 +1,4 @@
-"""Item tokenizers: one paper per file, over the mathematics of residual.py."""
+"""Item tokenizers: one method per file, made of the parts in `shared`. docs/tokenizers.md says how to add one."""
 
 from pathlib import Path
 
@@ -19,15 +19,31 @@ from llmrec.tokenizers.rq_vae import RQVAE
 from llmrec.tokenizers.rvq import RVQ
 from llmrec.tokenizers.simcit import SimCIT
 
-METHODS = (
-    RQKMeans, RQKMeansPlus, RVQ, RQVAE, CoST, Letter, SimCIT, ETEGRec, OPQ, FSQ, HierarchicalKMeans, GAOQ, P5CID,
-    Atomic, Random, Sorted,
-)  # fmt: skip
-TOKENIZERS: dict[str, type[ItemTokenizer]] = {tokenizer.method: tokenizer for tokenizer in METHODS}
+TOKENIZERS: dict[str, type[ItemTokenizer]] = {
+    "rq_kmeans": RQKMeans,
+    "rq_kmeans_plus": RQKMeansPlus,
+    "rvq": RVQ,
+    "rq_vae": RQVAE,
+    "cost": CoST,
+    "letter": Letter,
+    "simcit": SimCIT,
+    "etegrec": ETEGRec,
+    "opq": OPQ,
+    "fsq": FSQ,
+    "hierarchical_kmeans": HierarchicalKMeans,
+    "gaoq": GAOQ,
+    "p5_cid": P5CID,
+    "atomic": Atomic,
+    "random": Random,
+    "sorted": Sorted,
+}
 
 
 def tokenizer_class(method: str) -> type[ItemTokenizer]:
-    """Class of a method.
+    """Look up the class of a method.
+
+    Args:
+        method: A key of TOKENIZERS.
 
     Raises:
         ValueError: If there is no such method.
@@ -38,16 +54,19 @@ def tokenizer_class(method: str) -> type[ItemTokenizer]:
 
 
 def load_tokenizer(path: str | Path, device: str = "auto") -> ItemTokenizer:
-    """Read the fitted tokenizer of any method from what `llmrec tokenize` wrote.
+    """Read the fitted tokenizer of any method from a directory that `llmrec tokenize` wrote.
+
+    Args:
+        path: Directory.
+        device: Device that the tokenizer computes on: auto, cpu, cuda.
+
+    Returns:
+        A tokenizer that encodes as the saved one did.
 
     Raises:
-        ValueError: If there is no whole tokenizer.
+        ValueError: If a file is absent or unreadable, the method is unknown, or the files do not go together.
     """
     return tokenizer_class(read_settings(path)["method"]).from_pretrained(path, device)
 
 
-__all__ = [
-    "FSQ", "GAOQ", "OPQ", "P5CID", "RQVAE", "RVQ", "TOKENIZERS", "Atomic", "CoST", "ETEGRec", "Encoded",
-    "HierarchicalKMeans", "ItemTokenizer", "Letter", "RQKMeans", "RQKMeansPlus", "Random", "SimCIT", "Sorted",
-    "load_tokenizer", "tokenizer_class",
-]  # fmt: skip
+__all__ = ["TOKENIZERS", "Encoded", "ItemTokenizer", "load_tokenizer", "tokenizer_class"]

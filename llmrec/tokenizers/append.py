@@ -21,8 +21,8 @@ from llmrec.data.catalog import Catalog
 from llmrec.runtime.manifest import verify
 from llmrec.sid.table import EMPTY, SidTable
 from llmrec.tokenizers import Atomic, Encoded, ItemTokenizer, load_tokenizer
-from llmrec.tokenizers.collisions import require_costs
-from llmrec.tokenizers.collisions.append import KEEP_CODES, codes_beside
+from llmrec.tokenizers.collisions import POLICIES
+from llmrec.tokenizers.collisions.append import KEEP_CODES, codes_of_new_items
 from llmrec.views import ItemViews
 
 REPORT = "report.json"
@@ -33,7 +33,7 @@ FITTED = ("tfidf", "ppmi-svd", "sasrec", "lightgcn", "famae", "ppmi-svd-smoothed
 
 @dataclass(frozen=True)
 class PublishedSids:
-    """What `llmrec tokenize` has published.
+    """Semantic IDs that models were trained on, and the tokenizer and policy that made them.
 
     Attributes:
         table: Semantic IDs.
@@ -75,10 +75,10 @@ class AppendResult:
     """A table that has grown.
 
     Attributes:
-        table: Of all items of the new catalogue, in its order.
-        encoded: What the tokenizer says of all of them; of published ones the table may say otherwise.
+        table: Semantic IDs of all items of the new catalogue, in its order.
+        encoded: Codes of all of them by the tokenizer; those of published items may differ from the table's.
         new_rows: (A,) item rows that had no semantic ID.
-        notes: What a reader of the report should know.
+        notes: Sentences for the report.
     """
 
     table: SidTable
@@ -88,7 +88,7 @@ class AppendResult:
 
 
 def append(published: PublishedSids, catalog: Catalog, views: ItemViews) -> AppendResult:
-    """Give the new items of a catalogue semantic IDs beside the published ones.
+    """Give the new items of a catalogue semantic IDs; the published ones stay as they are.
 
     Args:
         published: Of an earlier catalogue.
@@ -100,14 +100,20 @@ def append(published: PublishedSids, catalog: Catalog, views: ItemViews) -> Appe
 
     Raises:
         ValueError: If a published item is absent, the tokenizer has no codes for new items, the views are not by the
-            encoders it was fitted on, or no code is free where a new item belongs.
+            encoders it was fitted on, no code is free where a new item belongs, or the policy no longer exists.
     """
     old, policy = published.table, published.policy
+    if policy not in POLICIES:
+        raise ValueError(
+            f"the semantic IDs were made with collision '{policy}', which this version does not have, so new items "
+            f"cannot be appended. Run `llmrec tokenize` without append, with one of {', '.join(POLICIES)}, and train "
+            "again."
+        )
     old_rows, new_rows = _find(old, catalog)
     encoded = _encode(published, catalog, views, old_rows, new_rows)
     old_codes = old.codes(np.arange(old.num_items))
     codes = np.full((catalog.num_items, old.num_levels), EMPTY)
-    codes[old_rows], codes[new_rows] = old_codes, codes_beside(policy, old_codes, encoded, new_rows)
+    codes[old_rows], codes[new_rows] = old_codes, codes_of_new_items(policy, old_codes, encoded, new_rows)
     sizes, grown = _grown(codes, old.level_sizes)
     table = SidTable(catalog.item_ids, codes, level_sizes=sizes)
     assert (table.codes(old_rows) == old_codes).all()
@@ -120,7 +126,7 @@ def append(published: PublishedSids, catalog: Catalog, views: ItemViews) -> Appe
     if moved:
         notes.append(f"{moved} new items have another last code than the tokenizer's, whose place was taken.")
     if elsewhere.any():
-        notes.append(f"{elsewhere.sum()} new items found no room under their parent and went to the nearest that has.")
+        notes.append(f"{elsewhere.sum()} new items are in the nearest cluster with free codes, as their own is full.")
     return AppendResult(table, encoded, new_rows, [*notes, *grown])
 
 
@@ -153,17 +159,15 @@ def _encode(
             "leave the published ones where they are. Run `llmrec tokenize` without append, and train again."
         )
     encoded = tokenizer.encode(catalog, views)
-    if published.policy not in KEEP_CODES:
-        require_costs(published.policy, encoded)
     _check_agreement(encoded.codes[old_rows], published, views, old_rows)
     return encoded
 
 
 def _check_agreement(codes_PL: np.ndarray, published: PublishedSids, views: ItemViews, old_rows: np.ndarray) -> None:
-    """Refuse views of which the tokenizer makes other codes of published items than it once did.
+    """Refuse views from which the tokenizer makes other codes of published items than it once did.
 
-    That is what another encoder, an encoder fitted anew, or codebooks of another table come to, and unlike provenance
-    it is measured. Not all items need agree: texts change, and devices round differently.
+    Another encoder, an encoder fitted anew, and codebooks of another table all show in this measurement, where the
+    provenance of a file may be wrong. Not all items need agree: texts change, and devices round differently.
     """
     settled = codes_PL.shape[1] - (published.policy not in KEEP_CODES)  # a last code may have been chosen again
     known_P = views.known[old_rows]

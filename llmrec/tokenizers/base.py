@@ -1,7 +1,8 @@
-"""What every item tokenizer is: options from its paper, `fit`, `encode`, and two files.
+"""The contract of an item tokenizer: options from its paper, `fit`, `encode`, and two files.
 
-A tokenizer is a dataclass whose fields are its options, so that `llmrec tokenize --method <name>` takes them as flags
-and YAML keys, with the bounds and defaults that stand in the method's own file.
+A tokenizer is a dataclass. Its fields are the options of the method, with the defaults and bounds that stand in the
+method's own file; `llmrec tokenize --method <name>` takes them as flags and as the block `options` of a YAML file. What
+`fit` learns is a part of its own, the coder, which gives items their codes and says what is to be saved.
 
 Shapes: N items, L levels, K codes of the last level, D dimension of the vectors.
 """
@@ -14,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 from safetensors import SafetensorError
@@ -37,11 +38,11 @@ class Encoded:
     Attributes:
         codes: (N, L) int64.
         last_level_cost: Item rows (n,) -> (n, K) cost of each code of the last level for them; None for a tokenizer
-            that knows of no nearness.
-        vectors: Item rows (n,) -> (n, D), what was quantised; None for a tokenizer that quantises nothing.
-        reconstruction: Item rows (n,) -> (n, D), what the codes stand for; None likewise.
-        place: Item rows (n,) and codes (P, L) that others have -> (n, L) codes that nobody has, under another parent
-            where that of an item is full; None for a tokenizer that knows of no other parent.
+            that has no distances.
+        vectors: Item rows (n,) -> (n, D) vectors that were quantised; None for a tokenizer that quantises nothing.
+        reconstruction: Item rows (n,) -> (n, D) vectors that the codes stand for; None likewise.
+        place: Item rows (n,) and codes (P, L) that are taken -> (n, L) free codes, under another parent where that of
+            an item is full; None for a tokenizer that cannot choose another parent.
     """
 
     codes: np.ndarray
@@ -51,61 +52,120 @@ class Encoded:
     place: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
 
+class Coder(Protocol):
+    """The part of a tokenizer that `fit` makes: it gives items their codes, and is what is saved."""
+
+    @property
+    def level_sizes(self) -> list[int]:
+        """Number of codes of each level."""
+
+    @property
+    def view_names(self) -> list[str]:
+        """Views that `encode` reads, in the order of `fit`; empty for a method that reads none."""
+
+    def encode(self, catalog: Catalog, views: ItemViews) -> Encoded:
+        """Give every item of a catalogue its codes; see `ItemTokenizer.encode`."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors of codebooks.safetensors."""
+
+    def facts(self) -> JsonObject:
+        """Content of `learned` in item_tokenizer.json."""
+
+
 @dataclass(kw_only=True)
 class ItemTokenizer(Config, ABC):
-    """Learns codes from views and, if it wants, from `catalog.train`; never from held-out behaviour."""
+    """Base of every method: learns codes from views and from `catalog.train`, never from held-out interactions.
+
+    A method defines `planned_sizes`, `fit`, which sets `coder`, and `restore`, which sets it from files.
+
+    Attributes:
+        coder: What `fit` has learned; None before.
+        training_log: One list per training within `fit`: readings of step, loss and the metrics of the method.
+    """
 
     seed: int = option("Seed of everything random.", 0, least=0, most=MAX_SEED)
     device: str = option("Device to compute on: auto, cpu, cuda.", "auto", identity=False)
 
     method: ClassVar[str]
     needs_views: ClassVar[bool] = True
+    renamed: ClassVar[dict[str, str]] = {}  # option of an earlier version -> its name now, or "removed: why"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.coder: Coder | None = None
+        self.training_log: list[list[JsonObject]] = []
 
     @abstractmethod
     def planned_sizes(self, num_items: int) -> list[int] | None:
-        """Codes of each level, as far as they are known before `fit`; None where the data decide."""
-
-    @property
-    def training_log(self) -> list[list[JsonObject]]:
-        """Of each training within `fit`, its readings: step, loss, and what the method adds; empty without training."""
-        return []
-
-    @property
-    @abstractmethod
-    def level_sizes(self) -> list[int]:
-        """Codes of each level, after `fit`."""
+        """Compute the number of codes of each level before `fit`; None where the data decide."""
 
     @abstractmethod
     def fit(self, catalog: Catalog, views: ItemViews) -> Self:
         """Learn the codes.
+
+        Args:
+            catalog: Items, and training interactions for the methods that read them.
+            views: Vectors of the items; one row per item of the catalogue.
+
+        Returns:
+            The tokenizer itself.
 
         Raises:
             ValueError: If the catalogue or the views do not allow it.
         """
 
     @abstractmethod
-    def encode(self, catalog: Catalog, views: ItemViews) -> Encoded:
-        """Codes of every item of a catalogue, which may have items that `fit` has not seen.
-
-        Raises:
-            ValueError: If the tokenizer is not fitted, or the views are not those it was fitted on.
-        """
-
-    @abstractmethod
-    def state(self) -> tuple[dict[str, Tensor], JsonObject]:
-        """What `fit` has learned: tensors, and facts for JSON."""
-
-    @abstractmethod
     def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
-        """Take up what `state` gave.
+        """Set `coder` to what its `tensors` and `facts` have saved.
 
         Raises:
             ValueError: If the tensors do not fit the options and facts.
         """
 
+    @property
+    def fitted(self) -> Coder:
+        """What `fit` has learned.
+
+        Raises:
+            ValueError: Before `fit`.
+        """
+        if self.coder is None:
+            raise ValueError("This tokenizer has no codes yet; fit it first.")
+        return self.coder
+
+    @property
+    def level_sizes(self) -> list[int]:
+        """Number of codes of each level, after `fit`."""
+        return self.fitted.level_sizes
+
+    @property
+    def view_names(self) -> list[str]:
+        """Views that `encode` reads, after `fit`."""
+        return self.fitted.view_names
+
+    def encode(self, catalog: Catalog, views: ItemViews) -> Encoded:
+        """Give every item of a catalogue its codes; the catalogue may have items that `fit` has not seen.
+
+        Args:
+            catalog: Items.
+            views: The views of `fit`, by the same encoders, with one row per item of this catalogue.
+
+        Returns:
+            (N, L) codes, and costs and vectors of the items where the method has them.
+
+        Raises:
+            ValueError: If the tokenizer is not fitted, or the views are not those it was fitted on.
+        """
+        return self.fitted.encode(catalog, views)
+
     def save_pretrained(self, path: str | Path) -> None:
-        """Write codebooks.safetensors and item_tokenizer.json."""
-        tensors, facts = self.state()
+        """Write codebooks.safetensors and item_tokenizer.json into a directory.
+
+        Raises:
+            ValueError: Before `fit`.
+        """
+        tensors, facts = self.fitted.tensors(), self.fitted.facts()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(tensors, Path(path) / CODEBOOKS)
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["identity"]}
@@ -115,9 +175,16 @@ class ItemTokenizer(Config, ABC):
     def from_pretrained(cls, path: str | Path, device: str = "auto") -> Self:
         """Read a fitted tokenizer from the directory that `save_pretrained` or `llmrec tokenize` wrote.
 
+        Args:
+            path: Directory.
+            device: Device that the tokenizer computes on: auto, cpu, cuda.
+
+        Returns:
+            A tokenizer that encodes as the saved one did.
+
         Raises:
             ValueError: If a file is absent or unreadable, of another method, or the two do not go together, or the
-                device is not here.
+                device does not exist.
         """
         resolve_device(device)
         settings = read_settings(path)
@@ -128,15 +195,24 @@ class ItemTokenizer(Config, ABC):
             )
         try:
             tensors = load_file(Path(path) / CODEBOOKS)
-            tokenizer = cls(**settings["options"], device=device)
+            tokenizer = cls(**cls.current_options(settings["options"]), device=device)
             tokenizer.restore(tensors, settings["learned"])
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' holds no whole tokenizer: {error}. Run `llmrec tokenize` again.") from error
         return tokenizer
 
+    @classmethod
+    def current_options(cls, saved: JsonObject) -> JsonObject:
+        """Translate options as an earlier version saved them: `renamed` says what they are called now.
+
+        A removed option is left out: those that there were act in `fit` alone, and the codes are saved.
+        """
+        names = {name: cls.renamed.get(name, name) for name in saved}
+        return {new: saved[name] for name, new in names.items() if not new.startswith("removed:")}
+
 
 def read_settings(path: str | Path) -> JsonObject:
-    """Content of item_tokenizer.json: method, options, learned.
+    """Read item_tokenizer.json: method, options, learned.
 
     Raises:
         ValueError: If one of the tokenizer's two files is absent, or this one is not of this form.

@@ -13,15 +13,29 @@ Shapes: B rows, D dimension of the vectors, E latent dimension.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from llmrec.configs.options import option
-from llmrec.tokenizers.shared.autoencoder import Autoencoder, AutoencoderTokenizer, Autoencoding
+from llmrec.data.catalog import Catalog
+from llmrec.runtime.device import resolve_device
+from llmrec.runtime.manifest import JsonObject
+from llmrec.tokenizers.base import ItemTokenizer
+from llmrec.tokenizers.shared import options
+from llmrec.tokenizers.shared.autoencoder import (
+    Autoencoder,
+    AutoencoderObjective,
+    LatentCodebooks,
+    start,
+    train_codebooks,
+)
 from llmrec.tokenizers.shared.residual_quantizer import Quantized, ResidualQuantizer
+from llmrec.tokenizers.shared.vector_coder import VectorCoder
+from llmrec.tokenizers.shared.vectors import JointVectors
+from llmrec.views import ItemViews
 
 DUPLICATE = 0.99  # cosine above which two items are one, in the eyes of the contrast
 
@@ -46,41 +60,78 @@ def contrastive_loss(points_BD: Tensor, rebuilt_BD: Tensor, temperature: float) 
     return cross_entropy(logits_BB.masked_fill(same_BB, -torch.inf), own_B)
 
 
-class Contrasting(Autoencoding):
-    """Autoencoding, judged by contrast."""
+class CoSTObjective(AutoencoderObjective):
+    """Contrast of the decoded vectors, with or without their reconstruction loss.
 
-    def __init__(
-        self,
-        points_ND: Tensor,
-        network: Autoencoder,
-        quantizer: ResidualQuantizer,
-        seed: int,
-        alpha: float,
-        temperature: float,
-        reconstruction: bool,
-    ):
-        super().__init__(points_ND, network, quantizer, seed)
-        self.alpha, self.temperature, self.reconstruction = alpha, temperature, reconstruction
+    Args:
+        points_ND: (N, D) vectors of the items, on one device.
+        network: On this device.
+        quantizer: On this device.
+        options: Weights, temperature and seed.
+    """
 
-    def objective(self, points_BD: Tensor, quantized: Quantized, rows_B: Tensor) -> Tensor:
+    def __init__(self, points_ND: Tensor, network: Autoencoder, quantizer: ResidualQuantizer, options: CoST):
+        super().__init__(points_ND, network, quantizer, options.seed)
+        self.options = options
+
+    def main_loss(self, points_BD: Tensor, quantized: Quantized, rows_B: Tensor) -> Tensor:
         rebuilt_BD = self.network.decode(quantized.vector)
-        loss = self.alpha * contrastive_loss(points_BD, rebuilt_BD, self.temperature)
-        return loss + super().objective(points_BD, quantized, rows_B) if self.reconstruction else loss
+        loss = self.options.alpha * contrastive_loss(points_BD, rebuilt_BD, self.options.temperature)
+        return loss + super().main_loss(points_BD, quantized, rows_B) if self.options.reconstruction else loss
 
 
 @dataclass(kw_only=True)
-class CoST(AutoencoderTokenizer):
+class CoST(ItemTokenizer):
     """RQ-VAE trained by contrast."""
 
     method: ClassVar[str] = "cost"
+    renamed: ClassVar[dict[str, str]] = {
+        "ste": "removed: the gradient passes each level; the paper gives no choice.",
+        "sinkhorn_epsilon": "removed: the paper has no Sinkhorn assignment.",
+    }
 
-    codebook_size: int = option("Codes per level.", 64, least=2)
-    latent_dim: int = option("Dimension of what is quantised.", 96, least=1)
-    shared_codebook: bool = option("One codebook for all levels, as the authors are said to have it.", True)
+    view_weights: list[float] | None = options.view_weights()
+    num_levels: int = options.num_levels(3)
+    codebook_size: int = options.codebook_size(64)
+    learning_rate: float = options.learning_rate(1e-3)
+    weight_decay: float = options.weight_decay(1e-4)
+    batch_size: int = options.batch_size(1024)
+    max_epochs: int = options.max_epochs(2000)
+    patience: int = options.patience(10)
+    encoder_layers: list[int] = options.encoder_layers([512, 256, 128])
+    commitment: float = options.commitment(0.25)
+    latent_dim: int = options.latent_dim(96)
+    shared_codebook: bool = option("Use one codebook for all levels, as the authors are said to do.", True)
     alpha: float = option("Weight of the contrastive loss.", 0.1, above=0)
-    temperature: float = option("Divides the cosines of the contrastive loss.", 0.1, above=0)
-    reconstruction: bool = option("Keep the reconstruction loss beside the contrastive one.", False)
+    temperature: float = option("Temperature that divides the cosines of the contrastive loss.", 0.1, above=0)
+    reconstruction: bool = option("Keep the reconstruction loss in addition to the contrastive one.", False)
 
-    def learner(self, points_ND: Tensor, generator: torch.Generator) -> Autoencoding:
-        parts = self.parts(points_ND, self.latent_dim, generator, shared=self.shared_codebook)
-        return Contrasting(points_ND, *parts, self.seed, self.alpha, self.temperature, self.reconstruction)
+    def planned_sizes(self, num_items: int) -> list[int]:
+        return [self.codebook_size] * self.num_levels
+
+    def objective(self, points_ND: Tensor, generator: torch.Generator) -> CoSTObjective:
+        """The loss that is trained, with its parameters at their start.
+
+        Args:
+            points_ND: (N, D) on the device.
+            generator: CPU generator of the starting weights and codes.
+        """
+        network = Autoencoder(points_ND.shape[1], self.encoder_layers, self.latent_dim, generator)
+        quantizer = ResidualQuantizer(
+            self.num_levels, self.codebook_size, self.latent_dim, self.commitment, shared=self.shared_codebook
+        )
+        return CoSTObjective(points_ND, *start(network, quantizer, points_ND, generator), self)
+
+    def fit(self, catalog: Catalog, views: ItemViews) -> Self:
+        vectors, device = JointVectors(catalog, views, self.view_weights), resolve_device(self.device)
+        points_ND = vectors.to_fit(self.codebook_size).to(device)
+        objective = self.objective(points_ND, torch.Generator().manual_seed(self.seed))
+        codebooks, result = train_codebooks(objective, self)
+        self.coder, self.training_log = VectorCoder(vectors.dims, codebooks, device, self.view_weights), [result.log]
+        return self
+
+    def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
+        dims, device = facts["view_dims"], resolve_device(self.device)
+        network = Autoencoder(sum(dims.values()), self.encoder_layers, self.latent_dim)
+        codebooks = LatentCodebooks.restored(tensors, self.planned_sizes(0), network, device)
+        self.coder = VectorCoder(dims, codebooks, device, self.view_weights)

@@ -5,34 +5,45 @@ losses over a collaborative view such as `sasrec`. `EndToEnd` is the same tokeni
 vectors from outside: a distribution over the codes of each level, and a reconstruction.
 
 Source: ETEGRec (arXiv:2409.05546), section 2 and its training details. Departures: the weights kept are those of the
-plateau (plateau.py), which judges all our trained tokenizers, where the paper keeps the epoch with the lowest collision
+plateau (training_loop.py), as of all our trained tokenizers, where the paper keeps the epoch with the lowest collision
 rate out of up to 10,000; views are scaled to unit length and standardised; k-means starts the codes from more than one
-batch and dead codes restart in this first step (quantizer.py). What is left at a level has the gradient of the latent
-vector in the distributions, at every level: codes are subtracted from it as constants.
+batch and dead codes restart in this first step (residual_quantizer.py). What is left at a level has the gradient of the
+latent vector in the distributions, at every level: codes are subtracted from it as constants.
 
 Shapes: N items, B rows, L levels, K codes of a level, D dimension of the vectors, E of the latent ones.
 """
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from llmrec.configs.options import option
+from llmrec.data.catalog import Catalog
 from llmrec.runtime.device import resolve_device
-from llmrec.tokenizers.rq_vae import RQVAE
-from llmrec.tokenizers.shared.autoencoder import Autoencoding
-from llmrec.tokenizers.shared.kmeans import nearest, squared_distances
-from llmrec.tokenizers.shared.residual_quantizer import Quantized
-from llmrec.tokenizers.shared.vectors import CHUNK
+from llmrec.runtime.manifest import JsonObject
+from llmrec.tokenizers.base import ItemTokenizer
+from llmrec.tokenizers.shared import options
+from llmrec.tokenizers.shared.autoencoder import (
+    Autoencoder,
+    AutoencoderObjective,
+    LatentCodebooks,
+    start,
+    train_codebooks,
+)
+from llmrec.tokenizers.shared.codebooks import ResidualCodebooks
+from llmrec.tokenizers.shared.kmeans import squared_distances
+from llmrec.tokenizers.shared.residual_quantizer import Quantized, ResidualQuantizer
+from llmrec.tokenizers.shared.vector_coder import VectorCoder
+from llmrec.tokenizers.shared.vectors import CHUNK, JointVectors
+from llmrec.views import ItemViews
 
 
 class Assignment(NamedTuple):
-    """What the tokenizer makes of item vectors.
+    """Codes of item vectors, with gradients.
 
     Attributes:
         quantized: Codes, their sum, and the codebook and commitment loss.
@@ -45,8 +56,8 @@ class Assignment(NamedTuple):
     reconstruction: Tensor
 
 
-class EndToEnd(Autoencoding):
-    """Autoencoder and quantiser of a catalogue's vectors (N, D), with what aligns them with a recommender."""
+class EndToEnd(AutoencoderObjective):
+    """Autoencoder and quantiser of a catalogue's vectors (N, D), with outputs that can be aligned with an LLM."""
 
     def assign(self, points_BD: Tensor) -> Assignment:
         """Quantise item vectors.
@@ -63,7 +74,7 @@ class EndToEnd(Autoencoding):
         """Distributions over codes along a chain of hard codes.
 
         Args:
-            latent_BE: (B, E) of items, or of anything that shall be spoken of in codes.
+            latent_BE: (B, E) latent vectors of items, or vectors of the same space.
             codes_BL: (B, L) int64 codes to subtract; the nearest ones of these vectors when left out.
 
         Returns:
@@ -80,42 +91,90 @@ class EndToEnd(Autoencoding):
 
     def own_loss(self, points_BD: Tensor, assigned: Assignment) -> Tensor:
         """Reconstruction, codebook and commitment loss of item vectors, as they are pretrained."""
-        return self.rebuilding_loss(points_BD, assigned.reconstruction) + assigned.quantized.loss
+        return self.network.reconstruction_loss(points_BD, assigned.reconstruction) + assigned.quantized.loss
 
     @torch.no_grad()
     def codes(self) -> Tensor:
         """(N, L) int64 nearest codes of all items, on the CPU."""
-        return torch.cat([self._nearest(part) for part in self.points.split(CHUNK)]).cpu()
-
-    def _nearest(self, points_BD: Tensor) -> Tensor:
-        left_BE, codes = self.network.encode(points_BD), []
-        for codebook_KE in self.quantizer.levels:
-            codes.append(nearest(left_BE, codebook_KE)[0])
-            left_BE = left_BE - codebook_KE[codes[-1]]
-        return torch.stack(codes, 1)
+        books = ResidualCodebooks(self.quantizer.levels)
+        return torch.cat([books.codes(self.network.encode(part)) for part in self.points.split(CHUNK)]).cpu()
 
 
 @dataclass(kw_only=True)
-class ETEGRec(RQVAE):
+class ETEGRec(ItemTokenizer):
     """RQ-VAE of behaviour, for training in turns with the LLM."""
 
     method: ClassVar[str] = "etegrec"
+    renamed: ClassVar[dict[str, str]] = {
+        "ste": "removed: the gradient passes each level, which `llmrec alternate` relies on.",
+        "sinkhorn_epsilon": "removed: the paper has no Sinkhorn assignment.",
+    }
 
-    encoder_layers: list[int] = option("Hidden layers of the encoder; the decoder mirrors them.", [512, 256])
-    latent_dim: int = option("Dimension of what is quantised.", 128, least=1)
+    # The paper's, but for max_epochs and patience.
+    view_weights: list[float] | None = options.view_weights()
+    num_levels: int = options.num_levels(3)
+    codebook_size: int = options.codebook_size(256)
+    learning_rate: float = options.learning_rate(1e-3)
+    weight_decay: float = options.weight_decay(1e-4)
+    batch_size: int = options.batch_size(1024)
+    max_epochs: int = options.max_epochs(2000)
+    patience: int = options.patience(10)
+    encoder_layers: list[int] = options.encoder_layers([512, 256])
+    commitment: float = options.commitment(0.25)
+    latent_dim: int = options.latent_dim(128)
 
-    def learner(self, points_ND: Tensor, generator: torch.Generator) -> EndToEnd:
-        return EndToEnd(points_ND, *self.parts(points_ND, self.latent_dim, generator), self.seed)
+    def planned_sizes(self, num_items: int) -> list[int]:
+        return [self.codebook_size] * self.num_levels
 
-    def end_to_end(self, points_ND: Tensor) -> EndToEnd:
-        """The fitted tokenizer, to be trained on.
+    def objective(self, points_ND: Tensor, generator: torch.Generator) -> EndToEnd:
+        """The loss that is trained, with its parameters at their start.
 
         Args:
-            points_ND: (N, D) vectors of all items, of `joint_vectors`.
+            points_ND: (N, D) on the device.
+            generator: CPU generator of the starting weights and codes.
         """
-        quantizer = self.quantizer(self.latent_dim)
-        with torch.no_grad():
-            for codebook_KE, fitted_KE in zip(quantizer.levels, self.codebooks, strict=True):
-                codebook_KE.copy_(fitted_KE)
+        network = Autoencoder(points_ND.shape[1], self.encoder_layers, self.latent_dim, generator)
+        return EndToEnd(points_ND, *start(network, self._quantizer(), points_ND, generator), self.seed)
+
+    def _quantizer(self) -> ResidualQuantizer:
+        return ResidualQuantizer(self.num_levels, self.codebook_size, self.latent_dim, self.commitment)
+
+    def fit(self, catalog: Catalog, views: ItemViews) -> Self:
+        vectors, device = JointVectors(catalog, views, self.view_weights), resolve_device(self.device)
+        points_ND = vectors.to_fit(self.codebook_size).to(device)
+        objective = self.objective(points_ND, torch.Generator().manual_seed(self.seed))
+        codebooks, result = train_codebooks(objective, self)
+        self.coder, self.training_log = VectorCoder(vectors.dims, codebooks, device, self.view_weights), [result.log]
+        return self
+
+    def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
+        dims, device = facts["view_dims"], resolve_device(self.device)
+        network = Autoencoder(sum(dims.values()), self.encoder_layers, self.latent_dim)
+        codebooks = LatentCodebooks.restored(tensors, self.planned_sizes(0), network, device)
+        self.coder = VectorCoder(dims, codebooks, device, self.view_weights)
+
+    def end_to_end(self, catalog: Catalog, views: ItemViews) -> EndToEnd:
+        """Copy the fitted tokenizer into a module that can be trained further.
+
+        Args:
+            catalog: Items.
+            views: The views of `fit`, of this catalogue.
+
+        Returns:
+            The module over the vectors of all items, on the device of the tokenizer.
+        """
         device = resolve_device(self.device)
-        return EndToEnd(points_ND.to(device), copy.deepcopy(self.network), quantizer, self.seed).to(device)
+        points_ND = JointVectors(catalog, views, self.view_weights).of(np.arange(catalog.num_items))
+        with torch.random.fork_rng(devices=[]):  # the weights are overwritten, and the LLM's run has its own draws
+            network = Autoencoder(points_ND.shape[1], self.encoder_layers, self.latent_dim)
+        fitted = LatentCodebooks.restored(self.fitted.tensors(), self.planned_sizes(0), network, device)
+        quantizer = self._quantizer()
+        with torch.no_grad():
+            for codebook_KE, fitted_KE in zip(quantizer.levels, fitted.codebooks.books, strict=True):
+                codebook_KE.copy_(fitted_KE)
+        return EndToEnd(points_ND.to(device), network, quantizer, self.seed).to(device)
+
+    def take(self, trained: EndToEnd) -> None:
+        """Replace network and codebooks by those of a module that has been trained further."""
+        dims, device = self.fitted.facts()["view_dims"], resolve_device(self.device)
+        self.coder = VectorCoder(dims, trained.codebooks(), device, self.view_weights)

@@ -2,12 +2,12 @@
 
 There is no codebook to learn, to collapse or to restart: each latent dimension is bounded by a tanh and rounded to one
 of `sizes` values, and a level's code is the combination that its dimensions take. As no level refines another, their
-order has no meaning. In the terms of vectors.py a level's codebook is the grid of its own dimensions, with zeros in
+order has no meaning. In the terms of codebooks.py a level's codebook is the grid of its own dimensions, with zeros in
 those of the other levels.
 
 Source: Finite Scalar Quantization (arXiv:2309.15505). Departures: an item has several codes, each of `sizes` dimensions
 of its own, where the paper has one code per image patch; the tanh is shifted by atanh, so that 0 stays 0 for even sizes
-(the paper's code has tan, which is close); training ends at a plateau (plateau.py).
+(the paper's code has tan, which is close); training ends at a plateau (training_loop.py).
 
 Shapes: N items, B rows, L levels, S dimensions of a level, E = L x S latent dimensions, K codes of a level, D dimension
 of the vectors.
@@ -18,80 +18,117 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from llmrec.configs.options import option
+from llmrec.data.catalog import Catalog
 from llmrec.runtime.console import say
 from llmrec.runtime.device import resolve_device
-from llmrec.tokenizers.shared.autoencoder import Autoencoder, NetworkTokenizer
-from llmrec.tokenizers.shared.training_loop import Objective
-from llmrec.tokenizers.shared.vectors import require_distinct
+from llmrec.runtime.manifest import JsonObject
+from llmrec.tokenizers.base import ItemTokenizer
+from llmrec.tokenizers.shared import options
+from llmrec.tokenizers.shared.autoencoder import Autoencoder, LatentCodebooks
+from llmrec.tokenizers.shared.codebooks import ResidualCodebooks
+from llmrec.tokenizers.shared.training_loop import Objective, train
+from llmrec.tokenizers.shared.vector_coder import VectorCoder
+from llmrec.tokenizers.shared.vectors import JointVectors
+from llmrec.views import ItemViews
 
 # By which the tanh reaches past the outermost values, as in the paper's code; else none would round there.
 MARGIN = 1e-3
 
 
-class Rounding(Objective):
-    """Autoencoder with rounded latent vectors, trained on vectors (N, D) of one device."""
+class BoundedAutoencoder(Autoencoder):
+    """Autoencoder whose latent numbers are bounded, so that each rounds to one of a few values.
 
-    def __init__(self, points_ND: Tensor, network: Autoencoder, sizes_E: Tensor):
+    Args:
+        dim: D.
+        hidden: Sizes of the hidden layers of the encoder.
+        sizes: Values of each latent dimension.
+        generator: CPU generator of the starting weights.
+    """
+
+    sizes_E: Tensor
+
+    def __init__(self, dim: int, hidden: Sequence[int], sizes: Sequence[int], generator: torch.Generator | None = None):
+        super().__init__(dim, hidden, len(sizes), generator)
+        self.register_buffer("sizes_E", torch.tensor(sizes), persistent=False)
+
+    def bounded(self, points_BD: Tensor) -> Tensor:
+        """(B, E) latent numbers, whose rounded values are the codes."""
+        return bounded(super().encode(points_BD), self.sizes_E)
+
+    def encode(self, points_BD: Tensor) -> Tensor:
+        """(B, E) latent numbers between -1 and 1, as `grids` has them."""
+        return self.bounded(points_BD) / (self.sizes_E // 2)
+
+
+class FSQObjective(Objective):
+    """Reconstruction of the vectors (N, D) of one device from rounded latent numbers."""
+
+    def __init__(self, points_ND: Tensor, network: BoundedAutoencoder):
         super().__init__()
-        self.points, self.network, self.sizes_E = points_ND, network, sizes_E
+        self.points, self.network = points_ND, network
 
     def loss(self, rows_B: Tensor) -> Tensor:
         points_BD = self.points[rows_B]
-        latent_BE = bounded(self.network.encode(points_BD), self.sizes_E)
+        latent_BE = self.network.bounded(points_BD)
         passed_BE = latent_BE + (latent_BE.round() - latent_BE).detach()
-        rebuilt_BD = self.network.decode(passed_BE / (self.sizes_E // 2))
-        return mse_loss(rebuilt_BD, points_BD) * self.network.scale**2
+        rebuilt_BD = self.network.decode(passed_BE / (self.network.sizes_E // 2))
+        return self.network.reconstruction_loss(points_BD, rebuilt_BD)
 
-    judge = loss  # there is nothing random in it
+    validation_loss = loss  # there is nothing random in it
 
 
 @dataclass(kw_only=True)
-class FSQ(NetworkTokenizer):
+class FSQ(ItemTokenizer):
     """Finite scalar quantisation."""
 
     method: ClassVar[str] = "fsq"
+    renamed: ClassVar[dict[str, str]] = {"codebook_size": "removed: it is the product of sizes."}
 
-    codebook_size: int = option("Codes per level: the product of `sizes`.", 240, least=2)
+    view_weights: list[float] | None = options.view_weights()
+    num_levels: int = options.num_levels(3)
+    learning_rate: float = options.learning_rate(1e-3)
+    weight_decay: float = options.weight_decay(1e-4)
+    batch_size: int = options.batch_size(1024)
+    max_epochs: int = options.max_epochs(2000)
+    patience: int = options.patience(10)
+    encoder_layers: list[int] = options.encoder_layers([512, 256, 128])
     # The paper's for about 2^8 codes; 8 5 5 5 for 2^10, 7 5 5 5 5 for 2^12.
-    sizes: list[int] = option("Values that each latent dimension of a level is rounded to.", [8, 6, 5])
+    sizes: list[int] = option(
+        "Number of values that each latent dimension of a level is rounded to; their product is the number of codes.",
+        [8, 6, 5],
+        least=2,
+    )
 
     def problems(self) -> list[str]:
-        problems = super().problems()
-        if not self.sizes or min(self.sizes) < 2:
-            problems.append(f"sizes is {self.sizes}; give numbers above 1")
-        elif math.prod(self.sizes) != self.codebook_size:
-            problems.append(
-                f"sizes {self.sizes} make {math.prod(self.sizes)} codes and codebook_size is {self.codebook_size}; "
-                f"set codebook_size to {math.prod(self.sizes)}, or choose other sizes"
-            )
-        return problems
+        return [] if self.sizes else ["sizes is []; give numbers above 1"]
 
-    @property
-    def latent_sizes(self) -> Tensor:
-        """(E,) values of each latent dimension."""
-        return torch.tensor(self.sizes * self.num_levels, device=resolve_device(self.device))
+    def planned_sizes(self, num_items: int) -> list[int]:
+        return [math.prod(self.sizes)] * self.num_levels
 
-    def learn(self, points_ND: Tensor) -> None:
-        require_distinct(points_ND, 2)
-        device, generator = resolve_device(self.device), torch.Generator().manual_seed(self.seed)
-        points_ND = points_ND.to(device)
-        network = Autoencoder(points_ND.shape[1], self.encoder_layers, len(self.latent_sizes), generator).to(device)
+    def fit(self, catalog: Catalog, views: ItemViews) -> Self:
+        vectors, device = JointVectors(catalog, views, self.view_weights), resolve_device(self.device)
+        points_ND, generator = vectors.to_fit(2).to(device), torch.Generator().manual_seed(self.seed)
+        latent_sizes = self.sizes * self.num_levels
+        network = BoundedAutoencoder(points_ND.shape[1], self.encoder_layers, latent_sizes, generator).to(device)
         network.standardize(points_ND)
-        training = self.train(Rounding(points_ND, network, self.latent_sizes), len(points_ND), device)
-        self.network = network.requires_grad_(False)
-        self.codebooks = grids(self.sizes, self.num_levels, device)
-        judged = f"loss on {training.held_out} held-out items" if training.held_out else "training loss"
-        say(f"fsq: {training.epochs:.0f} epochs, {judged} {training.loss:.4f}")
+        result = train(FSQObjective(points_ND, network), len(points_ND), device, self)
+        say(f"fsq: {result}")
+        books = ResidualCodebooks(grids(self.sizes, self.num_levels, device))
+        codebooks = LatentCodebooks(network.requires_grad_(False), books)
+        self.coder, self.training_log = VectorCoder(vectors.dims, codebooks, device, self.view_weights), [result.log]
+        return self
 
-    def latent(self, points_BD: Tensor) -> Tensor:
-        return bounded(self.network.encode(points_BD), self.latent_sizes) / (self.latent_sizes // 2)
+    def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
+        dims, device = facts["view_dims"], resolve_device(self.device)
+        network = BoundedAutoencoder(sum(dims.values()), self.encoder_layers, self.sizes * self.num_levels)
+        codebooks = LatentCodebooks.restored(tensors, self.planned_sizes(0), network, device)
+        self.coder = VectorCoder(dims, codebooks, device, self.view_weights)
 
 
 def bounded(latent_BE: Tensor, sizes_E: Tensor) -> Tensor:

@@ -2,18 +2,18 @@
 
 Two losses join those of rq_vae. Alignment: by dot product, the quantised vector of an item must be nearer to the item's
 own collaborative vector, which stays as it is, than to those of the other items in the batch. Diversity: the codes of a
-level are divided into groups of one size by k-means; each code in use is drawn to another of its group, against all
+level are divided into clusters of one size by k-means; each code in use is drawn to another of its cluster, against all
 others, so that the codes cover the latent space in clusters of even size.
 
 Source: LETTER (arXiv:2405.07314) and its official code. Departures: codebooks start by plain k-means (the code's
-constrained one is infeasible above 51,200 items); groups follow from the number of codes, where the code has bounds
-that fit 256, and are renewed at the first epoch after REGROUP_EVERY steps, where the code renews them every epoch,
-however short; a code alone in its group is left out of the diversity loss (there the code loops for ever); dead codes
-restart; training ends at a plateau (plateau.py), where the code has 20,000 epochs. The layers are TIGER's; the code has
-2048 1024 512 256 128 64 for LLaMA's vectors of 4,096.
+constrained one is infeasible above 51,200 items); clusters follow from the number of codes, where the code has bounds
+that fit 256, and are renewed at the first epoch after RECLUSTER_EVERY steps, where the code renews them every epoch,
+however short; a code alone in its cluster is left out of the diversity loss (there the code loops for ever); dead codes
+restart; training ends at a plateau (training_loop.py), where the code has 20,000 epochs. The layers are TIGER's; the
+code has 2048 1024 512 256 128 64 for LLaMA's vectors of 4,096.
 
-Shapes: N items, B rows, K codes of a level, D dimension of the vectors, E of the latent and the collaborative ones, G
-groups, M codes of the largest group.
+Shapes: N items, B of a batch, K codes of a level, D dimension of the vectors, E of the latent and the collaborative
+ones, G clusters, M codes of the largest cluster.
 """
 
 from __future__ import annotations
@@ -21,60 +21,72 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from llmrec.configs.options import option
 from llmrec.data.catalog import Catalog
-from llmrec.tokenizers.shared.autoencoder import Autoencoder, AutoencoderTokenizer, Autoencoding
+from llmrec.runtime.device import resolve_device
+from llmrec.runtime.manifest import JsonObject
+from llmrec.tokenizers.base import ItemTokenizer
+from llmrec.tokenizers.shared import options
+from llmrec.tokenizers.shared.autoencoder import (
+    Autoencoder,
+    AutoencoderObjective,
+    LatentCodebooks,
+    start,
+    train_codebooks,
+)
 from llmrec.tokenizers.shared.balanced import balanced_kmeans
 from llmrec.tokenizers.shared.residual_quantizer import Quantized, ResidualQuantizer
-from llmrec.tokenizers.shared.vectors import require_rows
+from llmrec.tokenizers.shared.vector_coder import VectorCoder
+from llmrec.tokenizers.shared.vectors import JointVectors
 from llmrec.views import ItemViews
 
-REGROUP_EVERY, GROUP_ITERATIONS = 100, 10
+RECLUSTER_EVERY, CLUSTER_ITERATIONS = 100, 10
 NEVER = -1e12  # logit of what must not be chosen, as in the released code: finite, so that zero times it is zero
 
 
-class Groups(NamedTuple):
-    """Groups of the codes of a level.
+class CodeClusters(NamedTuple):
+    """Clusters of the codes of a level.
 
     Attributes:
-        members: (G, M) int64 codes of each group, padded.
-        group: (K,) int64 group of each code.
-        place: (K,) int64 place of each code in its group.
-        size: (K,) int64 number of codes in the group of each code.
+        members: (G, M) int64 codes of each cluster, padded.
+        cluster: (K,) int64 cluster of each code.
+        place: (K,) int64 place of each code in its cluster.
+        size: (K,) int64 number of codes in the cluster of each code.
     """
 
     members: Tensor
-    group: Tensor
+    cluster: Tensor
     place: Tensor
     size: Tensor
 
 
-def groups_of(group_K: Tensor) -> Groups:
-    """Tables for drawing within groups.
+def clusters_of(cluster_K: Tensor) -> CodeClusters:
+    """Make tables for drawing within clusters.
 
     Args:
-        group_K: (K,) int64 group of each code.
+        cluster_K: (K,) int64 cluster of each code.
     """
-    order_K = group_K.argsort(stable=True)
-    sizes_G = torch.bincount(group_K)
+    order_K = cluster_K.argsort(stable=True)
+    sizes_G = torch.bincount(cluster_K)
     starts_G = sizes_G.cumsum(0) - sizes_G
     place_K = torch.empty_like(order_K)
-    place_K[order_K] = torch.arange(len(group_K), device=group_K.device) - starts_G[group_K[order_K]]
-    members_GM = torch.zeros(len(sizes_G), int(sizes_G.max()), dtype=torch.int64, device=group_K.device)
-    members_GM[group_K, place_K] = torch.arange(len(group_K), device=group_K.device)
-    return Groups(members_GM, group_K, place_K, sizes_G[group_K])
+    place_K[order_K] = torch.arange(len(cluster_K), device=cluster_K.device) - starts_G[cluster_K[order_K]]
+    members_GM = torch.zeros(len(sizes_G), int(sizes_G.max()), dtype=torch.int64, device=cluster_K.device)
+    members_GM[cluster_K, place_K] = torch.arange(len(cluster_K), device=cluster_K.device)
+    return CodeClusters(members_GM, cluster_K, place_K, sizes_G[cluster_K])
 
 
-def draw_partners(codes_B: Tensor, groups: Groups, generator: torch.Generator) -> Tensor:
-    """(B,) another code of the group of each code, at random; the code itself where it is alone."""
-    others_B = groups.size[codes_B] - 1
+def draw_partners(codes_B: Tensor, clusters: CodeClusters, generator: torch.Generator) -> Tensor:
+    """(B,) another code of the cluster of each code, at random; the code itself where it is alone."""
+    others_B = clusters.size[codes_B] - 1
     uniform_B = torch.rand(len(codes_B), generator=generator, device=codes_B.device)
     step_B = torch.minimum(1 + (uniform_B * others_B).long(), others_B)
-    return groups.members[groups.group[codes_B], (groups.place[codes_B] + step_B) % groups.size[codes_B]]
+    return clusters.members[clusters.cluster[codes_B], (clusters.place[codes_B] + step_B) % clusters.size[codes_B]]
 
 
 def diversity_loss(codebook_KE: Tensor, codes_B: Tensor, partners_B: Tensor) -> Tensor:
@@ -93,7 +105,7 @@ def diversity_loss(codebook_KE: Tensor, codes_B: Tensor, partners_B: Tensor) -> 
     num_codes = len(codebook_KE)
     own_KK = torch.eye(num_codes, dtype=torch.bool, device=codebook_KE.device)
     log_chance_KK = (codebook_KE @ codebook_KE.T).masked_fill(own_KK, NEVER).log_softmax(1)
-    # How often each pair occurs: whole numbers, whose sum does not depend on the order of the day on a GPU.
+    # Counts of the pairs are whole numbers, whose sum does not depend on the order of a GPU's atomic adds.
     times = torch.zeros(num_codes * num_codes, device=codebook_KE.device)
     times.index_add_(0, codes_B * num_codes + partners_B, (codes_B != partners_B).float())
     return -(times * log_chance_KK.flatten()).sum() / len(codes_B)
@@ -118,8 +130,8 @@ def alignment_loss(vectors_BE: Tensor, targets_BE: Tensor, has_target_B: Tensor)
     return torch.where(has_target_B, losses_B, 0).sum() / has_target_B.sum().clamp(min=1)
 
 
-class Targets(NamedTuple):
-    """Collaborative vectors of the items.
+class CollaborativeTargets(NamedTuple):
+    """Collaborative vectors of the items that are quantised.
 
     Attributes:
         vectors: (N, E) float32.
@@ -130,87 +142,111 @@ class Targets(NamedTuple):
     known: Tensor
 
 
-class Aligning(Autoencoding):
-    """Autoencoding with alignment and diversity."""
+class LetterObjective(AutoencoderObjective):
+    """Reconstruction, with alignment and diversity.
+
+    Args:
+        points_ND: (N, D) vectors of the items, on one device.
+        network: On this device.
+        quantizer: On this device.
+        targets: Of the same items.
+        options: Weights, number of clusters and seed.
+    """
 
     def __init__(
         self,
         points_ND: Tensor,
         network: Autoencoder,
         quantizer: ResidualQuantizer,
+        targets: CollaborativeTargets,
         options: Letter,
-        targets: Targets,
     ):
         super().__init__(points_ND, network, quantizer, options.seed)
-        self.alpha, self.beta, self.num_groups = options.alpha, options.beta, options.num_groups
-        self.targets = Targets(*(part.to(points_ND.device) for part in targets))
-        self.groups: list[Groups] = []
-        self.grouped_at = 0
+        self.options = options
+        self.targets = CollaborativeTargets(*(part.to(points_ND.device) for part in targets))
+        self.clusters: list[CodeClusters] = []
+        self.clustered_at = 0
 
-    def objective(self, points_BD: Tensor, quantized: Quantized, rows_B: Tensor) -> Tensor:
+    def main_loss(self, points_BD: Tensor, quantized: Quantized, rows_B: Tensor) -> Tensor:
         aligned = alignment_loss(quantized.vector, self.targets.vectors[rows_B], self.targets.known[rows_B])
-        return super().objective(points_BD, quantized, rows_B) + self.alpha * aligned
+        return super().main_loss(points_BD, quantized, rows_B) + self.options.alpha * aligned
 
     def penalty(self, quantized: Quantized) -> Tensor:
         """Diversity, averaged over levels as the released code has it: its weight is beta / L."""
+        levels = zip(self.quantizer.levels, quantized.codes.T, self.clusters, strict=True)
         losses = [
-            diversity_loss(codebook_KE, codes_B, draw_partners(codes_B, groups, self.generator))
-            for codebook_KE, codes_B, groups in zip(self.quantizer.levels, quantized.codes.T, self.groups, strict=True)
+            diversity_loss(codebook_KE, codes_B, draw_partners(codes_B, clusters, self.generator))
+            for codebook_KE, codes_B, clusters in levels
         ]
-        return self.beta * torch.stack(losses).mean()
+        return self.options.beta * torch.stack(losses).mean()
 
     def before_epoch(self, step: int) -> None:
-        if self.groups and step - self.grouped_at < REGROUP_EVERY:
+        """Cluster the codes of each level anew, if the clusters are old."""
+        if self.clusters and step - self.clustered_at < RECLUSTER_EVERY:
             return
-        self.grouped_at, self.groups = step, []
+        self.clustered_at, self.clusters = step, []
         for codebook_KE in self.quantizer.levels:
             # On the CPU: so few codes would leave a GPU waiting for launches.
             codes_KE, generator = codebook_KE.detach().cpu(), torch.Generator().manual_seed(step)
-            count = max(1, min(self.num_groups, len(codes_KE) // 2))
-            group_K = balanced_kmeans(codes_KE, count, GROUP_ITERATIONS, generator, solver="prices")[1]
-            self.groups.append(groups_of(group_K.to(codebook_KE.device)))
+            count = max(1, min(self.options.num_clusters, len(codes_KE) // 2))
+            cluster_K = balanced_kmeans(codes_KE, count, CLUSTER_ITERATIONS, generator)[1]
+            self.clusters.append(clusters_of(cluster_K.to(codebook_KE.device)))
 
 
 @dataclass(kw_only=True)
-class Letter(AutoencoderTokenizer):
+class Letter(ItemTokenizer):
     """RQ-VAE with collaborative alignment and code diversity."""
 
     method: ClassVar[str] = "letter"
+    renamed: ClassVar[dict[str, str]] = {
+        "num_groups": "num_clusters",
+        "ste": "removed: the gradient passes each level, as in the released code.",
+    }
 
-    num_levels: int = option("Codes per item, before a collision suffix.", 4, least=1)
+    view_weights: list[float] | None = options.view_weights()
+    num_levels: int = options.num_levels(4)
+    codebook_size: int = options.codebook_size(256)
+    learning_rate: float = options.learning_rate(1e-3)
+    weight_decay: float = options.weight_decay(1e-4)
+    batch_size: int = options.batch_size(1024)
+    max_epochs: int = options.max_epochs(2000)
+    patience: int = options.patience(10)
+    encoder_layers: list[int] = options.encoder_layers([512, 256, 128])
+    commitment: float = options.commitment(0.25)
+    sinkhorn_epsilon: float = options.sinkhorn_epsilon(0.003)
     latent_dim: int | None = option(
-        "Dimension of what is quantised: that of the collaborative view, which it must equal if given.", None, least=1
+        "Dimension of the latent vectors that are quantised: that of the collaborative view, which it must equal if "
+        "given.",
+        None,
+        least=1,
     )
-    sinkhorn_epsilon: float = option("Even use of the last level in training; 0 turns it off.", 0.003, least=0)
-    collaborative_view: str = option("View that codes are aligned with.", "collaborative")
-    quantize_collaborative: bool = option("Quantise the collaborative view beside the others as well.", False)
+    collaborative_view: str = option("Name of the view that codes are aligned with.", "collaborative")
+    quantize_collaborative: bool = option("Quantise the collaborative view together with the others.", False)
     # The paper's best; the released script has .01.
-    alpha: float = option("Weight of the alignment.", 0.02, least=0)
-    beta: float = option("Weight of the diversity.", 1e-4, least=0)
-    num_groups: int = option("Groups of codes of a level; half as many as codes at most.", 10, least=1)
+    alpha: float = option("Weight of the alignment loss.", 0.02, least=0)
+    beta: float = option("Weight of the diversity loss.", 1e-4, least=0)
+    num_clusters: int = option("Number of clusters of a level's codes; at most half the number of codes.", 10, least=1)
 
-    def __post_init__(self):
-        super().__post_init__()
-        self._targets: Targets | None = None
+    def planned_sizes(self, num_items: int) -> list[int]:
+        return [self.codebook_size] * self.num_levels
 
-    def inputs(self, views: ItemViews) -> ItemViews:
-        if self.quantize_collaborative:
-            return views
-        return ItemViews({name: view for name, view in views.items() if name != self.collaborative_view})
+    @property
+    def unquantised_view(self) -> str | None:
+        """View that is given and not quantised."""
+        return None if self.quantize_collaborative else self.collaborative_view
 
-    def fit(self, catalog: Catalog, views: ItemViews) -> Self:
-        require_rows(catalog, views)
-        self._targets = self._collaborative(views)
-        return super().fit(catalog, views)
-
-    def _collaborative(self, views: ItemViews) -> Targets:
+    def targets(self, views: ItemViews, known: np.ndarray) -> CollaborativeTargets:
         """Collaborative vectors of the items that have a vector to be quantised.
 
+        Args:
+            views: Of all items.
+            known: (items of the catalogue,) bool, items with such a vector.
+
         Raises:
-            ValueError: If there is no such view, no other beside it, or `latent_dim` is not its dimension.
+            ValueError: If there is no such view, no other next to it, or `latent_dim` is not its dimension.
         """
-        view, inputs = views.get(self.collaborative_view), self.inputs(views)
-        if view is None or not inputs:
+        view, quantised = views.get(self.collaborative_view), views.keys() - {self.unquantised_view}
+        if view is None or not quantised:
             raise ValueError(
                 f"letter aligns the codes of other views with the view '{self.collaborative_view}', and the views are "
                 f"{list(views)}. Give both, for instance by `llmrec embed --views text collaborative`, or name another "
@@ -222,9 +258,42 @@ class Letter(AutoencoderTokenizer):
                 f"latent_dim is {self.latent_dim} but the view '{self.collaborative_view}' has dimension {dim}, and "
                 f"letter compares the two; leave latent_dim out, or build the view with {self.latent_dim}."
             )
-        known_N = torch.from_numpy(inputs.known)
-        return Targets(torch.from_numpy(view.vectors)[known_N], ~torch.from_numpy(view.missing)[known_N])
+        known_N = torch.from_numpy(known)
+        return CollaborativeTargets(torch.from_numpy(view.vectors)[known_N], ~torch.from_numpy(view.missing)[known_N])
 
-    def learner(self, points_ND: Tensor, generator: torch.Generator) -> Autoencoding:
-        parts = self.parts(points_ND, self._targets.vectors.shape[1], generator)
-        return Aligning(points_ND, *parts, self, self._targets)
+    def objective(
+        self, points_ND: Tensor, targets: CollaborativeTargets, generator: torch.Generator
+    ) -> LetterObjective:
+        """The loss that is trained, with its parameters at their start.
+
+        Args:
+            points_ND: (N, D) on the device.
+            targets: Of the same items.
+            generator: CPU generator of the starting weights and codes.
+        """
+        latent_dim = targets.vectors.shape[1]
+        network = Autoencoder(points_ND.shape[1], self.encoder_layers, latent_dim, generator)
+        quantizer = ResidualQuantizer(
+            self.num_levels,
+            self.codebook_size,
+            latent_dim,
+            self.commitment,
+            sinkhorn_epsilon=self.sinkhorn_epsilon,
+        )
+        return LetterObjective(points_ND, *start(network, quantizer, points_ND, generator), targets, self)
+
+    def fit(self, catalog: Catalog, views: ItemViews) -> Self:
+        vectors = JointVectors(catalog, views, self.view_weights, self.unquantised_view)
+        targets, device = self.targets(views, vectors.known), resolve_device(self.device)
+        points_ND = vectors.to_fit(self.codebook_size).to(device)
+        objective = self.objective(points_ND, targets, torch.Generator().manual_seed(self.seed))
+        codebooks, result = train_codebooks(objective, self)
+        self.coder = VectorCoder(vectors.dims, codebooks, device, self.view_weights, self.unquantised_view)
+        self.training_log = [result.log]
+        return self
+
+    def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
+        dims, device = facts["view_dims"], resolve_device(self.device)
+        network = Autoencoder(sum(dims.values()), self.encoder_layers, tensors["codebook_0"].shape[1])
+        codebooks = LatentCodebooks.restored(tensors, self.planned_sizes(0), network, device)
+        self.coder = VectorCoder(dims, codebooks, device, self.view_weights, self.unquantised_view)

@@ -13,57 +13,129 @@ Shapes: N items, L levels, K codes per level, D dimension of the vectors, E = L 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from llmrec.configs.options import option
+from llmrec.data.catalog import Catalog
 from llmrec.runtime.console import progress, say
 from llmrec.runtime.device import resolve_device
 from llmrec.runtime.manifest import JsonObject
+from llmrec.tokenizers.base import ItemTokenizer
+from llmrec.tokenizers.shared import options
+from llmrec.tokenizers.shared.codebooks import restored_books, saved_books
 from llmrec.tokenizers.shared.kmeans import code_means, kmeans_plus_plus, lloyd, nearest, squared_distances
-from llmrec.tokenizers.shared.vectors import CHUNK, CodebookTokenizer, require_distinct
+from llmrec.tokenizers.shared.vector_coder import VectorCoder
+from llmrec.tokenizers.shared.vectors import CHUNK, JointVectors
+from llmrec.views import ItemViews
+
+
+@dataclass
+class ProductCodebooks:
+    """A codebook for each part of the turned vector.
+
+    Attributes:
+        books: Of each level, (K, S).
+        mean_D: (D,) subtracted first.
+        into_DE: (D, E) matrix into the turned vectors.
+        back_ED: (E, D) matrix back.
+    """
+
+    books: list[Tensor]
+    mean_D: Tensor
+    into_DE: Tensor
+    back_ED: Tensor
+
+    @property
+    def level_sizes(self) -> list[int]:
+        return [len(book_KS) for book_KS in self.books]
+
+    def parts(self, points_BD: Tensor) -> list[Tensor]:
+        """L parts (B, S) of the turned vectors."""
+        return parts_of((points_BD - self.mean_D) @ self.into_DE, len(self.books))
+
+    def codes(self, points_BD: Tensor) -> Tensor:
+        """(B, L) int64 nearest code of each part."""
+        parts = zip(self.parts(points_BD), self.books, strict=True)
+        return torch.stack([nearest(part, book)[0] for part, book in parts], dim=1)
+
+    def rebuild(self, codes_BL: Tensor) -> Tensor:
+        """(B, D) codes side by side, turned back."""
+        parts = [book[codes] for book, codes in zip(self.books, codes_BL.T, strict=True)]
+        return torch.cat(parts, dim=1) @ self.back_ED + self.mean_D
+
+    def last_level_cost(self, points_BD: Tensor, codes_BL: Tensor) -> Tensor:
+        """(B, K) squared distances within the last part, which do not depend on the other codes."""
+        return squared_distances(self.parts(points_BD)[-1], self.books[-1])
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {**saved_books(self.books), "mean": self.mean_D, "into": self.into_DE, "back": self.back_ED}
+
+    def facts(self) -> JsonObject:
+        return {}
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, Tensor], level_sizes: Sequence[int], device: torch.device) -> Self:
+        matrices = (tensors[name].to(device) for name in ("mean", "into", "back"))
+        return cls(restored_books(tensors, level_sizes, device), *matrices)
 
 
 @dataclass(kw_only=True)
-class OPQ(CodebookTokenizer):
+class OPQ(ItemTokenizer):
     """Optimised product quantisation."""
 
     method: ClassVar[str] = "opq"
 
+    view_weights: list[float] | None = options.view_weights()
     # ActionPiece; 16 to 64 in RPG, 32 in VQ-Rec.
-    num_levels: int = option("Codes per item, each of another part of the dimensions; before a suffix.", 4, least=1)
+    num_levels: int = option(
+        "Number of codes per item, each of another part of the dimensions; before a collision suffix.", 4, least=1
+    )
     # All three papers.
-    codebook_size: int = option("Codes per level.", 256, least=2)
+    codebook_size: int = options.codebook_size(256)
     # ActionPiece; 512 in RPG, none in VQ-Rec.
     pca_dim: int | None = option(
-        "Dimensions that PCA keeps and whitens; null leaves the vectors as they are.", 128, least=1
+        "Number of dimensions that PCA keeps and whitens; null leaves the vectors as they are.", 128, least=1
     )
     # faiss has 50 as well.
-    rotations: int = option("Updates of the learned rotation; 0 is plain product quantisation.", 50, least=0)
+    rotations: int = option("Number of updates of the learned rotation; 0 is plain product quantisation.", 50, least=0)
     # The faiss default.
-    iterations: int = option("k-means iterations per level, after the rotation is learned.", 25, least=1)
+    iterations: int = option("Number of k-means iterations per level, after the rotation is learned.", 25, least=1)
 
     def problems(self) -> list[str]:
-        problems = super().problems()
-        if self.pca_dim is not None and self.pca_dim % self.num_levels:
-            problems.append(
-                f"pca_dim is {self.pca_dim} for {self.num_levels} levels, which each take an equal part of the "
-                "dimensions; give a multiple of num_levels"
-            )
-        return problems
+        if self.pca_dim is None or self.pca_dim % self.num_levels == 0:
+            return []
+        return [
+            f"pca_dim is {self.pca_dim} for {self.num_levels} levels, which each take an equal part of the "
+            "dimensions; give a multiple of num_levels"
+        ]
 
-    def learn(self, points_ND: Tensor) -> None:
-        require_distinct(points_ND, self.codebook_size)
+    def planned_sizes(self, num_items: int) -> list[int]:
+        return [self.codebook_size] * self.num_levels
+
+    def fit(self, catalog: Catalog, views: ItemViews) -> Self:
+        vectors = JointVectors(catalog, views, self.view_weights)
+        codebooks = self.codebooks(vectors.to_fit(self.codebook_size))
+        self.coder = VectorCoder(vectors.dims, codebooks, resolve_device(self.device), self.view_weights)
+        return self
+
+    def codebooks(self, points_ND: Tensor) -> ProductCodebooks:
+        """Learn PCA, rotation and codebooks from vectors (N, D) on the CPU.
+
+        Raises:
+            ValueError: If the vectors cannot be cut into equal parts.
+        """
         device, generator = resolve_device(self.device), torch.Generator().manual_seed(self.seed)
         mean_D, into_DE, back_ED = (part.to(device) for part in self._reduction(points_ND))
         reduced_NE = torch.cat([(part.to(device) - mean_D) @ into_DE for part in points_ND.split(CHUNK)])
         turn_EE, starts = learn_rotation(reduced_NE, self.num_levels, self.codebook_size, self.rotations, generator)
-        self.mean_D, self.into_DE, self.back_ED = mean_D, into_DE @ turn_EE, turn_EE.T @ back_ED
         parts = parts_of(reduced_NE @ turn_EE, self.num_levels)
-        self.codebooks = [lloyd(part, start, self.iterations) for part, start in zip(parts, starts, strict=True)]
+        books = [lloyd(part, start, self.iterations) for part, start in zip(parts, starts, strict=True)]
+        return ProductCodebooks(books, mean_D, into_DE @ turn_EE, turn_EE.T @ back_ED)
 
     def _reduction(self, points_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, and the matrices into the E dimensions and back."""
@@ -86,28 +158,10 @@ class OPQ(CodebookTokenizer):
             say(f"The vectors vary in {into_DE.shape[1]} dimensions; opq keeps {kept}, not {self.pca_dim}.")
         return mean_D, into_DE[:, :kept], back_ED[:kept]
 
-    def _parts(self, points_BD: Tensor) -> list[Tensor]:
-        return parts_of((points_BD - self.mean_D) @ self.into_DE, self.num_levels)
-
-    def codes_of(self, points_BD: Tensor) -> Tensor:
-        parts = zip(self._parts(points_BD), self.codebooks, strict=True)
-        return torch.stack([nearest(part, book)[0] for part, book in parts], dim=1)
-
-    def rebuild(self, codes_BL: Tensor) -> Tensor:
-        parts = [book[codes] for book, codes in zip(self.codebooks, codes_BL.T, strict=True)]
-        return torch.cat(parts, dim=1) @ self.back_ED + self.mean_D
-
-    def last_level_cost(self, points_BD: Tensor) -> Tensor:
-        return squared_distances(self._parts(points_BD)[-1], self.codebooks[-1])
-
-    def state(self) -> tuple[dict[str, Tensor], JsonObject]:
-        tensors, facts = super().state()
-        return {**tensors, "mean": self.mean_D, "into": self.into_DE, "back": self.back_ED}, facts
-
     def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
-        super().restore(tensors, facts)
         device = resolve_device(self.device)
-        self.mean_D, self.into_DE, self.back_ED = (tensors[name].to(device) for name in ("mean", "into", "back"))
+        codebooks = ProductCodebooks.restored(tensors, self.planned_sizes(0), device)
+        self.coder = VectorCoder(facts["view_dims"], codebooks, device, self.view_weights)
 
 
 def whitening(points_ND: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:

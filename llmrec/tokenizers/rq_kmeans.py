@@ -8,100 +8,103 @@ With `balance` all codes of a level have the same number of items, or one more, 
 the balanced k-means of OneRec (arXiv:2502.18965), where codes in turn take their nearest items; `capacity` assigns
 items to codes at a low total cost, as MiniOneRec (arXiv:2510.24431) does with k_means_constrained. Departures: that of
 `onerec_assignment`; `capacity` goes by prices (balanced.py), so that it needs no solver and has no limit of size.
+Balanced codes of fitted items are remembered by item id; new items get the nearest code.
 
-Shapes: N items, B rows of a chunk, L levels, K codes per level, D dimension of the vectors.
+Shapes: N items, L levels, K codes per level, D dimension of the vectors.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from llmrec.configs.options import option
+from llmrec.data.catalog import Catalog
 from llmrec.runtime.console import progress
 from llmrec.runtime.device import resolve_device
-from llmrec.tokenizers.shared.assigned import AssignedTokenizer
+from llmrec.runtime.manifest import JsonObject
+from llmrec.tokenizers.base import ItemTokenizer
+from llmrec.tokenizers.shared import options
+from llmrec.tokenizers.shared.assigned import AssignedCodes
 from llmrec.tokenizers.shared.balanced import balanced_kmeans
-from llmrec.tokenizers.shared.kmeans import kmeans, nearest, squared_distances
-from llmrec.tokenizers.shared.vectors import ResidualTokenizer, require_distinct
+from llmrec.tokenizers.shared.codebooks import ResidualCodebooks
+from llmrec.tokenizers.shared.kmeans import kmeans, nearest
+from llmrec.tokenizers.shared.vector_coder import VectorCoder
+from llmrec.tokenizers.shared.vectors import JointVectors
+from llmrec.views import ItemViews
 
-SOLVERS = {"capacity": "prices", "onerec": "onerec"}  # of balanced_kmeans
+Balance = Literal["none", "capacity", "onerec"]
 
 
 @dataclass(kw_only=True)
-class RQKMeans(AssignedTokenizer, ResidualTokenizer):
+class RQKMeans(ItemTokenizer):
     """Residual k-means."""
 
     method: ClassVar[str] = "rq_kmeans"
+    renamed: ClassVar[dict[str, str]] = {"kmeans": "removed: k-means runs in torch; faiss gave no better codebooks."}
 
+    view_weights: list[float] | None = options.view_weights()
+    num_levels: int = options.num_levels(3)
+    codebook_size: int = options.codebook_size(256)
     # 25 is the faiss default, as OneRec (2506.13695) uses it.
-    iterations: int = option("k-means iterations per level.", 25, least=1)
-    # Never chosen by what is installed: that would change the codes.
-    kmeans: Literal["torch", "faiss"] = option("k-means implementation; faiss needs the extra `kmeans`.", "torch")
-
+    iterations: int = options.kmeans_iterations(25)
     # OneRec's report and MiniOneRec's plain variant have none.
-    balance: Literal["none", "capacity", "onerec"] = option(
-        "Give every code of a level as many items: at low total cost, or by codes that choose in turn.", "none"
+    balance: Balance = option(
+        "Give every code of a level the same number of items: capacity at a low total cost, onerec by codes that "
+        "choose in turn.",
+        "none",
     )
 
-    def problems(self) -> list[str]:
-        problems = super().problems()
-        if self.kmeans == "faiss" and self.balance != "none":
-            problems.append(f"kmeans 'faiss' knows no balance, and balance is '{self.balance}'; use kmeans 'torch'")
-        return problems
+    def planned_sizes(self, num_items: int) -> list[int]:
+        return [self.codebook_size] * self.num_levels
 
-    def learn(self, points_ND: Tensor) -> None:
-        require_distinct(points_ND, self.codebook_size)
-        residuals_ND = points_ND.to(resolve_device(self.device))
-        generator = torch.Generator().manual_seed(self.seed)
-        self.codebooks, codes = [], []
-        for _ in progress(range(self.num_levels), "k-means", unit="levels"):
-            codebook_KD, codes_N = self._fit_level(residuals_ND, generator)
-            residuals_ND = residuals_ND - codebook_KD[codes_N]
-            self.codebooks.append(codebook_KD)
-            codes.append(codes_N)
-        self.assigned_NL = None if self.balance == "none" else torch.stack(codes, dim=1).cpu()
-
-    def _fit_level(self, points_ND: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(K, D) codebook of a level and (N,) codes of the points."""
+    def fit(self, catalog: Catalog, views: ItemViews) -> Self:
+        vectors = JointVectors(catalog, views, self.view_weights)
+        points_ND, device = vectors.to_fit(self.codebook_size), resolve_device(self.device)
+        codebooks, codes_NL = residual_kmeans(
+            points_ND.to(device), self.num_levels, self.codebook_size, self.iterations, self.seed, self.balance
+        )
+        coder = VectorCoder(vectors.dims, codebooks, device, self.view_weights)
         if self.balance != "none":
-            return balanced_kmeans(points_ND, self.codebook_size, self.iterations, generator, SOLVERS[self.balance])
-        if self.kmeans == "faiss":
-            codebook_KD = faiss_kmeans(points_ND, self.codebook_size, self.iterations, self.seed)
-        else:
-            codebook_KD = kmeans(points_ND, self.codebook_size, self.iterations, generator)
-        return codebook_KD, nearest(points_ND, codebook_KD)[0]
+            coder.assign(vectors, codes_NL)
+        self.coder = coder
+        return self
 
-    def cost_after(self, points_BD: Tensor, codes_BL: Tensor) -> Tensor:
-        for codebook_KD, codes_B in zip(self.codebooks[:-1], codes_BL.T, strict=False):
-            points_BD = points_BD - codebook_KD[codes_B]
-        return squared_distances(points_BD, self.codebooks[-1])
+    def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
+        device = resolve_device(self.device)
+        codebooks = ResidualCodebooks.restored(tensors, self.planned_sizes(0), device)
+        assigned = AssignedCodes.restored(tensors)
+        self.coder = VectorCoder(facts["view_dims"], codebooks, device, self.view_weights, assigned=assigned)
 
 
-def faiss_kmeans(points_ND: Tensor, num_codes: int, iterations: int, seed: int) -> Tensor:
-    """k-means by faiss on the CPU: random start, three runs of which the best counts.
+def residual_kmeans(
+    points_ND: Tensor, num_levels: int, codebook_size: int, iterations: int, seed: int, balance: Balance = "none"
+) -> tuple[ResidualCodebooks, Tensor]:
+    """Fit codebooks by k-means on what the levels before have left of the vectors.
 
-    Raises:
-        ModuleNotFoundError: If faiss is not installed.
+    Args:
+        points_ND: (N, D) float32 on any device.
+        num_levels: L.
+        codebook_size: K.
+        iterations: k-means iterations per level.
+        seed: Of the starts of k-means.
+        balance: Whether codes get the same number of points, and how.
+
+    Returns:
+        Codebooks on the device of the points, and (N, L) int64 codes of the points.
     """
-    try:
-        import faiss
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "kmeans 'faiss' needs faiss: `pip install llmrec[kmeans]`; or use kmeans 'torch'."
-        ) from None
-    points = points_ND.cpu().numpy()
-    solver = faiss.Kmeans(
-        points.shape[1],
-        num_codes,
-        niter=iterations,
-        nredo=3,
-        seed=seed,
-        min_points_per_centroid=1,
-        max_points_per_centroid=1000,
-    )
-    solver.train(points)
-    return torch.from_numpy(solver.centroids.copy()).to(points_ND.device)
+    generator, books, codes = torch.Generator().manual_seed(seed), [], []
+    for _ in progress(range(num_levels), "k-means", unit="levels"):
+        if balance == "none":
+            book_KD = kmeans(points_ND, codebook_size, iterations, generator)
+            codes_N = nearest(points_ND, book_KD)[0]
+        else:
+            by_turns = balance == "onerec"
+            book_KD, codes_N = balanced_kmeans(points_ND, codebook_size, iterations, generator, by_turns)
+        points_ND = points_ND - book_KD[codes_N]
+        books.append(book_KD)
+        codes.append(codes_N)
+    return ResidualCodebooks(books), torch.stack(codes, dim=1)

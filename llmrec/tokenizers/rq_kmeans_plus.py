@@ -6,33 +6,41 @@ moves away from RQ-KMeans: on Beauty the held-out loss rises from .517 to .704 i
 latent vectors become 2.3 times as long, as the straight-through gradient wants them against commitment .25.
 
 Source: MiniOneRec (arXiv:2510.24431), official code rqkmeans_plus.py. Departures: training ends at a plateau
-(plateau.py) where the code has 5,000 epochs; vectors are scaled to about one unit per number; the default layers are
-TIGER's (the code has 2048 … 64 for vectors of 2,560). Dead codes do not restart, as in the code: at this learning rate
-they settle too slowly (Beauty, held-out loss after 900 steps of 1,024 items: .676 with restarts, .637 without).
+(training_loop.py) where the code has 5,000 epochs; vectors are scaled to about one unit per number; the default layers
+are TIGER's (the code has 2048 … 64 for vectors of 2,560). Dead codes do not restart, as in the code: at this learning
+rate they settle too slowly (Beauty, held-out loss after 900 steps of 1,024 items: .676 with restarts, .637 without).
 
-Shapes: N items, B rows, D dimension of the vectors, which is the latent one.
+Shapes: N items, B of a batch, D dimension of the vectors, which is the latent one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from llmrec.configs.options import option
-from llmrec.tokenizers.rq_kmeans import RQKMeans
-from llmrec.tokenizers.shared.autoencoder import Autoencoder, AutoencoderTokenizer, Autoencoding
+from llmrec.data.catalog import Catalog
+from llmrec.runtime.device import resolve_device
+from llmrec.runtime.manifest import JsonObject
+from llmrec.tokenizers.base import ItemTokenizer
+from llmrec.tokenizers.rq_kmeans import residual_kmeans
+from llmrec.tokenizers.shared import options
+from llmrec.tokenizers.shared.autoencoder import Autoencoder, AutoencoderObjective, LatentCodebooks, train_codebooks
+from llmrec.tokenizers.shared.residual_quantizer import ResidualQuantizer
+from llmrec.tokenizers.shared.vector_coder import VectorCoder
+from llmrec.tokenizers.shared.vectors import JointVectors
+from llmrec.views import ItemViews
 
 
 class ResidualAutoencoder(Autoencoder):
-    """An encoder that is the identity at the start, up to a scale."""
+    """Autoencoder whose encoder is the identity at the start, up to a scale."""
 
     def __init__(self, dim: int, hidden: Sequence[int], generator: torch.Generator | None = None):
         super().__init__(dim, hidden, dim, generator)
-        nn.init.zeros_(self.encoder[-1].weight)
+        nn.init.zeros_(self.encoder[-1].get_parameter("weight"))
 
     def standardize(self, points_ND: Tensor) -> None:
         """Learn the scale alone, as a power of two: it changes no digit, and so no code of RQ-KMeans."""
@@ -46,41 +54,58 @@ class ResidualAutoencoder(Autoencoder):
         return self.decoder(latent_BE) / self.scale
 
 
-class FineTuning(Autoencoding):
-    """Autoencoding without restarts."""
-
-    def after_step(self, step: int, rows_B: Tensor, optimizer: torch.optim.Optimizer, nearness: float) -> None:
-        pass
-
-
 @dataclass(kw_only=True)
-class RQKMeansPlus(AutoencoderTokenizer):
+class RQKMeansPlus(ItemTokenizer):
     """RQ-KMeans, fine-tuned."""
 
     method: ClassVar[str] = "rq_kmeans_plus"
+    renamed: ClassVar[dict[str, str]] = {
+        "ste": "removed: the gradient passes each level, as in the released code.",
+        "sinkhorn_epsilon": "removed: the released code has no Sinkhorn assignment.",
+    }
 
-    iterations: int = option("k-means iterations per level.", 25, least=1)
-    learning_rate: float = option("Of AdamW, constant.", 1e-4, above=0)
-    weight_decay: float = option("Of AdamW.", 0.0, least=0)
-    batch_size: int = option("Items of a training step.", 2048, least=1)
+    view_weights: list[float] | None = options.view_weights()
+    num_levels: int = options.num_levels(3)
+    codebook_size: int = options.codebook_size(256)
+    learning_rate: float = options.learning_rate(1e-4)
+    weight_decay: float = options.weight_decay(0.0)
+    batch_size: int = options.batch_size(2048)
+    max_epochs: int = options.max_epochs(2000)
+    patience: int = options.patience(10)
+    encoder_layers: list[int] = options.encoder_layers([512, 256, 128])
+    commitment: float = options.commitment(0.25)
+    iterations: int = options.kmeans_iterations(25)
 
-    def learner(self, points_ND: Tensor, generator: torch.Generator) -> Autoencoding:
-        start = RQKMeans(
-            num_levels=self.num_levels,
-            codebook_size=self.codebook_size,
-            iterations=self.iterations,
-            seed=self.seed,
-            device=self.device,
-        )
-        start.learn(points_ND.cpu())
+    def planned_sizes(self, num_items: int) -> list[int]:
+        return [self.codebook_size] * self.num_levels
+
+    def objective(self, points_ND: Tensor, generator: torch.Generator) -> AutoencoderObjective:
+        """The loss that is trained, with its parameters at their start.
+
+        Args:
+            points_ND: (N, D) on the device.
+            generator: CPU generator of the starting weights.
+        """
+        found, _ = residual_kmeans(points_ND, self.num_levels, self.codebook_size, self.iterations, self.seed)
         dim = points_ND.shape[1]
         network = ResidualAutoencoder(dim, self.encoder_layers, generator).to(points_ND.device)
         network.standardize(points_ND)
-        quantizer = self.quantizer(dim).to(points_ND.device)
+        quantizer = ResidualQuantizer(self.num_levels, self.codebook_size, dim, self.commitment).to(points_ND.device)
         with torch.no_grad():
-            for codebook_KD, found_KD in zip(quantizer.codebooks, start.codebooks, strict=True):
-                codebook_KD.copy_(found_KD.to(points_ND.device) * network.scale)
-        return FineTuning(points_ND, network, quantizer, self.seed)
+            for codebook_KD, found_KD in zip(quantizer.codebooks, found.books, strict=True):
+                codebook_KD.copy_(found_KD * network.scale)
+        return AutoencoderObjective(points_ND, network, quantizer, self.seed, restarts=False)
 
-    def empty_network(self, dim: int, latent_dim: int) -> Autoencoder:
-        return ResidualAutoencoder(dim, self.encoder_layers)
+    def fit(self, catalog: Catalog, views: ItemViews) -> Self:
+        vectors, device = JointVectors(catalog, views, self.view_weights), resolve_device(self.device)
+        points_ND = vectors.to_fit(self.codebook_size).to(device)
+        objective = self.objective(points_ND, torch.Generator().manual_seed(self.seed))
+        codebooks, result = train_codebooks(objective, self)
+        self.coder, self.training_log = VectorCoder(vectors.dims, codebooks, device, self.view_weights), [result.log]
+        return self
+
+    def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
+        dims, device = facts["view_dims"], resolve_device(self.device)
+        network = ResidualAutoencoder(sum(dims.values()), self.encoder_layers)
+        codebooks = LatentCodebooks.restored(tensors, self.planned_sizes(0), network, device)
+        self.coder = VectorCoder(dims, codebooks, device, self.view_weights)

@@ -1,4 +1,6 @@
-"""Balanced codes: assignment by prices beside minimum-cost flow, and balanced residual k-means at size.
+"""Balanced codes: assignment by prices compared with minimum-cost flow, and balanced residual k-means at size.
+
+Needs OR-Tools: pip install ortools.
 
     python scripts/benchmarks/balanced.py                                       # 10^6 x 768 on a GPU
     python scripts/benchmarks/balanced.py --items 30000 --dim 64 --device cpu
@@ -15,21 +17,23 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from common import emit, emit_machine
+from ortools.graph.python import min_cost_flow
 from torch import Tensor
 from vectors import clustered, parser, residual_levels
 
 from llmrec.tokenizers.shared.balanced import (
     balance_prices,
     balanced_kmeans,
-    flow_assignment,
     onerec_assignment,
     round_to_balance,
 )
 from llmrec.tokenizers.shared.kmeans import kmeans, squared_distances
 
 TOLERANCE = 0.015  # cost above flow's
+FLOW_STEPS = 2**30  # resolution of the integer costs of flow
 
 
 def main() -> None:
@@ -62,10 +66,39 @@ def against_flow(args: argparse.Namespace, points_ND: Tensor) -> None:
         raise SystemExit(f"Prices cost {costs['prices'] / costs['flow'] - 1:.2%} more than flow.")
 
 
+def flow_assignment(cost_NK: Tensor) -> Tensor:
+    """Find the cheapest balanced assignment, by minimum-cost flow.
+
+    Returns:
+        (N,) int64 codes, on the device of the costs.
+    """
+    num_points, num_codes = cost_NK.shape
+    least, more = divmod(num_points, num_codes)
+    points, codes = np.arange(num_points), np.arange(num_points, num_points + num_codes)
+    flow, pool = min_cost_flow.SimpleMinCostFlow(), num_points + num_codes
+    arcs = flow.add_arcs_with_capacity_and_unit_cost(
+        np.repeat(points, num_codes), np.tile(codes, num_points), np.ones(cost_NK.numel(), int), _in_steps(cost_NK)
+    )
+    # A code keeps `least` points and may pass one on to the pool, which takes as many as are left over.
+    one_each = np.ones(num_codes, int)
+    flow.add_arcs_with_capacity_and_unit_cost(codes, np.full(num_codes, pool), one_each, np.zeros(num_codes, int))
+    flow.set_nodes_supplies(np.arange(pool + 1), np.concatenate([np.ones(num_points, int), -least * one_each, [-more]]))
+    status = flow.solve()
+    assert status == flow.OPTIMAL, status  # every point has an arc to every code
+    taken_NK = flow.flows(arcs).reshape(num_points, num_codes)
+    return torch.from_numpy(taken_NK.argmax(1)).to(cost_NK.device)
+
+
+def _in_steps(cost_NK: Tensor) -> np.ndarray:
+    """(N * K) int64 costs above each point's cheapest, which no assignment can save."""
+    above_NK = (cost_NK - cost_NK.amin(1, keepdim=True)).double()
+    return (above_NK * (FLOW_STEPS / above_NK.max().clamp(min=1e-30))).round().long().flatten().cpu().numpy()
+
+
 def at_size(args: argparse.Namespace, points_ND: Tensor) -> None:
     def fit(left_ND: Tensor) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(args.seed)
-        return balanced_kmeans(left_ND, args.codes, args.iterations, generator, "prices")
+        return balanced_kmeans(left_ND, args.codes, args.iterations, generator)
 
     residual_levels(points_ND[: 4 * args.codes], 1, fit)  # what runs once per process does not count
     (books, codes, distortions), took = timed(args, lambda: residual_levels(points_ND, args.levels, fit))

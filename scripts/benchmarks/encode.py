@@ -4,7 +4,8 @@
     python scripts/benchmarks/encode.py --items 100000 --dim 128 --device cpu
 
 The file is memory-mapped and has just been written, so it is in the page cache. First, over a sample, the codes and
-what they leave must be those of the same loop over faiss's exact search, which is timed there.
+what they leave must be those of the same loop over faiss's exact search, which is timed there. Needs faiss: pip install
+faiss-cpu.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import faiss
 import numpy as np
@@ -23,8 +25,9 @@ from vectors import ROWS, clustered, parser, residual_levels
 
 from llmrec.tokenizers.base import Encoded
 from llmrec.tokenizers.collisions import resolve
-from llmrec.tokenizers.rq_kmeans import RQKMeans
+from llmrec.tokenizers.shared.codebooks import ResidualCodebooks
 from llmrec.tokenizers.shared.kmeans import kmeans
+from llmrec.tokenizers.shared.vectors import JointVectors
 from llmrec.views import ItemViews, View
 
 SAMPLE = 20_000
@@ -79,9 +82,11 @@ def assert_same(args: argparse.Namespace, sample: np.ndarray, books: list[Tensor
 
 def encode(args: argparse.Namespace, vectors: np.ndarray, books: list[Tensor]) -> np.ndarray:
     """Codes as `llmrec tokenize` makes them."""
-    tokenizer = RQKMeans(num_levels=args.levels, codebook_size=args.codes, device=args.device)
-    tokenizer.codebooks = books
-    return tokenizer.encode_views(ItemViews(text=View(vectors, np.zeros(len(vectors), bool)))).numpy()
+    views = ItemViews(text=View(vectors, np.zeros(len(vectors), bool)))
+    items = SimpleNamespace(num_items=len(vectors), item_ids=[], source="benchmark")  # ids would only take memory
+    books = ResidualCodebooks(books)
+    parts = JointVectors(items, views).blocks(torch.device(args.device))
+    return torch.cat([books.codes(part_BD) for part_BD in parts]).cpu().numpy()
 
 
 def unique(args: argparse.Namespace, codes: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Residual k-means over all items: ours on a GPU or the CPU, beside faiss on the CPU.
+"""Residual k-means over all items: ours on a GPU or the CPU, and faiss (pip install faiss-cpu) on the CPU.
 
     python scripts/benchmarks/kmeans.py                                         # 10^6 x 768 on a GPU
     python scripts/benchmarks/kmeans.py --items 30000 --dim 128 --device cpu

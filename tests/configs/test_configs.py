@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import typing
 from pathlib import Path
 from typing import Literal
 
@@ -87,10 +86,10 @@ def test_the_type_of_a_field_decides_what_a_scalar_is(load):
 
 def test_none_lists_and_switches(load):
     needed = "out: o\ncatalog: c\nviews: v\n"
-    config = load(TokenizeConfig, needed + "view_names: null\nview_weights: ~\noverwrite: True\n")
-    assert (config.view_names, config.view_weights, config.overwrite) == (None, None, True)
-    config = load(TokenizeConfig, needed + "view_names: text, collaborative\nview_weights: [1, 2.5]\n")
-    assert (config.view_names, config.view_weights) == (["text", "collaborative"], [1.0, 2.5])
+    config = load(TokenizeConfig, needed + "view_names: null\nappend: ~\noverwrite: True\n")
+    assert (config.view_names, config.append, config.overwrite) == (None, None, True)
+    assert load(TokenizeConfig, needed + "view_names: text, collaborative\n").view_names == ["text", "collaborative"]
+    assert load(TokenizeConfig, needed + "view_names: [text]\n").view_names == ["text"]
     assert load(EvaluateConfig, "out: o\ncatalog: c\nmodel: m\nk: [1, 20]\n").k == [1, 20]
     assert load(EvaluateConfig, "out: o\ncatalog: c\nmodel: m\nk: 5\nbaselines: []\n").baselines == []
 
@@ -202,7 +201,9 @@ def test_every_problem_is_reported_at_once(load):
 
 def test_bounds_hold_however_a_config_is_made():
     with pytest.raises(ValueError, match="num_levels is 0; at least 1 is needed; iterations is 0"):
-        TokenizeConfig.completed({})(out="o", catalog="c", views="v", num_levels=0, iterations=0)
+        TOKENIZERS["rq_kmeans"](num_levels=0, iterations=0)
+    with pytest.raises(ValueError, match=r"branching is \[4, 1\]; at least 2 is needed"):
+        TOKENIZERS["gaoq"](branching=[4, 1])
     with pytest.raises(ValueError, match="k is 0"):
         dataclasses.replace(RecommendConfig(model="m"), k=0)
 
@@ -220,6 +221,6 @@ def test_a_number_is_taken_exactly_or_refused(value):
 
 def test_what_configs_repeat_to_stay_light_is_what_the_library_says():
     assert EvaluateConfig(out="o", catalog="c", model="m").baselines == ["popularity", "repeat", "markov", "item_knn"]
-    assert typing.get_args(typing.get_type_hints(TokenizeConfig)["method"]) == tuple(TOKENIZERS)
+    assert TokenizeConfig.method in TOKENIZERS
     known = PrepareConfig.__dataclass_fields__["dataset"].metadata["help"]
     assert [name for name in KNOWN if name not in known] == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,16 +31,13 @@ class Stage(Config):
     tokenizer: dict[str, object] = option("Options of the tokenizer.", {})
     seed: int = option("Seed.", 0)
 
-    @classmethod
-    def nested(cls, given: Mapping[str, object]) -> dict[str, type[Config]]:
-        return {"tokenizer": Sorted if given.get("method") == "sorted" else KMeans}
-
 
 @pytest.fixture
 def load(tmp_path):
     def load(text: str, **flags: object) -> Stage:
         (tmp_path / "run.yaml").write_text(text)
-        return load_config(Stage, tmp_path / "run.yaml", flags)
+        kind = Sorted if "method: sorted" in text else KMeans
+        return load_config(Stage, tmp_path / "run.yaml", flags, {"tokenizer": kind})
 
     return load
 
@@ -52,8 +48,8 @@ def test_a_block_holds_the_values_given_in_the_types_of_its_dataclass(load):
     assert load("").tokenizer == {}
 
 
-def test_flags_and_flat_keys_of_the_other_dataclass_go_into_the_block_and_flags_win(load):
-    assert load("codebook_size: 8\n").tokenizer == {"codebook_size": 8}
+def test_flags_of_the_other_dataclass_go_into_the_block_and_win(load):
+    assert load("", codebook_size="8").tokenizer == {"codebook_size": 8}
     assert load("tokenizer: {codebook_size: 8}\n", codebook_size="4").tokenizer == {"codebook_size": 4}
     assert load("method: sorted\n", key="title").tokenizer == {"key": "title"}
 
@@ -67,12 +63,13 @@ def test_a_default_is_not_shared_between_instances():
     [
         ("tokenizer: {codebook_sice: 4}", "unknown key 'tokenizer.codebook_sice' in "),
         ("tokenizer: {clusters: 4}", "it is now called 'codebook_size'"),
-        ("clusters: 4", "it is now called 'codebook_size'"),
+        ("clusters: 4", "is an option of the block 'tokenizer'; move it below `tokenizer:`"),
+        ("codebook_size: 4", "is an option of the block 'tokenizer'; move it below `tokenizer:`"),
         ("codebook_sice: 4", "did you mean 'codebook_size'?"),
         ("tokenizer: {codebook_size: 1}", "tokenizer.codebook_size is 1; at least 2 is needed (in "),
         ("tokenizer: {codebook_size: x}", "tokenizer.codebook_size is 'x'; an integer is needed (in "),
         ("tokenizer: 5", "tokenizer is '5'; a block of `key: value` lines is needed (in "),
-        ("tokenizer: {codebook_size: 4}\ncodebook_size: 4", "'codebook_size' stands both in 'tokenizer' and outside"),
+        ("tokenizer: {codebook_size: 4}\ncodebook_size: 4", "move it below `tokenizer:`"),
         ("tokenizer: {codebook_size: 4, codebook_size: 8}", "sets codebook_size more than once"),
         ("method: sorted", "'tokenizer.key' is required: Column to sort by."),
     ],

@@ -148,11 +148,14 @@ def test_the_tokenizers_of_the_table_are_those_there_are(grid):
     from beauty_tokenizers import METHODS
 
     from llmrec.configs import TokenizeConfig
+    from llmrec.configs.file import load_config
     from llmrec.tokenizers import TOKENIZERS
+    from llmrec.tokenizers.config import make_tokenizer, option_blocks
 
     assert {options["method"] for options in METHODS.values()} == set(TOKENIZERS)
     for options in METHODS.values():
-        TokenizeConfig.completed(options)(out="o", catalog="c", views="v", **options)
+        given = {"out": "o", "catalog": "c", "views": "v", **options}
+        make_tokenizer(load_config(TokenizeConfig, overrides=given, blocks=option_blocks(options["method"])))
 
 
 def test_beneath_the_llm_of_a_recipe_only_directories_are_the_runs_own(grid):

@@ -11,7 +11,7 @@ import pytest
 from llmrec.tokenizers import load_tokenizer
 from llmrec.views import ItemViews
 from tests.diagnostics.test_diagnostics import build_catalog
-from tests.support.clustered import clusters, views_of
+from tests.support.clustered import books_of, clusters, views_of
 from tests.support.prepared import run_json, write_catalog
 
 pytestmark = pytest.mark.slow  # experiments run on demand
@@ -71,8 +71,8 @@ def test_every_ablation_runs_from_the_command_line(scripts, data, tmp_path, caps
         run_json(capsys, "tokenize", *words)
         saved = load_tokenizer(tmp_path / str(number))
         assert all(getattr(saved, option) == value for option, value in options.items() if hasattr(saved, option))
-        assert list(saved.view_dims) == options["view_names"]
-        found[name] = saved.codebooks[-1].numpy().tobytes()
+        assert saved.view_names == options["view_names"]
+        found[name] = books_of(saved)[-1].numpy().tobytes()
     # A variant that changes nothing would be another name for the base; batches here all take the whole catalogue.
     batches = {name for name in found if name.startswith("batch")}
     assert {found[name] for name in batches} == {found["base"]}

@@ -130,7 +130,7 @@ def test_law_1_a_checkpoint_is_of_the_new_catalogue_only_if_that_tests_nothing_i
 ):
     catalog = write_toy_catalog(tmp_path / "catalog")
     split = pq.read_table(tmp_path / "catalog" / "split.parquet")
-    config = TokenizeConfig(out=str(tmp_path / "sid"), catalog="", views="")
+    config = TokenizeConfig(out=str(tmp_path / "sid"), catalog="c", views="v")
     run_stage("tokenize", config, {"catalog": catalog.source}, sid_table.save)
     base = tmp_path / "base"
     extend.main(ExtendConfig(out=str(base), sid=str(tmp_path / "sid"), model=str(write_llm(tmp_path / "llm"))))
@@ -139,7 +139,7 @@ def test_law_1_a_checkpoint_is_of_the_new_catalogue_only_if_that_tests_nothing_i
     table = with_items(sid_table, [[2, 2, 2]], [4, 4, 4])
     for name, rows in (("same", split), ("less", less)):
         grown = grown_catalog(tmp_path / f"{name}-catalog", catalog, rows)
-        config = TokenizeConfig(out=str(tmp_path / f"{name}-sid"), catalog="", views="")
+        config = TokenizeConfig(out=str(tmp_path / f"{name}-sid"), catalog="c", views="v")
         run_stage("tokenize", config, {"catalog": grown.source}, table.save)
         out, sid = str(tmp_path / name), str(tmp_path / f"{name}-sid")
         extend.main(ExtendConfig(out=out, sid=sid, model=str(tmp_path / "sft")))

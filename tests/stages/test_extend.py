@@ -204,7 +204,7 @@ def test_law_1_sids_of_another_split_do_not_reach_training(tmp_path, sid_table):
     split = pq.read_table(tmp_path / "other" / "split.parquet")
     shutil.rmtree(tmp_path / "other")
     write_catalog(tmp_path / "other", pq.read_table(tmp_path / "ours" / "items.parquet"), split.slice(0, 60))
-    config = TokenizeConfig(out=str(tmp_path / "sid"), catalog="", views="")
+    config = TokenizeConfig(out=str(tmp_path / "sid"), catalog="c", views="v")
     run_stage("tokenize", config, {"catalog": str(tmp_path / "ours")}, sid_table.save)
     base = tmp_path / "base"
     extend.main(ExtendConfig(out=str(base), sid=str(tmp_path / "sid"), model=str(write_llm(tmp_path / "llm"))))

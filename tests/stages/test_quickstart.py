@@ -10,6 +10,7 @@ from llmrec.configs import STAGES, QuickstartConfig
 from llmrec.configs.file import load_config
 from llmrec.runtime.manifest import content_hash, read_manifest, verify
 from llmrec.stages import quickstart
+from llmrec.tokenizers.config import completed, option_blocks
 
 DIRECTORIES = ("catalog", "views", "sid", "base", "checkpoint", "eval")
 RECIPE = Path(__file__).parents[2] / "recipes" / "movietweetings-micro"
@@ -34,7 +35,8 @@ def test_the_recipe_is_what_quickstart_runs(quickstart_200):
     differ = {"out", "catalog", "views", "sid", "model", "num_users"}  # paths and the sample of this run
     stages = dict(zip(DIRECTORIES, ("prepare", "embed", "tokenize", "extend", "sft", "evaluate"), strict=True))
     for name, stage in stages.items():
-        recipe = vars(load_config(STAGES[stage], RECIPE / f"{stage}.yaml"))
+        config = load_config(STAGES[stage], RECIPE / f"{stage}.yaml", blocks=option_blocks() if name == "sid" else {})
+        recipe = vars(completed(config) if name == "sid" else config)
         ran = read_manifest(quickstart_200 / name)["config"]
         assert {k: v for k, v in recipe.items() if k not in differ} == {k: v for k, v in ran.items() if k not in differ}
 

@@ -9,7 +9,10 @@ import pyarrow as pa
 import pytest
 
 from llmrec.cli import main
+from llmrec.configs import TokenizeConfig
+from llmrec.runtime.manifest import read_manifest
 from llmrec.sid.table import SidTable
+from llmrec.stages import tokenize
 from llmrec.tokenizers import Random, RQKMeans, Sorted, load_tokenizer
 from llmrec.views import ItemViews, View
 from tests.support.prepared import run_json, write_catalog
@@ -38,9 +41,7 @@ def flags(prepared, views, out, *more: object) -> list[object]:
             "--num-levels", 2, "--device", "cpu", *more]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "collision", ["suffix_ordinal", "suffix_if_collided", "sinkhorn_reassign", "knn_cap", "accept"]
-)
+@pytest.mark.parametrize("collision", ["suffix_ordinal", "suffix_if_collided", "sinkhorn_reassign", "accept"])
 def test_every_policy_writes_what_it_promises(capsys, tmp_path, prepared, views, collision):
     report = run_json(capsys, *flags(prepared, views, tmp_path / "sid", "--collision", collision))
     table = SidTable.load(tmp_path / "sid")
@@ -109,12 +110,12 @@ def test_tables_are_shown_to_a_person(capsys, tmp_path, prepared, views):
     [
         (["--num-levels", 0, "--iterations", 0], "num_levels is 0; at least 1 is needed; iterations is 0"),
         (["--view-weights", 1, 2], "give one weight per name"),
-        (["--view-names", "one", "two", "--view-weights", 1, -2], "positive numbers are needed"),
+        (["--view-names", "one", "two", "--view-weights", 1, -2], "view_weights is [1.0, -2.0]; more than 0 is needed"),
         (["--view-names", "one", "one"], "name each view once"),
         (["--view-names", "smell"], "holds ['one', 'two']"),
         (["--num-levels", 1, "--collision", "accept"], "12 items cannot be told apart by 1 levels of 4 codes"),
         (["--device", "abacus"], "Unknown device 'abacus'"),
-        (["--method", "atomc"], "method is 'atomc'; choose from rq_kmeans"),
+        (["--method", "atomc"], "unknown method 'atomc'; did you mean 'atomic'?"),
     ],
 )
 def test_wrong_configs_leave_nothing_behind(capsys, tmp_path, prepared, views, more, message):
@@ -172,8 +173,34 @@ def test_options_of_another_method_are_unknown(capsys, tmp_path, prepared):
     assert "method 'rq_kmeans' needs views" in capsys.readouterr().err
 
 
+def test_options_of_the_method_stand_in_a_block_or_are_flags_that_win(capsys, tmp_path, prepared, views):
+    stage = f"catalog: {prepared.source}\nviews: {views}\ndevice: cpu\nmethod: rq_kmeans\n"
+    block = "options:\n  num_levels: 2\n  codebook_size: 3\n"
+    (tmp_path / "run.yaml").write_text(stage + block)
+    (tmp_path / "flat.yaml").write_text(stage + "num_levels: 2\ncodebook_size: 4\n")
+    given = ["tokenize", "--config", tmp_path / "run.yaml", "--codebook-size", 4, "--out", tmp_path / "yaml"]
+    flagged = run_json(capsys, *flags(prepared, views, tmp_path / "flags"))
+    assert run_json(capsys, *given)["sid_sha256"] == flagged["sid_sha256"]
+    options = read_manifest(tmp_path / "yaml")["config"]["options"]
+    assert options == read_manifest(tmp_path / "flags")["config"]["options"]
+    assert options == {
+        "view_weights": None, "num_levels": 2, "codebook_size": 4, "iterations": 25, "balance": "none",
+    }  # fmt: skip
+    argv = ["tokenize", "--config", str(tmp_path / "flat.yaml"), "--out", str(tmp_path / "flat")]
+    assert main(argv) == 2
+    assert "is an option of the block 'options'; move it below `options:`" in capsys.readouterr().err
+
+
+def test_a_config_made_in_python_says_which_options_a_method_has(tmp_path, prepared):
+    given = {"out": str(tmp_path / "sid"), "catalog": prepared.source, "method": "random"}
+    with pytest.raises(ValueError, match="method 'random' has no option 'codebok_size'; did you mean 'codebook_size'"):
+        tokenize.main(TokenizeConfig(**given, options={"codebok_size": 4}))
+    with pytest.raises(ValueError, match="num_levels is 0; at least 1 is needed; codebook_size is 'x'; an integer"):
+        tokenize.main(TokenizeConfig(**given, options={"num_levels": 0, "codebook_size": "x"}))
+
+
 def test_a_collapsed_level_ends_the_stage_unless_allowed(capsys, tmp_path, prepared, monkeypatch):
-    monkeypatch.setattr(Random, "codes_of", lambda self, catalog: np.zeros((12, 2), np.int64))
+    monkeypatch.setattr(Random, "codes", lambda self, catalog: np.zeros((12, 2), np.int64))
     argv = without_views(prepared, tmp_path / "sid", "random", "--codebook-size", 20, "--num-levels", 2)
     assert main([str(part) for part in argv]) == 2
     assert "level 0 uses 1 of 12 codes, level 1 uses 1 of 12 codes" in capsys.readouterr().err

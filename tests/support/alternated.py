@@ -54,8 +54,11 @@ def write_views(
 
 def write_sid(path: Path, catalog: str, views: str, method: str = "etegrec", **options) -> str:
     sizes = {"num_levels": LEVELS, "codebook_size": CODES, "encoder_layers": [16], "latent_dim": 8, "max_epochs": 40}
-    given = {"method": method, **(sizes if method == "etegrec" else {}), **options}
-    config = TokenizeConfig.completed(given)(out=str(path), catalog=catalog, views=views, device="cpu", **given)
+    stage = {name: options.pop(name) for name in ("collision", "seed") if name in options}
+    given = {**(sizes if method == "etegrec" else {}), **options}
+    config = TokenizeConfig(
+        out=str(path), catalog=catalog, views=views, device="cpu", method=method, options=given, **stage
+    )
     return tokenize.main(config)["out"]
 
 

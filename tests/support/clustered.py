@@ -7,7 +7,7 @@ import pyarrow as pa
 import torch
 
 from llmrec.data.catalog import Catalog
-from llmrec.tokenizers import Encoded
+from llmrec.tokenizers import Encoded, ItemTokenizer
 from llmrec.views import ItemViews, View
 
 SPLIT = pa.table({"user_id": ["u"], "split": ["train"], "history": [["0"]], "target": ["0"]})
@@ -33,6 +33,12 @@ def views_of(**vectors: torch.Tensor | np.ndarray) -> ItemViews:
     """Views by name; an item whose vector is zero is missing."""
     blocks = {name: np.array(block, np.float32) for name, block in vectors.items()}
     return ItemViews({name: View(block, ~block.any(axis=1)) for name, block in blocks.items()})
+
+
+def books_of(tokenizer: ItemTokenizer) -> list[torch.Tensor]:
+    """Codebooks that a tokenizer has fitted, behind an encoder or without."""
+    quantizer = tokenizer.coder.quantizer
+    return quantizer.books if hasattr(quantizer, "books") else quantizer.codebooks.books
 
 
 def rebuilt_cosine(encoded: Encoded) -> float:

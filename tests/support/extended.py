@@ -41,7 +41,7 @@ def write_sid(path: Path, table: SidTable) -> Path:
     def build(workdir: Path) -> None:
         table.save(workdir)
 
-    return run_stage("tokenize", TokenizeConfig(out=str(path), catalog="", views=""), {}, build)
+    return run_stage("tokenize", TokenizeConfig(out=str(path), catalog="c", views="v"), {}, build)
 
 
 def write_llm(path: Path, architecture: str = "qwen3", tied: bool = True, dtype=None) -> Path:

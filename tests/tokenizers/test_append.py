@@ -23,11 +23,10 @@ from llmrec.sid.groups import buckets
 from llmrec.sid.table import SidTable
 from llmrec.tokenizers import Atomic, Encoded, Random, RQKMeans
 from llmrec.tokenizers.append import AppendResult, PublishedSids, append
-from llmrec.tokenizers.collisions import resolve
+from llmrec.tokenizers.collisions import POLICIES, resolve
 from llmrec.views import ItemViews, View
 
 PROPERTY = settings(derandomize=True, max_examples=60, deadline=None)
-POLICIES = ("suffix_ordinal", "suffix_if_collided", "sinkhorn_reassign", "knn_cap", "hungarian_leaf", "accept")
 KEEP_CODES = ("suffix_ordinal", "accept")
 
 
@@ -136,7 +135,7 @@ def test_nothing_is_put_behind_a_published_sid_without_a_suffix():
     assert result.notes[1] == "1 new items have another last code than the tokenizer's, whose place was taken."
 
 
-@pytest.mark.parametrize("policy", ["sinkhorn_reassign", "hungarian_leaf", "suffix_if_collided", "knn_cap"])
+@pytest.mark.parametrize("policy", ["sinkhorn_reassign", "hungarian_leaf", "suffix_if_collided"])
 def test_without_a_suffix_new_items_take_the_nearest_free_codes_in_turn(policy):
     codes = [[1, 0], [1, 2], [1, 0], [1, 0], [2, 0]]
     cost = np.array([[0, 9, 9, 9], [9, 9, 0, 9], [0, 5, 1, 4], [0, 5, 1, 4], [0, 9, 9, 9]])
@@ -155,12 +154,14 @@ def test_sinkhorn_with_suffixes_shares_where_nothing_is_free():
     assert table.codes([4, 5])[:, 1:].tolist() == [[3, 0], [3, 1]]
 
 
-def test_knn_cap_fills_a_code_up_to_five():
-    codes = [[1, 0]] * 4 + [[1, 3]] + [[1, 0]] * 2
-    cost = np.array([[0, 9, 9, 3]] * 7)
-    cost[4] = [9, 9, 9, 0]
-    table = appended("knn_cap", codes, 5, cost).table
-    assert table.codes([5, 6]).tolist() == [[1, 0, 4], [1, 3, 1]] and table.level_sizes == [4, 4, 5]
+def test_a_policy_of_an_earlier_version_is_refused_with_the_remedy():
+    codes = np.array([[0, 1], [0, 2]])
+    published = publish("accept", codes, nearest_own(codes), np.arange(2))
+    old = PublishedSids(published.table, published.tokenizer, "knn_cap")
+    with pytest.raises(
+        ValueError, match=r"made with collision 'knn_cap', which this version does not have.*suffix_ordinal"
+    ):
+        append(old, catalog_of(names(2)), some_views(catalog_of(names(2))))
 
 
 def test_without_new_items_the_table_is_the_same():
@@ -214,7 +215,7 @@ def write_published(path: Path, table: SidTable, tokenizer: RQKMeans, policy: st
         tokenizer.save_pretrained(workdir)
         write_json(workdir / "report.json", {"collision": policy} if policy else {})
 
-    return run_stage("tokenize", TokenizeConfig(out=str(path), catalog="", views=""), {}, build)
+    return run_stage("tokenize", TokenizeConfig(out=str(path), catalog="c", views="v"), {}, build)
 
 
 @pytest.fixture(scope="module")

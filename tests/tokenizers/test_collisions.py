@@ -16,12 +16,13 @@ from llmrec.sid.groups import buckets, ordinals
 from llmrec.sid.table import EMPTY, SidTable
 from llmrec.tokenizers import Encoded
 from llmrec.tokenizers.collisions import check_capacity, expected_collision_rate, num_collisions, resolve
-from llmrec.tokenizers.collisions.reassign import cheapest_with_room, sinkhorn_reassign
+from llmrec.tokenizers.collisions.append import cheapest_with_room
+from llmrec.tokenizers.collisions.reassign import sinkhorn_reassign
 from llmrec.tokenizers.collisions.suffix import add_suffix
 
 PROPERTY = settings(derandomize=True, max_examples=25, deadline=None)
 CODES = hnp.arrays(np.int64, st.tuples(st.integers(1, 40), st.integers(1, 3)), elements=st.integers(0, 3))
-MOVES_LAST = ("sinkhorn_reassign", "knn_cap", "hungarian_leaf")
+MOVES_LAST = ("sinkhorn_reassign", "hungarian_leaf")
 
 
 @st.composite
@@ -122,7 +123,7 @@ def test_last_codes_chosen_again_are_distinct_in_the_end_and_the_levels_before_s
     levels = codes.shape[1]
     cost, sizes = np.random.default_rng(seed).random((len(codes), 4)), [4] * levels
     fullest = buckets(codes[:, :-1])[2].max()
-    room = {"knn_cap": 20, "hungarian_leaf": 4}.get(policy, math.inf)
+    room = 4 if policy == "hungarian_leaf" else math.inf
     if fullest > room:
         with pytest.raises(ValueError, match=f"{fullest} items share the codes .* has room for {room} of"):
             resolve(policy, encoded(codes, cost), sizes)
@@ -131,8 +132,6 @@ def test_last_codes_chosen_again_are_distinct_in_the_end_and_the_levels_before_s
     assert num_collisions(resolved) == 0
     np.testing.assert_array_equal(resolved[:, : levels - 1], codes[:, :-1])
     assert (resolved.max(axis=0) < new_sizes).all()
-    if policy == "knn_cap":
-        assert buckets(resolved[:, :levels])[2].max() <= 5 and new_sizes[levels:] in ([], [5])
     if policy == "hungarian_leaf":
         assert new_sizes == sizes
 
@@ -141,7 +140,7 @@ def test_last_codes_chosen_again_are_distinct_in_the_end_and_the_levels_before_s
 @given(codes=CODES, seed=st.integers(0, 99))
 def test_sinkhorn_never_leaves_more_collisions(codes, seed):
     cost = np.random.default_rng(seed).random((len(codes), 4))
-    assert num_collisions(sinkhorn_reassign(encoded(codes, cost))[0]) <= num_collisions(codes)
+    assert num_collisions(sinkhorn_reassign(codes, encoded(codes, cost).last_level_cost)[0]) <= num_collisions(codes)
 
 
 def test_sinkhorn_reassign_moves_the_item_for_which_it_is_cheaper():
@@ -161,17 +160,6 @@ def test_items_that_sinkhorn_cannot_tell_apart_get_a_suffix_and_the_report_says_
         "sinkhorn_reassign ran 20 rounds: 1 -> 1 collisions.",
         "What still collides was told apart by suffix_ordinal.",
     ]
-
-
-def test_knn_cap_moves_the_farthest_to_the_nearest_code_with_room():
-    """Seven items at code 0, rows 2 and 5 the farthest; code 3 is next nearest to both and has room for one."""
-    own = [0.1, 0.2, 0.9, 0.3, 0.4, 0.8, 0.5]
-    cost = np.array([[distance, 7.0, 6.0, 2.0] for distance in own] + [[9.0, 9.0, 9.0, 0.0]] * 4)
-    codes = np.array([[1, 0]] * 7 + [[1, 3]] * 4)
-    resolved, sizes, notes = resolve("knn_cap", encoded(codes, cost), [4, 4])
-    assert resolved[:, 1].tolist() == [0, 0, 3, 0, 0, 2, 0, 3, 3, 3, 3]
-    assert resolved[:, 2].tolist() == [0, 1, 0, 2, 3, 0, 4, 1, 2, 3, 4] and sizes == [4, 4, 5]
-    assert notes == ["knn_cap gave 2 items another last code: 9 -> 8 collisions."]
 
 
 def test_hungarian_leaf_takes_the_least_sum_of_costs():
@@ -222,12 +210,9 @@ def test_more_items_than_codes_is_refused_where_no_suffix_is_promised(policy):
     check_capacity(policy, 16, [4, 4])
 
 
-def test_suffixes_have_room_for_all_and_knn_cap_for_five_times_as_many_as_codes():
+def test_suffixes_have_room_for_all():
     check_capacity("suffix_ordinal", 1000, [4, 4])
     check_capacity("suffix_if_collided", 1000, [4, 4])
-    check_capacity("knn_cap", 80, [4, 4])
-    with pytest.raises(ValueError, match=r"81 items .* num_levels 3 or more, codebook_size 5 or more"):
-        check_capacity("knn_cap", 81, [4, 4])
 
 
 def test_a_code_that_costs_infinitely_much_is_never_taken():

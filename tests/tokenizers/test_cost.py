@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llmrec.tokenizers.cost import CoST, contrastive_loss
-from tests.support.clustered import catalog_of, clusters, points, views_of
+from tests.support.clustered import books_of, catalog_of, clusters, points, views_of
 
 
 def cost(**options) -> CoST:
@@ -54,28 +54,29 @@ def test_the_loss_falls_and_codes_tell_clusters_apart(shared, reconstruction):
     tokenizer, encoded = fitted(cost(**options), vectors)
     losses = []
     for fitted_tokenizer in (start, tokenizer):
-        rebuilt = fitted_tokenizer.rebuild(fitted_tokenizer.codes_of(vectors))
+        quantizer = fitted_tokenizer.coder.quantizer
+        rebuilt = quantizer.rebuild(quantizer.codes(vectors))
         losses.append(contrastive_loss(vectors[:32], rebuilt[:32], 0.1).item())
     assert losses[1] < 0.5 * losses[0]
     prefixes = {tuple(row) for row in encoded.codes[:, :1]}
     assert len(prefixes) >= 8
-    same = [torch.equal(tokenizer.codebooks[0], tokenizer.codebooks[1])]
+    same = [torch.equal(*books_of(tokenizer))]
     assert same == [shared]
 
 
 def test_the_objective_is_the_contrast_and_with_reconstruction_both():
     vectors, rows = clusters(64, 6, 8), torch.arange(64)
-    judged = {}
+    losses = {}
     for options in ({"reconstruction": False}, {"reconstruction": True}, {"reconstruction": True, "alpha": 1e-9}):
-        learner = cost(**options).learner(vectors, torch.Generator().manual_seed(0)).eval()
-        judged[len(judged)] = learner.judge(rows).item()
+        learner = cost(**options).objective(vectors, torch.Generator().manual_seed(0)).eval()
+        losses[len(losses)] = learner.validation_loss(rows).item()
     rebuilt = learner.network.decode(learner.quantizer(learner.network.encode(vectors)).vector)
-    assert judged[0] == pytest.approx(0.1 * contrastive_loss(vectors, rebuilt, 0.1).item(), rel=1e-5)
-    assert judged[1] == pytest.approx(judged[0] + judged[2], rel=1e-5)
+    assert losses[0] == pytest.approx(0.1 * contrastive_loss(vectors, rebuilt, 0.1).item(), rel=1e-5)
+    assert losses[1] == pytest.approx(losses[0] + losses[2], rel=1e-5)
 
 
 def test_every_weight_gets_a_gradient():
-    learner = cost(codebook_size=2).learner(clusters(64, 6, 8), torch.Generator().manual_seed(0))
+    learner = cost(codebook_size=2).objective(clusters(64, 6, 8), torch.Generator().manual_seed(0))
     learner.loss(torch.arange(64)).backward()
     assert all(weight.grad is not None and weight.grad.any() for weight in learner.parameters())
 

@@ -77,7 +77,7 @@ def test_it_is_trained_on_from_where_it_was_fitted():
     tokenizer, catalog, views = fitted()
     encoded = tokenizer.encode(catalog, views)
     rows = np.arange(120)
-    module = tokenizer.end_to_end(tokenizer.joint_vectors(catalog, views, rows))
+    module = tokenizer.end_to_end(catalog, views)
     np.testing.assert_array_equal(module.codes().numpy(), encoded.codes)
     assigned = module.assign(module.points)
     torch.testing.assert_close(assigned.reconstruction, encoded.reconstruction(rows))
@@ -88,7 +88,7 @@ def test_it_is_trained_on_from_where_it_was_fitted():
 def test_training_on_leaves_the_fitted_one_and_the_random_state_alone(tmp_path):
     tokenizer, catalog, views = fitted()
     before, state = tokenizer.encode(catalog, views).codes, torch.get_rng_state()
-    module = tokenizer.end_to_end(tokenizer.joint_vectors(catalog, views, np.arange(120)))
+    module = tokenizer.end_to_end(catalog, views)
     assert torch.equal(torch.get_rng_state(), state)
     module.requires_grad_(True)
     with torch.no_grad():

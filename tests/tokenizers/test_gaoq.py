@@ -16,9 +16,10 @@ from llmrec.diagnostics.structure import index_consistency
 from llmrec.sid.table import SidTable
 from llmrec.tokenizers.append import PublishedSids, append
 from llmrec.tokenizers.collisions import num_collisions, resolve
-from llmrec.tokenizers.collisions.append import codes_beside
-from llmrec.tokenizers.gaoq import GAOQ, anchors_of, derived_branching, matched, offset_cosines
+from llmrec.tokenizers.collisions.append import codes_of_new_items
+from llmrec.tokenizers.gaoq import GAOQ, derived_branching, grow
 from llmrec.tokenizers.hierarchical_kmeans import HierarchicalKMeans
+from llmrec.tokenizers.shared.anchored_tree import anchors_of, matched, offset_cosines
 from tests.support.clustered import SPLIT, catalog_of, clusters, points, views_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -119,10 +120,7 @@ def test_planted_steps_get_one_code_under_every_parent():
     """Three far centres, each with the same two steps to its sub-clusters, of three items: a step is a code."""
     centres, steps = 20 * torch.eye(3, 8), 2 * torch.eye(8)[3:5]
     x = (centres[:, None, None] + steps[None, :, None] + 0.1 * points(18, 8).view(3, 2, 3, 8)).reshape(18, 8)
-    tokenizer = gaoq_of(branching=[3, 2, 3])
-    tokenizer.sizes = [3, 2, 3]
-    tokenizer.learn(x)  # as they are: views would be scaled to unit length
-    codes = tokenizer.assigned_NL.view(3, 2, 3, 3)
+    codes = grow(x, [3, 2, 3], 5, torch.Generator().manual_seed(0))[1].view(3, 2, 3, 3)  # views would be scaled
     assert (codes[:, :, :, 1] == codes[:1, :, :1, 1]).all() and codes[0, :, 0, 1].unique().numel() == 2
 
 
@@ -150,7 +148,7 @@ def test_the_papers_branching_has_room_and_left_out_it_is_like_it():
     assert gaoq_of(branching=None).planned_sizes(1000) == [6, 12, 14]
 
 
-def test_fitted_items_keep_their_codes_beside_new_ones_and_from_disk(tmp_path, thousand, fitted):
+def test_fitted_items_keep_their_codes_of_new_items_new_ones_and_from_disk(tmp_path, thousand, fitted):
     tokenizer, codes = fitted
     tokenizer.save_pretrained(tmp_path)
     loaded = GAOQ.from_pretrained(tmp_path, "cpu")
@@ -173,11 +171,13 @@ def test_new_items_take_the_nearest_child_and_then_the_free_anchor_nearest_in_co
         inside = codes[:, 0] == np.argmin([((mean - x[row]) ** 2).sum() for mean in firsts])
         means = [x[:1000][inside & (codes[:, 1] == c)].mean(0) for c in range(12)]
         assert encoded.codes[row, 1] == np.argmin([((mean - x[row]) ** 2).sum() for mean in means])
-        cosine = torch.cosine_similarity((x[row] - means[encoded.codes[row, 1]])[None], tokenizer.anchors[1])
+        cosine = torch.cosine_similarity(
+            (x[row] - means[encoded.codes[row, 1]])[None], tokenizer.coder.quantizer.anchors[1]
+        )
         assert encoded.codes[row, 2] == cosine.argmax()
         torch.testing.assert_close(encoded.last_level_cost(np.array([row]))[0], 1 - cosine)
         free = np.setdiff1d(np.arange(16), codes[(codes[:, :2] == encoded.codes[row, :2]).all(axis=1), 2])
-        placed = codes_beside("hungarian_leaf", codes, encoded, np.array([row]))
+        placed = codes_of_new_items("hungarian_leaf", codes, encoded, np.array([row]))
         assert placed[0, 2] == free[cosine[free].argmax()]
 
 
@@ -191,15 +191,15 @@ def test_new_items_whose_cluster_is_full_go_to_the_nearest_with_room():
     catalog, views = catalog_of(20), views_of(text=torch.cat([x, x[far : far + 1]]))
     encoded = tokenizer.encode(catalog, views)
     assert tuple(encoded.codes[19, :2]) == tuple(codes[far, :2]) != short
-    placed = codes_beside("hungarian_leaf", codes, encoded, np.array([19]))[0]
+    placed = codes_of_new_items("hungarian_leaf", codes, encoded, np.array([19]))[0]
     assert tuple(placed[:2]) == short and num_collisions(np.vstack([codes, placed])) == 0
-    assert codes_beside("hungarian_leaf", codes, encoded, np.array([], np.int64)).shape == (0, 3)
+    assert codes_of_new_items("hungarian_leaf", codes, encoded, np.array([], np.int64)).shape == (0, 3)
     published = PublishedSids(
         SidTable(catalog_of(19).item_ids, codes, level_sizes=[2, 2, 5]), tokenizer, "hungarian_leaf"
     )
     grown = append(published, catalog, views)
     assert grown.table.codes([19]).tolist() == [placed.tolist()]
-    assert "1 new items found no room under their parent and went to the nearest that has." in grown.notes
+    assert "1 new items are in the nearest cluster with free codes, as their own is full." in grown.notes
 
 
 def test_new_items_beyond_all_anchors_are_refused_or_get_a_suffix():
@@ -208,7 +208,7 @@ def test_new_items_beyond_all_anchors_are_refused_or_get_a_suffix():
     codes, grown = codes_for(tokenizer, x), torch.cat([x, x[:1]])
     encoded = tokenizer.encode(catalog_of(21), views_of(text=grown))
     with pytest.raises(ValueError, match="1 new items find no free last code: of the 20 places"):
-        codes_beside("hungarian_leaf", codes, encoded, np.array([20]))
+        codes_of_new_items("hungarian_leaf", codes, encoded, np.array([20]))
     assert num_collisions(resolve("suffix_if_collided", encoded, [2, 2, 5])[0]) == 0
 
 
@@ -231,7 +231,8 @@ def test_the_same_seed_gives_the_same_codes_and_anchors():
     codes = codes_for(one, x)
     np.testing.assert_array_equal(codes, codes_for(same, x))
     assert not np.array_equal(codes, codes_for(other, x))
-    assert torch.equal(one.anchors[0], same.anchors[0]) and not torch.equal(one.anchors[0], other.anchors[0])
+    anchors, again, others = (tokenizer.coder.quantizer.anchors[0] for tokenizer in (one, same, other))
+    assert torch.equal(anchors, again) and not torch.equal(anchors, others)
 
 
 def test_items_with_equal_vectors_are_told_apart():
@@ -242,9 +243,11 @@ def test_items_with_equal_vectors_are_told_apart():
 def test_what_has_no_room_is_refused_with_its_numbers():
     with pytest.raises(ValueError, match=r"branching \[4, 3, 5\] has 60 places for 61 items.*number 6 instead of 5"):
         codes_for(gaoq_of(), points(61, 4))
-    for branching in ([4], [4, 1, 20], []):
+    for branching in ([4], []):
         with pytest.raises(ValueError, match="give two levels or more, each a number above 1"):
             gaoq_of(branching=branching)
+    with pytest.raises(ValueError, match=r"branching is \[4, 1, 20\]; at least 2 is needed"):
+        gaoq_of(branching=[4, 1, 20])
     with pytest.raises(ValueError, match="all of the 9 item vectors are equal"):
         codes_for(gaoq_of(), torch.ones(9, 3))
     with pytest.raises(ValueError, match="fit it first"):
@@ -254,7 +257,7 @@ def test_what_has_no_room_is_refused_with_its_numbers():
 def test_a_directory_of_another_tree_is_refused(tmp_path):
     tokenizer = gaoq_of()
     codes_for(tokenizer, points(60, 4))
-    tokenizer.sizes = [3, 4, 5]
+    tokenizer.coder.quantizer.sizes = [3, 4, 5]
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"not those of level sizes \[3, 4, 5\]"):
         GAOQ.from_pretrained(tmp_path, "cpu")

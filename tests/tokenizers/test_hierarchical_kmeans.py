@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec.tokenizers.collisions import num_collisions
-from llmrec.tokenizers.hierarchical_kmeans import HierarchicalKMeans, least_base
-from llmrec.tokenizers.shared.splits import rows_of_nodes
+from llmrec.tokenizers.hierarchical_kmeans import HierarchicalKMeans, grow, least_base
+from llmrec.tokenizers.shared.tree import Tree, rows_of_nodes
 from tests.support.clustered import catalog_of, points, views_of
 
 
@@ -24,16 +24,16 @@ def nested() -> torch.Tensor:
     return 20 * torch.eye(4, 7)[outer] + 3 * torch.eye(7)[4 + inner] + 0.05 * points(48, 7)
 
 
-def raw(tokenizer: HierarchicalKMeans, x: torch.Tensor) -> torch.Tensor:
-    """Fit on vectors as they are, which views would scale to unit length."""
-    tokenizer.sizes = tokenizer.planned_sizes(len(x))
-    tokenizer.learn(x)
-    return tokenizer.codes_of(x)
+def grown(tokenizer: HierarchicalKMeans, x: torch.Tensor) -> tuple[Tree, torch.Tensor]:
+    """Tree and codes of vectors as they are, which views would scale to unit length."""
+    generator = torch.Generator().manual_seed(tokenizer.seed)
+    return grow(x, tokenizer.planned_sizes(len(x)), tokenizer.iterations, tokenizer.balanced, generator)
 
 
 @pytest.mark.parametrize("balanced", [True, False])
 def test_planted_clusters_of_clusters_are_found(balanced):
-    codes = raw(tokenizer_of(balanced=balanced), nested()).view(4, 3, 4, 2)
+    tree, _ = grown(tokenizer_of(balanced=balanced), nested())
+    codes = tree.codes(nested()).view(4, 3, 4, 2)
     assert (codes == codes[:, :, :1]).all()
     assert sorted(codes[:, 0, 0, 0].tolist()) == [0, 1, 2, 3]
     assert (codes[..., 0] == codes[:, :1, :1, 0]).all()
@@ -64,29 +64,28 @@ def test_left_to_itself_the_tree_has_a_place_for_every_item():
 
 def test_new_items_descend_by_the_nearest_child():
     x = nested()
-    tokenizer = tokenizer_of(balanced=False)
-    raw(tokenizer, x)
+    tree, _ = grown(tokenizer_of(balanced=False), x)
     new = nested() + 0.1
-    first = torch.cdist(new, tokenizer.levels[0].centroids).argmin(1)
-    begins = tokenizer.levels[1].first[first]
+    first = torch.cdist(new, tree.levels[0].centroids).argmin(1)
+    begins = tree.levels[1].first[first]
     second = [
-        int((x_D - tokenizer.levels[1].centroids[begin : begin + 3]).square().sum(1).argmin())
+        int((x_D - tree.levels[1].centroids[begin : begin + 3]).square().sum(1).argmin())
         for x_D, begin in zip(new, begins.tolist(), strict=True)
     ]
-    assert tokenizer.codes_of(new).tolist() == [[int(a), b] for a, b in zip(first, second, strict=True)]
+    assert tree.codes(new).tolist() == [[int(a), b] for a, b in zip(first, second, strict=True)]
 
 
 def test_children_that_a_parent_lacks_cost_infinity():
     """Five items under three nodes of up to three children each: two items, two items, one."""
     x = torch.tensor([[0.0, 0], [0, 1], [10, 0], [10, 1], [50, 50]])
-    tokenizer = tokenizer_of(branching=[3, 3], balanced=False)
-    codes = raw(tokenizer, x)
-    cost = tokenizer.last_level_cost(x)
+    tree, _ = grown(tokenizer_of(branching=[3, 3], balanced=False), x)
+    codes = tree.codes(x)
+    cost = tree.last_level_cost(x, codes)
     assert cost.isinf().sum(1).tolist() == [1, 1, 1, 1, 2]
     for row in range(5):
         assert cost[row, codes[row, 1]] == 0
     assert sorted(cost[0].tolist()) == [0, 1, float("inf")]
-    torch.testing.assert_close(tokenizer.rebuild(codes), x)
+    torch.testing.assert_close(tree.rebuild(codes), x)
 
 
 def test_fitted_items_keep_their_codes_beside_new_ones_in_any_order(tmp_path):
@@ -94,13 +93,13 @@ def test_fitted_items_keep_their_codes_beside_new_ones_in_any_order(tmp_path):
     x = points(60, 4) ** 3
     tokenizer = tokenizer_of().fit(catalog_of(60), views_of(text=x))
     encoded = tokenizer.encode(catalog_of(60), views_of(text=x))
-    assert not np.array_equal(encoded.codes, tokenizer.codes_of(encoded.vectors(np.arange(60))).numpy())
+    assert not np.array_equal(encoded.codes, tokenizer.coder.quantizer.codes(encoded.vectors(np.arange(60))).numpy())
     tokenizer.save_pretrained(tmp_path)
     grown = HierarchicalKMeans.from_pretrained(tmp_path, "cpu").encode(
         catalog_of(63), views_of(text=torch.cat([x, points(3, 4, seed=5)]))
     )
     np.testing.assert_array_equal(grown.codes[:60], encoded.codes)
-    own = tokenizer.cost_after(encoded.vectors(np.arange(60)), torch.from_numpy(encoded.codes))
+    own = tokenizer.coder.quantizer.last_level_cost(encoded.vectors(np.arange(60)), torch.from_numpy(encoded.codes))
     torch.testing.assert_close(encoded.last_level_cost(np.arange(60)), own)
 
 
@@ -108,16 +107,15 @@ def test_items_whose_vectors_moved_do_not_keep_their_codes():
     x = points(60, 4) ** 3
     tokenizer = tokenizer_of().fit(catalog_of(60), views_of(text=x))
     moved = tokenizer.encode(catalog_of(60), views_of(text=-x))
-    np.testing.assert_array_equal(moved.codes, tokenizer.codes_of(moved.vectors(np.arange(60))).numpy())
+    np.testing.assert_array_equal(moved.codes, tokenizer.coder.quantizer.codes(moved.vectors(np.arange(60))).numpy())
 
 
 def test_equal_vectors_share_a_code_unless_balance_parts_them():
     x = torch.cat([points(10, 4), points(10, 4)])
-    shared, parted = (tokenizer_of(balanced=b, branching=[5, 5]) for b in (False, True))
-    codes = raw(shared, x)
-    assert torch.equal(codes[:10], codes[10:])
-    raw(parted, x)
-    assert len(parted.assigned_NL.unique(dim=0)) == 20
+    shared, _ = grown(tokenizer_of(balanced=False, branching=[5, 5]), x)
+    assert torch.equal(*shared.codes(x).split(10))
+    parted = grown(tokenizer_of(balanced=True, branching=[5, 5]), x)[1]
+    assert len(parted.unique(dim=0)) == 20
 
 
 def test_the_same_seed_gives_the_same_codes():
@@ -138,7 +136,7 @@ def test_rows_are_grouped_by_node():
 def test_what_cannot_be_split_is_refused():
     with pytest.raises(ValueError, match="give a number above 1 for each of the 2 levels"):
         tokenizer_of(branching=[4])
-    with pytest.raises(ValueError, match="give a number above 1"):
+    with pytest.raises(ValueError, match=r"branching is \[4, 1\]; at least 2 is needed"):
         tokenizer_of(branching=[4, 1])
     with pytest.raises(ValueError, match="all of the 1 item vectors are equal"):
         tokenizer_of(branching=None).fit(catalog_of(1), views_of(text=points(1, 3)))

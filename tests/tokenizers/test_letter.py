@@ -1,4 +1,4 @@
-"""LETTER: alignment and diversity by hand, groups of codes, the collaborative view, files, seeds and bad input."""
+"""LETTER: alignment and diversity by hand, clusters of codes, the collaborative view, files, seeds and bad input."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec.tokenizers.letter import Letter, alignment_loss, diversity_loss, draw_partners, groups_of
-from tests.support.clustered import catalog_of, clusters, points, views_of
+from llmrec.tokenizers.letter import Letter, alignment_loss, clusters_of, diversity_loss, draw_partners
+from llmrec.tokenizers.shared.vectors import JointVectors
+from tests.support.clustered import books_of, catalog_of, clusters, points, views_of
 
 BOOK = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]])
 
@@ -28,11 +29,11 @@ def views(num_items: int = 300, dim: int = 4):
     return views_of(collaborative=collaborative, text=clusters(num_items, 10, 20))
 
 
-def learner_of(tokenizer: Letter, num_items: int = 300):
+def objective_of(tokenizer: Letter, num_items: int = 300):
     given_views = views(num_items)
-    tokenizer._targets = tokenizer._collaborative(given_views)
-    points_ND = tokenizer.joint_vectors(catalog_of(num_items), given_views, np.arange(num_items))
-    return tokenizer.learner(points_ND, torch.Generator().manual_seed(0))
+    vectors = JointVectors(catalog_of(num_items), given_views, without=tokenizer.unquantised_view)
+    targets = tokenizer.targets(given_views, vectors.known)
+    return tokenizer.objective(vectors.of(np.arange(num_items)), targets, torch.Generator().manual_seed(0))
 
 
 def test_alignment_by_hand():
@@ -71,78 +72,78 @@ def test_diversity_by_hand():
     torch.testing.assert_close(book.grad, q * torch.tensor([[-1.0, 1.0], [-1.0, 0.0], [1.0, 0.0]]))
 
 
-def test_diversity_averages_over_rows_and_skips_codes_alone_in_their_group():
+def test_diversity_averages_over_items_and_skips_codes_alone_in_their_cluster():
     codes = torch.tensor([0, 2, 0, 2])
-    alone = draw_partners(codes, groups_of(torch.tensor([0, 0, 1])), torch.Generator().manual_seed(0))
+    alone = draw_partners(codes, clusters_of(torch.tensor([0, 0, 1])), torch.Generator().manual_seed(0))
     assert alone.tolist() == [1, 2, 1, 2]
     assert diversity_loss(BOOK, codes, alone).item() == pytest.approx(math.log(1 + math.exp(-1)) / 2)
-    everyone = draw_partners(torch.arange(3), groups_of(torch.arange(3)), torch.Generator().manual_seed(0))
+    everyone = draw_partners(torch.arange(3), clusters_of(torch.arange(3)), torch.Generator().manual_seed(0))
     assert everyone.tolist() == [0, 1, 2] and diversity_loss(BOOK, torch.arange(3), everyone) == 0
 
 
 @settings(derandomize=True, max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.integers(0, 100))
-def test_partners_are_others_of_the_same_group(group, seed):
-    group_K = torch.tensor(group).unique(return_inverse=True)[1]  # group numbers without gaps
-    codes = torch.arange(len(group)).repeat(40)
-    partners = draw_partners(codes, groups_of(group_K), torch.Generator().manual_seed(seed))
-    assert torch.equal(group_K[partners], group_K[codes])
-    sizes = torch.bincount(group_K)[group_K[codes]]
+def test_partners_are_others_of_the_same_cluster(cluster, seed):
+    cluster_K = torch.tensor(cluster).unique(return_inverse=True)[1]  # cluster numbers without gaps
+    codes = torch.arange(len(cluster)).repeat(40)
+    partners = draw_partners(codes, clusters_of(cluster_K), torch.Generator().manual_seed(seed))
+    assert torch.equal(cluster_K[partners], cluster_K[codes])
+    sizes = torch.bincount(cluster_K)[cluster_K[codes]]
     assert torch.equal(partners == codes, sizes == 1)
 
 
 def test_every_other_member_is_drawn():
-    partners = draw_partners(torch.zeros(200, dtype=torch.int64), groups_of(torch.tensor([0, 1, 0, 0])),
+    partners = draw_partners(torch.zeros(200, dtype=torch.int64), clusters_of(torch.tensor([0, 1, 0, 0])),
                              torch.Generator().manual_seed(0))  # fmt: skip
     assert torch.bincount(partners, minlength=4)[[2, 3]].min() > 60
 
 
 @pytest.mark.parametrize(("codes", "sizes"), [(2, [2]), (3, [3]), (16, [2] * 8), (64, [6] * 6 + [7] * 4)])
-def test_groups_are_of_one_size_and_nobody_is_alone(codes, sizes):
-    learner = learner_of(letter(codebook_size=codes))
-    learner.before_epoch(1)
-    assert [sorted(torch.bincount(groups.group).tolist()) for groups in learner.groups] == [sizes] * 2
+def test_clusters_are_of_one_size_and_nobody_is_alone(codes, sizes):
+    objective = objective_of(letter(codebook_size=codes))
+    objective.before_epoch(1)
+    assert [sorted(torch.bincount(clusters.cluster).tolist()) for clusters in objective.clusters] == [sizes] * 2
 
 
-def test_groups_are_renewed_once_per_hundred_steps():
-    learner = learner_of(letter())
-    learner.before_epoch(1)
-    first = learner.groups
-    learner.before_epoch(100)
-    assert learner.groups is first
-    learner.before_epoch(101)
-    assert learner.groups is not first
+def test_clusters_are_renewed_once_per_hundred_steps():
+    objective = objective_of(letter())
+    objective.before_epoch(1)
+    first = objective.clusters
+    objective.before_epoch(100)
+    assert objective.clusters is first
+    objective.before_epoch(101)
+    assert objective.clusters is not first
 
 
 def test_the_loss_has_each_part_at_its_weight():
     rows = torch.arange(100)
 
     def loss(**options):
-        learner = learner_of(letter(**options))
-        learner.before_epoch(1)
-        return learner.loss(rows).item()
+        objective = objective_of(letter(**options))
+        objective.before_epoch(1)
+        return objective.loss(rows).item()
 
     plain, aligned, spread = loss(alpha=0, beta=0), loss(alpha=0.5, beta=0), loss(alpha=0, beta=8)
-    learner = learner_of(letter())
-    learner.before_epoch(1)
-    quantized = learner.quantizer(learner.network.encode(learner.points[rows]))
-    alignment = alignment_loss(quantized.vector, learner.targets.vectors[rows], learner.targets.known[rows]).item()
-    assert not learner.targets.known[3] and learner.targets.known.sum() == 299
+    objective = objective_of(letter())
+    objective.before_epoch(1)
+    quantized = objective.quantizer(objective.network.encode(objective.points[rows]))
+    alignment = alignment_loss(quantized.vector, objective.targets.vectors[rows], objective.targets.known[rows]).item()
+    assert not objective.targets.known[3] and objective.targets.known.sum() == 299
     assert aligned - plain == pytest.approx(0.5 * alignment, rel=1e-4)
     diversity = [
-        diversity_loss(book, codes, draw_partners(codes, groups, learner.generator)).item()
-        for book, codes, groups in zip(learner.quantizer.levels, quantized.codes.T, learner.groups, strict=True)
+        diversity_loss(book, codes, draw_partners(codes, clusters, objective.generator)).item()
+        for book, codes, clusters in zip(objective.quantizer.levels, quantized.codes.T, objective.clusters, strict=True)
     ]
     assert spread - plain == pytest.approx(8 / 2 * sum(diversity), rel=1e-4)  # beta / L per level
 
 
 def test_every_weight_gets_a_gradient_and_the_collaborative_vectors_none():
-    learner = learner_of(letter(codebook_size=2))
-    learner.before_epoch(1)
-    before = learner.targets.vectors.clone()
-    learner.loss(torch.arange(300)).backward()
-    assert all(weight.grad is not None and weight.grad.any() for weight in learner.parameters())
-    assert not learner.targets.vectors.requires_grad and torch.equal(learner.targets.vectors, before)
+    objective = objective_of(letter(codebook_size=2))
+    objective.before_epoch(1)
+    before = objective.targets.vectors.clone()
+    objective.loss(torch.arange(300)).backward()
+    assert all(weight.grad is not None and weight.grad.any() for weight in objective.parameters())
+    assert not objective.targets.vectors.requires_grad and torch.equal(objective.targets.vectors, before)
 
 
 def test_alignment_brings_codes_to_the_collaborative_vectors():
@@ -152,7 +153,7 @@ def test_alignment_brings_codes_to_the_collaborative_vectors():
     for alpha in (0.0, 0.5):
         tokenizer = letter(alpha=alpha, learning_rate=1e-2, max_epochs=30).fit(catalog, given_views)
         codes = torch.from_numpy(tokenizer.encode(catalog, given_views).codes)
-        vectors = sum(book[column] for book, column in zip(tokenizer.codebooks, codes.T, strict=True))
+        vectors = sum(book[column] for book, column in zip(books_of(tokenizer), codes.T, strict=True))
         losses.append(alignment_loss(vectors[:20], targets[:20], targets[:20].any(1)).item())
     assert losses[1] < 0.5 * losses[0]
 
@@ -161,13 +162,13 @@ def test_the_collaborative_view_is_not_quantised_unless_asked_and_encode_needs_n
     catalog, given_views = catalog_of(300), views()
     tokenizer = letter(max_epochs=2, view_weights=[9, 0.5]).fit(catalog, given_views)
     encoded = tokenizer.encode(catalog, given_views)
-    assert tokenizer.view_dims == {"text": 10} and tokenizer.codebooks[0].shape == (16, 4)
+    assert tokenizer.coder.view_dims == {"text": 10} and books_of(tokenizer)[0].shape == (16, 4)
     assert encoded.vectors(np.arange(5)).norm(dim=1).tolist() == pytest.approx([0.5] * 5)
     plain = letter(max_epochs=2).fit(catalog, given_views)
     without = plain.encode(catalog, views_of(text=given_views["text"].vectors))
     np.testing.assert_array_equal(without.codes, plain.encode(catalog, given_views).codes)
     both = letter(max_epochs=2, quantize_collaborative=True).fit(catalog, given_views)
-    assert both.view_dims == {"collaborative": 4, "text": 10}
+    assert both.coder.view_dims == {"collaborative": 4, "text": 10}
 
 
 def test_save_load_and_law_12(tmp_path):
@@ -176,7 +177,7 @@ def test_save_load_and_law_12(tmp_path):
     first, second, other = (letter(seed=seed, **options).fit(catalog, given_views) for seed in (0, 0, 1))
     codes = first.encode(catalog, given_views).codes
     np.testing.assert_array_equal(codes, second.encode(catalog, given_views).codes)
-    assert not torch.equal(first.codebooks[0], other.codebooks[0])
+    assert not torch.equal(books_of(first)[0], books_of(other)[0])
     first.save_pretrained(tmp_path)
     loaded = Letter.from_pretrained(tmp_path, device="cpu")
     np.testing.assert_array_equal(loaded.encode(catalog, given_views).codes, codes)

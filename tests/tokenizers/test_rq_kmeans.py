@@ -1,9 +1,8 @@
-"""RQ-KMeans and its mathematics agree with faiss and scikit-learn, are deterministic and refuse too little data."""
+"""RQ-KMeans agrees with brute force, its mathematics with scikit-learn; both repeat themselves and refuse bad input."""
 
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -11,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 from sklearn.cluster import KMeans
 
-from llmrec.tokenizers.rq_kmeans import RQKMeans, faiss_kmeans
+from llmrec.tokenizers.rq_kmeans import RQKMeans
 from llmrec.tokenizers.shared import kmeans as residual
 from llmrec.tokenizers.shared.kmeans import kmeans, nearest, sinkhorn, squared_distances
 from llmrec.views import ItemViews, View
-from tests.support.clustered import catalog_of, points, rebuilt_cosine
+from tests.support.clustered import books_of, catalog_of, points, rebuilt_cosine
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -98,18 +97,16 @@ def test_groups_of_sinkhorn_do_not_influence_each_other():
     assert torch.allclose(sinkhorn(cost), alone)
 
 
-def test_codes_with_frozen_codebooks_equal_faiss_residual_quantizer():
-    faiss = pytest.importorskip("faiss")
+def test_codes_are_nearest_level_after_level_by_brute_force():
     vectors = torch.nn.functional.normalize(points(600, 12), dim=1)
-    tokenizer = tokenizer_of()
-    encoded = tokenizer.fit(catalog_of(600), views_of(vectors)).encode(catalog_of(600), views_of(vectors))
-    quantizer = faiss.ResidualQuantizer(12, 3, 4)  # 3 levels of 2^4 codes
-    quantizer.max_beam_size = 1
-    faiss.copy_array_to_vector(torch.cat(tokenizer.codebooks).numpy().ravel(), quantizer.codebooks)
-    quantizer.is_trained = True
-    packed = quantizer.compute_codes(vectors.numpy())
-    bits = np.unpackbits(packed, axis=1, bitorder="little")[:, :12].reshape(600, 3, 4)
-    np.testing.assert_array_equal(encoded.codes, bits @ [1, 2, 4, 8])
+    tokenizer = tokenizer_of().fit(catalog_of(600), views_of(vectors))
+    left = tokenizer.encode(catalog_of(600), views_of(vectors)).vectors(np.arange(600)).double()
+    codes = []
+    for book in books_of(tokenizer):
+        codes.append((left[:, None] - book.double()).square().sum(2).argmin(1))
+        left = left - book.double()[codes[-1]]
+    found = tokenizer.encode(catalog_of(600), views_of(vectors)).codes
+    np.testing.assert_array_equal(found, torch.stack(codes, 1).numpy())
 
 
 def test_last_level_cost_and_reconstruction_agree_with_the_codes():
@@ -119,7 +116,7 @@ def test_last_level_cost_and_reconstruction_agree_with_the_codes():
     rows = np.array([5, 0, 299])
     assert encoded.codes.shape == (300, 3) and encoded.codes.dtype == np.int64
     assert encoded.last_level_cost(rows).argmin(1).tolist() == encoded.codes[rows, 2].tolist()
-    rebuilt = sum(book[encoded.codes[:, level]] for level, book in enumerate(tokenizer.codebooks))
+    rebuilt = sum(book[encoded.codes[:, level]] for level, book in enumerate(books_of(tokenizer)))
     cosine = torch.cosine_similarity(torch.from_numpy(views["view0"].vectors), rebuilt).mean()
     assert rebuilt_cosine(encoded) == pytest.approx(float(cosine), abs=1e-5)
 
@@ -127,8 +124,8 @@ def test_last_level_cost_and_reconstruction_agree_with_the_codes():
 def test_law_12_same_seed_gives_the_same_codebooks_bit_by_bit():
     views, catalog = views_of(points(400, 6)), catalog_of(400)
     first, second, other = (tokenizer_of(seed=seed).fit(catalog, views) for seed in (1, 1, 2))
-    assert all(torch.equal(a, b) for a, b in zip(first.codebooks, second.codebooks, strict=True))
-    assert not torch.equal(first.codebooks[0], other.codebooks[0])
+    assert all(torch.equal(a, b) for a, b in zip(books_of(first), books_of(second), strict=True))
+    assert not torch.equal(books_of(first)[0], books_of(other)[0])
     np.testing.assert_array_equal(first.encode(catalog, views).codes, second.encode(catalog, views).codes)
 
 
@@ -149,10 +146,10 @@ def test_items_without_any_view_do_not_shape_codebooks_and_share_a_sid():
     padded = np.concatenate([vectors, np.zeros((7, 5))])
     with_unknown = tokenizer_of().fit(catalog_of(207), views_of(padded))
     without = tokenizer_of().fit(catalog_of(200), views_of(vectors))
-    assert all(torch.equal(a, b) for a, b in zip(with_unknown.codebooks, without.codebooks, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(books_of(with_unknown), books_of(without), strict=True))
     codes = with_unknown.encode(catalog_of(207), views_of(padded)).codes
     assert len(np.unique(codes[200:], axis=0)) == 1
-    assert codes[200, 0] == int(without.codebooks[0].square().sum(1).argmin())
+    assert codes[200, 0] == int(books_of(without)[0].square().sum(1).argmin())
 
 
 def test_save_and_load_encode_alike(tmp_path):
@@ -195,19 +192,6 @@ def test_views_of_another_catalogue_and_unfitted_tokenizers_are_refused():
         tokenizer_of().encode(catalog_of(30), views_of(points(30, 2)))
 
 
-def test_faiss_kmeans_is_as_good_and_deterministic(monkeypatch):
-    pytest.importorskip("faiss")
-    x = points(800, 8)
-    first, second = (faiss_kmeans(x, 16, 25, seed=3) for _ in range(2))
-    assert torch.equal(first, second)
-    ours = float(nearest(x, kmeans(x, 16, 25, seeded()))[1].sum())
-    assert float(nearest(x, first)[1].sum()) == pytest.approx(ours, rel=0.03)
-    assert tokenizer_of(kmeans="faiss").fit(catalog_of(800), views_of(x)).codebooks[2].shape == (16, 8)
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install llmrec\[kmeans\]"):
-        faiss_kmeans(x, 16, 25, seed=3)
-
-
 @pytest.mark.parametrize("balance", ["capacity", "onerec"])
 def test_balanced_levels_use_every_code_equally_often(tmp_path, balance):
     """16 codes for 200 items: 12 or 13 each, at every level over the whole catalogue."""
@@ -240,19 +224,14 @@ def test_balanced_items_keep_their_codes_beside_new_ones_and_costs_follow_the_co
     grown = tokenizer.encode(catalog_of(203), views_of(torch.cat([x, points(3, 6, seed=7)])))
     np.testing.assert_array_equal(grown.codes[:200], encoded.codes)
     first, second, third = (torch.from_numpy(codes) for codes in grown.codes.T)
-    left = grown.vectors(np.arange(203)) - tokenizer.codebooks[0][first] - tokenizer.codebooks[1][second]
-    torch.testing.assert_close(grown.last_level_cost(np.arange(203)), squared_distances(left, tokenizer.codebooks[2]))
-    nearest_ones = nearest(left[200:], tokenizer.codebooks[2])[0]
+    left = grown.vectors(np.arange(203)) - books_of(tokenizer)[0][first] - books_of(tokenizer)[1][second]
+    torch.testing.assert_close(grown.last_level_cost(np.arange(203)), squared_distances(left, books_of(tokenizer)[2]))
+    nearest_ones = nearest(left[200:], books_of(tokenizer)[2])[0]
     assert torch.equal(third[200:], nearest_ones)
-
-
-def test_faiss_knows_no_balance():
-    with pytest.raises(ValueError, match="kmeans 'faiss' knows no balance, and balance is 'onerec'"):
-        tokenizer_of(kmeans="faiss", balance="onerec")
 
 
 @pytest.mark.gpu
 def test_law_12_on_a_gpu():
     views, catalog = views_of(points(4000, 32)), catalog_of(4000)
     runs = [tokenizer_of(codebook_size=64, device="cuda").fit(catalog, views) for _ in range(2)]
-    assert all(torch.equal(a, b) for a, b in zip(runs[0].codebooks, runs[1].codebooks, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(books_of(runs[0]), books_of(runs[1]), strict=True))

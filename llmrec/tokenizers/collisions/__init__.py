@@ -4,8 +4,6 @@ suffix_ordinal      TIGER (arXiv:2305.05065): every item gets one more code, its
                     codes. Semantic IDs keep one length; the ordinal follows the item rows, which are shuffled.
 suffix_if_collided  MiniOneRec (arXiv:2510.24431): only items that share their codes get it, so that lengths differ.
 sinkhorn_reassign   LC-Rec (arXiv:2311.09049): the last code is chosen again; what still collides gets suffix_ordinal.
-knn_cap             FORGE (arXiv:2509.20904): at most five items share all codes. FORGE leaves it at that; here, where
-                    some still share, all items get a suffix out of five.
 hungarian_leaf      ReSID (arXiv:2602.02338): the items of a parent take distinct last codes.
 accept              RPG (arXiv:2506.05781): items may share a semantic ID; metrics then share the credit.
 
@@ -18,17 +16,20 @@ Shapes: N items, L levels.
 from __future__ import annotations
 
 import math
+import typing
 
 import numpy as np
 
+from llmrec.configs.tokenize import Collision
 from llmrec.sid.groups import num_collisions, ordinals
 from llmrec.sid.table import EMPTY
 from llmrec.tokenizers.base import Encoded
-from llmrec.tokenizers.collisions.reassign import CAP, hungarian_leaf, knn_cap, sinkhorn_reassign
+from llmrec.tokenizers.collisions.reassign import Cost, hungarian_leaf, sinkhorn_reassign
 from llmrec.tokenizers.collisions.suffix import add_suffix
 
+POLICIES: tuple[str, ...] = typing.get_args(Collision)
 SUFFIX = ("suffix_ordinal", "suffix_if_collided")  # there is room for any number of items
-NEED_COSTS = ("sinkhorn_reassign", "knn_cap", "hungarian_leaf")
+NEED_COSTS = ("sinkhorn_reassign", "hungarian_leaf")
 
 
 def expected_collision_rate(num_items: int, level_sizes: list[int]) -> float:
@@ -45,20 +46,19 @@ def expected_collision_rate(num_items: int, level_sizes: list[int]) -> float:
 def check_capacity(policy: str, num_items: int, level_sizes: list[int]) -> None:
     """Refuse, before anything is fitted, codes that are too few for a policy that promises no suffix for all.
 
-    Whether one parent has more items than `knn_cap` or `hungarian_leaf` have room for is known after the fit alone.
+    A parent with more items than `hungarian_leaf` has room for is found after the fit only.
 
     Raises:
-        ValueError: If there are more items than codes (for `knn_cap`, than CAP times the codes).
+        ValueError: If there are more items than codes.
     """
     cells, size, num_levels = math.prod(level_sizes), level_sizes[0], len(level_sizes)
-    share = CAP if policy == "knn_cap" else 1
-    if num_items > share * cells and policy not in SUFFIX:
-        rate, needed = expected_collision_rate(num_items, level_sizes), num_items / share
+    if num_items > cells and policy not in SUFFIX:
+        rate = expected_collision_rate(num_items, level_sizes)
         raise ValueError(
             f"{num_items} items cannot be told apart by {num_levels} levels of {size} codes ({cells} semantic IDs; "
             f"at least {rate:.0%} would collide) under collision '{policy}'. Use num_levels "
-            f"{math.ceil(math.log(needed, size))} or more, codebook_size {math.ceil(needed ** (1 / num_levels))} or "
-            "more, or collision 'suffix_ordinal'."
+            f"{math.ceil(math.log(num_items, size))} or more, codebook_size {math.ceil(num_items ** (1 / num_levels))} "
+            "or more, or collision 'suffix_ordinal'."
         )
 
 
@@ -71,36 +71,39 @@ def resolve(policy: str, encoded: Encoded, level_sizes: list[int]) -> tuple[np.n
         level_sizes: Number of codes of each level.
 
     Returns:
-        (N, L or L + 1) int64 codes, which are distinct except under `accept`; their level sizes; what a reader of the
-        report should know.
+        (N, L or L + 1) int64 codes, which are distinct except under `accept`; their level sizes; sentences for the
+        report.
 
     Raises:
         ValueError: If the policy does not go with the tokenizer, or leaves no room for the items of a parent.
     """
     if policy == "accept":
         return encoded.codes, level_sizes, []
-    codes_NL, notes = encoded.codes, []
+    codes_NL = encoded.codes
+    notes: list[str] = []
     if policy in NEED_COSTS:
-        require_costs(policy, encoded)
-        codes_NL, notes = _moved(policy, encoded, level_sizes[-1])
+        codes_NL, notes = _reassign(policy, codes_NL, require_costs(policy, encoded))
     ordinal_N, sharing_N = ordinals(codes_NL)
     if policy in NEED_COSTS and sharing_N.max() == 1:
         return codes_NL, level_sizes, notes
-    chosen_N = sharing_N > 1 if policy == "suffix_if_collided" else None
-    suffix_size = CAP if policy == "knn_cap" else level_sizes[-1]
-    resolved, sizes = add_suffix(codes_NL, ordinal_N, level_sizes, suffix_size, chosen_N)
+    only_shared = policy == "suffix_if_collided"
+    chosen_N = sharing_N > 1 if only_shared else None
+    resolved, sizes = add_suffix(codes_NL, ordinal_N, level_sizes, level_sizes[-1], chosen_N)
     if policy == "sinkhorn_reassign":
         notes.append("What still collides was told apart by suffix_ordinal.")
-    elif policy == "suffix_if_collided":
-        notes.append(f"{chosen_N.sum()} of {len(chosen_N)} items share their codes and got a suffix.")
-    if len(sizes) > len(level_sizes) and sizes[-1] > suffix_size:
+    elif only_shared:
+        notes.append(f"{(sharing_N > 1).sum()} of {len(sharing_N)} items share their codes and got a suffix.")
+    if len(sizes) > len(level_sizes) and sizes[-1] > level_sizes[-1]:
         notes.append(f"{sizes[-1]} items share all codes, so the suffix level has {sizes[-1]} codes.")
     assert num_collisions(resolved) == 0
     return resolved, sizes, notes
 
 
-def require_costs(policy: str, encoded: Encoded) -> None:
+def require_costs(policy: str, encoded: Encoded) -> Cost:
     """Refuse codes whose last level cannot be chosen again.
+
+    Returns:
+        `encoded.last_level_cost`.
 
     Raises:
         ValueError: If the tokenizer knows of no cost, or its semantic IDs differ in length.
@@ -115,22 +118,23 @@ def require_costs(policy: str, encoded: Encoded) -> None:
             f"collision '{policy}' chooses last codes again, and the semantic IDs of this tokenizer end at different "
             "levels; use suffix_ordinal, suffix_if_collided or accept."
         )
+    return encoded.last_level_cost
 
 
-def _moved(policy: str, encoded: Encoded, num_codes: int) -> tuple[np.ndarray, list[str]]:
-    """(N, L) codes after the last ones were chosen again, and what is to be said of it."""
-    before = num_collisions(encoded.codes)
+def _reassign(policy: str, before_NL: np.ndarray, cost: Cost) -> tuple[np.ndarray, list[str]]:
+    """(N, L) codes after the last ones were chosen again, and sentences for the report."""
+    before = num_collisions(before_NL)
     if policy == "sinkhorn_reassign":
-        codes_NL, rounds = sinkhorn_reassign(encoded)
+        codes_NL, rounds = sinkhorn_reassign(before_NL, cost)
         return codes_NL, [f"sinkhorn_reassign ran {rounds} rounds: {before} -> {num_collisions(codes_NL)} collisions."]
-    codes_NL = {"knn_cap": knn_cap, "hungarian_leaf": hungarian_leaf}[policy](encoded, num_codes)
-    moved = int((codes_NL != encoded.codes).any(axis=1).sum())
+    codes_NL = hungarian_leaf(before_NL, cost)
+    moved = int((codes_NL != before_NL).any(axis=1).sum())
     return codes_NL, [
         f"{policy} gave {moved} items another last code: {before} -> {num_collisions(codes_NL)} collisions."
     ]
 
 
 __all__ = [
-    "CAP", "NEED_COSTS", "SUFFIX", "check_capacity", "expected_collision_rate", "num_collisions", "require_costs",
+    "NEED_COSTS", "POLICIES", "SUFFIX", "check_capacity", "expected_collision_rate", "num_collisions", "require_costs",
     "resolve",
 ]  # fmt: skip

@@ -1,11 +1,10 @@
-"""Collision policies for new items beside published ones, whose codes never move.
+"""Collision policies for new items of a catalogue with published semantic IDs, which never move.
 
 suffix_ordinal      The least free ordinal of the bucket; the suffix level grows where they run out.
 suffix_if_collided  The cheapest last code that nobody has, or whose bucket has suffixes, for its next ordinal. Behind a
                     published semantic ID without a suffix there can be none: it would no longer be complete.
 sinkhorn_reassign   The cheapest last code that nobody has; where there is none, the next ordinal of the nearest one, if
                     the published semantic IDs have a suffix.
-knn_cap             The cheapest last code with room: for CAP items, or for one if there is no suffix.
 hungarian_leaf      The cheapest last code that nobody has; where a parent is full, under the nearest one that is not,
                     if the tokenizer knows which that is (GAOQ).
 accept              Shared with whoever has the codes.
@@ -22,14 +21,16 @@ import numpy as np
 from llmrec.sid.groups import buckets
 from llmrec.sid.table import EMPTY
 from llmrec.tokenizers.base import Encoded
-from llmrec.tokenizers.collisions.reassign import CAP, NO_ROOM, cheapest_with_room
+from llmrec.tokenizers.collisions import require_costs
+from llmrec.tokenizers.collisions.reassign import Cost
 from llmrec.tokenizers.collisions.suffix import least_free
 
 KEEP_CODES = ("suffix_ordinal", "accept")  # the others may move a last code
+NO_ROOM = -1  # in the place of a code
 
 
-def codes_beside(policy: str, published_PS: np.ndarray, encoded: Encoded, new_rows: np.ndarray) -> np.ndarray:
-    """Codes of new items that leave all published ones where they are.
+def codes_of_new_items(policy: str, published_PS: np.ndarray, encoded: Encoded, new_rows: np.ndarray) -> np.ndarray:
+    """Choose codes of new items; all published ones stay as they are.
 
     Args:
         policy: Collision policy of the published codes.
@@ -47,7 +48,9 @@ def codes_beside(policy: str, published_PS: np.ndarray, encoded: Encoded, new_ro
     if policy == "hungarian_leaf" and encoded.place is not None and len(new_rows):
         return encoded.place(new_rows, published_PS)
     own_AL, has_suffix = encoded.codes[new_rows], published_PS.shape[1] > levels
-    codes_AL = own_AL if policy in KEEP_CODES else _placed(policy, published_PS, encoded, new_rows)
+    codes_AL = own_AL
+    if policy not in KEEP_CODES:
+        codes_AL = _place(policy, published_PS, own_AL, require_costs(policy, encoded), new_rows)
     if not has_suffix:
         return codes_AL
     # Those of a bucket are 0 … n-1 after `tokenize`; after `alternate`, where items move on, some may be free.
@@ -59,17 +62,16 @@ def codes_beside(policy: str, published_PS: np.ndarray, encoded: Encoded, new_ro
     return np.column_stack([codes_AL, suffix_A])
 
 
-def _placed(policy: str, published_PS: np.ndarray, encoded: Encoded, new_rows: np.ndarray) -> np.ndarray:
+def _place(policy: str, published_PS: np.ndarray, own_AL: np.ndarray, cost: Cost, new_rows: np.ndarray) -> np.ndarray:
     """(A, L) codes of the new items, the last ones chosen where there is room; parent after parent."""
-    num_old, last = len(published_PS), encoded.codes.shape[1] - 1
-    codes_AL = encoded.codes[new_rows]
+    num_old, last, codes_AL = len(published_PS), own_AL.shape[1] - 1, own_AL.copy()
     may_share = policy == "sinkhorn_reassign" and published_PS.shape[1] > last + 1
     order, starts, counts = buckets(np.concatenate([published_PS[:, :last], codes_AL[:, :last]]))
     has_new = np.maximum.reduceat(order >= num_old, starts)
     for start, count in zip(starts[has_new], counts[has_new], strict=True):
         rows = order[start : start + count]
         old, new = rows[rows < num_old], rows[rows >= num_old] - num_old
-        cost_BK = encoded.last_level_cost(new_rows[new]).numpy()
+        cost_BK = cost(new_rows[new]).numpy()
         chosen_B = cheapest_with_room(cost_BK, _room(policy, published_PS[old, last:], cost_BK.shape[1]))
         full_B = chosen_B == NO_ROOM
         if full_B.any() and not may_share:
@@ -84,8 +86,27 @@ def _placed(policy: str, published_PS: np.ndarray, encoded: Encoded, new_rows: n
 
 def _room(policy: str, published: np.ndarray, num_codes: int) -> np.ndarray:
     """(K,) new items that each last code of a parent can take, given the last code and suffix, if any, of its items."""
-    has_suffix = published.shape[1] > 1
-    room_K = (CAP if policy == "knn_cap" and has_suffix else 1) - np.bincount(published[:, 0], minlength=num_codes)
-    if policy == "suffix_if_collided" and has_suffix:
+    room_K = 1 - np.bincount(published[:, 0], minlength=num_codes)
+    if policy == "suffix_if_collided" and published.shape[1] > 1:
         room_K[published[published[:, 1] != EMPTY, 0]] = np.iinfo(np.int64).max
     return room_K
+
+
+def cheapest_with_room(cost_BK: np.ndarray, room_K: np.ndarray) -> np.ndarray:
+    """Choose each item's cheapest code among those that have room, one item after another.
+
+    Args:
+        cost_BK: (B, K) cost of each code for the items.
+        room_K: (K,) items that each code can still take.
+
+    Returns:
+        (B,) int64 codes; NO_ROOM where there is no room left.
+    """
+    room_K, codes_B = room_K.copy(), np.full(len(cost_BK), NO_ROOM)
+    for item, cost_K in enumerate(cost_BK):
+        code = int(np.where(room_K > 0, cost_K, np.inf).argmin())
+        if room_K[code] <= 0:
+            break
+        codes_B[item] = code
+        room_K[code] -= 1
+    return codes_B

@@ -1,10 +1,8 @@
-"""Policies that choose the last code again, by what each code of the last level would cost an item.
+"""Policies that choose the last code again, by the cost of each code of the last level for an item.
 
 sinkhorn_reassign  LC-Rec (arXiv:2311.09049) and LETTER: up to 20 times, the last code of each colliding group is chosen
                    by Sinkhorn assignment inside the group. Departures: an item takes the cheapest of the codes it is
                    given (see _choose); the best round is kept, not the last, since a moved item may collide elsewhere.
-knn_cap            FORGE (arXiv:2509.20904): at most CAP items share all codes; the farthest of an overfull code go, one
-                   after another, to the nearest last code that has room.
 hungarian_leaf     ReSID (arXiv:2602.02338): the items of a parent (all codes but the last) take distinct last codes, at
                    the least sum of costs. ReSID matches by cosine to random anchors; here it is the tokenizer's cost.
 
@@ -14,7 +12,7 @@ Shapes: N items, L levels, K codes of the last level, G groups of B colliding it
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -22,40 +20,42 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from llmrec.sid.groups import buckets, num_collisions
-from llmrec.tokenizers.base import Encoded
 from llmrec.tokenizers.shared.kmeans import sinkhorn
 
-CAP = 5  # FORGE, official code
 ROUNDS = 20  # LC-Rec, official code
 GROUP_BYTES = 64 * 2**20  # largest block of distances that one Sinkhorn call gets
-NO_ROOM = -1  # in the place of a code
+Cost = Callable[[np.ndarray], Tensor]  # item rows (n,) -> (n, K) cost of each code of the last level
 
 
-def sinkhorn_reassign(encoded: Encoded) -> tuple[np.ndarray, int]:
+def sinkhorn_reassign(before_NL: np.ndarray, cost: Cost) -> tuple[np.ndarray, int]:
     """Choose the last code of colliding items again until none collide, at most 20 times.
+
+    Args:
+        before_NL: (N, L) int64 codes.
+        cost: Item rows (n,) -> (n, K) cost of each code of the last level.
 
     Returns:
         (N, L) int64 codes of the round with the fewest collisions, and the number of rounds run.
     """
-    codes_NL = best_NL = encoded.codes
+    codes_NL = best_NL = before_NL
     fewest, rounds = num_collisions(best_NL), 0
     while fewest and rounds < ROUNDS:
-        codes_NL, rounds = _reassign_once(codes_NL, encoded), rounds + 1
+        codes_NL, rounds = _reassign_once(codes_NL, cost), rounds + 1
         left = num_collisions(codes_NL)
         if left < fewest:
             best_NL, fewest = codes_NL, left
     return best_NL, rounds
 
 
-def _reassign_once(codes_NL: np.ndarray, encoded: Encoded) -> np.ndarray:
+def _reassign_once(codes_NL: np.ndarray, cost: Cost) -> np.ndarray:
     """One round; groups of one size are solved together, as the problems do not depend on each other."""
     order_N, starts, counts = buckets(codes_NL)
     result_NL = codes_NL.copy()
     for size in np.unique(counts[counts > 1]):
         rows_GB = order_N[starts[counts == size][:, None] + np.arange(size)]
-        num_codes = encoded.last_level_cost(rows_GB[0, :1]).shape[1]
+        num_codes = cost(rows_GB[0, :1]).shape[1]
         for part_GB in torch.from_numpy(rows_GB).split(max(1, GROUP_BYTES // (8 * int(size) * num_codes))):
-            cost_GBK = encoded.last_level_cost(part_GB.flatten().numpy()).reshape(*part_GB.shape, -1)
+            cost_GBK = cost(part_GB.flatten().numpy()).reshape(*part_GB.shape, -1)
             result_NL[part_GB.numpy(), -1] = _choose(cost_GBK).numpy()
     return result_NL
 
@@ -77,74 +77,37 @@ def _choose(cost_GBK: Tensor) -> Tensor:
     return cost_GBK.masked_fill(~given, torch.inf).argmin(2)
 
 
-def knn_cap(encoded: Encoded, num_codes: int) -> np.ndarray:
-    """Let at most CAP items share all codes.
-
-    Returns:
-        (N, L) int64 codes; only items of overfull codes have moved.
-
-    Raises:
-        ValueError: If a parent has more than CAP * num_codes items.
-    """
-    codes_NL = encoded.codes.copy()
-    for rows_B in _crowded_parents(encoded.codes, num_codes, CAP):
-        cost_BK, own_B = encoded.last_level_cost(rows_B).numpy(), codes_NL[rows_B, -1]
-        nearest_first = np.lexsort([cost_BK[np.arange(len(rows_B)), own_B], own_B])
-        _, starts, counts = buckets(own_B[nearest_first, None])
-        rank_B = np.arange(len(rows_B)) - np.repeat(starts, counts)
-        moving = np.sort(nearest_first[rank_B >= CAP])
-        room_K = CAP - np.bincount(own_B, minlength=num_codes).clip(max=CAP)
-        codes_NL[rows_B[moving], -1] = cheapest_with_room(cost_BK[moving], room_K)
-    return codes_NL
-
-
-def hungarian_leaf(encoded: Encoded, num_codes: int) -> np.ndarray:
+def hungarian_leaf(before_NL: np.ndarray, cost: Cost) -> np.ndarray:
     """Give the items of each parent distinct last codes at the least sum of costs.
+
+    Args:
+        before_NL: (N, L) int64 codes.
+        cost: Item rows (n,) -> (n, K) cost of each code of the last level.
 
     Returns:
         (N, L) int64 codes, all distinct; a parent whose items do not collide stays as it is.
 
     Raises:
-        ValueError: If a parent has more than num_codes items.
+        ValueError: If a parent has more than K items.
     """
-    codes_NL = encoded.codes.copy()
-    for rows_B in _crowded_parents(encoded.codes, num_codes, 1):
-        codes_NL[rows_B, -1] = linear_sum_assignment(encoded.last_level_cost(rows_B).numpy())[1]
+    codes_NL, num_codes = before_NL.copy(), cost(np.arange(1)).shape[1]
+    for rows_B in _crowded_parents(before_NL, num_codes):
+        codes_NL[rows_B, -1] = linear_sum_assignment(cost(rows_B).numpy())[1]
     return codes_NL
 
 
-def cheapest_with_room(cost_BK: np.ndarray, room_K: np.ndarray) -> np.ndarray:
-    """Each item's cheapest code among those that have room, one item after another.
-
-    Args:
-        cost_BK: (B, K) cost of each code for the items.
-        room_K: (K,) items that each code can still take.
-
-    Returns:
-        (B,) int64 codes; NO_ROOM where there is no room left.
-    """
-    room_K, codes_B = room_K.copy(), np.full(len(cost_BK), NO_ROOM)
-    for item, cost_K in enumerate(cost_BK):
-        code = int(np.where(room_K > 0, cost_K, np.inf).argmin())
-        if room_K[code] <= 0:
-            break
-        codes_B[item] = code
-        room_K[code] -= 1
-    return codes_B
-
-
-def _crowded_parents(codes_NL: np.ndarray, num_codes: int, cap: int) -> Iterator[np.ndarray]:
-    """Item rows of each parent that has a code with more than `cap` items; refuses first what no code has room for."""
+def _crowded_parents(codes_NL: np.ndarray, num_codes: int) -> Iterator[np.ndarray]:
+    """Item rows of each parent with items that share all codes; refuses first what no code has room for."""
     order_N, starts, counts = buckets(codes_NL[:, :-1])
-    if counts.max() > cap * num_codes:
+    if counts.max() > num_codes:
         largest = int(counts.argmax())
         prefix = codes_NL[order_N[starts[largest]], :-1].tolist()
         raise ValueError(
-            f"{counts[largest]} items share the codes {prefix}, and the last level has room for {cap * num_codes} of "
-            f"them ({num_codes} codes, {cap} each). Use more levels, a larger codebook_size, or collision "
-            "'suffix_ordinal', which always has room."
+            f"{counts[largest]} items share the codes {prefix}, and the last level has room for {num_codes} of them, "
+            "one per code. Use more levels, a larger codebook_size, or collision 'suffix_ordinal', which always has "
+            "room."
         )
     _, cell_starts, cell_counts = buckets(codes_NL)  # sorted by parent first, as order_N is
-    crowded = np.maximum.reduceat(cell_counts, np.searchsorted(cell_starts, starts)) > cap
+    crowded = np.maximum.reduceat(cell_counts, np.searchsorted(cell_starts, starts)) > 1
     for start, count in zip(starts[crowded], counts[crowded], strict=True):
         yield order_N[start : start + count]

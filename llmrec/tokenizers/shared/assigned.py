@@ -1,17 +1,16 @@
-"""Tokenizers whose fitted items may have other codes than the nearest ones: balanced clusters have a size to keep.
+"""Codes that `fit` assigned to items, where these are not the nearest ones: balanced clusters have a size to keep.
 
-The codes that `fit` assigned are part of what it has learned. `encode` gives them back, in any catalogue and from a
-loaded tokenizer, to every fitted item whose nearest codes are still those of `fit`: its vector has not moved as far as
-the codebooks can tell. New items, and items that have moved, get the nearest codes.
+They are given back, in any catalogue and from a loaded tokenizer, to every fitted item whose nearest codes are still
+those of `fit`: its vector has not moved as far as the codebooks can tell. New items, and items that have moved, get the
+nearest codes.
 
-Shapes: N items, B rows of a chunk, L levels, K codes of the last level, D dimension of the vectors.
+Shapes: F fitted items, N items of a catalogue, L levels.
 """
 
 from __future__ import annotations
 
 import hashlib
-from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -19,76 +18,50 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmrec.data.catalog import Catalog
-from llmrec.runtime.device import resolve_device
-from llmrec.runtime.manifest import JsonObject
-from llmrec.tokenizers.base import Encoded
-from llmrec.tokenizers.shared.vectors import VectorTokenizer
-from llmrec.views import ItemViews
 
+@dataclass(frozen=True)
+class AssignedCodes:
+    """Codes of the fitted items, by item id.
 
-@dataclass(kw_only=True)
-class AssignedTokenizer(VectorTokenizer):
-    """A tokenizer that keeps the codes of the fitted items.
-
-    `learn` sets `assigned_NL`, (N, L) codes of its points, or None where they are the nearest ones; a method defines
-    `cost_after` in place of `last_level_cost`.
+    Attributes:
+        codes: (F, L) int64 codes that `fit` assigned.
+        nearest: (F, L) int64 nearest codes of the same items.
+        keys: (F,) int64 `item_keys` of them.
     """
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.assigned_NL: Tensor | None = None
-        self.nearest_NL: Tensor | None = None  # of the same items, as is the next
-        self.keys_N: Tensor | None = None
+    codes: Tensor
+    nearest: Tensor
+    keys: Tensor
 
-    @abstractmethod
-    def cost_after(self, points_BD: Tensor, codes_BL: Tensor) -> Tensor:
-        """(B, K) cost of each code of the last level for vectors with the given earlier codes."""
+    @classmethod
+    def of(cls, item_ids: Sequence[str], codes: Tensor, nearest: Tensor) -> Self:
+        return cls(codes, nearest, torch.from_numpy(item_keys(item_ids)))
 
-    def last_level_cost(self, points_BD: Tensor) -> Tensor:
-        return self.cost_after(points_BD, self.codes_of(points_BD))
+    @classmethod
+    def restored(cls, tensors: Mapping[str, Tensor]) -> Self | None:
+        """Read what `tensors` has saved; None where there is nothing of the kind."""
+        if "assigned" not in tensors:
+            return None
+        return cls(tensors["assigned"], tensors["nearest"], tensors["item_keys"])
 
-    def fit(self, catalog: Catalog, views: ItemViews) -> Self:
-        super().fit(catalog, views)
-        if self.assigned_NL is not None:
-            known_N = torch.from_numpy(self.inputs(views).known)
-            self.nearest_NL = torch.from_numpy(super().encode(catalog, views).codes)
-            codes_NL = self.nearest_NL.clone()
-            codes_NL[~known_N] = self.codes_without_vector(self.nearest_NL[~known_N])
-            codes_NL[known_N] = self.assigned_NL
-            self.assigned_NL, self.keys_N = codes_NL, torch.from_numpy(item_keys(catalog.item_ids))
-        return self
+    def tensors(self) -> dict[str, Tensor]:
+        return {"assigned": self.codes, "nearest": self.nearest, "item_keys": self.keys}
 
-    def codes_without_vector(self, nearest_BL: Tensor) -> Tensor:
-        """(B, L) codes of items that no view knows, given those nearest to the zero vector, which they all have."""
-        return nearest_BL
+    def put_back(self, item_ids: Sequence[str], nearest_NL: Tensor) -> Tensor:
+        """Replace the nearest codes of fitted items by those that `fit` assigned.
 
-    def encode(self, catalog: Catalog, views: ItemViews) -> Encoded:
-        nearest = super().encode(catalog, views)
-        if self.assigned_NL is None:
-            return nearest
-        codes_NL, device = torch.from_numpy(nearest.codes.copy()), resolve_device(self.device)
-        found_N, place_N = find_keys(item_keys(catalog.item_ids), self.keys_N.numpy())
-        stays_N = torch.from_numpy(found_N) & (codes_NL == self.nearest_NL[place_N]).all(dim=1)
-        codes_NL[stays_N] = self.assigned_NL[place_N][stays_N]
-        return Encoded(
-            codes_NL.numpy(),
-            last_level_cost=lambda rows: self.cost_after(
-                nearest.vectors(rows).to(device), codes_NL[torch.as_tensor(rows)].to(device)
-            ).cpu(),
-            vectors=nearest.vectors,
-            reconstruction=lambda rows: self.rebuild(codes_NL[torch.as_tensor(rows)].to(device)).cpu(),
-        )
+        Args:
+            item_ids: (N,) ids of a catalogue.
+            nearest_NL: (N, L) int64 nearest codes of its items.
 
-    def state(self) -> tuple[dict[str, Tensor], JsonObject]:
-        tensors, facts = super().state()
-        if self.assigned_NL is not None:
-            tensors |= {"assigned": self.assigned_NL, "nearest": self.nearest_NL, "item_keys": self.keys_N}
-        return tensors, facts
-
-    def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
-        super().restore(tensors, facts)
-        self.assigned_NL, self.nearest_NL, self.keys_N = map(tensors.get, ("assigned", "nearest", "item_keys"))
+        Returns:
+            (N, L) int64.
+        """
+        found_N, place_N = find_keys(item_keys(item_ids), self.keys.numpy())
+        stays_N = torch.from_numpy(found_N) & (nearest_NL == self.nearest[place_N]).all(dim=1)
+        codes_NL = nearest_NL.clone()
+        codes_NL[stays_N] = self.codes[place_N][stays_N]
+        return codes_NL
 
 
 def item_keys(item_ids: Sequence[str]) -> np.ndarray:
@@ -98,7 +71,7 @@ def item_keys(item_ids: Sequence[str]) -> np.ndarray:
 
 
 def find_keys(wanted: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each wanted key is among the keys, and where; the place of one that is not has no meaning."""
+    """Find each wanted key among the keys: whether it is there, and where; elsewhere the place has no meaning."""
     order = keys.argsort()
     place = order[np.searchsorted(keys, wanted, sorter=order).clip(max=len(keys) - 1)]
     return keys[place] == wanted, place

@@ -1,34 +1,33 @@
-"""Tokenizers that quantise the latent vectors of an autoencoder.
+"""Autoencoder with residual codebooks in its middle: the parts of the RQ-VAE methods, and their training.
 
 An MLP encodes the joint vector of an item's views, a residual quantiser replaces the latent vector by a sum of codes,
-and a mirrored MLP decodes that. A method says what its loss is and gives the defaults of its paper.
+and a mirrored MLP decodes that.
 
 The vectors are unit-length blocks of several hundred numbers; they are centred and scaled to one unit per number, as
 large as the text embeddings of the released code are. The reconstruction loss is then the share of the variance that
 stays unexplained, of a size with the quantiser's.
 
-Shapes: N items, B rows, L levels, K codes of a level, D dimension of the vectors, E latent dimension.
+Shapes: N items, B of a batch, L levels, K codes of a level, D dimension of the vectors, E latent dimension.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from llmrec.configs.options import option
 from llmrec.runtime.console import say
-from llmrec.runtime.device import resolve_device
 from llmrec.runtime.manifest import JsonObject
+from llmrec.tokenizers.shared.codebooks import ResidualCodebooks
 from llmrec.tokenizers.shared.residual_quantizer import RESTART_EVERY, RESTART_UNTIL, Quantized, ResidualQuantizer
-from llmrec.tokenizers.shared.training_loop import Objective, TrainedTokenizer
-from llmrec.tokenizers.shared.vectors import CHUNK, require_distinct
+from llmrec.tokenizers.shared.training_loop import Objective, TrainingOptions, TrainingResult, train
+from llmrec.tokenizers.shared.vectors import CHUNK
 
 NETWORK = "network."  # prefix of its tensors in the tokenizer's file
 
@@ -44,8 +43,30 @@ def mlp(sizes: Sequence[int], generator: torch.Generator | None = None) -> nn.Se
     return nn.Sequential(*layers[:-1])
 
 
-class Autoencoder(nn.Module):
-    """Encoder, mirrored decoder, and the standardisation of their vectors."""
+class LatentNetwork(nn.Module, ABC):
+    """A network whose latent vectors can be quantised."""
+
+    @abstractmethod
+    def encode(self, points_BD: Tensor) -> Tensor:
+        """(B, E) latent vectors."""
+
+    @abstractmethod
+    def decode(self, latent_BE: Tensor) -> Tensor:
+        """(B, D) vectors that latent ones stand for; the latent vectors themselves without a decoder."""
+
+
+class Autoencoder(LatentNetwork):
+    """Encoder, mirrored decoder, and the standardisation of their vectors.
+
+    Args:
+        dim: D.
+        hidden: Sizes of the hidden layers of the encoder.
+        latent_dim: E.
+        generator: CPU generator of the starting weights.
+    """
+
+    mean: Tensor
+    scale: Tensor
 
     def __init__(self, dim: int, hidden: Sequence[int], latent_dim: int, generator: torch.Generator | None = None):
         super().__init__()
@@ -65,132 +86,157 @@ class Autoencoder(nn.Module):
     def decode(self, latent_BE: Tensor) -> Tensor:
         return self.decoder(latent_BE) / self.scale + self.mean
 
-
-class Autoencoding(Objective):
-    """Autoencoder and quantiser, trained together on vectors (N, D) of one device."""
-
-    def __init__(self, points_ND: Tensor, network: Autoencoder, quantizer: ResidualQuantizer, seed: int):
-        super().__init__()
-        self.points, self.network, self.quantizer = points_ND, network, quantizer
-        self.generator = torch.Generator(points_ND.device).manual_seed(seed)
-
-    def loss(self, rows_B: Tensor) -> Tensor:
-        points_BD = self.points[rows_B]
-        quantized = self.quantizer(self.network.encode(points_BD))
-        return self.objective(points_BD, quantized, rows_B) + quantized.loss + self.penalty(quantized)
-
-    def judge(self, rows_B: Tensor) -> Tensor:
-        points_BD = self.points[rows_B]
-        return self.objective(points_BD, self.quantizer(self.network.encode(points_BD)), rows_B)
-
-    def objective(self, points_BD: Tensor, quantized: Quantized, rows_B: Tensor) -> Tensor:
-        """What the codes are for: here, to rebuild the vectors."""
-        return self.rebuilding_loss(points_BD, self.network.decode(quantized.vector))
-
-    def rebuilding_loss(self, points_BD: Tensor, rebuilt_BD: Tensor) -> Tensor:
-        """Share of the variance of the vectors that is not rebuilt."""
-        return mse_loss(rebuilt_BD, points_BD) * self.network.scale**2
-
-    def penalty(self, quantized: Quantized) -> Tensor | float:
-        """What is added in training alone."""
-        return 0.0
-
-    def after_step(self, step: int, rows_B: Tensor, optimizer: torch.optim.Optimizer, nearness: float) -> None:
-        if step % RESTART_EVERY == 0 and nearness < RESTART_UNTIL:
-            with torch.no_grad():
-                latent_BE = self.network.encode(self.points[rows_B])
-            self.quantizer.restart_dead(latent_BE, optimizer, self.generator)
+    def reconstruction_loss(self, points_BD: Tensor, rebuilt_BD: Tensor) -> Tensor:
+        """Share of the variance of the vectors that is not rebuilt, a scalar."""
+        return mse_loss(rebuilt_BD, points_BD) * self.scale**2
 
 
-@dataclass(kw_only=True)
-class NetworkTokenizer(TrainedTokenizer):
-    """A tokenizer whose latent vectors an autoencoder makes; `learn` sets `network` and `codebooks`."""
+@dataclass
+class LatentCodebooks:
+    """Codebooks of the latent vectors of a network.
 
-    # TIGER's.
-    encoder_layers: list[int] = option("Hidden layers of the encoder; the decoder mirrors them.", [512, 256, 128])
+    Attributes:
+        network: In evaluation mode, on the device of the codebooks.
+        codebooks: (K, E) of each level.
+    """
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.network: Autoencoder | None = None
+    network: LatentNetwork
+    codebooks: ResidualCodebooks
 
-    def problems(self) -> list[str]:
-        wrong = [size for size in self.encoder_layers if size < 1]
-        return super().problems() + ([f"encoder_layers has {wrong}; sizes of at least 1 are needed"] if wrong else [])
+    @property
+    def level_sizes(self) -> list[int]:
+        return self.codebooks.level_sizes
 
-    def latent(self, points_BD: Tensor) -> Tensor:
-        return self.network.encode(points_BD)
+    def codes(self, points_BD: Tensor) -> Tensor:
+        """(B, L) int64 codes of the latent vectors."""
+        return self.codebooks.codes(self.network.encode(points_BD))
 
-    def decode(self, latent_BE: Tensor) -> Tensor:
-        return self.network.decode(latent_BE)
+    def rebuild(self, codes_BL: Tensor) -> Tensor:
+        """(B, D) decoded sums of codes."""
+        return self.network.decode(self.codebooks.rebuild(codes_BL))
 
-    def state(self) -> tuple[dict[str, Tensor], JsonObject]:
-        tensors, facts = super().state()
-        return {**tensors, **{NETWORK + name: part for name, part in self.network.state_dict().items()}}, facts
+    def last_level_cost(self, points_BD: Tensor, codes_BL: Tensor) -> Tensor:
+        """(B, K) squared distances in the latent space."""
+        return self.codebooks.last_level_cost(self.network.encode(points_BD), codes_BL)
 
-    def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
-        super().restore(tensors, facts)
-        network = self.empty_network(sum(self.view_dims.values()), self.codebooks[0].shape[1])
+    def tensors(self) -> dict[str, Tensor]:
+        network = {NETWORK + name: part for name, part in self.network.state_dict().items()}
+        return {**self.codebooks.tensors(), **network}
+
+    def facts(self) -> JsonObject:
+        return {}
+
+    @classmethod
+    def restored(
+        cls, tensors: Mapping[str, Tensor], level_sizes: Sequence[int], network: LatentNetwork, device: torch.device
+    ) -> Self:
+        """Read what `tensors` has saved.
+
+        Args:
+            tensors: Content of the tokenizer's file.
+            level_sizes: Codes of each level.
+            network: Of the saved network's layers; its weights are overwritten.
+            device: Where to compute.
+
+        Raises:
+            ValueError: If codebooks or network do not fit.
+        """
+        codebooks = ResidualCodebooks.restored(tensors, level_sizes, device)
         own = {name.removeprefix(NETWORK): part for name, part in tensors.items() if name.startswith(NETWORK)}
         try:
             network.load_state_dict(own)
         except RuntimeError as error:
             raise ValueError(f"its network does not fit the options: {error}") from error
-        self.network = network.to(resolve_device(self.device)).eval().requires_grad_(False)
-
-    def empty_network(self, dim: int, latent_dim: int) -> Autoencoder:
-        """The network to read weights into."""
-        return Autoencoder(dim, self.encoder_layers, latent_dim)
+        return cls(network.to(device).eval().requires_grad_(False), codebooks)
 
 
-@dataclass(kw_only=True)
-class AutoencoderTokenizer(NetworkTokenizer):
-    """A tokenizer with learned codebooks between encoder and decoder; a method says what is trained, in `learner`."""
+class AutoencoderObjective(Objective):
+    """Reconstruction through the codes, plus the quantiser's loss.
 
-    commitment: float = option("Weight of the commitment loss.", 0.25, least=0)
-    ste: Literal["per_level", "sum"] = option(
-        "Where the gradient passes: at each level, as in released code, or the sum, as papers write it.", "per_level"
-    )
-    sinkhorn_epsilon: float = option("Even use of the last level in training; 0 turns it off.", 0.0, least=0)
+    A method with another aim overrides `main_loss`, and one that adds a loss in training alone `penalty`.
 
-    def learn(self, points_ND: Tensor) -> None:
-        require_distinct(points_ND, self.codebook_size)
-        device = resolve_device(self.device)
-        learner = self.learner(points_ND.to(device), torch.Generator().manual_seed(self.seed))
-        training = self.train(learner, len(points_ND), device)
-        self.take(learner)
-        used = torch.cat([self.codes_of(part)[:, 0] for part in learner.points.split(CHUNK)]).unique().numel()
-        judged = f"loss on {training.held_out} held-out items" if training.held_out else "training loss"
-        say(
-            f"{self.method}: {training.epochs:.0f} epochs, {judged} {training.loss:.4f}, "
-            f"level 0 uses {used} of {self.codebook_size} codes"
-        )
+    Args:
+        points_ND: (N, D) vectors of the items, on one device.
+        network: On this device.
+        quantizer: On this device.
+        seed: Of the restarts.
+        restarts: Whether codes that nothing uses move to a random residual.
+    """
 
-    def take(self, learner: Autoencoding) -> None:
-        """Make what was trained the tokenizer's own."""
-        self.network = learner.network.requires_grad_(False)
-        self.codebooks = [codebook_KE.detach().clone() for codebook_KE in learner.quantizer.levels]
+    def __init__(
+        self,
+        points_ND: Tensor,
+        network: Autoencoder,
+        quantizer: ResidualQuantizer,
+        seed: int,
+        restarts: bool = True,
+    ):
+        super().__init__()
+        self.points, self.network, self.quantizer, self.restarts = points_ND, network, quantizer, restarts
+        self.generator = torch.Generator(points_ND.device).manual_seed(seed)
 
-    @abstractmethod
-    def learner(self, points_ND: Tensor, generator: torch.Generator) -> Autoencoding:
-        """What is trained, at its start.
+    def loss(self, rows_B: Tensor) -> Tensor:
+        points_BD = self.points[rows_B]
+        quantized = self.quantizer(self.network.encode(points_BD))
+        return self.main_loss(points_BD, quantized, rows_B) + quantized.loss + self.penalty(quantized)
 
-        Args:
-            points_ND: (N, D) on the device.
-            generator: CPU generator of the starting weights and codes.
-        """
+    def validation_loss(self, rows_B: Tensor) -> Tensor:
+        points_BD = self.points[rows_B]
+        return self.main_loss(points_BD, self.quantizer(self.network.encode(points_BD)), rows_B)
 
-    def parts(
-        self, points_ND: Tensor, latent_dim: int, generator: torch.Generator, shared: bool = False
-    ) -> tuple[Autoencoder, ResidualQuantizer]:
-        """A random network, and a quantiser whose codes are centres of its latent vectors."""
-        network = Autoencoder(points_ND.shape[1], self.encoder_layers, latent_dim, generator).to(points_ND.device)
-        network.standardize(points_ND)
-        quantizer = self.quantizer(latent_dim, shared).to(points_ND.device)
-        with torch.no_grad():
-            quantizer.start(torch.cat([network.encode(part) for part in points_ND.split(CHUNK)]), generator)
-        return network, quantizer
+    def main_loss(self, points_BD: Tensor, quantized: Quantized, rows_B: Tensor) -> Tensor:
+        """The loss that stops training."""
+        return self.network.reconstruction_loss(points_BD, self.network.decode(quantized.vector))
 
-    def quantizer(self, dim: int, shared: bool = False) -> ResidualQuantizer:
-        return ResidualQuantizer(
-            self.num_levels, self.codebook_size, dim, self.commitment, self.ste, self.sinkhorn_epsilon, shared
-        )
+    def penalty(self, quantized: Quantized) -> Tensor | float:
+        """A loss that is added in training alone."""
+        return 0.0
+
+    def after_step(self, step: int, rows_B: Tensor, optimizer: torch.optim.Optimizer, progress: float) -> None:
+        if self.restarts and step % RESTART_EVERY == 0 and progress < RESTART_UNTIL:
+            with torch.no_grad():
+                latent_BE = self.network.encode(self.points[rows_B])
+            self.quantizer.restart_dead(latent_BE, optimizer, self.generator)
+
+    def codebooks(self) -> LatentCodebooks:
+        """Network and codebooks as they are now, to give items their codes."""
+        books = [codebook_KE.detach().clone() for codebook_KE in self.quantizer.levels]
+        return LatentCodebooks(self.network.requires_grad_(False), ResidualCodebooks(books))
+
+
+def start(
+    network: Autoencoder, quantizer: ResidualQuantizer, points_ND: Tensor, generator: torch.Generator
+) -> tuple[Autoencoder, ResidualQuantizer]:
+    """Standardise a random network by the vectors, and set the codes to centres of its latent vectors.
+
+    Args:
+        network: Changed in place, and moved to the device of the vectors.
+        quantizer: Likewise.
+        points_ND: (N, D).
+        generator: CPU generator of k-means.
+
+    Returns:
+        Both.
+    """
+    network, quantizer = network.to(points_ND.device), quantizer.to(points_ND.device)
+    network.standardize(points_ND)
+    with torch.no_grad():
+        quantizer.start(torch.cat([network.encode(part) for part in points_ND.split(CHUNK)]), generator)
+    return network, quantizer
+
+
+def train_codebooks(
+    objective: AutoencoderObjective, options: TrainingOptions
+) -> tuple[LatentCodebooks, TrainingResult]:
+    """Train until the plateau, and report it.
+
+    Args:
+        objective: At its start.
+        options: Of the method.
+    """
+    points_ND = objective.points
+    result = train(objective, len(points_ND), points_ND.device, options)
+    codebooks = objective.codebooks()
+    used = torch.cat([codebooks.codes(part)[:, 0] for part in points_ND.split(CHUNK)]).unique().numel()
+    say(f"{options.method}: {result}, level 0 uses {used} of {codebooks.level_sizes[0]} codes")
+    return codebooks, result

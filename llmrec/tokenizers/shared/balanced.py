@@ -1,111 +1,47 @@
 """Balanced assignment and balanced k-means: every code gets the same number of points, or one more.
 
-Three ways. `flow`: minimum-cost flow (OR-Tools), exact, with an arc per point and code. `prices`: a price per code, at
-which each point's cheapest code leaves the codes almost balanced; what is left over moves where it costs least. It
-needs only passes over the costs, on any device. `onerec`: OneRec's loop over the codes. Which one runs follows from the
-size or from an argument, never from what is installed: that would change the codes.
+By prices: each code has a price, at which each point's cheapest code leaves the codes almost balanced; points that are
+still too many for a code move where that costs least. It needs only passes over the costs, on any device. By turns:
+OneRec's loop over the codes.
 
-On 20,000 vectors of 300 clusters of uneven size with 256 codes, prices cost 0.6 % more than flow at the first level
-and 0.15 % at the second; OneRec's loop 31 and 14 %.
+On 20,000 vectors of 300 clusters of uneven size with 256 codes, prices cost 0.6 % more than the exact minimum-cost flow
+of OR-Tools at the first level and 0.15 % at the second; OneRec's loop 31 and 14 %.
 
 Shapes: N points, K codes, D dimension.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
-
-import numpy as np
 import torch
 from torch import Tensor
 
 from llmrec.tokenizers.shared.kmeans import chunks_of, code_means, kmeans_plus_plus, squared_distances
 
-FLOW_ARCS = 20_000 * 256  # flow took 4.5 and 2.9 s for the two problems above, one core
-FLOW_STEPS = 2**30  # resolution of the integer costs of flow
 # Rounds of price changes and the first temperature: from nothing, and from prices of almost the same costs. Starting
 # again at the last temperature overshoots: 20 iterations of k-means over 3,000 points then ended 7 % above those with
-# flow in every iteration, and end level with them like this.
+# the exact assignment in every iteration, and end level with them like this.
 ROUNDS, FIRST = 100, 0.3
 ROUNDS_AGAIN, FIRST_AGAIN = 20, 0.1
 LAST = 0.003  # temperatures are in units of how much dearer a mean code is than the cheapest
 SETTLED = 0.8  # share of the rounds after which the temperature stays
-RELAXATION = 1.8  # below 2; 60 rounds of plain Sinkhorn, 1, cost 1.5 % more than flow where 1.5 cost 1.0 %
+RELAXATION = 1.8  # below 2; 60 rounds of plain Sinkhorn, 1, cost 1.5 % more than the optimum where 1.5 cost 1.0 %
 
 
-def balanced_assignment(cost_NK: Tensor, solver: str = "auto") -> Tensor:
+def balanced_assignment(cost_NK: Tensor) -> Tensor:
     """Give every point a code so that each code has floor(N/K) or ceil(N/K) points and the total cost is low.
 
     Args:
         cost_NK: (N, K) float32, cost of each point on each code; K above N leaves codes unused.
-        solver: `flow` is exact, `prices` close to it at any size; `auto` is flow up to 20,000 x 256 costs.
 
     Returns:
         (N,) int64 codes, on the device of the costs.
 
     Raises:
-        ModuleNotFoundError: If it is flow's turn and OR-Tools is not installed.
-        ValueError: If a cost is not finite, or the solver is not known.
+        ValueError: If a cost is not finite.
     """
-    solver = _chosen(solver, ("auto", "flow", "prices"), cost_NK.numel())
     if not torch.stack(cost_NK.aminmax()).isfinite().all():
         raise ValueError("Some costs are infinite or not numbers; a balanced assignment may have to use any of them.")
-    if solver == "flow":
-        return flow_assignment(cost_NK)
     return round_to_balance(cost_NK, balance_prices(cost_NK))
-
-
-def _chosen(solver: str, known: tuple[str, ...], num_costs: int) -> str:
-    """The solver that `auto` stands for, or the one that was asked for, if it is there."""
-    if solver not in known:
-        raise ValueError(f"solver '{solver}' is not known here; use one of {', '.join(known)}.")
-    if solver == "auto":
-        solver = "flow" if num_costs <= FLOW_ARCS else "prices"
-    if solver == "flow":
-        _ortools()
-    return solver
-
-
-def _ortools() -> ModuleType:
-    try:
-        from ortools.graph.python import min_cost_flow
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "solver 'flow' needs OR-Tools: `pip install llmrec[kmeans]`; or use solver 'prices'."
-        ) from None
-    return min_cost_flow
-
-
-def flow_assignment(cost_NK: Tensor) -> Tensor:
-    """The cheapest balanced assignment, by minimum-cost flow.
-
-    Returns:
-        (N,) int64 codes, on the device of the costs.
-
-    Raises:
-        ModuleNotFoundError: If OR-Tools is not installed.
-    """
-    num_points, num_codes = cost_NK.shape
-    least, more = divmod(num_points, num_codes)
-    points, codes = np.arange(num_points), np.arange(num_points, num_points + num_codes)
-    flow, pool = _ortools().SimpleMinCostFlow(), num_points + num_codes
-    arcs = flow.add_arcs_with_capacity_and_unit_cost(
-        np.repeat(points, num_codes), np.tile(codes, num_points), np.ones(cost_NK.numel(), int), _in_steps(cost_NK)
-    )
-    # A code keeps `least` points and may pass one on to the pool, which takes as many as are left over.
-    one_each = np.ones(num_codes, int)
-    flow.add_arcs_with_capacity_and_unit_cost(codes, np.full(num_codes, pool), one_each, np.zeros(num_codes, int))
-    flow.set_nodes_supplies(np.arange(pool + 1), np.concatenate([np.ones(num_points, int), -least * one_each, [-more]]))
-    status = flow.solve()
-    assert status == flow.OPTIMAL, status  # every point has an arc to every code
-    taken_NK = flow.flows(arcs).reshape(num_points, num_codes)
-    return torch.from_numpy(taken_NK.argmax(1)).to(cost_NK.device)
-
-
-def _in_steps(cost_NK: Tensor) -> np.ndarray:
-    """(N * K) int64 costs above each point's cheapest, which no assignment can save."""
-    above_NK = (cost_NK - cost_NK.amin(1, keepdim=True)).double()
-    return (above_NK * (FLOW_STEPS / above_NK.max().clamp(min=1e-30))).round().long().flatten().cpu().numpy()
 
 
 def balance_prices(cost_NK: Tensor, prices_K: Tensor | None = None) -> Tensor:
@@ -210,44 +146,41 @@ def onerec_assignment(cost_NK: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def balanced_kmeans(
-    points_ND: Tensor, num_codes: int, iterations: int, generator: torch.Generator, solver: str = "auto"
+    points_ND: Tensor, num_codes: int, iterations: int, generator: torch.Generator, by_turns: bool = False
 ) -> tuple[Tensor, Tensor]:
     """k-means whose codes all have the same number of points, or one more.
 
-    With `prices` and `flow` an iteration assigns by prices alone, which leaves sizes near each other; the codes that
-    are returned are balanced exactly.
+    By prices, an iteration goes by the prices alone, which leaves sizes near each other; the codes that are returned
+    are balanced exactly.
 
     Args:
-        points_ND: (N, D) float32 on any device; the (N, num_codes) costs are held beside them. Points may be equal.
+        points_ND: (N, D) float32 on any device; the (N, num_codes) costs are held in addition. Points may be equal.
+        num_codes: K, at most N.
         iterations: Updates of the codebook.
-        generator: CPU generator of the k-means++ start, and of the turns of `onerec`.
-        solver: auto, flow or prices, see `balanced_assignment`; or onerec, see `onerec_assignment`.
+        generator: CPU generator of the k-means++ start, and of the order of turns.
+        by_turns: Whether codes choose in turn, see `onerec_assignment`, instead of `balanced_assignment` by prices.
 
     Returns:
         (num_codes, D) float32 codebook, and (N,) int64 balanced codes of the points on it, on the device of the points.
 
     Raises:
-        ModuleNotFoundError: If it is flow's turn and OR-Tools is not installed.
-        ValueError: If there are fewer points than codes, or the solver is not known.
+        ValueError: If there are fewer points than codes.
     """
     if len(points_ND) < num_codes:
         raise ValueError(
             f"{len(points_ND)} points cannot fill {num_codes} balanced codes; use at most {len(points_ND)} codes."
         )
-    solver = _chosen(solver, ("auto", "flow", "prices", "onerec"), len(points_ND) * num_codes)
     codebook_KD, prices_K = kmeans_plus_plus(points_ND, num_codes, generator), None
     for _ in range(iterations):
         cost_NK = _costs(points_ND, codebook_KD)
-        if solver == "onerec":
+        if by_turns:
             codes_N = onerec_assignment(cost_NK, generator)
         else:
             prices_K = balance_prices(cost_NK, prices_K)
             codes_N = _cheapest(cost_NK, prices_K)[1]
         codebook_KD, _ = code_means(points_ND, codes_N, codebook_KD)
     cost_NK = _costs(points_ND, codebook_KD)
-    if solver == "onerec":
-        return codebook_KD, onerec_assignment(cost_NK, generator)
-    return codebook_KD, balanced_assignment(cost_NK, solver)
+    return codebook_KD, onerec_assignment(cost_NK, generator) if by_turns else balanced_assignment(cost_NK)
 
 
 def _costs(points_ND: Tensor, codebook_KD: Tensor) -> Tensor:

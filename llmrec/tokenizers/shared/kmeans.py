@@ -1,7 +1,7 @@
-"""Mathematics that residual item tokenizers share: nearest code, k-means, Sinkhorn assignment.
+"""Nearest code, k-means and Sinkhorn assignment.
 
 Everything here gives the same answer twice on one machine. Random draws come from a CPU generator, sums over the items
-of a code never depend on the order of the day (see _sums), and ties go to the lower index.
+of a code are deterministic (no atomic adds on a GPU, see _sums), and ties go to the lower index.
 
 Shapes: N points, K codes, D dimension, G groups, B points of a group, P pieces of a sum.
 """
@@ -86,16 +86,17 @@ def lloyd(points_ND: Tensor, codebook_KD: Tensor, iterations: int) -> Tensor:
         points_ND: (N, D) float32 on any device.
         codebook_KD: (K, D) float32, starting codes.
         iterations: Most updates, at least one; stops earlier once no point changes its code. It is asked every time:
-            an iteration over 10^6 points takes milliseconds, beside which the wait for an answer is short.
+            an iteration over 10^6 points takes milliseconds, much longer than the wait for an answer.
 
     Returns:
         (K, D) float32 on the device of the points.
     """
-    previous_N = sums_KD = None
+    previous_N: Tensor | None = None
+    sums_KD: Tensor | None = None
     with tf32_products():
         for _ in range(iterations):
             codes_N = _nearest(points_ND, codebook_KD)[0]
-            if previous_N is None:
+            if previous_N is None or sums_KD is None:
                 sums_KD = _sums(points_ND, codes_N, len(codebook_KD))
             else:
                 moved = (codes_N != previous_N).nonzero().flatten()
@@ -184,7 +185,7 @@ def _sums(points_ND: Tensor, codes_N: Tensor, num_codes: int) -> Tensor:
     """Sum of the points of each code, the same every time.
 
     On the CPU index_add_ takes the rows in order, six times as fast as a product with one-hot codes (40,000 x 768, 256
-    codes, one core: 19 and 117 ms). On a GPU it would add in the order of the day, so there it is the product; its few
+    codes, one core: 19 and 117 ms). On a GPU the order of its additions would vary, so there it is the product; its few
     output tiles (12 for 256 x 768) would leave most of the GPU idle, so the rows are summed in pieces, then the pieces.
 
     Returns:

@@ -13,7 +13,7 @@ sum         codes are subtracted as constants and the gradient passes the sum of
 Departures: k-means starts each level from up to START_POINTS latent vectors, where TIGER has the first batch; codes
 that nothing uses move to a random residual (FORGE restarts them too; the shared code does not).
 
-Shapes: B rows, N items, L levels, K codes of a level, E latent dimension.
+Shapes: B vectors, N items, L levels, K codes of a level, E latent dimension.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RESTART_NOISE = 0.01  # of the standard deviation of the residuals
 
 
 class Quantized(NamedTuple):
-    """What a quantiser makes of latent vectors.
+    """Quantised latent vectors, with gradients.
 
     Attributes:
         vector: (B, E) sum of the codes, whose gradient passes straight through to the latent vectors.
@@ -56,10 +56,12 @@ class ResidualQuantizer(nn.Module):
         dim: E.
         commitment: Weight of the commitment term.
         ste: per_level or sum.
-        sinkhorn_epsilon: In training, the last level's codes are shared out evenly with this epsilon; 0 takes the
+        sinkhorn_epsilon: In training, the last level's codes are assigned evenly with this epsilon; 0 takes the
             nearest there too.
         shared: Whether all levels use one codebook.
     """
+
+    usage: Tensor
 
     def __init__(
         self,
@@ -104,10 +106,10 @@ class ResidualQuantizer(nn.Module):
             self.codebooks[0].copy_(kmeans(torch.cat(inputs), size, START_ITERATIONS, generator))
 
     def forward(self, latent_BE: Tensor) -> Quantized:
-        left_BE, total_BE, codes, loss = latent_BE, torch.zeros_like(latent_BE), [], 0.0
+        left_BE, total_BE, codes, loss = latent_BE, torch.zeros_like(latent_BE), [], latent_BE.new_zeros(())
         for level, codebook_KE in enumerate(self.levels):
             codes.append(self._assign(left_BE.detach(), level))
-            # By a product: the gradient of a lookup adds in the order of the day on a GPU.
+            # By a product: the gradient of a lookup is summed in no fixed order on a GPU.
             one_hot_BK = torch.zeros(len(left_BE), len(codebook_KE), device=left_BE.device)
             one_hot_BK.scatter_(1, codes[-1][:, None], 1)
             code_BE = one_hot_BK @ codebook_KE
@@ -136,9 +138,9 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def restart_dead(self, latent_BE: Tensor, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
-        """Move dead codes to random residuals of a batch, a little beside them, and forget what the optimiser knew.
+        """Move dead codes to the neighbourhood of random residuals of a batch, and reset their optimiser state.
 
-        A code that has moved counts as evenly used, so that it has more than RESTART_EVERY steps to find its rows.
+        A code that has moved counts as evenly used, so that it has more than RESTART_EVERY steps to attract vectors.
         """
         left_BE, inputs = latent_BE, []
         for codebook_KE in self.levels:

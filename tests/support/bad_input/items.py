@@ -94,7 +94,7 @@ CASES = {
                                                               "holds ['collaborative', 'text']")),
     "view named twice": Case("tokenize --view-names text text", ("name each view once",)),
     "weights of other number": Case("tokenize --view-names text --view-weights 1 2", ("give one weight per name",)),
-    "weight that is not positive": Case("tokenize --view-names text --view-weights 0", ("positive numbers",)),
+    "weight that is not positive": Case("tokenize --view-names text --view-weights 0", ("more than 0 is needed",)),
     "sizes of nothing": Case("tokenize --num-levels 0 --codebook-size 1 --iterations 0",
                              ("num_levels is 0", "codebook_size is 1; at least 2", "iterations is 0")),
 }  # fmt: skip

@@ -1,10 +1,7 @@
-"""Balanced assignments: exact sizes, flow's optimum by two routes, prices close to it, OneRec's loop by hand."""
+"""Balanced assignments: exact sizes, prices close to the optimum of the Hungarian method, OneRec's loop by hand."""
 
 from __future__ import annotations
 
-import sys
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +12,6 @@ from llmrec.tokenizers.shared.balanced import (
     balance_prices,
     balanced_assignment,
     balanced_kmeans,
-    flow_assignment,
     onerec_assignment,
     round_to_balance,
 )
@@ -46,45 +42,39 @@ def total(cost: torch.Tensor, codes: torch.Tensor) -> float:
     return float(cost.gather(1, codes[:, None]).double().sum())
 
 
+def optimal_assignment(cost: torch.Tensor) -> torch.Tensor:
+    """The cheapest balanced assignment, by the Hungarian method on repeated columns; N is a multiple of K."""
+    each = cost.shape[0] // cost.shape[1]
+    assert each * cost.shape[1] == cost.shape[0]
+    _, columns = linear_sum_assignment(cost.double().numpy().repeat(each, axis=1))
+    return torch.from_numpy(columns // each)
+
+
 def assert_balanced(codes: torch.Tensor, num_points: int, num_codes: int) -> None:
     sizes = torch.bincount(codes, minlength=num_codes)
     assert codes.shape == (num_points,) and len(sizes) == num_codes
     assert sizes.min() >= num_points // num_codes and sizes.max() <= -(-num_points // num_codes)
 
 
-@given(st.integers(1, 60), st.integers(1, 12), st.sampled_from(["prices", "flow", "onerec"]), st.integers(0, 99))
+@given(st.integers(1, 60), st.integers(1, 12), st.booleans(), st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
-def test_sizes_differ_by_at_most_one_whatever_the_costs(num_points, num_codes, solver, seed):
-    if solver == "flow":
-        pytest.importorskip("ortools")
+def test_sizes_differ_by_at_most_one_whatever_the_costs(num_points, num_codes, by_turns, seed):
     cost = torch.randint(0, 4, (num_points, num_codes), generator=seeded(seed)).float()  # many ties
-    codes = onerec_assignment(cost, seeded()) if solver == "onerec" else balanced_assignment(cost, solver)
+    codes = onerec_assignment(cost, seeded()) if by_turns else balanced_assignment(cost)
     assert_balanced(codes, num_points, num_codes)
 
 
 def test_prices_move_the_item_that_loses_least():
     cost = torch.tensor([[0.0, 9.0], [0.0, 2.0], [0.0, 5.0], [3.0, 0.0]])
-    for solver in ("prices", "flow"):
-        if solver == "flow":
-            pytest.importorskip("ortools")
-        assert balanced_assignment(cost, solver).tolist() == [0, 1, 0, 1]
+    assert balanced_assignment(cost).tolist() == optimal_assignment(cost).tolist() == [0, 1, 0, 1]
 
 
-def test_flow_equals_the_hungarian_method_on_repeated_columns():
-    pytest.importorskip("ortools")
-    cost = costs(120, 8)
-    rows, columns = linear_sum_assignment(cost.double().numpy().repeat(15, axis=1))
-    optimum = cost.double().numpy()[rows, columns // 15].sum()
-    assert total(cost, flow_assignment(cost)) == pytest.approx(optimum, rel=1e-7)
+def test_prices_are_within_one_and_a_half_percent_of_the_optimum():
+    cost = costs(1200, 24)
+    optimum = total(cost, optimal_assignment(cost))
     assert total(cost, cost.argmin(1)) < 0.95 * optimum  # or balance would be no constraint here
-
-
-def test_prices_are_within_one_and_a_half_percent_of_flow():
-    pytest.importorskip("ortools")
-    cost = costs(3000, 64)
-    optimum = total(cost, flow_assignment(cost))
-    assert optimum <= total(cost, balanced_assignment(cost, "prices")) * (1 + 1e-9)
-    assert total(cost, balanced_assignment(cost, "prices")) < 1.015 * optimum
+    assert optimum <= total(cost, balanced_assignment(cost)) * (1 + 1e-9)
+    assert total(cost, balanced_assignment(cost)) < 1.015 * optimum
 
 
 def test_prices_prove_how_good_they_are_without_an_optimum():
@@ -100,11 +90,11 @@ def test_prices_carry_over_to_almost_the_same_costs():
     prices = balance_prices(cost)
     moved = cost * (1 + 0.02 * torch.rand(cost.shape, generator=seeded()))
     again = total(moved, round_to_balance(moved, balance_prices(moved, prices)))
-    assert again == pytest.approx(total(moved, balanced_assignment(moved, "prices")), rel=0.01)
+    assert again == pytest.approx(total(moved, balanced_assignment(moved)), rel=0.01)
 
 
 def test_equal_points_are_split():
-    codebook, codes = balanced_kmeans(torch.ones(30, 3), 4, 5, seeded(), "prices")
+    codebook, codes = balanced_kmeans(torch.ones(30, 3), 4, 5, seeded())
     assert_balanced(codes, 30, 4)
     torch.testing.assert_close(codebook, torch.ones(4, 3))
 
@@ -116,62 +106,39 @@ def test_onerec_takes_the_nearest_of_what_is_left():
     assert onerec_assignment(cost, seeded(3)).tolist() == [1, 1, 0, 2, 0]
 
 
-@pytest.mark.parametrize("solver", ["prices", "onerec", "flow"])
-def test_balanced_kmeans_finds_planted_clusters_of_one_size(solver):
-    if solver == "flow":
-        pytest.importorskip("ortools")
+@pytest.mark.parametrize("by_turns", [False, True])
+def test_balanced_kmeans_finds_planted_clusters_of_one_size(by_turns):
     centres, member = 20 * torch.eye(6), torch.arange(120) % 6
     points = centres[member] + 0.1 * torch.randn(120, 6, generator=seeded())
-    codebook, codes = balanced_kmeans(points, 6, 10, seeded(), solver)
+    codebook, codes = balanced_kmeans(points, 6, 10, seeded(), by_turns)
     assert_balanced(codes, 120, 6)
     assert (codebook[codes] - centres[member]).square().sum(1).max() < 0.05
-    again = balanced_kmeans(points, 6, 10, seeded(), solver)
+    again = balanced_kmeans(points, 6, 10, seeded(), by_turns)
     assert torch.equal(again[0], codebook) and torch.equal(again[1], codes)
 
 
-def test_balanced_kmeans_by_prices_ends_where_flow_in_every_iteration_ends():
-    pytest.importorskip("ortools")
-    points = clustered(1500, 16, 40)
-    codebook = kmeans_plus_plus(points, 24, seeded())
+def test_balanced_kmeans_ends_where_the_optimum_in_every_iteration_ends():
+    points = clustered(600, 16, 40)
+    codebook = kmeans_plus_plus(points, 12, seeded())
     for _ in range(15):
-        codebook, _ = code_means(points, flow_assignment(squared_distances(points, codebook)), codebook)
+        codebook, _ = code_means(points, optimal_assignment(squared_distances(points, codebook)), codebook)
     slow = squared_distances(points, codebook)
-    fast_codebook, codes = balanced_kmeans(points, 24, 15, seeded(), "prices")
+    fast_codebook, codes = balanced_kmeans(points, 12, 15, seeded())
     fast = squared_distances(points, fast_codebook)
-    assert total(fast, codes) == pytest.approx(total(slow, flow_assignment(slow)), rel=0.02)
-
-
-def test_auto_is_flow_for_few_costs_and_prices_beyond(monkeypatch):
-    pytest.importorskip("ortools")
-    cost = costs(400, 16)
-    assert torch.equal(balanced_assignment(cost), balanced_assignment(cost, "flow"))
-    monkeypatch.setattr("llmrec.tokenizers.shared.balanced.FLOW_ARCS", 400 * 16 - 1)
-    assert torch.equal(balanced_assignment(cost), balanced_assignment(cost, "prices"))
-    assert not torch.equal(balanced_assignment(cost), balanced_assignment(cost, "flow"))
-
-
-def test_flow_without_its_library_says_what_to_install_before_anything_is_computed(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ortools", None)
-    monkeypatch.setitem(sys.modules, "ortools.graph.python", None)
-    for call in (lambda: balanced_assignment(costs(40, 4)), lambda: balanced_kmeans(costs(40, 4), 4, 10**9, seeded())):
-        with pytest.raises(ModuleNotFoundError, match=r"pip install llmrec\[kmeans\].*solver 'prices'"):
-            call()
-    assert_balanced(balanced_assignment(costs(40, 4), "prices"), 40, 4)
+    assert total(fast, codes) == pytest.approx(total(slow, optimal_assignment(slow)), rel=0.02)
 
 
 def test_what_cannot_be_balanced_is_refused():
     with pytest.raises(ValueError, match="5 points cannot fill 6 balanced codes; use at most 5"):
         balanced_kmeans(torch.ones(5, 2), 6, 3, seeded())
-    with pytest.raises(ValueError, match="solver 'hungarian' is not known here; use one of auto, flow, prices"):
-        balanced_assignment(torch.ones(5, 2), "hungarian")
     with pytest.raises(ValueError, match="infinite or not numbers"):
-        balanced_assignment(torch.tensor([[0.0, np.inf]]), "prices")
+        balanced_assignment(torch.tensor([[0.0, float("inf")]]))
 
 
 @pytest.mark.gpu
 def test_prices_on_a_gpu_are_the_same_twice_and_as_good():
     cost = costs(3000, 60)
-    first, second = (balanced_assignment(cost.cuda(), "prices") for _ in range(2))
+    first, second = (balanced_assignment(cost.cuda()) for _ in range(2))
     assert torch.equal(first, second)
     assert_balanced(first.cpu(), 3000, 60)
-    assert total(cost, first.cpu()) == pytest.approx(total(cost, balanced_assignment(cost, "prices")), rel=0.005)
+    assert total(cost, first.cpu()) == pytest.approx(total(cost, balanced_assignment(cost)), rel=0.005)

@@ -1,10 +1,11 @@
-"""k-means equals a plain Lloyd in float64, is as good as faiss, and its draws and sums are what they say."""
+"""k-means equals a plain Lloyd in float64, is as good as scikit-learn's, and its draws and sums are what they say."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from sklearn.cluster import KMeans
 
 from llmrec.tokenizers.shared import kmeans as residual
 from llmrec.tokenizers.shared.kmeans import kmeans, kmeans_plus_plus, lloyd, nearest, tf32_products
@@ -58,16 +59,13 @@ def test_a_code_that_gets_no_point_restarts_within_lloyd():
     assert sorted(codebook.flatten().tolist()) == pytest.approx([0.1, 5.1, 9.0])
 
 
-def test_distortion_is_faiss_s():
-    faiss = pytest.importorskip("faiss")
+def test_distortion_is_that_of_scikit_learn():
     x = clustered(6000, 24, 200)
     start = x[:64].contiguous()
-    solver = faiss.Kmeans(24, 64, niter=20, max_points_per_centroid=6000, seed=1)
-    solver.train(x.numpy(), init_centroids=start.numpy())
-    theirs = distortion(x, torch.from_numpy(solver.centroids.copy()))
-    assert distortion(x, lloyd(x, start, 20)) == pytest.approx(theirs, rel=0.001)
-    solver.train(x.numpy())  # from random points
-    assert distortion(x, kmeans(x, 64, 20, seeded())) < 1.005 * distortion(x, torch.from_numpy(solver.centroids))
+    theirs = KMeans(64, init=start.numpy(), n_init=1, max_iter=20, tol=0, algorithm="lloyd").fit(x.numpy())
+    assert distortion(x, lloyd(x, start, 20)) == pytest.approx(theirs.inertia_ / 6000, rel=0.001)
+    random = KMeans(64, init="random", n_init=1, max_iter=20, tol=0, random_state=1).fit(x.numpy())
+    assert distortion(x, kmeans(x, 64, 20, seeded())) < 1.005 * random.inertia_ / 6000
 
 
 def test_sums_by_product_equal_sums_by_row(monkeypatch):

@@ -11,6 +11,7 @@ import torch
 from llmrec.tokenizers import RQKMeans
 from llmrec.tokenizers.shared import row_blocks as module
 from llmrec.tokenizers.shared.row_blocks import blocks
+from llmrec.tokenizers.shared.vectors import JointVectors
 from llmrec.views import ItemViews, View
 from tests.support.clustered import catalog_of, points
 
@@ -52,10 +53,12 @@ def test_codes_do_not_depend_on_the_size_of_blocks(rows, monkeypatch, tmp_path):
     known = np.arange(103) % 10 > 0
     views = ItemViews({f"view{i}": View(source, ~known) for i, source in enumerate(sources(tmp_path))})
     tokenizer = RQKMeans(num_levels=2, codebook_size=8, device="cpu").fit(catalog_of(103), views)
-    whole = tokenizer.joint_vectors(catalog_of(103), views, np.arange(103))
+    vectors = JointVectors(catalog_of(103), views)
+    whole = vectors.of(np.arange(103))
     assert not whole[~known].any() and torch.allclose(whole[known].norm(dim=1), torch.tensor(2.0).sqrt())
     monkeypatch.setattr(module, "BLOCK_BYTES", 4 * 8 * rows)
-    assert torch.equal(tokenizer.encode_views(views), tokenizer.codes_of(whole))
+    codes = tokenizer.encode(catalog_of(103), views).codes
+    np.testing.assert_array_equal(codes, tokenizer.coder.quantizer.codes(whole).numpy())
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3, 100])

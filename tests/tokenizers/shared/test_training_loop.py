@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from llmrec.tokenizers.shared.training_loop import EVERY, Objective, Plateau, TrainedTokenizer, split
+from llmrec.tokenizers.shared.training_loop import EVERY, Objective, Plateau, TrainingResult, split, train
 
 
 class Line(Objective):
@@ -21,35 +21,38 @@ class Line(Objective):
         self.weight = nn.Parameter(torch.zeros(()))
         self.x = torch.linspace(-1, 1, num_items)
         self.noise = noise * torch.randn(num_items, generator=torch.Generator().manual_seed(5))
-        self.epochs, self.seen, self.nearness = [], [], []
+        self.epochs, self.seen, self.progress = [], [], []
 
     def loss(self, rows_B):
         assert self.training
         self.seen.append(rows_B)
         return (self.weight * self.x[rows_B] - 3 * self.x[rows_B] - self.noise[rows_B]).square().mean()
 
-    def judge(self, rows_B):
+    def validation_loss(self, rows_B):
         assert not self.training and not torch.is_grad_enabled()
         return (self.weight * self.x[rows_B] - 3 * self.x[rows_B]).square().mean()
 
     def before_epoch(self, step):
         self.epochs.append(step)
 
-    def after_step(self, step, rows_B, optimizer, nearness):
-        self.nearness.append(nearness)
+    def after_step(self, step, rows_B, optimizer, progress):
+        self.progress.append(progress)
 
 
-@dataclass(kw_only=True)
-class Trained(TrainedTokenizer):
+@dataclass
+class Options:
     method: ClassVar[str] = "line"
 
-    def learn(self, points_ND):
-        raise NotImplementedError
+    learning_rate: float = 0.05
+    weight_decay: float = 0.0
+    batch_size: int = 32
+    max_epochs: int = 2000
+    patience: int = 10
+    seed: int = 0
 
 
-def train(learner: Line, **options):
-    tokenizer = Trained(**{"learning_rate": 0.05, "weight_decay": 0.0, "batch_size": 32, **options})
-    return tokenizer.train(learner, len(learner.x), torch.device("cpu"))
+def trained(objective: Line, **options) -> TrainingResult:
+    return train(objective, len(objective.x), torch.device("cpu"), Options(**options))
 
 
 def test_a_plateau_is_patience_readings_without_a_fall_of_a_thousandth():
@@ -65,66 +68,64 @@ def test_a_plateau_is_patience_readings_without_a_fall_of_a_thousandth():
 
 @pytest.mark.parametrize(("num_items", "held_out"), [(12, 0), (319, 0), (320, 16), (1000, 50), (10**6, 8192)])
 def test_one_item_in_twenty_is_held_out_where_that_leaves_enough(num_items, held_out):
-    training, judged = split(num_items, torch.Generator().manual_seed(0))
-    assert len(judged) == (held_out or num_items)
-    assert torch.cat([training, judged] if held_out else [training]).sort().values.equal(torch.arange(num_items))
+    training, held_out_rows = split(num_items, torch.Generator().manual_seed(0))
+    assert len(held_out_rows) == (held_out or num_items)
+    assert torch.cat([training, held_out_rows] if held_out else [training]).sort().values.equal(torch.arange(num_items))
     other = split(num_items, torch.Generator().manual_seed(1))[1]
-    assert not torch.equal(judged, other)
+    assert not torch.equal(held_out_rows, other)
 
 
 def test_held_out_items_are_never_trained_on_and_every_other_one_is():
-    learner = Line(400)
-    training = train(learner, max_epochs=20)
-    judged = split(400, torch.Generator().manual_seed(0))[1]
+    objective = Line(400)
+    training = trained(objective, max_epochs=20)
+    held_out_rows = split(400, torch.Generator().manual_seed(0))[1]
     assert training.held_out == 20 and training.epochs == 20
-    assert all(len(rows) == 32 for rows in learner.seen) and len(learner.seen) == 20 * (380 // 32)
-    assert set(torch.cat(learner.seen).tolist()) == set(range(400)) - set(judged.tolist())
-    assert learner.epochs == [1 + 11 * epoch for epoch in range(20)]
+    assert all(len(rows) == 32 for rows in objective.seen) and len(objective.seen) == 20 * (380 // 32)
+    assert set(torch.cat(objective.seen).tolist()) == set(range(400)) - set(held_out_rows.tolist())
+    assert objective.epochs == [1 + 11 * epoch for epoch in range(20)]
 
 
-def test_training_stops_at_the_plateau_and_says_how_near_it_is():
-    learner = Line(400)
-    training = train(learner, max_epochs=10_000, patience=2)
-    assert learner.weight.item() == pytest.approx(3, abs=1e-3)
-    assert training.epochs < 1000 and len(learner.seen) % EVERY == 0
-    assert learner.nearness[0] < 0.01 and learner.nearness[-1] == 0.5  # one reading of two had passed
-    assert not learner.training
+def test_training_stops_at_the_plateau_and_reports_its_progress():
+    objective = Line(400)
+    training = trained(objective, max_epochs=10_000, patience=2)
+    assert objective.weight.item() == pytest.approx(3, abs=1e-3)
+    assert training.epochs < 1000 and len(objective.seen) % EVERY == 0
+    assert objective.progress[0] < 0.01 and objective.progress[-1] == 0.5  # one reading of two had passed
+    assert not objective.training
 
 
 def test_the_best_weights_are_kept_the_first_among_them():
-    learner = Line(400)
-    nn.init.constant_(learner.weight, 3)
-    learner.noise += 10 * learner.x  # what is trained on leads away from what judges
-    assert train(learner, max_epochs=30).loss == 0
-    assert learner.weight == 3
+    objective = Line(400)
+    nn.init.constant_(objective.weight, 3)
+    objective.noise += 10 * objective.x  # the training loss leads away from the validation loss
+    assert trained(objective, max_epochs=30).loss == 0
+    assert objective.weight == 3
 
 
-def test_twelve_items_in_one_batch_are_judged_by_themselves():
-    learner = Line(12)
-    training = train(learner, max_epochs=300)
-    assert training.held_out == 0 and {len(rows) for rows in learner.seen} == {12}
-    assert training.epochs == len(learner.seen)
+def test_twelve_items_in_one_batch_are_validated_by_themselves():
+    objective = Line(12)
+    training = trained(objective, max_epochs=300)
+    assert training.held_out == 0 and {len(rows) for rows in objective.seen} == {12}
+    assert training.epochs == len(objective.seen)
 
 
 def test_no_epochs_leave_the_start():
-    learner = Line(50)
-    assert train(learner, max_epochs=0).epochs == 0
-    assert learner.weight == 0 and not learner.seen
+    objective = Line(50)
+    assert trained(objective, max_epochs=0).epochs == 0
+    assert objective.weight == 0 and not objective.seen
 
 
-def test_every_reading_is_in_the_log_and_doubling_ones_are_said(capsys):
-    class Signed(Line):
-        def watch(self, rows_N):
+def test_every_reading_is_in_the_log_and_doubling_ones_are_shown(capsys):
+    class Measured(Line):
+        def metrics(self, rows_N):
             assert not self.training and len(rows_N) == 400
             return {"weight": self.weight.item(), "parts": [1.0, 2.0], "shares": {"x": 0.25}}
 
-    tokenizer = Trained(learning_rate=0.05, weight_decay=0.0, batch_size=32, max_epochs=65, patience=50)
-    learner = Signed(400)
-    tokenizer.train(learner, 400, torch.device("cpu"))
-    readings = tokenizer.training_log[0]
+    objective = Measured(400)
+    readings = trained(objective, max_epochs=65, patience=50).log
     assert [reading["step"] for reading in readings] == [*range(0, 701, 100), 715]
     assert readings[0]["weight"] == 0 and readings[-1]["weight"] == pytest.approx(3, abs=0.1)
-    assert readings[0]["loss"] == pytest.approx(float((9 * learner.x.square())[split_of_400()].mean()))
+    assert readings[0]["loss"] == pytest.approx(float((9 * objective.x.square())[split_of_400()].mean()))
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("line: step")]
     assert [line.split(";")[0] for line in said] == [f"line: step {step}" for step in (100, 200, 400, 715)]
     assert said[0].endswith("; parts 1 2; shares x 0.25")
@@ -134,20 +135,8 @@ def split_of_400():
     return split(400, torch.Generator().manual_seed(0))[1]
 
 
-def test_a_second_training_has_readings_of_its_own():
-    tokenizer = Trained(batch_size=32, max_epochs=1)
-    for _ in range(2):
-        tokenizer.train(Line(40), 40, torch.device("cpu"))
-    assert [[reading["step"] for reading in readings] for readings in tokenizer.training_log] == [[0, 1], [0, 1]]
-
-
 def test_law_12_the_same_seed_takes_the_same_steps():
     runs = [Line(200, noise=1) for _ in range(3)]
-    for learner, seed in zip(runs, (0, 0, 1), strict=True):
-        train(learner, max_epochs=7, seed=seed)
+    for objective, seed in zip(runs, (0, 0, 1), strict=True):
+        trained(objective, max_epochs=7, seed=seed)
     assert runs[0].weight == runs[1].weight != runs[2].weight
-
-
-def test_options_out_of_bounds_are_refused_together():
-    with pytest.raises(ValueError, match=r"learning_rate is 0; more than 0.*patience is 0; at least 1"):
-        Trained(learning_rate=0, patience=0)

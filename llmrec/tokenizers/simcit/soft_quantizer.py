@@ -3,7 +3,7 @@
 The weights of a level's codes are softmax((s + eta g) / T) over negative squared distances s and Gumbel noise g; what
 the mixture leaves is quantised by the next level. Temperature T and noise scale eta are annealed apart: the largest of
 (s + g) / T does not depend on T, so that lowering T alone never removes the noise. Distances are not divided by the
-dimension, beside which the noise would drown them.
+dimension: they would be too small next to the noise.
 
 Source: SimCIT (arXiv:2506.16683) as released; the noise scale and the k-means start are ours.
 
@@ -25,8 +25,8 @@ Law = Literal["exponential", "linear", "constant"]
 START_POINTS, START_ITERATIONS = 16384, 25  # of k-means
 
 
-class Soft(NamedTuple):
-    """What a soft quantiser makes of latent vectors.
+class Mixtures(NamedTuple):
+    """Latent vectors as mixtures of codes.
 
     Attributes:
         prefixes: (B, L, E) sum of the mixtures up to each level; the last is what all codes stand for.
@@ -57,6 +57,9 @@ class Annealing(NamedTuple):
 class SoftQuantizer(nn.Module):
     """Codebooks, each level a mixture of codes; temperature and noise are kept with the weights they were used with."""
 
+    temperature: Tensor
+    noise: Tensor
+
     def __init__(self, num_levels: int, codebook_size: int, dim: int, generator: torch.Generator):
         super().__init__()
         books = torch.rand(num_levels, codebook_size, dim, generator=generator)
@@ -77,7 +80,7 @@ class SoftQuantizer(nn.Module):
         """Of each level, (num_rows, K) Gumbel noise on the device of the generator, which is that of the codebooks."""
         return [gumbel(num_rows, codebook_KE, generator) for codebook_KE in self.codebooks]
 
-    def forward(self, latent_BE: Tensor, noise: Sequence[Tensor] = ()) -> Soft:
+    def forward(self, latent_BE: Tensor, noise: Sequence[Tensor] = ()) -> Mixtures:
         """Quantise, with the noise of `draw` where it is given."""
         left_BE, prefixes, scores, weights = latent_BE, [], [], []
         for level, codebook_KE in enumerate(self.codebooks):
@@ -86,7 +89,7 @@ class SoftQuantizer(nn.Module):
             weights.append((logits_BK / self.temperature).softmax(1))
             left_BE = left_BE - weights[-1] @ codebook_KE
             prefixes.append(latent_BE - left_BE)
-        return Soft(torch.stack(prefixes, 1), scores, weights)
+        return Mixtures(torch.stack(prefixes, 1), scores, weights)
 
     def hard(self, latent_BE: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L, E) sums of nearest codes up to each level, and (B, L) these codes, as they are exported."""

@@ -1,4 +1,4 @@
-"""Signs that tell a good SimCIT training from a failed one: collapsed codes, a view that drowns the others, collisions.
+"""Metrics of a SimCIT training: collapsed codes, a view that dominates the others, collisions.
 
 Three failures show here first: few codes of a level in use (perplexity), a view on which all attention falls, and
 items that share all codes (unique_per_item). A fourth is this method's own: training mixes codes and export takes the
@@ -14,22 +14,22 @@ import torch
 from torch import Tensor
 
 from llmrec.runtime.manifest import JsonObject
-from llmrec.tokenizers.shared.fusion import Fusion
-from llmrec.tokenizers.shared.soft_quantizer import SoftQuantizer
 from llmrec.tokenizers.shared.vectors import CHUNK
+from llmrec.tokenizers.simcit.fusion import Fusion
+from llmrec.tokenizers.simcit.soft_quantizer import SoftQuantizer
 
 
 @torch.no_grad()
-def signs_of(
+def quantiser_metrics(
     points_ND: Tensor, rows_n: Tensor, network: Fusion, quantizer: SoftQuantizer, view_names: list[str], seed: int
 ) -> JsonObject:
-    """Signs over some items, with temperature and noise as they are.
+    """Measure some items, with temperature and noise as they are.
 
     Args:
         points_ND: (N, D) on the device of network and quantiser.
         rows_n: (n,) item rows.
         network: In evaluation mode.
-        quantizer: Whose codes are judged.
+        quantizer: Of the latent vectors.
         view_names: Of the M views.
         seed: Of the noise.
 
@@ -68,16 +68,16 @@ def perplexity(codes_n: Tensor) -> float:
     return float(torch.special.entr(shares_K).sum().exp())
 
 
-def described(signs: JsonObject, codebook_size: int) -> str:
-    """`signs_of` in words."""
-    shares = ", ".join(f"{name} {share:.3f}" for name, share in signs["attention"].items())
+def described(metrics: JsonObject, codebook_size: int) -> str:
+    """`quantiser_metrics` in words."""
+    shares = ", ".join(f"{name} {share:.3f}" for name, share in metrics["attention"].items())
     per_level = "; ".join(
-        f"level {level}: perplexity {signs['perplexity'][level]:.1f} of {codebook_size}, "
-        f"{signs['mismatch'][level]:.1%} of items exported with another code than training had, "
-        f"{signs['sampled_nearest'][level]:.1%} of draws the nearest"
-        for level in range(len(signs["perplexity"]))
+        f"level {level}: perplexity {metrics['perplexity'][level]:.1f} of {codebook_size}, "
+        f"{metrics['mismatch'][level]:.1%} of items exported with another code than training had, "
+        f"{metrics['sampled_nearest'][level]:.1%} of draws the nearest"
+        for level in range(len(metrics["perplexity"]))
     )
     return (
-        f"{signs['unique_per_item']:.4f} tuples per item; attention {shares}; at temperature "
-        f"{signs['temperature']:.3f} and noise {signs['noise']:.3f}, {per_level}"
+        f"{metrics['unique_per_item']:.4f} tuples per item; attention {shares}; at temperature "
+        f"{metrics['temperature']:.3f} and noise {metrics['noise']:.3f}, {per_level}"
     )

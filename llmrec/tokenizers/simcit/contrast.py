@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from llmrec.tokenizers.shared.gradient_cache import in_parts
+from llmrec.tokenizers.simcit.gradient_cache import in_parts
 
 DUPLICATE = 0.99  # cosine above which two items are one, in the eyes of the contrast
 NEVER = -1e12  # logit of what is no candidate: finite, so that its gradient is zero and not undefined

@@ -1,4 +1,4 @@
-"""Several views of an item as one latent vector: an MLP per view, and attention over what they give.
+"""Several views of an item as one latent vector: an MLP per view, and attention over their outputs.
 
     h_m = MLP_m(v_m)        p = softmax_m(w . tanh(U h_m + b))        z = sum_m p_m h_m
 
@@ -22,11 +22,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from llmrec.tokenizers.shared.autoencoder import LatentNetwork
+
 LEAST_SCALE = 1e-6  # of a view whose vectors are all equal
 
 
 class Fused(NamedTuple):
-    """What a fusion makes of the views of items.
+    """Latent vectors of items and of their views.
 
     Attributes:
         latent: (B, E).
@@ -52,6 +54,9 @@ def linear(inputs: int, outputs: int, bias: bool, generator: torch.Generator | N
 class ViewEncoder(nn.Module):
     """Standardisation, and linear layers without bias with SiLU between them."""
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, sizes: Sequence[int], generator: torch.Generator | None = None):
         super().__init__()
         layers: list[nn.Module] = []
@@ -71,7 +76,7 @@ class ViewEncoder(nn.Module):
         return self.layers((vectors_BV - self.mean) * self.scale)
 
 
-class Fusion(nn.Module):
+class Fusion(LatentNetwork):
     """Encoders of the views, and the attention over them.
 
     Args:
@@ -96,8 +101,9 @@ class Fusion(nn.Module):
         return points_BD.split(self.dims, dim=1)
 
     def standardize(self, points_ND: Tensor) -> None:
+        """Learn mean and scale of each view."""
         for encoder, block_NV in zip(self.encoders, self.blocks(points_ND), strict=True):
-            encoder.standardize(block_NV[block_NV.any(1)])
+            encoder.standardize(block_NV[block_NV.any(1)])  # type: ignore[operator]  # a ModuleList holds any module
 
     def forward(self, points_BD: Tensor) -> Fused:
         blocks = self.blocks(points_BD)
@@ -110,3 +116,7 @@ class Fusion(nn.Module):
     def encode(self, points_BD: Tensor) -> Tensor:
         """(B, E) latent vectors."""
         return self(points_BD).latent
+
+    def decode(self, latent_BE: Tensor) -> Tensor:
+        """(B, E) themselves: nothing leads from latent vectors back to views."""
+        return latent_BE

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from llmrec.tokenizers.shared.contrast import nt_xent
-from llmrec.tokenizers.shared.gradient_cache import in_parts
+from llmrec.tokenizers.shared.vectors import JointVectors
 from llmrec.tokenizers.simcit import SimCIT
-from tests.support.clustered import catalog_of, clusters, points, views_of
+from llmrec.tokenizers.simcit.contrast import nt_xent
+from llmrec.tokenizers.simcit.gradient_cache import in_parts
+from tests.support.clustered import books_of, catalog_of, clusters, points, views_of
 
 
 class Watched(nn.Module):
@@ -70,13 +71,13 @@ def gradients(
     }  # fmt: skip
     tokenizer = SimCIT(micro_batch_size=micro_batch_size, **given)
     given_views = views_of(text=text, behaviour=behaviour)
-    tokenizer.view_dims = {"text": 10, "behaviour": 6}
-    vectors = tokenizer.joint_vectors(catalog_of(90), given_views, torch.arange(90).numpy())
-    learner = tokenizer.learner(vectors, torch.Generator().manual_seed(0))
-    learner.points = learner.to(dtype).points.to(dtype)
-    loss = learner.loss(torch.cat([torch.arange(90), torch.arange(6)]))
+    vectors = JointVectors(catalog_of(90), given_views)
+    joint = vectors.of(torch.arange(90).numpy())
+    objective = tokenizer.objective(joint, vectors.dims, torch.Generator().manual_seed(0))
+    objective.points = objective.to(dtype).points.to(dtype)
+    loss = objective.loss(torch.cat([torch.arange(90), torch.arange(6)]))
     loss.backward()
-    return float(loss.detach()), {name: weight.grad for name, weight in learner.named_parameters()}
+    return float(loss.detach()), {name: weight.grad for name, weight in objective.named_parameters()}
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 7, 32, 95])
@@ -109,7 +110,7 @@ def test_training_in_parts_gives_the_codes_of_the_whole():
     given = catalog_of(200), views_of(one=clusters(200, 8, 10), two=clusters(200, 6, 10))
     options = {"num_levels": 2, "codebook_size": 8, "encoder_layers": [32], "latent_dim": 16, "batch_size": 64}
     books = [
-        SimCIT(**options, device="cpu", max_epochs=2, micro_batch_size=size).fit(*given).codebooks
+        books_of(SimCIT(**options, device="cpu", max_epochs=2, micro_batch_size=size).fit(*given))
         for size in (None, 20)
     ]
     for whole, parts in zip(*books, strict=True):
