@@ -84,14 +84,14 @@ def training_windows(sequences: Sequence[np.ndarray], max_history: int) -> Windo
         sequences: Item rows of each user, oldest first. A sequence of one item yields no window.
         max_history: A window has at most one item more.
     """
-    found = [
+    pieces = [
         (sequence[start:end], max(1, first_target - start))
         for sequence in sequences
         for start, end, first_target in windows(len(sequence), max_history)
         if end - start > 1
     ]
-    items, lengths = pad_right([window for window, _ in found])
-    return Windows(items, lengths, np.array([context for _, context in found]))
+    items, lengths = pad_right([window for window, _ in pieces])
+    return Windows(items, lengths, np.array([context for _, context in pieces]))
 
 
 def next_items(pieces: Windows) -> Examples:
@@ -105,8 +105,8 @@ def shuffled(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> 
     """Draw random batches of windows of similar lengths, in random order; positions of the windows of each batch."""
     order = rng.permutation(len(lengths))
     order = order[np.lexsort((lengths[order], np.arange(len(order)) // (BUCKET * batch_size)))]
-    found = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
-    return [found[i] for i in rng.permutation(len(found))]
+    in_order = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+    return [in_order[i] for i in rng.permutation(len(in_order))]
 
 
 def batches(examples: Examples, positions: Sequence[np.ndarray], device: torch.device) -> Iterator[Batch]:

@@ -102,9 +102,9 @@ class NeuralRanker:
             if exclude is not None:
                 lengths = np.fromiter(map(len, exclude[part]), dtype=np.int64, count=len(exclude[part]))
                 scores[np.repeat(np.arange(len(lengths)), lengths), np.concatenate(exclude[part])] = -torch.inf
-            found, order = (each.cpu().numpy() for each in scores.topk(min(k, scores.shape[1])))
-            best[part, : found.shape[1]] = found
-            items[part, : found.shape[1]] = np.where(np.isfinite(found), order, UNFILLED)
+            top, order = (each.cpu().numpy() for each in scores.topk(min(k, scores.shape[1])))
+            best[part, : top.shape[1]] = top
+            items[part, : top.shape[1]] = np.where(np.isfinite(top), order, UNFILLED)
         return Ranking(items, np.broadcast_to(np.arange(k), items.shape), best)
 
     @torch.no_grad()

@@ -154,8 +154,8 @@ def _use(codes_N: np.ndarray, size: int, weights_N: np.ndarray | None = None) ->
 def _branching(children: np.ndarray, stride: int) -> JsonObject:
     """Numbers of codes that follow a prefix; an end is not a code. `children` are parent * stride + code + 1."""
     branches = np.unique(children[children % stride > 0] // stride, return_counts=True)[1]
-    found = len(branches) > 0
+    has_codes = len(branches) > 0
     return {
-        "branching_mean": float(branches.mean()) if found else None,
-        "branching_max": int(branches.max()) if found else None,
+        "branching_mean": float(branches.mean()) if has_codes else None,
+        "branching_max": int(branches.max()) if has_codes else None,
     }

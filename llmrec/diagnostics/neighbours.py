@@ -53,12 +53,12 @@ def neighbour_report(
     report: JsonObject = {"k": K, "behaviour": None, "text": None}
     if k < 1:
         return report
-    found = {"behaviour": behaviour_neighbours(catalog, sample, seed)}
+    neighbours = {"behaviour": behaviour_neighbours(catalog, sample, seed)}
     if views is not None and TEXT in views:
         view = views[TEXT]
         vectors, missing = torch.from_numpy(view.vectors[sample.rows]), torch.from_numpy(view.missing[sample.rows])
-        found["text"] = nearest_items(cosines(vectors), sample.queries, len(sample.rows), k, missing)
-    for kind, neighbours_Qk in found.items():
+        neighbours["text"] = nearest_items(cosines(vectors), sample.queries, len(sample.rows), k, missing)
+    for kind, neighbours_Qk in neighbours.items():
         queries = int((neighbours_Qk >= 0).any(dim=1).sum())
         if queries:
             rates = {
@@ -99,8 +99,8 @@ def reconstruction_report(sample: Sample) -> JsonObject | None:
     report["knn_overlap_random"] = k / (num_items - 1)
     batch = report["batch"]
     whole = sample.queries[: len(sample.queries) // batch * batch].reshape(-1, batch)
-    found = [separability(sample.vectors[positions], sample.reconstruction[positions]) for positions in whole]
-    return {**report, "separability": float(np.mean(found))}
+    shares = [separability(sample.vectors[positions], sample.reconstruction[positions]) for positions in whole]
+    return {**report, "separability": float(np.mean(shares))}
 
 
 def hit_rate(similarity: Similarity, queries: np.ndarray, neighbours_Qk: Tensor, k: int) -> float:
@@ -156,15 +156,15 @@ def nearest_items(
     Returns:
         (Q, k) int64 positions; -1 for a missing query, and in place of missing items.
     """
-    found = []
+    nearest = []
     for block in blocks(queries, num_items):
         similar_BM = _of_others(similarity, block)
         if missing is not None:
             similar_BM[:, missing] = -torch.inf
             similar_BM[missing[block]] = -torch.inf
         values, positions = similar_BM.topk(k, dim=1)
-        found.append(positions.masked_fill(values == -torch.inf, -1))
-    return torch.cat(found)
+        nearest.append(positions.masked_fill(values == -torch.inf, -1))
+    return torch.cat(nearest)
 
 
 def separability(vectors_BD: Tensor, reconstruction_BD: Tensor) -> float:

@@ -42,9 +42,9 @@ def show(report: JsonObject) -> None:
 
 def tables(report: JsonObject) -> list[ReportTable]:
     """All tables of a report."""
-    found = [_collisions(report), _levels(report), _tree(report), _neighbours(report), _consistency(report)]
-    found += [_overlap(report), _cold_start(report)]
-    return [part for part in found if part.rows]
+    parts = [_collisions(report), _levels(report), _tree(report), _neighbours(report), _consistency(report)]
+    parts += [_overlap(report), _cold_start(report)]
+    return [part for part in parts if part.rows]
 
 
 def facts(report: JsonObject) -> list[str]:

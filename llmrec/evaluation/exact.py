@@ -39,7 +39,7 @@ def compare_with_beam(exact: Outcome, beam: Outcome, drawn: np.ndarray, cutoffs:
     return {
         EXACT: _accuracy(exact.position, ascending),
         "beam": _accuracy(of_drawn, ascending),
-        "found": {f"found@{k}": found(exact.items[:, :k], beam.items[drawn, :k]) for k in ascending},
+        "found": {f"found@{k}": share_found(exact.items[:, :k], beam.items[drawn, :k]) for k in ascending},
     }
 
 
@@ -47,7 +47,7 @@ def _accuracy(position: Position, cutoffs: list[int]) -> dict[str, float]:
     return {f"{name}@{k}": float(METRICS[name](position, k).mean()) for name in SHOWN for k in cutoffs}
 
 
-def found(exact: np.ndarray, beam: np.ndarray) -> float:
+def share_found(exact: np.ndarray, beam: np.ndarray) -> float:
     """Share of the items of each line of `exact` that the same line of `beam` holds; both (n, k), -1 is unfilled."""
     is_found = (exact[:, :, None] == beam[:, None, :]).any(axis=2) & (exact != UNFILLED)
     return float(is_found.sum() / max(1, (exact != UNFILLED).sum()))

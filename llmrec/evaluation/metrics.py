@@ -48,9 +48,9 @@ def target_position(ranking: Ranking, targets: np.ndarray) -> Position:
         ranking: Ranking of B examples.
         targets: (B,) item rows.
     """
-    found = ranking.items == targets[:, None]  # (B, R)
-    hit = found.any(axis=1)
-    group = np.where(hit, np.take_along_axis(ranking.groups, found.argmax(axis=1)[:, None], axis=1)[:, 0], MISS)
+    is_target = ranking.items == targets[:, None]  # (B, R)
+    hit = is_target.any(axis=1)
+    group = np.where(hit, np.take_along_axis(ranking.groups, is_target.argmax(axis=1)[:, None], axis=1)[:, 0], MISS)
     tied = (ranking.groups == group[:, None]) & (ranking.items != UNFILLED)  # (B, R)
     start = np.where(hit, tied.argmax(axis=1), MISS)
     return Position(start, np.where(hit, tied.sum(axis=1), 1), group)

@@ -10,7 +10,7 @@ import torch
 
 from llmrec.cli import main
 from llmrec.data.catalog import Catalog
-from llmrec.evaluation.exact import compare_with_beam, draw_examples, found
+from llmrec.evaluation.exact import compare_with_beam, draw_examples, share_found
 from llmrec.evaluation.metrics import Position
 from llmrec.evaluation.protocol import Outcome
 from llmrec.model.checkpoint import SidConfig, load_model, load_tokenizer
@@ -21,10 +21,10 @@ from llmrec.recommender import Recommender
 def test_what_the_beam_found_by_hand():
     exact = np.array([[0, 1, 2], [3, 4, -1]])
     beam = np.array([[2, 0, 5], [4, -1, -1]])
-    assert found(exact, exact) == 1.0
-    assert found(exact, beam) == 3 / 5  # 0 and 2 of three, 4 of two; an empty slot is nothing to find
-    assert found(exact[:, :1], beam[:, :1]) == 0.0  # neither first place
-    assert found(np.full((1, 2), -1), beam[:1, :2]) == 0.0
+    assert share_found(exact, exact) == 1.0
+    assert share_found(exact, beam) == 3 / 5  # 0 and 2 of three, 4 of two; an empty slot is nothing to find
+    assert share_found(exact[:, :1], beam[:, :1]) == 0.0  # neither first place
+    assert share_found(np.full((1, 2), -1), beam[:1, :2]) == 0.0
 
 
 def test_both_rankings_are_of_the_drawn_examples_by_hand():
