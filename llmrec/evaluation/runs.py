@@ -15,7 +15,7 @@ from llmrec.configs.evaluate import TRAINED
 from llmrec.data import columns
 from llmrec.evaluation.metrics import Position
 from llmrec.evaluation.protocol import COLUMNS
-from llmrec.evaluation.report import OURS
+from llmrec.evaluation.summary import OURS
 from llmrec.runtime.manifest import JsonObject, read_manifest, verify
 
 

@@ -8,7 +8,8 @@ from llmrec.evaluation.exact import EXACT, lines
 from llmrec.evaluation.learning import CUTOFF, NEAR
 from llmrec.evaluation.metrics import SHOWN, SLOT_METRICS, shown_names
 from llmrec.evaluation.protocol import COLUMNS
-from llmrec.evaluation.report import NOT_VALIDATED, OURS, slots_line
+from llmrec.evaluation.summary import OURS
+from llmrec.evaluation.tables import NOT_VALIDATED, slots_line
 from llmrec.reports.pages import Estimate, Figure, Table, render_page
 from llmrec.reports.svg import COLOURS, Line, plot, short
 from llmrec.runtime.manifest import JsonObject

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from llmrec.configs import CompareConfig
 from llmrec.evaluation.compare import compare, show
-from llmrec.evaluation.report import OURS
 from llmrec.evaluation.runs import Run, check_comparable
+from llmrec.evaluation.summary import OURS
 from llmrec.reports.comparison import render
 from llmrec.runtime.manifest import JsonObject
 

@@ -28,7 +28,8 @@ from llmrec.evaluation.exact import EXACT, compare_with_beam, draw_examples
 from llmrec.evaluation.learning import learning, points_of_epochs, points_of_log
 from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, evaluate, per_batch
 from llmrec.evaluation.ranking import default_num_beams
-from llmrec.evaluation.report import OURS, Outcomes, show, sid_usage, summarise
+from llmrec.evaluation.summary import OURS, Outcomes, sid_usage, summarise
+from llmrec.evaluation.tables import show
 from llmrec.reports.evaluation import render
 from llmrec.runtime import processes
 from llmrec.runtime.console import say

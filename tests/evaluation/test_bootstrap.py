@@ -9,7 +9,7 @@ from llmrec.data.examples import Examples
 from llmrec.evaluation.bootstrap import interval, paired_difference
 from llmrec.evaluation.metrics import Position
 from llmrec.evaluation.protocol import COLUMNS, Outcome
-from llmrec.evaluation.report import summarise
+from llmrec.evaluation.summary import summarise
 
 
 def users(count: int) -> list[str]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llmrec.evaluation.metrics import Position
 from llmrec.evaluation.protocol import COLUMNS, Outcome
-from llmrec.evaluation.report import sid_usage, summarise
+from llmrec.evaluation.summary import sid_usage, summarise
 from llmrec.reports.evaluation import render
 from llmrec.reports.svg import HEIGHT, WIDTH, Line, log_ticks, nice_ticks, plot, short
 from tests.evaluation.test_strata import random_rows

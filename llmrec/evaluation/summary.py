@@ -1,8 +1,4 @@
-"""The content of metrics.json, and its tables on the terminal.
-
-Every system is listed in both columns, and the LLM is compared with each baseline by a paired interval, so the reader
-also sees where a baseline wins.
-"""
+"""The content of metrics.json: metrics with intervals, within strata, and as differences to the baselines."""
 
 from __future__ import annotations
 
@@ -10,27 +6,21 @@ import numpy as np
 
 from llmrec.data.examples import Examples
 from llmrec.evaluation.bootstrap import interval, paired_difference
-from llmrec.evaluation.exact import EXACT, lines
-from llmrec.evaluation.learning import CUTOFF, NEAR
 from llmrec.evaluation.metrics import (
     SHOWN,
-    SLOT_METRICS,
     invalid_rate,
     per_example,
     per_slots,
-    shown_names,
     unfilled,
 )
 from llmrec.evaluation.protocol import COLUMNS, Outcome, seen_targets
 from llmrec.evaluation.ranking import UNFILLED
 from llmrec.evaluation.strata import Values, exposure, find_strata, stratify
-from llmrec.runtime.console import say, table
 from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.groups import entropy_bits
 from llmrec.sid.table import EMPTY, SidTable
 
 OURS = "ours"
-NOT_VALIDATED = "unknown, because the checkpoint was not validated during training (set eval_steps of `llmrec sft`)."
 Outcomes = dict[tuple[str, str], Outcome]  # (system, column) -> outcome
 
 
@@ -122,92 +112,3 @@ def _differences(values: Values, examples: Examples, k: int, seed: int) -> JsonO
     for (system, column, name), mean, low, high in zip(keys, *estimates, strict=True):
         differences[system][column][name] = {"mean": float(mean), "low": float(low), "high": float(high)}
     return differences
-
-
-def show(metrics: JsonObject) -> None:
-    """Print the results of `llmrec evaluate`, from the content of its metrics.json."""
-    for column in COLUMNS:
-        _show_column(metrics, column)
-        _show_differences(metrics, column)
-        _show_strata(metrics, column)
-        _show_slots(metrics, column)
-        say(slots_line(metrics, column))
-    _show_learning(metrics)
-    if metrics.get(EXACT):
-        header, rows = lines(metrics[EXACT])
-        table(f"exact, {metrics[EXACT]['num_examples']} examples", header, [[name, *values] for name, values in rows])
-
-
-def _show_column(metrics: JsonObject, column: str) -> None:
-    names = shown_names(metrics["k"])
-    rows = []
-    for system, columns in metrics["systems"].items():
-        rows.append([system, *(columns[column][name] for name in names)])
-        if system == OURS:
-            for end, label in enumerate(("  95 % low", "  95 % high")):
-                rows.append([label, *(columns[column]["intervals"][name][end] for name in names)])
-    title = f"{column}: {metrics['num_examples']} {metrics['split']} examples of {metrics['num_users']} users"
-    table(f"{title}, {metrics['num_items']} items", ("system", *names), rows)
-
-
-def _show_differences(metrics: JsonObject, column: str) -> None:
-    rows = [
-        [baseline, name, entry["mean"], entry["low"], entry["high"], _winner(entry)]
-        for baseline, columns in metrics["differences"].items()
-        for name, entry in columns[column].items()
-    ]
-    if rows:
-        header = ("baseline", "metric", "difference", "95 % low", "95 % high", "ahead")
-        table(f"{column}: ours - baseline, paired over users", header, rows)
-
-
-def _show_strata(metrics: JsonObject, column: str) -> None:
-    systems = list(metrics["systems"])
-    for name in (f"{metric}@{max(metrics['k'])}" for metric in SHOWN):
-        rows = []
-        for stratum in metrics["strata"]:
-            ours, *others = (stratum["systems"][system][column][name] for system in systems)
-            label = ("history " if stratum["family"] == "history" else "") + stratum["name"]
-            means = [entry["mean"] for entry in others]
-            rows.append([label, stratum["num_examples"], ours["mean"], ours["low"], ours["high"], *means])
-        header = ("stratum", "examples", OURS, "95 % low", "95 % high", *systems[1:])
-        table(f"{column}: {name} by popularity of the target and length of the history", header, rows)
-
-
-def _show_slots(metrics: JsonObject, column: str) -> None:
-    names = [f"{name}@{max(metrics['k'])}" for name in SLOT_METRICS]
-    rows = [[system, *(columns[column][name] for name in names)] for system, columns in metrics["systems"].items()]
-    table(f"{column}: shown items", ("system", *names), rows)
-
-
-def _show_learning(metrics: JsonObject) -> None:
-    curves = metrics.get("learning", {})  # absent from older evaluations
-    rows = [
-        [system, curve["best"], curve["near"]["supervised"], round(curve["near"]["seconds"])]
-        for system, curve in curves.items()
-        if curve and curve["near"]
-    ]
-    if rows:
-        header = ("system", f"best valid ndcg@{CUTOFF}", f"items to {NEAR:.0%} of it", "seconds")
-        table("learning: trained items, and wall time with validation", header, rows)
-    if curves and curves[OURS] is None:
-        say(f"ours, learning curve: {NOT_VALIDATED}")
-
-
-def _winner(difference: dict[str, float]) -> str:
-    """The system that is ahead by more than the interval explains, or neither."""
-    return OURS if difference["low"] > 0 else "baseline" if difference["high"] < 0 else "neither"
-
-
-def slots_line(metrics: JsonObject, column: str) -> str:
-    """Sentence on the slots of ours and on its speed."""
-    values, k = metrics["systems"][OURS][column], max(metrics["k"])
-    line = (
-        f"ours, {column}: SID-level recall@{k} {values[f'sid_recall@{k}']:.4f}, "
-        f"coverage@{k} {values[f'coverage@{k}']:.3f}, unfilled slots {values[f'unfilled@{k}']:.2%}, "
-        f"invalid answers {values['invalid_rate']:.2%}, {values['examples_per_s']:.1f} examples/s "
-        f"at {metrics['num_beams']} beams"
-    )
-    if column == "seen_excluded" and metrics["target_in_history"]:
-        line += f"; {metrics['target_in_history']:.2%} of targets are in the history and count as misses"
-    return line + "."
