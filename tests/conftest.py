@@ -26,6 +26,7 @@ NOT_FAST = (
     "test_notebook.py",
     "test_readme.py",
     *(f"training/test_{name}.py" for name in ("checkpoints", "divergence", "validation", "weights")),
+    "training/tasks/test_task_runs.py",
 )  # fmt: skip
 
 

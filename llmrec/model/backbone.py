@@ -62,7 +62,7 @@ def forward_replaced(model: PreTrainedModel, forward: Callable[..., object]) -> 
     try:
         yield
     finally:
-        del model.forward  # also what TRL and accelerate put over it
+        del model.forward  # also what accelerate puts over it
         if own is not None:
             model.forward = own
 

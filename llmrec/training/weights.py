@@ -23,7 +23,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 
 from llmrec.configs import FineTuneConfig, SftConfig
-from llmrec.model.backbone import causal_lm
+from llmrec.model.backbone import causal_lm, moved
 from llmrec.model.checkpoint import load_model
 from llmrec.model.trained_rows import look_up_apart
 from llmrec.sid.vocabulary import SidVocabulary
@@ -156,8 +156,7 @@ def merge(
             base = load_model(config.model, dtype=dtype, quantization_config=nf4_config(dtype))
             model = PeftModel.from_pretrained(base.dequantize(), scratch / "adapter")
         model = causal_lm(model.float().merge_and_unload())
-    torch.nn.Module.to(model, stored_dtype(config.model))  # in place; the signature of the model's own `to` is hidden
-    return model
+    return moved(model, stored_dtype(config.model))
 
 
 def stored_dtype(path: str | Path) -> torch.dtype:

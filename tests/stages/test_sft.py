@@ -15,6 +15,7 @@ from transformers import Trainer, TrainingArguments
 
 from llmrec.cli import main
 from llmrec.configs import AlternateConfig, SftConfig
+from llmrec.configs.file import load_config
 from llmrec.model.checkpoint import SidConfig, load_tokenizer
 from llmrec.model.prompts import HistoryEncoder
 from llmrec.recommender import Recommender
@@ -67,7 +68,7 @@ def test_what_the_stage_leaves(capsys, tmp_path, toy):
     assert (tmp_path / "sft" / "generation_config.json").read_bytes() == (base / "generation_config.json").read_bytes()
 
 
-def test_full_loss_is_scored_over_the_vocabulary(tmp_path, toy):
+def test_normalize_over_vocabulary_is_saved_for_decoding(tmp_path, toy):
     fine_tune(tmp_path / "sft", *toy, normalize_over="vocabulary", max_steps=1, report_to=[])
     assert SidConfig.load(tmp_path / "sft")[0].normalize_over == "vocabulary"
 
@@ -83,7 +84,7 @@ def test_the_loss_of_the_first_step_is_smoothed_as_asked(tmp_path, toy, tuned):
     assert first[0.0] < 1 < first[1.0]
 
 
-def test_the_loss_goes_down_on_what_can_be_learned(tmp_path, toy):
+def test_the_loss_goes_down_on_a_learnable_catalogue(tmp_path, toy):
     """Each next item is fixed by the one before it; only the first of a sequence is a guess."""
     fine_tune(tmp_path / "sft", *toy, train="full", max_steps=30, learning_rate=5e-3, batch_size=24, max_history=10)
     curve = losses(tmp_path / "sft")
@@ -111,7 +112,7 @@ def test_gradient_accumulation_equals_one_batch(tmp_path, toy):
         torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
 
 
-def test_report_to_a_tracker(tmp_path, toy):
+def test_an_unknown_tracker_is_refused(tmp_path, toy):
     """A tracker that is not installed is named; transformers knows it by that name."""
     with pytest.raises((ValueError, ImportError, RuntimeError), match=r"(?i)no-such-tracker"):
         fine_tune(tmp_path / "sft", *toy, report_to=["no-such-tracker"])
@@ -133,6 +134,25 @@ def test_wrong_input_leaves_nothing_behind(capsys, tmp_path, toy, flags, message
     assert main([*argv, *flags]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "sft").exists() and not (tmp_path / "sft.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("sid_loss: full", "unknown key 'sid_loss' in .*it is now called 'normalize_over'"),
+        ("loss_on: last_item", "unknown key 'loss_on' in .*it is now called 'targets'"),
+        ("eval_rows: 9", "unknown key 'eval_rows' in .*it is now called 'eval_examples'"),
+        ("train: rows", "train is 'rows'; it is now called 'sid_tokens'"),
+        ("normalize_over: full", "normalize_over is 'full'; it is now called 'vocabulary'"),
+        ("lora_dropout: 0.1", "unknown key 'lora_dropout' in .*removed: use dropout"),
+        ("crop: 0.5", "unknown key 'crop' in .*removed: augmented histories"),
+        ("category_column: shop", "unknown key 'category_column' in .*removed: the first of the columns category"),
+    ],
+)
+def test_old_names_are_refused_with_the_new_ones(tmp_path, line, message):
+    (tmp_path / "sft.yaml").write_text(f"catalog: c\nmodel: m\nout: o\n{line}\n")
+    with pytest.raises(ValueError, match=message):
+        load_config(SftConfig, tmp_path / "sft.yaml")
 
 
 def test_a_base_of_another_catalogue_is_refused(capsys, tmp_path, toy, catalog):
@@ -231,7 +251,7 @@ def test_a_bias_of_the_output_matrix_is_scored(tokenizer, sid_table, vocabulary)
         torch.testing.assert_close(model(**batch).loss, expected)
 
 
-def test_memory_of_a_finished_run(tmp_path, toy):
+def test_a_finished_run_is_not_repeated(tmp_path, toy):
     """A second call with the same config does nothing and answers the same."""
     first = fine_tune(tmp_path / "sft", *toy, max_steps=1)
     written = (tmp_path / "sft" / "model.safetensors").stat().st_mtime_ns

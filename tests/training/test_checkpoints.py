@@ -6,7 +6,6 @@ Where a kill is called one, it is: SIGKILL, in a process of its own, at a random
 from __future__ import annotations
 
 import errno
-import importlib.metadata
 import json
 import os
 import random
@@ -21,7 +20,6 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from llmrec.configs import SftConfig
 from llmrec.model.prompts import HistoryEncoder
@@ -30,13 +28,12 @@ from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.stages import sft as stage
 from llmrec.training import checkpoints, trainer
-from llmrec.training.checkpoints import ASIDE, SEAL, corruption, newest_whole, numbered, saved_whole, seal
+from llmrec.training.checkpoints import ASIDE, SEAL, corruption, newest_whole, numbered, seal
 from llmrec.training.sft import trainer as sft
 from llmrec.training.sft.examples import HistoryCollator
 from tests.support.extended import fine_tune, losses, same_weights
 from tests.support.forks import Forks
 
-VERSIONS = {name: importlib.metadata.version(name) for name in ("transformers", "accelerate", "torch")}
 # Checkpoints after steps 2, 4 and 5, of which two are kept; dropout, so that a lost random state shows.
 OPTIONS = {"max_steps": 5, "save_steps": 2, "dropout": 0.1, "micro_batch_size": 4}
 ALOUD = {"LLMREC_QUIET": ""}  # the forks are quiet otherwise
@@ -119,7 +116,7 @@ def interrupted(toy, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_checkpoint_is_passed_over(capsys, tmp_path, interrupted, kind):
+def test_a_corrupt_checkpoint_is_passed_over(capsys, tmp_path, interrupted, kind):
     """The choice alone: every way to the same older checkpoint."""
     shutil.copytree(interrupted / SCRATCH / "trainer", tmp_path / "trainer")
     spoil, reason = DAMAGE[kind]
@@ -129,7 +126,7 @@ def test_a_damaged_checkpoint_is_passed_over(capsys, tmp_path, interrupted, kind
     assert f"is passed over and removed: {reason}" in capsys.readouterr().err
 
 
-def test_training_goes_on_from_the_one_before_the_damaged(capsys, tmp_path, toy, interrupted, uninterrupted):
+def test_training_resumes_from_the_checkpoint_before_a_corrupt_one(capsys, tmp_path, toy, interrupted, uninterrupted):
     shutil.copytree(interrupted, tmp_path / "sft.partial")
     flip(checkpoints_of(tmp_path / "sft") / "checkpoint-4" / "adapter_model.safetensors")
     fine_tune(tmp_path / "sft", *toy, **OPTIONS)
@@ -139,7 +136,7 @@ def test_training_goes_on_from_the_one_before_the_damaged(capsys, tmp_path, toy,
     assert losses(tmp_path / "sft") == losses(uninterrupted / "lora")
 
 
-def test_with_no_whole_checkpoint_it_starts_again(capsys, tmp_path, interrupted):
+def test_training_starts_again_without_a_whole_checkpoint(capsys, tmp_path, interrupted):
     shutil.copytree(interrupted / SCRATCH / "trainer", tmp_path / "trainer")
     for name in ("checkpoint-2", "checkpoint-4"):
         (tmp_path / "trainer" / name / "optimizer.pt").unlink()
@@ -148,7 +145,7 @@ def test_with_no_whole_checkpoint_it_starts_again(capsys, tmp_path, interrupted)
     assert newest_whole(tmp_path / "trainer") is None and capsys.readouterr().err == ""
 
 
-def test_the_choice_is_by_number(capsys, tmp_path):
+def test_the_newest_checkpoint_is_chosen_by_number(capsys, tmp_path):
     """Not by name or time; what is no checkpoint by its name is left alone, what was half-written goes."""
     for name in ("checkpoint-9", "checkpoint-10", "checkpoint-11", "checkpoint-best", f"{ASIDE}/checkpoint-12"):
         (tmp_path / name).mkdir(parents=True)
@@ -164,7 +161,7 @@ def test_the_choice_is_by_number(capsys, tmp_path):
     assert newest_whole(tmp_path / "nothing here") is None
 
 
-def test_the_last_step_is_not_continued_from(capsys, tmp_path):
+def test_the_final_checkpoint_is_not_resumed(capsys, tmp_path):
     """The Trainer would take one more step, and after it another at every later resumption."""
     for step in (4, 5):
         (tmp_path / f"checkpoint-{step}").mkdir()
@@ -178,13 +175,13 @@ def test_the_last_step_is_not_continued_from(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "{", "null", "7", '{"weights": 7}', "\x00"])
-def test_a_damaged_seal_is_no_seal(tmp_path, content):
+def test_a_corrupt_seal_counts_as_none(tmp_path, content):
     (tmp_path / "weights").write_bytes(b"w")
     (tmp_path / SEAL).write_text(content)
     assert corruption(tmp_path)
 
 
-def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(monkeypatch, tmp_path):
+def test_a_checkpoint_is_flushed_before_it_is_renamed(monkeypatch, tmp_path):
     """Every file and directory, then the seal, then the entry of the seal, the rename, and the entry of the rename."""
     written, final = tmp_path / ASIDE / "checkpoint-1", tmp_path / "checkpoint-1"
     (written / "deep").mkdir(parents=True)
@@ -349,100 +346,6 @@ def two_uninterrupted(toy, forks, tmp_path_factory):
     out = tmp_path_factory.mktemp("two") / "sft"
     assert [forks.wait(pid) for pid in start_two(forks, out, toy)] == [0, 0], out.with_name("stderr-0").read_text()
     return out
-
-
-class Line(torch.nn.Module):
-    """One weight, 1 at first, that moves towards the target."""
-
-    def __init__(self, target: float):
-        super().__init__()
-        self.weight, self.target = torch.nn.Parameter(torch.ones(1)), target
-
-    def forward(self, x):
-        return {"loss": (self.weight * x - self.target).square().mean(), "logits": x}
-
-
-class WholeTrainer(Trainer):
-    """transformers' Trainer that saves as `SidTrainer` does."""
-
-    def _save_checkpoint(self, model, trial):
-        with saved_whole(self.args, self.state):
-            super()._save_checkpoint(model, trial)
-
-
-def plain_trainer(directory: Path, target: float, **options) -> WholeTrainer:
-    """A trainer that saves after each of 4 steps."""
-    data = Dataset.from_dict({"x": [[1.0]] * 4})
-    arguments = TrainingArguments(
-        output_dir=str(directory), max_steps=4, per_device_train_batch_size=1, save_steps=1, save_total_limit=2,
-        learning_rate=0.01, use_cpu=True, report_to="none", disable_tqdm=True, label_names=["x"], **options,
-    )  # fmt: skip
-    return WholeTrainer(model=Line(target), args=arguments, train_dataset=data, eval_dataset=data)
-
-
-def test_contract_the_trainer_writes_all_of_a_checkpoint_below_output_dir(monkeypatch, tmp_path):
-    """And deletes an old one only after the new one has its name."""
-    trainer, seen = plain_trainer(tmp_path, 2.0), []
-    publish = checkpoints.publish
-
-    def watched(written, final):
-        seen.append(names(tmp_path))
-        assert not final.exists(), VERSIONS
-        files = {path.name for path in written.iterdir()}
-        expected = {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
-        assert expected <= files, VERSIONS
-        publish(written, final)
-
-    monkeypatch.setattr(checkpoints, "publish", watched)
-    trainer.train()
-    assert seen == [
-        [ASIDE],
-        ["checkpoint-1", ASIDE],
-        ["checkpoint-1", "checkpoint-2", ASIDE],
-        ["checkpoint-2", "checkpoint-3", ASIDE],
-    ], VERSIONS
-    assert names(tmp_path) == ["checkpoint-3", "checkpoint-4"], VERSIONS
-    assert not any(corruption(path) for path in numbered(tmp_path))
-    assert trainer.args.output_dir == str(tmp_path)
-
-
-def test_contract_a_trainer_that_writes_elsewhere_is_noticed(monkeypatch, tmp_path):
-    monkeypatch.setattr(Trainer, "_save_checkpoint", lambda self, model, trial: None)
-    with pytest.raises(AssertionError, match=f"transformers {VERSIONS['transformers']} does not write"):
-        plain_trainer(tmp_path, 2.0).train()
-
-
-@pytest.mark.parametrize(("target", "best"), [(2.0, "checkpoint-4"), (1.0, "checkpoint-1")])
-def test_contract_the_best_checkpoint_has_its_final_place(tmp_path, target, best):
-    """In the state, in its file, for the callbacks, and for the Trainer that loads it at the end and keeps it.
-
-    On the way to 2 each step is better than the one before; at 1, where it starts, no step is better than the first.
-    """
-
-    class Watch(TrainerCallback):
-        def on_save(self, args, state, control, **kwargs):
-            assert args.output_dir == str(tmp_path)
-            assert corruption(tmp_path / f"checkpoint-{state.global_step}") is None
-
-    trainer = plain_trainer(tmp_path, target, eval_strategy="steps", eval_steps=1, load_best_model_at_end=True)
-    trainer.add_callback(Watch())
-    trainer.add_callback(EarlyStoppingCallback(9))
-    trainer.train()
-    assert trainer.state.best_model_checkpoint == str(tmp_path / best), VERSIONS
-    assert {best, "checkpoint-4"} <= set(names(tmp_path)), VERSIONS
-    for path in numbered(tmp_path):
-        assert ASIDE not in (path / "trainer_state.json").read_text(), VERSIONS
-    state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
-    assert state["best_model_checkpoint"] == str(tmp_path / best), VERSIONS
-
-
-def test_a_step_saved_again_takes_the_place_of_the_first(tmp_path):
-    trainer = plain_trainer(tmp_path, 2.0)
-    trainer.train()
-    trainer.model.weight.data.fill_(7)
-    trainer._save_checkpoint(trainer.model, None)
-    assert names(tmp_path) == ["checkpoint-3", "checkpoint-4"]
-    assert corruption(tmp_path / "checkpoint-4") is None
 
 
 def test_counts_of_a_resumed_run_by_hand(monkeypatch, tmp_path, item_ids):

@@ -22,26 +22,26 @@ def test_a_run_that_diverges_leaves_no_result(tmp_path, toy, tuned, steps):
     assert not (tmp_path / "dpo").exists()
 
 
-def test_sft_looks_too(tmp_path, toy):
+def test_sft_that_diverges_leaves_no_result(tmp_path, toy):
     with pytest.raises(ValueError, match="training has diverged"):
         fine_tune(tmp_path / "sft", *toy, train="full", **TOO_FAST)
 
 
-def test_a_start_that_was_judged_is_kept(capsys, tmp_path, toy, tuned):
+def test_validated_initial_weights_are_kept_after_divergence(capsys, tmp_path, toy, tuned):
     counts = optimise(tmp_path / "dpo", toy[0], tuned, eval_steps=2, max_steps=8, **TOO_FAST)
     assert counts["steps"] < 8 and counts["saved_step"] == 0 and same_weights(tmp_path / "dpo", tuned)
     assert "loss nan: training stops here." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rollouts", ["distinct", "sampled", "beams"])
-def test_roll_outs_of_a_model_that_has_diverged(tmp_path, toy, tuned, rollouts):
+def test_roll_outs_of_a_diverged_model_are_refused(tmp_path, toy, tuned, rollouts):
     with pytest.raises(ValueError, match=r"No items can be drawn: training has diverged.*Lower learning_rate"):
         reinforce(tmp_path / "grpo", toy[0], tuned, rollouts=rollouts, **TOO_FAST)
     assert not (tmp_path / "grpo").exists()
 
 
 @pytest.mark.parametrize(("best", "ends"), [(4, True), (None, False)])
-def test_the_best_step_before_is_what_a_run_ends_with(tmp_path, best, ends):
+def test_divergence_keeps_the_best_step_before_it(tmp_path, best, ends):
     state = TrainerState(global_step=6, max_steps=9, best_metric=0.3 if best else None, best_global_step=best)
     arguments, control = TrainingArguments(str(tmp_path)), TrainerControl()
     watch = Divergence("sft")

@@ -104,7 +104,7 @@ def evaluation(out: Path, toy, model: Path, **options) -> EvaluateConfig:
     ],
     ids=str,
 )
-def test_the_figures_are_those_of_evaluate(tmp_path, toy, options):
+def test_validation_metrics_equal_those_of_evaluate(tmp_path, toy, options):
     """Two routes: adapter and base between two steps, and the merged model that was saved."""
     counts = fine_tune(tmp_path / "sft", *toy, **{**OPTIONS, "max_steps": 6}, **options)
     config = evaluation(tmp_path / "eval", toy, tmp_path / "sft", max_examples=options.get("eval_examples"))
@@ -116,7 +116,7 @@ def test_the_figures_are_those_of_evaluate(tmp_path, toy, options):
     assert 0 < best[NDCG] < 1
 
 
-def test_rows_are_drawn_as_evaluate_draws_them(toy):
+def test_validation_draws_the_examples_of_evaluate(toy):
     catalog = Catalog.load(toy[0])
     config = EvaluateConfig(out="", catalog="", model="", split="valid", max_examples=5, seed=3)
     rows, expected = catalog.examples("valid"), evaluate.sample(catalog, config)[1]
@@ -125,7 +125,7 @@ def test_rows_are_drawn_as_evaluate_draws_them(toy):
     assert len(rows.sample(2000, 3)) == len(rows)
 
 
-def test_the_log_by_hand(stopped):
+def test_validation_log_by_hand(stopped):
     """An epoch has the training sequences of 21 users as targets, sizes 2 3 4 5 6 7 2 …, and takes one step."""
     targets = sum(2 + user % 6 for user in range(21))
     log = [entry for entry in log_of(stopped) if NDCG in entry]
@@ -149,7 +149,7 @@ def test_the_best_step_is_saved(tmp_path, toy, untied, train, tied):
 
 
 @pytest.mark.parametrize(("missing", "is_told"), [(["lm_head.weight"], False), (["model.norm.weight"], True)])
-def test_tied_weights_are_not_called_missing(monkeypatch, missing, is_told):
+def test_contract_tied_weights_are_not_reported_missing(monkeypatch, missing, is_told):
     told = []
     monkeypatch.setattr(Trainer, "_issue_warnings_after_load", lambda self, result: told.append(result.missing_keys))
     trainer = object.__new__(SidTrainer)
@@ -164,7 +164,7 @@ def test_early_stopping(stopped):
     assert curve(stopped) == [(step, PEAK[step]) for step in (2, 4, 6, 8, 10)]
 
 
-def test_speed_is_that_of_the_steps_taken_without_judging(tmp_path, toy):
+def test_speed_excludes_validation_and_earlier_steps(tmp_path, toy):
     """As if each of 5 judgements had taken -10 s, so that seconds count; 10 of 12 steps, an epoch each, were taken."""
     judge = validation.Validation.validate
     with pytest.MonkeyPatch.context() as patch:
@@ -181,12 +181,12 @@ def test_speed_is_that_of_the_steps_taken_without_judging(tmp_path, toy):
     assert counts["tokens_per_second"] == pytest.approx(epoch * 10 / counts["train_seconds"], rel=0.02)
 
 
-def test_the_last_step_is_judged_too(tmp_path, toy):
+def test_the_last_step_is_validated(tmp_path, toy):
     fine_tune(tmp_path / "sft", *toy, **{**OPTIONS, "max_steps": 3})
     assert [step for step, _ in curve(tmp_path / "sft")] == [2, 3]
 
 
-def test_where_no_target_is_found_the_last_weights_are_saved(monkeypatch, capsys, tmp_path, toy):
+def test_the_last_weights_are_saved_if_no_target_is_found(monkeypatch, capsys, tmp_path, toy):
     monkeypatch.setattr(validation, "ndcg", lambda position, k: np.zeros(len(position.start)))
     options = {**OPTIONS, "max_steps": 4}
     counts = fine_tune(tmp_path / "blind", *toy, **options)
@@ -202,7 +202,7 @@ def test_where_no_target_is_found_the_last_weights_are_saved(monkeypatch, capsys
     [{"train": "lora"}, {"train": "full"}, pytest.param({"compile": True}, marks=pytest.mark.slow)],  # 90 s
     ids=str,
 )
-def test_on_a_gpu(tmp_path, toy, options):
+def test_validation_on_a_gpu(tmp_path, toy, options):
     """Under autocast, beside training that may be captured; the merged model's bfloat16 rounds otherwise."""
     options = {**OPTIONS, "max_steps": 6, "dropout": 0.0, "device": "auto", **options}
     counts = fine_tune(tmp_path / "judged", *toy, **options)
@@ -218,7 +218,7 @@ def test_on_a_gpu(tmp_path, toy, options):
     [{"gradient_checkpointing": True}, {"precision": "bfloat16"}, {"train": "full", "precision": "bfloat16"}],
     ids=str,
 )
-def test_judging_changes_no_step(tmp_path, toy, options):
+def test_validation_changes_no_step(tmp_path, toy, options):
     """With dropout, whose random numbers judging could draw, or whose mode it could leave."""
     options = {**OPTIONS, "max_steps": 4, **options}
     fine_tune(tmp_path / "judged", *toy, **{**options, "eval_steps": 1})
@@ -226,7 +226,7 @@ def test_judging_changes_no_step(tmp_path, toy, options):
     assert losses(tmp_path / "judged") == losses(tmp_path / "plain")
 
 
-def test_judging_changes_no_step_on_4_bits(tmp_path, toy):
+def test_validation_changes_no_step_with_4_bit_weights(tmp_path, toy):
     """For inference on a CPU bitsandbytes lays out 4-bit weights anew, on which a training step fails."""
     pytest.importorskip("bitsandbytes")
     options = {**OPTIONS, "max_steps": 4, "quantization": "nf4", "precision": "bfloat16"}
@@ -235,7 +235,7 @@ def test_judging_changes_no_step_on_4_bits(tmp_path, toy):
     assert losses(tmp_path / "judged") == losses(tmp_path / "plain")
 
 
-def test_the_decoder_runs_under_the_autocast_of_training(monkeypatch, tmp_path, toy):
+def test_validation_runs_under_the_autocast_of_training(monkeypatch, tmp_path, toy):
     seen, judge = [], validation.Validation.validate
 
     def watched(self, state):
@@ -248,7 +248,7 @@ def test_the_decoder_runs_under_the_autocast_of_training(monkeypatch, tmp_path, 
     assert seen == [(True, True), (False, True)]
 
 
-def test_every_module_is_left_in_its_mode():
+def test_evaluation_mode_restores_every_module():
     model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout(), nn.Linear(1, 1)))
     model[1].eval()
     before = [module.training for module in model.modules()]
@@ -262,7 +262,7 @@ def test_every_module_is_left_in_its_mode():
     ("name", "call"),
     [("evaluate", 2), ("training_step", 18), ("_save_checkpoint", 3), ("_load_best_model", 1), ("merge", 1)],
 )
-def test_a_resumed_run_makes_the_same_choice(monkeypatch, tmp_path, toy, stopped, name, call):
+def test_a_resumed_run_chooses_the_same_best_step(monkeypatch, tmp_path, toy, stopped, name, call):
     """Interrupted while it waits for a better step, or after early stopping, where it must not go on to one."""
     out = tmp_path / "sft"
     interrupt(monkeypatch, name, call, out, toy, **STOPPING)
@@ -297,7 +297,7 @@ SPOIL = {
 
 
 @pytest.mark.parametrize("kind", SPOIL)
-def test_a_resumed_run_passes_over_what_rests_on_a_damaged_best_step(capsys, tmp_path, toy, stopped, waiting, kind):
+def test_checkpoints_whose_best_step_is_corrupt_are_passed_over(capsys, tmp_path, toy, stopped, waiting, kind):
     shutil.copytree(waiting, tmp_path / "sft.partial")
     spoil, reason = SPOIL[kind]
     checkpoints = trainer_directory(tmp_path / "sft")
@@ -317,7 +317,7 @@ def test_a_resumed_run_passes_over_what_rests_on_a_damaged_best_step(capsys, tmp
 
 
 @pytest.mark.parametrize("kind", SPOIL)
-def test_a_best_step_damaged_since_is_never_another_one(monkeypatch, tmp_path, toy, stopped, kind):
+def test_a_corrupt_best_step_is_not_replaced_by_another(monkeypatch, tmp_path, toy, stopped, kind):
     spoil, reason = SPOIL[kind]
     load = SidTrainer._load_best_model
 
@@ -335,7 +335,7 @@ def test_a_best_step_damaged_since_is_never_another_one(monkeypatch, tmp_path, t
     assert same_weights(tmp_path / "sft", stopped)
 
 
-def test_a_partial_directory_that_was_moved(tmp_path, toy, stopped, waiting):
+def test_a_moved_partial_directory_is_resumed(tmp_path, toy, stopped, waiting):
     """The state of the Trainer names the best step by a path that is there no more."""
     shutil.copytree(waiting, tmp_path / "elsewhere.partial")
     fine_tune_past_the_best(tmp_path / "elsewhere", toy, **STOPPING)
@@ -349,7 +349,7 @@ def command(out: Path, toy, **options) -> list[str]:
     return ["sft", *(str(part) for name, value in pairs for part in (f"--{name.replace('_', '-')}", value))]
 
 
-def test_killed_while_the_rows_are_ranked(tmp_path, toy, forks):
+def test_killed_during_validation(tmp_path, toy, forks):
     fine_tune(tmp_path / "undisturbed", *toy, **OPTIONS)
     dies_in = ("llmrec.training.validation.evaluate", 4)
     forks.start(command(tmp_path / "killed", toy, **OPTIONS), tmp_path / "stderr", die_in=dies_in)
@@ -361,7 +361,7 @@ def test_killed_while_the_rows_are_ranked(tmp_path, toy, forks):
     assert counts_of(tmp_path / "killed")["saved_step"] == counts_of(tmp_path / "undisturbed")["saved_step"]
 
 
-def test_two_processes_make_one_choice(tmp_path, toy, forks):
+def test_two_processes_choose_the_same_best_step(tmp_path, toy, forks):
     """Each ranks half of the rows; up to rounding the choice is that of one process."""
     options = {**STOPPING, "dropout": 0.0}
     alone = fine_tune(tmp_path / "one", *toy, **options)

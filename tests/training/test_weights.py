@@ -168,7 +168,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(monkeypatch, capsys, tmp_
 
 
 @pytest.mark.parametrize("train", ["lora", "sid_tokens"])
-def test_rows_get_gradients_where_embeddings_are_scaled_and_logits_capped(
+def test_sid_embeddings_get_gradients_if_embeddings_are_scaled_and_logits_capped(
     tokenizer, sid_table, vocabulary, train, tied
 ):
     config = sft_config("", "", "", train=train)
@@ -193,7 +193,7 @@ def test_a_bfloat16_base_stays_bfloat16(tmp_path, toy, sid_table):
         assert {tensor.dtype for tensor in weights_of(tmp_path / train).values()} == {torch.bfloat16}
 
 
-def test_peft_writes_trained_rows_when_it_merges(tokenizer, vocabulary):
+def test_contract_peft_writes_trained_embeddings_when_it_merges(tokenizer, vocabulary):
     model = weights.add_adapter(tiny_llm(len(tokenizer)), sft_config("", "", ""), vocabulary)
     rows = next(p for name, p in model.named_parameters() if "trainable_tokens_delta" in name)
     torch.nn.init.ones_(rows)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -81,6 +82,59 @@ def _places(chosen_P: Tensor, limit: int | None) -> Tensor:
     return chosen_P.byte().argsort(descending=True, stable=True)[:limit]
 
 
+@dataclass(frozen=True)
+class NextItemLoss:
+    """Mean loss of a batch, as `sid_loss_in_forward` puts it into the model; it explains the fields.
+
+    Args:
+        base: Causal LM, without a wrapper.
+    """
+
+    base: PreTrainedModel
+    vocabulary: SidVocabulary
+    normalize_over: NormalizeOver
+    label_smoothing: float
+    extra_loss: ExtraLoss | None
+
+    def mean(
+        self,
+        labels: Tensor,
+        num_items_in_batch: Tensor | int | None,
+        most: tuple[int, int] | None = None,
+        pools: dict[str, Tensor] | None = None,
+        **inputs: Any,
+    ) -> Tensor:
+        """Loss of (B, T) labels, divided by `num_items_in_batch`, or by the number of targets without it."""
+        states = run_backbone(self.base, **{**inputs, "use_cache": False}).last_hidden_state
+        targets = pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
+        total = sid_cross_entropy(
+            self.base,
+            states.flatten(0, 1),
+            targets,
+            self.vocabulary,
+            self.normalize_over,
+            self.label_smoothing,
+            most,
+        )
+        count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        if pools is None or self.extra_loss is None:
+            return total / count
+        return total / count + self.extra_loss(states, pools)
+
+    def packed(
+        self,
+        captured: CapturedLoss,
+        most_words: int,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        labels: Tensor,
+        count: Tensor,
+    ) -> Tensor:
+        """Loss of (R, T) packed rows, for which the host never waits for the device."""
+        mask, most = separate(position_ids), (captured.most_of_level(labels), most_words)
+        return self.mean(labels, count, most, input_ids=input_ids, position_ids=position_ids, attention_mask=mask)
+
+
 @contextlib.contextmanager
 def sid_loss_in_forward(
     model: nn.Module,
@@ -106,29 +160,7 @@ def sid_loss_in_forward(
     """
     base = causal_lm(model)
     original = base.forward
-
-    def mean_loss(
-        labels: Tensor,
-        num_items_in_batch: Tensor | int | None,
-        most: tuple[int, int] | None = None,
-        pools: dict[str, Tensor] | None = None,
-        **inputs: Any,
-    ) -> Tensor:
-        states = run_backbone(base, **{**inputs, "use_cache": False})
-        targets = pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
-        total = sid_cross_entropy(
-            base, states.last_hidden_state.flatten(0, 1), targets, vocabulary, normalize_over, label_smoothing, most
-        )
-        count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        if pools is None or extra_loss is None:
-            return total / count
-        return total / count + extra_loss(states.last_hidden_state, pools)
-
-    def captured_loss(
-        graphs: CapturedLoss, most_words: int, input_ids: Tensor, position_ids: Tensor, labels: Tensor, count: Tensor
-    ) -> Tensor:
-        mask, most = separate(position_ids), (graphs.most_of_level(labels), most_words)
-        return mean_loss(labels, count, most, input_ids=input_ids, position_ids=position_ids, attention_mask=mask)
+    loss = NextItemLoss(base, vocabulary, normalize_over, label_smoothing, extra_loss)
 
     @functools.wraps(original)
     def forward(
@@ -143,8 +175,8 @@ def sid_loss_in_forward(
             return original(input_ids=input_ids, **inputs)
         if captured is not None and base.training and torch.is_grad_enabled():
             batch = [input_ids, inputs["position_ids"], labels, num_items_in_batch]
-            return CausalLMOutput(loss=captured(functools.partial(captured_loss, captured), batch, most_words))
-        return CausalLMOutput(loss=mean_loss(labels, num_items_in_batch, input_ids=input_ids, **inputs))
+            return CausalLMOutput(loss=captured(functools.partial(loss.packed, captured), batch, most_words))
+        return CausalLMOutput(loss=loss.mean(labels, num_items_in_batch, input_ids=input_ids, **inputs))
 
     with forward_replaced(base, forward), captured.stream() if captured is not None else contextlib.nullcontext():
         yield

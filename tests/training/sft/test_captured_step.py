@@ -69,7 +69,7 @@ def assert_equal(found, expected, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama", "gemma3_text"])
-def test_loss_and_gradients_are_those_without(no_graphs, tokenizer, sid_table, vocabulary, architecture):
+def test_captured_loss_and_gradients_equal_eager_ones(no_graphs, tokenizer, sid_table, vocabulary, architecture):
     model = tiny_llm(len(tokenizer), architecture)
     batches = [packed_batch(tokenizer, sid_table, vocabulary, seed) for seed in (0, 1)]
     captured = captured_of(model, sid_table)
@@ -80,7 +80,7 @@ def test_loss_and_gradients_are_those_without(no_graphs, tokenizer, sid_table, v
 
 
 @pytest.mark.parametrize("train", ["full", "lora", "sid_tokens"])
-def test_words_find_room_too(no_graphs, tokenizer, sid_table, vocabulary, train):
+def test_captured_batches_with_words(no_graphs, tokenizer, sid_table, vocabulary, train):
     model = tiny_llm(len(tokenizer))
     if train != "full":
         model = add_adapter(model, sft_config("", "", "", train=train), vocabulary)
@@ -91,7 +91,7 @@ def test_words_find_room_too(no_graphs, tokenizer, sid_table, vocabulary, train)
     assert_equal(found, expected)
 
 
-def test_sids_of_different_lengths_find_room(no_graphs, tokenizer):
+def test_captured_batches_with_sids_of_different_lengths(no_graphs, tokenizer):
     """Half of the SIDs have one code, so level 0 has more tokens than half of the positions."""
     codes = [[i, -1] if i < 6 else [6 + i % 2, i] for i in range(12)]
     table = SidTable(list(map(str, range(12))), np.array(codes), level_sizes=[8, 12])
@@ -122,7 +122,7 @@ def test_replays_have_the_gradients_of_eager_calls(tokenizer, sid_table, vocabul
 
 
 @pytest.mark.gpu
-def test_dropout_goes_on_through_replays(tokenizer, sid_table, vocabulary):
+def test_dropout_changes_between_replays(tokenizer, sid_table, vocabulary):
     """Every call draws anew, and a run of captured calls is repeated by the same seed."""
     model = tiny_llm(len(tokenizer), attention_dropout=0.5).cuda()
     batches = [packed_batch(tokenizer, sid_table, vocabulary, 0, "cuda")] * 4
@@ -137,7 +137,7 @@ def test_dropout_goes_on_through_replays(tokenizer, sid_table, vocabulary):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("train", ["lora", "sid_tokens", "full"])
-def test_sft_learns_what_it_learns_without(tmp_path, toy, train, monkeypatch):
+def test_captured_sft_has_the_losses_of_eager_sft(tmp_path, toy, train, monkeypatch):
     options = {"train": train, "max_steps": 12, "precision": "float32", "device": "auto"}
     fine_tune(tmp_path / "captured", *toy, **options)
     monkeypatch.setattr(CapturedLoss, "of", lambda *arguments: None)

@@ -13,11 +13,11 @@ IDS = torch.arange(5, 13).unsqueeze(0)
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox"])
-def test_contract_it_acts_on_the_embedding_and_two_blocks_of_each_layer(architecture):
+def test_contract_dropout_acts_on_the_embedding_and_two_blocks_of_each_layer(architecture):
     assert len(dropout_places(tiny_llm(30, architecture))) == 1 + 2 * 2
 
 
-def test_it_acts_in_training_mode_alone_and_leaves_nothing():
+def test_dropout_acts_in_training_mode_only_and_leaves_no_hook():
     model = tiny_llm(30)
     expected = model(IDS).logits
     with residual_dropout(model, 0.5):
@@ -40,7 +40,7 @@ def test_elements_are_dropped_with_the_probability_and_the_rest_is_scaled():
     torch.testing.assert_close(seen["output"][kept], clean[kept] / 0.75)
 
 
-def test_all_is_dropped_with_probability_one(vocabulary, tokenizer):
+def test_probability_one_drops_everything(vocabulary, tokenizer):
     """Nothing but the residual stream of dropped embeddings is left: the states are zero under LoRA as well."""
     model = add_adapter(tiny_llm(len(tokenizer)), sft_config("", "", "", train="lora"), vocabulary).train()
     with residual_dropout(model, 1.0):
@@ -48,7 +48,7 @@ def test_all_is_dropped_with_probability_one(vocabulary, tokenizer):
     assert not states.any()
 
 
-def test_sft_takes_it(tmp_path, toy):
+def test_sft_with_dropout_trains_other_weights(tmp_path, toy):
     catalog, base = toy
     fine_tune(tmp_path / "plain", catalog, base, train="full")
     fine_tune(tmp_path / "dropped", catalog, base, train="full", dropout=0.3)

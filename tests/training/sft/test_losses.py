@@ -30,7 +30,7 @@ def scoring_model(llm, vocabulary) -> torch.Tensor:
     return torch.eye(weight.shape[1])[:1]
 
 
-def test_value_by_hand(llm, vocabulary):
+def test_loss_by_hand(llm, vocabulary):
     hidden = scoring_model(llm, vocabulary)
     target = torch.tensor([vocabulary.starts[0] + 2])
     rows = llm.get_output_embeddings().weight.shape[0]
@@ -44,7 +44,7 @@ def test_value_by_hand(llm, vocabulary):
 
 
 @torch.no_grad()
-def test_levels_are_summed(llm, vocabulary):
+def test_loss_sums_the_levels(llm, vocabulary):
     """A state of zeros is uniform everywhere: ln 4 for each of three codes, ln V over the vocabulary."""
     hidden = torch.zeros(3, llm.config.hidden_size)
     targets = torch.tensor([start + 1 for start in vocabulary.starts])
@@ -54,7 +54,7 @@ def test_levels_are_summed(llm, vocabulary):
 
 
 @torch.no_grad()
-def test_room_for_exactly_what_there_is_loses_nothing(llm, vocabulary):
+def test_loss_with_exact_upper_bounds_is_equal(llm, vocabulary):
     """Three SIDs and two words; with room for more the same."""
     sids = [start + code for code in range(3) for start in vocabulary.starts]
     targets = torch.tensor([IGNORED, vocabulary.token_range.start - 1, *sids, IGNORED, 4])
@@ -77,7 +77,7 @@ def test_spare_rows_take_no_share_of_a_level(tokenizer):
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama", "mistral", "qwen2", "gemma2"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_full_loss_is_that_of_transformers(tokenizer, vocabulary, batch, architecture, tied):
+def test_loss_over_the_vocabulary_is_that_of_transformers(tokenizer, vocabulary, batch, architecture, tied):
     model = tiny_llm(len(tokenizer), architecture, tied)
     expected = model(**batch).loss
     expected.backward()
@@ -121,13 +121,13 @@ def test_calls_without_labels_and_the_model_afterwards_are_untouched(llm, vocabu
     assert torch.equal(llm(**inputs).logits, before)
 
 
-def test_forward_comes_back_after_an_exception(llm, vocabulary):
+def test_forward_is_restored_after_an_exception(llm, vocabulary):
     with pytest.raises(KeyboardInterrupt), sid_loss_in_forward(llm, vocabulary, "level"):
         raise KeyboardInterrupt
     assert "forward" not in vars(llm)
 
 
-def test_a_forward_that_the_model_already_had_comes_back(llm, vocabulary):
+def test_an_own_forward_of_the_model_is_restored(llm, vocabulary):
     """accelerate's mixed precision, for one, puts a forward of its own on the model."""
     own = llm.forward
     llm.forward = lambda **inputs: own(**inputs)

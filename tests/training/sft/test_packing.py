@@ -75,7 +75,7 @@ def test_a_model_that_mixes_packed_sequences_is_refused():
 
 
 @pytest.mark.parametrize("is_training", [True, False])
-def test_a_model_with_dropout_is_tried_without_and_left_in_its_mode(is_training):
+def test_the_packing_check_switches_dropout_off_and_restores_the_mode(is_training):
     model = tiny_llm(30, "gpt2", attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5).train(is_training)
     check_packing(model)
     assert all(module.training == is_training for module in model.modules())
