@@ -40,6 +40,10 @@ class TokenizeConfig(StageConfig):
         "probe": "removed: the probe is an experiment now, scripts/experiments/probe; it changed no decision",
     }
 
+    renamed_values: ClassVar[dict[str, dict[str, str]]] = {
+        "collision": {"knn_cap": "removed: no recipe or paper here caps shared codes; use suffix_ordinal"},
+    }
+
     def problems(self) -> list[str]:
         needed = () if self.compare else ("out", "catalog")
         problems = [f"'{name}' is required" for name in needed if not getattr(self, name)]

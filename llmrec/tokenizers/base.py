@@ -125,7 +125,7 @@ class ItemTokenizer(Config, ABC):
 
     @property
     def fitted(self) -> Coder:
-        """What `fit` has learned.
+        """The coder that `fit` has made.
 
         Raises:
             ValueError: Before `fit`.

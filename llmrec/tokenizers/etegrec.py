@@ -150,7 +150,7 @@ class ETEGRec(ItemTokenizer):
     def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
         dims, device = facts["view_dims"], resolve_device(self.device)
         network = Autoencoder(sum(dims.values()), self.encoder_layers, self.latent_dim)
-        codebooks = LatentCodebooks.restored(tensors, self.planned_sizes(0), network, device)
+        codebooks = LatentCodebooks.restored(tensors, [self.codebook_size] * self.num_levels, network, device)
         self.coder = VectorCoder(dims, codebooks, device, self.view_weights)
 
     def end_to_end(self, catalog: Catalog, views: ItemViews) -> EndToEnd:
@@ -167,7 +167,9 @@ class ETEGRec(ItemTokenizer):
         points_ND = JointVectors(catalog, views, self.view_weights).of(np.arange(catalog.num_items))
         with torch.random.fork_rng(devices=[]):  # the weights are overwritten, and the LLM's run has its own draws
             network = Autoencoder(points_ND.shape[1], self.encoder_layers, self.latent_dim)
-        fitted = LatentCodebooks.restored(self.fitted.tensors(), self.planned_sizes(0), network, device)
+        fitted = LatentCodebooks.restored(
+            self.fitted.tensors(), [self.codebook_size] * self.num_levels, network, device
+        )
         quantizer = self._quantizer()
         with torch.no_grad():
             for codebook_KE, fitted_KE in zip(quantizer.levels, fitted.codebooks.books, strict=True):

@@ -127,7 +127,7 @@ class FSQ(ItemTokenizer):
     def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
         dims, device = facts["view_dims"], resolve_device(self.device)
         network = BoundedAutoencoder(sum(dims.values()), self.encoder_layers, self.sizes * self.num_levels)
-        codebooks = LatentCodebooks.restored(tensors, self.planned_sizes(0), network, device)
+        codebooks = LatentCodebooks.restored(tensors, [math.prod(self.sizes)] * self.num_levels, network, device)
         self.coder = VectorCoder(dims, codebooks, device, self.view_weights)
 
 

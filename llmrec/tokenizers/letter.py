@@ -295,5 +295,5 @@ class Letter(ItemTokenizer):
     def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
         dims, device = facts["view_dims"], resolve_device(self.device)
         network = Autoencoder(sum(dims.values()), self.encoder_layers, tensors["codebook_0"].shape[1])
-        codebooks = LatentCodebooks.restored(tensors, self.planned_sizes(0), network, device)
+        codebooks = LatentCodebooks.restored(tensors, [self.codebook_size] * self.num_levels, network, device)
         self.coder = VectorCoder(dims, codebooks, device, self.view_weights, self.unquantised_view)

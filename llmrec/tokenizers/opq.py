@@ -160,7 +160,7 @@ class OPQ(ItemTokenizer):
 
     def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
         device = resolve_device(self.device)
-        codebooks = ProductCodebooks.restored(tensors, self.planned_sizes(0), device)
+        codebooks = ProductCodebooks.restored(tensors, [self.codebook_size] * self.num_levels, device)
         self.coder = VectorCoder(facts["view_dims"], codebooks, device, self.view_weights)
 
 

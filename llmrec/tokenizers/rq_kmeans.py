@@ -75,7 +75,7 @@ class RQKMeans(ItemTokenizer):
 
     def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
         device = resolve_device(self.device)
-        codebooks = ResidualCodebooks.restored(tensors, self.planned_sizes(0), device)
+        codebooks = ResidualCodebooks.restored(tensors, [self.codebook_size] * self.num_levels, device)
         assigned = AssignedCodes.restored(tensors)
         self.coder = VectorCoder(facts["view_dims"], codebooks, device, self.view_weights, assigned=assigned)
 

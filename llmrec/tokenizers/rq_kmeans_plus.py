@@ -107,5 +107,5 @@ class RQKMeansPlus(ItemTokenizer):
     def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
         dims, device = facts["view_dims"], resolve_device(self.device)
         network = ResidualAutoencoder(sum(dims.values()), self.encoder_layers)
-        codebooks = LatentCodebooks.restored(tensors, self.planned_sizes(0), network, device)
+        codebooks = LatentCodebooks.restored(tensors, [self.codebook_size] * self.num_levels, network, device)
         self.coder = VectorCoder(dims, codebooks, device, self.view_weights)

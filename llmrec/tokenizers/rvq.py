@@ -162,7 +162,7 @@ class RVQ(ItemTokenizer):
 
     def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
         device = resolve_device(self.device)
-        books, lengths = restored_books(tensors, self.planned_sizes(0), device), facts["lengths"]
+        books, lengths = restored_books(tensors, [self.codebook_size] * self.num_levels, device), facts["lengths"]
         if len(lengths) != self.num_levels:
             raise ValueError(f"{len(lengths)} lengths for {self.num_levels} levels")
         self.coder = VectorCoder(facts["view_dims"], UnitCodebooks(books, lengths), device, self.view_weights)

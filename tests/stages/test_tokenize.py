@@ -115,6 +115,9 @@ def test_tables_are_shown_to_a_person(capsys, tmp_path, prepared, views):
         (["--view-names", "smell"], "holds ['one', 'two']"),
         (["--num-levels", 1, "--collision", "accept"], "12 items cannot be told apart by 1 levels of 4 codes"),
         (["--device", "abacus"], "Unknown device 'abacus'"),
+        (["--collision", "knn_cap"], "collision is 'knn_cap'; removed: no recipe or paper here caps shared codes"),
+        (["--kmeans", "faiss"], "unknown key 'kmeans' in the command line; removed: k-means runs in torch"),
+        (["--probe"], "unknown key 'probe' in the command line; removed: the probe is an experiment now"),
         (["--method", "atomc"], "unknown method 'atomc'; did you mean 'atomic'?"),
     ],
 )

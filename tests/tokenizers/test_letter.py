@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -181,6 +182,24 @@ def test_save_load_and_law_12(tmp_path):
     first.save_pretrained(tmp_path)
     loaded = Letter.from_pretrained(tmp_path, device="cpu")
     np.testing.assert_array_equal(loaded.encode(catalog, given_views).codes, codes)
+
+
+def test_a_directory_of_an_earlier_version_is_read(tmp_path):
+    """It has options that are gone or have another name."""
+    catalog, given_views = catalog_of(300), views()
+    tokenizer = letter(max_epochs=2, num_clusters=3).fit(catalog, given_views)
+    tokenizer.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "item_tokenizer.json").read_text())
+    settings["options"] |= {"num_groups": settings["options"].pop("num_clusters"), "ste": "per_level"}
+    (tmp_path / "item_tokenizer.json").write_text(json.dumps(settings))
+    again = Letter.from_pretrained(tmp_path, device="cpu")
+    assert again == tokenizer and again.num_clusters == 3
+    codes = tokenizer.encode(catalog, given_views).codes
+    np.testing.assert_array_equal(again.encode(catalog, given_views).codes, codes)
+    settings["options"]["num_grups"] = 3
+    (tmp_path / "item_tokenizer.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"holds no whole tokenizer: .*num_grups"):
+        Letter.from_pretrained(tmp_path, device="cpu")
 
 
 def test_twelve_items():

@@ -163,6 +163,8 @@ class AutoencoderObjective(Objective):
         restarts: Whether codes that nothing uses move to a random residual.
     """
 
+    points: Tensor
+
     def __init__(
         self,
         points_ND: Tensor,

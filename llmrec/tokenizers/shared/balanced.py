@@ -109,7 +109,7 @@ def _cheapest(cost_NK: Tensor, prices_K: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _within(codes: Tensor, quota_K: Tensor) -> Tensor:
-    """Whether each code, in this order, is among the first `quota_K` of its kind; bool."""
+    """Mask of the codes that, in this order, are among the first `quota_K` of their kind."""
     order = codes.argsort(stable=True)
     counts_K = torch.bincount(codes, minlength=len(quota_K))
     starts_K = counts_K.cumsum(0) - counts_K

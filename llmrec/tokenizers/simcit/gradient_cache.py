@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def in_parts(function: Callable[..., Any], part_size: int | None, *inputs: Tensor) -> list[Any]:
-    """What a function makes of each part of a batch; inner tensors of a part are made again in the backward pass.
+    """Apply a function to each part of a batch; inner tensors of a part are computed again in the backward pass.
 
     Args:
         function: Of tensors as `inputs`, cut to the rows of a part; it may read other tensors, gradients included.

@@ -77,7 +77,7 @@ class SoftQuantizer(nn.Module):
             left_NE = left_NE - codebook_KE[nearest(left_NE, codebook_KE)[0]]
 
     def draw(self, num_rows: int, generator: torch.Generator) -> list[Tensor]:
-        """Of each level, (num_rows, K) Gumbel noise on the device of the generator, which is that of the codebooks."""
+        """Draw Gumbel noise for each level, (num_rows, K), on the device of the generator and the codebooks."""
         return [gumbel(num_rows, codebook_KE, generator) for codebook_KE in self.codebooks]
 
     def forward(self, latent_BE: Tensor, noise: Sequence[Tensor] = ()) -> Mixtures:

@@ -253,7 +253,7 @@ class SimCIT(ItemTokenizer):
     def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
         dims, device = facts["view_dims"], resolve_device(self.device)
         network = Fusion(list(dims.values()), self.encoder_layers, self.latent_dim)
-        read = LatentCodebooks.restored(tensors, self.planned_sizes(0), network, device)
+        read = LatentCodebooks.restored(tensors, [self.codebook_size] * self.num_levels, network, device)
         codebooks = FusedCodebooks(read.network, read.codebooks, facts["signs"])
         self.coder = VectorCoder(dims, codebooks, device, self.view_weights, latent=network.encode)
 
