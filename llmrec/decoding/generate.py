@@ -111,37 +111,34 @@ def sid_generate(
         `model`, `tokenizer`, `table` and `sid_config` belong to a checkpoint; see `SidConfig.load`.
 
         >>> from llmrec import SidTrie, sid_generate, sid_generation_config
-        >>> input_ids, attention_mask = sid_config.encode([[0, 1]], table, tokenizer)
-        >>> output = model.generate(
-        ...     input_ids,
-        ...     attention_mask=attention_mask,
-        ...     generation_config=sid_generation_config(sid_config.vocabulary, num_beams=4, num_return_sequences=2),
-        ...     custom_generate=sid_generate,
-        ...     trie=SidTrie(table),
-        ...     vocabulary=sid_config.vocabulary,
-        ... )
-        >>> answers = output.sequences[:, input_ids.shape[1] :]
-        >>> answers.shape, bool((answers[:, -1] == tokenizer.eos_token_id).all())
-        (torch.Size([2, 4]), True)
+        >>> ids, mask = sid_config.encode([[0, 1]], table, tokenizer)
+        >>> config = sid_generation_config(sid_config.vocabulary, num_beams=4, num_return_sequences=2)
+        >>> search = {"custom_generate": sid_generate, "trie": SidTrie(table), "vocabulary": sid_config.vocabulary}
+        >>> output = model.generate(ids, attention_mask=mask, generation_config=config, **search)
+        >>> output.sequences[:, ids.shape[1] :].shape  # two answers of a SID and end-of-sequence
+        torch.Size([2, 4])
     """
-    kept = generation_config.num_return_sequences
-    copies = max(generation_config.num_beams, kept)
+    num_beams, kept = generation_config.num_beams, generation_config.num_return_sequences
+    copies = max(num_beams, kept)
     prompts, mask = input_ids[::copies], model_kwargs.get("attention_mask")
     mask = mask[::copies] if isinstance(mask, Tensor) else None
-    beams = tree_beam_search(
-        model, prompts, mask, trie, vocabulary, generation_config.num_beams, normalize_over, leaf_filter
-    )
+    beams = tree_beam_search(model, prompts, mask, trie, vocabulary, num_beams, normalize_over, leaf_filter)
     leaves, scores = beams.leaves[:, :kept], beams.scores[:, :kept]
     if leaves.shape[1] < kept or bool((leaves < 0).any()):
-        raise ValueError(f"num_return_sequences is {kept}, but fewer beams or SIDs are there; ask for fewer.")
-    tokens = torch.from_numpy(vocabulary.token_ids(beams.codes[:, :kept].flatten(0, 1).cpu().numpy()))
-    longest = int((tokens != EMPTY).sum(dim=1).max())
-    tokens = tokens[:, :longest].to(prompts.device)
-    answers = pad(tokens.masked_fill(tokens == EMPTY, vocabulary.eos_token_id), (0, 1), value=vocabulary.eos_token_id)
-    sequences = torch.cat([prompts.repeat_interleave(kept, dim=0), answers], dim=1)
+        raise ValueError(f"num_return_sequences is {kept}, but there are fewer beams or SIDs; ask for fewer.")
+    sequences = _sequences(prompts, beams.codes[:, :kept], vocabulary)
     if not generation_config.return_dict_in_generate:
         return sequences
     return GenerateBeamDecoderOnlyOutput(
         sequences=sequences,  # type: ignore[arg-type]  # transformers annotates the legacy alias torch.LongTensor
         sequences_scores=scores.flatten(),
     )
+
+
+def _sequences(prompts: Tensor, codes: Tensor, vocabulary: SidVocabulary) -> Tensor:
+    """(B * n, T + longest SID + 1) prompts with their answers, of (B, T) prompts and (B, n, L) codes."""
+    tokens = torch.from_numpy(vocabulary.token_ids(codes.flatten(0, 1).cpu().numpy()))
+    longest = int((tokens != EMPTY).sum(dim=1).max())
+    tokens = tokens[:, :longest].to(prompts.device)
+    answers = pad(tokens.masked_fill(tokens == EMPTY, vocabulary.eos_token_id), (0, 1), value=vocabulary.eos_token_id)
+    return torch.cat([prompts.repeat_interleave(codes.shape[1], dim=0), answers], dim=1)

@@ -85,16 +85,11 @@ def tree_sample(
 
         >>> import torch
         >>> from llmrec import SidTrie, tree_sample
-        >>> trie = SidTrie(table)
-        >>> input_ids, attention_mask = sid_config.encode([[0, 1]], table, tokenizer)
-        >>> problem = (model, input_ids, attention_mask, trie, sid_config.vocabulary)
-        >>> draws = tree_sample(*problem, num_samples=6, generator=torch.Generator().manual_seed(0))
-        >>> sorted(draws.leaves[0].tolist())  # six draws without replacement are all six SIDs
-        [0, 1, 2, 3, 4, 5]
-        >>> round(float(draws.scores.exp().sum()), 4)  # and their probabilities sum to 1
-        1.0
-        >>> tree_sample(*problem, num_samples=9, replacement=True).codes.shape
-        torch.Size([1, 9, 3])
+        >>> ids, mask = sid_config.encode([[0, 1]], table, tokenizer)
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> draws = tree_sample(model, ids, mask, SidTrie(table), sid_config.vocabulary, 6, generator=generator)
+        >>> sorted(draws.leaves[0].tolist()), round(float(draws.scores.exp().sum()), 4)  # all SIDs, probability 1
+        ([0, 1, 2, 3, 4, 5], 1.0)
     """
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}; at least 1 is needed.")
@@ -103,12 +98,24 @@ def tree_sample(
     problem = SearchProblem(causal_lm(model), trie, vocabulary, "children", temperature)
     problem.check_batch(input_ids, leaf_filter, prefix_ids)
     check_prompt_end(input_ids, trie, vocabulary, attention_mask)
-    mask = None if leaf_filter is None else leaf_filter.mask
-    ids, lengths = pad_right(input_ids, attention_mask)
-    forward = TreeForward(problem.model, num_samples * (trie.num_levels - 1), prefix_ids)
-    hidden, paths = forward.prefill(ids, lengths), Paths.start(len(ids), trie.num_levels, ids.device)
-    none = Beams.unfilled(len(ids), num_samples if replacement else 0, trie.num_levels, ids.device)
+    none = Beams.unfilled(len(input_ids), num_samples if replacement else 0, trie.num_levels, input_ids.device)
     sampler = _Independent(none, generator) if replacement else _Distinct(none, num_samples, generator)
+    forward = TreeForward(problem.model, num_samples * (trie.num_levels - 1), prefix_ids)
+    return _draw(problem, forward, sampler, *pad_right(input_ids, attention_mask), leaf_filter)
+
+
+def _draw(
+    problem: SearchProblem,
+    forward: TreeForward,
+    sampler: _Independent | _Distinct,
+    input_ids: Tensor,
+    lengths: Tensor,
+    leaf_filter: LeafFilter | None,
+) -> Beams:
+    """Follow the prefixes that the sampler chooses; (B, T) ids padded on the right and (B,) lengths."""
+    trie, mask = problem.trie, None if leaf_filter is None else leaf_filter.mask
+    hidden = forward.prefill(input_ids, lengths)
+    paths = Paths.start(len(input_ids), trie.num_levels, input_ids.device)
     for level in range(trie.num_levels):
         if level > 0:
             hidden = forward.advance(problem.tokens(paths, level - 1), paths.parents)

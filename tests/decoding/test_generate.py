@@ -167,7 +167,7 @@ def test_sid_generate_takes_a_filter_and_returns_plain_sequences(llm, trie, voca
     )
     answers = [codes_of(row, vocabulary) for row in sequences[:, 4:].tolist()]
     assert [set(answers[:2]), set(answers[2:])] == [{(0, 0, 0), (0, 0, 1)}, {(3, 1, 1), (3, 1, 2)}]
-    with pytest.raises(ValueError, match="num_return_sequences is 2, but fewer"):
+    with pytest.raises(ValueError, match="num_return_sequences is 2, but there are fewer"):
         llm.generate(
             ids, num_beams=2, num_return_sequences=2, leaf_filter=LeafFilter(trie, allow=[[0], [9, 10]]), **options
         )
