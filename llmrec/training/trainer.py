@@ -67,7 +67,7 @@ class SidTrainer(Trainer):
         args: TrainingArguments,
         train_dataset: Dataset,
         processing_class: PreTrainedTokenizerBase,
-        data_collator: Callable[[list[Any]], dict[str, Any]],
+        data_collator: Callable[[list[Any]], dict[str, Any]],  # as transformers types collators
         callbacks: Sequence[TrainerCallback] = (),
         validation: Validation | None = None,
     ):
@@ -119,7 +119,7 @@ class SidTrainer(Trainer):
         model.load_state_dict(gathered)
         return model
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+    def _save_checkpoint(self, model: torch.nn.Module, trial: dict[str, object] | None) -> None:
         with saved_whole(self.args, self.state):
             super()._save_checkpoint(model, trial)
 
@@ -133,7 +133,7 @@ class SidTrainer(Trainer):
         check_best(self.state)
         super()._load_best_model()
 
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
+    def _issue_warnings_after_load(self, load_result: Any) -> None:  # what torch's load_state_dict returns
         """Warn of missing weights, except tied ones, which a checkpoint holds once and transformers 5.23 misses."""
         missing = set(load_result.missing_keys) - set(getattr(self.model, "all_tied_weights_keys", None) or {})
         if missing or load_result.unexpected_keys:
@@ -183,7 +183,7 @@ def build_optimizer(model: torch.nn.Module, config: FineTuneConfig, fused: bool 
     rows = [p for name, p in trained if SID_ROWS in name]
     decayed = [p for name, p in trained if SID_ROWS not in name and p.dim() > 1]
     others = [p for name, p in trained if SID_ROWS not in name and p.dim() <= 1]
-    groups: list[dict[str, Any]] = [
+    groups: list[dict[str, object]] = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 
 from llmrec.training import checkpoints
 from llmrec.training.checkpoints import ASIDE, corruption, numbered, saved_whole
+from llmrec.training.trainer import SidTrainer
 from tests.training.test_checkpoints import names
 
 VERSIONS = {name: importlib.metadata.version(name) for name in ("transformers", "accelerate", "torch")}
@@ -45,6 +47,21 @@ def plain_trainer(directory: Path, target: float, **options) -> WholeTrainer:
         learning_rate=0.01, use_cpu=True, report_to="none", disable_tqdm=True, label_names=["x"], **options,
     )  # fmt: skip
     return WholeTrainer(model=Line(target), args=arguments, train_dataset=data, eval_dataset=data)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("_save_checkpoint", ["self", "model", "trial"]),
+        ("_load_best_model", ["self"]),
+        ("_issue_warnings_after_load", ["self", "load_result"]),
+    ],
+)
+def test_contract_private_hooks_of_the_trainer_have_their_signature(name, parameters):
+    """The private methods that `SidTrainer` overrides."""
+    assert list(inspect.signature(getattr(Trainer, name)).parameters) == parameters, VERSIONS
+    private = {name for name in vars(SidTrainer) if name.startswith("_") and hasattr(Trainer, name)}
+    assert name in private
 
 
 def test_contract_the_trainer_writes_all_of_a_checkpoint_below_output_dir(monkeypatch, tmp_path):

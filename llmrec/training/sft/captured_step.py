@@ -103,7 +103,7 @@ class _Loss(torch.autograd.Function):
     """A loss whose gradients were computed with it."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, gradients: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, loss: Tensor, gradients: Tensor, *parameters: Tensor) -> Tensor:  # any attribute fits ctx
         ctx.save_for_backward(gradients)
         ctx.shapes = [parameter.shape for parameter in parameters]
         return loss.clone()

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from llmrec.model.backbone import causal_lm, decoder_layers
@@ -28,7 +27,9 @@ def residual_dropout(model: nn.Module, probability: float) -> Iterator[None]:
         probability: Probability that an element is dropped; with 0 nothing is hooked.
     """
 
-    def drop(module: nn.Module, inputs: Any, output: Any) -> Any:
+    def drop(
+        module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]
+    ) -> Tensor | tuple[Tensor, ...]:
         if isinstance(output, tuple):  # attention returns its weights too
             return functional.dropout(output[0], probability, module.training), *output[1:]
         return functional.dropout(output, probability, module.training)

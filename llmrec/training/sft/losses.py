@@ -102,7 +102,7 @@ class NextItemLoss:
         num_items_in_batch: Tensor | int | None,
         most: tuple[int, int] | None = None,
         pools: dict[str, Tensor] | None = None,
-        **inputs: Any,
+        **inputs: object,
     ) -> Tensor:
         """Loss of (B, T) labels, divided by `num_items_in_batch`, or by the number of targets without it."""
         states = run_backbone(self.base, **{**inputs, "use_cache": False}).last_hidden_state
@@ -169,8 +169,8 @@ def sid_loss_in_forward(
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         most_words: int = 0,
-        **inputs: Any,
-    ) -> Any:
+        **inputs: Any,  # whatever the model's own forward takes
+    ) -> object:
         if labels is None:
             return original(input_ids=input_ids, **inputs)
         if captured is not None and base.training and torch.is_grad_enabled():
