@@ -78,7 +78,7 @@ def _read_options(
     """
     fields, hints = {f.name: f for f in dataclasses.fields(cls)}, get_type_hints(cls)
     given, problems, known = dict(given), [], list(fields)
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {}  # of the types of the fields, which the caller does not know
 
     def place(key: str) -> str:
         """Key with its block, which a flag does not name."""
@@ -104,7 +104,7 @@ def _read_options(
 
 
 def _take_block(
-    name: str, kind: type[Config], given: dict[str, Any], origin: Mapping[str, str], own: Collection[str]
+    name: str, kind: type[Config], given: dict[str, object], origin: Mapping[str, str], own: Collection[str]
 ) -> tuple[dict[str, object], dict[str, str], list[str]]:
     """Remove from `given` a block, and the flags that only the class of the block knows.
 
@@ -131,7 +131,7 @@ def _remedy(cls: type[Config], key: str, known: Iterable[str]) -> str:
     return successor(renamed[key]) if key in renamed else suggestion(key, known, otherwise="known keys:")
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path) -> dict[str, Any]:  # text, None, lists and mappings
     """Read the keys and values of a YAML file; scalars stay text, so ids such as 0104257 and no keep their characters.
 
     Raises:

@@ -28,13 +28,13 @@ MAX_SEED = 2**32 - 1  # numpy takes no larger one
 
 def option(
     help: str,
-    default: Any = MISSING,
+    default: Any = MISSING,  # of the type that the field is annotated with
     identity: bool = True,
     *,
     least: float | None = None,
     above: float | None = None,
     most: float | None = None,
-) -> Any:
+) -> Any:  # a field, which a dataclass takes in the place of a value of any type
     """A config field with its explanation; a list or dict as default is copied for each instance.
 
     Args:
@@ -94,7 +94,7 @@ class Config:
         return found
 
     @classmethod
-    def inherited(cls, attribute: str) -> dict[str, Any]:
+    def inherited(cls, attribute: str) -> dict[str, Any]:  # values are those of the attribute
         """Entries of a dict attribute of this class and its bases; the most derived class wins."""
         return {key: value for base in reversed(cls.__mro__) for key, value in vars(base).get(attribute, {}).items()}
 
@@ -112,7 +112,7 @@ class StageConfig(Config):
     seed: int = option("Seed of everything random in this stage.", 0, least=0, most=MAX_SEED)
 
 
-def out_of_bounds(f: dataclasses.Field, value: Any) -> str | None:
+def out_of_bounds(f: dataclasses.Field, value: Any) -> str | None:  # numbers, where there are bounds
     """Sentence that says which bound of a field a value, or an entry of a list, breaks; None breaks no bound."""
     entries = value if isinstance(value, list | tuple) else [value]
     for name, bound in f.metadata.get("bounds", {}).items():

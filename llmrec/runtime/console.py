@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import length_hint
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -76,7 +76,7 @@ def progress(
             bar.advance(task, size(item))
 
 
-def table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table; numbers are right-aligned, floats have four digits."""
     grid = Table(title=title, title_justify="left")
     rows = [list(row) for row in rows]

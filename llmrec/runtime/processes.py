@@ -10,10 +10,12 @@ from __future__ import annotations
 import atexit
 import functools
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -83,7 +85,7 @@ def wait() -> None:
         join().wait_for_everyone()
 
 
-def gather(values: list[Any]) -> list[Any]:
+def gather(values: list[T]) -> list[T]:
     """Concatenate the lists of all processes in the order of their ranks; every process gets the whole list."""
     if count() == 1:
         return values
