@@ -26,7 +26,7 @@ from llmrec.runtime import disk, processes
 CLOSED_PIPE = 128 + 13  # as a shell says of SIGPIPE, a signal that Windows does not have
 LIGHTER = {  # advice for a stage that runs out of GPU memory
     "sft": "Lower micro_batch_size (the result stays the same) or max_history, or set gradient_checkpointing.",
-    "alternate": "Lower batch_size and micro_batch_size together, or max_history, or set gradient_checkpointing.",
+    "alternate": "Lower batch_size or max_history, or set gradient_checkpointing.",
     "dpo": "Lower micro_batch_size (the result stays the same) or negatives, or set gradient_checkpointing.",
     "grpo": "Lower micro_batch_size (the result stays the same) or num_generations, or set gradient_checkpointing.",
     "evaluate": "Lower batch_size (the result stays the same) or num_beams; exact_rows needs most.",

@@ -1,7 +1,7 @@
 """alternate: fine-tune the extended LLM and train its item tokenizer in turns, and save both (ETEGRec).
 
-The result is a checkpoint as `llmrec sft` writes it, with its own semantic IDs, and in its directory `sid` the trained
-tokenizer as `llmrec tokenize` would have written it. Interrupted at any point, the same command continues from the
+The result is a checkpoint as `llmrec sft` writes it, with semantic IDs of its own. Its directory `sid` holds the
+trained tokenizer as `llmrec tokenize` would have written it. If it is interrupted, the same command continues from the
 newest checkpoint that is whole.
 """
 
@@ -11,96 +11,101 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from datasets import Dataset
-from peft import PeftModel
-from transformers import PreTrainedModel
 
 from llmrec.configs import AlternateConfig, TokenizeConfig
-from llmrec.model.backbone import causal_lm
-from llmrec.model.prompts import HistoryEncoder
+from llmrec.configs.alternate import LlmConfig
+from llmrec.configs.tokenize import Collision
+from llmrec.model.backbone import causal_lm, output_rows
+from llmrec.model.checkpoint import TRAINING, SidConfig
 from llmrec.runtime import processes
 from llmrec.runtime.console import say
-from llmrec.runtime.device import resolve_device, resolve_dtype
-from llmrec.runtime.manifest import JsonObject, read_manifest
-from llmrec.runtime.stage_directory import run_stage
+from llmrec.runtime.manifest import JsonObject, read_manifest, verify
+from llmrec.runtime.stage_directory import SCRATCH, run_stage
 from llmrec.sid.table import SidTable
 from llmrec.stages import sft
 from llmrec.stages.tokenize import TokenizeResult, write_report
 from llmrec.tokenizers import ETEGRec
 from llmrec.tokenizers.append import PublishedSids, append
 from llmrec.tokenizers.config import method_options
-from llmrec.training.alternate.alignment import Adapters
+from llmrec.training.alternate.alignment import Adapters, Alignment
+from llmrec.training.alternate.current_sids import CurrentSids
 from llmrec.training.alternate.pools import PoolingCollator
-from llmrec.training.alternate.schedule import Schedule
-from llmrec.training.alternate.tokenizer_turns import Alternation
+from llmrec.training.alternate.reader import HistoryReader
+from llmrec.training.alternate.schedule import Progress, Schedule
+from llmrec.training.alternate.tokenizer_training import TokenizerTraining
 from llmrec.training.alternate.trainer import AlternateTrainer
-from llmrec.training.sft.dropout import residual_dropout
-from llmrec.training.sft.examples import num_targets
-from llmrec.training.sft.losses import sid_loss_in_forward
-from llmrec.training.sft.trainer import make_trainer, train
-from llmrec.training.start import RunInputs, make_validation
+from llmrec.training.alternate.turns import Turns
+from llmrec.training.sft.trainer import train
+from llmrec.training.start import RunInputs, save_checkpoint
+from llmrec.training.trainer import SidTrainer
 from llmrec.training.validation import best_step, log_best_step
+from llmrec.training.weights import merge
 from llmrec.views import ItemViews, view_files
 
 SID = "sid"  # directory of the tokenizer within the checkpoint
-POLICY: Literal["suffix_ordinal"] = "suffix_ordinal"
+POLICY: Collision = "suffix_ordinal"
 
 
 @dataclass(frozen=True)
 class AlternateInputs:
-    """What a run starts from.
+    """Inputs of a run.
 
     Attributes:
-        llm: As of `llmrec sft`.
-        published: The tokenizer and its semantic IDs.
-        views: Those that it was fitted on, in its order.
-        examples: What an epoch trains on.
-        plan: Of the run.
+        llm: Options of the LLM's steps.
+        start: Inputs of the LLM's training, as in `llmrec sft`.
+        tokenizer: Tokenizer that made the semantic IDs.
+        views: Views that it was fitted on, in its order.
+        examples: Examples of an epoch.
+        schedule: Schedule of the run.
     """
 
-    llm: RunInputs
-    published: PublishedSids
+    llm: LlmConfig
+    start: RunInputs
+    tokenizer: ETEGRec
     views: ItemViews
     examples: Dataset
-    plan: Schedule
+    schedule: Schedule
 
 
 def main(config: AlternateConfig) -> JsonObject:
     """Train, and save the merged model with its semantic IDs and tokenizer.
 
+    Args:
+        config: Options of the stage.
+
     Returns:
-        out and the counts of the manifest.
+        `out` and the counts of the manifest.
 
     Raises:
-        ValueError: If the config, the checkpoint, the semantic IDs, the views or the catalogue are not usable, or the
+        ValueError: If the config, the checkpoint, the semantic IDs, the views or the catalogue cannot be used, or the
             tokenizer collapses.
     """
-    begun = load(config)
+    inputs = load(config)
 
     def build(directory: Path) -> JsonObject:
-        trainer, counts = fine_tune(config, begun, directory)
-        save(config, begun, trainer, counts, directory)
+        trainer, turns, counts = fine_tune(config, inputs, directory)
+        save(config, inputs, trainer, turns, counts, directory)
         return counts
 
-    files = view_files(config.views, list(begun.views))
-    inputs = {name: getattr(config, name) for name in ("catalog", "model", "sid", "views")}
-    out = run_stage(config.stage, config, inputs | {f"view {name}": file for name, file in files.items()}, build)
+    files = view_files(config.views, list(inputs.views))
+    read = {name: getattr(config, name) for name in ("catalog", "model", "sid", "views")}
+    out = run_stage(config.stage, config, read | {f"view {name}": file for name, file in files.items()}, build)
     counts = read_manifest(out)["counts"]
     say(
-        f"alternate: {counts['steps']} steps, {counts['cycles']} passes of the tokenizer, last loss "
-        f"{counts['loss']:.4f}, {counts['changed_items']:.1%} of the items have another semantic ID -> {out}"
+        f"alternate: {counts['steps']} steps, {counts['cycles']} cycles, last loss {counts['loss']:.4f}, "
+        f"{counts['changed_items']:.1%} of the items have another semantic ID -> {out}"
     )
     log_best_step(config.stage, counts)
     return {"out": str(out), **counts}
 
 
 def load(config: AlternateConfig) -> AlternateInputs:
-    """Read and check everything but the weights of the LLM.
+    """Read and check everything except the weights of the LLM.
 
     Raises:
-        ValueError: If something is not usable, or does not go with the rest.
+        ValueError: If an input cannot be used, or the inputs do not belong together.
     """
     if processes.count() > 1 or processes.sharding():
         raise ValueError(
@@ -109,103 +114,115 @@ def load(config: AlternateConfig) -> AlternateInputs:
             "`accelerate launch`; `llmrec sft` on what it writes uses all."
         )
     published = PublishedSids.load(config.sid, config.device)
-    check(config, published)
-    llm = sft.load(config)
-    if llm.table.sha256 != published.table.sha256:
+    tokenizer = check_tokenizer(config, published)
+    verify(config.model, "extend", *TRAINING)
+    prompt = SidConfig.load(config.model)[0].prompt
+    llm = config.llm(prompt.instruction, prompt.chat_template)
+    start = sft.load(llm)
+    if start.table.sha256 != published.table.sha256:
         raise ValueError(
             f"'{config.model}' has other semantic IDs than '{config.sid}'; run `llmrec extend --sid {config.sid}` and "
             "give its result, or the directory of semantic IDs that the model was extended with."
         )
-    catalog = llm.catalog
-    views = ItemViews.load(config.views, catalog, published.tokenizer.view_names)
-    append(published, catalog, views)  # refuses views of which it would make other codes
-    examples, _ = sft.make_examples(config, catalog, llm.tokenizer, llm.table.num_levels)
-    return AlternateInputs(llm, published, views, examples, Schedule.of(config, examples))
+    views = ItemViews.load(config.views, start.catalog, tokenizer.view_names)
+    append(published, start.catalog, views)  # refuses views from which it would make other codes
+    examples, _ = sft.make_examples(llm, start.catalog, start.tokenizer, start.table.num_levels)
+    return AlternateInputs(llm, start, tokenizer, views, examples, Schedule.of(config, len(examples)))
 
 
-def check(config: AlternateConfig, published: PublishedSids) -> None:
-    """Refuse semantic IDs of another making.
+def check_tokenizer(config: AlternateConfig, published: PublishedSids) -> ETEGRec:
+    """Return the tokenizer of semantic IDs, if it can be trained with the LLM.
 
     Raises:
-        ValueError: If they are of another method, or by another collision policy.
+        ValueError: If it is of another method, or the semantic IDs were made by another collision policy.
     """
-    method = published.tokenizer.method
-    if method != ETEGRec.method:
+    tokenizer = published.tokenizer
+    if not isinstance(tokenizer, ETEGRec):
         raise ValueError(
-            f"'{config.sid}' holds semantic IDs of method '{method}', whose tokenizer cannot be trained with the LLM; "
-            f"run `llmrec tokenize --method {ETEGRec.method}`, and `llmrec extend` on its result."
+            f"'{config.sid}' holds semantic IDs of method '{tokenizer.method}', whose tokenizer cannot be trained with "
+            f"the LLM; run `llmrec tokenize --method {ETEGRec.method}`, and `llmrec extend` on its result."
         )
     if published.policy != POLICY:
         raise ValueError(
             f"'{config.sid}' was made with collision '{published.policy}'; codes that change need a suffix for every "
             f"item, so run `llmrec tokenize --method {ETEGRec.method} --collision {POLICY}`."
         )
+    return tokenizer
 
 
-def fine_tune(config: AlternateConfig, begun: AlternateInputs, directory: Path) -> tuple[AlternateTrainer, JsonObject]:
-    """Train in a directory, or go on where a run ended in it.
+def fine_tune(
+    config: AlternateConfig, inputs: AlternateInputs, directory: Path
+) -> tuple[SidTrainer, Turns, JsonObject]:
+    """Train in a directory, or continue a run that was interrupted in it.
 
     Returns:
-        The trainer at its end, and the counts of the manifest.
+        The trainer after training, the turns, and the counts of the manifest.
     """
-    start, device = begun.llm, resolve_device(config.device)
-    table, sid_config, dtype = start.table, start.sid_config, resolve_dtype(config.precision, device)
-    collator = PoolingCollator(
-        start.prefix,
-        HistoryEncoder(table, sid_config.vocabulary),
-        start.tokenizer.pad_token_id,
-        config.packing,
-        seed=config.seed,
-        known_N=begun.views.known,
-    )
-    validation = make_validation(config, start, num_targets(begun.examples))
-    model = sft.make_model(config, sid_config, dtype)
-    alternation = make_alternation(config, begun, model)
-    with (
-        residual_dropout(model, config.dropout),
-        sid_loss_in_forward(
-            model, sid_config.vocabulary, config.normalize_over, config.label_smoothing, extra_loss=alternation.loss
+    parts = sft.make_parts(inputs.llm, inputs.start, inputs.examples, {})
+    turns = make_turns(config, inputs, parts, directory)
+    trainer_class = functools.partial(AlternateTrainer, turns, config.adapter_learning_rate if config.aligns else None)
+    with sft.open_trainer(
+        inputs.llm, inputs.start, parts, directory, extra_loss=turns.loss, trainer_class=trainer_class
+    ) as trainer:
+        counts = {**train(trainer, parts.collator, directory), **best_step(trainer.state)}
+    changed = (inputs.start.table.all_codes != turns.sids.table.all_codes).any(axis=1).mean()
+    return trainer, turns, {**counts, "cycles": turns.progress.cycle, "changed_items": float(changed)}
+
+
+def make_turns(config: AlternateConfig, inputs: AlternateInputs, parts: sft.TrainingParts, directory: Path) -> Turns:
+    """Make the tokenizer's side of a run."""
+    start, schedule = inputs.start, inputs.schedule
+    tokenizer = inputs.tokenizer.end_to_end(start.catalog, inputs.views)
+    hidden = output_rows(causal_lm(parts.model), slice(1))[0].shape[1]
+    adapters = Adapters(hidden, inputs.tokenizer.latent_dim, tokenizer.points.shape[1], config.seed)
+    progress = Progress.at_start(schedule)
+    return Turns(
+        progress,
+        TokenizerTraining(
+            tokenizer,
+            config.tokenizer_learning_rate,
+            schedule.tokenizer_steps,
+            round(config.warmup_steps * schedule.tokenizer_steps / schedule.steps),
+            progress.trains_jointly,
         ),
-    ):
-        trainer = make_trainer(
-            config, model, start.tokenizer, begun.examples, collator, directory, device, dtype, validation,
-            functools.partial(AlternateTrainer, alternation),
-        )  # fmt: skip
-        counts = {**train(trainer, collator, directory), **best_step(trainer.state)}
-    changed = (table.all_codes != alternation.table.all_codes).any(axis=1).mean()
-    return trainer, {**counts, "cycles": alternation.cycle, "changed_items": float(changed)}
-
-
-def make_alternation(
-    config: AlternateConfig, begun: AlternateInputs, model: PreTrainedModel | PeftModel
-) -> Alternation:
-    """The tokenizer's side of a run, at its start."""
-    fitted = begun.published.tokenizer
-    tokenizer = fitted.end_to_end(begun.llm.catalog, begun.views)
-    hidden = causal_lm(model).get_input_embeddings().weight.shape[1]
-    adapters = Adapters(hidden, fitted.latent_dim, tokenizer.points.shape[1], config.seed)
-    return Alternation(
-        config, begun.plan, tokenizer, adapters.to(tokenizer.points.device), begun.llm.table,
-        begun.llm.sid_config.vocabulary,
-    )  # fmt: skip
+        Alignment(tokenizer, config.sia_weight, config.psa_weight),
+        HistoryReader(
+            parts.model,
+            adapters.to(tokenizer.points.device),
+            PoolingCollator(parts.collator, inputs.views.known),
+            parts.dtype,
+        ),
+        CurrentSids(start.table, start.sid_config.vocabulary, tokenizer, parts.collator, parts.validation),
+        inputs.examples,
+        config.batch_size,
+        config.seed,
+        directory / SCRATCH / "trainer",
+    )
 
 
 def save(
-    config: AlternateConfig, begun: AlternateInputs, trainer: AlternateTrainer, counts: JsonObject, directory: Path
+    config: AlternateConfig,
+    inputs: AlternateInputs,
+    trainer: SidTrainer,
+    turns: Turns,
+    counts: JsonObject,
+    directory: Path,
 ) -> None:
     """Write the merged model with all that belongs to it, and the tokenizer."""
-    table = trainer.alternation.table
-    sft.save(config, dataclasses.replace(begun.llm, table=table), trainer, trainer.model, counts, directory)
-    begun.published.tokenizer.take(trainer.alternation.tokenizer)
-    note = f"Trained with an LLM by `llmrec alternate`: {counts['cycles']} passes."
-    save_tokenizer(config, begun, table, note, directory)
+    dtype = turns.reader.dtype
+    merged = merge(trainer.model, inputs.llm, dtype, directory / SCRATCH)
+    start = dataclasses.replace(inputs.start, table=turns.sids.table)
+    save_checkpoint(config, start, merged, trainer.state.log_history, counts, directory)
+    inputs.tokenizer.take(turns.training.tokenizer)
+    note = f"Trained with an LLM by `llmrec alternate`: {counts['cycles']} cycles."
+    save_tokenizer(config, inputs, start.table, note, directory)
 
 
 def save_tokenizer(
-    config: AlternateConfig, begun: AlternateInputs, table: SidTable, note: str, directory: Path
+    config: AlternateConfig, inputs: AlternateInputs, table: SidTable, note: str, directory: Path
 ) -> None:
     """Write what `llmrec tokenize` writes, so that new items can be appended and reports compared."""
-    tokenizer, catalog, views = begun.published.tokenizer, begun.llm.catalog, begun.views
+    tokenizer, catalog, views = inputs.tokenizer, inputs.start.catalog, inputs.views
     own = TokenizeConfig(
         out=str(directory / SID), overwrite=True, catalog=config.catalog, views=config.views, view_names=list(views),
         method=tokenizer.method, options=method_options(tokenizer), collision=POLICY, seed=tokenizer.seed,
@@ -215,13 +232,8 @@ def save_tokenizer(
     def build(workdir: Path) -> JsonObject:
         table.save(workdir)
         tokenizer.save_pretrained(workdir)
-        write_report(
-            workdir,
-            own,
-            catalog,
-            views,
-            TokenizeResult(table, tokenizer.encode(catalog, views), tokenizer, POLICY, [note]),
-        )
+        result = TokenizeResult(table, tokenizer.encode(catalog, views), tokenizer, POLICY, [note])
+        write_report(workdir, own, catalog, views, result)
         return {"num_items": table.num_items, "num_levels": table.num_levels, "level_sizes": table.level_sizes}
 
     run_stage("tokenize", own, {"catalog": config.catalog, "views": config.views}, build)

@@ -5,7 +5,10 @@ If it is interrupted, the same command continues from the newest checkpoint that
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,14 +29,14 @@ from llmrec.runtime.stage_directory import SCRATCH, run_stage
 from llmrec.training.sft.captured_step import CapturedLoss
 from llmrec.training.sft.dropout import residual_dropout
 from llmrec.training.sft.examples import HistoryCollator, add_draws, build_dataset, fill_last_batch, num_targets
-from llmrec.training.sft.losses import IGNORED, sid_loss_in_forward
+from llmrec.training.sft.losses import IGNORED, ExtraLoss, sid_loss_in_forward
 from llmrec.training.sft.packing import check_packing
 from llmrec.training.sft.trainer import make_trainer, train
 from llmrec.training.start import RunInputs, check, check_length, context_of, make_validation, save_checkpoint
 from llmrec.training.tasks.examples import TaskExamples, build_tasks
 from llmrec.training.tasks.item_texts import task_problems
 from llmrec.training.trainer import SidTrainer
-from llmrec.training.validation import best_step, log_best_step
+from llmrec.training.validation import Validation, best_step, log_best_step
 from llmrec.training.weights import load_trainable, merge
 
 
@@ -93,29 +96,90 @@ def load(config: SftConfig) -> RunInputs:
     return RunInputs(catalog, sid_config, table, details, tokenizer, prefix)
 
 
+@dataclass(frozen=True)
+class TrainingParts:
+    """Data and model of a run.
+
+    Attributes:
+        examples: Examples of an epoch.
+        collator: Collator that turns them into tokens.
+        validation: Validation examples and their ranker, if there is validation.
+        model: Model to train.
+        device: Device to train on.
+        dtype: Type of matrix products and of frozen weights.
+    """
+
+    examples: Dataset
+    collator: HistoryCollator
+    validation: Validation | None
+    model: PreTrainedModel | PeftModel
+    device: torch.device
+    dtype: torch.dtype
+
+
 def fine_tune(config: SftConfig, start: RunInputs, directory: Path) -> tuple[SidTrainer, JsonObject]:
     """Train in a directory, or continue a run that was interrupted in it.
 
     Returns:
         The trainer after training, and the counts of the manifest.
     """
+    examples, tasks = make_examples(config, start.catalog, start.tokenizer, start.table.num_levels)
+    parts = make_parts(config, start, examples, tasks)
+    fills = (start.tokenizer.pad_token_id, 0, IGNORED)
+    captured = CapturedLoss.of(config, parts.model, int(start.table.lengths.min()), fills, parts.device)
+    with open_trainer(config, start, parts, directory, captured=captured) as trainer:
+        counts = {**train(trainer, parts.collator, directory), **best_step(trainer.state)}
+    return trainer, {**counts, "task_examples": sum(task.num_draws for task in tasks.values())}
+
+
+def make_parts(config: SftConfig, start: RunInputs, examples: Dataset, tasks: dict[str, TaskExamples]) -> TrainingParts:
+    """Load the model, and make what draws and validates its examples.
+
+    Args:
+        config: Options of the stage.
+        start: Inputs of the run.
+        examples: Examples of `make_examples`.
+        tasks: Tasks of `make_examples`.
+    """
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.precision, device)
-    table, sid_config, pad_token_id = start.table, start.sid_config, start.tokenizer.pad_token_id
-    examples, tasks = make_examples(config, start.catalog, start.tokenizer, table.num_levels)
-    encoder = HistoryEncoder(table, sid_config.vocabulary)
+    encoder = HistoryEncoder(start.table, start.sid_config.vocabulary)
+    pad_token_id = start.tokenizer.pad_token_id
     collator = HistoryCollator(start.prefix, encoder, pad_token_id, config.packing, tasks, config.seed)
     validation = make_validation(config, start, num_targets(examples))
-    model = make_model(config, sid_config, dtype)
-    fills = (pad_token_id, 0, IGNORED)
-    captured = CapturedLoss.of(config, model, int(table.lengths.min()), fills, device)
+    return TrainingParts(examples, collator, validation, make_model(config, start.sid_config, dtype), device, dtype)
+
+
+@contextlib.contextmanager
+def open_trainer(
+    config: SftConfig,
+    start: RunInputs,
+    parts: TrainingParts,
+    directory: Path,
+    captured: CapturedLoss | None = None,
+    extra_loss: ExtraLoss | None = None,
+    trainer_class: Callable[..., SidTrainer] = SidTrainer,
+) -> Iterator[SidTrainer]:
+    """Make the trainer of a run, whose model computes its loss and drops units out inside the context.
+
+    Args:
+        config: Options of the stage.
+        start: Inputs of the run.
+        parts: Data and model of the run.
+        directory: Directory of the run.
+        captured: CUDA graphs of the steps, if they are captured.
+        extra_loss: Loss that is added to the cross-entropy; see `sid_loss_in_forward`.
+        trainer_class: Class of the trainer, with the arguments of `SidTrainer`.
+    """
+    model, vocabulary = parts.model, start.sid_config.vocabulary
     with (
         residual_dropout(model, config.dropout),
-        sid_loss_in_forward(model, sid_config.vocabulary, config.normalize_over, config.label_smoothing, captured),
+        sid_loss_in_forward(model, vocabulary, config.normalize_over, config.label_smoothing, captured, extra_loss),
     ):
-        trainer = make_trainer(config, model, start.tokenizer, examples, collator, directory, device, dtype, validation)
-        counts = {**train(trainer, collator, directory), **best_step(trainer.state)}
-    return trainer, {**counts, "task_examples": sum(task.num_draws for task in tasks.values())}
+        yield make_trainer(
+            config, model, start.tokenizer, parts.examples, parts.collator, directory, parts.device, parts.dtype,
+            parts.validation, trainer_class,
+        )  # fmt: skip
 
 
 def make_model(config: SftConfig, sid_config: SidConfig, dtype: torch.dtype) -> PreTrainedModel | PeftModel:

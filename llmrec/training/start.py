@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
-from llmrec.configs import FineTuneConfig
+from llmrec.configs import AlternateConfig, FineTuneConfig
 from llmrec.data.catalog import Catalog
 from llmrec.model.card import write_card
 from llmrec.model.checkpoint import TRAINING, SidConfig, save_model
@@ -142,7 +142,7 @@ def make_validation(
 
 
 def save_checkpoint(
-    config: FineTuneConfig,
+    config: FineTuneConfig | AlternateConfig,
     start: RunInputs,
     merged: PreTrainedModel,
     log: list[JsonObject],
@@ -183,7 +183,7 @@ def describe_data(catalog: str) -> JsonObject:
     return {**settings, "counts": manifest["counts"]}
 
 
-def describe_recipe(config: FineTuneConfig) -> JsonObject:
+def describe_recipe(config: FineTuneConfig | AlternateConfig) -> JsonObject:
     """List the options that decide the weights, for the model card; without paths."""
     settings = [f.name for f in dataclasses.fields(config) if f.metadata["identity"]]
     return {name: getattr(config, name) for name in settings if name not in PATHS}

@@ -1,11 +1,11 @@
-"""ETEGRec's ablations on Amazon Beauty: each is one option away from taking turns, beneath one decoder and budget.
+"""ETEGRec's ablations on Amazon Beauty: each differs from alternating training in one option, at the same budget.
 
     python scripts/experiments/etegrec_ablations.py --work /tmp/grid --results /tmp/grid/results.jsonl --parallel 7
 
 Needs runs/beauty/catalog and runs/beauty/views with the view sasrec (recipes/beauty-smollm2-135m: prepare; embed with
---views sasrec). All start from one tokenizer, trained by itself, and from one small decoder (decoder.py); `frozen` is
-`llmrec sft` on the semantic IDs of the start. A pass follows every epoch of the decoder, the paper's C = 2; weights of
-the alignment are the paper's on Instrument. Results: docs/papers.md.
+--views sasrec). All start from the same tokenizer, which was trained by itself, and from the same small decoder
+(decoder.py); `frozen` is `llmrec sft` on the semantic IDs of that tokenizer. A pass follows every epoch of the decoder,
+which is the paper's C = 2; the weights of the alignment are the paper's on Instrument. Results: docs/papers.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "without PSA": {"psa_weight": 0},
     "without either": {"sia_weight": 0, "psa_weight": 0},
     "joint": {"optimization": "joint"},
-    "Jensen-Shannon": {"divergence": "jensen_shannon"},
 }
 
 
@@ -37,17 +36,18 @@ def runs_of(arguments: argparse.Namespace) -> list[Run]:
 
 
 def steps_of(changed: dict[str, Any] | None, arguments: argparse.Namespace) -> tuple[Step, ...]:
-    """tokenize, extend, then alternate in the place of sft unless `changed` is None, and the evaluations."""
+    """Stages of a variant: tokenize, extend, alternate (sft if `changed` is None), and the evaluations."""
     data, views = {"catalog": arguments.catalog}, {"views": arguments.views}
     first = ("tokenize", {**data, **views, **TOKENIZE, "device": arguments.device})
     extend, (_, trained), *evaluated = decoder_steps(data, arguments.epochs, arguments.device)
     if changed is None:
         return first, extend, ("sft", trained), *evaluated
-    return first, extend, ("alternate", {**trained, **views, **ALTERNATE, **changed}), *evaluated
+    kept = {name: value for name, value in trained.items() if name != "micro_batch_size"}  # it is the batch size
+    return first, extend, ("alternate", {**kept, **views, **ALTERNATE, **changed}), *evaluated
 
 
 def measure(run: Run, directories: list[Path]) -> dict[str, Any]:
-    """What the table shows of a run."""
+    """Collect the numbers of a run for the table."""
     _, _, trained, *evaluated = directories
     counts = load(trained / "manifest.json")["counts"]
     kept = {name: counts.get(name, 0) for name in ("cycles", "changed_items", "train_seconds")}
@@ -55,7 +55,7 @@ def measure(run: Run, directories: list[Path]) -> dict[str, Any]:
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    """A line per run, by variant."""
+    """Print one line for each run, in the order of the variants."""
     print(f"{'':16} seed | valid R N, seen excl. R N | test R N, seen excl. R N  | passes, changed items, train s")
     order = list(VARIANTS)
     whole = [result for result in results if "error" not in result]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import inspect
 import itertools
@@ -12,21 +13,14 @@ import torch
 from transformers import Trainer
 
 from llmrec.model.checkpoint import SidConfig
-from llmrec.sid.table import SidTable
 from llmrec.stages import alternate as stage
-from llmrec.training.alternate import tokenizer_turns as alternation
-from llmrec.training.alternate import trainer as training
-from tests.support.alternated import (
-    LEVELS,
-    SMALL,
-    cycles_of,
-    log_of,
-    run,
-)
+from llmrec.training.alternate.reader import HistoryReader
+from llmrec.training.alternate.trainer import AlternateTrainer
+from llmrec.training.alternate.turns import Turns
+from tests.support.alternated import LEVELS, SFT, cycles_of, log_of, run
 from tests.support.extended import fine_tune, losses, same_weights, weights_of
 
 VERSIONS = {name: importlib.metadata.version(name) for name in ("transformers", "accelerate")}
-SFT = {name: SMALL[name] for name in ("max_steps", "batch_size", "micro_batch_size", "max_history", "learning_rate")}
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
@@ -62,34 +56,33 @@ def test_before_alignment_nothing_but_the_cross_entropy_is_trained_on(turns, tmp
 
 
 def test_each_trains_in_its_turn(turns, tmp_path, monkeypatch):
-    """The LLM and the adapters stand still in a pass, without dropout; the tokenizer stands still between passes."""
+    """The LLM and the adapters are frozen in a pass, without dropout; the tokenizer is frozen between passes."""
     seen = []
 
-    def watched(self, aligned):
-        model, adapters = self.trainer.model, self.adapters
-        state = [copy_of(part) for part in (model, adapters, self.tokenizer)]
+    def watched_pass(self, aligned):
+        model, adapters, tokenizer = self.reader.model, self.reader.adapters, self.training.tokenizer
+        state = [copy_of(part) for part in (model, adapters, tokenizer)]
         modes = [module.training for module in model.modules()]
-        found = original(self, aligned)
-        same = [unchanged(part, old) for part, old in zip((model, adapters, self.tokenizer), state, strict=True)]
+        losses = run_pass(self, aligned)
+        same = [unchanged(part, old) for part, old in zip((model, adapters, tokenizer), state, strict=True)]
         seen.append((*same, modes == [module.training for module in model.modules()], any(modes)))
         assert all(parameter.grad is None for parameter in adapters.parameters())
-        return found
+        return losses
 
-    def reading(self, examples, aligned):
-        assert not any(module.training for module in self.trainer.model.modules())
-        return read(self, examples, aligned)
+    def watched_read(self, examples, with_vectors):
+        assert not any(module.training for module in self.model.modules())
+        return read(self, examples, with_vectors)
 
-    original, read = alternation.Alternation.train_tokenizer, alternation.Alternation.read
-    monkeypatch.setattr(alternation.Alternation, "train_tokenizer", watched)
-    monkeypatch.setattr(alternation.Alternation, "read", reading)
+    run_pass, read, step = Turns._run_pass, HistoryReader.read, AlternateTrainer.training_step
+    monkeypatch.setattr(Turns, "_run_pass", watched_pass)
+    monkeypatch.setattr(HistoryReader, "read", watched_read)
     between = []
-    step = training.AlternateTrainer.training_step
 
     def stepping(self, *arguments, **options):
-        between.append(copy_of(self.alternation.tokenizer))
+        between.append(copy_of(self.turns.training.tokenizer))
         return step(self, *arguments, **options)
 
-    monkeypatch.setattr(training.AlternateTrainer, "training_step", stepping)
+    monkeypatch.setattr(AlternateTrainer, "training_step", stepping)
     run(tmp_path / "out", turns, train="full", dropout=0.2)
     assert seen == [(True, True, False, True, True)] * 3
     stays = [all(torch.equal(a[name], b[name]) for name in a) for a, b in itertools.pairwise(between)]
@@ -106,13 +99,12 @@ def unchanged(module: torch.nn.Module, old: dict[str, torch.Tensor]) -> bool:
 
 def test_a_step_after_a_swap_reads_the_new_semantic_ids(turns, tmp_path, monkeypatch):
     """accelerate draws a batch ahead; its tokens must be those of the table that the rows have been moved to."""
-    original = training.AlternateTrainer.training_step
+    original = AlternateTrainer.training_step
 
     def checked(self, model, inputs, num_items_in_batch=None):
-        tokens = set(inputs["input_ids"].flatten().tolist())
-        known = self.alternation.vocabulary.token_ids(self.alternation.table.all_codes)
-        sids = set(self.alternation.vocabulary.token_range)
-        assert tokens & sids <= set(known.flatten().tolist())
+        tokens, sids = set(inputs["input_ids"].flatten().tolist()), self.turns.sids
+        known = sids.vocabulary.token_ids(sids.table.all_codes)
+        assert tokens & set(sids.vocabulary.token_range) <= set(known.flatten().tolist())
         rows = inputs["input_ids"].flatten()
         ends = inputs["pools"]["item_ends"] if "pools" in inputs else torch.zeros(0, dtype=torch.int64)
         sid = rows[ends[ends > 0][:, None] + torch.arange(-LEVELS, 1)]
@@ -121,50 +113,51 @@ def test_a_step_after_a_swap_reads_the_new_semantic_ids(turns, tmp_path, monkeyp
         return original(self, model, inputs, num_items_in_batch)
 
     checks: list[int] = []
-    monkeypatch.setattr(training.AlternateTrainer, "training_step", checked)
+    monkeypatch.setattr(AlternateTrainer, "training_step", checked)
     run(tmp_path / "out", turns)
     assert len(checks) == 8 and sum(count > 0 for count in checks) == 6
 
 
 def test_a_tokenizer_that_hardly_moves_is_frozen_early(turns, tmp_path):
-    options = {"max_steps": 12, "freeze_after": 0.9, "align_after": 0.0, "tokenizer_learning_rate": 1e-12}
+    options = {"epochs": 4, "freeze_after": 0.9, "align_after": 0.0, "tokenizer_learning_rate": 1e-12}
     counts = run(tmp_path / "out", turns, **options)
     assert counts["cycles"] == 3 and counts["changed_items"] == 0
     assert [entry["step"] for entry in log_of(tmp_path / "out") if entry.get("sia")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_all_of_a_side_is_in_its_file(turns, tmp_path, monkeypatch):
-    """What is changed after a save is as it was after a load, and collator and table go with it."""
+def test_a_checkpoint_restores_everything_but_the_llm(turns, tmp_path, monkeypatch):
+    """A change after saving is gone after loading, and collator and table follow."""
     seen, save = [], stage.save
 
-    def saving(config, begun, trainer, *more):
+    def saving(config, inputs, trainer, *more):
         seen.append(trainer)
-        return save(config, begun, trainer, *more)
+        return save(config, inputs, trainer, *more)
 
     monkeypatch.setattr(stage, "save", saving)
     run(tmp_path / "out", turns)
-    side = seen[0].alternation
-    expected = {name: copy_of(getattr(side, name)) for name in ("tokenizer", "adapters")}
-    books, table = [book.clone() for book in side.books], side.table
-    counters, rate = (side.cycle, side.settled, side.is_frozen), side.scheduler.get_last_lr()
-    moments = [dict(state) for state in side.optimizer.state.values()]
-    side.save(tmp_path)
+    state, optimizer = seen[0].turns, seen[0].turns.training.optimizer
+    parts = {"tokenizer": state.training.tokenizer, "adapters": state.reader.adapters}
+    expected = {name: copy_of(part) for name, part in parts.items()}
+    codebooks, table = [codebook.clone() for codebook in state.sids.codebooks], state.sids.table
+    progress, rate = copy.copy(state.progress), state.training.scheduler.get_last_lr()
+    moments = [dict(moment) for moment in optimizer.state.values()]
+    seen[0]._save_optimizer_and_scheduler(str(tmp_path))
     with torch.no_grad():
-        for tensor in (*side.tokenizer.parameters(), *side.adapters.parameters(), *side.books):
+        for tensor in (*parts["tokenizer"].parameters(), *parts["adapters"].parameters(), *state.sids.codebooks):
             tensor.zero_()
-    side.cycle, side.settled, side.is_frozen, side.scheduler.last_epoch = 7, 7, False, 0
-    side.optimizer.state.clear()
-    side._use(SidTable(table.item_ids, table.all_codes[::-1], level_sizes=table.level_sizes), None)
-    side.load(tmp_path)
-    for name, state in expected.items():
-        assert unchanged(getattr(side, name), state)
-    assert all(torch.equal(*pair) for pair in zip(side.books, books, strict=True))
-    assert (side.cycle, side.settled, side.is_frozen) == counters and side.scheduler.get_last_lr() == rate
-    assert side.scheduler.last_epoch > 0 and side.table.sha256 == table.sha256
-    for state, old in zip(side.optimizer.state.values(), moments, strict=True):
-        assert all(torch.equal(state[name], old[name]) for name in old)
-    tokens = seen[0].data_collator.encoder.tokens_NL
-    assert (tokens == side.vocabulary.token_ids(table.all_codes)).all()
+    state.progress.cycle, state.progress.settled, state.progress.is_frozen = 7, 7, False
+    state.training.scheduler.last_epoch = 0
+    optimizer.state.clear()
+    state.sids.restore(table.all_codes[::-1], codebooks)
+    seen[0]._load_turns(str(tmp_path))
+    for name, part in parts.items():
+        assert unchanged(part, expected[name])
+    assert all(torch.equal(*pair) for pair in zip(state.sids.codebooks, codebooks, strict=True))
+    assert state.progress == progress and state.training.scheduler.get_last_lr() == rate
+    assert state.training.scheduler.last_epoch > 0 and state.sids.table.sha256 == table.sha256
+    for moment, old in zip(optimizer.state.values(), moments, strict=True):
+        assert all(torch.equal(moment[name], old[name]) for name in old)
+    assert (state.sids.collator.encoder.tokens_NL == state.sids.vocabulary.token_ids(table.all_codes)).all()
 
 
 def test_hooks_of_the_trainer():

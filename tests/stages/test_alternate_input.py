@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from llmrec.cli import main
 from llmrec.data.catalog import Catalog
 from llmrec.runtime.stage_directory import SCRATCH
 from llmrec.stages import alternate
-from llmrec.training.alternate import tokenizer_turns as alternation
+from llmrec.training.alternate.tokenizer_training import TokenizerTraining
 from llmrec.training.checkpoints import SEAL
 from tests.support.alternated import (
     Line,
@@ -30,10 +32,7 @@ from tests.support.extended import losses
         ({"cycle_steps": 9}, "cycle_steps is 9, and of the run's 8 steps 0 come before"),
         ({"align_after": 0.75}, "of the run's 8 steps 6 come before the alignment and 2 after .*: no pass would be"),
         ({"align_after": 0.9}, "align_after is 0.9 and freeze_after 0.8: nothing would be aligned"),
-        ({"micro_batch_size": 4}, "micro_batch_size is 4 for batch_size 8"),
-        ({"tasks": ["title_to_sid"]}, "alternate trains on histories alone"),
-        ({"divergence": "hellinger"}, "choose from symmetric_kl, jensen_shannon"),
-        ({"psa_temperature": 0}, "psa_temperature is 0"),
+        ({"optimization": "at once"}, "choose from alternating, joint"),
         ({"sia_weight": -1}, "sia_weight is -1"),
         ({"max_history": 100}, "lower max_history"),
     ],
@@ -71,18 +70,18 @@ def test_several_processes_are_refused_at_once(turns, tmp_path, monkeypatch):
         run(tmp_path / "out", turns)
 
 
-def test_a_tokenizer_that_collapses_ends_the_run_and_names_the_way_back(capsys, turns, tmp_path, monkeypatch):
+def test_a_tokenizer_that_collapses_ends_the_run_and_names_the_last_checkpoint(capsys, turns, tmp_path, monkeypatch):
     """At the second pass all codes of a level become one; the checkpoint of the first is whole."""
-    original = alternation.Alternation.train_tokenizer
+    original, passes = TokenizerTraining.run_pass, itertools.count(1)
 
-    def collapsing(self, aligned):
-        found = original(self, aligned)
-        if self.cycle == 1:
+    def collapsing(self, *arguments):
+        losses = original(self, *arguments)
+        if next(passes) == 2:
             with torch.no_grad():
                 self.tokenizer.quantizer.codebooks[0][1:] = 1e4
-        return found
+        return losses
 
-    monkeypatch.setattr(alternation.Alternation, "train_tokenizer", collapsing)
+    monkeypatch.setattr(TokenizerTraining, "run_pass", collapsing)
     monkeypatch.setattr("llmrec.tokenizers.shared.collapse.LEAST_USE", 0.3)  # of six codes: one is too few
     assert main(["alternate", *flags_of(turns, save_steps=3), "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
@@ -94,7 +93,7 @@ def test_a_tokenizer_that_collapses_ends_the_run_and_names_the_way_back(capsys, 
 
 def test_a_tokenizer_that_diverges_ends_the_run(turns, tmp_path):
     with pytest.raises(ValueError, match=r"the tokenizer has (diverged|collapsed).*There is no checkpoint from before"):
-        run(tmp_path / "out", turns, tokenizer_learning_rate=1e30, max_grad_norm=0)
+        run(tmp_path / "out", turns, tokenizer_learning_rate=1e30)
 
 
 def test_an_item_without_a_vector_is_no_target_of_the_alignment(tmp_path):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from llmrec.runtime.manifest import verify
 from llmrec.runtime.stage_directory import SCRATCH
 from llmrec.sid.table import SidTable
-from llmrec.training.alternate.tokenizer_turns import FILE
+from llmrec.training.alternate.trainer import FILE
 from llmrec.training.checkpoints import SEAL
 from tests.support.alternated import Line, cycles_of, flags_of
 from tests.support.extended import losses, same_weights
@@ -22,12 +22,12 @@ from tests.support.forks import Forks
 
 # With dropout, so that a lost random state shows. Epochs have three steps; passes of three follow steps 2, 4 and 6.
 OPTIONS = {"save_steps": 1, "dropout": 0.1}
-# `losses_of` is called once by each step and each step of a pass: 1, 2 | 3-5 | 6, 7 | 8-10 | 11, 12 | 13-15.
+# `clip_gradients` is called once in each step of a pass, and once in each step of the LLM.
 MOMENTS = {
-    "the first pass": ("llmrec.training.alternate.tokenizer_turns.losses_of", 4),
-    "the swap": ("llmrec.training.alternate.tokenizer_turns.swap_table", 2),
-    "a step after a swap": ("llmrec.training.alternate.tokenizer_turns.losses_of", 11),
-    "the last pass": ("llmrec.training.alternate.tokenizer_turns.losses_of", 14),
+    "the first pass": ("llmrec.training.alternate.tokenizer_training.clip_gradients", 2),
+    "the swap": ("llmrec.training.alternate.current_sids.swap_table", 2),
+    "a step after a swap": ("llmrec.training.alternate.turns.clip_gradients", 5),
+    "the last pass": ("llmrec.training.alternate.tokenizer_training.clip_gradients", 8),
     "saving the tokenizer": ("llmrec.stages.alternate.write_report", 1),
 }
 
@@ -63,13 +63,13 @@ def assert_same(out: Path, expected: Path) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def assert_both_sides_are_sealed(directory: Path) -> None:
+def assert_checkpoints_hold_llm_and_tokenizer(directory: Path) -> None:
     kept = list(directory.glob("checkpoint-*"))
     assert kept
     for path in kept:
         assert {FILE, "optimizer.pt", "scheduler.pt"} <= json.loads((path / SEAL).read_text()).keys()
         state = torch.load(path / FILE, weights_only=True)
-        assert state.keys() >= {"tokenizer", "optimizer", "scheduler", "adapters", "codes", "books", "cycle"}
+        assert state.keys() >= {"tokenizer", "optimizer", "scheduler", "adapters", "codes", "codebooks", "cycle"}
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -77,7 +77,7 @@ def test_killed_in(moment, forks, turns, whole, tmp_path):
     out = tmp_path / "out"
     start(forks, turns, out, {}, MOMENTS[moment])
     assert forks.wait() == -signal.SIGKILL and not out.exists()
-    assert_both_sides_are_sealed(tmp_path / "out.partial" / SCRATCH / "trainer")
+    assert_checkpoints_hold_llm_and_tokenizer(tmp_path / "out.partial" / SCRATCH / "trainer")
     start(forks, turns, out, {})
     assert forks.wait() == 0, (tmp_path / "stderr").read_text()
     assert_same(out, whole())

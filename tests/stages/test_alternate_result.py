@@ -17,19 +17,9 @@ from llmrec.sid.table import SidTable
 from llmrec.tokenizers import load_tokenizer
 from llmrec.tokenizers.append import PublishedSids
 from llmrec.views import ItemViews, View
-from tests.support.alternated import (
-    CODES,
-    LEVELS,
-    SMALL,
-    Line,
-    cycles_of,
-    log_of,
-    run,
-)
+from tests.support.alternated import CODES, LEVELS, SFT, STEPS_PER_EPOCH, Line, cycles_of, log_of, run
 from tests.support.extended import fine_tune, losses, same_weights
 from tests.support.prepared import run_json, write_catalog
-
-SFT = {name: SMALL[name] for name in ("max_steps", "batch_size", "micro_batch_size", "max_history", "learning_rate")}
 
 
 def test_what_the_stage_leaves(turns, turned):
@@ -52,7 +42,7 @@ def test_what_the_stage_leaves(turns, turned):
     assert json.loads((turned / "sid" / "report.json").read_text())["sid_sha256"] == table.sha256
 
 
-def test_evaluate_and_a_later_phase_take_it(capsys, turns, turned, tmp_path):
+def test_evaluate_and_a_later_phase_read_the_result(capsys, turns, turned, tmp_path):
     argv = ["evaluate", "--catalog", turns.catalog, "--model", str(turned), "--out", str(tmp_path / "eval"), "--device",
             "cpu", "--max-examples", "6", "--baselines"]  # fmt: skip
     assert main(argv) == 0
@@ -62,7 +52,7 @@ def test_evaluate_and_a_later_phase_take_it(capsys, turns, turned, tmp_path):
 
 
 def test_new_items_are_appended_to_its_semantic_ids_and_to_the_checkpoint(capsys, turns, turned, tmp_path):
-    """A thirteenth item beside the twelve, whose suffixes may have gaps."""
+    """A thirteenth item is added to the twelve, whose suffixes may have gaps."""
     old = Catalog.load(turns.catalog)
     new = pa.concat_tables([old.items, old.items.slice(0, 1).set_column(0, "item_id", pa.array(["item-12"]))])
     grown = write_catalog(tmp_path / "catalog", new, old._split)
@@ -84,7 +74,7 @@ def test_a_further_run_starts_from_its_semantic_ids(turns, turned, tmp_path):
     assert SidConfig.load(tmp_path / "again")[2]["earlier"][0]["counts"]["cycles"] == 3
 
 
-def test_signs_of_failure_are_logged_while_it_trains(turned):
+def test_each_cycle_logs_losses_and_metrics_of_the_codes(turned):
     entries = cycles_of(turned)
     assert [entry["cycle"] for entry in entries] == [1, 2, 3] and [entry["step"] for entry in entries] == [2, 4, 6]
     names = {
@@ -103,8 +93,8 @@ def test_signs_of_failure_are_logged_while_it_trains(turned):
 
 
 def test_the_alignment_is_learned(turns, tmp_path):
-    """Both losses fall over the steps of the LLM, the tokenizer standing still."""
-    options = {"max_steps": 40, "cycle_steps": 35, "freeze_after": 0.9, "align_after": 0, "pass_steps": 1}
+    """Both losses fall over the steps of the LLM, while the tokenizer does not train."""
+    options = {"epochs": 40 / STEPS_PER_EPOCH, "cycle_steps": 35, "freeze_after": 0.9, "align_after": 0}
     run(
         tmp_path / "out", turns, **options, sia_weight=1, psa_weight=1, learning_rate=1e-2, tokenizer_learning_rate=1e-6
     )
@@ -115,7 +105,7 @@ def test_the_alignment_is_learned(turns, tmp_path):
 
 
 def test_validation_ranks_by_the_semantic_ids_of_the_step_and_the_best_triple_is_saved(turns, tmp_path):
-    """The saved model, with the saved table, has the logged figure; the tokenizer beside it makes that table."""
+    """The saved model, with the saved table, has the logged metric; the saved tokenizer makes that table."""
     counts = run(tmp_path / "out", turns, eval_steps=2, learning_rate=5e-3)
     entries = {entry["step"]: entry["eval_ndcg@10"] for entry in log_of(tmp_path / "out") if "eval_ndcg@10" in entry}
     assert entries.keys() == {2, 4, 6, 8} and counts["valid_ndcg@10"] == max(entries.values())

@@ -17,11 +17,14 @@ from llmrec.views import ItemViews, View, describe
 from tests.support.extended import write_llm, write_toy_catalog
 
 LEVELS, CODES, DIM = 2, 6, 6
-# 21 users: an epoch is 3 steps of 8. Six steps are three cycles, of which the last is no pass: nothing follows it.
-SMALL = {"max_steps": 8, "batch_size": 8, "micro_batch_size": 8, "max_history": 5, "lora_rank": 4, "warmup_steps": 0,
+# 21 users: an epoch is 3 steps of 8. After steps 2, 4 and 6 of 8 comes a pass; the tokenizer is frozen after the last.
+STEPS_PER_EPOCH = 3
+SMALL = {"epochs": 8 / STEPS_PER_EPOCH, "batch_size": 8, "max_history": 5, "lora_rank": 4, "warmup_steps": 0,
          "logging_steps": 1, "save_steps": 1000, "device": "cpu", "learning_rate": 1e-3, "cycle_steps": 2,
          "align_after": 0.1, "freeze_after": 0.8, "sia_weight": 0.1, "psa_weight": 0.1,
          "tokenizer_learning_rate": 2e-2}  # fmt: skip
+# `llmrec sft` with the same steps.
+SFT = {"max_steps": 8, **{name: SMALL[name] for name in ("batch_size", "max_history", "learning_rate")}}
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,11 @@
-"""Where in a batch the LLM knows a history: states to be pooled for each target, and none that has seen the target.
+"""Positions of a batch at which the LLM has read a history: pools of states for each target.
 
-An item's tokens end where the LLM has read all of it. For a target, the states at the ends of the items before it are
-averaged, and the last of them, which predicts the target's first code, is taken as it is. Attention is causal and
-packed sequences are apart, so what the target is, or what follows it, changes neither. Of several positions in a batch
-with one target the one with the longest history is taken, for a second one would be its own negative.
+An item has been read at its last token. For each target, the states at the last tokens of the items before it are
+averaged; the last of these states, which predicts the target's first code, is also taken by itself. Attention is causal
+and packed sequences are separate, so neither depends on the target or on what follows it. If a target occurs several
+times in a batch, the occurrence with the longest history counts, because a second one would be its own negative.
 
-Batches are made when a step begins: the loader of accelerate draws one batch ahead, so that its tokens would be of the
-semantic IDs from before a swap.
-
-Shapes: S sequences, M items of the longest, U distinct targets, R rows, T tokens, H hidden.
+Shapes: S sequences, M items of the longest, U distinct targets, R rows of the batch, T tokens, H hidden.
 """
 
 from __future__ import annotations
@@ -21,16 +18,15 @@ import torch
 from torch import Tensor
 
 from llmrec.model.prompts import NO_ITEM
-from llmrec.runtime.manifest import JsonObject
-from llmrec.training.sft.examples import HistoryCollator, flatten
+from llmrec.training.sft.examples import Example, HistoryCollator, flatten
 
 
 class Pools(NamedTuple):
     """Positions of a batch.
 
     Attributes:
-        item_ends: (S, M) int64 place in the flattened batch of each item's last token; 0 beyond the last item.
-        places: (U,) int64 place of each target in the flattened `item_ends`; never the first of its sequence.
+        item_ends: (S, M) int64 position, in the flattened batch, of each item's last token; 0 beyond the last item.
+        places: (U,) int64 position of each target in the flattened `item_ends`; never the first item of a sequence.
         targets: (U,) int64 item rows, ascending and distinct.
     """
 
@@ -39,58 +35,72 @@ class Pools(NamedTuple):
     targets: Tensor
 
 
-@dataclass
-class PoolingCollator(HistoryCollator):
-    """Hands examples on as item rows; `batch` makes tokens of them by the semantic IDs of the moment.
+@dataclass(frozen=True)
+class PoolingCollator:
+    """Batches of `llmrec sft`, and their pools.
 
     Args:
-        known_N: (N,) bool, items that the tokenizer has a vector of; others are no targets of an alignment.
+        histories: Collator that makes the batches. Its encoder may be replaced between two batches.
+        known_N: (N,) bool, True for items that the tokenizer has a vector of. The others are not aligned.
     """
 
-    known_N: np.ndarray | None = None
+    histories: HistoryCollator
+    known_N: np.ndarray
 
-    def __call__(self, examples: list[JsonObject]) -> JsonObject:
-        return {"examples": examples}
-
-    def batch(self, examples: list[JsonObject], pooling: bool) -> JsonObject:
-        """Tokens and labels as `llmrec sft` has them, with `pools` where they are asked for."""
-        batch = super().__call__(examples)
-        return {**batch, "pools": self.pools(examples, batch["input_ids"].shape[1])._asdict()} if pooling else batch
-
-    def pools(self, examples: list[JsonObject], row_tokens: int) -> Pools:
-        """Where the items of a batch end, and which of them are targets.
+    def batch(self, examples: list[Example], with_pools: bool) -> dict[str, object]:
+        """Make a batch with the semantic IDs of the moment.
 
         Args:
-            examples: Histories alone; their semantic IDs are of one length.
-            row_tokens: T of the batch that `batch` makes of them.
+            examples: Examples of histories only.
+            with_pools: Add the key `pools`, the fields of `Pools`.
         """
+        batch: dict[str, object] = {**self.histories(examples)}
+        return {**batch, "pools": self.pools(examples)._asdict()} if with_pools else batch
+
+    def pools(self, examples: list[Example]) -> Pools:
+        """Find the ends of items and the targets in the batch of some examples.
+
+        Args:
+            examples: Examples of histories only, whose semantic IDs are of one length.
+        """
+        histories = self.histories
         items, is_target, num_items = flatten(examples)
-        prompts = self.encoder.encode_prompts(self.prefix, items, num_items)
-        starts = self._starts(prompts.lengths.tolist(), row_tokens)
-        is_item = np.arange(num_items.max(initial=0)) < num_items[:, None]
+        prompts = histories.encoder.encode_prompts(histories.prefix, items, num_items)
+        starts = self._starts(prompts.lengths.tolist())
+        longest = int(num_items.max(initial=0))
+        is_item = np.arange(longest) < num_items[:, np.newaxis]
         sequence, order = np.nonzero(is_item)
         last_tokens = np.flatnonzero((np.diff(prompts.items, append=NO_ITEM) != 0) & (prompts.items != NO_ITEM))
-        moved = starts - (prompts.lengths.cumsum() - prompts.lengths)  # from the tokens in a row to the batch
-        ends = np.zeros(is_item.shape, np.int64)
-        ends[is_item] = last_tokens + moved[sequence]
-        asked = np.flatnonzero(is_target & (order > 0) & self.known_N[items])
-        longest_first = asked[np.argsort(-order[asked], kind="stable")]
+        shift = starts - (prompts.lengths.cumsum() - prompts.lengths)  # from joined sequences to the flattened batch
+        ends = np.zeros((len(num_items), longest), np.int64)
+        ends[is_item] = last_tokens + shift[sequence]
+        candidates = np.flatnonzero(is_target & (order > 0) & self.known_N[items])
+        longest_first = candidates[np.argsort(-order[candidates], kind="stable")]
         targets, first = np.unique(items[longest_first], return_index=True)
         chosen = longest_first[first]
-        places = sequence[chosen] * ends.shape[1] + order[chosen]
+        places = sequence[chosen] * longest + order[chosen]
         return Pools(*map(torch.from_numpy, (ends, places, targets)))
 
-    def _starts(self, lengths: list[int], row_tokens: int) -> np.ndarray:
-        """(S,) place of each sequence's first token in the flattened batch."""
+    def _starts(self, lengths: list[int]) -> np.ndarray:
+        """(S,) position of each sequence's first token in the flattened batch."""
         starts = np.zeros(len(lengths), np.int64)
-        for row, sequences in enumerate(self.lay_out(lengths)[0]):
+        bins, row_tokens = self.histories.lay_out(lengths)
+        for row, sequences in enumerate(bins):
             before = np.cumsum([0, *(lengths[each] for each in sequences[:-1])])
             starts[sequences] = row * row_tokens + before
         return starts
 
 
-def pooled(states_RTH: Tensor, pools: Pools) -> tuple[Tensor, Tensor]:
-    """(U, H) mean of the states at the ends of the items before each target, and (U, H) the last of them."""
+def pool_states(states_RTH: Tensor, pools: Pools) -> tuple[Tensor, Tensor]:
+    """Pool the states of the items before each target.
+
+    Args:
+        states_RTH: (R, T, H) last hidden states of the batch.
+        pools: Pools of the batch, on the same device.
+
+    Returns:
+        (U, H) mean of the states at the ends of the items before each target, and (U, H) the last of these states.
+    """
     ends_SMH = states_RTH.flatten(0, 1)[pools.item_ends]
     count = torch.arange(ends_SMH.shape[1], device=ends_SMH.device)
     before_MM = (count < count[:, None]).to(ends_SMH.dtype) / count.clamp(min=1)[:, None]

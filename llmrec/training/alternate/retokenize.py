@@ -1,10 +1,11 @@
-"""A new table after the tokenizer has moved: codes that are still themselves keep their rows, items their suffixes.
+"""New semantic IDs after the tokenizer has trained: matched codes keep their token rows, and items their suffixes.
 
-A code of a level goes on as the new code that it is matched with (Hungarian method over cosines of the codewords), and
-an item whose codes are all matched with its old ones keeps its suffix, so that its semantic ID means what it did.
+The codes of a level before and after a pass are matched (Hungarian method, cosines of the code vectors). A new code
+takes over the token rows of the old code that it is matched with, and an item whose codes are all matched with its old
+ones keeps its suffix, so that its semantic ID means what it did.
 
-Source: ETEGRec (arXiv:2409.05546) recomputes codes and suffixes after each epoch of the tokenizer, and says nothing of
-which item gets which suffix. The match is ours, for `llmrec.training.alternate.swap_table`.
+Source: ETEGRec (arXiv:2409.05546) recomputes codes and suffixes after each epoch of the tokenizer, and does not say
+which item gets which suffix. The matching is ours, for `llmrec.training.alternate.swap_table`.
 
 Shapes: N items, L levels of the tokenizer; the table has one more. K codes of a level, E latent dimension.
 """
@@ -31,9 +32,9 @@ class Retokenized:
     """Semantic IDs after a pass of the tokenizer.
 
     Attributes:
-        table: Of the same items.
+        table: New semantic IDs of the same items.
         old_codes: For each level, the old code whose token rows each new code takes over; -1 for none.
-        churn: Share of the items whose semantic ID is another one, renamed codes apart.
+        churn: Share of the items whose semantic ID has changed; codes that were only renamed do not count.
     """
 
     table: SidTable
@@ -42,14 +43,14 @@ class Retokenized:
 
 
 def match_codes(old_KE: Tensor, new_KE: Tensor) -> np.ndarray:
-    """Old code of each new one, at the largest sum of cosines; each old one is taken once.
+    """Match each new code with an old one, so that the sum of cosines is largest; no old code is taken twice.
 
     Args:
-        old_KE: (K, E) codebook of a level.
-        new_KE: (K, E) what it has become.
+        old_KE: (K, E) code vectors of a level before the pass.
+        new_KE: (K, E) code vectors after it.
 
     Returns:
-        (K,) int64; -1 where the match points away from the old code, and so is none.
+        (K,) int64 old code of each new one; -1 where the cosine is not positive, which is no match.
     """
     cosine_KK = (normalize(new_KE.double(), dim=1) @ normalize(old_KE.double(), dim=1).T).cpu().numpy()
     old_K = linear_sum_assignment(cosine_KK, maximize=True)[1]
@@ -62,7 +63,7 @@ def retokenize(table: SidTable, codes_NL: np.ndarray, matches: Sequence[np.ndarr
     Args:
         table: Semantic IDs so far; the last level is the suffix, which every item has.
         codes_NL: (N, L) int64 new codes.
-        matches: Of each level, (K,) `match_codes`.
+        matches: For each level, (K,) result of `match_codes`.
 
     Raises:
         ValueError: If a level has collapsed, or more items share all codes than there are suffixes.
@@ -84,7 +85,13 @@ def retokenize(table: SidTable, codes_NL: np.ndarray, matches: Sequence[np.ndarr
     return Retokenized(new, [*matches, np.arange(sizes[-1])], changed)
 
 
-def signs(codes_NL: np.ndarray) -> dict[str, float]:
-    """What tells a sound tokenizer from a failing one: perplexity of each level, and distinct tuples per item."""
-    found = {f"perplexity_{level}": 2 ** entropy_bits(np.bincount(codes_N)) for level, codes_N in enumerate(codes_NL.T)}
-    return {**found, "unique_per_item": len(np.unique(codes_NL, axis=0)) / len(codes_NL)}
+def code_metrics(codes_NL: np.ndarray) -> dict[str, float]:
+    """Metrics that show a failing tokenizer: perplexity of each level, and distinct tuples of codes per item.
+
+    Args:
+        codes_NL: (N, L) int64 codes without the suffix.
+    """
+    perplexity = {
+        f"perplexity_{level}": 2 ** entropy_bits(np.bincount(codes_N)) for level, codes_N in enumerate(codes_NL.T)
+    }
+    return {**perplexity, "unique_per_item": len(np.unique(codes_NL, axis=0)) / len(codes_NL)}

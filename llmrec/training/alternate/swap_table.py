@@ -1,10 +1,10 @@
-"""Give a model another SidTable in the middle of training: move token rows, optimiser state and trie along.
+"""Another SidTable for a model in the middle of training: token rows and optimiser state move with the codes.
 
-A tokenizer that is trained in turns with the LLM (ETEGRec, arXiv:2409.05546) renames codes between two rounds: code 7
-of a level may become code 3, split in two, or vanish. The dataset holds item rows, so nothing in it changes; here the
-rows of the embedding and output matrix follow their codes, and with them what the optimiser knows of each row.
+A tokenizer that takes turns with the LLM (ETEGRec, arXiv:2409.05546) renames codes between two steps of the LLM: code 7
+of a level may become code 3, split in two, or vanish. The dataset holds item rows, so nothing in it changes. The token
+rows of the embedding and output matrix move to the new codes here, and so does the optimiser's state of each row.
 
-Shapes: V vocabulary rows, R trained SID rows.
+Shapes: R token rows of SIDs, D hidden.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from llmrec.decoding.trie.trie import SidTrie
 from llmrec.model.backbone import causal_lm
 from llmrec.model.new_rows import new_rows
 from llmrec.model.prompts import HistoryEncoder
@@ -32,20 +32,20 @@ def swap_table(
     table: SidTable,
     old_codes: Sequence[Sequence[int] | np.ndarray],
     seed: int = 0,
-) -> tuple[HistoryEncoder, SidTrie]:
+) -> HistoryEncoder:
     """Rename the codes of a model that is being trained.
 
     Args:
         model: Causal LM or a PEFT model over one, changed in place.
-        optimizer: Its optimiser; state of a parameter's shape (exp_avg, exp_avg_sq) moves with the rows.
+        optimizer: Optimiser of the model; state of a parameter's shape (exp_avg, exp_avg_sq) moves with the rows.
         vocabulary: Token ids of the codes.
-        table: The new semantic IDs, of the same items.
-        old_codes: For each level, the old code whose rows each new code takes over, -1 for none: such rows start
-            anew, as in `extend`. One entry for each code of the level; spare rows behind them stay where they are.
+        table: New semantic IDs of the same items.
+        old_codes: For each level, the old code whose rows each new code takes over. -1 stands for none: such rows are
+            drawn anew, as in `extend`. There is one entry for each code of the level; spare rows behind them stay.
         seed: Seed of new rows.
 
     Returns:
-        Encoder and trie of the new table, for the collator and the decoder.
+        Encoder of the new table, for the collator.
 
     Raises:
         ValueError: If the table does not fit the vocabulary, or `old_codes` names a code that has no row.
@@ -62,11 +62,11 @@ def swap_table(
         for rows in trained_rows:  # PEFT's copy of them, in the order of the token ids
             _move(rows, source_R, fresh)
             _move_state(optimizer, rows, slice(None), source_R)
-    return encoder, SidTrie(table, device=base.device)
+    return encoder
 
 
 def _sources(vocabulary: SidVocabulary, old_codes: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
-    """(R,) position, among the SID rows, of the row that each of them takes over; -1 for a new one."""
+    """(R,) position, among the rows of SID tokens, of the row that each of them takes over; -1 for a new row."""
     if [len(codes) for codes in old_codes] != list(vocabulary.level_sizes):
         raise ValueError(
             f"old_codes has {[len(codes) for codes in old_codes]} entries per level, the vocabulary "
@@ -82,8 +82,8 @@ def _sources(vocabulary: SidVocabulary, old_codes: Sequence[Sequence[int] | np.n
     return source
 
 
-def _matrices(base: nn.Module) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Embedding and output matrix (once where they are tied), each with PEFT's copies of its trained rows."""
+def _matrices(base: PreTrainedModel) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Embedding and output matrix, once if they are tied, each with PEFT's copies of its trained rows."""
     seen: set[int] = set()
     for module in (base.get_input_embeddings(), base.get_output_embeddings()):
         copies: list[Tensor] = []
@@ -91,19 +91,21 @@ def _matrices(base: nn.Module) -> Iterator[tuple[Tensor, list[Tensor]]]:
             adapter = module.token_adapter
             copies = [*adapter.trainable_tokens_delta.values(), *adapter.trainable_tokens_original.values()]
             module = adapter.base_layer
-        if id(module.weight) not in seen:
-            seen.add(id(module.weight))
-            yield module.weight, copies
+        weight = module.get_parameter("weight")
+        if id(weight) not in seen:
+            seen.add(id(weight))
+            yield weight, copies
 
 
 def _move(rows_RD: Tensor, source_R: Tensor, fresh_RD: Tensor) -> None:
+    """Replace each row in place, by the row that it takes over or by a new one."""
     source = source_R.to(rows_RD.device)
     is_new = (source == EMPTY).unsqueeze(1)
     rows_RD.copy_(torch.where(is_new, fresh_RD.to(rows_RD), rows_RD[source.clamp(min=0)]))
 
 
 def _move_state(optimizer: torch.optim.Optimizer, parameter: Tensor, rows: slice, source_R: Tensor) -> None:
-    """What the optimiser keeps per weight follows its row, and is zero for a new one."""
+    """Move the optimiser's state of each weight with its row; for a new row it is zero."""
     for value in optimizer.state.get(parameter, {}).values():
         if torch.is_tensor(value) and value.shape == parameter.shape:
             _move(value[rows], source_R, torch.zeros_like(value[rows]))

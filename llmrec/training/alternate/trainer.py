@@ -1,7 +1,7 @@
-"""Training of LLM and item tokenizer in turns, on the trainer of `llmrec sft`.
+"""The trainer of alternating training: that of `llmrec sft`, with semantic IDs that may change between two steps.
 
-The trainer gives the tokenizer its turn between two steps, makes batches when a step begins, adds the adapters to the
-optimiser, and keeps both sides in one checkpoint; the turns themselves are `llmrec.training.alternate.tokenizer_turns`.
+Batches are made when a step begins, and not by the data loader: accelerate draws one batch ahead, whose tokens would be
+of the semantic IDs from before a change.
 
 Source: ETEGRec (arXiv:2409.05546).
 """
@@ -9,58 +9,116 @@ Source: ETEGRec (arXiv:2409.05546).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from llmrec.runtime.manifest import JsonObject
-from llmrec.training.alternate.tokenizer_turns import Alternation
+from llmrec.training.alternate.turns import Turns
+from llmrec.training.sft.examples import Example
 from llmrec.training.trainer import SidTrainer
+
+FILE = "alternation.pt"  # of a checkpoint: the state of the turns
 
 
 class AlternateTrainer(SidTrainer):
-    """SidTrainer whose semantic IDs may change between two steps."""
+    """SidTrainer that gives the tokenizer its turns.
 
-    def __init__(self, alternation: Alternation, **options: Any):
-        self.alternation = alternation
-        super().__init__(**options)
-        alternation.trainer = self
-        self.add_callback(alternation)
+    Args:
+        turns: Turns of the run.
+        adapter_learning_rate: Peak learning rate of the adapters; None if they do not train.
+        options: Arguments of SidTrainer; the collator is that of `turns`.
+    """
+
+    def __init__(self, turns: Turns, adapter_learning_rate: float | None, **options: Any):
+        self.turns, self.adapter_learning_rate = turns, adapter_learning_rate
+        super().__init__(**{**options, "data_collator": keep_examples})
+        self.add_callback(TurnsCallback(turns))
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """With the adapters, where something is aligned; else it is `llmrec sft`'s."""
+        """Add the adapters to the optimiser of the LLM."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if is_new and self.config.aligns:
-            adapters = list(self.alternation.adapters.parameters())
-            optimizer.add_param_group({"params": adapters, "lr": self.config.adapter_learning_rate})
+        if is_new and self.adapter_learning_rate is not None:
+            adapters = list(self.turns.reader.adapters.parameters())
+            optimizer.add_param_group({"params": adapters, "lr": self.adapter_learning_rate})
         return optimizer
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[JsonObject], num_batches: int, device: torch.device
-    ) -> tuple[list[JsonObject], Tensor | int | None]:
-        """Batches of the next step, as tokens of its semantic IDs; before it the tokenizer may have its turn."""
-        self.alternation.between_steps(self.state.global_step)
+        self, epoch_iterator: Iterator[dict[str, list[Example]]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, object]], Tensor | int | None]:
+        """Begin a step, and make its batches with the semantic IDs that it trains on."""
+        assert self.optimizer is not None, "the Trainer makes its optimiser before the first step"
+        step = self.state.global_step + 1
+        entry = self.turns.begin_step(step, self.optimizer)
+        if entry is not None:
+            self.log(entry)
         drawn, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        pooling = self.alternation.wants_pools_at(self.state.global_step + 1)
-        batches = [self.data_collator.batch(each["examples"], pooling) for each in drawn]
+        with_pools = self.turns.progress.needs_pools_at(step)
+        batches = [self.turns.reader.collator.batch(each["examples"], with_pools) for each in drawn]
         return batches, self._get_num_items_in_batch(batches, device)
 
-    def log(self, logs: JsonObject, start_time: float | None = None) -> None:
-        """With the alignment losses of the steps that a loss is the mean of."""
-        super().log({**logs, **self.alternation.read_seen()} if "loss" in logs else logs, start_time)
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add to a loss the alignment losses of the same steps."""
+        super().log({**logs, **self.turns.read_losses()} if "loss" in logs else logs, start_time)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        self.alternation.save(output_dir)
+        torch.save(self.turns.state_dict(), Path(output_dir) / FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            self.alternation.load(checkpoint)
+            self._load_turns(checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        if self.state.best_metric > 0:  # semantic IDs and tokenizer of that step
-            self.alternation.load(self.state.best_model_checkpoint)
+        if self.state.best_metric and self.state.best_model_checkpoint is not None:
+            self._load_turns(self.state.best_model_checkpoint)  # the best weights belong to semantic IDs of their own
+
+    def _load_turns(self, checkpoint: str) -> None:
+        device = self.turns.training.tokenizer.points.device
+        self.turns.load_state_dict(torch.load(Path(checkpoint) / FILE, map_location=device, weights_only=True))
+
+
+class TurnsCallback(TrainerCallback):
+    """Handles the adapters and the tokenizer at each step of the LLM.
+
+    Args:
+        turns: Turns of the run.
+    """
+
+    def __init__(self, turns: Turns):
+        self.turns = turns
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Hold the Trainer to the number of steps in the schedule."""
+        planned = self.turns.progress.schedule.steps
+        assert state.max_steps == planned, f"transformers counts {state.max_steps} steps, and the schedule {planned}"
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Clip the gradients of the adapters, which are not part of the model."""
+        self.turns.clip_adapters()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Let the tokenizer take its step in joint training."""
+        self.turns.step_jointly()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Clear the gradients of the adapters, which the Trainer does not know."""
+        self.turns.reader.adapters.zero_grad()
+
+
+def keep_examples(examples: list[Example]) -> dict[str, list[Example]]:
+    """Data collator that hands examples on; the trainer makes a batch of them when their step begins."""
+    return {"examples": examples}

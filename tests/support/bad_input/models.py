@@ -46,8 +46,10 @@ CASES = {
     "turns without semantic IDs": Case("alternate --sid @absent", ("absent' is not a directory that llmrec finished",)),
     "turns without alignment that ask for it": Case("alternate --align-after 0.7", (
         "align_after is 0.7 and freeze_after 0.6: nothing would be aligned", "set sia_weight and psa_weight to 0")),
-    "turns in parts of a batch": Case("alternate --micro-batch-size 4", ("micro_batch_size is 4 for batch_size 8",)),
-    "turns with tasks": Case("alternate --tasks title_to_sid", ("alternate trains on histories alone", "`llmrec sft`")),
+    "turns in parts of a batch": Case("alternate --micro-batch-size 4", (
+        "unknown key 'micro_batch_size'", "a batch is one forward pass", "gradient_checkpointing saves memory")),
+    "turns with tasks": Case("alternate --tasks title_to_sid", (
+        "unknown key 'tasks'", "alternate trains on histories only", "`llmrec sft`")),
     "unknown model": Case("extend --model nobody/nothing", ("'nobody/nothing' cannot be loaded", "Hub id", "path")),
     "model that is nowhere": Case("extend --model @absent", ("absent' cannot be loaded",)),
     "model without weights": Case(EXTEND, ("plain' cannot be loaded", "safetensors"),

@@ -9,19 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec.configs import AlternateConfig
 from llmrec.training.alternate.alignment import (
     Adapters,
-    Vectors,
-    losses_of,
+    Alignment,
+    HistoryVectors,
     preference_semantic_loss,
     sequence_item_loss,
 )
 from llmrec.training.alternate.pools import Pools
-from tests.support.alternated import SMALL
 from tests.tokenizers.test_etegrec import by_hand
 
-DIVERGENCES = ("symmetric_kl", "jensen_shannon")
 logits = st.lists(st.lists(st.floats(-20, 0), min_size=3, max_size=3), min_size=2, max_size=2).map(torch.tensor)
 property_test = settings(derandomize=True, max_examples=40, deadline=None)
 
@@ -30,50 +27,34 @@ def log(*shares: float) -> torch.Tensor:
     return torch.tensor([shares]).log()
 
 
-def config(**options) -> AlternateConfig:
-    return AlternateConfig(out="o", catalog="c", model="m", sid="s", views="v", **{**SMALL, **options})
-
-
 def test_symmetric_kl_by_hand():
     """Both directions, summed over the levels: KL(p||q) + KL(q||p) = sum (p - q) log(p / q)."""
     items, sequences = [log(0.5, 0.5), log(0.8, 0.2)], [log(0.25, 0.75), log(0.2, 0.8)]
     first = 0.25 * math.log(2) - 0.25 * math.log(0.5 / 0.75)
     second = 0.6 * math.log(4) - 0.6 * math.log(1 / 4)
-    assert sequence_item_loss(items, sequences, "symmetric_kl").item() == pytest.approx(first + second)
+    assert sequence_item_loss(items, sequences).item() == pytest.approx(first + second)
 
 
 def test_it_is_the_mean_over_targets():
     items, sequences = torch.cat([log(0.5, 0.5), log(0.8, 0.2)]), torch.cat([log(0.25, 0.75), log(0.8, 0.2)])
-    alone = sequence_item_loss([items[:1]], [sequences[:1]], "symmetric_kl")
-    assert sequence_item_loss([items], [sequences], "symmetric_kl").item() == pytest.approx(alone.item() / 2)
-
-
-def test_jensen_shannon_by_hand():
-    """Of (1, 0) and (0, 1), as nearly as softmax gets: log 2, its bound."""
-    far = sequence_item_loss([torch.tensor([[0.0, -90.0]])], [torch.tensor([[-90.0, 0.0]])], "jensen_shannon")
-    assert far.item() == pytest.approx(math.log(2))
-    middle = torch.tensor([0.375, 0.625])
-    kl = [float((p * (p / middle).log()).sum()) for p in (torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75]))]
-    assert sequence_item_loss([log(0.5, 0.5)], [log(0.25, 0.75)], "jensen_shannon").item() == pytest.approx(
-        sum(kl) / 2, rel=1e-5
-    )
+    alone = sequence_item_loss([items[:1]], [sequences[:1]])
+    assert sequence_item_loss([items], [sequences]).item() == pytest.approx(alone.item() / 2)
 
 
 @property_test
-@given(logits, logits, st.sampled_from(DIVERGENCES))
-def test_divergences_are_symmetric_positive_and_zero_where_both_agree(p, q, divergence):
-    loss = sequence_item_loss([p], [q], divergence).item()
-    assert loss >= -1e-6 and loss == pytest.approx(sequence_item_loss([q], [p], divergence).item(), abs=1e-5)
-    assert sequence_item_loss([p], [p + 3], divergence).item() == pytest.approx(0, abs=1e-6)
+@given(logits, logits)
+def test_the_divergence_is_symmetric_positive_and_zero_where_both_agree(p, q):
+    loss = sequence_item_loss([p], [q]).item()
+    assert loss >= -1e-6 and loss == pytest.approx(sequence_item_loss([q], [p]).item(), abs=1e-5)
+    assert sequence_item_loss([p], [p + 3]).item() == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES)
-def test_falling_draws_a_history_to_its_targets_code(divergence):
+def test_falling_draws_a_history_to_its_targets_code():
     """The sign: a step against the gradient brings the history's vector nearer to the code of the item."""
     tokenizer = by_hand(torch.tensor([[3.5, 1.0]])).requires_grad_(False)
     assigned = tokenizer.assign(tokenizer.points)
     history = torch.tensor([[1.9, 0.1]], requires_grad=True)
-    sequence_item_loss(assigned.logits, tokenizer.logits(history), divergence).backward()
+    sequence_item_loss(assigned.logits, tokenizer.logits(history)).backward()
     moved = (history - 0.01 * history.grad).detach()
     code = torch.tensor([4.0, 0.0])
     assert (moved - code).norm() < (history - code).norm()
@@ -100,14 +81,16 @@ def test_two_rows_of_one_target_are_false_negatives():
 
 def test_a_weight_of_zero_turns_a_loss_off_and_without_histories_the_tokenizers_own_is_left():
     tokenizer = by_hand(torch.tensor([[3.0, 2.0], [0.0, -1.0]]))
-    vectors = Vectors(torch.tensor([[1.0, 1.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    vectors = HistoryVectors(torch.tensor([[1.0, 1.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
     targets = torch.tensor([0, 1])
-    both = losses_of(config(), tokenizer, targets, vectors)
+    alignment = Alignment(tokenizer, sia_weight=0.1, psa_weight=0.2)
+    both = alignment.losses(targets, vectors)
     assert all(loss > 0 for loss in both)
-    assert losses_of(config(sia_weight=0), tokenizer, targets, vectors)[1:] == (0, both.psa)
-    assert losses_of(config(psa_weight=0), tokenizer, targets, vectors)[1:] == (both.sia, 0)
-    assert losses_of(config(), tokenizer, targets, None) == (both.own, 0, 0)
-    assert losses_of(config(), tokenizer, targets[:0], None) == (0, 0, 0)
+    assert alignment.weighted(both).item() == pytest.approx((0.1 * both.sia + 0.2 * both.psa).item())
+    assert Alignment(tokenizer, 0, 0.2).losses(targets, vectors)[1:] == (0, both.psa)
+    assert Alignment(tokenizer, 0.1, 0).losses(targets, vectors)[1:] == (both.sia, 0)
+    assert alignment.losses(targets, None) == (both.own, 0, 0)
+    assert alignment.losses(targets[:0], None) == (0, 0, 0)
 
 
 def test_adapters_read_what_belongs_to_them_in_float32():

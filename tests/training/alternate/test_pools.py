@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from llmrec.model.backbone import run_backbone
 from llmrec.model.prompts import HistoryEncoder
 from llmrec.sid.table import SidTable
-from llmrec.training.alternate.pools import PoolingCollator, Pools, pooled
+from llmrec.training.alternate.pools import PoolingCollator, Pools, pool_states
+from llmrec.training.alternate.trainer import keep_examples
+from llmrec.training.sft.examples import HistoryCollator
 from tests.conftest import CODES, tiny_llm
 
 PREFIX, LEVELS = [4, 5], 3
@@ -22,9 +24,9 @@ def collate(sid_table, vocabulary):
     return lambda **options: collator_of(sid_table, vocabulary, **options)
 
 
-def collator_of(table, vocabulary, packing=True, unknown=(), **options) -> PoolingCollator:
+def collator_of(table, vocabulary, packing=True, unknown=()) -> PoolingCollator:
     known = ~np.isin(np.arange(12), unknown)
-    return PoolingCollator(PREFIX, HistoryEncoder(table, vocabulary), 0, packing, known_N=known, **options)
+    return PoolingCollator(HistoryCollator(PREFIX, HistoryEncoder(table, vocabulary), 0, packing), known)
 
 
 def example(*rows: int, context: int = 0) -> dict:
@@ -32,7 +34,7 @@ def example(*rows: int, context: int = 0) -> dict:
 
 
 def batch_of(collator, *examples) -> tuple[dict, Pools]:
-    batch = collator.batch(list(examples), pooling=True)
+    batch = collator.batch(list(examples), with_pools=True)
     return batch, Pools(**batch.pop("pools"))
 
 
@@ -45,7 +47,7 @@ def test_by_hand(collate):
     assert pools.targets.tolist() == [2, 3, 8], "1 and 7 have no history"
     assert pools.places.tolist() == [4, 5, 1]
     ends = batch["input_ids"].flatten()[pools.item_ends[1]]
-    assert ends.tolist() == collate().encoder.tokens_NL[[1, 2, 3], -1].tolist()
+    assert ends.tolist() == collate().histories.encoder.tokens_NL[[1, 2, 3], -1].tolist()
 
 
 def test_padded_rows_by_hand(collate):
@@ -80,7 +82,7 @@ def test_pooled_states_are_those_of_the_items_before(rows, packing):
     collator = collator_of(table, SidVocabulary.add_to(word_tokenizer(), table.level_sizes), packing)
     batch, pools = batch_of(collator, *(example(*each) for each in rows))
     states = torch.randn(*batch["input_ids"].shape, 5, generator=torch.Generator().manual_seed(0))
-    means, last = pooled(states, pools)
+    means, last = pool_states(states, pools)
     flat = states.flatten(0, 1)
     longest = {}
     for s, sequence in enumerate(rows):
@@ -105,7 +107,8 @@ def test_no_target_leaks_into_its_pools(collate, llm, packing):
         with torch.no_grad():
             inputs = {name: part for name, part in batch.items() if name != "labels"}
             states = run_backbone(llm, **inputs, use_cache=False).last_hidden_state
-            return {place: pair for place, *pair in zip(pools.places.tolist(), *pooled(states, pools), strict=True)}
+            pooled = pool_states(states, pools)
+        return {place: pair for place, *pair in zip(pools.places.tolist(), *pooled, strict=True)}
 
     found, third = vectors(1, 2, 3, 6, 7), 2
     for other in ((1, 2, 8, 6, 7), (1, 2, 3, 11, 0), (1, 2, 8, 0, 11)):
@@ -121,15 +124,15 @@ def test_the_state_of_the_last_history_token_predicts_the_first_code(collate):
     labels = batch["labels"].flatten()
     for place, target in zip(pools.places, pools.targets, strict=True):
         position = pools.item_ends.flatten()[place - 1]
-        assert labels[position + 1] == collate().encoder.tokens_NL[target, 0]
+        assert labels[position + 1] == collate().histories.encoder.tokens_NL[target, 0]
 
 
-def test_the_loader_is_handed_item_rows_and_a_batch_the_tokens_of_the_moment(collate, sid_table, vocabulary):
-    collator, examples = collate(), [example(1, 2), example(3)]
-    drawn = collator(examples)
-    before = collator.batch(drawn["examples"], pooling=False)["input_ids"]
-    collator.encoder = HistoryEncoder(SidTable(sid_table.item_ids, CODES[::-1], level_sizes=[4, 4, 4]), vocabulary)
-    after = collator.batch(drawn["examples"], pooling=False)["input_ids"]
+def test_examples_that_were_drawn_become_tokens_of_the_moment(collate, sid_table, vocabulary):
+    collator, drawn = collate(), keep_examples([example(1, 2), example(3)])
+    before = collator.batch(drawn["examples"], with_pools=False)["input_ids"]
+    turned = SidTable(sid_table.item_ids, CODES[::-1], level_sizes=[4, 4, 4])
+    collator.histories.encoder = HistoryEncoder(turned, vocabulary)
+    after = collator.batch(drawn["examples"], with_pools=False)["input_ids"]
     assert before.shape == after.shape and not torch.equal(before, after)
 
 
@@ -142,6 +145,6 @@ def test_packed_pools_are_those_of_padded_rows(collate, tokenizer):
         inputs = {name: part for name, part in batch.items() if name != "labels"}
         with torch.no_grad():
             states = run_backbone(llm, **inputs, use_cache=False).last_hidden_state
-        found.append((pools.targets, *pooled(states, pools)))
+        found.append((pools.targets, *pool_states(states, pools)))
     for packed, padded in zip(*found, strict=True):
         torch.testing.assert_close(packed, padded)

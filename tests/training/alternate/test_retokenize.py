@@ -14,7 +14,7 @@ from llmrec.sid.groups import ordinals
 from llmrec.sid.table import EMPTY, SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.tokenizers.collisions.suffix import add_suffix, least_free
-from llmrec.training.alternate.retokenize import match_codes, retokenize, signs
+from llmrec.training.alternate.retokenize import code_metrics, match_codes, retokenize
 from llmrec.training.alternate.swap_table import swap_table
 from llmrec.training.sft.examples import HistoryCollator
 from tests.training.alternate.test_swap_table import start, train
@@ -116,7 +116,7 @@ def test_a_swap_of_codes_and_rows_leaves_the_loss_unchanged(tokenizer, lora):
     new = np.stack([np.argsort(match)[column] for match, column in zip(matches, CODES.T, strict=True)], axis=1)
     made = retokenize(old, new, matches)
     assert (made.table.all_codes != old.all_codes).any()
-    encoder, _ = swap_table(model, optimizer, vocabulary, made.table, made.old_codes)
+    encoder = swap_table(model, optimizer, vocabulary, made.table, made.old_codes)
     swapped = HistoryCollator(collator.prefix, encoder, collator.pad_token_id)
     assert train(model, optimizer, swapped, vocabulary, 3, "level") == pytest.approx(undisturbed, rel=1e-5)
 
@@ -135,8 +135,7 @@ def test_more_items_on_one_prefix_than_suffixes_are_refused():
         retokenize(table_of(CODES, suffixes=3), np.concatenate([crowded[:11], crowded[:1]]), IDENTITY)
 
 
-def test_signs_by_hand():
-    codes = np.array([[0, 0], [0, 1], [1, 0], [1, 0]])
-    found = signs(codes)
-    assert found["perplexity_0"] == pytest.approx(2) and found["unique_per_item"] == 3 / 4
-    assert found["perplexity_1"] == pytest.approx(4 / 3**0.75)
+def test_code_metrics_by_hand():
+    metrics = code_metrics(np.array([[0, 0], [0, 1], [1, 0], [1, 0]]))
+    assert metrics["perplexity_0"] == pytest.approx(2) and metrics["unique_per_item"] == 3 / 4
+    assert metrics["perplexity_1"] == pytest.approx(4 / 3**0.75)
