@@ -24,8 +24,6 @@ from llmrec.configs.sft import DEFAULT_INSTRUCTION
 from llmrec.sid.table import EMPTY, SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 
-__all__ = ["DEFAULT_INSTRUCTION", "EncodedPrompts", "HistoryEncoder", "Prompt", "most_prompt_tokens"]
-
 NO_ITEM = -1
 
 
