@@ -30,7 +30,7 @@ class RunInputs:
     """Inputs of a training run.
 
     Args:
-        catalog: Training sequences and validation rows.
+        catalog: Training sequences and validation examples.
         sid_config: Vocabulary of the base, with the prompt, history length and scoring of this run.
         table: Semantic IDs of the catalogue.
         details: Further content of the base's llmrec.json.
@@ -74,7 +74,7 @@ def check(
         )
     if len(catalog.train) == 0:
         problems.append(
-            f"'{config.catalog}' has no training rows; lower `k_core` or change `split` in `llmrec prepare`"
+            f"'{config.catalog}' has no training interactions; lower `k_core` or change `split` in `llmrec prepare`"
         )
     if processes.sharding() == "DeepSpeed":
         problems.append("accelerate was told to use DeepSpeed; launch with recipes/accelerate/ddp.yaml, or fsdp2.yaml")
@@ -85,7 +85,7 @@ def check(
         problems.append(f"report_to names '{name}', which is {'not installed' if known else 'no tracker'}; {remedy}")
     if config.eval_steps and len(catalog.examples("valid")) == 0:
         problems.append(
-            f"'{config.catalog}' has no 'valid' rows for eval_steps; leave eval_steps out, or run `llmrec prepare` "
+            f"'{config.catalog}' has no 'valid' examples for eval_steps; leave eval_steps out, or run `llmrec prepare` "
             "with more users or a smaller k_core"
         )
     problems += more

@@ -1,4 +1,4 @@
-"""The sft stage and what it relies on in PEFT and transformers: law 12, chained runs, counts, hooks."""
+"""The sft stage, and contracts of PEFT and transformers: law 12, phases, counts, hooks."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_normalize_over_vocabulary_is_saved_for_decoding(tmp_path, toy):
 
 
 def test_the_loss_of_the_first_step_is_smoothed_as_asked(tmp_path, toy, tuned):
-    """A trained model is sure of its targets, which costs all the more, the more mass lies elsewhere: linearly."""
+    """A trained model is sure of its targets, so its loss grows linearly with the smoothed mass."""
     first = {}
     for smoothing in (0.0, 0.5, 1.0):
         out = tmp_path / str(smoothing)
@@ -103,7 +103,7 @@ def test_last_item_trains_the_same_targets(tmp_path, toy):
 
 
 def test_gradient_accumulation_equals_one_batch(tmp_path, toy):
-    """Also where micro-batches hold different numbers of targets, and over several epochs with a filled last batch."""
+    """Also if micro-batches hold different numbers of targets, and over several epochs with a filled last batch."""
     for micro in (8, 2):
         fine_tune(tmp_path / str(micro), *toy, micro_batch_size=micro, max_steps=6)
     assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "8"), rel=1e-5)
@@ -164,7 +164,7 @@ def test_a_base_of_another_catalogue_is_refused(capsys, tmp_path, toy, catalog):
 
 
 def test_phases_follow_one_another(capsys, tmp_path, toy):
-    """Rows first, then LoRA, then all weights; the prompt and the history of the last one are what is asked for."""
+    """SID tokens first, then LoRA, then all weights; the prompt and the history of the last phase are used."""
     catalog, base = toy
     fine_tune(tmp_path / "one", catalog, base, train="sid_tokens", max_steps=20, sid_learning_rate=1e-2)
     assert "differ" not in capsys.readouterr().err
@@ -235,7 +235,7 @@ def test_contract_hooks_of_the_trainer(tmp_path, toy):
 
 
 def test_a_bias_of_the_output_matrix_is_scored(tokenizer, sid_table, vocabulary):
-    """PEFT's wrapper of trained rows shows `weight` alone."""
+    """PEFT's wrapper of trained embeddings shows `weight` alone."""
     from transformers import PhiConfig, PhiForCausalLM
 
     config = PhiConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=1,
@@ -252,7 +252,7 @@ def test_a_bias_of_the_output_matrix_is_scored(tokenizer, sid_table, vocabulary)
 
 
 def test_a_finished_run_is_not_repeated(tmp_path, toy):
-    """A second call with the same config does nothing and answers the same."""
+    """A second call with the same config trains nothing and returns the same counts."""
     first = fine_tune(tmp_path / "sft", *toy, max_steps=1)
     written = (tmp_path / "sft" / "model.safetensors").stat().st_mtime_ns
     assert fine_tune(tmp_path / "sft", *toy, max_steps=1) == first

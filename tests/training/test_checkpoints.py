@@ -1,4 +1,4 @@
-"""Resumption: a killed run ends as if it had not been, from the newest checkpoint that is whole.
+"""Resumption: a killed run continues from the newest whole checkpoint and ends like an uninterrupted one.
 
 Where a kill is called one, it is: SIGKILL, in a process of its own, at a random moment or in a chosen function.
 """
@@ -42,7 +42,7 @@ SHAPE = {"batch_size": 8, "max_history": 4, "lora_rank": 4, "warmup_steps": 0, "
 
 
 def interrupt_at(monkeypatch, step: int) -> None:
-    """Raise KeyboardInterrupt at the end of an optimiser step, after what is saved there."""
+    """Raise KeyboardInterrupt after an optimiser step and the checkpoint that is saved there."""
     training_step = trainer.SidTrainer.training_step
 
     def dying(self, *arguments, **options):
@@ -61,7 +61,7 @@ def uninterrupted(toy, tmp_path_factory):
 
 
 def checkpoints_of(out: Path) -> Path:
-    """Where a run that has not finished keeps its checkpoints."""
+    """Directory of the checkpoints of an unfinished run."""
     return out.with_name(out.name + ".partial") / SCRATCH / "trainer"
 
 
@@ -70,7 +70,7 @@ def names(directory: Path) -> list[str]:
 
 
 def start_and_kill(monkeypatch, out, toy, step, **options):
-    """Checkpoints that a run killed before optimiser step `step` + 1 leaves behind."""
+    """Kill a run before optimiser step `step` + 1, and return the directory of its checkpoints."""
     with monkeypatch.context() as patch:
         interrupt_at(patch, step)
         with pytest.raises(KeyboardInterrupt):
@@ -117,7 +117,7 @@ def interrupted(toy, tmp_path_factory):
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_corrupt_checkpoint_is_passed_over(capsys, tmp_path, interrupted, kind):
-    """The choice alone: every way to the same older checkpoint."""
+    """Every kind of corruption leads to the same older checkpoint."""
     shutil.copytree(interrupted / SCRATCH / "trainer", tmp_path / "trainer")
     spoil, reason = DAMAGE[kind]
     spoil(tmp_path / "trainer" / "checkpoint-4")
@@ -146,7 +146,7 @@ def test_training_starts_again_without_a_whole_checkpoint(capsys, tmp_path, inte
 
 
 def test_the_newest_checkpoint_is_chosen_by_number(capsys, tmp_path):
-    """Not by name or time; what is no checkpoint by its name is left alone, what was half-written goes."""
+    """Not by name or time; other directories are left alone, and half-written checkpoints are removed."""
     for name in ("checkpoint-9", "checkpoint-10", "checkpoint-11", "checkpoint-best", f"{ASIDE}/checkpoint-12"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "weights").write_bytes(b"w")
@@ -212,7 +212,7 @@ def test_a_seal_lists_every_file(tmp_path):
 
 
 def command(out: Path, toy) -> list[str]:
-    """What `fine_tune(out, *toy, **OPTIONS)` does, as a command."""
+    """Command line of `fine_tune(out, *toy, **OPTIONS)`."""
     options = {**SHAPE, **OPTIONS, "catalog": toy[0], "model": toy[1], "out": out}
     return ["sft", *(str(part) for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value))]
 
@@ -257,7 +257,7 @@ def last_step(stderr: Path) -> int:
 
 
 def test_killed_twice_at_random_moments(tmp_path, toy, uninterrupted, forks):
-    """A step is logged before it is saved, so that the last line tells how far a killed run had come."""
+    """A step is logged before it is saved, so the last line shows how far a killed run had come."""
     out, stderr, moments = tmp_path / "sft", tmp_path / "stderr", random.Random(0)
     for steps in ((1, 2), (3, 4)):
         stderr.unlink(missing_ok=True)

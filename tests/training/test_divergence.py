@@ -1,4 +1,4 @@
-"""Runs whose loss stops being finite: they end, say what to change, and save nothing that was trained since."""
+"""Runs whose loss is not finite any more: they end, say which option to change, and save no weights trained since."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Valid rows judged while a model trains: the figures of `llmrec evaluate`, the best step kept, resumption exact."""
+"""Validation during training: metrics equal those of `llmrec evaluate`, the best step is kept, resumption is exact."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PEAK = {2: 0.1, 4: 0.3, 6: 0.5, 8: 0.4, 10: 0.5, 12: 0.6}  # ndcg that is said o
 
 
 def fine_tune_past_the_best(out: Path, toy, **options) -> dict:
-    """`fine_tune`, which takes each step for as good as PEAK says."""
+    """Run `fine_tune` with the validation metric of each step replaced by PEAK."""
     judge = validation.Validation.validate
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -89,7 +89,7 @@ def stopped(toy, tmp_path_factory) -> Path:
 
 
 def evaluation(out: Path, toy, model: Path, **options) -> EvaluateConfig:
-    """Of the valid rows, on the CPU and without baselines unless told otherwise."""
+    """Config of an evaluation on the validation split, by default on the CPU and without baselines."""
     defaults = {"split": "valid", "device": "cpu", "baselines": []}
     return EvaluateConfig(out=str(out), catalog=str(toy[0]), model=str(model), **{**defaults, **options})
 
@@ -138,7 +138,7 @@ def test_validation_log_by_hand(stopped):
 
 @pytest.mark.parametrize(("train", "tied"), [("lora", True), ("lora", False), ("sid_tokens", True), ("full", True)])
 def test_the_best_step_is_saved(tmp_path, toy, untied, train, tied):
-    """Bit for bit, SID rows included: a run that ends at that step, with nothing judged, has the same weights."""
+    """Bit for bit, SID embeddings included: a run that ends at that step, without validation, has the same weights."""
     line = (toy[0], toy[1] if tied else untied)
     counts = fine_tune_past_the_best(tmp_path / "judged", line, **{**OPTIONS, "max_steps": 10}, train=train)
     assert (counts["steps"], counts["best_step"], counts["valid_ndcg@10"], counts["saved_step"]) == (10, 6, 0.5, 6)
@@ -165,7 +165,7 @@ def test_early_stopping(stopped):
 
 
 def test_speed_excludes_validation_and_earlier_steps(tmp_path, toy):
-    """As if each of 5 judgements had taken -10 s, so that seconds count; 10 of 12 steps, an epoch each, were taken."""
+    """Each of 5 validations pretends to take -10 s, so that seconds show; 10 of 12 steps, an epoch each, were taken."""
     judge = validation.Validation.validate
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -203,7 +203,7 @@ def test_the_last_weights_are_saved_if_no_target_is_found(monkeypatch, capsys, t
     ids=str,
 )
 def test_validation_on_a_gpu(tmp_path, toy, options):
-    """Under autocast, beside training that may be captured; the merged model's bfloat16 rounds otherwise."""
+    """Under autocast, with training that may be captured; the bfloat16 of the merged model rounds differently."""
     options = {**OPTIONS, "max_steps": 6, "dropout": 0.0, "device": "auto", **options}
     counts = fine_tune(tmp_path / "judged", *toy, **options)
     fine_tune(tmp_path / "plain", *toy, **{**options, "eval_steps": None})
@@ -219,7 +219,7 @@ def test_validation_on_a_gpu(tmp_path, toy, options):
     ids=str,
 )
 def test_validation_changes_no_step(tmp_path, toy, options):
-    """With dropout, whose random numbers judging could draw, or whose mode it could leave."""
+    """With dropout: validation could draw its random numbers, or leave its mode changed."""
     options = {**OPTIONS, "max_steps": 4, **options}
     fine_tune(tmp_path / "judged", *toy, **{**options, "eval_steps": 1})
     fine_tune(tmp_path / "plain", *toy, **{**options, "eval_steps": None})
@@ -227,7 +227,7 @@ def test_validation_changes_no_step(tmp_path, toy, options):
 
 
 def test_validation_changes_no_step_with_4_bit_weights(tmp_path, toy):
-    """For inference on a CPU bitsandbytes lays out 4-bit weights anew, on which a training step fails."""
+    """For inference on a CPU bitsandbytes changes the layout of 4-bit weights, and a training step then fails."""
     pytest.importorskip("bitsandbytes")
     options = {**OPTIONS, "max_steps": 4, "quantization": "nf4", "precision": "bfloat16"}
     fine_tune(tmp_path / "judged", *toy, **{**options, "eval_steps": 1})
@@ -263,7 +263,7 @@ def test_evaluation_mode_restores_every_module():
     [("evaluate", 2), ("training_step", 18), ("_save_checkpoint", 3), ("_load_best_model", 1), ("merge", 1)],
 )
 def test_a_resumed_run_chooses_the_same_best_step(monkeypatch, tmp_path, toy, stopped, name, call):
-    """Interrupted while it waits for a better step, or after early stopping, where it must not go on to one."""
+    """Interrupted while it waits for a better step, or after early stopping, when it must not train further."""
     out = tmp_path / "sft"
     interrupt(monkeypatch, name, call, out, toy, **STOPPING)
     fine_tune_past_the_best(out, toy, **STOPPING)
@@ -336,14 +336,14 @@ def test_a_corrupt_best_step_is_not_replaced_by_another(monkeypatch, tmp_path, t
 
 
 def test_a_moved_partial_directory_is_resumed(tmp_path, toy, stopped, waiting):
-    """The state of the Trainer names the best step by a path that is there no more."""
+    """The state of the Trainer names the best step by a path that no longer exists."""
     shutil.copytree(waiting, tmp_path / "elsewhere.partial")
     fine_tune_past_the_best(tmp_path / "elsewhere", toy, **STOPPING)
     assert same_weights(tmp_path / "elsewhere", stopped)
 
 
 def command(out: Path, toy, **options) -> list[str]:
-    """What `fine_tune(out, *toy, **options)` does, as a command."""
+    """Command line of `fine_tune(out, *toy, **options)`."""
     shape = {"lora_rank": 4, "warmup_steps": 0, "logging_steps": 1, "device": "cpu"}
     pairs = {"out": out, "catalog": toy[0], "model": toy[1], **shape, **options}.items()
     return ["sft", *(str(part) for name, value in pairs for part in (f"--{name.replace('_', '-')}", value))]
@@ -362,7 +362,7 @@ def test_killed_during_validation(tmp_path, toy, forks):
 
 
 def test_two_processes_choose_the_same_best_step(tmp_path, toy, forks):
-    """Each ranks half of the rows; up to rounding the choice is that of one process."""
+    """Each ranks half of the examples; up to rounding, the choice is that of one process."""
     options = {**STOPPING, "dropout": 0.0}
     alone = fine_tune(tmp_path / "one", *toy, **options)
     with socket.socket() as free:

@@ -1,4 +1,4 @@
-"""What trains under sft, and that it becomes one model again: law 4, as a matrix of every way over tied and untied.
+"""Trainable weights of sft and merging them: law 4 for every way to train, with tied and untied embeddings.
 
 Over `ways` x `tied`: gradients reach what is meant to train and nothing else changes, the merged model scores like what
 was trained, and an interrupted run goes on as if it had not been.
@@ -61,7 +61,7 @@ def sid_rows(base) -> slice:
 
 
 def quantised(base) -> dict[str, torch.Tensor]:
-    """Tensors of a base as its 4-bit weights stand for them, by the names of a saved model."""
+    """Tensors of a base after rounding to 4 bits, by the names of a saved model."""
     model = load_model(base, dtype=torch.float32, quantization_config=weights.nf4_config(torch.float32)).dequantize()
     return {name: tensor for name, tensor in model.state_dict().items() if name in weights_of(base)}
 
@@ -98,7 +98,7 @@ def test_law_4_gradients_reach_what_trains_and_only_that_changes(base, tied, way
 
 
 def test_law_4_the_saved_model_differs_in_what_trained(tmp_path, toy, base, tied, way):
-    """Rows of ordinary tokens bit for bit; a 4-bit base is saved as what its 4 bits stand for."""
+    """Embeddings of ordinary tokens are equal bit for bit; a 4-bit base is saved as its 4 bits round it."""
     fine_tune(tmp_path / "sft", toy[0], base, **WAYS[way], normalize_over="vocabulary")
     before = quantised(base) if "nf4" in way else weights_of(base)
     after, rows = weights_of(tmp_path / "sft"), sid_rows(base)
@@ -118,7 +118,7 @@ def test_law_4_the_saved_model_differs_in_what_trained(tmp_path, toy, base, tied
 
 
 def trained_and_saved(monkeypatch, out, catalog, base, **options):
-    """Logits as training left the model and of the saved one, (2, 20, V) each, and the types of what trained."""
+    """Logits of the trained and of the saved model, (2, 20, V) each, and the types of the trained parameters."""
     kept, merge = {}, weights.merge
     probe = torch.arange(4, 44).reshape(2, 20)
 

@@ -132,7 +132,7 @@ CASES = {
                                                                                     "micro_batch_size 4")),
     "patience without evaluations": Case("sft --patience 2", ("patience counts validations and needs eval_steps",)),
     "no row to evaluate on": Case("sft --eval-steps 1 --eval-examples 0", ("eval_examples is 0; at least 1",)),
-    "evaluations without valid rows": Case("sft --eval-steps 1", ("catalog' has no 'valid' rows", "llmrec prepare"),
+    "validation without examples": Case("sft --eval-steps 1", ("catalog' has no 'valid' examples", "llmrec prepare"),
                                            {"catalog": resealed(parquet(SPLIT, column("split", "train")))}),
     "checkpoint of another catalogue, trained on": Case("sft --model @checkpoint --catalog @other", (
         "checkpoint' was extended for another catalogue than",)),
@@ -162,7 +162,7 @@ CASES = {
                                     {"catalog": resealed(parquet("items.parquet", lambda t: t.select(
                                         ["item_id", "title"])))}),
     "neither histories nor tasks": Case("sft --histories false", ("histories is false and tasks is empty",)),
-    "nothing to train on": Case("sft", ("has no training rows", "k_core"),
+    "nothing to train on": Case("sft", ("has no training interactions", "k_core"),
                                 {"catalog": resealed(parquet(SPLIT, column("split", "test")))}),
     "unknown baseline": Case("evaluate --baselines popularty", ("unknown baseline 'popularty'",
                                                                 "did you mean 'popularity'")),

@@ -1,4 +1,4 @@
-"""Losses that come with their gradients: those of the same loss without, on the CPU by a stand-in for CUDA graphs."""
+"""Captured steps: losses and gradients equal those of eager steps, on the CPU with a stand-in for CUDA graphs."""
 
 import json
 
@@ -20,7 +20,7 @@ LENGTHS = (2, 12, 5, 3, 1, 8)
 
 
 class Eager:
-    """In the place of `CudaGraphs`: calls the function, and keeps the shapes that it was called with."""
+    """Stand-in for `CudaGraphs` that calls the function and records the shapes of its inputs."""
 
     def __init__(self):
         self.shapes = []
@@ -123,7 +123,7 @@ def test_replays_have_the_gradients_of_eager_calls(tokenizer, sid_table, vocabul
 
 @pytest.mark.gpu
 def test_dropout_changes_between_replays(tokenizer, sid_table, vocabulary):
-    """Every call draws anew, and a run of captured calls is repeated by the same seed."""
+    """Every call draws new random numbers, and the same seed repeats a series of captured calls."""
     model = tiny_llm(len(tokenizer), attention_dropout=0.5).cuda()
     batches = [packed_batch(tokenizer, sid_table, vocabulary, 0, "cuda")] * 4
     losses = []

@@ -1,4 +1,4 @@
-"""Dropout by hooks: where it acts, when, and that nothing of it stays."""
+"""Dropout by hooks: it acts in the right places, in training mode only, and leaves no trace."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_elements_are_dropped_with_the_probability_and_the_rest_is_scaled():
 
 
 def test_probability_one_drops_everything(vocabulary, tokenizer):
-    """Nothing but the residual stream of dropped embeddings is left: the states are zero under LoRA as well."""
+    """With all embeddings and blocks dropped, the states are zero, with LoRA as well."""
     model = add_adapter(tiny_llm(len(tokenizer)), sft_config("", "", "", train="lora"), vocabulary).train()
     with residual_dropout(model, 1.0):
         states = causal_lm(model).base_model(IDS).last_hidden_state

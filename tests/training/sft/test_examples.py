@@ -72,7 +72,7 @@ def test_law_2_the_dataset_holds_item_rows_only():
 
 
 def test_law_1_no_held_out_target_beyond_the_users_training_history(tmp_path):
-    """Every training row is a part of one user's training history, so that his later items are in none of his rows."""
+    """Every example is a part of one user's training history, so it holds none of the later items."""
     catalog = write_toy_catalog(tmp_path / "catalog")
     by_user = dict(zip(catalog.train.user_ids, catalog.train.sequences(), strict=True))
     for targets in ("every_item", "last_item"):

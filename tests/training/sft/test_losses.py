@@ -1,4 +1,4 @@
-"""The loss inside forward: a value by hand, agreement with transformers, scaling, and the model left as it was."""
+"""The loss inside forward: a value by hand, agreement with transformers, scaling, and a restored model."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_loss_sums_the_levels(llm, vocabulary):
 
 @torch.no_grad()
 def test_loss_with_exact_upper_bounds_is_equal(llm, vocabulary):
-    """Three SIDs and two words; with room for more the same."""
+    """Three SIDs and two words; larger bounds give the same loss."""
     sids = [start + code for code in range(3) for start in vocabulary.starts]
     targets = torch.tensor([IGNORED, vocabulary.token_range.start - 1, *sids, IGNORED, 4])
     hidden = torch.randn(len(targets), llm.config.hidden_size, generator=torch.Generator().manual_seed(0))
@@ -67,7 +67,7 @@ def test_loss_with_exact_upper_bounds_is_equal(llm, vocabulary):
 
 @torch.no_grad()
 def test_spare_rows_take_no_share_of_a_level(tokenizer):
-    """Uniform scores cost ln 4 with four codes in use, however many rows lie ready behind them."""
+    """Uniform scores cost ln 4 with four codes in use, however many spare tokens follow them."""
     vocabulary = SidVocabulary.add_to(tokenizer, [4, 4], spare_codes=3)
     model = tiny_llm(len(tokenizer))
     targets = torch.tensor(vocabulary.starts)
@@ -128,7 +128,7 @@ def test_forward_is_restored_after_an_exception(llm, vocabulary):
 
 
 def test_an_own_forward_of_the_model_is_restored(llm, vocabulary):
-    """accelerate's mixed precision, for one, puts a forward of its own on the model."""
+    """For example, mixed precision of accelerate puts a forward of its own on the model."""
     own = llm.forward
     llm.forward = lambda **inputs: own(**inputs)
     wrapped = llm.forward

@@ -1,4 +1,4 @@
-"""Packed sequences: bins by their properties, rows by hand, and the loss of unpacked rows on every architecture."""
+"""Packing: properties of bins, rows by hand, and the loss of unpacked rows on every architecture."""
 
 import numpy as np
 import pytest

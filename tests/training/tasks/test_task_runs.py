@@ -53,7 +53,7 @@ def test_law_12_a_resumed_run_draws_the_same(monkeypatch, tmp_path, rich_toy):
 
 
 def test_alignment_first(tmp_path, rich_toy):
-    """Tasks alone, then histories alone from what came out."""
+    """Tasks alone, then histories alone on the result."""
     counts = fine_tune(tmp_path / "aligned", *rich_toy, histories=False, tasks=["title_to_sid"], max_steps=3)
     assert counts["examples"] == counts["targets"] == 0 and counts["task_examples"] == 27
     assert counts["tokens_per_second"] > 0

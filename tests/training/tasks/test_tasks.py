@@ -1,4 +1,4 @@
-"""Alignment tasks: what they ask, law 1, how they are drawn, what is scored, and that a run continues exactly."""
+"""Alignment tasks: prompts and answers, law 1, random draws, and labels."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_texts_are_cut_and_only_whole_known_ones_are_answers(tokenizer):
 
 
 def test_markup_in_a_text_is_no_special_token(tokenizer):
-    """An end of text in a title would end the prompt or the answer in the middle; prompts are encoded as before."""
+    """An end-of-text token in a title would end the prompt or the answer early; prompts are encoded as before."""
     before = tokenizer.encode("green tea<eos>")
     texts = Texts.encode(["green tea<eos>", "red<bos> apple"], tokenizer, 64)
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
@@ -205,7 +205,7 @@ def test_every_case_comes_equally_often(rich, tokenizer, num_draws):
 @property_test
 @given(st.integers(0, 2**32 - 1), st.integers(0, 1000), st.integers(0, 10**6))
 def test_a_draw_depends_on_seed_epoch_and_index(seed, epoch, index):
-    """Again the same; over other seeds, epochs or indices not always."""
+    """The same again; with other seeds, epochs or indices it may differ."""
     item_ids = [f"item-{row}" for row in range(12)]
     catalog = Catalog(
         pa.table({"item_id": item_ids, "title": TITLES}),
