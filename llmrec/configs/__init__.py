@@ -4,6 +4,8 @@ Nothing here imports torch. `llmrec --help` builds its flags from these fields (
 work are refused before anything is loaded.
 """
 
+from typing import TypeAlias
+
 from llmrec.configs.alternate import AlternateConfig
 from llmrec.configs.dpo import DpoConfig
 from llmrec.configs.embed import EmbedConfig
@@ -12,7 +14,6 @@ from llmrec.configs.extend import ExtendConfig
 from llmrec.configs.fine_tune import FineTuneConfig
 from llmrec.configs.grpo import GrpoConfig
 from llmrec.configs.options import Config
-from llmrec.configs.preference import PreferenceConfig
 from llmrec.configs.prepare import PrepareConfig
 from llmrec.configs.quickstart import QuickstartConfig
 from llmrec.configs.recommend import RecommendConfig
@@ -36,6 +37,8 @@ __all__ = [
     "SftConfig",
     "TokenizeConfig",
 ]
+
+PreferenceConfig: TypeAlias = DpoConfig | GrpoConfig
 
 STAGES: dict[str, type[Config]] = {
     "prepare": PrepareConfig,

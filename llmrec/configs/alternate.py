@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from llmrec.configs.options import StageConfig, option
+from llmrec.configs.options import Config, StageConfig, option
 from llmrec.configs.sft import SftConfig
 
 HISTORIES_ONLY = "removed: alternate trains on histories only; train tasks by `llmrec sft` first"
@@ -23,7 +23,7 @@ def _of_sft(name: str) -> Any:  # Any, as of `option`: a dataclass field stands 
 
 
 @dataclass(kw_only=True)
-class AlternateConfig(StageConfig):
+class AlternateConfig(StageConfig, Config):
     """Fine-tune the extended LLM and train its item tokenizer, alternating between the two (ETEGRec)."""
 
     stage: ClassVar[str] = "alternate"
@@ -103,7 +103,7 @@ class AlternateConfig(StageConfig):
         """True if an alignment loss has a weight."""
         return bool(self.sia_weight or self.psa_weight)
 
-    def llm(self, instruction: str, chat_template: bool) -> LlmConfig:
+    def llm(self, instruction: str, chat_template: bool) -> SftConfig:
         """Options of the LLM's steps: those that sft has too, and its defaults for the rest.
 
         Args:
@@ -111,12 +111,14 @@ class AlternateConfig(StageConfig):
             chat_template: Whether that prompt uses the chat template.
         """
         shared = {f.name for f in dataclasses.fields(self)} & {f.name for f in dataclasses.fields(SftConfig)}
-        return LlmConfig(
+        config = SftConfig(
             **{name: getattr(self, name) for name in shared},
             micro_batch_size=self.batch_size,
             instruction=instruction,
             chat_template=chat_template,
         )
+        config.stage, config.one_process = self.stage, True
+        return config
 
     def problems(self) -> list[str]:
         """List the options that contradict each other."""
@@ -126,11 +128,3 @@ class AlternateConfig(StageConfig):
                 "lower the one, raise the other, or set sia_weight and psa_weight to 0"
             ]
         return []
-
-
-@dataclass(kw_only=True)
-class LlmConfig(SftConfig):
-    """Options of the LLM's steps within alternate."""
-
-    stage: ClassVar[str] = AlternateConfig.stage
-    one_process: ClassVar[bool] = True

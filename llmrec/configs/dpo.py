@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from llmrec.configs.fine_tune import FineTuneConfig
 from llmrec.configs.options import option, suggestion
-from llmrec.configs.preference import PreferenceConfig
+from llmrec.configs.preference import PreferenceOptions
 
 NEGATIVE_SOURCES = ("beam", "sibling", "popular", "random")
 
 
 @dataclass(kw_only=True)
-class DpoConfig(PreferenceConfig):
+class DpoConfig(PreferenceOptions, FineTuneConfig):
     """Teach a fine-tuned checkpoint to prefer the item that came next to items that did not."""
 
-    stage: ClassVar[str] = "dpo"
+    stage = "dpo"
     renamed: ClassVar[dict[str, str]] = {
         "negative_weights": "removed: every source gives the same number of negatives",
         "label_smoothing": "removed: give the probability of each pair in the oracle column of a preferences file",

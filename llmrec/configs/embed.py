@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llmrec.configs.options import StageConfig, option
+from llmrec.configs.options import Config, StageConfig, option
 
 VIEW_NAMES = ("text", "collaborative", "sasrec", "lightgcn", "famae", "spatial", "geographic")
 
 
 @dataclass(kw_only=True)
-class EmbedConfig(StageConfig):
+class EmbedConfig(StageConfig, Config):
     """Turn items into vectors, one file per view."""
 
     renamed: ClassVar = {

@@ -16,7 +16,7 @@ FIXED_RESAMPLES = "removed: the intervals always use 1000 resamples of the users
 
 
 @dataclass(kw_only=True)
-class EvaluateConfig(StageConfig):
+class EvaluateConfig(StageConfig, Config):
     """Rank the whole catalogue for every held-out example, with a checkpoint and with the baselines."""
 
     catalog: str = option("Directory written by `llmrec prepare`.")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from llmrec.configs.options import StageConfig, option
+from llmrec.configs.options import Config, StageConfig, option
 
 OWN_MODEL = "give the directory of a model that transformers saved with it"
 
 
 @dataclass(kw_only=True)
-class ExtendConfig(StageConfig):
+class ExtendConfig(StageConfig, Config):
     """Add the semantic-ID tokens to a causal LLM and save it as the base of fine-tuning."""
 
     renamed: ClassVar[dict[str, str]] = {

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from llmrec.configs.options import StageConfig, option
+from llmrec.configs.options import Config, StageConfig, option
 
 
 @dataclass(kw_only=True)
-class FineTuneConfig(StageConfig):
+class FineTuneConfig(StageConfig, Config):
     """Options of LoRA, the optimiser, batches, validation and checkpoints.
 
     Attributes:
@@ -18,8 +18,8 @@ class FineTuneConfig(StageConfig):
         quantization, weight_decay, scheduler: Constants, which a stage may turn into options.
     """
 
-    stage: ClassVar[str]
-    one_process: ClassVar[bool] = False
+    stage = ""
+    one_process = False
     renamed: ClassVar[dict[str, str]] = {
         "eval_rows": "eval_examples",
         "lora_targets": "removed: LoRA adapts every linear layer",

@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from llmrec.configs.fine_tune import FineTuneConfig
 from llmrec.configs.options import option
-from llmrec.configs.preference import PreferenceConfig
+from llmrec.configs.preference import PreferenceOptions
 
 ON_POLICY = "removed: every group is used for one optimiser step, so no probability ratio is clipped"
 
 
 @dataclass(kw_only=True)
-class GrpoConfig(PreferenceConfig):
+class GrpoConfig(PreferenceOptions, FineTuneConfig):
     """Reinforce what a fine-tuned checkpoint recommends by rewards of its own roll-outs."""
 
-    stage: ClassVar[str] = "grpo"
+    stage = "grpo"
     renamed: ClassVar[dict[str, str]] = {
         "temperature": "removed: the policy that trains is the one that is decoded",
         "idle": "removed: groups of equal rewards are kept; use inject_target or the reward prefix to have fewer",

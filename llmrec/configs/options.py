@@ -104,8 +104,8 @@ class Config:
 
 
 @dataclass(kw_only=True)
-class StageConfig(Config):
-    """Options of every stage that writes a directory."""
+class StageConfig:
+    """Options of every stage that writes a directory; their config derives from this class and from Config."""
 
     out: str = option("Directory to write.", identity=False)
     overwrite: bool = option("Replace the result of another run in `out`.", False, identity=False)

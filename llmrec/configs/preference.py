@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from llmrec.configs.fine_tune import FineTuneConfig
 from llmrec.configs.options import option
 
 
 @dataclass(kw_only=True)
-class PreferenceConfig(FineTuneConfig):
-    """Train a fresh LoRA on a fine-tuned checkpoint, on prompts of the training split."""
+class PreferenceOptions:
+    """Options with which a fresh LoRA trains on a fine-tuned checkpoint; they go before those of FineTuneConfig."""
 
     renamed: ClassVar[dict[str, str]] = {
         "max_prompts": "removed: max_steps limits the prompts that are trained on",

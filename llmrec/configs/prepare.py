@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from llmrec.configs.options import StageConfig, option
+from llmrec.configs.options import Config, StageConfig, option
 
 SIZE_OF_SIMULATED = "removed: the size of simulated data is part of its name, such as `dataset: simulated:2000x500`"
 
 
 @dataclass(kw_only=True)
-class PrepareConfig(StageConfig):
+class PrepareConfig(StageConfig, Config):
     """Read a dataset, filter it, split it and write the catalogue."""
 
     renamed: ClassVar = {"simulated_users": SIZE_OF_SIMULATED, "simulated_items": SIZE_OF_SIMULATED}

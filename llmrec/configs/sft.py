@@ -18,7 +18,7 @@ AUGMENTATION = "removed: augmented histories did not improve recommendations, se
 class SftConfig(FineTuneConfig):
     """Fine-tune the extended LLM on next-item prediction."""
 
-    stage: ClassVar[str] = "sft"
+    stage = "sft"
     renamed: ClassVar[dict[str, str]] = {
         "sid_loss": "normalize_over",
         "loss_on": "targets",

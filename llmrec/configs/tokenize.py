@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from llmrec.configs.options import StageConfig, option
+from llmrec.configs.options import Config, StageConfig, option
 
 Collision = Literal["suffix_ordinal", "suffix_if_collided", "sinkhorn_reassign", "hungarian_leaf", "accept"]
 
 
 @dataclass(kw_only=True)
-class TokenizeConfig(StageConfig):
+class TokenizeConfig(StageConfig, Config):
     """Learn a semantic ID for every item from its views."""
 
     out: str = option("Directory to write; needed without `compare`.", "", identity=False)

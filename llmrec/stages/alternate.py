@@ -14,8 +14,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from llmrec.configs import AlternateConfig, TokenizeConfig
-from llmrec.configs.alternate import LlmConfig
+from llmrec.configs import AlternateConfig, SftConfig, TokenizeConfig
 from llmrec.configs.tokenize import Collision
 from llmrec.model.backbone import causal_lm, output_rows
 from llmrec.model.checkpoint import TRAINING, SidConfig
@@ -61,7 +60,7 @@ class AlternateInputs:
         schedule: Schedule of the run.
     """
 
-    llm: LlmConfig
+    llm: SftConfig
     start: RunInputs
     tokenizer: ETEGRec
     views: ItemViews

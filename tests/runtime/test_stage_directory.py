@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from filelock import FileLock, Timeout
 
-from llmrec.configs.options import StageConfig, option
+from llmrec.configs.options import Config, StageConfig, option
 from llmrec.runtime import disk, manifest, stage_directory
 from llmrec.runtime.manifest import MANIFEST, content_hash, read_manifest, verify
 from llmrec.runtime.stage_directory import LOCK, RUN, SCRATCH, run_stage
 
 
 @dataclasses.dataclass(kw_only=True)
-class Config(StageConfig):
+class Options(StageConfig, Config):
     source: str = option("An input.", "")
     size: int = option("Part of the identity.", 1)
     device: str = option("Not part of it.", "auto", identity=False)
@@ -34,7 +34,7 @@ class Stage:
         self.partial = out.with_name(out.name + ".partial")
 
     def run(self, **options) -> Path:
-        config = Config(out=str(self.out), source=str(self.source), **options)
+        config = Options(out=str(self.out), source=str(self.source), **options)
 
         def build(workdir: Path) -> dict[str, int]:
             assert workdir == self.partial
@@ -70,7 +70,7 @@ def test_a_result_is_its_files_and_a_manifest(stage):
     assert manifest["files"].keys() == {"a.txt", "b/c.txt"}
     assert manifest["files"]["b/c.txt"] == "2e7d2c03a9507ae265ecf5b5356885a53393a2029d241394997265a1a25aefc6"  # of "c"
     assert (manifest["stage"], manifest["seed"], manifest["counts"]) == ("embed", 3, {"runs": 1})
-    assert manifest["config"] == dataclasses.asdict(Config(out=str(stage.out), source=str(stage.source), seed=3))
+    assert manifest["config"] == dataclasses.asdict(Options(out=str(stage.out), source=str(stage.source), seed=3))
     assert manifest["versions"].keys() >= {"python", "llmrec", "torch"}
     assert not stage.partial.exists()
 
@@ -213,9 +213,9 @@ def test_the_lock_is_held_while_the_stage_works_and_let_go_before_the_directory_
         publish(out, partial)
 
     monkeypatch.setattr(stage_directory, "_publish", published)
-    run_stage("embed", Config(out=str(stage.out)), {}, lambda directory: held.append(is_held(directory)))
+    run_stage("embed", Options(out=str(stage.out)), {}, lambda directory: held.append(is_held(directory)))
     assert held == [True, moves_open_files] and verify(stage.out)
-    run_stage("embed", Config(out=str(stage.out), size=2, overwrite=True), {}, lambda directory: None)
+    run_stage("embed", Options(out=str(stage.out), size=2, overwrite=True), {}, lambda directory: None)
     assert not (stage.out / LOCK).exists()
 
 
@@ -229,7 +229,7 @@ def test_a_refused_input_leaves_no_claim(stage):
     def refuse(workdir: Path) -> None:
         raise ValueError("no such column")
 
-    config = Config(out=str(stage.out))
+    config = Options(out=str(stage.out))
     with pytest.raises(ValueError, match="no such column"):
         run_stage("embed", config, {}, refuse)
     assert not stage.partial.exists() and not stage.out.exists()
