@@ -1,10 +1,10 @@
 """Tree beam search: the best SIDs of each prompt, in one prefill and one small block of tokens per level.
 
-At every level all beams of a row go through the model as one block, in which each beam sees the prompt and its own
+At every level all beams of a prompt go through the model as one block, in which each beam sees the prompt and its own
 path. The cache is written once and never copied or reordered. The result is that of `generate(num_beams=…)` with
 `SidLogitsProcessor`, without the beams' copies of the prompt. `llmrec.model.code_scores` defines the score of a code.
 
-Shapes: B rows, M beams, T prompt tokens, P prefix tokens, L levels.
+Shapes: B prompts, M beams, T prompt tokens, P prefix tokens, L levels.
 
 Source: tree attention over shared prefixes as in SpecInfer (arXiv:2305.09781), applied to beams instead of drafts.
 """
@@ -51,7 +51,7 @@ def tree_beam_search(
         vocabulary: Tokens of their codes.
         num_beams: Beam width; or the width at each level, of which the last is the number of answers.
         normalize_over: Tokens that a code's probability is normalised over; see `llmrec.model.code_scores`.
-        leaf_filter: Leaves that each row may reach; all when left out.
+        leaf_filter: Leaves that each prompt may reach; all when left out.
         prefix_ids: (P,) int64 tokens that stand before every prompt, such as the instruction; they are run once.
 
     Returns:

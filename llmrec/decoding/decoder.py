@@ -5,7 +5,7 @@ rounded up so that there are few of them: prompts are repeated and padded, which
 projections that read the same input (`llmrec.model.fused_projections`) and fuses the operations between the matrix
 products of a layer.
 
-Shapes: B rows, T prompt tokens, P prefix tokens.
+Shapes: B prompts, T prompt tokens, P prefix tokens.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class SidDecoder:
             input_ids: (B, T) int64 prompts, padded on either side, none of which ends inside a SID
                 (`check_prompt_end`).
             attention_mask: (B, T) int64, 0 at padding; all ones when left out.
-            leaf_filter: Leaves that each row may reach; all when left out.
+            leaf_filter: Leaves that each prompt may reach; all when left out.
 
         Returns:
             Beams of each prompt, best first: `codes` (B, M, L) int64, `scores` (B, M) float32, `leaves` (B, M) int64;

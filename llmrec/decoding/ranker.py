@@ -1,6 +1,6 @@
 """SidRanker: a model and a SID table as a ranker of item rows. `Recommender` answers with it, `evaluate` measures it.
 
-Shapes: B rows, T tokens, M beams, W items of a ranking.
+Shapes: B prompts, T tokens, M beams, W items of a ranking.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class SidRanker:
             num_beams: Beam width; min(items, max(50, 5k)) when left out.
 
         Returns:
-            Ranking of B rows, (B, W); all items of every beam are listed.
+            Ranking of the B histories, (B, W); all items of every beam are listed.
 
         Raises:
             ValueError: If `k` is not positive or exceeds `num_beams`, or a history is empty.
@@ -175,7 +175,7 @@ class SidRanker:
         if empty:
             raise ValueError(f"History {empty[0]} is empty; at least one item is needed to recommend from.")
         shown = [history[-self.sid_config.max_history :] for history in histories]
-        ids, mask = self.encoder.pad_prompts((), shown, PADDING)  # the search runs the prefix once for all rows
+        ids, mask = self.encoder.pad_prompts((), shown, PADDING)  # the search runs the prefix once for all prompts
         return from_host(ids, self.model.device), from_host(mask, self.model.device)
 
     def _ranking(
@@ -204,7 +204,7 @@ class SidRanker:
     def _expand(
         self, leaves: np.ndarray, exclude: np.ndarray | None, allow: AllowList | None
     ) -> Iterator[tuple[int, int]]:
-        """Pair the items of a row's beams with their beams; an item with several SIDs counts at its best one."""
+        """Pair the items of a prompt's beams with their beams; an item with several SIDs counts at its best one."""
         barred = set() if exclude is None else set(exclude.tolist())
         for beam, leaf in enumerate(leaves):
             for item in self.trie.items(leaf).tolist() if leaf >= 0 else ():

@@ -7,7 +7,7 @@ Without replacement, every prefix carries a Gumbel-perturbed log-probability, it
 keys survive. The key of a prefix is the maximum of its continuations' keys, which makes the search exact: the SIDs that
 remain are a sample of `num_samples` different ones, in the order in which they would be drawn.
 
-Shapes: B rows, M samples, W continuations of a prefix, T prompt tokens, P prefix tokens, L levels.
+Shapes: B prompts, M samples, W continuations of a prefix, T prompt tokens, P prefix tokens, L levels.
 
 Source: Kool et al., Stochastic Beams and Where to Find Them (arXiv:1903.06059), appendix B.3 for the numerics.
 """
@@ -67,7 +67,7 @@ def tree_sample(
         replacement: Draw independently, so that a SID may come up again.
         temperature: Divisor of the logits, above 0.
         generator: Source of randomness, on the device of the prompts.
-        leaf_filter: Leaves that each row may reach; all when left out.
+        leaf_filter: Leaves that each prompt may reach; all when left out.
         prefix_ids: (P,) int64 tokens that stand before every prompt, such as the instruction; they are run once.
 
     Returns:

@@ -3,7 +3,7 @@
 Shapes are fixed by the arguments and nothing is read back to the host, so that a whole search can be captured in one
 CUDA graph, as `llmrec.decoding.decoder` does.
 
-Shapes: B rows, T prompt tokens, P prefix tokens, M prefixes, W continuations of a prefix, L levels.
+Shapes: B prompts, T prompt tokens, P prefix tokens, M prefixes, W continuations of a prefix, L levels.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from llmrec.sid.vocabulary import SidVocabulary
 
 @dataclass(frozen=True)
 class Beams:
-    """Complete SIDs of each row, best first.
+    """Complete SIDs of each prompt, best first.
 
     Attributes:
         codes: (B, M, L) codes; -1 beyond a SID's length and in unfilled beams.
@@ -49,12 +49,12 @@ class Beams:
         )
 
     def take(self, slots: Tensor) -> Beams:
-        """Select beams of each row by their (B, x) places."""
+        """Select beams of each prompt by their (B, x) places."""
         codes = self.codes.gather(1, slots.unsqueeze(-1).expand(-1, -1, self.codes.shape[2]))
         return Beams(codes, self.scores.gather(1, slots), self.leaves.gather(1, slots))
 
     def concatenated(self, others: Beams) -> Beams:
-        """Put the beams of `others` behind these, row by row."""
+        """Put the beams of `others` behind these, prompt by prompt."""
         pairs = ((self.codes, others.codes), (self.scores, others.scores), (self.leaves, others.leaves))
         return Beams(*(torch.cat(pair, dim=1) for pair in pairs))
 
@@ -82,8 +82,8 @@ class Paths:
 
     Attributes:
         codes: (B, M, L) codes so far, -1 behind them.
-        nodes: (B, M) trie nodes; -1 where a row has fewer legal prefixes.
-        scores: (B, M) summed log-probabilities; -inf where the node is -1.
+        nodes: (B, M) trie nodes; -1 if a prompt has fewer legal prefixes.
+        scores: (B, M) summed log-probabilities; -inf if the node is -1.
         parents: (B, M) place of the prefix that each one continues, among those that are one code shorter.
     """
 
@@ -94,7 +94,7 @@ class Paths:
 
     @classmethod
     def start(cls, batch_size: int, num_levels: int, device: torch.device) -> Paths:
-        """The empty prefix of each row."""
+        """Start with the empty prefix of each prompt."""
         shape = (batch_size, 1)
         return cls(
             torch.full((*shape, num_levels), EMPTY, device=device),
@@ -108,11 +108,11 @@ class Paths:
 
         Args:
             continuations: Continuations of these prefixes.
-            places: (B, x) places among the M * W continuations of a row.
+            places: (B, x) places among the M * W continuations of a prompt.
             level: Level of their codes.
 
         Returns:
-            x prefixes of each row.
+            x prefixes of each prompt.
         """
         parents = places // continuations.codes.shape[2]
         scores = continuations.scores.flatten(1).gather(1, places)
@@ -179,7 +179,7 @@ class SearchProblem:
             hidden: (B, M, hidden) states that predict the code of the level.
             paths: Prefixes of `level` codes.
             level: Level of the codes.
-            mask: Leaves that each row may reach; all when left out.
+            mask: Leaves that each prompt may reach; all when left out.
         """
         codes, children = self.trie.expand(paths.nodes, level)
         legal = children >= 0

@@ -6,7 +6,7 @@ encodes the parents of a beam: a beam sees its prompt, its ancestors and itself.
 
 Prompts are padded on the right, where causal attention never looks, so prefill needs no mask.
 
-Shapes: B rows, H query heads, G key heads, T tokens of a block, S columns of a buffer, P prefix tokens, D head dim.
+Shapes: B prompts, H query heads, G key heads, T tokens of a block, S columns of a buffer, P prefix tokens, D head dim.
 
 Source: tree attention as in SpecInfer (arXiv:2305.09781); the hook is transformers' `AttentionInterface`.
 """
@@ -40,8 +40,8 @@ class TreeCache:
     """Keys and values of one search.
 
     Args:
-        num_columns: Number of tokens per row that will be written, those of `prefix` included.
-        prefix: Cache of one row, whose tokens every prompt begins with.
+        num_columns: Number of tokens per prompt that will be written, those of `prefix` included.
+        prefix: Cache of one prompt, whose tokens every prompt begins with.
     """
 
     def __init__(self, num_columns: int, prefix: TreeCache | None = None):
@@ -104,7 +104,7 @@ class TreeCache:
 
         Args:
             model: Causal LM.
-            num_tokens: Number of tokens per row of the pass.
+            num_tokens: Number of tokens per prompt of the pass.
             visible: (B, T, S) bool, columns that each token sees; those up to its own when left out.
         """
         self.visible, self._mask, self._written = visible, None, set()

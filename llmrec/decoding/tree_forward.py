@@ -1,6 +1,6 @@
 """Forward passes of a search over the trie: each prompt once, then one block of tokens per level.
 
-Shapes: B rows, T prompt tokens, P prefix tokens, M beams, S columns written so far.
+Shapes: B prompts, T prompt tokens, P prefix tokens, M beams, S columns written so far.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class TreeForward:
 
     Args:
         model: Causal LM.
-        num_beam_tokens: Number of tokens per row that the levels will add.
-        prefix_ids: (P,) tokens that stand before every prompt; they are run once for all rows.
+        num_beam_tokens: Number of tokens per prompt that the levels will add.
+        prefix_ids: (P,) tokens that stand before every prompt; they are run once for all prompts.
     """
 
     def __init__(self, model: PreTrainedModel, num_beam_tokens: int, prefix_ids: Tensor | None = None):

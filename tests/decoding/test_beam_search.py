@@ -230,7 +230,7 @@ def test_impossible_searches_are_refused(llm, trie, vocabulary, options, message
 
 
 def test_a_filter_of_another_batch_is_refused(llm, trie, vocabulary):
-    with pytest.raises(ValueError, match="The filter is for 2 rows, but there are 3 prompts"):
+    with pytest.raises(ValueError, match="The filter is for 2 prompts, but there are 3"):
         tree_beam_search(llm, *prompts(), trie, vocabulary, 2, leaf_filter=LeafFilter(trie, [[0], [1]]))
 
 

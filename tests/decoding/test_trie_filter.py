@@ -108,7 +108,7 @@ def test_filters_of_no_or_different_batches_are_refused(sid_table):
     trie = SidTrie(sid_table)
     with pytest.raises(ValueError, match="needs exclude or allow"):
         LeafFilter(trie)
-    with pytest.raises(ValueError, match="exclude has 1 rows, allow has 2"):
+    with pytest.raises(ValueError, match="exclude has 1 lists, allow has 2"):
         LeafFilter(trie, [np.array([0])], [None, None])
 
 
@@ -118,7 +118,7 @@ def test_a_filter_of_another_trie_or_batch_is_refused(sid_table):
     leaf_filter.check(trie, 2)
     with pytest.raises(ValueError, match="of another trie"):
         leaf_filter.check(SidTrie(sid_table), 2)
-    with pytest.raises(ValueError, match="for 2 rows, but there are 3 prompts"):
+    with pytest.raises(ValueError, match="for 2 prompts, but there are 3"):
         leaf_filter.check(trie, 3)
 
 

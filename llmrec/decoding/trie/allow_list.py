@@ -62,7 +62,7 @@ class AllowList:
 
 
 def resolve_allow_lists(trie: SidTrie, allow: Sequence[ItemRows | AllowList | None]) -> list[AllowList | None]:
-    """Resolve the allow-lists of a batch's rows, once for all rows that were given the same object."""
+    """Resolve the allow-lists of a batch, once for all prompts that were given the same object."""
     resolved: dict[int, AllowList] = {}
     lists: list[AllowList | None] = []
     for rows in allow:
@@ -76,15 +76,15 @@ def resolve_allow_lists(trie: SidTrie, allow: Sequence[ItemRows | AllowList | No
 
 
 class BatchAllowLists:
-    """Distinct allow-lists of a batch, which can be asked about many rows at once.
+    """Distinct allow-lists of a batch, which can be asked about many prompts at once.
 
     Args:
         trie: The trie that is filtered.
-        allow: Allow-list of each row of the batch; None does not restrict that row.
+        allow: Allow-list of each prompt; None does not restrict that prompt.
 
     Attributes:
         lists: Distinct allow-lists.
-        list_of_row: (B,) int64 position of each row's list among them, or UNRESTRICTED.
+        list_of_row: (B,) int64 position of each prompt's list among them, or UNRESTRICTED.
     """
 
     def __init__(self, trie: SidTrie, allow: Sequence[AllowList | None]):
@@ -99,13 +99,13 @@ class BatchAllowLists:
         self._num_entries = np.concatenate([none, *(one.num_entries for one in self.lists)])
 
     def has_items(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Tell whether rows of the batch allow items; (T,) each -> (T,) bool."""
+        """Tell if prompts of the batch allow items; (T,) each -> (T,) bool."""
         keys = self.list_of_row[rows] * self.trie.num_items + items
         nearest = np.append(self._item_keys, UNRESTRICTED)[np.searchsorted(self._item_keys, keys)]
         return (self.list_of_row[rows] == UNRESTRICTED) | (nearest == keys)
 
     def num_entries(self, rows: np.ndarray, leaves: np.ndarray) -> np.ndarray:
-        """Count the items of leaves that rows of the batch allow, at least one each; (T,) each -> (T,) int64."""
+        """Count the items of leaves that prompts of the batch allow, at least one each; (T,) each -> (T,) int64."""
         keys = self.list_of_row[rows] * self.trie.num_leaves + leaves
         allowed = np.append(self._num_entries, 0)[np.searchsorted(self._leaf_keys, keys)]
         return np.where(self.list_of_row[rows] == UNRESTRICTED, self.trie.owners.num_entries(leaves), allowed)
@@ -114,10 +114,10 @@ class BatchAllowLists:
         """Find the leaves that have no allowed item left.
 
         Args:
-            exclude: Item rows barred for each row of the batch.
+            exclude: Item rows barred for each prompt.
 
         Returns:
-            Rows of the batch, ascending, and their sorted leaves; (T,) int64 each.
+            Places in the batch, ascending, and their sorted leaves; (T,) int64 each.
         """
         keys = list_item_keys(exclude, self.trie.num_items)
         keys = keys[self.has_items(*np.divmod(keys, self.trie.num_items))]

@@ -1,9 +1,9 @@
-"""LeafFilter: the leaves of a trie that each row of a batch may reach; seen items, stock, a category.
+"""LeafFilter: the leaves of a trie that each prompt of a batch may reach; seen items, stock, a category.
 
 Item rows are resolved to leaves on the host (`llmrec.decoding.trie.allow_list`), once when the filter is made. What is
 left for the search is a `LeafMask` on the device.
 
-Shapes: B rows of the batch, U leaves.
+Shapes: B prompts, U leaves.
 
 Source: our own; on the ranges of a prefix trie as GENRE (arXiv:2010.00904) decodes under, which needs another trie for
 every set of candidates.
@@ -22,17 +22,17 @@ from llmrec.decoding.trie.leaf_mask import SHORT, UNRESTRICTED, LeafMask
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.runtime.device import from_host
 
-COUNTED_FROM = 4096  # leaves of an allow-list; ranks take 8 bytes of each in every row, counts 4 bytes per leaf once
+COUNTED_FROM = 4096  # leaves of an allow-list; ranks take 8 bytes of each per prompt, counts 4 bytes per leaf once
 
 
 class LeafFilter:
-    """Leaves that each row of a batch may reach: its allow-list, or everything, except for its exclusions.
+    """Leaves that each prompt of a batch may reach: its allow-list, or everything, except for its exclusions.
 
     Args:
         trie: The trie that is filtered.
-        exclude: Item rows barred for each row of the batch. A shared SID is barred when all its items are.
-        allow: Item rows, or an AllowList of this trie, that each row of the batch is restricted to; None does not
-            restrict that row. One object given for several rows is resolved once.
+        exclude: B lists of item rows that are barred for each prompt. A shared SID is barred when all its items are.
+        allow: B lists of item rows, or AllowLists of this trie, that each prompt is restricted to; None does not
+            restrict that prompt. One object given for several prompts is resolved once.
 
     Attributes:
         mask: The filter as tensors on the trie's device.
@@ -51,7 +51,7 @@ class LeafFilter:
         >>> leaf_filter.permits(*trie.leaf_range(nodes, depth=2)).tolist()
         [[False, True, True]]
 
-        Each row of a batch has its own allow-list, or none:
+        Each prompt of a batch has its own allow-list, or none:
 
         >>> leaf_filter = LeafFilter(trie, allow=[[1], None])
         >>> leaf_filter.permits(*trie.leaf_range(nodes.expand(2, -1), depth=2)).tolist()
@@ -70,7 +70,7 @@ class LeafFilter:
         exclude = [()] * len(given) if exclude is None else exclude
         allow = [None] * len(given) if allow is None else allow
         if len(exclude) != len(allow):
-            raise ValueError(f"exclude has {len(exclude)} rows, allow has {len(allow)}; both need one per history.")
+            raise ValueError(f"exclude has {len(exclude)} lists, allow has {len(allow)}; both need one per history.")
         self.trie = trie
         batch = BatchAllowLists(trie, resolve_allow_lists(trie, allow))
         barred = self._as_ranks(*batch.barred_leaves(exclude), len(exclude))
@@ -81,7 +81,7 @@ class LeafFilter:
         if not batch.lists:
             return None, None, None
         is_long = np.array([len(one.leaves) for one in batch.lists]) >= COUNTED_FROM
-        # Each list's place in `counts`, then each row's; the added last entry is what UNRESTRICTED reads.
+        # Each list's place in `counts`, then each prompt's; the added last entry is what UNRESTRICTED reads.
         places = np.append(np.where(is_long, is_long.cumsum() - 1, SHORT), UNRESTRICTED)
         list_of_row = places[batch.list_of_row]
         allowed = counts = None
@@ -95,7 +95,7 @@ class LeafFilter:
         return allowed, counts, from_host(list_of_row, self.trie.device)
 
     def _as_ranks(self, rows: np.ndarray, leaves: np.ndarray, batch_size: int) -> Tensor:
-        """(B, longest) leaves of each row, from (T,) ascending rows and their sorted leaves."""
+        """(B, longest) leaves of each prompt, from (T,) ascending places in the batch and their sorted leaves."""
         lengths = np.bincount(rows, minlength=batch_size)
         padded = np.full((batch_size, lengths.max(initial=0)), self.trie.num_leaves)
         padded[rows, np.arange(len(rows)) - (lengths.cumsum() - lengths)[rows]] = leaves
@@ -109,22 +109,22 @@ class LeafFilter:
             batch_size: Number of prompts, B.
 
         Raises:
-            ValueError: If the filter was made from another trie, or for another number of rows.
+            ValueError: If the filter was made from another trie, or for another number of prompts.
 
         Examples:
             >>> from llmrec import LeafFilter, SidTable, SidTrie
             >>> trie = SidTrie(SidTable(["red", "green"], [[0, 1], [1, 0]]))
             >>> LeafFilter(trie, exclude=[[0]]).check(trie, batch_size=2)
             Traceback (most recent call last):
-            ValueError: The filter is for 1 rows, but there are 2 prompts.
+            ValueError: The filter is for 1 prompts, but there are 2.
         """
         if trie is not self.trie:
             raise ValueError("The filter is of another trie; make it from the trie that is searched.")
         if batch_size != len(self.mask):
-            raise ValueError(f"The filter is for {len(self.mask)} rows, but there are {batch_size} prompts.")
+            raise ValueError(f"The filter is for {len(self.mask)} prompts, but there are {batch_size}.")
 
     def permits(self, first_leaf: Tensor, end_leaf: Tensor) -> Tensor:
-        """Tell which ranges of leaves hold one that their row may reach; the device is not waited for.
+        """Tell which ranges of leaves hold one that their prompt may reach; the device is not waited for.
 
         Args:
             first_leaf: (B, …) int64.

@@ -1,14 +1,14 @@
-"""LeafMask: the leaves that each row of a batch may reach, as tensors on a device.
+"""LeafMask: the leaves that each prompt of a batch may reach, as tensors on a device.
 
-A row's mask is two sets of leaves: those that its allow-list reaches (all without one) and, among them, those whose
-allowed items are all excluded. A range of leaves holds a legal one if it holds more of the first set than of the
+The mask of a prompt is two sets of leaves: those that its allow-list reaches (all without one) and, among them, those
+whose allowed items are all excluded. A range of leaves holds a legal one if it holds more of the first set than of the
 second. A set is counted over a range by searching its sorted ranks for both ends or, if an allow-list is long, by
-look-ups in running counts over all leaves, which all rows with that list share.
+look-ups in running counts over all leaves, which all prompts with that list share.
 
 Nothing in `permits` synchronises with the host, and a mask is made of few tensors, so that it can be an input of a CUDA
 graph.
 
-Shapes: B rows of the batch, U leaves, X most barred leaves of a row, A most leaves of a short allow-list, S long
+Shapes: B prompts, U leaves, X most barred leaves of a prompt, A most leaves of a short allow-list, S long
 allow-lists.
 """
 
@@ -27,14 +27,14 @@ MIN_WIDTH = 16  # columns of `rounded` ranks
 
 @dataclass(frozen=True)
 class LeafMask:
-    """Legal leaves of each row of a batch.
+    """Legal leaves of each prompt of a batch.
 
     Args:
         num_leaves: U.
-        barred: (B, X) int64, sorted barred leaves of each row, filled up with U.
+        barred: (B, X) int64, sorted barred leaves of each prompt, filled up with U.
         allowed: (B, A) int64, sorted leaves of the short allow-lists, filled up with U; None if there is none.
         counts: (S, U + 1) int32, number of leaves of each long allow-list that rank below; None if there is none.
-        list_of_row: (B,) int64 position of the row's list in `counts`, or SHORT or UNRESTRICTED; None without
+        list_of_row: (B,) int64 position of the prompt's list in `counts`, or SHORT or UNRESTRICTED; None without
             allow-lists.
     """
 
@@ -48,7 +48,7 @@ class LeafMask:
         return len(self.barred)
 
     def permits(self, first_leaf: Tensor, end_leaf: Tensor) -> Tensor:
-        """Tell which ranges of leaves hold one that their row may reach.
+        """Tell which ranges of leaves hold one that their prompt may reach.
 
         Args:
             first_leaf: (B, …) int64.
@@ -69,12 +69,12 @@ class LeafMask:
         return (num_allowed > _count(self.barred, bounds)).view(first_leaf.shape)
 
     def rounded(self, rows: Tensor) -> LeafMask:
-        """Select rows of the batch, and round the widths of the tensors up to powers of two.
+        """Select prompts of the batch, and round the widths of the tensors up to powers of two.
 
         A CUDA graph is captured for each set of shapes; rounding leaves few of them.
 
         Args:
-            rows: (B',) int64 rows of this batch, which may repeat.
+            rows: (B',) int64 places in this batch, which may repeat.
         """
         counts = self.counts
         if counts is not None:
