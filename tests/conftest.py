@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -36,6 +37,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         path = item.path.relative_to(here).as_posix()
         if not path.startswith(NOT_FAST) and not {"gpu", "slow", "hub"} & {mark.name for mark in item.iter_markers()}:
             item.add_marker("fast")
+
+
+def pytest_collection_finish() -> None:
+    """Leave imported libraries out of garbage collections, of which every training run makes several.
+
+    Twenty runs of dpo take 8.8 s of CPU time instead of 14.8.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 TITLES = ("red apple", "green apple", "ripe pear", "blue plum", "red plum", "sweet melon",

@@ -1,7 +1,7 @@
-"""A preference that was planted is found: held-out NDCG@10 over that of sft, intervals apart.
+"""A planted preference is learned: held-out NDCG@10 above that of sft, with intervals apart.
 
-Learning rate and beta are those of the first setting tried, whose valid rows were satisfied; the step is chosen by the
-valid rows. docs/preference.md has the figures, and what other negatives and more sft do.
+Learning rate and beta are the first that were tried; the step is chosen on the validation examples. docs/preference.md
+has the figures, also of other negatives and of more sft.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GRPO = {"epochs": 2, "learning_rate": 1e-3, "rewards": ["rule"], "batch_size": 6
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory, one_thread):
-    """Where the catalogue and a checkpoint of sft are, which has seen as much as helps it."""
+    """Directory and catalogue of a checkpoint of sft, saved at the step that validates best."""
     root = tmp_path_factory.mktemp("planted")
     catalog, base, _ = planted(root, num_users=1500, num_items=256)
     fine_tune(root / "sft", catalog, base, **SFT)
@@ -36,7 +36,7 @@ def line(tmp_path_factory, one_thread):
 
 
 def measured(root, catalog, name: str) -> tuple[float, float]:
-    """95 % interval, over users, of a checkpoint's NDCG@10 on the test rows."""
+    """95 % interval, over users, of a checkpoint's NDCG@10 on the test examples."""
     out, options = root / f"eval-{name}", {"baselines": [], "device": "cpu"}
     evaluate.main(EvaluateConfig(out=str(out), catalog=catalog, model=str(root / name), **options))
     metrics = json.loads((out / "metrics.json").read_text())
@@ -44,15 +44,15 @@ def measured(root, catalog, name: str) -> tuple[float, float]:
     return low, high
 
 
-def test_dpo_finds_it(line):
+def test_dpo_raises_ndcg_where_a_preference_is_planted(line):
     root, catalog = line
     dpo.main(DpoConfig(out=str(root / "dpo"), catalog=catalog, model=str(root / "sft"), device="cpu", **DPO))
     before, after = measured(root, catalog, "sft"), measured(root, catalog, "dpo")
     assert before[1] < after[0], (before, after)
 
 
-def test_grpo_finds_it(line):
-    """By the rule reward alone: what was taken is worth 1, anything else nothing."""
+def test_grpo_raises_ndcg_where_a_preference_is_planted(line):
+    """With the reward `rule` alone."""
     root, catalog = line
     grpo.main(GrpoConfig(out=str(root / "grpo"), catalog=catalog, model=str(root / "sft"), device="cpu", **GRPO))
     before, after = measured(root, catalog, "sft"), measured(root, catalog, "grpo")

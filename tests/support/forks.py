@@ -6,6 +6,7 @@ thread of torch or polars is lost in a fork.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import itertools
 import json
@@ -67,6 +68,7 @@ class Forks:
 def serve() -> None:
     for name in LIBRARIES:
         importlib.import_module(name)
+    gc.freeze()  # children neither collect nor copy what was imported
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     pid = 0
     for line in sys.stdin:

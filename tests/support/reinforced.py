@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from llmrec.configs import GrpoConfig
 from llmrec.stages import grpo
+from llmrec.training.grpo.trainer import SidGRPOTrainer
+from llmrec.training.preference.shared_prompt import sibling_scores_in_forward
 
 STEPS = {"max_steps": 3, "batch_size": 6, "micro_batch_size": 3, "num_generations": 4, "lora_rank": 4, "seed": 0,
          "learning_rate": 5e-3, "warmup_steps": 0, "logging_steps": 1, "save_steps": 1000,
@@ -26,3 +29,9 @@ def log_of(out: Path) -> list[dict]:
 def curve(out: Path, key: str = "loss") -> list[float]:
     """Values of a key of the log, in its order."""
     return [entry[key] for entry in log_of(out) if key in entry]
+
+
+def scored(trainer: SidGRPOTrainer) -> AbstractContextManager[None]:
+    """Context in which the policy of a trainer scores completions, as the stage opens it."""
+    sampler = trainer.sampler
+    return sibling_scores_in_forward(trainer.policy, sampler.vocabulary, sampler.trie, "children")

@@ -3,30 +3,30 @@
 GRPO (arXiv:2402.03300) takes the mean of the group from each reward and divides by its standard deviation; Dr. GRPO
 (arXiv:2503.20783) does not divide. Both are for independent draws.
 
-Draws without replacement are no independent draws: a likely SID comes up once, not in proportion to its probability.
-What makes up for it is derived here, for a policy p over SIDs, a reward r, and S, the G SIDs with the largest keys
-K_i = log p_i + Gumbel noise, of which k, the threshold, is the next largest (`llmrec.decoding.sampling`).
+Draws without replacement are not independent: a likely SID comes up once, not in proportion to its probability. The
+correction is derived here, for a policy p over SIDs, a reward r, and S, the G SIDs with the largest keys
+K_i = log p_i + Gumbel noise. The threshold k is the next largest key (`llmrec.decoding.sampling`).
 
-    Given the keys of all others, i is in S where K_i exceeds h, the G-th largest of them; the threshold is then h, and
-    P(K_i > h) = q_i(h) = 1 - exp(-exp(log p_i - h)). With the weight w_i = [i in S] p_i / q_i(k) so E w_i = p_i, and
-    E sum_i w_i f_i = sum_i p_i f_i for any f: an unbiased estimate of what independent draws estimate.
+    Given the keys of all others, i is in S if K_i exceeds h, the G-th largest of them; the threshold is then h, and
+    P(K_i > h) = q_i(h) = 1 - exp(-exp(log p_i - h)). So with the weight w_i = [i in S] p_i / q_i(k), E w_i = p_i, and
+    E sum_i w_i f_i = sum_i p_i f_i for any f: an unbiased estimate of the expectation under independent draws.
 
-    Two SIDs i, j are both in S where both keys exceed the (G - 1)-th largest of the rest, which is the threshold then;
+    Two SIDs i, j are both in S if both keys exceed the (G - 1)-th largest of the rest, which is then the threshold;
     K_i and K_j are independent, so E w_i w_j = p_i p_j.
 
     The gradient of the expected reward is sum_i p_i r_i g_i with g_i = grad log p_i, which sum_i w_i r_i g_i estimates.
     A baseline b = sum_j w_j r_j lowers the variance, but knows r_i itself:
     E sum_i w_i b g_i = sum_{i != j} p_i p_j r_j g_i + sum_i E w_i^2 r_i g_i = sum_i (E w_i^2 - p_i^2) r_i g_i, because
-    sum_i p_i g_i = 0. Adding (w_i - p_i) r_i to r_i makes up for exactly this, so that
+    sum_i p_i g_i = 0. Adding (w_i - p_i) r_i to r_i corrects exactly this, so that
 
         sum_i w_i A_i g_i   with   A_i = r_i (1 - p_i + w_i) - b
 
-    is unbiased. `tests/test_advantages.py` compares both to a catalogue's exact values.
+    is unbiased. `tests/training/grpo/test_advantages.py` compares both to the exact values of a catalogue.
 
-    A SID that is always taken, as an injected target, has the weight p_i; the others keep theirs, with G and the
+    A SID that is always taken, such as an injected target, has the weight p_i; the others keep theirs, with G and the
     threshold counted among themselves. Nothing above changes.
 
-Dividing by the deviation of the group is as biased as GRPO's own, in which it depends on the draws too.
+The division by the deviation of the group is biased, as in GRPO itself, because the deviation depends on the draws.
 
 Shapes: U groups, G roll-outs of a group.
 
@@ -43,14 +43,14 @@ STABILISER = 1e-4  # added to the deviation, as in TRL and MiniOneRec
 
 
 def group_advantages(rewards_UG: Tensor, divide: bool = True) -> Tensor:
-    """Advantages of independent draws, or of beams taken for such.
+    """Advantages of independent draws, or of beams that are treated as such.
 
     Args:
-        rewards_UG: (U, G).
-        divide: Whether by the standard deviation (unbiased, of G - 1) of the group.
+        rewards_UG: (U, G) rewards.
+        divide: Divide by the standard deviation of the group (unbiased, over G - 1).
 
     Returns:
-        (U, G); 0 in groups of equal rewards.
+        (U, G) advantages; 0 in groups of equal rewards.
     """
     centred = rewards_UG - rewards_UG.mean(dim=1, keepdim=True)
     return centred / (rewards_UG.std(dim=1, keepdim=True) + STABILISER) if divide else centred
@@ -60,11 +60,11 @@ def importance_weights(log_probs_UG: Tensor, thresholds_U: Tensor) -> Tensor:
     """p / q(threshold) of SIDs drawn without replacement.
 
     Args:
-        log_probs_UG: (U, G) log-probabilities.
-        thresholds_U: (U,) the largest key that was not drawn; -inf where there is none, as all SIDs were drawn.
+        log_probs_UG: (U, G) log-probabilities of the SIDs.
+        thresholds_U: (U,) largest key that was not drawn; -inf where all SIDs were drawn.
 
     Returns:
-        (U, G), of expectation 1 as a sum over the group.
+        (U, G) weights, whose sum over a group has expectation 1.
     """
     included = -torch.expm1(-(log_probs_UG - thresholds_U.unsqueeze(1)).exp())
     return log_probs_UG.exp() / included
@@ -74,13 +74,13 @@ def distinct_advantages(rewards_UG: Tensor, log_probs_UG: Tensor, weights_UG: Te
     """Advantages A of draws without replacement, to be multiplied by their weights.
 
     Args:
-        rewards_UG: (U, G).
-        log_probs_UG: (U, G) log-probabilities.
-        weights_UG: (U, G) of `importance_weights`, p itself for what is always taken.
-        divide: Whether by the weighted standard deviation of the group, of G - 1 as in `group_advantages`.
+        rewards_UG: (U, G) rewards.
+        log_probs_UG: (U, G) log-probabilities of the SIDs.
+        weights_UG: (U, G) weights of `importance_weights`; the probability itself for a SID that is always taken.
+        divide: Divide by the weighted standard deviation of the group, over G - 1 as in `group_advantages`.
 
     Returns:
-        (U, G); where divided, 0 in groups of equal rewards, whose deviation says nothing.
+        (U, G) advantages; with `divide`, 0 in groups of equal rewards, whose deviation says nothing.
     """
     baseline = (weights_UG * rewards_UG).sum(dim=1, keepdim=True)
     advantages = rewards_UG * (1 - log_probs_UG.exp() + weights_UG) - baseline
@@ -93,5 +93,5 @@ def distinct_advantages(rewards_UG: Tensor, log_probs_UG: Tensor, weights_UG: Te
 
 
 def is_idle(rewards_UG: Tensor) -> Tensor:
-    """(U,) bool, which groups have equal rewards and so nothing to learn from."""
+    """(U,) bool, the groups in which all rewards are equal, so that there is nothing to learn from them."""
     return rewards_UG.amax(dim=1) == rewards_UG.amin(dim=1)

@@ -62,6 +62,7 @@ Reward = Callable[[RollOuts], np.ndarray]  # returns (U, G) float
 
 
 def rule(rollouts: RollOuts) -> np.ndarray:
+    """1 for the target, 0 for any other item."""
     return rollouts.hits.astype(np.float64)
 
 
@@ -75,6 +76,7 @@ def rank(rollouts: RollOuts) -> np.ndarray:
 
 
 def prefix(rollouts: RollOuts) -> np.ndarray:
+    """Share of the target's codes that a SID shares from the first level on; 1 for a hit."""
     is_code = rollouts.target_codes != EMPTY  # (U, L)
     shared = ((rollouts.codes == rollouts.target_codes[:, None]) & is_code[:, None]).cumprod(axis=2).sum(axis=2)
     return np.where(rollouts.hits, 1.0, shared / is_code.sum(axis=1, keepdims=True))

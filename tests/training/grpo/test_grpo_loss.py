@@ -6,14 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec.configs import GrpoConfig
 from llmrec.sid.table import SidTable
-from llmrec.stages import grpo as stage
-from llmrec.training.grpo.trainer import SidGRPOTrainer, code_shares, grpo_loss
-from llmrec.training.preference.shared_prompt import sibling_scores_in_forward
+from llmrec.training.grpo.trainer import code_shares, grpo_loss
 from tests.conftest import CODES
 from tests.support.extended import extended, fine_tune
-from tests.support.reinforced import STEPS
+from tests.support.reinforced import scored
 
 UNEVEN = CODES.copy()
 UNEVEN[[3, 6], 2] = -1  # two SIDs of two codes among those of three
@@ -27,37 +24,6 @@ def tuned_uneven(toy, tmp_path_factory):
     base = extended(root, SidTable([f"item-{row}" for row in range(12)], UNEVEN, level_sizes=[4, 4, 4]))
     fine_tune(root / "sft", toy[0], base, train="full", max_steps=10, learning_rate=5e-3, batch_size=24, max_history=10)
     return root / "sft"
-
-
-@pytest.fixture
-def trainer_of(toy, monkeypatch, tmp_path):
-    """Function that stops the stage before its first step and returns the trainer, with a LoRA that does something."""
-    trainers = []
-
-    class Stop(Exception):
-        pass
-
-    def stop(trainer, directory):
-        trainers.append(trainer)
-        raise Stop
-
-    def make(model, **options) -> SidGRPOTrainer:
-        monkeypatch.setattr(stage, "train", stop)
-        config = {**STEPS, "micro_batch_size": 6, **options}
-        with pytest.raises(Stop):
-            stage.main(GrpoConfig(out=str(tmp_path / "grpo"), catalog=toy[0], model=str(model), **config))
-        trainer, generator = trainers[-1], torch.Generator().manual_seed(0)
-        for name, parameter in trainer.policy.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.05, generator=generator)
-        return trainer
-
-    return make
-
-
-def scored(trainer):
-    sampler = trainer.sampler
-    return sibling_scores_in_forward(trainer.policy, sampler.vocabulary, sampler.trie, "children")
 
 
 def log_probs_of_a_sid(trainer, prompt: list[int], sid: list[int]) -> list[torch.Tensor]:

@@ -14,7 +14,7 @@ from llmrec.stages import grpo as stage
 from llmrec.training.grpo.groups import GroupSampler
 from llmrec.training.grpo.trainer import SidGRPOTrainer, deal, epoch_order
 from tests.support.extended import fine_tune, weights_of
-from tests.support.reinforced import curve, reinforce
+from tests.support.reinforced import curve, reinforce, scored
 
 TRANSFORMERS = importlib.metadata.version("transformers")
 
@@ -38,6 +38,22 @@ def test_each_process_rolls_out_consecutive_prompts():
     of_process = [batches[rank::2].ravel().tolist() for rank in (0, 1)]
     assert of_process == [[*range(6), *range(12, 18)], [*range(6, 12), *range(18, 24)]]
     assert deal(25, 3, 2, 1) == list(range(24)), "the last prompt fills no step"
+
+
+def test_roll_outs_depend_on_the_step_and_the_process_and_on_nothing_else(trainer_of, tuned, monkeypatch):
+    trainer = trainer_of(tuned)
+
+    def drawn() -> list:
+        return [group.completions.tolist() for group in trainer.roll_out(range(6))]
+
+    with scored(trainer):
+        first = drawn()
+        torch.manual_seed(1)
+        assert drawn() == first
+        trainer.state.global_step = 1
+        second_step = drawn()
+        monkeypatch.setenv("RANK", "1")
+        assert first != second_step != drawn()
 
 
 @pytest.mark.parametrize(
