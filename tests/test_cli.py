@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -192,6 +193,13 @@ def test_a_gpu_without_room_says_what_to_lower(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("LLMREC_TRACEBACK", "1")
     with pytest.raises(OutOfMemoryError):
         main(argv)
+
+
+@pytest.mark.parametrize("stage", [stage for stage in cli.LIGHTER if stage != "quickstart"])
+def test_the_advice_on_gpu_memory_names_options_of_the_stage(stage):
+    names = {field.name for field in dataclasses.fields(STAGES[stage])}
+    named = set(re.findall(r"\b[a-z]+_[a-z_]+\b", cli.LIGHTER[stage]))
+    assert named and named <= names
 
 
 def test_an_interrupt_says_how_to_go_on(failing, capsys):
