@@ -1,26 +1,19 @@
-"""SimCIT: its contrast by hand, missing views, the soft quantiser, annealing, metrics, files, seeds and bad input."""
+"""SimCIT: its loss and its parts, annealing, metrics, views, files, seeds and bad input."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import nn
 
-from llmrec.tokenizers.shared.codebooks import ResidualCodebooks
 from llmrec.tokenizers.shared.training_loop import read_loss, train
 from llmrec.tokenizers.shared.vectors import JointVectors
 from llmrec.tokenizers.simcit import SimCIT
-from llmrec.tokenizers.simcit.contrast import duplicates, nt_xent
-from llmrec.tokenizers.simcit.fusion import Fusion
+from llmrec.tokenizers.simcit.contrast import nt_xent
 from llmrec.tokenizers.simcit.metrics import perplexity
-from llmrec.tokenizers.simcit.soft_quantizer import SoftQuantizer
 from llmrec.tokenizers.simcit.tokenizer import SimCITObjective
 from llmrec.views import ItemViews, View
 from tests.support.clustered import books_of, catalog_of, clusters, points, rebuilt_cosine, views_of
@@ -44,98 +37,6 @@ def objective_of(tokenizer: SimCIT, given_views: ItemViews) -> SimCITObjective:
     return tokenizer.objective(vectors.of(np.arange(num_items)), vectors.dims, torch.Generator().manual_seed(0))
 
 
-def quantizer_of(num_levels: int = 3, codebook_size: int = 5, dim: int = 4, seed: int = 0) -> SoftQuantizer:
-    return SoftQuantizer(num_levels, codebook_size, dim, torch.Generator().manual_seed(seed))
-
-
-def contrast(anchors, targets, known=None, temperature=0.5, joint=None, blocks=None):
-    """Of one anchor per item; items are all different unless vectors say otherwise."""
-    different = torch.eye(len(anchors))
-    known = torch.ones(targets.shape[:2], dtype=torch.bool) if known is None else known
-    joint, blocks = (different if joint is None else joint), blocks or [different] * targets.shape[1]
-    return nt_xent(anchors[:, None], targets, known, joint, blocks, temperature)[0]
-
-
-def test_contrast_and_gradient_of_two_items_and_two_views_by_hand():
-    anchors = torch.tensor([[2.0, 0.0], [0.0, 1.0]], requires_grad=True)
-    first, second = torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
-    losses = contrast(anchors, torch.stack([first, second], 1))
-    # View 0: logits 2 (own), 0 (other's view), 0 (other's anchor), for both. 2B - 1 = 3 terms, the positive among them.
-    agreeing = -2 + math.log(math.exp(2) + 2)
-    # View 1: item 0 has 0, 0, 0; item 1 has 2 (own), 2 (other's view, equal), 0 (other's anchor).
-    unsure = (math.log(3) + -2 + math.log(2 * math.exp(2) + 1)) / 2
-    torch.testing.assert_close(losses, torch.tensor([agreeing, unsure]))
-    losses[0].backward()
-    # Chance q = 1 / (e^2 + 2) each of the other's view and anchor. For anchor 0, along y: pulled by its own two wrong
-    # candidates (2 q) and, as the other's wrong candidate, by item 1 (q); halved for the mean, over .5, over length 2.
-    q = 1 / (math.exp(2) + 2)
-    torch.testing.assert_close(anchors.grad, torch.tensor([[0.0, 3 * q / 2], [3 * q, 0.0]]))
-
-
-def test_an_item_twice_in_a_batch_is_no_negative_of_itself():
-    anchors, targets = points(3, 4), points(3, 8, seed=1).view(3, 2, 4)
-    twice = torch.tensor([0, 1, 2, 0])
-    once = contrast(anchors, targets)
-    repeated = contrast(
-        anchors[twice], targets[twice], joint=targets.flatten(1)[twice], blocks=targets[twice].unbind(1)
-    )
-    # View 0: item 0 is asked twice, against items 1 and 2, which in turn see it twice.
-    u, t = nn.functional.normalize(anchors, dim=1), nn.functional.normalize(targets, dim=2)[:, 0]
-
-    def of(row, weights):
-        logits = [(float(u[row] @ t[j]) / 0.5, weights[j]) for j in range(3)]
-        logits += [(float(u[row] @ u[j]) / 0.5, weights[j]) for j in range(3) if j != row]
-        return -logits[row][0] + math.log(sum(weight * math.exp(logit) for logit, weight in logits))
-
-    assert once[0].item() == pytest.approx(sum(of(row, [1, 1, 1]) for row in range(3)) / 3, rel=1e-5)
-    expected = (2 * of(0, [1, 1, 1]) + of(1, [2, 1, 1]) + of(2, [2, 1, 1])) / 4
-    assert repeated[0].item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_duplicates_are_pairs_above_the_cosine():
-    vectors = torch.tensor([[1.0, 0.0], [5.0, 0.1], [0.0, 1.0], [0.0, 0.0]])
-    assert duplicates(vectors, torch.arange(4)).nonzero().tolist() == [[0, 1], [1, 0]]
-    assert duplicates(vectors, torch.tensor([3, 1])).nonzero().tolist() == [[1, 0]]
-
-
-def test_a_view_that_misses_an_item_neither_asks_for_it_nor_offers_it():
-    anchors = points(4, 5).requires_grad_()
-    targets = points(4, 10, seed=1).view(4, 2, 5).requires_grad_()
-    known = torch.tensor([[True, True], [True, False], [True, True], [True, False]])
-    losses = contrast(anchors, targets, known)
-    losses.sum().backward()
-    assert targets.grad[1, 1].tolist() == targets.grad[3, 1].tolist() == [0] * 5 and targets.grad[0, 1].any()
-    changed = targets.detach().clone()
-    changed[[1, 3], 1] = 7
-    torch.testing.assert_close(contrast(anchors, changed, known), losses, rtol=0, atol=0)
-    assert contrast(anchors, targets, known & torch.tensor([True, False]))[1] == 0
-
-
-def fusion(dims=(3, 4)) -> Fusion:
-    return Fusion(dims, [8], 6, torch.Generator().manual_seed(0))
-
-
-def test_attention_by_hand():
-    network, vectors = fusion(), points(5, 7)
-    fused = network(vectors)
-    inner, _, outer = network.attention
-    views = [network.encoders[0](vectors[:, :3]), network.encoders[1](vectors[:, 3:])]
-    scores = torch.stack([torch.tanh(h @ inner.weight.T + inner.bias) @ outer.weight[0] for h in views])
-    shares = scores.exp() / scores.exp().sum(0)
-    torch.testing.assert_close(fused.shares, shares.T)
-    torch.testing.assert_close(fused.latent, shares[0, :, None] * views[0] + shares[1, :, None] * views[1])
-
-
-def test_a_missing_view_has_weight_zero_and_an_item_without_any_the_zero_vector():
-    vectors = points(5, 7)
-    vectors[0, :3] = 0
-    vectors[1] = 0
-    fused = fusion()(vectors)
-    assert fused.shares[0].tolist() == [0, 1] and fused.shares[1].tolist() == [0, 0]
-    assert torch.equal(fused.latent[0], fused.views[0, 1]) and not fused.latent[1].any()
-    assert fused.known.tolist() == [[False, True], [False, False]] + [[True, True]] * 3
-
-
 def test_what_a_missing_view_holds_changes_nothing():
     catalog, given_views = catalog_of(300), views()
     text, behaviour = given_views["text"], given_views["collaborative"]
@@ -148,74 +49,6 @@ def test_what_a_missing_view_holds_changes_nothing():
     np.testing.assert_array_equal(
         tokenizer.encode(catalog, given_views).codes, other.encode(catalog, other_views).codes
     )
-
-
-def test_views_are_standardised_over_the_items_they_know():
-    vectors = torch.cat([3 + 2 * points(400, 3), 0.01 * points(400, 4)], 1)
-    vectors[:100, :3] = 0
-    network = fusion()
-    network.standardize(vectors)
-    first, second = network.encoders
-    torch.testing.assert_close(first.mean, vectors[100:, :3].mean(0))
-    assert 1 / first.scale.item() == pytest.approx(2, rel=0.1) and 1 / second.scale.item() == pytest.approx(
-        0.01, rel=0.1
-    )
-    assert not any(isinstance(part, nn.Linear) and part.bias is not None for part in first.layers)
-
-
-@settings(derandomize=True, max_examples=40, deadline=None)
-@given(st.integers(1, 4), st.integers(2, 9), st.integers(0, 100))
-def test_without_noise_and_at_temperature_zero_codes_are_hard(num_levels, codebook_size, seed):
-    quantizer, latent = quantizer_of(num_levels, codebook_size, seed=seed), points(30, 4, seed)
-    quantizer.temperature.fill_(1e-7)
-    soft = quantizer(latent)
-    prefixes, codes = quantizer.hard(latent)
-    assert torch.equal(torch.stack([weights.argmax(1) for weights in soft.weights], 1), codes)
-    torch.testing.assert_close(soft.prefixes, prefixes)
-    assert torch.equal(ResidualCodebooks(list(quantizer.codebooks)).codes(latent), codes)
-
-
-def test_a_mixture_by_hand():
-    quantizer = quantizer_of(2, 2, 1)
-    quantizer.load_state_dict({
-        "codebooks.0": torch.tensor([[0.0], [2.0]]), "codebooks.1": torch.tensor([[0.0], [1.0]]),
-        "temperature": torch.tensor(0.5), "noise": torch.tensor(1.0),
-    })  # fmt: skip
-    soft = quantizer(torch.tensor([[0.5]]))
-    far = 1 / (1 + math.exp((2.25 - 0.25) / 0.5))  # of the code 2, in squared distances .25 and 2.25
-    left = 0.5 - 2 * far
-    upper = 1 / (1 + math.exp(((left - 1) ** 2 - left**2) / 0.5))
-    assert soft.weights[0][0, 1].item() == pytest.approx(far) and soft.weights[1][0, 1].item() == pytest.approx(upper)
-    assert soft.prefixes.flatten().tolist() == pytest.approx([2 * far, 2 * far + upper])
-
-
-def test_low_temperature_does_not_remove_noise_but_its_scale_does():
-    quantizer, latent = quantizer_of(1, 16), points(2000, 4)
-    chosen = {}
-    for temperature, noise in ((1.0, 1.0), (1e-4, 1.0), (1.0, 0.0)):
-        quantizer.temperature.fill_(temperature)
-        quantizer.noise.fill_(noise)
-        soft = quantizer(latent, quantizer.draw(2000, torch.Generator().manual_seed(0)))
-        chosen[temperature, noise] = soft.weights[0].argmax(1)
-    assert torch.equal(chosen[1.0, 1.0], chosen[1e-4, 1.0])
-    nearest = quantizer.hard(latent)[1][:, 0]
-    assert torch.equal(chosen[1.0, 0.0], nearest) and (chosen[1.0, 1.0] == nearest).float().mean() < 0.5
-
-
-def test_noise_draws_a_code_with_its_share_at_temperature_one():
-    quantizer = quantizer_of(1, 3, 2)
-    quantizer.noise.fill_(1.0)
-    latent = points(1, 2).expand(20_000, 2)
-    drawn = quantizer(latent, quantizer.draw(20_000, torch.Generator().manual_seed(0))).weights[0].argmax(1)
-    shares = quantizer(latent[:1]).weights[0][0]
-    torch.testing.assert_close(drawn.bincount(minlength=3) / 20_000, shares, atol=0.015, rtol=0)
-
-
-def test_similarity_is_the_mean_cosine_of_different_codes():
-    quantizer = quantizer_of(1, 3, 2)
-    with torch.no_grad():
-        quantizer.codebooks[0].copy_(torch.tensor([[1.0, 0.0], [0.0, 5.0], [-3.0, 0.0]]))
-    assert quantizer.similarity().item() == pytest.approx((0 - 1 + 0) / 3)
 
 
 def test_annealing_laws():
