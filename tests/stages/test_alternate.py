@@ -1,4 +1,4 @@
-"""The alternate stage: what it is without alignment, what it leaves, its ablations, resumption and bad input."""
+"""The alternate stage: its steps and passes, its equality with sft, and the state in its checkpoints."""
 
 from __future__ import annotations
 

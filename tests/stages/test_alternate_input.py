@@ -43,7 +43,7 @@ def test_options_that_cannot_work(turns, tmp_path, options, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_semantic_ids_of_another_making_are_refused(turns, tmp_path):
+def test_semantic_ids_and_views_that_do_not_belong_together_are_refused(turns, tmp_path):
     catalog = Catalog.load(turns.catalog)
     other = write_sid(tmp_path / "other", turns.catalog, turns.views, "rq_kmeans", codebook_size=4, num_levels=2)
     shared = write_sid(tmp_path / "shared", turns.catalog, turns.views, collision="suffix_if_collided")

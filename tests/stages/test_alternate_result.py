@@ -1,4 +1,4 @@
-"""What the alternate stage leaves: a checkpoint, semantic IDs that go on, a log; and the same for the same seed."""
+"""Output of the alternate stage: checkpoint, tokenizer and log, and the later stages that read them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from llmrec.model.checkpoint import SidConfig
 from llmrec.recommender import Recommender
 from llmrec.runtime.manifest import verify
 from llmrec.sid.table import SidTable
+from llmrec.stages import alternate
 from llmrec.tokenizers import load_tokenizer
 from llmrec.tokenizers.append import PublishedSids
 from llmrec.views import ItemViews, View
-from tests.support.alternated import CODES, LEVELS, SFT, STEPS_PER_EPOCH, Line, cycles_of, log_of, run
+from tests.support.alternated import CODES, LEVELS, SFT, STEPS_PER_EPOCH, Line, alternate_config, cycles_of, log_of, run
 from tests.support.extended import fine_tune, losses, same_weights
 from tests.support.prepared import run_json, write_catalog
 
 
-def test_what_the_stage_leaves(turns, turned):
-    """An ordinary checkpoint with semantic IDs of its own, and the tokenizer that makes them."""
+def test_the_checkpoint_and_the_tokenizer_in_it(turns, turned):
     verify(turned, "alternate")
     sid_config, table, details = SidConfig.load(turned)
     assert table.sha256 != SidConfig.load(turns.model)[1].sha256 and sid_config.normalize_over == "level"
@@ -72,6 +72,14 @@ def test_new_items_are_appended_to_its_semantic_ids_and_to_the_checkpoint(capsys
 def test_a_further_run_starts_from_its_semantic_ids(turns, turned, tmp_path):
     run(tmp_path / "again", Line(turns.catalog, turns.views, str(turned / "sid"), str(turned)))
     assert SidConfig.load(tmp_path / "again")[2]["earlier"][0]["counts"]["cycles"] == 3
+
+
+def test_the_prompt_of_an_earlier_phase_is_kept(turns, tmp_path):
+    fine_tune(tmp_path / "sft", turns.catalog, turns.model, **{**SFT, "max_steps": 1}, instruction="user history:")
+    after_sft = Line(turns.catalog, turns.views, turns.sid, str(tmp_path / "sft"))
+    inputs = alternate.load(alternate_config(tmp_path / "out", after_sft))
+    assert inputs.start.sid_config.prompt == SidConfig.load(tmp_path / "sft")[0].prompt
+    assert inputs.llm.instruction == "user history:"
 
 
 def test_each_cycle_logs_losses_and_metrics_of_the_codes(turned):

@@ -1,4 +1,4 @@
-"""A small catalogue, ETEGRec's tokenizer on it and an LLM extended by its codes: what `llmrec alternate` reads."""
+"""Inputs of `llmrec alternate`: a small catalogue, ETEGRec's tokenizer fitted on it, and an extended LLM."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SFT = {"max_steps": 8, **{name: SMALL[name] for name in ("batch_size", "max_hist
 
 @dataclass(frozen=True)
 class Line:
-    """Directories before `llmrec alternate`."""
+    """Input directories of `llmrec alternate`."""
 
     catalog: str
     views: str
@@ -40,7 +40,7 @@ class Line:
 def write_views(
     path: Path, catalog: Catalog, seed: int = 0, missing: tuple[int, ...] = (), name: str = "sasrec"
 ) -> str:
-    """Vectors of neighbours in the walk round the catalogue are near each other."""
+    """Write vectors that are near each other for items that follow one another in the toy sequences."""
     angle_N = torch.arange(catalog.num_items) * 2 * torch.pi / catalog.num_items
     noise = torch.randn(catalog.num_items, DIM - 2, generator=torch.Generator().manual_seed(seed))
     vectors = torch.cat([angle_N.sin()[:, None], angle_N.cos()[:, None], 0.5 * noise], dim=1).numpy()
@@ -66,7 +66,7 @@ def write_sid(path: Path, catalog: str, views: str, method: str = "etegrec", **o
 
 
 def write_line(root: Path, **options) -> Line:
-    """Everything before the stage, below `root`."""
+    """Run the stages before alternate, below `root`."""
     catalog = write_toy_catalog(root / "catalog")
     views = write_views(root / "views", catalog, **options)
     sid = write_sid(root / "sid", catalog.source, views)
@@ -87,7 +87,7 @@ def log_of(out: Path) -> list[dict]:
 
 
 def cycles_of(out: Path) -> list[dict]:
-    """Log entries of passes."""
+    """Log entries of cycles."""
     return [entry for entry in log_of(out) if "cycle" in entry]
 
 

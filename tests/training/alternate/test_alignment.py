@@ -1,4 +1,4 @@
-"""The two alignment losses by hand, with the sign under which they draw together, and the adapters."""
+"""The two alignment losses by hand, the sign under which they draw together, and the adapters."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_symmetric_kl_by_hand():
     assert sequence_item_loss(items, sequences).item() == pytest.approx(first + second)
 
 
-def test_it_is_the_mean_over_targets():
+def test_the_sequence_item_loss_is_the_mean_over_targets():
     items, sequences = torch.cat([log(0.5, 0.5), log(0.8, 0.2)]), torch.cat([log(0.25, 0.75), log(0.8, 0.2)])
     alone = sequence_item_loss([items[:1]], [sequences[:1]])
     assert sequence_item_loss([items], [sequences]).item() == pytest.approx(alone.item() / 2)
@@ -49,8 +49,7 @@ def test_the_divergence_is_symmetric_positive_and_zero_where_both_agree(p, q):
     assert sequence_item_loss([p], [p + 3]).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_falling_draws_a_history_to_its_targets_code():
-    """The sign: a step against the gradient brings the history's vector nearer to the code of the item."""
+def test_a_gradient_step_draws_a_history_to_the_code_of_its_target():
     tokenizer = by_hand(torch.tensor([[3.5, 1.0]])).requires_grad_(False)
     assigned = tokenizer.assign(tokenizer.points)
     history = torch.tensor([[1.9, 0.1]], requires_grad=True)
@@ -71,15 +70,15 @@ def test_preference_semantic_by_hand():
     assert preference_semantic_loss(preference, rebuilt, 0.5).item() == pytest.approx(finds + found, rel=1e-5)
 
 
-def test_two_rows_of_one_target_are_false_negatives():
-    """Why targets must be distinct: a perfect match of twins costs what it does not cost one of them."""
+def test_a_target_that_occurs_twice_is_a_false_negative():
+    """Targets must be distinct: a perfect match has no loss, but it has one if a target occurs twice."""
     one = torch.eye(3)
     assert preference_semantic_loss(one, one, 0.07).item() < 1e-4
     twins = one[[0, 0, 1]]
     assert preference_semantic_loss(twins, twins, 0.07).item() > 0.9 * 2 * 2 / 3 * math.log(2)
 
 
-def test_a_weight_of_zero_turns_a_loss_off_and_without_histories_the_tokenizers_own_is_left():
+def test_a_weight_of_zero_or_no_history_turns_a_loss_off():
     tokenizer = by_hand(torch.tensor([[3.0, 2.0], [0.0, -1.0]]))
     vectors = HistoryVectors(torch.tensor([[1.0, 1.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
     targets = torch.tensor([0, 1])
@@ -93,7 +92,7 @@ def test_a_weight_of_zero_turns_a_loss_off_and_without_histories_the_tokenizers_
     assert alignment.losses(targets[:0], None) == (0, 0, 0)
 
 
-def test_adapters_read_what_belongs_to_them_in_float32():
+def test_adapters_map_pooled_states_in_float32():
     state = torch.get_rng_state()
     one, again, other = (Adapters(8, 4, 6, seed) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)

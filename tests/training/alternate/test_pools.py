@@ -1,4 +1,4 @@
-"""Which states stand for a history: by hand, against a slow count, and never one that has seen its target."""
+"""Pools of states: by hand, against a slow count, and without a state that has seen the target."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def batch_of(collator, *examples) -> tuple[dict, Pools]:
     return batch, Pools(**batch.pop("pools"))
 
 
-def test_by_hand(collate):
+def test_packed_rows_by_hand(collate):
     """Two sequences packed into one row, the longer first: prompts of 2 tokens, items of 3."""
     batch, pools = batch_of(collate(), example(7, 8), example(1, 2, 3))
     assert batch["input_ids"].shape == (1, 64)
@@ -55,7 +55,7 @@ def test_padded_rows_by_hand(collate):
     assert pools.item_ends.tolist() == [[4, 7, 0], [11 + 4, 11 + 7, 11 + 10]]
 
 
-def test_one_row_per_target_that_of_the_longest_history(collate):
+def test_a_target_that_occurs_twice_counts_with_its_longest_history(collate):
     _, pools = batch_of(collate(), example(0, 5), example(1, 2, 3, 5), example(4, 3, 5))
     assert pools.targets.tolist() == [2, 3, 5]
     width = pools.item_ends.shape[1]
@@ -127,7 +127,7 @@ def test_the_state_of_the_last_history_token_predicts_the_first_code(collate):
         assert labels[position + 1] == collate().histories.encoder.tokens_NL[target, 0]
 
 
-def test_examples_that_were_drawn_become_tokens_of_the_moment(collate, sid_table, vocabulary):
+def test_a_batch_has_the_semantic_ids_of_the_moment(collate, sid_table, vocabulary):
     collator, drawn = collate(), keep_examples([example(1, 2), example(3)])
     before = collator.batch(drawn["examples"], with_pools=False)["input_ids"]
     turned = SidTable(sid_table.item_ids, CODES[::-1], level_sizes=[4, 4, 4])

@@ -1,4 +1,4 @@
-"""A new table after the tokenizer has moved: suffixes that stay, matched codes, churn, collapse, and the swap."""
+"""Semantic IDs after a pass of the tokenizer: matched codes, suffixes that stay, churn, collapse, and the swap."""
 
 from __future__ import annotations
 

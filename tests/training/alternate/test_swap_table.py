@@ -1,4 +1,4 @@
-"""Swapping the SidTable of a model in training: law 2."""
+"""Another SidTable for a model in training, law 2: token rows and optimiser state move with the codes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def train(model, optimizer, collator, vocabulary, steps: int, normalize_over: st
 
 
 def renamed(table: SidTable, seed: int) -> tuple[SidTable, list[np.ndarray]]:
-    """The table under other names of its codes, and the old code of each new one."""
+    """Rename the codes of a table; also return the old code of each new one."""
     rng = np.random.default_rng(seed)
     old_codes = [rng.permutation(size) for size in table.level_sizes]
     codes = np.stack(
@@ -54,9 +54,7 @@ def start(tokenizer, vocabulary, tied: bool, lora: bool):
 @pytest.mark.parametrize("normalize_over", ["level", "vocabulary"])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("lora", [False, True])
-def test_renamed_codes_train_on_as_if_nothing_had_happened(
-    tokenizer, sid_table, vocabulary, tied, lora, normalize_over
-):
+def test_training_with_renamed_codes_has_the_same_losses(tokenizer, sid_table, vocabulary, tied, lora, normalize_over):
     collator = make_collator(tokenizer, sid_table, vocabulary)
     model, optimizer = start(tokenizer, vocabulary, tied, lora)
     train(model, optimizer, collator, vocabulary, 2, normalize_over)
@@ -93,7 +91,7 @@ def test_rows_by_hand_split_dropped_and_new(tokenizer, sid_table, vocabulary):
     assert torch.equal(after[others], before[others]) and torch.equal(moved[others], moment[others])
 
 
-def test_spare_rows_can_be_taken_into_use(tokenizer, sid_table):
+def test_spare_rows_can_be_used(tokenizer, sid_table):
     """A vocabulary with more codes in use than before, over the same blocks."""
     vocabulary = SidVocabulary.add_to(tokenizer, [4, 4, 4], spare_codes=2)
     grown = SidVocabulary(**{**vocabulary.to_dict(), "level_sizes": (6, 4, 4)})
@@ -121,7 +119,7 @@ def test_spare_rows_can_be_taken_into_use(tokenizer, sid_table):
         ([[-2, 0, 0, 0], range(4), range(4)], r"old_codes\[0\] must lie in"),
     ],
 )
-def test_wrong_maps_are_refused_before_anything_moves(tokenizer, sid_table, vocabulary, old_codes, message):
+def test_wrong_old_codes_are_refused_before_anything_moves(tokenizer, sid_table, vocabulary, old_codes, message):
     model, optimizer = start(tokenizer, vocabulary, tied=True, lora=False)
     before = model.get_input_embeddings().weight.detach().clone()
     with pytest.raises(ValueError, match=message):
