@@ -1,11 +1,14 @@
-"""Docstrings of the public names: every member has one, and the examples in them run."""
+"""Docstrings: every public member has one, the examples in them run, and none opens with an indirect question."""
 
 from __future__ import annotations
 
+import ast
 import doctest
 import functools
 import inspect
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +20,9 @@ from llmrec.recommender import Recommender
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 
+ROOT = Path(llmrec.__file__).parent
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+INDIRECT = re.compile(r"(What|How|Where|Whether|Why|Which|Of)\b")
 ITEM_IDS = ["red", "green", "blue", "gold", "grey", "pink"]
 CODES = [[0, 1, 2], [0, 1, 3], [1, 0, 0], [2, 2, 1], [3, 3, 3], [1, 0, 2]]
 
@@ -75,3 +81,10 @@ def test_the_example_of_a_public_member_runs(name, namespace):
 def test_most_public_members_have_an_example():
     assert len(EXAMPLES) >= 30
     assert {name for name in llmrec.__all__ if name[0].isupper()} - EXAMPLES.keys() == set()
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_docstrings_open_with_a_noun_or_a_verb(path):
+    nodes = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, DOCUMENTED)]
+    opened = [(getattr(node, "name", path.name), ast.get_docstring(node) or "") for node in nodes]
+    assert [name for name, text in opened if INDIRECT.match(text)] == []

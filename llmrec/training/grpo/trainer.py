@@ -65,7 +65,7 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 
 
 def code_shares(weights: Tensor, is_code: Tensor, loss: Literal["grpo", "dr_grpo"]) -> Tensor:
-    """How much each code counts in the loss of a micro-batch.
+    """Share of each code in the loss of a micro-batch.
 
     Args:
         weights: (U, G) weight of each roll-out.
