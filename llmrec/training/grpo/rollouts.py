@@ -4,7 +4,7 @@
     distinct  draws without replacement, each with the importance weight that keeps the gradient unbiased
               (`llmrec.training.grpo.advantages`)
     beams     the best SIDs by tree beam search, trained as if they were draws, as in MiniOneRec (arXiv:2510.24431) and
-              OneRec: biased, because the policy is judged only on what it already finds likely
+              OneRec: biased, because only items that the policy already finds likely are compared
 
 The policy is the model over the legal children of each prefix, without dropout: the probabilities of all SIDs sum to 1.
 The decoder is the one of evaluation and serving.

@@ -53,6 +53,9 @@ def deal(num_prompts: int, micro_batch_size: int, num_passes: int, num_processes
         micro_batch_size: Prompts per forward pass of a process.
         num_passes: Forward passes of a process per optimiser step.
         num_processes: Number of processes.
+
+    Returns:
+        Places from 0 on; the loader gives each process every `num_processes`-th batch of them.
     """
     step = micro_batch_size * num_passes * num_processes
     places = np.arange(num_prompts // step * step).reshape(-1, num_processes, num_passes, micro_batch_size)
