@@ -9,12 +9,7 @@ import pytest
 import torch
 
 from llmrec.training.alternate import trainer as training
-from tests.support.alternated import (
-    cycles_of,
-    flags_of,
-    log_of,
-    run,
-)
+from tests.support.alternated import SHORT, cycles_of, flags_of, log_of, run
 from tests.support.prepared import run_json
 
 
@@ -30,7 +25,7 @@ from tests.support.prepared import run_json
     ids=lambda options: "-".join(map(str, options.values())),
 )
 def test_ablations_run_from_the_command_line(capsys, turns, tmp_path, options):
-    result = run_json(capsys, "alternate", *flags_of(turns, **options), "--out", tmp_path / "out")
+    result = run_json(capsys, "alternate", *flags_of(turns, **SHORT, **options), "--out", tmp_path / "out")
     assert result["cycles"] == 3 and np.isfinite(result["loss"])
     aligned = [entry for entry in log_of(tmp_path / "out") if "sia" in entry]
     assert any(entry["sia"] for entry in aligned) == (options.get("sia_weight") != 0)

@@ -14,15 +14,7 @@ from llmrec.runtime.stage_directory import SCRATCH
 from llmrec.stages import alternate
 from llmrec.training.alternate.tokenizer_training import TokenizerTraining
 from llmrec.training.checkpoints import SEAL
-from tests.support.alternated import (
-    Line,
-    alternate_config,
-    flags_of,
-    run,
-    write_line,
-    write_sid,
-    write_views,
-)
+from tests.support.alternated import SHORT, Line, alternate_config, flags_of, run, write_line, write_sid, write_views
 from tests.support.extended import losses
 
 
@@ -98,7 +90,7 @@ def test_a_tokenizer_that_diverges_ends_the_run(turns, tmp_path):
 
 def test_an_item_without_a_vector_is_no_target_of_the_alignment(tmp_path):
     turns = write_line(tmp_path, missing=(3,))
-    run(tmp_path / "out", turns)
+    run(tmp_path / "out", turns, **SHORT)
     assert np.isfinite(losses(tmp_path / "out")).all()
     start = alternate.load(alternate_config(tmp_path / "x", turns))
     assert not start.views.known[3]

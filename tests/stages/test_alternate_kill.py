@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import signal
 from pathlib import Path
@@ -15,20 +14,22 @@ from llmrec.runtime.manifest import verify
 from llmrec.runtime.stage_directory import SCRATCH
 from llmrec.sid.table import SidTable
 from llmrec.training.alternate.trainer import FILE
-from llmrec.training.checkpoints import SEAL
+from llmrec.training.checkpoints import SEAL, numbered
 from tests.support.alternated import Line, cycles_of, flags_of
 from tests.support.extended import losses, same_weights
 from tests.support.forks import Forks
 
 # With dropout, so that a lost random state shows. Epochs have three steps; passes of three follow steps 2, 4 and 6.
 OPTIONS = {"save_steps": 1, "dropout": 0.1}
-# `clip_gradients` is called once in each step of a pass, and once in each step of the LLM.
-MOMENTS = {
-    "the first pass": ("llmrec.training.alternate.tokenizer_training.clip_gradients", 2),
-    "the swap": ("llmrec.training.alternate.current_sids.swap_table", 2),
-    "a step after a swap": ("llmrec.training.alternate.turns.clip_gradients", 5),
-    "the last pass": ("llmrec.training.alternate.tokenizer_training.clip_gradients", 8),
-    "saving the tokenizer": ("llmrec.stages.alternate.write_report", 1),
+ALTERNATE = "llmrec.training.alternate"
+# Each start of the command dies in the call of a function, counted from that start, and leaves its newest checkpoint.
+DEATHS = {
+    "the first pass": (f"{ALTERNATE}.tokenizer_training.clip_gradients", 2, 2),
+    "the second swap": (f"{ALTERNATE}.current_sids.swap_table", 2, 4),
+    "a step after a swap": (f"{ALTERNATE}.turns.clip_gradients", 1, 4),
+    "saving a checkpoint": ("llmrec.training.checkpoints.seal", 2, 5),
+    "the last pass, after resuming within a cycle": (f"{ALTERNATE}.tokenizer_training.clip_gradients", 2, 6),
+    "saving the tokenizer": ("llmrec.stages.alternate.write_report", 1, 8),
 }
 
 
@@ -72,12 +73,14 @@ def assert_checkpoints_hold_llm_and_tokenizer(directory: Path) -> None:
         assert state.keys() >= {"tokenizer", "optimizer", "scheduler", "adapters", "codes", "codebooks", "cycle"}
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_in(moment, forks, turns, whole, tmp_path):
-    out = tmp_path / "out"
-    start(forks, turns, out, {}, MOMENTS[moment])
-    assert forks.wait() == -signal.SIGKILL and not out.exists()
-    assert_checkpoints_hold_llm_and_tokenizer(tmp_path / "out.partial" / SCRATCH / "trainer")
+def test_killed_in_every_phase(forks, turns, whole, tmp_path):
+    """One run that dies again and again: each checkpoint that it resumes from was itself written after resuming."""
+    out, checkpoints = tmp_path / "out", tmp_path / "out.partial" / SCRATCH / "trainer"
+    for phase, (function, call, newest) in DEATHS.items():
+        start(forks, turns, out, {}, (function, call))
+        assert forks.wait() == -signal.SIGKILL and not out.exists(), phase
+        assert_checkpoints_hold_llm_and_tokenizer(checkpoints)
+        assert numbered(checkpoints)[0].name == f"checkpoint-{newest}", phase
     start(forks, turns, out, {})
     assert forks.wait() == 0, (tmp_path / "stderr").read_text()
     assert_same(out, whole())
@@ -93,15 +96,3 @@ def test_killed_after_a_swap_with(options, forks, turns, whole, tmp_path):
     start(forks, turns, out, options)
     assert forks.wait() == 0, (tmp_path / "stderr").read_text()
     assert_same(out, whole(**options))
-
-
-def test_killed_again_and_again(forks, turns, whole, tmp_path):
-    """Each time after two more steps: what is resumed from was itself resumed."""
-    out = tmp_path / "out"
-    for attempt in itertools.count(1):
-        start(forks, turns, out, {}, ("llmrec.training.checkpoints.seal", 3))
-        if forks.wait() == 0:
-            break
-        assert attempt < 5, (tmp_path / "stderr").read_text()
-    assert attempt > 3
-    assert_same(out, whole())

@@ -18,7 +18,18 @@ from llmrec.stages import alternate
 from llmrec.tokenizers import load_tokenizer
 from llmrec.tokenizers.append import PublishedSids
 from llmrec.views import ItemViews, View
-from tests.support.alternated import CODES, LEVELS, SFT, STEPS_PER_EPOCH, Line, alternate_config, cycles_of, log_of, run
+from tests.support.alternated import (
+    CODES,
+    LEVELS,
+    SFT,
+    SHORT,
+    STEPS_PER_EPOCH,
+    Line,
+    alternate_config,
+    cycles_of,
+    log_of,
+    run,
+)
 from tests.support.extended import fine_tune, losses, same_weights
 from tests.support.prepared import run_json, write_catalog
 
@@ -70,7 +81,7 @@ def test_new_items_are_appended_to_its_semantic_ids_and_to_the_checkpoint(capsys
 
 
 def test_a_further_run_starts_from_its_semantic_ids(turns, turned, tmp_path):
-    run(tmp_path / "again", Line(turns.catalog, turns.views, str(turned / "sid"), str(turned)))
+    run(tmp_path / "again", Line(turns.catalog, turns.views, str(turned / "sid"), str(turned)), **SHORT)
     assert SidConfig.load(tmp_path / "again")[2]["earlier"][0]["counts"]["cycles"] == 3
 
 

@@ -23,7 +23,9 @@ SMALL = {"epochs": 8 / STEPS_PER_EPOCH, "batch_size": 8, "max_history": 5, "lora
          "logging_steps": 1, "save_steps": 1000, "device": "cpu", "learning_rate": 1e-3, "cycle_steps": 2,
          "align_after": 0.1, "freeze_after": 0.8, "sia_weight": 0.1, "psa_weight": 0.1,
          "tokenizer_learning_rate": 2e-2}  # fmt: skip
-# `llmrec sft` with the same steps.
+# Half as many steps: after steps 1, 2 and 3 of 4 comes a pass.
+SHORT = {"epochs": 4 / STEPS_PER_EPOCH, "cycle_steps": 1}
+# `llmrec sft` with the steps of SMALL.
 SFT = {"max_steps": 8, **{name: SMALL[name] for name in ("batch_size", "max_history", "learning_rate")}}
 
 

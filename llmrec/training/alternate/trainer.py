@@ -32,7 +32,12 @@ class AlternateTrainer(SidTrainer):
         options: Arguments of SidTrainer; the collator is that of `turns`.
     """
 
-    def __init__(self, turns: Turns, adapter_learning_rate: float | None, **options: Any):
+    def __init__(
+        self,
+        turns: Turns,
+        adapter_learning_rate: float | None,
+        **options: Any,  # of as many types as SidTrainer has arguments
+    ):
         self.turns, self.adapter_learning_rate = turns, adapter_learning_rate
         super().__init__(**{**options, "data_collator": keep_examples})
         self.add_callback(TurnsCallback(turns))
