@@ -23,7 +23,7 @@ from llmrec.runtime.stage_directory import run_stage
 from llmrec.sid.table import SidTable
 from llmrec.tokenizers import Encoded, ItemTokenizer, collisions
 from llmrec.tokenizers.append import REPORT, PublishedSids, append
-from llmrec.tokenizers.config import completed, make_tokenizer
+from llmrec.tokenizers.config import make_tokenizer, with_defaults
 from llmrec.tokenizers.shared.collapse import collapsed
 from llmrec.views import ItemViews, view_files
 
@@ -61,7 +61,7 @@ def main(config: TokenizeConfig) -> JsonObject:
     if published:
         tokenizer = published.tokenizer
     else:
-        config = completed(config)
+        config = with_defaults(config)
         tokenizer = make_tokenizer(config)
     check(config, tokenizer)
     catalog = Catalog.load(config.catalog)

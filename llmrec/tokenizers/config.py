@@ -45,7 +45,7 @@ def make_tokenizer(config: TokenizeConfig) -> ItemTokenizer:
     return load_config(kind, overrides={**config.options, "seed": config.seed, "device": config.device})
 
 
-def completed(config: TokenizeConfig) -> TokenizeConfig:
+def with_defaults(config: TokenizeConfig) -> TokenizeConfig:
     """The same config with every option of its method, defaults included, so that they are part of a run's identity.
 
     Raises:

@@ -29,7 +29,7 @@ from llmrec.tokenizers.shared.autoencoder import (
     Autoencoder,
     AutoencoderObjective,
     LatentCodebooks,
-    start,
+    start_from_kmeans,
     train_codebooks,
 )
 from llmrec.tokenizers.shared.residual_quantizer import Quantized, ResidualQuantizer
@@ -120,7 +120,7 @@ class CoST(ItemTokenizer):
         quantizer = ResidualQuantizer(
             self.num_levels, self.codebook_size, self.latent_dim, self.commitment, shared=self.shared_codebook
         )
-        return CoSTObjective(points_ND, *start(network, quantizer, points_ND, generator), self)
+        return CoSTObjective(points_ND, *start_from_kmeans(network, quantizer, points_ND, generator), self)
 
     def fit(self, catalog: Catalog, views: ItemViews) -> Self:
         vectors, device = JointVectors(catalog, views, self.view_weights), resolve_device(self.device)

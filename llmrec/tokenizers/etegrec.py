@@ -31,7 +31,7 @@ from llmrec.tokenizers.shared.autoencoder import (
     Autoencoder,
     AutoencoderObjective,
     LatentCodebooks,
-    start,
+    start_from_kmeans,
     train_codebooks,
 )
 from llmrec.tokenizers.shared.codebooks import ResidualCodebooks
@@ -134,7 +134,7 @@ class ETEGRec(ItemTokenizer):
             generator: CPU generator of the starting weights and codes.
         """
         network = Autoencoder(points_ND.shape[1], self.encoder_layers, self.latent_dim, generator)
-        return EndToEnd(points_ND, *start(network, self._quantizer(), points_ND, generator), self.seed)
+        return EndToEnd(points_ND, *start_from_kmeans(network, self._quantizer(), points_ND, generator), self.seed)
 
     def _quantizer(self) -> ResidualQuantizer:
         return ResidualQuantizer(self.num_levels, self.codebook_size, self.latent_dim, self.commitment)

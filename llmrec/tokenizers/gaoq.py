@@ -86,7 +86,7 @@ class GAOQ(ItemTokenizer):
         vectors, device = JointVectors(catalog, views, self.view_weights), resolve_device(self.device)
         sizes = self.planned_sizes(catalog.num_items)
         points_ND = vectors.to_fit(2).to(device)  # a node with fewer items than children has fewer children
-        tree, codes_NL = grow(points_ND, sizes, self.iterations, torch.Generator().manual_seed(self.seed))
+        tree, codes_NL = grow_anchored_tree(points_ND, sizes, self.iterations, torch.Generator().manual_seed(self.seed))
         unknown_BD = points_ND.new_zeros(int((~vectors.known).sum()), points_ND.shape[1])
         self.coder = VectorCoder(vectors.dims, tree, device, self.view_weights)
         self.coder.assign(vectors, codes_NL, tree.place(unknown_BD, codes_NL) if len(unknown_BD) else None)
@@ -98,7 +98,7 @@ class GAOQ(ItemTokenizer):
         self.coder = VectorCoder(facts["view_dims"], tree, device, self.view_weights, assigned=assigned)
 
 
-def grow(
+def grow_anchored_tree(
     points_ND: Tensor, sizes: list[int], iterations: int, generator: torch.Generator
 ) -> tuple[AnchoredTree, Tensor]:
     """Split points into balanced clusters of clusters, and match children and single points to anchors.

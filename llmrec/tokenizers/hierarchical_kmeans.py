@@ -67,7 +67,7 @@ class HierarchicalKMeans(ItemTokenizer):
         vectors, device = JointVectors(catalog, views, self.view_weights), resolve_device(self.device)
         points_ND = vectors.to_fit(2).to(device)  # a node with fewer items than children has fewer children
         sizes, generator = self.planned_sizes(catalog.num_items), torch.Generator().manual_seed(self.seed)
-        tree, codes_NL = grow(points_ND, sizes, self.iterations, self.balanced, generator)
+        tree, codes_NL = grow_tree(points_ND, sizes, self.iterations, self.balanced, generator)
         coder = VectorCoder(vectors.dims, tree, device, self.view_weights)
         if self.balanced:
             coder.assign(vectors, codes_NL)
@@ -80,7 +80,7 @@ class HierarchicalKMeans(ItemTokenizer):
         self.coder = VectorCoder(facts["view_dims"], tree, device, self.view_weights, assigned=assigned)
 
 
-def grow(
+def grow_tree(
     points_ND: Tensor, sizes: Sequence[int], iterations: int, balanced: bool, generator: torch.Generator
 ) -> tuple[Tree, Tensor]:
     """Split points, and every part again.

@@ -36,7 +36,7 @@ from llmrec.tokenizers.shared.autoencoder import (
     Autoencoder,
     AutoencoderObjective,
     LatentCodebooks,
-    start,
+    start_from_kmeans,
     train_codebooks,
 )
 from llmrec.tokenizers.shared.balanced import balanced_kmeans
@@ -280,7 +280,7 @@ class Letter(ItemTokenizer):
             self.commitment,
             sinkhorn_epsilon=self.sinkhorn_epsilon,
         )
-        return LetterObjective(points_ND, *start(network, quantizer, points_ND, generator), targets, self)
+        return LetterObjective(points_ND, *start_from_kmeans(network, quantizer, points_ND, generator), targets, self)
 
     def fit(self, catalog: Catalog, views: ItemViews) -> Self:
         vectors = JointVectors(catalog, views, self.view_weights, self.unquantised_view)

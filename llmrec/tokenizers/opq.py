@@ -1,7 +1,7 @@
 """OPQ: the dimensions are cut into equal parts, and k-means in each part gives one code.
 
-The levels do not refine one another: each describes its own part of the vector, so their order has no meaning. What
-reads such codes best scores all levels at once (RPG) or composes an item's vector from them (VQ-Rec).
+The levels do not refine one another: each describes its own part of the vector, so their order has no meaning. The
+best readers of such codes score all levels at once (RPG) or compose an item's vector from them (VQ-Rec).
 
 Sources: product quantisation (Jegou et al., PAMI 2011); the learned rotation in front of it (Ge et al., CVPR 2013,
 non-parametric form) from a random one, as faiss starts; VQ-Rec (arXiv:2210.12316) takes 32 parts of the text vector,
@@ -193,7 +193,7 @@ def parts_of(points_NE: Tensor, num_levels: int) -> list[Tensor]:
 def learn_rotation(
     points_NE: Tensor, num_levels: int, codebook_size: int, updates: int, generator: torch.Generator
 ) -> tuple[Tensor, list[Tensor]]:
-    """Rotation that product quantisation loses least by: codes and rotation are fitted to each other in turns.
+    """Learn the rotation with the least loss under product quantisation: codes and rotation are fitted in turns.
 
     Args:
         points_NE: (N, E) on any device, centred.

@@ -1,4 +1,4 @@
-"""RQ-KMeans: k-means on the items' vectors, then on what is left of them, level after level.
+"""RQ-KMeans: k-means on the items' vectors, then on their residuals, level after level.
 
 Source: OneRec technical report (arXiv:2506.13695), section on tokenization. Departures: the input is any set of views
 side by side, where the paper has one multimodal embedding; k-means starts by k-means++ (the paper's faiss starts at
@@ -83,7 +83,7 @@ class RQKMeans(ItemTokenizer):
 def residual_kmeans(
     points_ND: Tensor, num_levels: int, codebook_size: int, iterations: int, seed: int, balance: Balance = "none"
 ) -> tuple[ResidualCodebooks, Tensor]:
-    """Fit codebooks by k-means on what the levels before have left of the vectors.
+    """Fit codebooks by k-means on the residuals of the vectors, level after level.
 
     Args:
         points_ND: (N, D) float32 on any device.

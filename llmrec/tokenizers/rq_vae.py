@@ -27,7 +27,7 @@ from llmrec.tokenizers.shared.autoencoder import (
     Autoencoder,
     AutoencoderObjective,
     LatentCodebooks,
-    start,
+    start_from_kmeans,
     train_codebooks,
 )
 from llmrec.tokenizers.shared.residual_quantizer import ResidualQuantizer
@@ -75,7 +75,7 @@ class RQVAE(ItemTokenizer):
         quantizer = ResidualQuantizer(
             self.num_levels, self.codebook_size, self.latent_dim, self.commitment, self.ste, self.sinkhorn_epsilon
         )
-        return AutoencoderObjective(points_ND, *start(network, quantizer, points_ND, generator), self.seed)
+        return AutoencoderObjective(points_ND, *start_from_kmeans(network, quantizer, points_ND, generator), self.seed)
 
     def fit(self, catalog: Catalog, views: ItemViews) -> Self:
         vectors, device = JointVectors(catalog, views, self.view_weights), resolve_device(self.device)

@@ -1,6 +1,6 @@
 """R-VQ: residual codebooks trained by gradient on the vectors themselves, one level after another.
 
-At each level what is left of a vector is scaled to unit length before it is quantised, so that all levels, and all
+At each level the residual of a vector is scaled to unit length before it is quantised, so that all levels, and all
 items within one, weigh alike. A sum of codes lacks the lengths that were divided out; where a vector is rebuilt they
 are those of the average item.
 
@@ -80,7 +80,7 @@ class CodebookObjective(Objective):
 
 @dataclass
 class UnitCodebooks:
-    """Residual codebooks of which each quantises directions: what is left is scaled to unit length first.
+    """Residual codebooks of directions: each level scales the residual to unit length before it quantises it.
 
     Attributes:
         books: Of each level, (K, D).

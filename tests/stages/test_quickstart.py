@@ -10,7 +10,7 @@ from llmrec.configs import STAGES, QuickstartConfig
 from llmrec.configs.file import load_config
 from llmrec.runtime.manifest import content_hash, read_manifest, verify
 from llmrec.stages import quickstart
-from llmrec.tokenizers.config import completed, option_blocks
+from llmrec.tokenizers.config import option_blocks, with_defaults
 
 DIRECTORIES = ("catalog", "views", "sid", "base", "checkpoint", "eval")
 RECIPE = Path(__file__).parents[2] / "recipes" / "movietweetings-micro"
@@ -36,7 +36,7 @@ def test_the_recipe_is_what_quickstart_runs(quickstart_200):
     stages = dict(zip(DIRECTORIES, ("prepare", "embed", "tokenize", "extend", "sft", "evaluate"), strict=True))
     for name, stage in stages.items():
         config = load_config(STAGES[stage], RECIPE / f"{stage}.yaml", blocks=option_blocks() if name == "sid" else {})
-        recipe = vars(completed(config) if name == "sid" else config)
+        recipe = vars(with_defaults(config) if name == "sid" else config)
         ran = read_manifest(quickstart_200 / name)["config"]
         assert {k: v for k, v in recipe.items() if k not in differ} == {k: v for k, v in ran.items() if k not in differ}
 

@@ -17,7 +17,7 @@ from llmrec.sid.table import SidTable
 from llmrec.tokenizers.append import PublishedSids, append
 from llmrec.tokenizers.collisions import num_collisions, resolve
 from llmrec.tokenizers.collisions.append import codes_of_new_items
-from llmrec.tokenizers.gaoq import GAOQ, derived_branching, grow
+from llmrec.tokenizers.gaoq import GAOQ, derived_branching, grow_anchored_tree
 from llmrec.tokenizers.hierarchical_kmeans import HierarchicalKMeans
 from llmrec.tokenizers.shared.anchored_tree import anchors_of, matched, offset_cosines
 from tests.support.clustered import SPLIT, catalog_of, clusters, points, views_of
@@ -120,7 +120,9 @@ def test_planted_steps_get_one_code_under_every_parent():
     """Three far centres, each with the same two steps to its sub-clusters, of three items: a step is a code."""
     centres, steps = 20 * torch.eye(3, 8), 2 * torch.eye(8)[3:5]
     x = (centres[:, None, None] + steps[None, :, None] + 0.1 * points(18, 8).view(3, 2, 3, 8)).reshape(18, 8)
-    codes = grow(x, [3, 2, 3], 5, torch.Generator().manual_seed(0))[1].view(3, 2, 3, 3)  # views would be scaled
+    codes = grow_anchored_tree(x, [3, 2, 3], 5, torch.Generator().manual_seed(0))[1].view(
+        3, 2, 3, 3
+    )  # views would be scaled
     assert (codes[:, :, :, 1] == codes[:1, :, :1, 1]).all() and codes[0, :, 0, 1].unique().numel() == 2
 
 

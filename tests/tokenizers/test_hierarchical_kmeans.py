@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec.tokenizers.collisions import num_collisions
-from llmrec.tokenizers.hierarchical_kmeans import HierarchicalKMeans, grow, least_base
+from llmrec.tokenizers.hierarchical_kmeans import HierarchicalKMeans, grow_tree, least_base
 from llmrec.tokenizers.shared.tree import Tree, rows_of_nodes
 from tests.support.clustered import catalog_of, points, views_of
 
@@ -27,7 +27,7 @@ def nested() -> torch.Tensor:
 def grown(tokenizer: HierarchicalKMeans, x: torch.Tensor) -> tuple[Tree, torch.Tensor]:
     """Tree and codes of vectors as they are, which views would scale to unit length."""
     generator = torch.Generator().manual_seed(tokenizer.seed)
-    return grow(x, tokenizer.planned_sizes(len(x)), tokenizer.iterations, tokenizer.balanced, generator)
+    return grow_tree(x, tokenizer.planned_sizes(len(x)), tokenizer.iterations, tokenizer.balanced, generator)
 
 
 @pytest.mark.parametrize("balanced", [True, False])

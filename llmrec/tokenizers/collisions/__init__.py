@@ -28,7 +28,7 @@ from llmrec.tokenizers.collisions.reassign import Cost, hungarian_leaf, sinkhorn
 from llmrec.tokenizers.collisions.suffix import add_suffix
 
 POLICIES: tuple[str, ...] = typing.get_args(Collision)
-SUFFIX = ("suffix_ordinal", "suffix_if_collided")  # there is room for any number of items
+SUFFIX = ("suffix_ordinal", "suffix_if_collided")  # with room for any number of items
 NEED_COSTS = ("sinkhorn_reassign", "hungarian_leaf")
 
 
@@ -44,7 +44,7 @@ def expected_collision_rate(num_items: int, level_sizes: list[int]) -> float:
 
 
 def check_capacity(policy: str, num_items: int, level_sizes: list[int]) -> None:
-    """Refuse, before anything is fitted, codes that are too few for a policy that promises no suffix for all.
+    """Refuse, before the fit, too few codes for a policy that does not give every item a suffix.
 
     A parent with more items than `hungarian_leaf` has room for is found after the fit only.
 

@@ -206,7 +206,7 @@ class AutoencoderObjective(Objective):
         return LatentCodebooks(self.network.requires_grad_(False), ResidualCodebooks(books))
 
 
-def start(
+def start_from_kmeans(
     network: Autoencoder, quantizer: ResidualQuantizer, points_ND: Tensor, generator: torch.Generator
 ) -> tuple[Autoencoder, ResidualQuantizer]:
     """Standardise a random network by the vectors, and set the codes to centres of its latent vectors.

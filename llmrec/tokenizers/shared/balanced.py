@@ -45,7 +45,7 @@ def balanced_assignment(cost_NK: Tensor) -> Tensor:
 
 
 def balance_prices(cost_NK: Tensor, prices_K: Tensor | None = None) -> Tensor:
-    """Price of each code at which points that choose by cost plus price spread evenly over the codes.
+    """Find the price of each code at which points that choose by cost plus price spread evenly over the codes.
 
     Args:
         cost_NK: (N, K) float32.
@@ -79,7 +79,7 @@ def _loads(cost_NK: Tensor, prices_K: Tensor, epsilon: Tensor) -> Tensor:
 
 
 def round_to_balance(cost_NK: Tensor, prices_K: Tensor) -> Tensor:
-    """Each point's cheapest code at these prices; then points leave full codes, those first that lose least.
+    """Assign each point its cheapest code at these prices, then move points out of full codes, cheapest moves first.
 
     Returns:
         (N,) int64 codes, on the device of the costs; sizes differ by at most one.
@@ -119,7 +119,7 @@ def _within(codes: Tensor, quota_K: Tensor) -> Tensor:
 
 
 def onerec_assignment(cost_NK: Tensor, generator: torch.Generator) -> Tensor:
-    """Each code in turn takes its nearest points among those that no code has taken yet.
+    """Let each code in turn take its nearest points among those that no code has taken yet.
 
     The last codes get what nobody wanted: balanced, but far from the lowest cost.
 

@@ -1,4 +1,4 @@
-"""Fitted residual codebooks: each level quantises what the levels before have left of a vector.
+"""Fitted residual codebooks: each level quantises the residual that the levels before leave.
 
 Shapes: B vectors, L levels, K codes of a level, E dimension of the codebooks.
 """
@@ -18,7 +18,7 @@ from llmrec.tokenizers.shared.kmeans import nearest, squared_distances
 
 @dataclass
 class ResidualCodebooks:
-    """A vector is the sum of its codes, and what is left.
+    """Codebooks whose codes add up to a vector, but for a residual.
 
     Attributes:
         books: Of each level, (K, E), all on one device.
@@ -44,7 +44,7 @@ class ResidualCodebooks:
         return sum(parts, start=parts[0].new_zeros(()))
 
     def last_level_cost(self, points_BE: Tensor, codes_BL: Tensor) -> Tensor:
-        """(B, K) squared distances of the last codes to what the given earlier ones leave."""
+        """(B, K) squared distances of the last codes to the residual that the given earlier ones leave."""
         for book_KE, codes_B in zip(self.books[:-1], codes_BL.T, strict=False):
             points_BE = points_BE - book_KE[codes_B]
         return squared_distances(points_BE, self.books[-1])

@@ -152,7 +152,7 @@ def kmeans_plus_plus(points_ND: Tensor, num_codes: int, generator: torch.Generat
 
 
 def _draw(weights_N: Tensor, uniform_1: Tensor) -> Tensor:
-    """Row drawn with probability proportional to its weight, in integers: on a GPU cumsum of floats is not repeatable.
+    """Draw a row with probability proportional to its weight, in integers: a GPU's cumsum of floats is not repeatable.
 
     Args:
         weights_N: (N,) at most DRAW_STEPS each; what is below 1 counts as 0.
@@ -182,7 +182,7 @@ def _means(sums_KD: Tensor, codes_N: Tensor, codebook_KD: Tensor) -> tuple[Tenso
 
 
 def _sums(points_ND: Tensor, codes_N: Tensor, num_codes: int) -> Tensor:
-    """Sum of the points of each code, the same every time.
+    """Sum of the points of each code, deterministic on every device.
 
     On the CPU index_add_ takes the rows in order, six times as fast as a product with one-hot codes (40,000 x 768, 256
     codes, one core: 19 and 117 ms). On a GPU the order of its additions would vary, so there it is the product; its few
@@ -235,7 +235,7 @@ def _restart_empty(codebook_KD: Tensor, points_ND: Tensor, codes_N: Tensor, dist
 
 @contextmanager
 def tf32_products() -> Iterator[None]:
-    """Round the factors of float32 products on a GPU to TF32 within the block; the setting of before comes back."""
+    """Round the factors of float32 products on a GPU to TF32 within the block; and restore the setting afterwards."""
     matmul = torch.backends.cuda.matmul
     # Since torch 2.9 the first name; reading the second after someone has set the first raises.
     name, value = ("fp32_precision", "tf32") if hasattr(matmul, "fp32_precision") else ("allow_tf32", True)
@@ -248,7 +248,7 @@ def tf32_products() -> Iterator[None]:
 
 
 def sinkhorn(cost_GBK: Tensor, epsilon: float = 0.003, iterations: int = 50) -> Tensor:
-    """Share out the points of each group among the codes so that the codes are used evenly and the cost is low.
+    """Assign the points of each group so that the codes are used evenly and the cost is low.
 
     Args:
         cost_GBK: (G, B, K) distances; every group is a problem of its own.

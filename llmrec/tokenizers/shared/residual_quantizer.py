@@ -1,13 +1,13 @@
 """Residual quantiser with a gradient: nearest codes, straight-through estimation, k-means start, restart of dead codes.
 
-Each level quantises what the levels before have left of a latent vector. The loss is, per level and averaged over
-levels and dimensions as in the code that LC-Rec, LETTER and MiniOneRec share,
+Each level quantises the residual that the levels before leave of a latent vector. The loss is, per level and averaged
+over levels and dimensions as in the code that LC-Rec, LETTER and MiniOneRec share,
 
     |sg(left) - code|^2 + commitment |left - sg(code)|^2
 
 Two straight-through estimators:
-per_level   the gradient passes each level before its code is subtracted, as in the released code. What is left has no
-            gradient then: of all commitment terms the first alone reaches the encoder.
+per_level   the gradient passes each level before its code is subtracted, as in the released code. Residuals have no
+            gradient then: of all commitment terms, only the first reaches the encoder.
 sum         codes are subtracted as constants and the gradient passes the sum of codes once, as the papers write it.
 
 Departures: k-means starts each level from up to START_POINTS latent vectors, where TIGER has the first batch; codes

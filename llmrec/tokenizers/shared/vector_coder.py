@@ -45,7 +45,7 @@ class Quantizer(Protocol):
         """Name -> tensor, to be saved."""
 
     def facts(self) -> JsonObject:
-        """Whatever else is to be saved."""
+        """Further facts to be saved."""
 
 
 @runtime_checkable

@@ -1,13 +1,13 @@
 """Gradient caching: the gradient of a batch as large as its negatives need, in the memory of a part of it.
 
-GradCache encodes the batch part by part and keeps no activations, takes the loss and its gradient with respect to what
-came out, and encodes part by part once more to pass that gradient on. Here autograd does all three: each part is an
-activation checkpoint, which keeps its inputs alone and is computed again when the backward pass reaches it. The engine
-runs the newest part to its end before it begins the one before, so that the activations of one part are alive at a
-time. The price is the same: what is cached is computed twice.
+GradCache encodes the batch part by part without keeping activations, takes the gradient of the loss with respect to the
+outputs, and encodes part by part once more to pass that gradient on. Here autograd does all three: each part is an
+activation checkpoint, which keeps its inputs only and is computed again when the backward pass reaches it. The engine
+finishes the newest part before it begins the one before it, so that the activations of one part are alive at a time.
+The price is the same as GradCache's: the encoding is computed twice.
 
-Nothing random may be drawn inside: noise is an input, drawn for the whole batch, so that parts see what the whole
-would.
+Nothing random may be drawn inside: noise is an input, drawn for the whole batch, so that the parts see the noise of the
+whole.
 
 Source: GradCache (arXiv:2101.06983).
 """
@@ -15,23 +15,26 @@ Source: GradCache (arXiv:2101.06983).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+Result = TypeVar("Result")
 
-def in_parts(function: Callable[..., Any], part_size: int | None, *inputs: Tensor) -> list[Any]:
+
+def in_parts(function: Callable[..., Result], part_size: int | None, *inputs: Tensor) -> list[Result]:
     """Apply a function to each part of a batch; inner tensors of a part are computed again in the backward pass.
 
     Args:
-        function: Of tensors as `inputs`, cut to the rows of a part; it may read other tensors, gradients included.
+        function: Takes tensors like `inputs`, cut to the rows of a part. It may read other tensors, and gradients reach
+            these, too.
         part_size: Rows of a part; None for one part, whose inner tensors are kept.
         inputs: (B, ...) each, cut along the rows.
 
     Returns:
-        What `function` returned for each part, in order.
+        The results of the parts, in order.
 
     Source: GradCache (arXiv:2101.06983, section 3.2).
     """

@@ -68,7 +68,7 @@ def perplexity(codes_n: Tensor) -> float:
     return float(torch.special.entr(shares_K).sum().exp())
 
 
-def described(metrics: JsonObject, codebook_size: int) -> str:
+def metrics_in_words(metrics: JsonObject, codebook_size: int) -> str:
     """`quantiser_metrics` in words."""
     shares = ", ".join(f"{name} {share:.3f}" for name, share in metrics["attention"].items())
     per_level = "; ".join(

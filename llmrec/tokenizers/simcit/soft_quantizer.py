@@ -55,7 +55,7 @@ class Annealing(NamedTuple):
 
 
 class SoftQuantizer(nn.Module):
-    """Codebooks, each level a mixture of codes; temperature and noise are kept with the weights they were used with."""
+    """Codebooks whose levels are mixtures of codes; temperature and noise are buffers, saved with the weights."""
 
     temperature: Tensor
     noise: Tensor
@@ -69,7 +69,7 @@ class SoftQuantizer(nn.Module):
 
     @torch.no_grad()
     def start(self, latent_NE: Tensor, generator: torch.Generator) -> None:
-        """Set the codebooks by k-means on what is left at each level."""
+        """Set the codebooks by k-means on the residuals of each level."""
         rows = torch.randperm(len(latent_NE), generator=generator)[:START_POINTS]
         left_NE = latent_NE[rows.to(latent_NE.device)]
         for codebook_KE in self.codebooks:

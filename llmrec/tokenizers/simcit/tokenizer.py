@@ -1,6 +1,6 @@
 """SimCIT: codes that agree with every view of an item, learned by contrast through a soft residual quantiser.
 
-Views are encoded and fused by attention (fusion.py). Each level replaces what is left of the latent vector by a mixture
+Views are encoded and fused by attention (fusion.py). Each level replaces the residual of the latent vector by a mixture
 of all its codes (soft_quantizer.py); the sum of the mixtures is contrasted with every view by NT-Xent (contrast.py),
 through a linear projection that is thrown away after training. There is no reconstruction and no commitment; a penalty
 keeps the codes of a level apart. Semantic IDs are made with nearest codes and what these leave, so that training and
@@ -53,7 +53,7 @@ from llmrec.tokenizers.shared.vectors import CHUNK, JointVectors
 from llmrec.tokenizers.simcit.contrast import nt_xent
 from llmrec.tokenizers.simcit.fusion import Fusion, linear
 from llmrec.tokenizers.simcit.gradient_cache import in_parts
-from llmrec.tokenizers.simcit.metrics import described, quantiser_metrics
+from llmrec.tokenizers.simcit.metrics import metrics_in_words, quantiser_metrics
 from llmrec.tokenizers.simcit.soft_quantizer import Annealing, Law, SoftQuantizer
 from llmrec.views import ItemViews
 
@@ -205,7 +205,7 @@ class SimCIT(ItemTokenizer):
         return [self.codebook_size] * self.num_levels
 
     def annealing(self, name: Literal["temperature", "noise"]) -> Annealing:
-        """Course of a number over the steps."""
+        """The temperature, or the scale of the noise, as a function of the step."""
         law, start, end = (getattr(self, name + part) for part in ("_law", "", "_end"))
         return Annealing(law, start, end, self.anneal_steps)
 
@@ -239,7 +239,7 @@ class SimCIT(ItemTokenizer):
         report_views(objective)
         result = train(objective, len(points_ND), device, self)
         metrics = objective.metrics(torch.arange(len(points_ND), device=device))
-        say(f"simcit: {result}; {described(metrics, self.codebook_size)}")
+        say(f"simcit: {result}; {metrics_in_words(metrics, self.codebook_size)}")
         name, share = max(metrics["attention"].items(), key=lambda entry: entry[1])
         if len(vectors.dims) > 1 and share > DOMINANT:
             say(f"simcit: '{name}' has {share:.1%} of the attention; the other views shape codes by the contrast alone")
@@ -259,7 +259,7 @@ class SimCIT(ItemTokenizer):
 
 
 def report_views(objective: SimCITObjective) -> None:
-    """Say so where the views lack a second side of the contrast, or the vectors of most items."""
+    """Report views that give too little: a single one, and those that miss most items."""
     blocks = objective.network.blocks(objective.points)
     if len(blocks) == 1:
         say(f"simcit: '{objective.view_names[0]}' is the only view; it is contrasted with itself, quantised")
