@@ -208,8 +208,7 @@ def save(
     directory: Path,
 ) -> None:
     """Write the merged model with all that belongs to it, and the tokenizer."""
-    dtype = turns.reader.dtype
-    merged = merge(trainer.model, inputs.llm, dtype, directory / SCRATCH)
+    merged = merge(trainer.model, inputs.llm, turns.reader.dtype, directory / SCRATCH)
     start = dataclasses.replace(inputs.start, table=turns.sids.table)
     save_checkpoint(config, start, merged, trainer.state.log_history, counts, directory)
     inputs.tokenizer.take(turns.training.tokenizer)
