@@ -38,8 +38,9 @@ def make_tokenizer(config: TokenizeConfig) -> ItemTokenizer:
     """
     kind = tokenizer_class(config.method)
     known = [f.name for f in method_fields(kind)]
+    given = [name for name in config.options if name not in kind.inherited("renamed")]  # load_config knows the others
     unknown = [f"method '{config.method}' has no option '{name}'; {suggestion(name, known, 'it has')}"
-               for name in config.options if name not in known]  # fmt: skip
+               for name in given if name not in known]  # fmt: skip
     if unknown:
         raise ValueError("; ".join(unknown) + ".")
     return load_config(kind, overrides={**config.options, "seed": config.seed, "device": config.device})

@@ -41,15 +41,19 @@ class CatalogCoder:
 
     @property
     def view_names(self) -> list[str]:
+        """Views that `encode` reads."""
         return []
 
     def encode(self, catalog: Catalog, views: ItemViews) -> Encoded:
+        """Give every item of a catalogue its codes; see `ItemTokenizer.encode`."""
         return Encoded(self.codes(catalog))
 
     def tensors(self) -> dict[str, Tensor]:
+        """Name -> tensor, to be saved."""
         return {}
 
     def facts(self) -> JsonObject:
+        """Further facts to be saved."""
         return {"level_sizes": self.level_sizes}
 
 

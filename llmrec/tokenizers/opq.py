@@ -52,6 +52,7 @@ class ProductCodebooks:
 
     @property
     def level_sizes(self) -> list[int]:
+        """Number of codes of each level."""
         return [len(book_KS) for book_KS in self.books]
 
     def parts(self, points_BD: Tensor) -> list[Tensor]:
@@ -73,13 +74,16 @@ class ProductCodebooks:
         return squared_distances(self.parts(points_BD)[-1], self.books[-1])
 
     def tensors(self) -> dict[str, Tensor]:
+        """Name -> tensor, to be saved."""
         return {**saved_books(self.books), "mean": self.mean_D, "into": self.into_DE, "back": self.back_ED}
 
     def facts(self) -> JsonObject:
+        """Further facts to be saved."""
         return {}
 
     @classmethod
     def restored(cls, tensors: Mapping[str, Tensor], level_sizes: Sequence[int], device: torch.device) -> Self:
+        """Read what `tensors` has saved; see `restored_books`."""
         matrices = (tensors[name].to(device) for name in ("mean", "into", "back"))
         return cls(restored_books(tensors, level_sizes, device), *matrices)
 

@@ -52,13 +52,16 @@ class CodeTable:
 
     @property
     def level_sizes(self) -> list[int]:
+        """Number of codes of each level."""
         return (self.codes_NL.max(axis=0) + 1).tolist()
 
     @property
     def view_names(self) -> list[str]:
+        """Views that `encode` reads."""
         return []
 
     def encode(self, catalog: Catalog, views: ItemViews) -> Encoded:
+        """Give every item of a catalogue its codes; see `ItemTokenizer.encode`."""
         found_N, place_N = find_keys(item_keys(catalog.item_ids), self.keys_N)
         if not found_N.all():
             first = catalog.item_ids[int(found_N.argmin())]
@@ -70,9 +73,11 @@ class CodeTable:
         return Encoded(self.codes_NL[place_N])
 
     def tensors(self) -> dict[str, Tensor]:
+        """Name -> tensor, to be saved."""
         return {"codes": torch.from_numpy(self.codes_NL), "item_keys": torch.from_numpy(self.keys_N)}
 
     def facts(self) -> JsonObject:
+        """Further facts to be saved."""
         return {}
 
 

@@ -92,6 +92,7 @@ class UnitCodebooks:
 
     @property
     def level_sizes(self) -> list[int]:
+        """Number of codes of each level."""
         return [len(book_KD) for book_KD in self.books]
 
     def codes(self, points_BD: Tensor) -> Tensor:
@@ -118,9 +119,11 @@ class UnitCodebooks:
         return squared_distances(unit_BD, self.books[-1])
 
     def tensors(self) -> dict[str, Tensor]:
+        """Name -> tensor, to be saved."""
         return saved_books(self.books)
 
     def facts(self) -> JsonObject:
+        """Further facts to be saved."""
         return {"lengths": self.lengths}
 
 

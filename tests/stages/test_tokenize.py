@@ -198,6 +198,8 @@ def test_a_config_made_in_python_says_which_options_a_method_has(tmp_path, prepa
     given = {"out": str(tmp_path / "sid"), "catalog": prepared.source, "method": "random"}
     with pytest.raises(ValueError, match="method 'random' has no option 'codebok_size'; did you mean 'codebook_size'"):
         tokenize.main(TokenizeConfig(**given, options={"codebok_size": 4}))
+    with pytest.raises(ValueError, match=r"unknown key 'num_groups' in .*; it is now called 'num_clusters'"):
+        tokenize.main(TokenizeConfig(**given | {"method": "letter"}, options={"num_groups": 4}))
     with pytest.raises(ValueError, match="num_levels is 0; at least 1 is needed; codebook_size is 'x'; an integer"):
         tokenize.main(TokenizeConfig(**given, options={"num_levels": 0, "codebook_size": "x"}))
 

@@ -54,6 +54,7 @@ class AnchoredTree:
 
     @property
     def level_sizes(self) -> list[int]:
+        """Number of codes of each level."""
         return self.sizes
 
     def codes(self, points_BD: Tensor) -> Tensor:
@@ -129,12 +130,14 @@ class AnchoredTree:
         return torch.stack(codes)
 
     def tensors(self) -> dict[str, Tensor]:
+        """Name -> tensor, to be saved."""
         tensors: dict[str, Tensor] = {}
         for i, (level, anchors_AD) in enumerate(zip(self.levels, self.anchors, strict=True)):
             tensors |= {f"centroids_{i}": level.centroids, f"there_{i}": level.there, f"anchors_{i + 1}": anchors_AD}
         return tensors
 
     def facts(self) -> JsonObject:
+        """Further facts to be saved."""
         return {"level_sizes": self.sizes}
 
     @classmethod

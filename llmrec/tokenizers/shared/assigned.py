@@ -35,6 +35,7 @@ class AssignedCodes:
 
     @classmethod
     def of(cls, item_ids: Sequence[str], codes: Tensor, nearest: Tensor) -> Self:
+        """Remember the codes (F, L) and nearest codes (F, L) of items."""
         return cls(codes, nearest, torch.from_numpy(item_keys(item_ids)))
 
     @classmethod
@@ -45,6 +46,7 @@ class AssignedCodes:
         return cls(tensors["assigned"], tensors["nearest"], tensors["item_keys"])
 
     def tensors(self) -> dict[str, Tensor]:
+        """Name -> tensor, to be saved."""
         return {"assigned": self.codes, "nearest": self.nearest, "item_keys": self.keys}
 
     def put_back(self, item_ids: Sequence[str], nearest_NL: Tensor) -> Tensor:

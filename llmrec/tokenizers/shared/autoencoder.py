@@ -105,6 +105,7 @@ class LatentCodebooks:
 
     @property
     def level_sizes(self) -> list[int]:
+        """Number of codes of each level."""
         return self.codebooks.level_sizes
 
     def codes(self, points_BD: Tensor) -> Tensor:
@@ -120,10 +121,12 @@ class LatentCodebooks:
         return self.codebooks.last_level_cost(self.network.encode(points_BD), codes_BL)
 
     def tensors(self) -> dict[str, Tensor]:
+        """Name -> tensor, to be saved."""
         network = {NETWORK + name: part for name, part in self.network.state_dict().items()}
         return {**self.codebooks.tensors(), **network}
 
     def facts(self) -> JsonObject:
+        """Further facts to be saved."""
         return {}
 
     @classmethod

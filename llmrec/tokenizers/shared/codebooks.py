@@ -28,6 +28,7 @@ class ResidualCodebooks:
 
     @property
     def level_sizes(self) -> list[int]:
+        """Number of codes of each level."""
         return [len(book_KE) for book_KE in self.books]
 
     def codes(self, points_BE: Tensor) -> Tensor:
@@ -50,13 +51,16 @@ class ResidualCodebooks:
         return squared_distances(points_BE, self.books[-1])
 
     def tensors(self) -> dict[str, Tensor]:
+        """Name -> tensor, to be saved."""
         return saved_books(self.books)
 
     def facts(self) -> JsonObject:
+        """Further facts to be saved."""
         return {}
 
     @classmethod
     def restored(cls, tensors: Mapping[str, Tensor], level_sizes: Sequence[int], device: torch.device) -> Self:
+        """Read what `tensors` has saved; see `restored_books`."""
         return cls(restored_books(tensors, level_sizes, device))
 
 

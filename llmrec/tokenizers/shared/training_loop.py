@@ -117,6 +117,7 @@ class Plateau:
 
     @property
     def is_over(self) -> bool:
+        """True once `patience` readings have passed without an improvement."""
         return self.stale >= self.patience
 
 

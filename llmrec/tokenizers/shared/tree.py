@@ -43,6 +43,7 @@ class Tree:
 
     @property
     def level_sizes(self) -> list[int]:
+        """Number of codes of each level."""
         return self.sizes
 
     def codes(self, points_BD: Tensor) -> Tensor:
@@ -79,10 +80,12 @@ class Tree:
         return cost_BK
 
     def tensors(self) -> dict[str, Tensor]:
+        """Name -> tensor, to be saved."""
         named = ({f"centroids_{i}": level.centroids, f"first_{i}": level.first} for i, level in enumerate(self.levels))
         return {name: tensor for level in named for name, tensor in level.items()}
 
     def facts(self) -> JsonObject:
+        """Further facts to be saved."""
         return {"level_sizes": self.sizes}
 
     @classmethod

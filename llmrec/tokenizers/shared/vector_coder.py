@@ -80,10 +80,12 @@ class VectorCoder:
 
     @property
     def level_sizes(self) -> list[int]:
+        """Number of codes of each level."""
         return self.quantizer.level_sizes
 
     @property
     def view_names(self) -> list[str]:
+        """Views that `encode` reads, in the order of `fit`."""
         return list(self.view_dims)
 
     def assign(self, vectors: JointVectors, codes_nL: Tensor, unknown_codes: Tensor | None = None) -> None:
@@ -147,7 +149,9 @@ class VectorCoder:
         return place
 
     def tensors(self) -> dict[str, Tensor]:
+        """Name -> tensor, to be saved."""
         return {**self.quantizer.tensors(), **(self.assigned.tensors() if self.assigned else {})}
 
     def facts(self) -> JsonObject:
+        """Further facts to be saved."""
         return {"view_dims": self.view_dims, **self.quantizer.facts()}

@@ -44,6 +44,7 @@ class Fused(NamedTuple):
 
 
 def linear(inputs: int, outputs: int, bias: bool, generator: torch.Generator | None) -> nn.Linear:
+    """Linear layer with Xavier normal weights and a bias of zeros."""
     layer = nn.Linear(inputs, outputs, bias=bias)
     nn.init.xavier_normal_(layer.weight, generator=generator)
     if bias:

@@ -48,6 +48,7 @@ class Annealing(NamedTuple):
     steps: int
 
     def at(self, step: int) -> float:
+        """Value after a number of steps."""
         part = min(1.0, step / self.steps)
         if self.law == "exponential":
             return self.start * (self.end / self.start) ** part

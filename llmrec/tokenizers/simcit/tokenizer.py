@@ -136,7 +136,8 @@ class FusedCodebooks(LatentCodebooks):
     metrics: JsonObject = field(default_factory=dict)
 
     def facts(self) -> JsonObject:
-        return {"signs": self.metrics}  # the name that files have had from the first version on
+        """The metrics, under the name that files have had from the first version on."""
+        return {"signs": self.metrics}
 
 
 @dataclass(kw_only=True)
