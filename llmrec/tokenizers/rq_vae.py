@@ -42,7 +42,7 @@ class RQVAE(ItemTokenizer):
 
     method: ClassVar[str] = "rq_vae"
 
-    # TIGER's, but for the optimiser.
+    # Sizes and batch are TIGER's, the optimiser is that of LC-Rec's code, max_epochs and patience are ours.
     view_weights: list[float] | None = options.view_weights()
     num_levels: int = options.num_levels(3)
     codebook_size: int = options.codebook_size(256)
