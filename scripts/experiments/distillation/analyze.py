@@ -5,7 +5,8 @@
 A cell is the mean over seeds, with the standard deviation over seeds. An interval resamples users (2,000 times) of the
 per-user difference, averaged over the seeds that both sides have; a decoder of seed s is compared with the ranker of
 seed s. The variant that is called chosen has the largest mean of plain and seen-excluded N@10 on all valid examples,
-averaged over seeds; test chooses nothing. Without --ranks there are only the tables of means.
+averaged over seeds; test chooses nothing. Without --ranks there are only the tables of means; a pair without
+ranks stays empty.
 """
 
 from __future__ import annotations
@@ -68,12 +69,15 @@ def _resamples(users: int) -> np.ndarray:
 
 
 def difference(archive: Archive, data: str, model: Model, other: Model) -> str:
-    """Paired differences on the seeds that both have, with their number; a ranker of one seed stands for all."""
+    """Paired differences on the seeds whose ranks both have, with their number; a ranker of one seed stands for all."""
     seeds, others = archive.seeds(data, model[0]), archive.seeds(data, other[0])
     if len(others) == 1 and (other[0] == "knn" or other[0].startswith("r-")):
         pairs = [(seed, others[0]) for seed in seeds]
     else:
         pairs = [(seed, seed) for seed in seeds if seed in others]
+    pairs = [(a, b) for a, b in pairs if archive.has_ranks(data, model[0], a) and archive.has_ranks(data, other[0], b)]
+    if not pairs:
+        return "0 | | | |"
     rows = []
     for column in COLUMNS:
         each = [

@@ -65,6 +65,10 @@ class Archive:
         tables = [run["valid"][variant] for run in self.runs(data, name)]
         return float(np.mean([(table["plain"]["N@10"] + table["excl"]["N@10"]) / 2 for table in tables]))
 
+    def has_ranks(self, data: str, name: str, seed: int) -> bool:
+        """Whether the ranks of a run were read."""
+        return f"{data}-{name}-s{seed}" in self.ranks
+
     def per_user(self, data: str, name: str, seed: int, variant: str, column: str, metric: str) -> np.ndarray:
         """Value of a metric for each test example."""
         return GAINS[metric](self.ranks[f"{data}-{name}-s{seed}"][f"test|{variant}|{column}"])

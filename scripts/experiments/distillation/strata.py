@@ -67,6 +67,8 @@ def main() -> None:
         print(f"| | {heads} | target within 50 |\n|---{'|---' * (len(masks) + 1)}|")
         for name, variant in models(data):
             tables = [table for run, table in ranks.items() if run.rsplit("-s", 1)[0] == f"{data}-{name}"]
+            if not tables:
+                continue
 
             def mean(column: str, mask: np.ndarray, tables: list = tables, variant: str = variant) -> float:
                 return np.mean([GAINS["N@10"](table[f"test|{variant}|{column}"][mask]).mean() for table in tables])
