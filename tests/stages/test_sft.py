@@ -261,7 +261,15 @@ def test_a_finished_run_is_not_repeated(tmp_path, toy):
 
 
 @pytest.mark.parametrize(
-    ("config", "hint"), [(SftConfig, "scripts/sft.py` uses all."), (AlternateConfig, "one is used.")]
+    ("config", "hint"),
+    [
+        (SftConfig(out="run", catalog="catalog", model="base"), "scripts/sft.py` uses all."),
+        (
+            AlternateConfig(out="run", catalog="catalog", model="base", sid="sid", views="views").llm("Next:", False),
+            "one is used.",
+        ),
+    ],
+    ids=["sft", "alternate"],
 )
 def test_contract_one_process_keeps_to_one_of_several_gpus(tmp_path, capsys, config, hint):
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=4)
