@@ -24,7 +24,7 @@ PURPOSE = {
     "diagnostics": "quality of semantic IDs",
     "model": "backbone, checkpoint, prompt, token rows",
     "decoding": "trie, tree search, logits processor",
-    "reports": "every page that a person reads",
+    "reports": "HTML pages, from templates",
     "training": "sft, tasks, dpo, grpo, alternate",
     "recommender": "a checkpoint that answers",
     "serve": "HTTP service",
@@ -50,7 +50,7 @@ def picture() -> str:
         '<defs><marker id="tip" viewBox="0 0 6 6" refX="6" refY="3" markerWidth="6" markerHeight="6" orient="auto">'
         '<path d="M0 0L6 3L0 6z" fill="#7a8aa0"/></marker></defs>',
     ]
-    for one, other in sorted(edges(), key=lambda edge: middle[edge[1]] - middle[edge[0]]):
+    for one, other in sorted(edges(), key=lambda edge: (middle[edge[1]] - middle[edge[0]], edge)):
         reach = 24 + 17 * (names.index(one) - names.index(other))
         right = LEFT + WIDTH
         parts.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -45,3 +46,10 @@ def test_imports_run_one_way(module):
 def test_no_module_imports_itself_in_a_circle():
     order = list(TopologicalSorter({module: imports(module) for module in MODULES}).static_order())
     assert len(order) == len(MODULES)
+
+
+def test_the_picture_of_the_imports_is_of_today():
+    spec = importlib.util.spec_from_file_location("import_picture", ROOT.parent / ".ci" / "import_picture.py")
+    drawing = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(drawing)
+    assert (ROOT.parent / "docs" / "imports.svg").read_text(encoding="utf-8") == drawing.picture()
