@@ -15,7 +15,7 @@ import os
 import sys
 import traceback
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from llmrec import __version__
 from llmrec.configs import STAGES
@@ -92,7 +92,7 @@ def named_method(argv: Sequence[str]) -> str | None:
         method = flags.method or (read_yaml(flags.config).get("method") if flags.config else None)
     except ValueError:  # said again when the config is loaded
         method = None
-    return method
+    return method if isinstance(method, str) else None  # so is any other kind of value
 
 
 def _add_flag(verb: argparse._ActionsContainer, field: dataclasses.Field, hint: object) -> None:
@@ -136,8 +136,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if processes.is_cut_to_one():
         print("accelerate started one process; for several on the CPU, give --multi_gpu, not --cpu.", file=sys.stderr)
     try:
-        given = flags | unknown_flags(stage, unknown)
-        config = load_config(STAGES[stage], path, given, option_blocks(stage, argv))
+        blocks = option_blocks(stage, argv)
+        keys = {field.name for kind in (STAGES[stage], *blocks.values()) for field in dataclasses.fields(kind)}
+        given = flags | unknown_flags(stage, unknown, keys - blocks.keys())
+        config = load_config(STAGES[stage], path, given, blocks)
         result = importlib.import_module(f"llmrec.stages.{stage}").main(config)
         if as_json and processes.is_main():
             print(json.dumps(result, indent=2, default=str))
@@ -169,16 +171,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             del os.environ["LLMREC_QUIET"]
 
 
-def unknown_flags(stage: str, arguments: list[str]) -> dict[str, None]:
+def unknown_flags(stage: str, arguments: list[str], known: Collection[str] = ()) -> dict[str, None]:
     """Collect the names of flags that the parser does not know; `load_config` refuses them with all other problems.
 
+    Args:
+        stage: Name of the stage.
+        arguments: What the parser left over.
+        known: Keys of the stage and its blocks.
+
     Raises:
-        ValueError: If a value stands where a flag is expected.
+        ValueError: If a value stands where a flag is expected, or if a flag of a known key is not spelled as a flag.
     """
     if arguments and not arguments[0].startswith("-"):
         raise ValueError(f"unexpected argument '{arguments[0]}'; see `llmrec {stage} --help`.")
-    names = [argument.partition("=")[0].lstrip("-") for argument in arguments if argument.startswith("-")]
-    return {name.replace("-", "_"): None for name in names}
+    flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("-")]
+    keys = {flag: flag.lstrip("-").replace("-", "_") for flag in flags}
+    # Their values would be lost: `--k_core 3` is not the flag --k-core, though k_core is a key that exists.
+    misspelled = [flag for flag, key in keys.items() if key in known and flag != f"--{key.replace('_', '-')}"]
+    if misspelled:
+        spelled = ", ".join(f"--{keys[flag].replace('_', '-')} for {flag}" for flag in misspelled)
+        raise ValueError(f"a flag has two hyphens in front and hyphens within; write {spelled}.")
+    return dict.fromkeys(keys.values())
 
 
 def first_sentences(error: Exception) -> str:

@@ -219,6 +219,11 @@ def test_unknown_flags_are_named(arguments, flags):
     assert cli.unknown_flags("prepare", arguments) == flags
 
 
+def test_a_flag_that_is_spelled_like_a_key_is_refused_as_its_value_would_be_lost(capsys, tmp_path):
+    assert cli.main(["prepare", "--num_users", "3", "-k-core", "2", "--out", str(tmp_path / "catalog")]) == 2
+    assert "write --num-users for --num_users, --k-core for -k-core." in capsys.readouterr().err
+
+
 def test_only_the_first_process_of_a_launch_prints(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("llmrec.stages.prepare.main", lambda config: {"items": 1})
     monkeypatch.setenv("RANK", "1")

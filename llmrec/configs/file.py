@@ -77,7 +77,7 @@ def _read_options(
         Option -> value, and every problem.
     """
     fields, hints = {f.name: f for f in dataclasses.fields(cls)}, get_type_hints(cls)
-    given, problems, known = dict(given), [], list(fields)
+    given, problems, known = dict(given), [], [name for name in fields if name not in blocks]
     values: dict[str, Any] = {}  # of the types of the fields, which the caller does not know
 
     def place(key: str) -> str:
@@ -93,7 +93,8 @@ def _read_options(
         if key in fields:
             values[key] = parse(given[key], hints[key])
         else:
-            problems.append(f"unknown key '{place(key)}' in {origin[key]}; {_remedy(cls, key, known)}")
+            names = known if origin[key] == COMMAND_LINE else [*known, *blocks]  # a block is no flag
+            problems.append(f"unknown key '{place(key)}' in {origin[key]}; {_remedy(cls, key, names)}")
     for key, what in cls.value_errors({key: values[key] for key in given if key in fields}).items():
         where = "" if origin[key] == COMMAND_LINE else f" (in {origin[key]})"
         problems.append(f"{place(key)} is {values[key]!r}; {what}{where}")
@@ -112,6 +113,8 @@ def _take_block(
         Option -> what is given for it, option -> where that stands, and problems.
     """
     content, source = given.pop(name, None) or {}, origin.get(name, "")
+    if source == COMMAND_LINE:
+        return {}, {}, [f"unknown key '{name}' in {source}; give each option of the block as a flag of its own"]
     if not isinstance(content, Mapping):
         return {}, {}, [f"{name} is {content!r}; {type_error(content, dict[str, object])} (in {source})"]
     inner, origins, problems = dict(content), dict.fromkeys(content, source), []
@@ -163,15 +166,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:  # text, None, lists and mapp
             f"config file '{path}' must map keys to values, one `key: value` per line, not hold a "
             f"{type(values).__name__}"
         )
-    repeated = list(_repeated_keys(node))
+    repeated = list(_repeated_keys(node, set()))
     if repeated:
         raise ValueError(f"config file '{path}' sets {', '.join(repeated)} more than once; keep one line of each")
     return {str(key): value for key, value in values.items()}
 
 
-def _repeated_keys(node: yaml.MappingNode) -> Iterator[str]:
-    """Keys that a mapping, or a mapping in it, has more than once."""
+def _repeated_keys(node: yaml.MappingNode, seen: set[int]) -> Iterator[str]:
+    """Keys that a mapping, or a mapping in it, has more than once; an alias may lead back to one in `seen`."""
+    seen.add(id(node))
     yield from (key for key, count in Counter(key.value for key, _ in node.value).items() if count > 1)
     for _, value in node.value:
-        if value.id == "mapping":
-            yield from _repeated_keys(value)
+        if value.id == "mapping" and id(value) not in seen:
+            yield from _repeated_keys(value, seen)

@@ -56,7 +56,7 @@ def type_error(value: object, hint: object) -> str | None:
         return None
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
-        return None if value in arguments else f"choose from {', '.join(map(str, arguments))}"
+        return None if isinstance(value, str) and value in arguments else f"choose from {', '.join(arguments)}"
     if origin is list:
         fits = isinstance(value, list | tuple) and not any(type_error(part, arguments[0]) for part in value)
         return None if fits else f"a list of {NAMES.get(arguments[0], arguments[0])} is needed"
@@ -67,7 +67,7 @@ def type_error(value: object, hint: object) -> str | None:
     if kind is int:
         return None if isinstance(value, numbers.Integral) and not isinstance(value, bool) else "an integer is needed"
     if kind is float:
-        fits = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+        fits = isinstance(value, numbers.Real) and not isinstance(value, bool) and _is_finite(value)
         return None if fits else "a finite number is needed"
     return None if kind is not str or isinstance(value, str | os.PathLike) else "text is needed"
 
@@ -78,6 +78,14 @@ def _kind(hint: object) -> tuple[object, bool]:
         return hint, False
     kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
     return kinds[0], len(kinds) < len(typing.get_args(hint))
+
+
+def _is_finite(number: numbers.Real) -> bool:
+    """Whether a float can hold the number; Python's integers have no largest one."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
 
 
 def _number(text: str, whole: bool) -> object:

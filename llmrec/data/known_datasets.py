@@ -126,9 +126,9 @@ def known_source(name: str) -> Source:
         ValueError: If there is no such dataset; the message names the nearest one.
     """
     if name not in KNOWN:
+        known = ["simulated:2000x500"] if name.startswith("simulated:") else [*KNOWN, "simulated"]
         raise ValueError(
-            f"unknown dataset '{name}'; {suggestion(name, [*KNOWN, 'simulated', 'simulated:2000x500'])} "
-            "For your own data, give --interactions and --items."
+            f"unknown dataset '{name}'; {suggestion(name, known)} For your own data, give --interactions and --items."
         )
     return KNOWN[name]
 

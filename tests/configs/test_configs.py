@@ -116,10 +116,12 @@ class Every(Config):
         ({"number": float("inf")}, "number is inf; a finite number is needed"),
         ({"number": "0.1", "integer": None}, "integer is None; an integer is needed; number is '0.1'; a finite number"),
         ({"texts": "beam"}, "texts is 'beam'; a list of texts is needed"),
+        ({"number": 10**400}, "a finite number is needed"),
         ({"numbers": 0.5}, "numbers is 0.5; a list of finite numbers is needed"),
         ({"numbers": [1, "x"]}, "numbers is [1, 'x']; a list of finite numbers is needed"),
         ({"switch": 1}, "switch is 1; true or false is needed"),
         ({"text": None}, "text is None; text is needed"),
+        ({"choice": np.array(["one", "two"])}, "choose from one, two"),
         ({"choice": "three"}, "choice is 'three'; choose from one, two"),
     ],
 )

@@ -54,6 +54,13 @@ def test_flags_of_the_other_dataclass_go_into_the_block_and_win(load):
     assert load("method: sorted\n", key="title").tokenizer == {"key": "title"}
 
 
+def test_a_block_is_no_flag_and_is_not_suggested_as_one(load):
+    with pytest.raises(ValueError, match="unknown key 'tokenizer' in the command line; give each option of the block"):
+        load("tokenizer: {codebook_size: 8}\n", tokenizer=None)
+    with pytest.raises(ValueError, match="unknown key 'tokeniser' in the command line; known keys: method, seed"):
+        load("", tokeniser=None)
+
+
 def test_a_default_is_not_shared_between_instances():
     assert Stage().tokenizer is not Stage().tokenizer
 
@@ -71,6 +78,8 @@ def test_a_default_is_not_shared_between_instances():
         ("tokenizer: 5", "tokenizer is '5'; a block of `key: value` lines is needed (in "),
         ("tokenizer: {codebook_size: 4}\ncodebook_size: 4", "move it below `tokenizer:`"),
         ("tokenizer: {codebook_size: 4, codebook_size: 8}", "sets codebook_size more than once"),
+        ("tokenizer: {null: 4}", "unknown key 'tokenizer.None' in "),
+        ("tokenizer: &again\n  clusters: *again", "it is now called 'codebook_size'"),
         ("method: sorted", "'tokenizer.key' is required: Column to sort by."),
     ],
 )

@@ -127,6 +127,21 @@ def test_wrong_configs_leave_nothing_behind(capsys, tmp_path, prepared, views, m
     assert not (tmp_path / "sid").exists() and not (tmp_path / "sid.partial").exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("method: [rq_kmeans]", "method is ['rq_kmeans']; text is needed"),
+        ("method: {rq_kmeans: 1}", "method is {'rq_kmeans': '1'}; text is needed"),
+        ("options: {null: 1}", "unknown key 'options.None'"),
+    ],
+)
+def test_a_file_of_wrong_kinds_is_refused(capsys, tmp_path, prepared, views, line, message):
+    (tmp_path / "run.yaml").write_text(line + "\n")
+    argv = flags(prepared, views, tmp_path / "sid", "--config", tmp_path / "run.yaml")
+    assert main([str(part) for part in argv]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_views_that_cannot_give_sids_are_refused(capsys, tmp_path, prepared, views):
     argv = [str(part) for part in flags(prepared, views, tmp_path / "sid", "--codebook-size", 11)]
     assert main(argv) == 2
