@@ -23,18 +23,20 @@ class DpoConfig(PreferenceOptions, FineTuneConfig):
     }
 
     loss: Literal["sdpo", "dpo"] = option(
-        "Loss: softmax over all negatives of a prompt (sdpo), or mean over pairs (dpo); equal with one negative.",
+        "Softmax over all negatives of a prompt (sdpo), or mean over pairs (dpo). With one negative they are equal.",
         "sdpo",
     )
     # S-DPO (2406.09215): beta 1 and 3 negatives in its script.
-    beta: float = option("How strongly the policy is held to the checkpoint.", 1.0, above=0)
-    negatives: int = option("Items per prompt that the target is preferred to.", 3, least=1, most=1000)
+    beta: float = option("Larger values keep the policy closer to the checkpoint.", 1.0, above=0)
+    negatives: int = option(
+        "Number of negatives per prompt: items that the model learns to rank below the target.", 3, least=1, most=1000
+    )
     negative_sources: list[str] = option(
         f"Sources of the negatives, in equal shares: {', '.join(NEGATIVE_SOURCES)}.", ["beam", "random"]
     )
     normalize_over: Literal["checkpoint", "vocabulary", "level", "children"] = option(
-        "Tokens that a code's probability is normalised over; checkpoint means those that the checkpoint is decoded "
-        "with.",
+        "Tokens over which the probability of a code is normalised. The choice checkpoint takes those with which the "
+        "checkpoint is decoded.",
         "checkpoint",
     )
     preferences: str | None = option(

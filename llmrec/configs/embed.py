@@ -30,12 +30,12 @@ class EmbedConfig(StageConfig, Config):
         "sentence-transformers model (Hub id or path) for the view 'text', or 'tfidf' for TF-IDF with truncated SVD.",
         None,
     )
-    text_template: str = option("Text that is embedded, with columns of items.parquet in braces.", "{text}")
+    text_template: str = option("Template of the text to embed, with columns of items.parquet in braces.", "{text}")
     # That of LightGCN's paper (2002.02126); SASRec's (1808.09781) is 50.
     collaborative_dim: int = option("Dimension of the views collaborative, sasrec, lightgcn and spatial.", 64, least=1)
     # ReSID (2602.02338).
     famae_dim: int = option(
-        "Dimension of each part of the view famae; the item itself and each of its fields has one part.", 128, least=1
+        "Dimension of each part of the view famae. The item itself is one part, and so is each field.", 128, least=1
     )
     # The content of the files, and not their paths, belongs to the run's identity: they are inputs.
     external: list[str] = option(
@@ -43,7 +43,7 @@ class EmbedConfig(StageConfig, Config):
         [],
         identity=False,
     )
-    batch_size: int = option("Texts that the text encoder reads together.", 128, identity=False, least=1)
+    batch_size: int = option("Number of texts per batch of the text encoder.", 128, identity=False, least=1)
     device: str = option(
         "Device of the text encoder, sasrec, lightgcn and famae: auto, cpu, cuda.", "auto", identity=False
     )

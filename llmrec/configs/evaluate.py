@@ -25,7 +25,7 @@ class EvaluateConfig(StageConfig, Config):
     k: list[int] = option("Cut-offs of the metrics.", [5, 10])
     num_beams: int | None = option("Beam width. The default is min(items, max(50, 5k)).", None, least=1)
     baselines: list[str] = option(
-        f"Baselines to rank with as well. Counted in seconds: {', '.join(COUNTED)}. Trained for minutes: "
+        f"Baselines to evaluate as well. These take seconds: {', '.join(COUNTED)}. These are trained for minutes: "
         f"{', '.join(TRAINED)}.",
         list(COUNTED),
     )
@@ -52,7 +52,7 @@ class EvaluateConfig(StageConfig, Config):
 
 @dataclass(kw_only=True)
 class CompareConfig(Config):
-    """Compare finished evaluations, with differences to the first one that are paired over users."""
+    """Compare finished evaluations with the first one, by differences that are paired over users."""
 
     runs: list[str] = option("Two or more directories written by `llmrec evaluate`.")
     names: list[str] | None = option(

@@ -27,20 +27,18 @@ class ExtendConfig(StageConfig, Config):
 
     sid: str = option("Directory written by `llmrec tokenize`.")
     model: str = option(
-        "Hub id or path of a causal LLM. 'micro' makes a small new one with a word-level tokenizer. A checkpoint of "
-        "llmrec takes up a table that was appended to its own."
+        "Hub id or path of a causal LLM. 'micro' makes a small new one with a word-level tokenizer. Give a checkpoint "
+        "of llmrec to add the items of `llmrec tokenize --append` to it."
     )
     catalog: str | None = option(
-        "Directory written by `llmrec prepare`. Its titles are the words of 'micro' and of sid_init 'titles'.", None
+        "Directory written by `llmrec prepare`, whose titles 'micro' and sid_init 'titles' need.", None
     )
     sid_init: Literal["noise", "titles"] = option(
-        "First vectors of the new tokens. 'noise' is the mean of the old ones plus noise; 'titles' leans towards the "
-        "words in the titles of a code's items.",
+        "First vectors of the new tokens. 'noise' is the mean of the old vectors plus noise. 'titles' is close to the "
+        "mean vector of the words in the titles of a code's items.",
         "noise",
     )
-    spare_codes: int = option(
-        "Number of tokens per level that are kept free for codes of items that come later.", 0, least=0
-    )
+    spare_codes: int = option("Number of tokens per level to keep free for the codes of later items.", 0, least=0)
     micro_layers: int = option("Number of layers of 'micro'.", 2, least=1)
     micro_hidden: int = option("Hidden size of 'micro'; a multiple of 32.", 128, least=32)
-    micro_words: int = option("Most words in the vocabulary of 'micro'.", 8000, least=64)
+    micro_words: int = option("Largest number of words in the vocabulary of 'micro'.", 8000, least=64)

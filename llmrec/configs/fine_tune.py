@@ -35,32 +35,35 @@ class FineTuneConfig(StageConfig, Config):
     catalog: str = option("Directory written by `llmrec prepare`.")
     model: str = option("Checkpoint directory to start from.")
     lora_rank: int = option("Rank of the LoRA matrices.", 16, least=1)
-    lora_alpha: int = option("LoRA's update is scaled by this number, divided by lora_rank.", 32, least=1)
+    lora_alpha: int = option("The update of LoRA is scaled by lora_alpha / lora_rank.", 32, least=1)
     epochs: float = option("Passes over the training sequences.", 3.0, above=0)
     max_steps: int = option("If positive, train for this many optimiser steps instead of `epochs`.", -1, least=-1)
     batch_size: int = option("Sequences per optimiser step, over all processes.", 64, least=1)
     micro_batch_size: int = option("Sequences per forward pass on one device.", 64, identity=False, least=1)
     learning_rate: float = option("Peak learning rate of LoRA, or of all weights.", 2e-4, above=0)
-    warmup_steps: int = option("Optimiser steps of linear warm-up.", 20, least=0)
+    warmup_steps: int = option("Number of optimiser steps of linear warm-up.", 20, least=0)
     max_grad_norm: float = option("Clip gradients to this norm.", 1.0, least=0)
     precision: Literal["auto", "float32", "bfloat16"] = option(
         "Precision of matrix products; auto means bfloat16 on a GPU that supports it.", "auto"
     )
     gradient_checkpointing: bool = option("Recompute activations to save memory.", False, identity=False)
     eval_steps: int | None = option(
-        "Validate every this many optimiser steps and at the end, and save the weights of the best step.", None, least=1
+        "Number of optimiser steps between validations; there is also one at the end. The weights of the best step are "
+        "saved.",
+        None,
+        least=1,
     )
-    patience: int | None = option("Stop after this many validations without a better ndcg@10.", None, least=1)
+    patience: int | None = option("Stop when ndcg@10 has not improved in this many validations.", None, least=1)
     eval_examples: int = option(
-        "Validation examples to rank at each of `eval_steps`; a random sample if there are more.", 2000, least=1
+        "Number of examples to rank in each validation, drawn at random if there are more.", 2000, least=1
     )
     save_steps: int = option(
-        "Optimiser steps between resumable checkpoints; with eval_steps, every validation writes one instead.",
+        "Optimiser steps between resumable checkpoints. With eval_steps, every validation writes one instead.",
         200,
         identity=False,
         least=1,
     )
-    logging_steps: int = option("Optimiser steps between log lines.", 20, identity=False, least=1)
+    logging_steps: int = option("Number of optimiser steps between log lines.", 20, identity=False, least=1)
     report_to: list[str] = option("Experiment trackers, under their names in transformers.", [], identity=False)
     device: str = option("Device to train on: auto or cpu.", "auto", identity=False)
 

@@ -14,7 +14,7 @@ ON_POLICY = "removed: every group is used for one optimiser step, so no probabil
 
 @dataclass(kw_only=True)
 class GrpoConfig(PreferenceOptions, FineTuneConfig):
-    """Reinforce what a fine-tuned checkpoint recommends by rewards of its own roll-outs."""
+    """Train a fine-tuned checkpoint by reinforcement learning, with rewards for the items that it recommends."""
 
     stage = "grpo"
     renamed: ClassVar[dict[str, str]] = {
@@ -29,8 +29,8 @@ class GrpoConfig(PreferenceOptions, FineTuneConfig):
     }
 
     rewards: list[str] = option(
-        "Rewards of a roll-out, which are added up: built-in ones, which docs/preference.md lists, or your own as "
-        "module:function or path/to/file.py:function, which is run.",
+        "Rewards of a roll-out, which are added up. docs/preference.md lists the built-in ones. Name your own as "
+        "module:function or path/to/file.py:function; llmrec runs that code.",
         ["rule", "rank"],
     )
     reward_weights: list[float] | None = option("Weight of each of `rewards`. By default each weighs 1.", None)
@@ -42,9 +42,9 @@ class GrpoConfig(PreferenceOptions, FineTuneConfig):
     # MiniOneRec (2510.24431), its script: 16 roll-outs, KL weight 1e-3.
     num_generations: int = option("Roll-outs of each prompt.", 16, least=2)
     beta: float = option("Weight of the KL divergence from the checkpoint.", 1e-3, least=0)
-    inject_target: bool = option("Put the target into groups that lack it.", False)
+    inject_target: bool = option("Put the target into groups of roll-outs that do not have it.", False)
     loss: Literal["grpo", "dr_grpo"] = option(
-        "Loss: grpo divides by the deviation of the group and by the length of the SID; dr_grpo by neither.", "grpo"
+        "grpo divides by the deviation of the group and by the length of the SID; dr_grpo divides by neither.", "grpo"
     )
 
     def problems(self) -> list[str]:

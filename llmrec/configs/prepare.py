@@ -29,7 +29,7 @@ class PrepareConfig(StageConfig, Config):
     timestamp_column: str = option("Name of the time column in `interactions`.", "timestamp")
     title_column: str = option("Name of the title column in `items`.", "title")
     k_core: int = option(
-        "Drop users and items with fewer interactions than this, until none is left to drop; 0 keeps all.", 5, least=0
+        "Drop users and items with fewer interactions than this, again and again; 0 keeps all.", 5, least=0
     )
     split: Literal["leave_one_out", "temporal", "published"] = option(
         "leave_one_out: the last item of each user is its test target, the last but one its validation target. "

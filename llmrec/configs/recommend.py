@@ -14,7 +14,7 @@ class RecommendConfig(Config):
     model: str = option("Directory or Hub id of the checkpoint.")
     history: list[str] | None = option("History of one user: item_ids, oldest first.", None)
     input: str | None = option(
-        "JSON-lines file with one {'history': [...], 'exclude': [...], 'allow': [...]} per user.", None
+        "JSON-lines file with one {'history': [...], 'exclude': [...], 'allow': [...]} for each user.", None
     )
     k: int = option("Number of items per user.", 10, least=1)
     exclude_seen: bool = option("Leave out the items of the history.", True)
@@ -22,6 +22,6 @@ class RecommendConfig(Config):
         'SQL conditions that all answers must meet, on the columns of `catalog`, such as "price <= 20".', None
     )
     catalog: str | None = option(
-        "Directory written by `llmrec prepare`; it has the titles and the columns of `where`.", None
+        "Directory written by `llmrec prepare`. It is needed for titles and for `where`.", None
     )
     device: str = option("Device of the model: auto, cpu or cuda.", "auto")

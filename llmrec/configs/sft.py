@@ -39,7 +39,7 @@ class SftConfig(FineTuneConfig):
         "Weights to train: LoRA and the embeddings of the SID tokens, those embeddings alone, or all weights.", "lora"
     )
     normalize_over: Literal["level", "vocabulary"] = option(
-        "Tokens that the softmax of the loss runs over: those of the target's level, or the whole vocabulary.", "level"
+        "Tokens in the softmax of the loss: those of the target's level, or the whole vocabulary.", "level"
     )
     targets: Literal["every_item", "last_item"] = option(
         "Predict every item of a sequence in one pass, or make one example per target, as the papers do.", "every_item"
@@ -52,23 +52,25 @@ class SftConfig(FineTuneConfig):
         None,
     )
     packing: bool = option(
-        "Pack several sequences into one row, with separate attention, instead of padding each to the longest.",
+        "Pack several sequences into one row, with separate attention, instead of padding all to the longest.",
         True,
         identity=False,
     )
-    max_history: int = option("Items before a target; longer histories are cut into overlapping windows.", 50, least=1)
+    max_history: int = option(
+        "Largest number of items before a target; longer histories are cut into overlapping windows.", 50, least=1
+    )
     sid_learning_rate: float | None = option(
-        "Peak learning rate of the embeddings of the SID tokens, unless all weights train.", 1e-3, above=0
+        "Peak learning rate of the embeddings of the SID tokens. It has no effect if all weights train.", 1e-3, above=0
     )
     quantization: Literal["none", "nf4"] = option(
-        "Hold the frozen base weights in 4 bits, by bitsandbytes (not with full).", "none"
+        "Keep the frozen base weights in 4 bits with bitsandbytes (not with train full).", "none"
     )
     weight_decay: float = option("Weight decay of AdamW.", 0.01, least=0)
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = option(
         "Learning-rate schedule, under its name in transformers.", "cosine"
     )
     dropout: float = option(
-        "Dropout on the embeddings and on the output of every attention and MLP block, for models that have none.",
+        "Dropout on the embeddings and on the output of every attention and MLP block, for models without dropout.",
         0.0,
         least=0,
         most=1,
@@ -76,7 +78,7 @@ class SftConfig(FineTuneConfig):
     label_smoothing: float = option("Label smoothing of the loss.", 0.0, least=0, most=1)
     # Results agree up to rounding, as they do between devices and micro-batches.
     compile: bool = option(
-        "Compile the model's layers first; this takes a minute and pays off beyond some thousand steps.",
+        "Compile the layers of the model first. This takes a minute and saves time from some thousand steps on.",
         False,
         identity=False,
     )

@@ -19,21 +19,25 @@ class TokenizeConfig(StageConfig, Config):
     views: str | None = option(
         "Directory written by `llmrec embed`; p5_cid, atomic, random and sorted read it for the report only.", None
     )
-    view_names: list[str] | None = option("Views to use; all of the directory when left out.", None)
+    view_names: list[str] | None = option("Views to use. The default is all views of the directory.", None)
     method: str = option(
         "Item tokenizer. Each has options of its own, which `--help` lists for the method that is named.", "rq_kmeans"
     )
     options: dict[str, object] = option(
         "Options of the method: a block in YAML, and flags of their own on the command line.", {}
     )
-    collision: Collision = option("How items with equal codes become distinct.", "suffix_ordinal")
-    allow_collapse: bool = option("Keep semantic IDs of which a level uses hardly any codes.", False)
+    collision: Collision = option(
+        "Policy for items with equal codes; docs/tokenize.md describes each.", "suffix_ordinal"
+    )
+    allow_collapse: bool = option(
+        "Accept a level that uses less than a tenth of its codes. Without this, the stage fails.", False
+    )
     append: str | None = option(
-        "Directory of published semantic IDs, whose tokenizer gives the new items of `catalog` theirs; its method, "
-        "views, options and collision policy hold.",
+        "Directory of published semantic IDs. Its tokenizer gives semantic IDs to the new items of `catalog`, with the "
+        "same method, views, options and collision policy.",
         None,
     )
-    compare: list[str] | None = option("Directories whose reports are compared, instead of making one.", None)
+    compare: list[str] | None = option("Compare the reports of these directories, and make no semantic IDs.", None)
     device: str = option("Device of the tokenizer: auto, cpu or cuda.", "auto", identity=False)
 
     renamed: ClassVar[dict[str, str]] = {
