@@ -63,6 +63,7 @@ def _read_options(
     origin: Mapping[str, str],
     blocks: Mapping[str, type[Config]],
     block: str = "",
+    outside: Collection[str] = (),
 ) -> tuple[dict[str, Any], list[str]]:
     """Parse and check the options given.
 
@@ -72,12 +73,13 @@ def _read_options(
         origin: Option -> file or command line that it comes from.
         blocks: Field -> class whose options it holds.
         block: Name of the block that the options stand in; empty for those of the stage itself.
+        outside: Options of the stage that holds the block; those that `cls` has too stand there.
 
     Returns:
         Option -> value, and every problem.
     """
     fields, hints = {f.name: f for f in dataclasses.fields(cls)}, get_type_hints(cls)
-    given, problems, known = dict(given), [], [name for name in fields if name not in blocks]
+    given, problems, known = dict(given), [], [name for name in fields if name not in (*blocks, *outside)]
     values: dict[str, Any] = {}  # of the types of the fields, which the caller does not know
 
     def place(key: str) -> str:
@@ -86,16 +88,18 @@ def _read_options(
 
     for name, kind in blocks.items():
         inner, origins, wrong = _take_block(name, kind, given, origin, fields)
-        values[name], more = _read_options(kind, inner, origins, {}, name)
+        values[name], more = _read_options(kind, inner, origins, {}, name, fields)
         problems += [*wrong, *more]
-        known += [f.name for f in dataclasses.fields(kind)]
+        known += [f.name for f in dataclasses.fields(kind) if f.name not in fields]
     for key in given:
-        if key in fields:
+        if key in outside:
+            problems.append(f"'{place(key)}' in {origin[key]} is an option of the stage; move it out of `{block}:`")
+        elif key in fields:
             values[key] = parse(given[key], hints[key])
         else:
             names = known if origin[key] == COMMAND_LINE else [*known, *blocks]  # a block is no flag
             problems.append(f"unknown key '{place(key)}' in {origin[key]}; {_remedy(cls, key, names)}")
-    for key, what in cls.value_errors({key: values[key] for key in given if key in fields}).items():
+    for key, what in cls.value_errors({key: values[key] for key in given if key in values}).items():
         where = "" if origin[key] == COMMAND_LINE else f" (in {origin[key]})"
         problems.append(f"{place(key)} is {values[key]!r}; {what}{where}")
     for name, f in fields.items():

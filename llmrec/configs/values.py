@@ -81,7 +81,7 @@ def _kind(hint: object) -> tuple[object, bool]:
 
 
 def _is_finite(number: numbers.Real) -> bool:
-    """Whether a float can hold the number; Python's integers have no largest one."""
+    """True if a float can hold the number; Python's integers have no largest one."""
     try:
         return math.isfinite(number)
     except OverflowError:

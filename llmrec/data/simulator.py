@@ -27,6 +27,7 @@ from llmrec.data.public_formats import Dataset, compose_text
 
 NAME = re.compile(r"simulated(?::([1-9]\d*)x([1-9]\d*))?")
 DEFAULT_SIZE = (2000, 500)
+MAX_SIZE = 1_000_000  # users, and items: their arrays take some GB of memory
 MAX_CLUSTERS = 16
 HOME, STAY, ADVANCE = 0.3, 0.3, 0.5  # what remains of a transition row is spread over all clusters
 MIN_LENGTH, MAX_LENGTH, MEAN_EXTRA = 5, 50, 7.0
@@ -37,11 +38,18 @@ START_S, YEAR_S, MEAN_GAP_S = 1_600_000_000, 365 * 86_400, 3 * 86_400
 def simulated_size(dataset: str | None) -> tuple[int, int] | None:
     """Numbers of users and items that the name of a simulated dataset asks for; None for any other name.
 
+    Raises:
+        ValueError: If it asks for more than `MAX_SIZE`.
+
     >>> simulated_size("simulated"), simulated_size("simulated:60x30"), simulated_size("movietweetings")
     ((2000, 500), (60, 30), None)
     """
     match = NAME.fullmatch(dataset or "")
-    return None if match is None else DEFAULT_SIZE if match[1] is None else (int(match[1]), int(match[2]))
+    if match is None or match[1] is None:
+        return DEFAULT_SIZE if match else None
+    if max(len(match[1]), len(match[2])) > len(str(MAX_SIZE)) or max(int(match[1]), int(match[2])) > MAX_SIZE:
+        raise ValueError(f"dataset is '{dataset}'; at most {MAX_SIZE:,} users and {MAX_SIZE:,} items can be simulated.")
+    return int(match[1]), int(match[2])
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,8 @@ def test_a_default_is_not_shared_between_instances():
         ("tokenizer: 5", "tokenizer is '5'; a block of `key: value` lines is needed (in "),
         ("tokenizer: {codebook_size: 4}\ncodebook_size: 4", "move it below `tokenizer:`"),
         ("tokenizer: {codebook_size: 4, codebook_size: 8}", "sets codebook_size more than once"),
+        ("tokenizer: {seed: 4}", "'tokenizer.seed' in "),
+        ("tokenizer: {seed: 4}", " is an option of the stage; move it out of `tokenizer:`"),
         ("tokenizer: {null: 4}", "unknown key 'tokenizer.None' in "),
         ("tokenizer: &again\n  clusters: *again", "it is now called 'codebook_size'"),
         ("method: sorted", "'tokenizer.key' is required: Column to sort by."),

@@ -87,7 +87,16 @@ def load_user_rewards(
     Raises:
         ValueError: If a name is unknown, a function cannot be loaded, or two rewards have one name.
     """
-    loaded = {name: UserReward(load_function(name), name, item_ids) for name in names if name not in REWARDS}
+    loaded: dict[str, UserReward] = {}
+    problems = []
+    for name in names:
+        if name not in REWARDS:
+            try:
+                loaded[name] = UserReward(load_function(name), name, item_ids)
+            except ValueError as error:
+                problems.append(str(error))
+    if problems:
+        raise ValueError(" ".join(problems))
     for function in functions:
         name = getattr(function, "__name__", type(function).__name__)
         if name in loaded or name in REWARDS:
@@ -152,7 +161,7 @@ def load_function(reference: str) -> RewardFunction:
     try:
         module = _run_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
     except Exception as error:
-        raise ValueError(f"The reward '{reference}' cannot be loaded: {type(error).__name__}: {error}") from error
+        raise ValueError(f"The reward '{reference}' cannot be loaded: {type(error).__name__}: {error}.") from error
     function = getattr(module, name, None)
     if not callable(function):
         raise ValueError(f"The reward '{reference}' leads nowhere: '{where}' has no callable '{name}'.")

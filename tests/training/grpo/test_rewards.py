@@ -219,3 +219,8 @@ def test_two_rewards_of_one_name(item_ids, name):
     mine.__name__ = name
     with pytest.raises(ValueError, match=f"Two rewards are called '{name}'"):
         load_user_rewards([], [mine, mine], item_ids)
+
+
+def test_every_reward_that_cannot_be_loaded_is_named():
+    with pytest.raises(ValueError, match=r"'no_such_module_here:f' cannot be loaded.*unknown reward 'rul'"):
+        load_user_rewards(["no_such_module_here:f", "rule", "rul"], [], ["a", "b"])
