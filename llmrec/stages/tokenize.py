@@ -23,7 +23,7 @@ from llmrec.runtime.stage_directory import run_stage
 from llmrec.sid.table import SidTable
 from llmrec.tokenizers import Encoded, ItemTokenizer, collisions
 from llmrec.tokenizers.append import REPORT, PublishedSids, append
-from llmrec.tokenizers.config import make_tokenizer, with_defaults
+from llmrec.tokenizers.config import make_tokenizer, method_options, with_defaults
 from llmrec.tokenizers.shared.collapse import collapsed
 from llmrec.views import ItemViews, view_files
 
@@ -60,6 +60,7 @@ def main(config: TokenizeConfig) -> JsonObject:
     published = PublishedSids.load(config.append, config.device) if config.append else None
     if published:
         tokenizer = published.tokenizer
+        check_settled(config, published)
     else:
         config = with_defaults(config)
         tokenizer = make_tokenizer(config)
@@ -166,6 +167,26 @@ def compare_reports(directories: list[str]) -> JsonObject:
     compared = diagnostics.compare({directory: read_report(directory) for directory in directories})
     diagnostics.show_comparison(compared)
     return compared
+
+
+def check_settled(config: TokenizeConfig, published: PublishedSids) -> None:
+    """Refuse options that would change how published semantic IDs were made; those that say the same may stay.
+
+    Raises:
+        ValueError: With every option that differs.
+    """
+    kept = published.tokenizer
+    settled: dict[str, object] = {"method": kept.method, "collision": published.policy}
+    if kept.needs_views:
+        settled["view_names"] = kept.view_names
+    given = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name in settled}
+    default = {name: getattr(TokenizeConfig, name, None) for name in settled}
+    wrong = {name: value for name, value in given.items() if value not in (default[name], settled[name])}
+    settled |= method_options(kept)
+    wrong |= {name: value for name, value in config.options.items() if value != settled.get(name)}
+    if wrong:
+        said = "; ".join(f"{name} is {value!r}, there {settled.get(name)!r}" for name, value in wrong.items())
+        raise ValueError(f"'{config.append}' was made with other options, which append keeps: {said}. Leave these out.")
 
 
 def check(config: TokenizeConfig, tokenizer: ItemTokenizer) -> None:

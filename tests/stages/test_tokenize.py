@@ -258,3 +258,10 @@ def test_append_gives_new_items_semantic_ids_and_moves_none(capsys, tmp_path, pr
     further = ["tokenize", "--append", tmp_path / "new", "--catalog", fewer.source, "--views", tmp_path / "known"]
     assert main([str(part) for part in (*further, "--out", tmp_path / "less")]) == 2
     assert "lacks 3 of 12 published items" in capsys.readouterr().err
+    same = ("--num-levels", 2, "--codebook-size", 4, "--method", "rq_kmeans", "--view-names", "one", "two")
+    run_json(capsys, *again, *same, "--out", tmp_path / "same")
+    other = ("--num-levels", 3, "--collision", "accept", "--view-names", "one")
+    assert main([str(part) for part in (*again, *other, "--out", tmp_path / "other")]) == 2
+    shown = capsys.readouterr().err
+    assert "view_names is ['one'], there ['one', 'two']" in shown and "num_levels is 3, there 2" in shown
+    assert "collision is 'accept', there 'suffix_ordinal'" in shown
