@@ -34,7 +34,7 @@ class TokenizeConfig(StageConfig, Config):
     )
     append: str | None = option(
         "Directory of published semantic IDs. Its tokenizer gives semantic IDs to the new items of `catalog`, with the "
-        "same method, views, options and collision policy.",
+        "same method, views, options and collision policy; others are refused.",
         None,
     )
     compare: list[str] | None = option("Compare the reports of these directories, and make no semantic IDs.", None)
