@@ -90,6 +90,15 @@ def test_sft_gives_the_losses_and_weights_of_one_process(toy, one, tmp_path, pro
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
 
 
+def test_the_loss_of_a_run_without_log_lines_is_that_of_all_processes(toy, tmp_path):
+    options = {**SFT, "max_steps": 2, "logging_steps": 20}
+    fine_tune(tmp_path / "one", *toy, **options)
+    ended = launch(2, "sft", {**options, "catalog": toy[0], "model": str(toy[1]), "out": str(tmp_path / "two")})
+    assert ended.returncode == 0, ended.stderr
+    found, expected = (read_manifest(tmp_path / name)["counts"]["loss"] for name in ("two", "one"))
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
 def test_dpo_gives_the_losses_and_weights_of_one_process(toy, one, tmp_path):
     """Two processes share out the mining, whose result is the same, and the gradients."""
     options = {**DPO, "catalog": toy[0], "model": str(one / "sft")}

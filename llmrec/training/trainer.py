@@ -158,13 +158,16 @@ def train(trainer: SidTrainer, directory: Path) -> tuple[JsonObject, float]:
         result = trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     state, validated_before = trainer.state, done if newest else -1
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    if not losses:  # a run shorter than logging_steps; transformers gives the loss of this process
+        shares = processes.gather([result.training_loss])
+        losses = [sum(shares) / len(shares)]
     validating = [
         e[VALIDATION_SECONDS] for e in state.log_history if VALIDATION_SECONDS in e and e["step"] > validated_before
     ]
     seconds = result.metrics["train_runtime"] - sum(validating)
     counts: JsonObject = {
         "steps": state.global_step,
-        "loss": losses[-1] if losses else result.training_loss,
+        "loss": losses[-1],
         "train_seconds": round(seconds, 1),
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
     }
