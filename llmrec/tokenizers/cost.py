@@ -21,20 +21,17 @@ from torch.nn.functional import cross_entropy, normalize
 
 from llmrec.configs.options import option
 from llmrec.data.catalog import Catalog
-from llmrec.runtime.device import resolve_device
 from llmrec.runtime.manifest import JsonObject
 from llmrec.tokenizers.base import ItemTokenizer
 from llmrec.tokenizers.shared import options
 from llmrec.tokenizers.shared.autoencoder import (
     Autoencoder,
     AutoencoderObjective,
-    LatentCodebooks,
+    fit_autoencoder,
+    restored_coder,
     start_from_kmeans,
-    train_codebooks,
 )
 from llmrec.tokenizers.shared.residual_quantizer import Quantized, ResidualQuantizer
-from llmrec.tokenizers.shared.vector_coder import VectorCoder
-from llmrec.tokenizers.shared.vectors import JointVectors
 from llmrec.views import ItemViews
 
 DUPLICATE = 0.99  # cosine above which two items are one, in the eyes of the contrast
@@ -123,15 +120,10 @@ class CoST(ItemTokenizer):
         return CoSTObjective(points_ND, *start_from_kmeans(network, quantizer, points_ND, generator), self)
 
     def fit(self, catalog: Catalog, views: ItemViews) -> Self:
-        vectors, device = JointVectors(catalog, views, self.view_weights), resolve_device(self.device)
-        points_ND = vectors.to_fit(self.codebook_size).to(device)
-        objective = self.objective(points_ND, torch.Generator().manual_seed(self.seed))
-        codebooks, result = train_codebooks(objective, self)
-        self.coder, self.training_log = VectorCoder(vectors.dims, codebooks, device, self.view_weights), [result.log]
+        self.coder, self.training_log = fit_autoencoder(self, catalog, views)
         return self
 
     def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
-        dims, device = facts["view_dims"], resolve_device(self.device)
+        dims = facts["view_dims"]
         network = Autoencoder(sum(dims.values()), self.encoder_layers, self.latent_dim)
-        codebooks = LatentCodebooks.restored(tensors, [self.codebook_size] * self.num_levels, network, device)
-        self.coder = VectorCoder(dims, codebooks, device, self.view_weights)
+        self.coder = restored_coder(self, tensors, dims, network)

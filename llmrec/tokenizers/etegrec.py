@@ -31,8 +31,9 @@ from llmrec.tokenizers.shared.autoencoder import (
     Autoencoder,
     AutoencoderObjective,
     LatentCodebooks,
+    fit_autoencoder,
+    restored_coder,
     start_from_kmeans,
-    train_codebooks,
 )
 from llmrec.tokenizers.shared.codebooks import ResidualCodebooks
 from llmrec.tokenizers.shared.kmeans import squared_distances
@@ -140,18 +141,13 @@ class ETEGRec(ItemTokenizer):
         return ResidualQuantizer(self.num_levels, self.codebook_size, self.latent_dim, self.commitment)
 
     def fit(self, catalog: Catalog, views: ItemViews) -> Self:
-        vectors, device = JointVectors(catalog, views, self.view_weights), resolve_device(self.device)
-        points_ND = vectors.to_fit(self.codebook_size).to(device)
-        objective = self.objective(points_ND, torch.Generator().manual_seed(self.seed))
-        codebooks, result = train_codebooks(objective, self)
-        self.coder, self.training_log = VectorCoder(vectors.dims, codebooks, device, self.view_weights), [result.log]
+        self.coder, self.training_log = fit_autoencoder(self, catalog, views)
         return self
 
     def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
-        dims, device = facts["view_dims"], resolve_device(self.device)
+        dims = facts["view_dims"]
         network = Autoencoder(sum(dims.values()), self.encoder_layers, self.latent_dim)
-        codebooks = LatentCodebooks.restored(tensors, [self.codebook_size] * self.num_levels, network, device)
-        self.coder = VectorCoder(dims, codebooks, device, self.view_weights)
+        self.coder = restored_coder(self, tensors, dims, network)
 
     def end_to_end(self, catalog: Catalog, views: ItemViews) -> EndToEnd:
         """Copy the fitted tokenizer into a module that can be trained further.

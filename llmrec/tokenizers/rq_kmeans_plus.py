@@ -23,15 +23,17 @@ import torch
 from torch import Tensor, nn
 
 from llmrec.data.catalog import Catalog
-from llmrec.runtime.device import resolve_device
 from llmrec.runtime.manifest import JsonObject
 from llmrec.tokenizers.base import ItemTokenizer
 from llmrec.tokenizers.rq_kmeans import residual_kmeans
 from llmrec.tokenizers.shared import options
-from llmrec.tokenizers.shared.autoencoder import Autoencoder, AutoencoderObjective, LatentCodebooks, train_codebooks
+from llmrec.tokenizers.shared.autoencoder import (
+    Autoencoder,
+    AutoencoderObjective,
+    fit_autoencoder,
+    restored_coder,
+)
 from llmrec.tokenizers.shared.residual_quantizer import ResidualQuantizer
-from llmrec.tokenizers.shared.vector_coder import VectorCoder
-from llmrec.tokenizers.shared.vectors import JointVectors
 from llmrec.views import ItemViews
 
 
@@ -97,15 +99,10 @@ class RQKMeansPlus(ItemTokenizer):
         return AutoencoderObjective(points_ND, network, quantizer, self.seed, restarts=False)
 
     def fit(self, catalog: Catalog, views: ItemViews) -> Self:
-        vectors, device = JointVectors(catalog, views, self.view_weights), resolve_device(self.device)
-        points_ND = vectors.to_fit(self.codebook_size).to(device)
-        objective = self.objective(points_ND, torch.Generator().manual_seed(self.seed))
-        codebooks, result = train_codebooks(objective, self)
-        self.coder, self.training_log = VectorCoder(vectors.dims, codebooks, device, self.view_weights), [result.log]
+        self.coder, self.training_log = fit_autoencoder(self, catalog, views)
         return self
 
     def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
-        dims, device = facts["view_dims"], resolve_device(self.device)
+        dims = facts["view_dims"]
         network = ResidualAutoencoder(sum(dims.values()), self.encoder_layers)
-        codebooks = LatentCodebooks.restored(tensors, [self.codebook_size] * self.num_levels, network, device)
-        self.coder = VectorCoder(dims, codebooks, device, self.view_weights)
+        self.coder = restored_coder(self, tensors, dims, network)

@@ -16,18 +16,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from llmrec.data.catalog import Catalog
 from llmrec.runtime.console import say
+from llmrec.runtime.device import resolve_device
 from llmrec.runtime.manifest import JsonObject
 from llmrec.tokenizers.shared.codebooks import ResidualCodebooks
 from llmrec.tokenizers.shared.residual_quantizer import RESTART_EVERY, RESTART_UNTIL, Quantized, ResidualQuantizer
 from llmrec.tokenizers.shared.training_loop import Objective, TrainingOptions, TrainingResult, train
-from llmrec.tokenizers.shared.vectors import CHUNK
+from llmrec.tokenizers.shared.vector_coder import VectorCoder
+from llmrec.tokenizers.shared.vectors import CHUNK, JointVectors
+from llmrec.views import ItemViews
 
 NETWORK = "network."  # prefix of its tensors in the tokenizer's file
 
@@ -245,3 +249,51 @@ def train_codebooks(
     used = torch.cat([codebooks.codes(part)[:, 0] for part in points_ND.split(CHUNK)]).unique().numel()
     say(f"{options.method}: {result}, level 0 uses {used} of {codebooks.level_sizes[0]} codes")
     return codebooks, result
+
+
+class AutoencoderOptions(TrainingOptions, Protocol):
+    """A tokenizer whose codes are those of an autoencoder of all its views."""
+
+    view_weights: list[float] | None
+    codebook_size: int
+    num_levels: int
+    device: str
+
+    def objective(self, points_ND: Tensor, generator: torch.Generator) -> AutoencoderObjective:
+        """The loss that is trained, with its parameters at their start."""
+
+
+def fit_autoencoder(
+    tokenizer: AutoencoderOptions, catalog: Catalog, views: ItemViews
+) -> tuple[VectorCoder, list[list[JsonObject]]]:
+    """Train the autoencoder of a tokenizer on the joint vectors of the items.
+
+    Args:
+        tokenizer: Not fitted.
+        catalog: Items.
+        views: Vectors of the items.
+
+    Returns:
+        Coder and training log of the fitted tokenizer.
+
+    Raises:
+        ValueError: If fewer items than codes have a vector.
+    """
+    vectors, device = JointVectors(catalog, views, tokenizer.view_weights), resolve_device(tokenizer.device)
+    points_ND = vectors.to_fit(tokenizer.codebook_size).to(device)
+    objective = tokenizer.objective(points_ND, torch.Generator().manual_seed(tokenizer.seed))
+    codebooks, result = train_codebooks(objective, tokenizer)
+    return VectorCoder(vectors.dims, codebooks, device, tokenizer.view_weights), [result.log]
+
+
+def restored_coder(
+    tokenizer: AutoencoderOptions, tensors: Mapping[str, Tensor], view_dims: dict[str, int], network: Autoencoder
+) -> VectorCoder:
+    """Coder of a fitted tokenizer from the tensors of `VectorCoder.tensors`; the weights of `network` are replaced.
+
+    Raises:
+        ValueError: If the tensors do not fit the options.
+    """
+    device, sizes = resolve_device(tokenizer.device), [tokenizer.codebook_size] * tokenizer.num_levels
+    codebooks = LatentCodebooks.restored(tensors, sizes, network, device)
+    return VectorCoder(view_dims, codebooks, device, tokenizer.view_weights)
