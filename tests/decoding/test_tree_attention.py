@@ -93,7 +93,7 @@ def test_contract_models_declare_that_their_attention_can_be_replaced(architectu
 
 def test_contract_models_declare_that_their_attention_cannot_be_replaced():
     assert transformers.MambaForCausalLM._is_stateful, contract("_is_stateful")
-    assert not transformers.GPTJForCausalLM._supports_attention_backend, contract("_supports_attention_backend")
+    assert not transformers.BloomForCausalLM._supports_attention_backend, contract("_supports_attention_backend")
     kinds = transformers.Lfm2Config(num_hidden_layers=2, layer_types=["conv", "full_attention"]).layer_types
     assert kinds == ["conv", "full_attention"], contract("layer_types")
 
@@ -107,7 +107,6 @@ def test_contract_models_declare_that_their_attention_cannot_be_replaced():
         ("mamba", {}, OTHER_LAYERS),
         ("minimax", {}, OTHER_LAYERS),
         ("lfm2", {"layer_types": ["conv", "full_attention"]}, OTHER_LAYERS),
-        ("gptj", {}, FIXED_ATTENTION),
         ("bloom", {}, FIXED_ATTENTION),
         ("gemma3n_text", SHARED_KEYS, FIXED_ATTENTION),
         ("gpt_oss", {"num_local_experts": 2}, "The attention of GptOssAttention reads s_aux"),
