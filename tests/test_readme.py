@@ -35,9 +35,9 @@ def test_own_data_in_python(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(PYTHON.findall(OWN_DATA)[0], "own-data.md", "exec"), {})  # writes log.csv and items.csv
     small = BLOCKS[1].replace('train="full"', 'train="full", max_steps=2')
-    small = small.replace('out="run/sid"', 'out="run/sid", options={"codebook_size": 8}')  # there are 48 items
+    small = small.replace('out="mini/sid"', 'out="mini/sid", options={"codebook_size": 8}')  # there are 48 items
     exec(compile(small, "README.md", "exec"), {})
-    assert (tmp_path / "run" / "checkpoint" / "manifest.json").is_file()
+    assert (tmp_path / "mini" / "checkpoint" / "manifest.json").is_file()
 
 
 def test_the_tutorial_runs_as_it_stands(tmp_path, monkeypatch, capsys):
