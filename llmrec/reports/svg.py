@@ -92,7 +92,7 @@ def nice_ticks(low: float, high: float) -> list[float]:
 
 def log_ticks(low: float, high: float) -> list[float]:
     """Two or more of 1, 2 and 5 times powers of ten that enclose both values; only powers beyond a factor of 1,000."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 2)
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)  # log10 may round up to the next
     ticks = [factor * 10.0**power for power in powers for factor in ((1, 2, 5) if high < 1000 * low else (1,))]
     first = max(i for i, tick in enumerate(ticks) if tick <= low)
     last = next(i for i, tick in enumerate(ticks) if tick >= high and i > first)
