@@ -34,7 +34,7 @@ class Teacher:
             self._add(checkpoints, name, 1 / len(names))
 
     def _add(self, checkpoints: Path, name: str, weight: float, power: float = 1.0) -> None:
-        stored = torch.load(checkpoints / f"{name}.pt", map_location=DEVICE, weights_only=False)
+        stored = torch.load(checkpoints / f"{name}.pt", map_location=DEVICE, weights_only=True)
         if "members" in stored:
             for member, share in stored["members"]:
                 self._add(checkpoints, member, weight * share, stored["power"])
