@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
-from llmrec.baselines.counted import COUNTED_BASELINES, Baseline
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from llmrec.baselines.counted import COUNTED_BASELINES
 from llmrec.data.catalog import Catalog
+from llmrec.evaluation.learning import Epoch
+from llmrec.evaluation.ranking import Ranking
+
+
+class Baseline(Protocol):
+    """A fitted baseline."""
+
+    @property
+    def log(self) -> Sequence[Epoch]:
+        """One entry per epoch of training; empty for a counted baseline."""
+
+    def rank(self, histories: Sequence[np.ndarray], k: int, exclude: Sequence[np.ndarray] | None = None) -> Ranking:
+        """Rank all items for each history; arguments and result as in `Popularity.rank`."""
 
 
 def baseline(name: str, catalog: Catalog, seed: int = 0, device: str = "auto") -> Baseline:

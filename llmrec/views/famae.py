@@ -34,9 +34,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from llmrec.baselines.examples import shuffled
-from llmrec.baselines.trainer import LEAST_STEPS
-from llmrec.baselines.training_options import TrainingOptions
+from llmrec.baselines.networks.examples import shuffled
+from llmrec.baselines.networks.trainer import LEAST_STEPS
+from llmrec.baselines.networks.training_options import TrainingOptions
 from llmrec.data import columns
 from llmrec.data.catalog import Catalog
 from llmrec.data.side_fields import NO_FIELDS, entries, is_shared

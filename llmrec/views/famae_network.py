@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llmrec.baselines.network import INITIAL_STD
+from llmrec.baselines.networks.network import INITIAL_STD
 from llmrec.runtime.device import from_host
 
 # Values of the paper, except where a comment says otherwise.

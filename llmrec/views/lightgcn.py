@@ -27,7 +27,7 @@ from scipy import sparse
 from torch import Tensor
 from torch.nn import functional
 
-from llmrec.baselines.trainer import best_epoch
+from llmrec.baselines.networks.trainer import best_epoch
 from llmrec.data.catalog import Catalog
 from llmrec.data.examples import Examples
 from llmrec.evaluation.learning import Epoch

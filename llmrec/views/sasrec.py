@@ -1,6 +1,6 @@
 """SASRec view: the item vectors of a causal transformer that was trained to predict the next item.
 
-The network, its loss and its trainer are those of the baseline (`llmrec.baselines.sasrec`; Kang and McAuley,
+The network, its loss and its trainer are those of the baseline (`llmrec.baselines.networks.sasrec`; Kang and McAuley,
 arXiv:1808.09781, with a softmax over all items), and so are their departures. LETTER, ETEGRec and SimCIT use such
 vectors as collaborative signal. Departure: the epoch is chosen by items held out of training (`llmrec.views.hold_out`),
 because a view must not know the validation items.
@@ -16,8 +16,8 @@ import inspect
 import numpy as np
 
 from llmrec.baselines import NeuralRanker, SASRec
-from llmrec.baselines.trainer import best_epoch
-from llmrec.baselines.training_options import TrainingOptions
+from llmrec.baselines.networks.trainer import best_epoch
+from llmrec.baselines.networks.training_options import TrainingOptions
 from llmrec.data.catalog import Catalog
 from llmrec.views import View, describe, scatter
 from llmrec.views.hold_out import hold_out

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from llmrec.baselines import SASRec
-from llmrec.baselines.training_options import TrainingOptions
+from llmrec.baselines.networks.training_options import TrainingOptions
 from llmrec.cli import main
 from llmrec.stages import embed
 from llmrec.views.famae import TRAINING, famae_view

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llmrec.baselines import NETWORKS, NeuralRanker, TrainingOptions
-from llmrec.baselines.examples import batches
+from llmrec.baselines.networks.examples import batches
 from llmrec.data.catalog import Catalog
 
 CPU = torch.device("cpu")

@@ -15,8 +15,8 @@ from typing import ClassVar, Self
 import numpy as np
 from torch import Tensor, nn
 
-from llmrec.baselines.examples import Examples, Windows, next_items, pad_right
-from llmrec.baselines.training_options import TrainingOptions
+from llmrec.baselines.networks.examples import Examples, Windows, next_items, pad_right
+from llmrec.baselines.networks.training_options import TrainingOptions
 from llmrec.data.catalog import Catalog
 from llmrec.runtime.device import from_host
 

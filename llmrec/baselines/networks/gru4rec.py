@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llmrec.baselines.network import Network
+from llmrec.baselines.networks.network import Network
 
 
 class GRU4Rec(Network):

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llmrec.baselines.examples import Batch, Examples, batches, shuffled, training_windows
-from llmrec.baselines.network import Network
-from llmrec.baselines.training_options import TrainingOptions
+from llmrec.baselines.networks.examples import Batch, Examples, batches, shuffled, training_windows
+from llmrec.baselines.networks.network import Network
+from llmrec.baselines.networks.training_options import TrainingOptions
 from llmrec.evaluation.learning import Epoch
 from llmrec.runtime.console import progress
 

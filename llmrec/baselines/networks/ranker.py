@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from llmrec.baselines.checks import check_trainable
-from llmrec.baselines.network import Network
-from llmrec.baselines.trainer import best_epoch, train
-from llmrec.baselines.training_options import TrainingOptions
+from llmrec.baselines.networks.network import Network
+from llmrec.baselines.networks.trainer import best_epoch, train
+from llmrec.baselines.networks.training_options import TrainingOptions
 from llmrec.data.catalog import Catalog
 from llmrec.data.examples import Examples
 from llmrec.evaluation.learning import Epoch

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from llmrec.baselines.checks import check_trainable
-from llmrec.baselines.examples import next_items, training_windows
-from llmrec.baselines.trainer import summed_loss
+from llmrec.baselines.networks.examples import next_items, training_windows
+from llmrec.baselines.networks.trainer import summed_loss
 from llmrec.data.side_fields import side_fields
 from tests.support.networks import COLOURS, batch_of, causal, every, network, quick, split
 

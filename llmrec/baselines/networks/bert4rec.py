@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llmrec.baselines.examples import Examples, Windows, pad_right
-from llmrec.baselines.network import INITIAL_STD, Network
-from llmrec.baselines.training_options import TrainingOptions
+from llmrec.baselines.networks.examples import Examples, Windows, pad_right
+from llmrec.baselines.networks.network import INITIAL_STD, Network
+from llmrec.baselines.networks.training_options import TrainingOptions
 
 LAST_ONLY = 1 / 11  # windows that mask only their last item: the authors' code writes ten others for each of these
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llmrec.baselines.network import INITIAL_STD, Network
+from llmrec.baselines.networks.network import INITIAL_STD, Network
 
 
 class SASRec(Network):

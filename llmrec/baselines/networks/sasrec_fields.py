@@ -16,8 +16,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from llmrec.baselines.network import INITIAL_STD
-from llmrec.baselines.sasrec import SASRec
+from llmrec.baselines.networks.network import INITIAL_STD
+from llmrec.baselines.networks.sasrec import SASRec
 from llmrec.data.catalog import Catalog
 from llmrec.data.side_fields import Fields, side_fields
 

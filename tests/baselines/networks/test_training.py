@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec.baselines import NETWORKS, TrainingOptions, trainer
-from llmrec.baselines.examples import Windows, next_items, pad_right, shuffled, training_windows
-from llmrec.baselines.trainer import summed_loss, train
+from llmrec.baselines import NETWORKS, TrainingOptions
+from llmrec.baselines.networks import trainer
+from llmrec.baselines.networks.examples import Windows, next_items, pad_right, shuffled, training_windows
+from llmrec.baselines.networks.trainer import summed_loss, train
 from tests.support.networks import batch_of, causal, every, network, split
 
 

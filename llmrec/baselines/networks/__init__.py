@@ -1,0 +1,22 @@
+"""Baselines that are trained for minutes by one trainer, one paper per file."""
+
+from llmrec.baselines.networks.bert4rec import BERT4Rec
+from llmrec.baselines.networks.gru4rec import GRU4Rec
+from llmrec.baselines.networks.network import Network
+from llmrec.baselines.networks.ranker import NeuralRanker
+from llmrec.baselines.networks.sasrec import SASRec
+from llmrec.baselines.networks.sasrec_fields import SASRecFields
+from llmrec.baselines.networks.training_options import TrainingOptions
+
+NETWORKS: dict[str, type[Network]] = {network.name: network for network in (SASRec, GRU4Rec, SASRecFields, BERT4Rec)}
+
+__all__ = [
+    "NETWORKS",
+    "BERT4Rec",
+    "GRU4Rec",
+    "Network",
+    "NeuralRanker",
+    "SASRec",
+    "SASRecFields",
+    "TrainingOptions",
+]
