@@ -17,6 +17,7 @@ from llmrec.baselines.checks import check_trainable
 from llmrec.baselines.networks.network import Network
 from llmrec.baselines.networks.trainer import best_epoch, train
 from llmrec.baselines.networks.training_options import TrainingOptions
+from llmrec.baselines.queries import popularity
 from llmrec.data.catalog import Catalog
 from llmrec.data.examples import Examples
 from llmrec.evaluation.learning import Epoch
@@ -67,7 +68,7 @@ class NeuralRanker:
         self.device, training = resolve_device(device), training or network.training_options
         # Held-out histories are cut when the catalogue is prepared; a longer history would never be ranked.
         self.max_history = max(1, int(np.diff(valid.offsets).max()))
-        self.popularity = torch.from_numpy(catalog.training_counts).float().log1p().to(self.device)  # (N,)
+        self.popularity = popularity(catalog.training_counts, self.device)  # (N,)
         by_length = valid.take(np.argsort(np.diff(valid.offsets), kind="stable"))  # to keep padding short
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
