@@ -28,6 +28,13 @@ class DpoConfig(PreferenceOptions, FineTuneConfig):
     )
     # S-DPO (2406.09215): beta 1 and 3 negatives in its script.
     beta: float = option("Larger values keep the policy closer to the checkpoint.", 1.0, above=0)
+    # Iterative RPO (2404.19733): weight 1.
+    sft_weight: float = option(
+        "Weight of the loss of sft on the target, the mean over its codes of -log p, which is added to the loss above. "
+        "It keeps the probability of targets from falling together with that of their negatives.",
+        0.0,
+        least=0,
+    )
     negatives: int = option(
         "Number of negatives per prompt: items that the model learns to rank below the target.", 3, least=1, most=1000
     )

@@ -22,7 +22,8 @@ from llmrec.runtime.manifest import read_manifest, verify
 from llmrec.runtime.stage_directory import SCRATCH
 from llmrec.stages import dpo as stage
 from llmrec.training import validation
-from llmrec.training.dpo.trainer import SidDPOTrainer, preference_loss
+from llmrec.training.dpo import trainer as trainer_file
+from llmrec.training.dpo.trainer import SidDPOTrainer, preference_loss, target_nll
 from tests.support.extended import losses, same_weights
 from tests.training.test_checkpoints import names
 
@@ -110,6 +111,33 @@ def test_margins_grow_where_there_is_something_to_learn(tmp_path, toy, tuned):
     log = [entry for entry in log_of(tmp_path / "dpo") if "loss" in entry]
     assert np.mean([entry["rewards/margins"] for entry in log[-3:]]) > 0.1
     assert np.mean([entry["loss"] for entry in log[-3:]]) < log[0]["loss"] - 0.1
+
+
+@pytest.mark.parametrize("loss", ["sdpo", "dpo"])
+def test_the_likelihood_of_the_target_is_added_with_its_weight(monkeypatch, tmp_path, toy, tuned, loss):
+    """The first loss is ln (1 + 3) or ln 2, and twice the mean -log p of three codes; weight 0 computes nothing."""
+    options = {"loss": loss, "max_steps": 3, "micro_batch_size": 8}
+    optimise(tmp_path / "weighted", toy[0], tuned, sft_weight=2.0, **options)
+    monkeypatch.setattr(trainer_file, "target_nll", None)
+    for name, weight in (("off", {"sft_weight": 0.0}), ("default", {})):
+        optimise(tmp_path / name, toy[0], tuned, **weight, **options)
+    weighted, off = ([e for e in log_of(tmp_path / name) if "loss" in e] for name in ("weighted", "off"))
+    assert weighted[0]["nll_loss"] == pytest.approx(-weighted[0]["logps/chosen"] / 3, rel=1e-5)
+    assert weighted[0]["nll_loss"] > 0.01 and not any("nll_loss" in entry for entry in off)
+    assert off[0]["loss"] == pytest.approx(math.log(4 if loss == "sdpo" else 2), rel=1e-5)
+    assert weighted[0]["loss"] == pytest.approx(off[0]["loss"] + 2 * weighted[0]["nll_loss"], rel=1e-5)
+    assert weighted[-1]["logps/chosen"] > off[-1]["logps/chosen"], "targets gain more than without it"
+    assert losses(tmp_path / "off") == losses(tmp_path / "default")
+    assert same_weights(tmp_path / "off", tmp_path / "default")
+
+
+def test_the_likelihood_of_sids_of_several_lengths_by_hand():
+    """Means of three codes and of two; the gradient of a code is one over the length of its SID."""
+    log_probs = torch.tensor([[-1.0, -2.0, -3.0], [-1.0, -0.5, 0.0]], requires_grad=True)
+    nll = target_nll(log_probs, torch.tensor([[True, True, True], [True, True, False]]))
+    assert nll.tolist() == [2.0, 0.75]
+    nll.sum().backward()
+    assert log_probs.grad[:, 0].tolist() == pytest.approx([-1 / 3, -1 / 2])
 
 
 def test_the_seed_decides(tmp_path, toy, tuned):

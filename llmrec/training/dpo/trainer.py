@@ -7,8 +7,8 @@ not be ln 2.
 
 Shapes: B prompts, M negatives, L levels.
 
-Source: DPO arXiv:2305.18290; S-DPO arXiv:2406.09215; conservative pairs as RosePO arXiv:2410.12519 smooths them. Names
-in the log are those of TRL's DPOTrainer.
+Source: DPO arXiv:2305.18290; S-DPO arXiv:2406.09215; conservative pairs as RosePO arXiv:2410.12519 smooths them; the
+likelihood of the target as Iterative RPO arXiv:2404.19733 adds it. Names in the log are those of TRL's DPOTrainer.
 """
 
 from __future__ import annotations
@@ -57,6 +57,22 @@ def preference_loss(
     return softplus(margins.neg().masked_fill(~is_pair, -torch.inf).logsumexp(dim=1)), margins
 
 
+def target_nll(log_probs: Tensor, is_code: Tensor) -> Tensor:
+    """Negative log-likelihood of each target, as the mean over its codes: the loss of sft without label smoothing.
+
+    Args:
+        log_probs: (B, L) log-probability of each code of the target, 0 beyond its length.
+        is_code: (B, L) bool, False beyond its length.
+
+    Returns:
+        (B,) values.
+
+    Source: Iterative RPO (arXiv:2404.19733), which divides by the length too. OneRec (arXiv:2502.18965) sums over the
+    codes and weighs the other term: its L_NTP + lambda L_DPO is lambda times the loss here with weight L / lambda.
+    """
+    return -log_probs.sum(dim=1) / is_code.sum(dim=1)
+
+
 class SidDPOTrainer(SidTrainer):
     """DPO with many negatives per prompt; `sibling_scores_in_forward` has to be open on the model.
 
@@ -71,7 +87,7 @@ class SidDPOTrainer(SidTrainer):
     """
 
     config: DpoConfig
-    shown = ("loss", "rewards/accuracies", "rewards/margins", "drift")
+    shown = ("loss", "nll_loss", "rewards/accuracies", "rewards/margins", "drift")
 
     def __init__(
         self,
@@ -110,6 +126,10 @@ class SidDPOTrainer(SidTrainer):
         is_pair = is_code[:, 1:, 0]
         losses, margins = preference_loss(ratios, is_pair, inputs["smoothing"], self.config.beta, self.config.loss)
         self._add_averages(policy, ratios, margins, is_code, scores.entropies)
+        if self.config.sft_weight:
+            nll = target_nll(scores.log_probs[:, 0], is_code[:, 0])
+            self.averages.add("nll_loss", nll, is_code[:, 0, 0])
+            losses = losses + self.config.sft_weight * nll
         return losses.mean()
 
     def _add_averages(

@@ -16,7 +16,7 @@ policy to the one that drew is 1, and there is nothing to clip.
 Shapes: U prompts, G roll-outs of each, L levels.
 
 Source: GRPO arXiv:2402.03300; Dr. GRPO arXiv:2503.20783. Order of prompts, normalisation and KL term are those of TRL
-1.16's GRPOTrainer, on which this stage ran before.
+1.16's GRPOTrainer, on which this stage ran before. docs/preference.md lists the departures from MiniOneRec.
 """
 
 from __future__ import annotations
@@ -97,8 +97,9 @@ def grpo_loss(
     Returns:
         The loss, and the (U, G, L) estimate of the KL divergence from the reference, or None.
 
-    Source: GRPO, equations 3 and 4; the estimate is Schulman's k3. The ratio multiplies it, as in DeepSeek-V3.2
-    (arXiv:2512.02556), so that its gradient is that of the divergence.
+    Source: GRPO, equations 3 and 4; the estimate is Schulman's k3. Departure: the ratio multiplies it, as in
+    DeepSeek-V3.2 (arXiv:2512.02556) and by TRL's default, so that its expected gradient is that of KL(policy ||
+    reference); without the ratio, as in MiniOneRec, it would be that of KL(reference || policy).
     """
     ratio = (log_probs - log_probs.detach()).exp()  # 1, with the gradient of the policy
     losses = -ratio * advantages.unsqueeze(2)

@@ -113,6 +113,26 @@ def test_values_by_hand():
     assert log_probs.grad[0, 0].tolist() == pytest.approx([0.5 * slope, -1.0])
 
 
+def test_the_ratio_makes_the_gradient_of_the_kl_term_that_of_policy_against_reference():
+    """All five codes, weighted by their probabilities: an exact expectation. Without the ratio its gradient would be
+    that of the divergence of the reference from the policy."""
+    generator = torch.Generator().manual_seed(0)
+    reference = torch.randn(5, generator=generator, dtype=torch.float64).log_softmax(dim=0)
+    logits = torch.randn(5, generator=generator, dtype=torch.float64).requires_grad_()
+    policy = logits.log_softmax(dim=0)
+    each, shares = (1, 5, 1), policy.exp().detach()
+    loss, _ = grpo_loss(policy.view(each), reference.view(each), torch.zeros(1, 5), shares.view(each), beta=1.0)
+    without_ratio = (shares * ((reference - policy).exp() - (reference - policy) - 1)).sum()
+    of_policy = (policy.exp() * (policy - reference)).sum()
+    of_reference = (reference.exp() * (reference - policy)).sum()
+    values = (loss, of_policy, without_ratio, of_reference)
+    ours, wanted, plain, other = (torch.autograd.grad(value, logits, retain_graph=True)[0] for value in values)
+    assert loss.item() == pytest.approx(of_policy.item()) == without_ratio.item()
+    torch.testing.assert_close(ours, wanted)
+    torch.testing.assert_close(plain, other)
+    assert (ours - plain).abs().max() > 0.05
+
+
 def test_without_a_reference_there_is_no_kl():
     log_probs = torch.tensor([[[-1.0, -2.0]]], requires_grad=True)
     loss, kl = grpo_loss(log_probs, None, torch.tensor([[2.0]]), torch.tensor([[[0.5, 0.5]]]), beta=0.0)
