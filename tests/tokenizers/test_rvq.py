@@ -56,9 +56,12 @@ def test_codes_under_given_codebooks_by_hand():
 
 def test_a_level_is_as_good_as_kmeans():
     vectors = torch.nn.functional.normalize(clusters(600, 6, 16), dim=1)
-    tokenizer, _ = fitted(rvq(num_levels=1, max_epochs=150), vectors)
-    ours = nearest(vectors, books_of(tokenizer)[0])[1].mean()
-    assert ours < 1.05 * nearest(vectors, kmeans(vectors, 16, 25, torch.Generator().manual_seed(0)))[1].mean()
+    ours = theirs = 0.0
+    for seed in range(3):
+        tokenizer, _ = fitted(rvq(num_levels=1, max_epochs=150, seed=seed), vectors)
+        ours += float(nearest(vectors, books_of(tokenizer)[0])[1].mean())
+        theirs += float(nearest(vectors, kmeans(vectors, 16, 25, torch.Generator().manual_seed(seed)))[1].mean())
+    assert ours < 1.05 * theirs
 
 
 def test_save_load_and_law_12(tmp_path):

@@ -124,46 +124,59 @@ def _sums_after(points_ND: Tensor, moved: Tensor, codes_N: Tensor, previous_N: T
 
 
 def kmeans_plus_plus(points_ND: Tensor, num_codes: int, generator: torch.Generator) -> Tensor:
-    """Draw starting codes among the points, each with probability proportional to its squared distance so far.
+    """Draw starting codes among the points, each the best of several candidates.
+
+    A candidate is drawn with probability proportional to its squared distance to the codes so far; of 2 + ln K
+    candidates that one is taken which leaves the smallest sum of squared distances.
 
     Above 256 points per code they are drawn from a random sample of that size: every code takes a pass over the
     points, and 255 passes read six times as much as 20 iterations of k-means do.
 
-    Source: Arthur and Vassilvitskii, SODA 2007, one candidate per draw.
+    Source: Arthur and Vassilvitskii, SODA 2007, whose evaluation is greedy; number of candidates: scikit-learn.
     """
     if len(points_ND) > START_POINTS_PER_CODE * num_codes:
         sample = torch.randint(len(points_ND), (START_POINTS_PER_CODE * num_codes,), generator=generator)
         points_ND = points_ND[sample.to(points_ND.device)]
-    first = torch.randint(len(points_ND), (1,), generator=generator)
-    draws = torch.rand(num_codes - 1, generator=generator, dtype=torch.float64).to(points_ND.device)
-    chosen = [first.to(points_ND.device)]
+    first = torch.randint(len(points_ND), (1,), generator=generator).to(points_ND.device)
+    shape = num_codes - 1, 2 + int(math.log(num_codes))
+    draws = torch.rand(shape, generator=generator, dtype=torch.float64).to(points_ND.device)
     norms_N = torch.linalg.vector_norm(points_ND, dim=1).square()
-    distances_N, scale = torch.full_like(norms_N, torch.inf), None
-    for draw in draws.split(1):
-        # One product reads the points once; differences take four times as long. What is no more than its rounding
-        # error counts as zero, so that a chosen point, and every point equal to it, is not drawn again.
-        both_N = norms_N + norms_N[chosen[-1]]
-        step_N = torch.addmv(both_N, points_ND, points_ND[chosen[-1]][0], alpha=-2)
-        distances_N = torch.minimum(distances_N, step_N.where(step_N > ROUNDING * both_N, 0))
-        if scale is None:  # distances only fall from here
-            scale = DRAW_STEPS / distances_N.max().double().clamp(min=1e-30)
-        chosen.append(_draw(distances_N * scale, draw))
+    distances_N = _distances_of(points_ND, first, norms_N)[:, 0]
+    scale = DRAW_STEPS / distances_N.max().double().clamp(min=1e-30)  # distances only fall from here
+    chosen = [first]
+    for uniform_C in draws:
+        candidates_C = _draw(distances_N * scale, uniform_C)
+        left_NC = torch.minimum(distances_N[:, None], _distances_of(points_ND, candidates_C, norms_N))
+        best = left_NC.sum(0, dtype=torch.float64).argmin(keepdim=True)
+        chosen.append(candidates_C[best])
+        distances_N = left_NC.index_select(1, best)[:, 0]
     return points_ND[torch.cat(chosen)]
 
 
-def _draw(weights_N: Tensor, uniform_1: Tensor) -> Tensor:
-    """Draw a row with probability proportional to its weight, in integers: a GPU's cumsum of floats is not repeatable.
+def _distances_of(points_ND: Tensor, rows_C: Tensor, norms_N: Tensor) -> Tensor:
+    """(N, C) squared distances of all points to some of them.
+
+    One product reads the points once; differences take four times as long. What is no more than its rounding error
+    counts as zero, so that a chosen point, and every point equal to it, is not drawn again.
+    """
+    both_NC = norms_N[:, None] + norms_N[rows_C]
+    distances_NC = torch.addmm(both_NC, points_ND, points_ND[rows_C].T, alpha=-2)
+    return distances_NC.where(distances_NC > ROUNDING * both_NC, 0)
+
+
+def _draw(weights_N: Tensor, uniform_C: Tensor) -> Tensor:
+    """Draw rows with chances proportional to weights, in integers: a GPU's cumsum of floats is not repeatable.
 
     Args:
         weights_N: (N,) at most DRAW_STEPS each; what is below 1 counts as 0.
-        uniform_1: (1,) float64 in [0, 1).
+        uniform_C: (C,) float64 in [0, 1).
 
     Returns:
-        (1,) int64, on the device of the weights and without waiting for it.
+        (C,) int64, on the device of the weights and without waiting for it.
     """
     mass_N = weights_N.long().cumsum(0)
-    drawn_1 = torch.searchsorted(mass_N, (uniform_1 * mass_N[-1]).long(), right=True)
-    return drawn_1.clamp_(max=len(weights_N) - 1)  # no mass at all: fewer distinct points than codes
+    drawn_C = torch.searchsorted(mass_N, (uniform_C * mass_N[-1]).long(), right=True)
+    return drawn_C.clamp_(max=len(weights_N) - 1)  # no mass at all: fewer distinct points than codes
 
 
 def code_means(points_ND: Tensor, codes_N: Tensor, codebook_KD: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
+from sklearn.cluster import kmeans_plusplus as sklearn_plus_plus
 
 from llmrec.tokenizers.shared import kmeans as residual
 from llmrec.tokenizers.shared.kmeans import kmeans, kmeans_plus_plus, lloyd, nearest, tf32_products
@@ -100,6 +101,46 @@ def test_a_draw_among_no_weight_at_all_is_the_last_row():
     assert residual._draw(torch.zeros(4), torch.tensor([0.5], dtype=torch.float64)).tolist() == [3]
 
 
+def test_the_candidate_that_leaves_the_least_is_taken(monkeypatch):
+    monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.tensor([0]))
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor([[0.9, 0.1]], dtype=torch.float64))
+    x = torch.tensor([[0.0], [4.0], [5.0], [10.0]])
+    # From 0, squared distances are 0, 16, 25, 100: .9 of their sum, 141, draws the 10, and .1 the 4. The 4 leaves less:
+    # 0 + 0 + 1 + 36 instead of 0 + 16 + 25 + 0.
+    assert kmeans_plus_plus(x, 2, seeded()).flatten().tolist() == [0, 4]
+
+
+def test_a_start_equals_a_plain_greedy_one_in_float64_from_the_same_draws():
+    x, num_codes = clustered(300, 6, 12), 9
+    generator = seeded(3)
+    chosen = [int(torch.randint(300, (1,), generator=generator))]
+    draws = torch.rand(num_codes - 1, 4, generator=generator, dtype=torch.float64)
+    distances = np.square(x.double().numpy()[:, None] - x.double().numpy()[None]).sum(2)
+    for uniforms in draws.numpy():
+        mass = distances[chosen].min(0).cumsum()
+        candidates = np.searchsorted(mass, uniforms * mass[-1], side="right")
+        chosen.append(min(candidates, key=lambda row: distances[[*chosen, row]].min(0).sum()))
+    assert torch.equal(kmeans_plus_plus(x, num_codes, seeded(3)), x[chosen])
+
+
+def test_a_greedy_start_is_better_than_one_of_a_candidate_a_draw_and_as_good_as_that_of_scikit_learn():
+    x = clustered(2000, 12, 60)
+
+    def one_candidate(generator: torch.Generator) -> torch.Tensor:
+        chosen = torch.randint(2000, (1,), generator=generator)
+        while len(chosen) < 40:
+            weights = nearest(x, x[chosen])[1]
+            chosen = torch.cat([chosen, torch.multinomial(weights, 1, generator=generator)])
+        return x[chosen]
+
+    def theirs(seed: int) -> torch.Tensor:
+        return torch.from_numpy(sklearn_plus_plus(x.numpy(), 40, random_state=seed)[0])
+
+    ours = np.mean([distortion(x, kmeans_plus_plus(x, 40, seeded(seed))) for seed in range(8)])
+    assert ours < 0.95 * np.mean([distortion(x, one_candidate(seeded(seed))) for seed in range(8)])
+    assert ours == pytest.approx(np.mean([distortion(x, theirs(seed)) for seed in range(8)]), rel=0.03)
+
+
 def test_equal_points_of_any_length_are_not_drawn_twice_while_there_are_others():
     x = torch.randn(12, 300, generator=seeded(2)).repeat(30, 1)
     assert len(kmeans_plus_plus(x, 12, seeded()).unique(dim=0)) == 12
@@ -115,16 +156,16 @@ def test_a_start_has_distinct_points_while_there_are_any():
 def test_a_start_of_many_points_looks_at_a_sample_and_iterations_at_all(monkeypatch):
     monkeypatch.setattr(residual, "START_POINTS_PER_CODE", 4)
     seen = []
-    addmv = torch.addmv
+    distances_of = residual._distances_of
 
-    def counted(bias, matrix, vector, *, alpha):
-        seen.append(len(matrix))
-        return addmv(bias, matrix, vector, alpha=alpha)
+    def counted(points, rows, norms):
+        seen.append((len(points), len(rows)))
+        return distances_of(points, rows, norms)
 
-    monkeypatch.setattr(torch, "addmv", counted)
+    monkeypatch.setattr(residual, "_distances_of", counted)
     x = clustered(3000, 4, 10)
     codebook = kmeans(x, 10, 25, seeded())
-    assert seen == [40] * 9
+    assert seen == [(40, 1)] + [(40, 4)] * 9  # 2 + ln 10 candidates
     codes = nearest(x, codebook)[0]
     torch.testing.assert_close(codebook[3], x[codes == 3].mean(0), rtol=1e-4, atol=1e-4)
     assert torch.equal(kmeans(x, 10, 25, seeded()), codebook)
