@@ -47,7 +47,9 @@ from llmrec.views.famae_network import FAMAE, PADDING, WINDOW, Field
 from llmrec.views.hold_out import hold_out
 
 # The settings of the paper; the rate falls along a cosine that ends at `max_epochs`.
-TRAINING = TrainingOptions(learning_rate=1e-3, batch_size=2048, weight_decay=1e-5, max_epochs=500, patience=3)
+TRAINING = TrainingOptions(
+    learning_rate=1e-3, batch_size=2048, weight_decay=1e-5, max_epochs=500, patience=3, max_history=WINDOW - 1
+)
 SELECTION_K = 10
 BLOCK = 512  # windows scored at once; bounds memory at BLOCK x N scores
 

@@ -11,21 +11,18 @@ Shapes: N items, D hidden.
 from __future__ import annotations
 
 import dataclasses
-import inspect
+from typing import Any
 
 import numpy as np
 
 from llmrec.baselines import NeuralRanker, SASRec
 from llmrec.baselines.networks.trainer import best_epoch
-from llmrec.baselines.networks.training_options import TrainingOptions
 from llmrec.data.catalog import Catalog
 from llmrec.views import View, describe, scatter
 from llmrec.views.hold_out import hold_out
 
 
-def sasrec_view(
-    catalog: Catalog, dim: int, seed: int, device: str, training: TrainingOptions = SASRec.training_options
-) -> View:
+def sasrec_view(catalog: Catalog, dim: int, seed: int, device: str, **options: Any) -> View:  # SASRec checks them
     """Train SASRec and return its item vectors, which are its input and output embeddings.
 
     Items that nothing precedes or follows are missing. Under `accelerate launch` every process has to call this
@@ -36,18 +33,16 @@ def sasrec_view(
         dim: Dimension D, a multiple of the network's two heads.
         seed: Seed of the held-out items, the first weights, dropout and the order of training.
         device: auto, cpu or cuda.
-        training: Options of the trainer.
+        options: Options of SASRec, except `hidden`.
 
     Raises:
         ValueError: If no training sequence can give a held-out item.
     """
     inner = hold_out(catalog, seed)
-    given = inspect.signature(SASRec).parameters.values()
-    options = {option.name: option.default for option in given if option.default is not option.empty} | {"hidden": dim}
-    ranker = NeuralRanker(SASRec, inner, seed, device, training, **options)
+    ranker = NeuralRanker(SASRec, inner, seed, device, hidden=dim, **options)
     facts = describe(
         "sasrec", catalog, encoder="sasrec", seed=seed, judges=len(inner.examples("valid")),
-        epoch=best_epoch(ranker.log) + 1, max_history=ranker.max_history, **options, **dataclasses.asdict(training),
+        epoch=best_epoch(ranker.log) + 1, **dataclasses.asdict(ranker.options) | {"max_history": ranker.max_history},
     )  # fmt: skip
     train = inner.train
     trained = np.union1d(train.values, train.targets[np.diff(train.offsets) > 0])

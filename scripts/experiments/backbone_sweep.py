@@ -99,7 +99,7 @@ def backbone(weights: Path) -> int:
 
 def sasrec_backbone(layers: int, hidden: int) -> int:
     """Parameters of SASRec's blocks."""
-    return sum(weight.numel() for weight in SASRec(1, 1, hidden, layers).blocks.parameters())
+    return sum(weight.numel() for weight in SASRec(1, 1, hidden=hidden, layers=layers).blocks.parameters())
 
 
 def show(results: list[dict[str, Any]]) -> None:

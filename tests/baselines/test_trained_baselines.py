@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from llmrec.baselines import NETWORKS, SASRec
 from llmrec.baselines.counted import Popularity
+from llmrec.baselines.networks.sasrec import SASRecOptions
 from llmrec.configs import EvaluateConfig
 from llmrec.configs.evaluate import TRAINED
 from llmrec.data.catalog import Catalog
@@ -116,7 +118,7 @@ def test_what_cannot_be_trained_is_refused():
 
 
 def test_evaluate_trains_a_baseline_that_is_asked_for(toy, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(SASRec, "training_options", QUICK)
+    monkeypatch.setattr(SASRec, "options", functools.partial(SASRecOptions, **QUICK))
     flags = ["--catalog", toy[0], "--model", toy[1], "--device", "cpu", "--k", 1]
     result = run_json(capsys, "evaluate", *flags, "--out", tmp_path / "eval", "--baselines", "popularity", "sasrec")
     systems = {name: columns["plain"]["recall@1"] for name, columns in result["systems"].items()}

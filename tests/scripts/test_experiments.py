@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from llmrec.baselines import SASRec
-from llmrec.baselines.networks.training_options import TrainingOptions
+from llmrec.baselines.networks.sasrec import SASRecOptions
 from llmrec.cli import main
 from llmrec.stages import embed
 from llmrec.views.famae import TRAINING, famae_view
@@ -84,7 +84,7 @@ def run(grid, monkeypatch, tmp_path, capsys, one_thread):
     monkeypatch.setattr(grid.Grid, "process", process)
     monkeypatch.setattr(decoder, "EXTEND", {"model": "micro", "micro_layers": 1, "micro_hidden": 32, "micro_words": 64})
     monkeypatch.setattr(decoder, "EVALUATE", {"baselines": [], "batch_size": 256})
-    monkeypatch.setattr(SASRec, "training_options", TrainingOptions(max_epochs=1))
+    monkeypatch.setattr(SASRec, "options", functools.partial(SASRecOptions, max_epochs=1))
     short = dataclasses.replace(TRAINING, max_epochs=1)
     monkeypatch.setattr(embed, "famae_view", functools.partial(famae_view, training=short))
     catalog = tmp_path / "catalog"

@@ -7,13 +7,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from llmrec.baselines import NETWORKS, NeuralRanker, TrainingOptions
+from llmrec.baselines import NETWORKS, NeuralRanker
 from llmrec.baselines.networks.examples import batches
 from llmrec.data.catalog import Catalog
 
 CPU = torch.device("cpu")
-QUICK = TrainingOptions(learning_rate=3e-3, max_epochs=30, patience=4)
-SHORT = TrainingOptions(max_epochs=2)
+QUICK = {"learning_rate": 3e-3, "max_epochs": 30, "patience": 4}
+SHORT = {"max_epochs": 2}
 CAUSAL = ("sasrec", "gru4rec", "sasrec_fields")
 every = pytest.mark.parametrize("name", NETWORKS)
 causal = pytest.mark.parametrize("name", CAUSAL)
@@ -22,7 +22,7 @@ TAGS = [["a", "b"], [], ["b"], ["a", "b", "c"]] * 3
 
 
 def quick(name, catalog, seed=0, training=QUICK) -> NeuralRanker:
-    return NeuralRanker(NETWORKS[name], catalog, seed, "cpu", training, hidden=32, dropout=0.1)
+    return NeuralRanker(NETWORKS[name], catalog, seed, "cpu", hidden=32, dropout=0.1, **training)
 
 
 def network(name, max_history=8, **options):

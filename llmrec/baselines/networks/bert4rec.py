@@ -6,7 +6,7 @@ the item is predicted at its place.
 
 The network learns from a part of each window, on a task other than the one it is used for, and needs many times the
 epochs of SASRec. Petrov and Macdonald (arXiv:2207.07483) reach the results of the paper with its own code only after up
-to 30 times the default number of steps. Its `training_options` are therefore longer than those of the other networks.
+to 30 times the default number of steps. It is therefore trained for longer than the other networks.
 
 Departures: the linear layers have torch's initialisation; the learning rate is the trainer's, constant and without
 warm-up; histories are padded on the right; windows overlap by half instead of nine tenths.
@@ -17,6 +17,8 @@ Shapes: B histories, T items of the longest, W windows, D hidden, N items.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +26,34 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llmrec.baselines.networks.examples import Examples, Windows, pad_right
-from llmrec.baselines.networks.network import INITIAL_STD, Network
+from llmrec.baselines.networks.network import INITIAL_STD, Network, head_problems
 from llmrec.baselines.networks.training_options import TrainingOptions
+from llmrec.configs.options import option
 
 LAST_ONLY = 1 / 11  # windows that mask only their last item: the authors' code writes ten others for each of these
+
+
+@dataclass(kw_only=True)
+class BERT4RecOptions(TrainingOptions):
+    """Options of BERT4Rec."""
+
+    # An epoch predicts a fifth of the items that one of SASRec predicts. Petrov and Macdonald have a patience of 200.
+    max_epochs: int = option("Largest number of passes over the training sequences.", 1000, least=1)
+    patience: int = option("Training stops after so many epochs without a new best one.", 50, least=1)
+    # This and the next three as in the paper, "Implementation Details", and in its code.
+    hidden: int = option("Size of states and item vectors; a multiple of `heads`.", 64, least=1)
+    layers: int = option("Number of blocks.", 2, least=1)
+    heads: int = option("Attention heads of a block.", 2, least=1)
+    dropout: float = option(
+        "Dropout on the input, the attention weights and the output of each layer.", 0.2, least=0, most=1
+    )
+    # Petrov and Macdonald's; the paper has .6 for Beauty, .2 for MovieLens
+    hidden_share: float = option(
+        "Share of a window's items that are masked; at least one item is.", 0.2, above=0, most=1
+    )
+
+    def problems(self) -> list[str]:
+        return head_problems(self.hidden, self.heads)
 
 
 class BERT4Rec(Network):
@@ -36,34 +62,22 @@ class BERT4Rec(Network):
     Args:
         num_items: Number of items of the catalogue.
         max_history: Largest number of items of a history; one more position is learned for the appended mask.
-        hidden: Size of states and item vectors.
-        layers: Number of blocks.
-        heads: Attention heads of a block.
-        dropout: Dropout on the input, the attention weights and the output of each layer.
-        hidden_share: Share of a window's items that are masked; at least one item is.
+        options: Fields of BERT4RecOptions.
     """
 
     name = "bert4rec"
-    # An epoch predicts a fifth of the items that one of SASRec predicts. Petrov and Macdonald have a patience of 200.
-    training_options = TrainingOptions(max_epochs=1000, patience=50)
+    options = BERT4RecOptions
 
-    def __init__(
-        self,
-        num_items: int,
-        max_history: int,
-        hidden: int = 64,  # this and the next three as in the paper, "Implementation Details", and in its code
-        layers: int = 2,
-        heads: int = 2,
-        dropout: float = 0.2,
-        hidden_share: float = 0.2,  # Petrov and Macdonald's; the paper has .6 for Beauty, .2 for MovieLens
-    ):
+    def __init__(self, num_items: int, max_history: int, **options: Any):  # BERT4RecOptions checks them
+        chosen = BERT4RecOptions(**options)
+        hidden, heads, dropout = chosen.hidden, chosen.heads, chosen.dropout
         super().__init__(num_items + 2, hidden)
-        self.mask, self.padding, self.hidden_share = num_items, num_items + 1, hidden_share
+        self.mask, self.padding, self.hidden_share = num_items, num_items + 1, chosen.hidden_share
         self.positions = nn.Parameter(torch.empty(max_history + 1, hidden))
         nn.init.normal_(self.positions, std=INITIAL_STD)
         self.embedded = nn.Sequential(nn.LayerNorm(hidden), nn.Dropout(dropout))
         block = nn.TransformerEncoderLayer(hidden, heads, 4 * hidden, dropout, functional.gelu, batch_first=True)
-        self.blocks = nn.TransformerEncoder(block, layers, enable_nested_tensor=False)
+        self.blocks = nn.TransformerEncoder(block, chosen.layers, enable_nested_tensor=False)
         self.head = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.LayerNorm(hidden))
         self.bias = nn.Parameter(torch.zeros(num_items))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from torch import Tensor, nn
@@ -23,6 +23,11 @@ from llmrec.runtime.device import from_host
 INITIAL_STD = 0.02  # of item and position vectors, as in BERT (arXiv:1810.04805)
 
 
+def head_problems(hidden: int, heads: int) -> list[str]:
+    """Sentence about a size that the attention heads cannot share; none if they can."""
+    return [f"hidden is {hidden}; {heads} heads need a multiple of {heads}"] if hidden % heads else []
+
+
 class Network(nn.Module, ABC):
     """A network over the item vectors.
 
@@ -32,11 +37,11 @@ class Network(nn.Module, ABC):
 
     Attributes:
         name: Name of the baseline.
-        training_options: Options of the trainer, unless the caller gives others.
+        options: Class of the options, of the trainer and of the network itself.
     """
 
     name: ClassVar[str]
-    training_options: ClassVar[TrainingOptions] = TrainingOptions()
+    options: ClassVar[type[TrainingOptions]]
 
     def __init__(self, num_vectors: int, hidden: int):
         super().__init__()
@@ -44,13 +49,13 @@ class Network(nn.Module, ABC):
         nn.init.normal_(self.items.weight, std=INITIAL_STD)
 
     @classmethod
-    def of(cls, catalog: Catalog, max_history: int, **options: float) -> Self:
+    def of(cls, catalog: Catalog, max_history: int, **options: Any) -> Self:  # `options` checks them
         """Build an untrained network for the items of a catalogue.
 
         Args:
             catalog: Its items.
             max_history: Largest number of items of a history.
-            options: Options of the network, such as `hidden`.
+            options: Fields of `cls.options`, such as `hidden`.
         """
         return cls(catalog.num_items, max_history, **options)
 

@@ -8,7 +8,9 @@ Shapes: B histories, N items, k places.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,6 @@ import torch
 from llmrec.baselines.checks import check_trainable
 from llmrec.baselines.networks.network import Network
 from llmrec.baselines.networks.trainer import best_epoch, train
-from llmrec.baselines.networks.training_options import TrainingOptions
 from llmrec.baselines.queries import popularity
 from llmrec.data.catalog import Catalog
 from llmrec.data.examples import Examples
@@ -43,10 +44,11 @@ class NeuralRanker:
         seed: Seed of the initial weights, dropout, the order of the windows and the masked items. Torch's global state
             stays as it was.
         device: auto, cpu or cuda.
-        training: Options of the trainer. The default is `network.training_options`.
-        options: Options of the network, such as `hidden`.
+        options: Fields of `network.options`, such as `hidden` or `patience`.
 
     Attributes:
+        options: All options, defaults included.
+        max_history: Latest items of a history that are read.
         log: One entry per epoch.
 
     Raises:
@@ -60,21 +62,20 @@ class NeuralRanker:
         catalog: Catalog,
         seed: int = 0,
         device: str = "auto",
-        training: TrainingOptions | None = None,
-        **options: float,
+        **options: Any,  # `network.options` checks them
     ):
         check_trainable(network.name, catalog)
         sequences, valid = catalog.train.sequences(), catalog.examples("valid")
-        self.device, training = resolve_device(device), training or network.training_options
-        # Held-out histories are cut when the catalogue is prepared; a longer history would never be ranked.
-        self.max_history = max(1, int(np.diff(valid.offsets).max()))
+        self.device, self.options = resolve_device(device), network.options(**options)
+        self.max_history = self.options.max_history or max(1, int(np.diff(valid.offsets).max()))
         self.popularity = popularity(catalog.training_counts, self.device)  # (N,)
         by_length = valid.take(np.argsort(np.diff(valid.offsets), kind="stable"))  # to keep padding short
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            self.network = network.of(catalog, self.max_history, **options).to(self.device)
+            given = dataclasses.asdict(self.options) | {"max_history": self.max_history}
+            self.network = network.of(catalog, **given).to(self.device)
             self.log: list[Epoch] = train(
-                self.network, sequences, self.max_history, lambda: self._ndcg(by_length), training, seed
+                self.network, sequences, self.max_history, lambda: self._ndcg(by_length), self.options, seed
             )
         if processes.count() > 1:  # their weights may differ by rounding on GPUs
             weights = {key: value.cpu() for key, value in self.network.state_dict().items()}

@@ -9,11 +9,36 @@ Shapes: B histories, T items of the longest, D hidden.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llmrec.baselines.networks.network import INITIAL_STD, Network
+from llmrec.baselines.networks.network import INITIAL_STD, Network, head_problems
+from llmrec.baselines.networks.training_options import TrainingOptions
+from llmrec.configs.options import option
+
+
+@dataclass(kw_only=True)
+class SASRecOptions(TrainingOptions):
+    """Options of SASRec."""
+
+    # The paper has 50. Best validation ndcg@10 on Beauty: .0468 with 128, .0464 with 64 (dropout .5, seed 0).
+    hidden: int = option("Size of states and item vectors; a multiple of `heads`.", 128, least=1)
+    # as in the paper, "Implementation Details"
+    layers: int = option("Number of blocks.", 2, least=1)
+    # RecBole's; the paper has 1, slightly better there than 2
+    heads: int = option("Attention heads of a block.", 2, least=1)
+    # The paper's for its sparse sets; it has .2 for MovieLens-1M. Best validation ndcg@10 on MovieTweetings: .1108 with
+    # .5, .1083 with .2 (hidden 64, seed 0); on Beauty .0464 with .5, .0450 with .3 (hidden 64, seed 0).
+    dropout: float = option(
+        "Dropout on the input, the attention weights and the output of each layer.", 0.5, least=0, most=1
+    )
+
+    def problems(self) -> list[str]:
+        return head_problems(self.hidden, self.heads)
 
 
 class SASRec(Network):
@@ -22,33 +47,22 @@ class SASRec(Network):
     Args:
         num_items: Number of items of the catalogue.
         max_history: Number of positions to learn.
-        hidden: Size of states and item vectors.
-        layers: Number of blocks.
-        heads: Attention heads of a block.
-        dropout: Dropout on the input, the attention weights and the output of each layer.
+        options: Fields of SASRecOptions.
     """
 
     name = "sasrec"
+    options = SASRecOptions
     future: Tensor
 
-    def __init__(
-        self,
-        num_items: int,
-        max_history: int,
-        # The paper has 50. Best validation ndcg@10 on Beauty: .0468 with 128, .0464 with 64 (dropout .5, seed 0).
-        hidden: int = 128,
-        layers: int = 2,  # as in the paper, "Implementation Details"
-        heads: int = 2,  # RecBole's; the paper has 1, slightly better there than 2
-        # The paper's for its sparse sets; it has .2 for MovieLens-1M. Best validation ndcg@10 on MovieTweetings: .1108
-        # with .5, .1083 with .2 (hidden 64, seed 0); on Beauty .0464 with .5, .0450 with .3 (hidden 64, seed 0).
-        dropout: float = 0.5,
-    ):
+    def __init__(self, num_items: int, max_history: int, **options: Any):  # SASRecOptions checks them
+        chosen = SASRecOptions(**options)
+        hidden, dropout = chosen.hidden, chosen.dropout
         super().__init__(num_items, hidden)
         self.positions = nn.Parameter(torch.empty(max_history, hidden))
         nn.init.normal_(self.positions, std=INITIAL_STD)
         self.dropout = nn.Dropout(dropout)
-        block = nn.TransformerEncoderLayer(hidden, heads, 4 * hidden, dropout, batch_first=True, norm_first=True)
-        self.blocks = nn.TransformerEncoder(block, layers, nn.LayerNorm(hidden), enable_nested_tensor=False)
+        block = nn.TransformerEncoderLayer(hidden, chosen.heads, 4 * hidden, dropout, batch_first=True, norm_first=True)
+        self.blocks = nn.TransformerEncoder(block, chosen.layers, nn.LayerNorm(hidden), enable_nested_tensor=False)
         self.register_buffer("future", nn.Transformer.generate_square_subsequent_mask(max_history), persistent=False)
 
     def forward(self, history: Tensor, vectors: Tensor) -> Tensor:

@@ -28,12 +28,12 @@ class SASRecFields(SASRec):
     Args:
         fields: Side fields of N items.
         max_history: Number of positions to learn.
-        options: Options of SASRec.
+        options: Fields of SASRecOptions.
     """
 
     name = "sasrec_fields"
 
-    def __init__(self, fields: Fields, max_history: int, **options: Any):  # SASRec checks them
+    def __init__(self, fields: Fields, max_history: int, **options: Any):  # SASRecOptions checks them
         super().__init__(len(fields.offsets) - 1, max_history, **options)
         self.values = nn.EmbeddingBag(fields.num_values, self.items.embedding_dim, mode="sum", include_last_offset=True)
         nn.init.normal_(self.values.weight, std=INITIAL_STD)
@@ -41,7 +41,7 @@ class SASRecFields(SASRec):
             self.register_buffer(f"entry_{name}", torch.from_numpy(getattr(fields, name)), persistent=False)
 
     @classmethod
-    def of(cls, catalog: Catalog, max_history: int, **options: float) -> Self:
+    def of(cls, catalog: Catalog, max_history: int, **options: Any) -> Self:  # SASRecOptions checks them
         """Build an untrained network for the items of a catalogue and their side fields."""
         return cls(side_fields(catalog), max_history, **options)
 

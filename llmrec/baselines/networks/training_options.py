@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmrec.configs.options import Config, option
 
-@dataclass(frozen=True)
-class TrainingOptions:
-    """Options of training one network.
 
-    Attributes:
-        learning_rate: Learning rate of AdamW; it is constant.
-        batch_size: Windows per step; fewer if an epoch would otherwise have less than LEAST_STEPS steps.
-        weight_decay: Weight decay of AdamW.
-        max_epochs: Largest number of passes over the training sequences.
-        patience: Training stops after so many epochs without a new best one.
-    """
+@dataclass(kw_only=True)
+class TrainingOptions(Config):
+    """Options of training one network. A network adds its own in a class that derives from this one."""
 
-    learning_rate: float = 1e-3  # SASRec, "Implementation Details", for Adam
-    batch_size: int = 128  # also SASRec's
-    weight_decay: float = 0.01  # torch's default for AdamW; the papers use no decay
-    max_epochs: int = 200  # SASRec's code
-    patience: int = 10  # RecBole's stopping_step
+    # SASRec, "Implementation Details", for Adam
+    learning_rate: float = option("Learning rate of AdamW; it is constant.", 1e-3, above=0)
+    # also SASRec's
+    batch_size: int = option(
+        "Windows per step; fewer if an epoch would otherwise have less than 32 steps.", 128, least=1
+    )
+    # torch's default for AdamW; the papers use no decay
+    weight_decay: float = option("Weight decay of AdamW.", 0.01, least=0)
+    # SASRec's code
+    max_epochs: int = option("Largest number of passes over the training sequences.", 200, least=1)
+    # RecBole's stopping_step
+    patience: int = option("Training stops after so many epochs without a new best one.", 10, least=1)
+    # Held-out histories are cut when the catalogue is prepared; a longer history would never be ranked.
+    max_history: int | None = option(
+        "Latest items of a history that are read. The default is the longest history of the valid examples.",
+        None,
+        least=1,
+    )

@@ -106,3 +106,10 @@ def test_side_fields_help_items_that_are_rare_in_training():
         top = quick(name, catalog).rank([np.array([item]) for item in range(8, 12)], 4).items
         share[name] = (colour[top] == colour[8:12, None]).mean()
     assert share["sasrec_fields"] == 1 > share["sasrec"]
+
+
+def test_options_that_cannot_work_are_refused():
+    with pytest.raises(ValueError, match="hidden is 9; 2 heads need a multiple of 2"):
+        network("sasrec", hidden=9)
+    with pytest.raises(ValueError, match="dropout is 2; at most 1 is allowed"):
+        network("gru4rec", dropout=2)
