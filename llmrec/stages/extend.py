@@ -18,6 +18,7 @@ from llmrec.model.backbone import check_halves
 from llmrec.model.checkpoint import FILE, SidConfig, load_model, load_tokenizer, save_model
 from llmrec.model.micro import micro_model, word_tokenizer
 from llmrec.model.new_rows import InitialVectors, TitleTokens, add_rows, title_vectors
+from llmrec.model.origin import BASE_IS_RANDOM, is_untrained
 from llmrec.model.prompts import Prompt
 from llmrec.runtime.console import say
 from llmrec.runtime.manifest import JsonObject, read_manifest, verify
@@ -53,12 +54,13 @@ def main(config: ExtendConfig) -> JsonObject:
     def build(directory: Path) -> JsonObject:
         model, tokenizer = load_base(config, titles)
         check_halves(model)
+        origin = {"base_model": public_name(config.model), BASE_IS_RANDOM: is_untrained(model)}
         vocabulary = SidVocabulary.add_to(tokenizer, table.level_sizes, config.spare_codes)
         add_rows(model, vocabulary, config.seed, initial_vectors(config, titles, table, tokenizer))
         save_model(model, tokenizer, directory)
         sid_config = SidConfig(vocabulary, Prompt(), longest_history(model, vocabulary), "vocabulary")
         learned_on = read_manifest(config.sid)["identity"].get("inputs", {}).get("catalog")  # none of adopted SIDs
-        sid_config.save(directory, table, {"base_model": public_name(config.model), "catalog_sha256": learned_on})
+        sid_config.save(directory, table, {**origin, "catalog_sha256": learned_on})
         return {
             "sid_tokens": vocabulary.num_tokens,
             "vocabulary": len(tokenizer),

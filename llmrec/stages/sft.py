@@ -26,13 +26,14 @@ from llmrec.runtime.console import say
 from llmrec.runtime.device import resolve_device, resolve_dtype
 from llmrec.runtime.manifest import JsonObject, read_manifest, verify
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
+from llmrec.training.regime import warnings_of
 from llmrec.training.sft.captured_step import CapturedLoss
 from llmrec.training.sft.dropout import residual_dropout
 from llmrec.training.sft.examples import HistoryCollator, add_draws, build_dataset, fill_last_batch, num_targets
 from llmrec.training.sft.losses import IGNORED, ExtraLoss, sid_loss_in_forward
 from llmrec.training.sft.packing import check_packing
 from llmrec.training.sft.trainer import make_trainer, train
-from llmrec.training.start import RunInputs, check, check_length, context_of, make_validation, save_checkpoint
+from llmrec.training.start import RunInputs, check, check_length, context_of, make_validation, phases, save_checkpoint
 from llmrec.training.tasks.examples import TaskExamples, build_tasks
 from llmrec.training.tasks.item_texts import task_problems
 from llmrec.training.trainer import SidTrainer
@@ -90,6 +91,8 @@ def load(config: SftConfig) -> RunInputs:
         sid_config.max_history,
     ):
         say("sft: instruction, chat_template or max_history differ from the earlier phase's; this phase's are saved.")
+    for warning in warnings_of(config, details, phases(details)):
+        say(f"{config.stage}: {warning}")
     sid_config = dataclasses.replace(
         sid_config, prompt=prompt, max_history=config.max_history, normalize_over=config.normalize_over
     )

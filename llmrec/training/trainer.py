@@ -31,6 +31,7 @@ from llmrec.runtime.manifest import JsonObject
 from llmrec.runtime.stage_directory import SCRATCH
 from llmrec.training.callbacks import Divergence, LogLines
 from llmrec.training.checkpoints import check_best, newest_whole, saved_whole
+from llmrec.training.regime import STOPPED_AT, rate_at_stop, warning_of_rate
 from llmrec.training.validation import Validation
 
 SID_ROWS = "trainable_tokens"  # in the name of PEFT's parameter for trained token rows
@@ -171,6 +172,12 @@ def train(trainer: SidTrainer, directory: Path) -> tuple[JsonObject, float]:
         "train_seconds": round(seconds, 1),
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
     }
+    share = rate_at_stop(trainer)
+    if share is not None:
+        counts[STOPPED_AT] = share
+    warning = warning_of_rate(trainer.config, share, state.global_step)
+    if warning:
+        say(f"{trainer.config.stage}: {warning}")
     return counts, (state.epoch or 0.0) * (state.global_step - done) / state.global_step / seconds
 
 
