@@ -30,6 +30,7 @@ LIGHTER = {  # advice for a stage that runs out of GPU memory
     "dpo": "Lower micro_batch_size (the result stays the same) or negatives, or set gradient_checkpointing.",
     "grpo": "Lower micro_batch_size (the result stays the same) or num_generations, or set gradient_checkpointing.",
     "evaluate": "Lower batch_size (the result stays the same) or num_beams; exact_examples needs most.",
+    "ensemble": "Lower batch_size (the result stays the same) or depth.",
     "embed": "Lower batch_size (the result stays the same).",
     "quickstart": "Run the stages by themselves, with a smaller micro_batch_size and batch_size, or a smaller model.",
 }

@@ -21,7 +21,7 @@ from llmrec.configs import STAGES
 
 ROOT = Path(__file__).parents[1]
 QUICK_S = 0.3
-TRAINING_LINE = ("prepare", "embed", "tokenize", "extend", "sft", "dpo", "evaluate")
+TRAINING_LINE = ("prepare", "embed", "tokenize", "extend", "sft", "dpo", "evaluate", "ensemble")
 SIMULATED = ["prepare", "--dataset", "simulated:60x30", "--k-core", "3"]
 
 

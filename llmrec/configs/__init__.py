@@ -9,6 +9,7 @@ from typing import TypeAlias
 from llmrec.configs.alternate import AlternateConfig
 from llmrec.configs.dpo import DpoConfig
 from llmrec.configs.embed import EmbedConfig
+from llmrec.configs.ensemble import EnsembleConfig
 from llmrec.configs.evaluate import CompareConfig, EvaluateConfig
 from llmrec.configs.extend import ExtendConfig
 from llmrec.configs.fine_tune import FineTuneConfig
@@ -26,6 +27,7 @@ __all__ = [
     "CompareConfig",
     "DpoConfig",
     "EmbedConfig",
+    "EnsembleConfig",
     "EvaluateConfig",
     "ExtendConfig",
     "FineTuneConfig",
@@ -51,6 +53,7 @@ STAGES: dict[str, type[Config]] = {
     "grpo": GrpoConfig,
     "evaluate": EvaluateConfig,
     "compare": CompareConfig,
+    "ensemble": EnsembleConfig,
     "recommend": RecommendConfig,
     "quickstart": QuickstartConfig,
 }

@@ -54,7 +54,7 @@ class EvaluateConfig(StageConfig, Config):
 class CompareConfig(Config):
     """Compare finished evaluations with the first one, by differences that are paired over users."""
 
-    runs: list[str] = option("Two or more directories written by `llmrec evaluate`.")
+    runs: list[str] = option("Two or more directories written by `llmrec evaluate` or `llmrec ensemble`.")
     names: list[str] | None = option(
         "A name for each of `runs`. Runs with the same name are training seeds of one system. The default is the path.",
         None,

@@ -41,7 +41,7 @@ def compare(runs: Sequence[Run], seed: int = 0) -> JsonObject:
     values, users = _read(runs, metrics, cutoffs)
     reference = names[0]
     result: JsonObject = {
-        "split": runs[0].setting("split"),
+        "split": runs[0].split,
         "k": cutoffs,
         "num_examples": len(users),
         "num_users": len(set(users)),

@@ -14,6 +14,7 @@ Shapes: n examples, R slots of a ranking, k the largest cut-off.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -96,17 +97,46 @@ def evaluate(
         ValueError: If `column` is unknown, or the ranker answers with too few or too many batches or rankings, or with
             an excluded item.
     """
+    started = time.monotonic()
+    values = answers(rank, examples, k, column, batch_size, functools.partial(_places, k=k), description)
+    position = Position(*(values[name] for name in Position._fields))
+    return Outcome(position, values["items"], values["invalid"], time.monotonic() - started)
+
+
+def answers(
+    rank: Rank,
+    examples: Examples,
+    k: int,
+    column: str,
+    batch_size: int,
+    keep: Callable[[Ranking, np.ndarray], dict[str, np.ndarray]],
+    description: str = "evaluate",
+) -> dict[str, np.ndarray]:
+    """Rank the catalogue for every example and keep a part of each answer; arguments and errors as in `evaluate`.
+
+    Args:
+        rank: Ranker.
+        examples: Held-out examples.
+        k: Number of items that the ranker is asked for.
+        column: plain or seen_excluded.
+        batch_size: Number of examples of a batch.
+        keep: Function of a ranking of B examples and their (B,) targets that returns arrays (B, …) by name.
+        description: Label of the progress bar.
+
+    Returns:
+        The arrays of all examples by name, in the order of `examples`, the same in every process.
+    """
     if column not in COLUMNS:
         raise ValueError(f"Unknown column '{column}'; choose from {', '.join(COLUMNS)}.")
-    started = time.monotonic()
     longest_first = np.argsort(-np.diff(examples.offsets), kind="stable")
     batches = [longest_first[first : first + batch_size] for first in range(0, len(examples), batch_size)]
     mine = dealt(batches, processes.rank(), processes.count())
-    answers = processes.gather(list(_answers(rank, examples, mine, k, column == "seen_excluded", description)))
-    order = np.argsort(np.concatenate([answer["example"] for answer in answers]))
-    values = {name: np.concatenate([answer[name] for answer in answers])[order] for name in answers[0]}
-    position = Position(*(values[name] for name in Position._fields))
-    return Outcome(position, values["items"], values["invalid"], time.monotonic() - started)
+    parts = []
+    for batch, ranking in _ranked(rank, examples, mine, k, column == "seen_excluded", description):
+        parts.append({"example": batch, **keep(ranking, examples.targets[batch])})
+    gathered = processes.gather(parts)
+    order = np.argsort(np.concatenate([part["example"] for part in gathered]))
+    return {name: np.concatenate([part[name] for part in gathered])[order] for name in gathered[0]}
 
 
 def dealt(batches: list[np.ndarray], rank: int, count: int) -> list[np.ndarray]:
@@ -118,10 +148,10 @@ def dealt(batches: list[np.ndarray], rank: int, count: int) -> list[np.ndarray]:
     return [batch for i, batch in enumerate(batches) if rank in (i % (2 * count), 2 * count - 1 - i % (2 * count))]
 
 
-def _answers(
+def _ranked(
     rank: Rank, examples: Examples, batches: list[np.ndarray], k: int, exclude_seen: bool, description: str
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the answer to each batch while the ranker works on the next one."""
+) -> Iterator[tuple[np.ndarray, Ranking]]:
+    """Yield each batch with its ranking while the ranker works on the next one."""
     histories = ([examples.history(i) for i in batch] for batch in batches)
     rankings = rank(((batch, batch if exclude_seen else None) for batch in histories), k)
     pairs = progress(
@@ -135,22 +165,19 @@ def _answers(
         if batch is None or ranking is None:
             number = "more" if batch is None else "fewer"
             raise ValueError(f"The ranker answered {number} batches than the {len(batches)} that it was given.")
-        yield _answer(ranking, examples, batch, k, exclude_seen)
+        if len(ranking) != len(batch):
+            raise ValueError(f"The ranker answered {len(ranking)} histories of a batch of {len(batch)}.")
+        if exclude_seen:
+            _check_excluded(ranking, [examples.history(i) for i in batch])
+        yield batch, ranking
 
 
-def _answer(
-    ranking: Ranking, examples: Examples, batch: np.ndarray, k: int, exclude_seen: bool
-) -> dict[str, np.ndarray]:
-    """The answer to one batch, as arrays by name."""
-    if len(ranking) != len(batch):
-        raise ValueError(f"The ranker answered {len(ranking)} histories of a batch of {len(batch)}.")
-    if exclude_seen:
-        _check_excluded(ranking, [examples.history(i) for i in batch])
-    items = np.full((len(batch), k), UNFILLED, dtype=np.int64)
+def _places(ranking: Ranking, targets: np.ndarray, k: int) -> dict[str, np.ndarray]:
+    """The fields of an `Outcome` for one batch."""
+    items = np.full((len(ranking), k), UNFILLED, dtype=np.int64)
     items[:, : ranking.items.shape[1]] = ranking.items[:, :k]
-    invalid = ranking.invalid if ranking.invalid is not None else np.zeros(len(batch), dtype=np.int64)
-    position = target_position(ranking, examples.targets[batch])
-    return {"example": batch, **position._asdict(), "items": items, "invalid": invalid}
+    invalid = ranking.invalid if ranking.invalid is not None else np.zeros(len(ranking), dtype=np.int64)
+    return {**target_position(ranking, targets)._asdict(), "items": items, "invalid": invalid}
 
 
 def _check_excluded(ranking: Ranking, histories: list[np.ndarray]) -> None:

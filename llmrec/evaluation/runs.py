@@ -18,6 +18,8 @@ from llmrec.evaluation.protocol import COLUMNS
 from llmrec.evaluation.summary import OURS
 from llmrec.runtime.manifest import JsonObject, read_manifest, verify
 
+STAGES = ("evaluate", "ensemble")  # whose directories hold metrics.json and per_user.parquet
+
 
 class ExampleKeys(NamedTuple):
     """The identity of each evaluated example; two runs are compared only if they are equal.
@@ -41,6 +43,7 @@ class Run:
         name: Name of the system; runs with the same name are its seeds.
         path: Directory of the evaluation.
         identity: Identity in its manifest: resolved config and hashes of the inputs.
+        split: The split that was evaluated.
         trained: Identity of the stage that made the checkpoint, or None if it is unknown.
         system: The system that is compared: ours, or one of the run's baselines.
     """
@@ -48,6 +51,7 @@ class Run:
     name: str
     path: str
     identity: JsonObject
+    split: str
     trained: JsonObject | None
     system: str = OURS
 
@@ -59,17 +63,16 @@ class Run:
             ValueError: If it is not a complete result of `llmrec evaluate`, is of an earlier version, or does not have
                 the system.
         """
-        verify(path, "evaluate")
+        verify(path, *STAGES)
         identity = read_manifest(path)["identity"]
         if not {"config", "inputs"} <= identity.keys():
             raise ValueError(f"'{path}' does not say how it was evaluated; give the --out of `llmrec evaluate` itself.")
         if "max_rows" in identity["config"]:
             raise ValueError(f"'{path}' was written by an earlier version of llmrec; run `llmrec evaluate` again.")
-        systems = [OURS, *identity["config"]["baselines"]]
-        if system not in systems:
-            raise ValueError(f"'{path}' has no system '{system}'; it has {', '.join(systems)}.")
         metrics = json.loads((Path(path) / "metrics.json").read_text(encoding="utf-8"))
-        return cls(name, path, identity, metrics.get("trained"), system)
+        if system not in metrics["systems"]:
+            raise ValueError(f"'{path}' has no system '{system}'; it has {', '.join(metrics['systems'])}.")
+        return cls(name, path, identity, metrics["split"], metrics.get("trained"), system)
 
     @property
     def cutoffs(self) -> list[int]:
@@ -106,7 +109,10 @@ def check_comparable(runs: Sequence[Run]) -> None:
     """
     first, problems = runs[0], list[str]()
     for run in runs[1:]:
-        for key, remedy in (("split", "--split"), ("k", "--k"), ("max_examples", "--max-examples")):
+        if run.split != first.split:
+            difference = f"split is {first.split} in '{first.path}' and {run.split} in '{run.path}'"
+            problems.append(f"{difference}; evaluate both with the same --split")
+        for key, remedy in (("k", "--k"), ("max_examples", "--max-examples")):
             if run.setting(key) != first.setting(key):
                 difference = f"{key} is {first.setting(key)} in '{first.path}' and {run.setting(key)} in '{run.path}'"
                 problems.append(f"{difference}; evaluate both with the same {remedy}")

@@ -10,6 +10,7 @@ from llmrec.evaluation.metrics import SHOWN, SLOT_METRICS, shown_names
 from llmrec.evaluation.protocol import COLUMNS
 from llmrec.evaluation.summary import OURS
 from llmrec.evaluation.tables import NOT_VALIDATED, slots_line
+from llmrec.reports.ensemble import choice
 from llmrec.reports.pages import Estimate, Figure, Table, render_page
 from llmrec.reports.svg import COLOURS, Line, plot, short
 from llmrec.runtime.manifest import JsonObject
@@ -22,13 +23,16 @@ AXES = {"popularity": "decile of the target's training popularity", "history": "
 UNITS = {"supervised": "items trained on", "seconds": "seconds, with validation"}
 
 
-def render(metrics: JsonObject, training_log: Sequence[JsonObject], name: str) -> str:
+def render(
+    metrics: JsonObject, training_log: Sequence[JsonObject], name: str, ensemble: JsonObject | None = None
+) -> str:
     """Render the page.
 
     Args:
         metrics: Content of metrics.json.
         training_log: Content of the checkpoint's training_log.json; empty if it has none.
         name: Name of the evaluation.
+        ensemble: Content of ensemble.json if ours is a mixture, which has no SIDs of its own.
     """
     curves = metrics.get("learning", {})  # absent from older evaluations
     known = {system: curve for system, curve in curves.items() if curve}
@@ -44,7 +48,8 @@ def render(metrics: JsonObject, training_log: Sequence[JsonObject], name: str) -
         training=_training(training_log),
         strata=_strata(metrics),
         exposure=_exposure(metrics),
-        sid_usage=_sid_usage(metrics["sid_usage"]),
+        ensemble=None if ensemble is None else choice(ensemble),
+        sid_usage=_sid_usage(metrics["sid_usage"]) if ensemble is None else None,
         exact=_exact(metrics.get(EXACT)),
     )
 

@@ -53,7 +53,7 @@ def main(config: EvaluateConfig) -> JsonObject:
     check(config)
     catalog = Catalog.load(config.catalog)
     table = check_model(config.model, catalog)
-    places, examples = sample(catalog, config)
+    places, examples = sample(catalog, config.split, config.max_examples, config.seed)
     check_catalog_of(config.model, catalog)
     for name in set(config.baselines).intersection(TRAINED):
         check_trainable(name, catalog)
@@ -152,8 +152,8 @@ def check_catalog_of(model: str, catalog: Catalog) -> None:
         )
 
 
-def sample(catalog: Catalog, config: EvaluateConfig) -> tuple[np.ndarray, Examples]:
-    """Draw the examples to evaluate.
+def sample(catalog: Catalog, split: str, max_examples: int | None, seed: int) -> tuple[np.ndarray, Examples]:
+    """Draw the examples to evaluate, all of them if `max_examples` is None.
 
     Returns:
         (n,) ascending positions in the split, and the n examples.
@@ -161,16 +161,16 @@ def sample(catalog: Catalog, config: EvaluateConfig) -> tuple[np.ndarray, Exampl
     Raises:
         ValueError: If the split has no examples.
     """
-    examples = catalog.examples(config.split)
+    examples = catalog.examples(split)
     if len(examples) == 0:
-        counts = {split: len(catalog.examples(split)) for split in SPLITS}
+        counts = {name: len(catalog.examples(name)) for name in SPLITS}
         raise ValueError(
-            f"{catalog.source}/split.parquet has no '{config.split}' examples (examples per split: {counts}). "
+            f"{catalog.source}/split.parquet has no '{split}' examples (examples per split: {counts}). "
             "Choose another --split, or run `llmrec prepare` with more users or a smaller k_core."
         )
-    if config.max_examples is None:
+    if max_examples is None:
         return np.arange(len(examples)), examples
-    drawn = examples.sample(config.max_examples, config.seed)
+    drawn = examples.sample(max_examples, seed)
     return drawn, examples.take(drawn)
 
 

@@ -26,6 +26,9 @@ from llmrec.configs.options import Config, option
 from llmrec.data.known_datasets import KNOWN
 from llmrec.tokenizers import TOKENIZERS
 
+# Values of the options that stages require: data and models, never a setting.
+REQUIRED = {**dict.fromkeys(("out", "catalog", "views", "sid", "model"), "x"), "runs": ["x"], "members": ["x", "y"]}
+
 
 @pytest.fixture
 def load(tmp_path):
@@ -44,9 +47,9 @@ def test_every_field_explains_itself_and_its_default_is_valid(stage):
     for field in dataclasses.fields(cls):
         assert field.metadata["help"].endswith("."), field.name
     required = {f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
-    assert required <= {"out", "catalog", "views", "sid", "model", "runs"}  # data and models, never a setting
+    assert required <= REQUIRED.keys()
     required |= {"out", "catalog"} if cls is TokenizeConfig else set()  # needed by what it makes, not by `compare`
-    values = {name: ["x"] if name == "runs" else "x" for name in required}
+    values = {name: REQUIRED[name] for name in required}
     config = load_config(cls, overrides=values)
     for field in dataclasses.fields(cls):
         if isinstance(getattr(config, field.name), list):  # not shared between instances
@@ -61,10 +64,8 @@ def test_values_come_back_from_the_text_of_a_flag(stage):
         if field.default is dataclasses.MISSING or (cls is TokenizeConfig and field.name in ("out", "catalog")):
             continue
         text = "null" if field.default is None else str(field.default)
-        needed = ("out", "catalog", "views", "sid", "model", "runs")
-        given = {name: "x" for name in needed if name in _names(cls)}
-        flags = {"out": "x", **given, field.name: text} if "out" in _names(cls) else {**given, field.name: text}
-        assert getattr(load_config(cls, overrides=flags), field.name) == field.default
+        given = {name: value for name, value in REQUIRED.items() if name in _names(cls)}
+        assert getattr(load_config(cls, overrides={**given, field.name: text}), field.name) == field.default
 
 
 def _names(cls) -> set[str]:

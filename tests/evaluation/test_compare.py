@@ -46,7 +46,8 @@ def write_run(tmp_path, catalog, monkeypatch):
                 outcomes[system, column] = Outcome(position, items, invalid, 1.0)
 
         def build(workdir: Path) -> None:
-            write_json(workdir / "metrics.json", {"trained": trained})
+            facts = {"trained": trained, "split": config.split, "systems": dict.fromkeys(systems)}
+            write_json(workdir / "metrics.json", facts)
             pq.write_table(per_user(outcomes, np.arange(USERS), on.examples("test"), on), workdir / "per_user.parquet")
 
         config = EvaluateConfig(**{"out": name, "catalog": "catalog", "model": f"model-{name}", "k": [2, 1]} | options)

@@ -214,7 +214,7 @@ def test_an_empty_split_and_a_foreign_sid_table_are_refused(config, catalog, sid
         stage.main(config)
     catalog._split = catalog._split.slice(0, 0)
     with pytest.raises(ValueError, match="no 'test' examples"):
-        stage.sample(catalog, config)
+        stage.sample(catalog, "test", None, seed=0)
 
 
 def test_a_checkpoint_made_on_another_split_is_refused(config, catalog, sid_table, vocabulary, tmp_path):

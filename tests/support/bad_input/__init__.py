@@ -25,6 +25,7 @@ GIVEN = {
     "dpo": "--catalog @catalog --model @checkpoint --max-steps 2 --batch-size 8 --micro-batch-size 8 --device cpu",
     "grpo": "--catalog @catalog --model @checkpoint --max-steps 2 --batch-size 8 --micro-batch-size 8 --device cpu",
     "evaluate": "--catalog @catalog --model @checkpoint --max-examples 8 --device cpu",
+    "ensemble": "--catalog @catalog --members @base @checkpoint --max-examples 8 --device cpu",
     "recommend": "--model @checkpoint --device cpu",
 }
 

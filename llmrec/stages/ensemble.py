@@ -1,0 +1,212 @@
+"""ensemble: mix the rankings of finished models; the mixture is chosen on valid and measured once on test.
+
+Each member ranks both splits in both columns, and each of these shortlists is saved when it is done, so that an
+interrupted run continues with the next one. metrics.json and per_user.parquet are those of `llmrec evaluate`, with the
+mixture as `ours` and the members in the place of baselines; `llmrec compare` reads them.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from llmrec.configs import EnsembleConfig
+from llmrec.configs.ensemble import WAYS
+from llmrec.data.catalog import Catalog
+from llmrec.data.examples import Examples
+from llmrec.evaluation.bootstrap import RESAMPLES
+from llmrec.evaluation.ensemble.fusion import Fusion, Gated
+from llmrec.evaluation.ensemble.search import Measured, best, search
+from llmrec.evaluation.ensemble.shortlist import Shortlist, shortlist
+from llmrec.evaluation.metrics import ndcg
+from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank
+from llmrec.evaluation.ranking import default_num_beams
+from llmrec.evaluation.summary import OURS, Outcomes, summarise
+from llmrec.evaluation.tables import show
+from llmrec.reports.ensemble import written
+from llmrec.reports.evaluation import render
+from llmrec.runtime import processes
+from llmrec.runtime.console import say, table
+from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, content_hash, verify, write_json
+from llmrec.runtime.stage_directory import SCRATCH, run_stage
+from llmrec.stages.evaluate import METRICS, PER_USER, REPORT, check_catalog_of, check_model, per_user, sample
+
+ENSEMBLE = "ensemble.json"
+CHECKPOINTS = ("extend", "sft", "alternate", "dpo", "grpo")
+CHOICE, RESULT = "valid", "test"  # the split that chooses the mixture, and the one that is reported
+Lists = dict[tuple[str, str], list[Shortlist]]  # (split, column) -> the shortlist of each member
+
+
+def main(config: EnsembleConfig) -> JsonObject:
+    """Choose a mixture of the members, and print how it compares with each of them.
+
+    Returns:
+        The content of ensemble.json, with that of metrics.json as `metrics`.
+
+    Raises:
+        ValueError: If a member is unfinished, given twice or of another catalogue, or a split has no examples.
+    """
+    catalog = Catalog.load(config.catalog)
+    check_members(config, catalog)
+    drawn = {split: sample(catalog, split, config.max_examples, config.seed) for split in (CHOICE, RESULT)}
+    examples = {split: of_split for split, (_, of_split) in drawn.items()}
+
+    def build(workdir: Path) -> JsonObject:
+        depth = min(config.depth or default_num_beams(catalog.num_items, config.k), catalog.num_items)
+        lists = shortlists(config, catalog, examples, depth, workdir)
+        if processes.is_main():
+            found = search({column: Fusion(lists[CHOICE, column], examples[CHOICE].targets) for column in COLUMNS},
+                           ways(config), len(config.members), max(config.k))  # fmt: skip
+            chosen = described(config, lists, examples[CHOICE], found, depth)
+            outcomes = mixed(config, lists, examples[RESULT].targets, best(found))
+            metrics = measured(config, outcomes, examples[RESULT], catalog, depth)
+            write_json(workdir / ENSEMBLE, chosen)
+            write_json(workdir / METRICS, metrics)
+            pq.write_table(per_user(outcomes, drawn[RESULT][0], examples[RESULT], catalog), workdir / PER_USER)
+            page = render(metrics, [], f"an ensemble on {config.catalog}", chosen)
+            (workdir / REPORT).write_text(page, encoding="utf-8")
+        return {name: len(of_split) for name, of_split in examples.items()}
+
+    inputs = {"catalog": config.catalog, **{f"member {i}": path for i, path in enumerate(config.members, start=1)}}
+    out = run_stage("ensemble", config, inputs, build)
+    result, metrics = (json.loads((out / name).read_text(encoding="utf-8")) for name in (ENSEMBLE, METRICS))
+    show_choice(result, metrics)
+    show(metrics)
+    return {**result, "metrics": metrics}
+
+
+def check_members(config: EnsembleConfig, catalog: Catalog) -> None:
+    """Refuse members that cannot be mixed, before any weights are read.
+
+    Raises:
+        ValueError: If a member is no finished checkpoint of this catalogue, is given twice, or is called as the
+            mixture is.
+    """
+    if OURS in (config.names or config.members):
+        raise ValueError(f"no member may be called '{OURS}', which is the name of the mixture; give other --names.")
+    hashes: dict[str, str] = {}
+    for path in config.members:
+        if Path(path).name.endswith(PARTIAL) or (Path(path) / MANIFEST).is_file():
+            verify(path, *CHECKPOINTS)
+        check_model(path, catalog)
+        check_catalog_of(path, catalog)
+        found = content_hash(path)
+        if found in hashes:
+            raise ValueError(f"members '{hashes[found]}' and '{path}' are the same; each counts once.")
+        hashes[found] = path
+
+
+def ways(config: EnsembleConfig) -> list[str]:
+    """The ways to try, from simple to complex."""
+    asked = config.ways or [way for way in WAYS if way != Gated.way or len(config.members) == 2]
+    return sorted(asked, key=WAYS.index)
+
+
+def shortlists(
+    config: EnsembleConfig, catalog: Catalog, examples: dict[str, Examples], depth: int, workdir: Path
+) -> Lists:
+    """Rank both splits in both columns with every member, one member in memory at a time."""
+    lists: Lists = {(split, column): [] for split in examples for column in COLUMNS}
+    for i, path in enumerate(config.members):
+        load = functools.cache(functools.partial(ranker, path, config.device, depth))
+        for (split, column), found in lists.items():
+            part = workdir / SCRATCH / f"member-{i + 1}-{split}-{column}.npz"
+            found.append(resumed(part, load, examples[split], depth, column, config, f"{path}, {split}, {column}"))
+    return lists
+
+
+def ranker(path: str, device: str, depth: int) -> Rank:
+    """Load a member."""
+    from llmrec.recommender import Recommender  # torch and transformers, whose imports take seconds
+
+    recommender = Recommender.from_pretrained(path, device=device)
+    return functools.partial(recommender.ranker.rank_batches, num_beams=depth)
+
+
+def resumed(
+    part: Path,
+    load: Callable[[], Rank],
+    examples: Examples,
+    depth: int,
+    column: str,
+    config: EnsembleConfig,
+    description: str,
+) -> Shortlist:
+    """Shortlist of one member, read from `part` if an earlier attempt finished it."""
+    if part.is_file():
+        return Shortlist.load(part)
+    found = shortlist(load(), examples, depth, column, config.batch_size, description)
+    speed = len(examples) / max(found.seconds, 1e-9)
+    say(f"ensemble: {description}: {len(examples)} examples in {found.seconds:.1f} s, {speed:,.1f} examples/s")
+    if processes.is_main():
+        found.save(part)
+    return found
+
+
+def described(
+    config: EnsembleConfig, lists: Lists, examples: Examples, found: Sequence[Measured], depth: int
+) -> JsonObject:
+    """Content of ensemble.json: the members and all mixtures on the valid examples, and the one that is chosen."""
+    members = list[JsonObject]()
+    for i, (name, path) in enumerate(zip(config.names or config.members, config.members, strict=True)):
+        valid = {column: float(ndcg(lists[CHOICE, column][i].position, max(config.k)).mean()) for column in COLUMNS}
+        members.append({"name": name, "path": path, "valid": {**valid, "mean": sum(valid.values()) / len(valid)}})
+    return {
+        "metric": f"ndcg@{max(config.k)}",
+        "num_valid": len(examples),
+        "depth": depth,
+        "members": members,
+        "best_member": max(members, key=lambda member: member["valid"]["mean"])["name"],
+        "mixture": best(found).described(),
+        "best_by_way": [best([one for one in found if one.mixture.way == way]).described() for way in ways(config)],
+        "grid": [one.described() for one in found],
+    }
+
+
+def mixed(config: EnsembleConfig, lists: Lists, targets: np.ndarray, chosen: Measured) -> Outcomes:
+    """The answers of the mixture and of every member to the test examples."""
+    k, outcomes = max(config.k), Outcomes()
+    for column in COLUMNS:
+        outcomes[OURS, column] = Fusion(lists[RESULT, column], targets).outcome(chosen.mixture, k)
+    for i, name in enumerate(config.names or config.members):
+        for column in COLUMNS:
+            one = lists[RESULT, column][i]
+            outcomes[name, column] = Outcome(one.position, one.items[:, :k], one.invalid, one.seconds)
+    return outcomes
+
+
+def measured(
+    config: EnsembleConfig, outcomes: Outcomes, examples: Examples, catalog: Catalog, depth: int
+) -> JsonObject:
+    """Content of metrics.json, in the form of `llmrec evaluate`."""
+    return {
+        "split": RESULT,
+        "num_beams": depth,
+        "bootstrap_samples": RESAMPLES,
+        **summarise(outcomes, examples, config.k, catalog.training_counts, config.seed),
+        "trained": None,
+    }
+
+
+def show_choice(result: JsonObject, metrics: JsonObject) -> None:
+    """Print the members and the best mixture of each way on valid, and the gain over the best member on test."""
+    lines = [(member["name"], member["valid"]) for member in result["members"]]
+    lines += [(written(one), one["valid"]) for one in result["best_by_way"]]
+    table(
+        f"{result['metric']} of {result['num_valid']} {CHOICE} examples, members and best mixture of each way",
+        ("member or mixture", *COLUMNS, "mean"),
+        [[name, *(valid[column] for column in (*COLUMNS, "mean"))] for name, valid in lines],
+    )
+    say(f"ours is the mixture that {CHOICE} chose: {written(result['mixture'])}.")
+    for column in COLUMNS:
+        member, metric = result["best_member"], result["metric"]
+        mean, low, high = metrics["differences"][member][column][metric].values()
+        say(
+            f"{column}, {RESULT}: {metric} of ours less {member}, the best member on {CHOICE}: "
+            f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+        )

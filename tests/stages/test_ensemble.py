@@ -1,0 +1,225 @@
+"""The stage ensemble: its files, the split that chooses, resuming, and what it refuses; its members have no weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from llmrec.configs import CompareConfig, EnsembleConfig, EvaluateConfig
+from llmrec.data.catalog import Catalog
+from llmrec.evaluation.ranking import Ranking
+from llmrec.model.checkpoint import SidConfig
+from llmrec.model.prompts import Prompt
+from llmrec.runtime.stage_directory import run_stage
+from llmrec.stages import compare, ensemble, evaluate
+from tests.stages.test_evaluate import Plain
+
+USERS = 6
+
+
+def distant(step: int):
+    """A ranker of 12 items: first the one `step` after the last item, and so on, less likely by a third each."""
+
+    def rank_batches(batches, k, num_beams):
+        for histories, exclude in batches:
+            items = np.full((len(histories), num_beams), -1)
+            for i, history in enumerate(histories):
+                best = [(history[-1] + step + place) % 12 for place in range(12)]
+                best = [item for item in best if exclude is None or item not in exclude[i]][:num_beams]
+                items[i, : len(best)] = best
+            slots = np.broadcast_to(np.arange(num_beams), items.shape)
+            yield Ranking(items, slots, np.where(items < 0, -np.inf, -1.0 - slots / 3))
+
+    return rank_batches
+
+
+@pytest.fixture
+def loaded(monkeypatch) -> list[str]:
+    """Members without weights, which rank by their number; the names of those that were loaded."""
+    found = []
+
+    def from_pretrained(path, device):
+        found.append(Path(path).name)
+        return SimpleNamespace(ranker=SimpleNamespace(rank_batches=distant(int(Path(path).name[-1]))))
+
+    module = SimpleNamespace(Recommender=SimpleNamespace(from_pretrained=from_pretrained))
+    monkeypatch.setitem(sys.modules, "llmrec.recommender", module)
+    monkeypatch.setenv("LLMREC_QUIET", "1")
+    return found
+
+
+def save(catalog: Catalog, out: Path) -> None:
+    def write(directory):
+        pq.write_table(catalog.items, directory / "items.parquet")
+        pq.write_table(catalog._split, directory / "split.parquet")
+
+    run_stage("prepare", Plain(out=str(out)), {}, write)
+
+
+@pytest.fixture
+def config(tmp_path, catalog, sid_table, vocabulary, loaded) -> EnsembleConfig:
+    """Users step by 1, 2 or 3 items: each of three members knows the next item of two of the six."""
+    save(catalog, tmp_path / "catalog")
+    for step in (1, 2, 3):
+        (tmp_path / f"step-{step}").mkdir()
+        SidConfig(vocabulary, Prompt(f"step {step}"), 10, "level").save(tmp_path / f"step-{step}", sid_table)
+    return EnsembleConfig(
+        out=str(tmp_path / "mix"), catalog=str(tmp_path / "catalog"),
+        members=[str(tmp_path / f"step-{step}") for step in (1, 3)], names=["one", "three"], k=[1, 3],
+    )  # fmt: skip
+
+
+def test_stage_writes_the_choice_and_an_evaluation(config):
+    result = ensemble.main(config)
+    on_disk = json.loads((Path(config.out) / "ensemble.json").read_text())
+    assert result == {**on_disk, "metrics": json.loads((Path(config.out) / "metrics.json").read_text())}
+    assert [member["name"] for member in result["members"]] == ["one", "three"]
+    assert len(result["grid"]) == 3 * 21 + 7 * 6
+    for one in (*result["grid"], *result["members"]):
+        assert one["valid"]["mean"] == pytest.approx((one["valid"]["plain"] + one["valid"]["seen_excluded"]) / 2)
+    values = [one["valid"]["mean"] for one in result["grid"]]
+    assert result["mixture"]["valid"]["mean"] == max(values) >= max(m["valid"]["mean"] for m in result["members"])
+    assert [one["way"] for one in result["best_by_way"]] == ["probabilities", "ranks", "scores", "gate"]
+    metrics = result["metrics"]
+    assert list(metrics["systems"]) == ["ours", "one", "three"] and set(metrics["differences"]) == {"one", "three"}
+    assert metrics["split"] == "test" and metrics["num_examples"] == USERS
+    table = pq.read_table(Path(config.out) / "per_user.parquet")
+    assert table.num_rows == 3 * 2 * USERS
+    page = (Path(config.out) / "report.html").read_text(encoding="utf-8")
+    assert "<h2>The mixture</h2>" in page and "share of one" in page and "<h2>SID usage</h2>" not in page
+
+
+def test_members_have_the_figures_of_their_evaluations(config, monkeypatch):
+    metrics = ensemble.main(config)["metrics"]
+    for path, name in zip(config.members, config.names, strict=True):
+        alone = evaluate.main(EvaluateConfig(
+            out=f"{config.out}-{name}", catalog=config.catalog, model=path, k=[1, 3], baselines=[]))  # fmt: skip
+        for column in ("plain", "seen_excluded"):
+            ours, theirs = alone["systems"]["ours"][column], metrics["systems"][name][column]
+            assert {**theirs, "examples_per_s": 0} == {**ours, "examples_per_s": 0}
+
+
+def test_compare_reads_an_ensemble_beside_an_evaluation(config):
+    ensemble.main(config)
+    alone = EvaluateConfig(
+        out=f"{config.out}-one", catalog=config.catalog, model=config.members[0], k=[1, 3], baselines=[]
+    )
+    evaluate.main(alone)
+    runs = [alone.out, config.out, config.out]
+    result = compare.main(CompareConfig(runs=runs, systems=["ours", "one", "ours"], names=["alone", "one", "mixture"]))
+    assert result["differences"]["one"]["plain"]["ndcg@3"] == {"mean": 0, "low": 0, "high": 0}
+    metrics = json.loads((Path(config.out) / "metrics.json").read_text())
+    ours = metrics["differences"]["one"]["plain"]["ndcg@3"]
+    assert result["differences"]["mixture"]["plain"]["ndcg@3"] == pytest.approx(ours)
+    with pytest.raises(ValueError, match="has no system 'markov'; it has ours, one, three"):
+        compare.main(CompareConfig(runs=runs, systems=["ours", "markov", "ours"]))
+
+
+def test_law_1_test_targets_do_not_change_the_choice(config, catalog, tmp_path):
+    chosen = ensemble.main(config)
+    split = catalog._split.to_pylist()
+    for row in split:
+        if row["split"] == "test":
+            row["target"] = "item-0"
+    other = Catalog(catalog.items, type(catalog._split).from_pylist(split, schema=catalog._split.schema))
+    save(other, tmp_path / "other")
+    again = ensemble.main(dataclasses.replace(config, catalog=str(tmp_path / "other"), out=f"{config.out}-other"))
+    assert {key: again[key] for key in ("grid", "mixture", "members")} == {
+        key: chosen[key] for key in ("grid", "mixture", "members")
+    }
+    assert again["metrics"]["systems"]["ours"] != chosen["metrics"]["systems"]["ours"]
+
+
+def test_three_members_and_the_ways_asked_for(config, tmp_path):
+    three = [*config.members, str(tmp_path / "step-2")]
+    result = ensemble.main(dataclasses.replace(config, members=three, names=None, ways=["ranks", "probabilities"]))
+    assert [one["way"] for one in result["best_by_way"]] == ["probabilities", "ranks"]
+    assert len(result["grid"]) == 2 * 66 and list(result["metrics"]["systems"]) == ["ours", *three]
+
+
+def test_an_interrupted_stage_ranks_only_what_is_missing(config, loaded, monkeypatch):
+    whole = ensemble.main(config)
+    calls, rank = [], ensemble.shortlist
+
+    def counted(*arguments):
+        calls.append(arguments[-1].split("/")[-1])
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return rank(*arguments)
+
+    monkeypatch.setattr(ensemble, "shortlist", counted)
+    again = dataclasses.replace(config, out=f"{config.out}-again")
+    with pytest.raises(KeyboardInterrupt):
+        ensemble.main(again)
+    loaded.clear()
+    resumed = ensemble.main(again)
+    parts = [f"{split}, {column}" for split in ("valid", "test") for column in ("plain", "seen_excluded")]
+    assert calls == [
+        *(f"step-1, {part}" for part in parts),
+        *(f"step-3, {part}" for part in (*parts[:2], *parts[1:])),
+    ]
+    assert loaded == ["step-3"]  # the first member is not even loaded
+    for columns in (*resumed["metrics"]["systems"].values(), *whole["metrics"]["systems"].values()):
+        for found in columns.values():
+            del found["examples_per_s"]
+    assert resumed == whole
+    assert sorted(path.name for path in Path(again.out).iterdir()) == [
+        "ensemble.json", "manifest.json", "metrics.json", "per_user.parquet", "report.html",
+    ]  # fmt: skip
+
+
+def test_the_tables_name_the_choice_and_the_gain_over_the_best_member(config, monkeypatch, capsys):
+    monkeypatch.delenv("LLMREC_QUIET")
+    monkeypatch.setenv("COLUMNS", "120")
+    result = ensemble.main(config)
+    printed = capsys.readouterr().err
+    assert "ours is the mixture that valid chose: " in printed
+    for words in ("ndcg@3 of 6 valid examples", f"ours less {result['best_member']}, the best member on valid: "):
+        assert words in printed
+    assert "plain: ours - baseline, paired over users" in printed
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"members": ["a"], "names": None}, r"'members' is \['a'\]; two or more are needed"),
+        ({"members": ["a", "a"], "names": None}, "'members' repeats a; each counts once"),
+        ({"names": ["x", "x"]}, "'names' repeats x"),
+        ({"names": ["x"]}, "'names' has 1 names for 2 members"),
+        ({"names": ["x", "ours"]}, "no member may be called 'ours'"),
+        ({"ways": ["gates"]}, "unknown way 'gates'; did you mean 'gate'"),
+        ({"ways": []}, "one or more different ways"),
+        ({"members": ["a", "b", "c"], "names": None, "ways": ["gate"]}, "the gate mixes two members, not 3"),
+        ({"k": [5, 5]}, "'k' is .* different integers"),
+        ({"depth": 2}, "'depth' is 2; 3 or more"),
+        ({"members": ["no/such", "b"], "names": None}, "'no/such' is not a directory"),
+    ],
+)
+def test_bad_configs_are_refused_before_anything_is_written(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        ensemble.main(dataclasses.replace(config, **changes))
+    assert not list(Path(config.out).parent.glob("mix*"))
+
+
+def test_the_same_member_by_another_path_is_refused(config, tmp_path):
+    (tmp_path / "copy-1").symlink_to(config.members[0])
+    with pytest.raises(ValueError, match=r"step-1' and '.*copy-1' are the same"):
+        ensemble.main(dataclasses.replace(config, members=[*config.members, str(tmp_path / "copy-1")], names=None))
+
+
+def test_what_is_no_finished_member_is_refused(config, tmp_path):
+    (tmp_path / "mine.partial").mkdir()
+    for member, message in (
+        (config.catalog, "was written by `llmrec prepare`; the output of `llmrec extend`.* is needed here"),
+        (str(tmp_path / "mine"), r"'.*mine' is unfinished"),
+        (str(tmp_path / "mine.partial"), "is an unfinished result"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ensemble.main(dataclasses.replace(config, members=[config.members[0], member], names=None))
