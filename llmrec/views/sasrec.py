@@ -42,7 +42,7 @@ def sasrec_view(catalog: Catalog, dim: int, seed: int, device: str, **options: A
     ranker = NeuralRanker(SASRec, inner, seed, device, hidden=dim, **options)
     facts = describe(
         "sasrec", catalog, encoder="sasrec", seed=seed, judges=len(inner.examples("valid")),
-        epoch=best_epoch(ranker.log) + 1, **dataclasses.asdict(ranker.options) | {"max_history": ranker.max_history},
+        epoch=best_epoch(ranker.log) + 1, **dataclasses.asdict(ranker.chosen),
     )  # fmt: skip
     train = inner.train
     trained = np.union1d(train.values, train.targets[np.diff(train.offsets) > 0])

@@ -1,58 +1,70 @@
 """ItemKNN: the items that share training users with those of the history.
 
-Shapes: B histories, N items, U users.
+Shapes: N items, U users.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from scipy import sparse
 
 from llmrec.baselines.counted.entries import flat, matrix, place_of
-from llmrec.baselines.counted.popularity import Popularity
+from llmrec.baselines.counted.neighbours import NeighbourRanker
+from llmrec.baselines.counted.options import CountedOptions
+from llmrec.configs.options import option
 from llmrec.data.catalog import Catalog
 
+BLOCK = 2048  # items whose similarities are computed at once; bounds memory before the neighbours are cut
 
-class ItemKNN(Popularity):
+
+@dataclass(kw_only=True)
+class ItemKNNOptions(CountedOptions):
+    """Options of ItemKNN."""
+
+    # Swept on validation ndcg@10, seen items excluded, on 4,000 examples of MovieTweetings and of Beauty 2014:
+    # decay .3 … .9 and shrink 0 … 100. From (.8, 0) to (.5, 20): .1220 -> .1316 and .0482 -> .0582.
+    decay: float = option("Weight of each item of a history, as a share of that of the next one.", 0.5, above=0, most=1)
+    shrink: float = option("Number that is added to the denominator of a similarity.", 20.0, least=0)
+    neighbours: int = option("Most similar items that each item scores.", 200, least=1)
+
+
+class ItemKNN(NeighbourRanker):
     """Items that share training users with the items of the history: cosine similarity, summed with recency decay.
 
-    score(j) = sum over history items i of DECAY^age(i) * n_ij / (sqrt(n_i n_j) + SHRINK), n counts distinct users, the
-    last item has age 0, and each i scores only its NEIGHBOURS most similar j.
+    score(j) = sum over history items i of decay^age(i) * n_ij / (sqrt(n_i n_j) + shrink), n counts distinct users, the
+    last item has age 0, and each i scores only its `neighbours` most similar j.
 
     Source: Sarwar et al., Item-based collaborative filtering (WWW 2001), with the shrink term of Ferrari Dacrema et al.
     (arXiv:1907.06902).
     """
 
-    # Swept on validation ndcg@10, seen items excluded, on 4,000 examples of MovieTweetings and of Beauty 2014:
-    # DECAY .3 … .9 and SHRINK 0 … 100. From (.8, 0) to (.5, 20): .1220 -> .1316 and .0482 -> .0582.
-    DECAY = 0.5
-    SHRINK = 20.0
-    NEIGHBOURS = 200
-    BLOCK = 2048  # items whose similarities are computed at once; bounds memory before the neighbours are cut
+    name = "item_knn"
+    options: ClassVar[type[ItemKNNOptions]] = ItemKNNOptions
+    chosen: ItemKNNOptions
 
-    def __init__(self, catalog: Catalog):
-        super().__init__(catalog)
-        shape = (len(self.count), len(catalog.train))
-        users = matrix(self.items, self.users, np.ones(len(self.items)), shape)  # (N, U)
+    def count_neighbours(self, catalog: Catalog) -> sparse.csr_array:
+        """Count the (N, N) similarities of each item to its nearest neighbours."""
+        owner, items, _ = flat(catalog.train.sequences())
+        users = matrix(items, owner, np.ones(len(items)), (catalog.num_items, len(catalog.train)))  # (N, U)
         users.data[:] = 1
-        blocks = [self._similar(users, first) for first in range(0, len(self.count), self.BLOCK)]
-        self.similarity = sparse.vstack(blocks, format="csr")  # (N, N)
+        blocks = [self._similar(users, first) for first in range(0, catalog.num_items, BLOCK)]
+        return sparse.vstack(blocks, format="csr")
 
     def _similar(self, users: sparse.csr_array, first: int) -> sparse.csr_array:
         """(BLOCK, N) similarities of the items from `first` on to their nearest neighbours."""
         norm = np.sqrt(users.sum(axis=1))
-        block = users[first : first + self.BLOCK]
+        block = users[first : first + BLOCK]
         both = (block @ users.T).tocoo()
         other = both.row + first != both.col
         row, col, count = both.row[other], both.col[other], both.data[other]
-        cosine = count / (norm[row + first] * norm[col] + self.SHRINK)
+        cosine = count / (norm[row + first] * norm[col] + self.chosen.shrink)
         best = np.lexsort((col, -cosine, row))
-        best = best[place_of(row[best]) < self.NEIGHBOURS]
+        best = best[place_of(row[best]) < self.chosen.neighbours]
         return matrix(row[best], col[best], cosine[best], both.shape)
 
-    def scores(self, histories: Sequence[np.ndarray]) -> sparse.csr_array:
-        """(B, N) similarities to the items of the history, summed with recency decay."""
-        owner, items, age = flat(histories)
-        return matrix(owner, items, self.DECAY**age, (len(histories), len(self.count))) @ self.similarity
+    def weight(self, age: np.ndarray) -> np.ndarray:
+        """`decay` to the power of the age."""
+        return self.chosen.decay**age

@@ -1,21 +1,19 @@
 """Markov: the items that followed the last item in training.
 
-Shapes: B histories, N items.
+Shapes: N items.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from scipy import sparse
 
 from llmrec.baselines.counted.entries import flat, matrix
-from llmrec.baselines.counted.popularity import Popularity
+from llmrec.baselines.counted.neighbours import NeighbourRanker
 from llmrec.data.catalog import Catalog
 
 
-class Markov(Popularity):
+class Markov(NeighbourRanker):
     """Items that followed the user's last item in training, by their share of its transitions.
 
     A single transition outweighs any popularity; popularity only orders equal shares and the items that never followed.
@@ -23,15 +21,16 @@ class Markov(Popularity):
     Source: the first-order chain of FPMC (Rendle et al., WWW 2010), counted instead of factorised.
     """
 
-    def __init__(self, catalog: Catalog):
-        super().__init__(catalog)
-        follows = self.users[1:] == self.users[:-1]
-        before, after = self.items[:-1][follows], self.items[1:][follows]
-        share = 1 / np.bincount(before, minlength=len(self.count))[before]
-        self.transitions = matrix(before, after, share, (len(self.count), len(self.count)))  # (N, N)
+    name = "markov"
 
-    def scores(self, histories: Sequence[np.ndarray]) -> sparse.csr_array:
-        """(B, N) share of each item among the transitions from the last item."""
-        owner, items, age = flat(histories)
-        last = age == 0
-        return matrix(owner, items, last, (len(histories), len(self.count))) @ self.transitions
+    def count_neighbours(self, catalog: Catalog) -> sparse.csr_array:
+        """Count the (N, N) share of each item among the transitions from each item."""
+        users, items, _ = flat(catalog.train.sequences())
+        follows = users[1:] == users[:-1]
+        before, after = items[:-1][follows], items[1:][follows]
+        share = 1 / np.bincount(before, minlength=catalog.num_items)[before]
+        return matrix(before, after, share, (catalog.num_items, catalog.num_items))
+
+    def weight(self, age: np.ndarray) -> np.ndarray:
+        """1 for the last item, 0 for all others."""
+        return (age == 0).astype(np.float64)

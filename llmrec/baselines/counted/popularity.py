@@ -1,42 +1,83 @@
-"""Popularity, and the base class of the counted baselines: filling, exclusion, order of ties.
+"""Popularity, and the base class of the counted rankers: filling, exclusion, order of ties, probabilities.
 
-Shapes: B histories, N items, k places.
+Shapes: B histories, Q queries, N items, k places.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from scipy import sparse
+from torch import Tensor
 
 from llmrec.baselines.counted.entries import flat, place_of
+from llmrec.baselines.counted.options import CountedOptions
+from llmrec.baselines.queries import Queries, normalised, popularity
 from llmrec.data.catalog import Catalog
 from llmrec.evaluation.learning import Epoch
 from llmrec.evaluation.ranking import UNFILLED, Ranking
+from llmrec.runtime.device import resolve_device
 
 BATCH = 512  # histories ranked at once; bounds the memory of ItemKNN, which scores many items
+FLOOR = 1e-3  # share of the probability that popularity has, so that every item has some
 
 
 class Popularity:
     """Items by their number of training interactions; the same list for everyone.
 
-    It is the base class of the others, which override `scores` and inherit filling, exclusion and the order of ties.
+    It is the base class of the others, which override `scores` and `spread` and inherit the rest.
 
     Args:
         catalog: Catalogue whose training sequences are counted.
+        device: Device of `probabilities`: auto, cpu or cuda.
+        learned: Result of `tensors` of the same ranker on this catalogue; nothing is counted again then.
+        options: Fields of the class attribute `options`.
+
+    Attributes:
+        chosen: All options, defaults included.
     """
 
+    name: ClassVar[str] = "popularity"
+    options: ClassVar[type[CountedOptions]] = CountedOptions
     log: Sequence[Epoch] = ()
 
-    def __init__(self, catalog: Catalog):
-        self.users, self.items, _ = flat(catalog.train.sequences())  # one entry per training interaction
+    def __init__(
+        self,
+        catalog: Catalog,
+        device: str | torch.device = "cpu",
+        learned: Mapping[str, Tensor] | None = None,
+        **options: Any,  # the class `options` checks them
+    ):
+        self.device, self.chosen = resolve_device(str(device)), self.options(**options)
         self.count = catalog.training_counts  # (N,)
         self.order = np.lexsort((np.arange(len(self.count)), -self.count))  # (N,) most popular first
+        self.popularity = popularity(self.count, self.device)  # (N,) logits
 
     def scores(self, histories: Sequence[np.ndarray]) -> sparse.csr_array:
         """(B, N) positive scores of the items that rank before the popular ones."""
         return sparse.csr_array((len(histories), len(self.count)))
+
+    def spread(self, queries: Queries) -> Tensor | None:
+        """(Q, N) float32 `scores` of the items before each answer; None if there are none."""
+        return None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Counts to be saved, by name; none of popularity, which is counted from the catalogue each time."""
+        return {}
+
+    def probabilities(self, queries: Queries, exclude_seen: bool, temperature: float = 1.0) -> Tensor:
+        """Answer queries as `llmrec.baselines.queries.Teacher` says: scores to `power`, and a little popularity."""
+        scores = self.spread(queries)
+        if scores is None:
+            logits = self.popularity.expand(len(queries.length), -1)
+        else:
+            powers = scores.pow_(self.chosen.power)
+            share = powers / powers.sum(dim=1, keepdim=True).clamp_min(torch.finfo(powers.dtype).tiny)
+            logits = torch.lerp(share, self.popularity.softmax(dim=0), FLOOR).log()
+        return normalised(logits, queries, exclude_seen, temperature)
 
     def rank(self, histories: Sequence[np.ndarray], k: int, exclude: Sequence[np.ndarray] | None = None) -> Ranking:
         """Rank all items for each history.

@@ -16,7 +16,6 @@ Shapes: B histories, T items of the longest, W windows, D hidden, N items.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llmrec.baselines.networks.examples import Examples, Windows, pad_right
+from llmrec.baselines.networks.examples import Examples, Windows
 from llmrec.baselines.networks.network import INITIAL_STD, Network, head_problems
 from llmrec.baselines.networks.training_options import TrainingOptions
 from llmrec.configs.options import option
@@ -67,6 +66,7 @@ class BERT4Rec(Network):
 
     name = "bert4rec"
     options = BERT4RecOptions
+    causal = False
 
     def __init__(self, num_items: int, max_history: int, **options: Any):  # BERT4RecOptions checks them
         chosen = BERT4RecOptions(**options)
@@ -102,6 +102,9 @@ class BERT4Rec(Network):
         inputs = np.where(hidden, self.mask, np.where(real, pieces.items, self.padding))
         return Examples(inputs, pieces.lengths, hidden, pieces.items)
 
-    def inputs(self, histories: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Padded histories (B, T) with a mask appended, and their lengths (B,)."""
-        return pad_right([np.append(history, self.mask) for history in histories], self.padding)
+    def asked(self, items: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Histories (B, T + 1) with a mask appended, and its place (B,)."""
+        place = torch.arange(items.shape[1] + 1, device=items.device)
+        longer, lengths = functional.pad(items, (0, 1)), lengths[:, None]
+        inputs = torch.where(place < lengths, longer, torch.where(place == lengths, self.mask, self.padding))
+        return inputs, lengths[:, 0]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from llmrec.baselines.networks.examples import Examples, Windows, next_items, pad_right
@@ -38,10 +39,13 @@ class Network(nn.Module, ABC):
     Attributes:
         name: Name of the baseline.
         options: Class of the options, of the trainer and of the network itself.
+        causal: True if the state at a place depends on what stands left of it alone, so that one pass over a sequence
+            answers at all of its places.
     """
 
     name: ClassVar[str]
     options: ClassVar[type[TrainingOptions]]
+    causal: ClassVar[bool] = True
 
     def __init__(self, num_vectors: int, hidden: int):
         super().__init__()
@@ -83,14 +87,30 @@ class Network(nn.Module, ABC):
         """Inputs and targets of one epoch over W windows."""
         return next_items(pieces)
 
-    def inputs(self, histories: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Padded inputs (B, T) whose last state predicts the next item, and their lengths (B,)."""
-        return pad_right(histories)
+    def asked(self, items: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs whose state at a place predicts the item after each history.
+
+        Args:
+            items: (B, T) int64 item rows; what stands beyond a history is of no account.
+            lengths: (B,) int64 number of items of each history.
+
+        Returns:
+            (B, T) inputs, and (B,) the places.
+        """
+        return items, (lengths - 1).clamp_min(0)
+
+    def scores_after(self, items: Tensor, lengths: Tensor) -> Tensor:
+        """(B, N) logits of the item after each history; after an empty one they mean nothing.
+
+        Arguments as in `asked`.
+        """
+        vectors = self.vectors()
+        inputs, places = self.asked(items, lengths)
+        states = self(inputs, vectors)  # (B, T, D)
+        rows = torch.arange(len(states), device=states.device)
+        return self.scores(states[rows, places], vectors)
 
     def last_scores(self, histories: Sequence[np.ndarray]) -> Tensor:
-        """(B, N) logits of the item after each history; after an empty one those of padding, which mean nothing."""
-        padded, lengths = self.inputs(histories)
-        device, vectors = self.items.weight.device, self.vectors()
-        states = self(from_host(padded, device), vectors)  # (B, T, D)
-        places = np.arange(len(padded)) * padded.shape[1] + np.maximum(lengths - 1, 0)
-        return self.scores(states.flatten(0, 1).index_select(0, from_host(places, device)), vectors)
+        """(B, N) logits of the item after each history of item rows, as `scores_after`."""
+        items, lengths = (from_host(array, self.items.weight.device) for array in pad_right(histories))
+        return self.scores_after(items, lengths)

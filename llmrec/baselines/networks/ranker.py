@@ -9,16 +9,17 @@ Shapes: B histories, N items, k places.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from llmrec.baselines.checks import check_trainable
 from llmrec.baselines.networks.network import Network
 from llmrec.baselines.networks.trainer import best_epoch, train
-from llmrec.baselines.queries import popularity
+from llmrec.baselines.queries import Queries, before, normalised, popularity
 from llmrec.data.catalog import Catalog
 from llmrec.data.examples import Examples
 from llmrec.evaluation.learning import Epoch
@@ -28,7 +29,7 @@ from llmrec.runtime import processes
 from llmrec.runtime.console import say
 from llmrec.runtime.device import resolve_device
 
-BATCH = 512  # histories scored at once; bounds memory at BATCH x N scores
+BATCH = 512  # histories read at once; bounds memory at BATCH x N scores
 SELECTION_K = 10  # the best epoch is that of the largest ndcg at this cut-off, in the column `plain`
 
 
@@ -44,12 +45,13 @@ class NeuralRanker:
         seed: Seed of the initial weights, dropout, the order of the windows and the masked items. Torch's global state
             stays as it was.
         device: auto, cpu or cuda.
+        weights: Result of `tensors` of a trained ranker with the same network and options; nothing is trained then.
         options: Fields of `network.options`, such as `hidden` or `patience`.
 
     Attributes:
-        options: All options, defaults included.
+        chosen: All options, `max_history` included.
         max_history: Latest items of a history that are read.
-        log: One entry per epoch.
+        log: One entry per epoch of this training.
 
     Raises:
         ValueError: If there are no valid examples, no training sequence has two items, or the network reads side fields
@@ -61,30 +63,25 @@ class NeuralRanker:
         network: type[Network],
         catalog: Catalog,
         seed: int = 0,
-        device: str = "auto",
+        device: str | torch.device = "auto",
+        weights: Mapping[str, Tensor] | None = None,
         **options: Any,  # `network.options` checks them
     ):
-        check_trainable(network.name, catalog)
-        sequences, valid = catalog.train.sequences(), catalog.examples("valid")
-        self.device, self.options = resolve_device(device), network.options(**options)
-        self.max_history = self.options.max_history or max(1, int(np.diff(valid.offsets).max()))
+        self.device, self.chosen = resolve_device(str(device)), network.options(**options)
+        if weights is None:
+            check_trainable(network.name, catalog)
+        self.max_history = self.chosen.max_history or max(1, int(np.diff(catalog.examples("valid").offsets).max()))
+        self.chosen = dataclasses.replace(self.chosen, max_history=self.max_history)
         self.popularity = popularity(catalog.training_counts, self.device)  # (N,)
-        by_length = valid.take(np.argsort(np.diff(valid.offsets), kind="stable"))  # to keep padding short
+        self.log: list[Epoch] = []
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            given = dataclasses.asdict(self.options) | {"max_history": self.max_history}
-            self.network = network.of(catalog, **given).to(self.device)
-            self.log: list[Epoch] = train(
-                self.network, sequences, self.max_history, lambda: self._ndcg(by_length), self.options, seed
-            )
-        if processes.count() > 1:  # their weights may differ by rounding on GPUs
-            weights = {key: value.cpu() for key, value in self.network.state_dict().items()}
-            self.network.load_state_dict(processes.gather([weights] if processes.is_main() else [])[0])
-        best = best_epoch(self.log)
-        say(
-            f"{network.name}: epoch {best + 1} of {len(self.log)} in {self.log[-1].seconds:.0f} s, "
-            f"valid ndcg@{SELECTION_K} {self.log[best].quality:.4f}"
-        )
+            self.network = network.of(catalog, **dataclasses.asdict(self.chosen)).to(self.device)
+            if weights is None:
+                self._train(catalog, seed)
+            else:
+                self.network.load_state_dict(weights)
+                self.network.eval()
 
     def rank(self, histories: Sequence[np.ndarray], k: int, exclude: Sequence[np.ndarray] | None = None) -> Ranking:
         """Rank all items by their exact scores.
@@ -115,6 +112,46 @@ class NeuralRanker:
         scores = self.network.last_scores([history[-self.max_history :] for history in histories])
         scores[torch.tensor([len(history) == 0 for history in histories], device=self.device)] = self.popularity
         return scores
+
+    def probabilities(self, queries: Queries, exclude_seen: bool, temperature: float = 1.0) -> Tensor:
+        """Answer queries as `llmrec.baselines.queries.Teacher` says; a causal network reads each window once."""
+        return normalised(self.logits(queries), queries, exclude_seen, temperature)
+
+    @torch.no_grad()
+    def logits(self, queries: Queries) -> Tensor:
+        """(Q, N) score of every item to be the answer to each query, as `scores` of the items before it."""
+        network, most = self.network, queries.items.shape[1]
+        if network.causal and most <= self.max_history:
+            vectors = network.vectors()
+            states = network(queries.items, vectors)  # (S, H, D)
+            found = network.scores(states[queries.sequence, (queries.length - 1).clamp_min(0)], vectors)
+        else:  # a history of its own for each query: its last `max_history` items
+            items, _ = before(queries)
+            skipped = (queries.length - self.max_history).clamp_min(0)
+            place = skipped[:, None] + torch.arange(min(most, self.max_history), device=items.device)
+            rows, lengths = items.gather(1, place.clamp_max(most - 1)), queries.length - skipped
+            parts = zip(rows.split(BATCH), lengths.split(BATCH), strict=True)
+            found = torch.cat([network.scores_after(*part) for part in parts])
+        return torch.where(queries.length[:, None] == 0, self.popularity, found)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights of the network, by name."""
+        return dict(self.network.state_dict())
+
+    def _train(self, catalog: Catalog, seed: int) -> None:
+        """Train the network; all processes end with the weights of the first."""
+        valid, network = catalog.examples("valid"), self.network
+        by_length = valid.take(np.argsort(np.diff(valid.offsets), kind="stable"))  # to keep padding short
+        sequences = catalog.train.sequences()
+        self.log = train(network, sequences, self.max_history, lambda: self._ndcg(by_length), self.chosen, seed)
+        if processes.count() > 1:  # their weights may differ by rounding on GPUs
+            weights = {key: value.cpu() for key, value in network.state_dict().items()}
+            network.load_state_dict(processes.gather([weights] if processes.is_main() else [])[0])
+        best = best_epoch(self.log)
+        say(
+            f"{network.name}: epoch {best + 1} of {len(self.log)} in {self.log[-1].seconds:.0f} s, "
+            f"valid ndcg@{SELECTION_K} {self.log[best].quality:.4f}"
+        )
 
     def _ndcg(self, examples: Examples) -> float:
         """Mean ndcg of held-out examples in the column `plain`."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec.baselines.counted import COUNTED_BASELINES, ItemKNN, Markov, Popularity, Repeat
+from llmrec.baselines.counted import COUNTED_BASELINES, ItemKNN, Markov, Popularity, Repeat, item_knn
 from llmrec.data.catalog import Catalog
 
 # The training sequences of the fixture are 0 1 2 / 1 3 5 / 2 5 8 / 3 4 5 / 4 6 8 / 5 8 11, so items 0 … 11 occur
@@ -43,10 +43,10 @@ def test_markov_ranks_successors_of_the_last_item_then_popular_items(catalog):
 
 
 def test_item_knn_sums_cosine_similarities_with_recency_decay(catalog):
-    ranker, decay = ItemKNN(catalog), ItemKNN.DECAY
+    ranker, decay, shrink = ItemKNN(catalog), 0.5, 20
 
     def similar(both, a, b):
-        return both / (np.sqrt(a * b) + ItemKNN.SHRINK)
+        return both / (np.sqrt(a * b) + shrink)
 
     # Users of 11: {5}; with 8 and 5. Users of 0: {0}; with 1 and 2.
     expected = {5: similar(1, 1, 4), 8: similar(1, 1, 3), 1: decay * similar(1, 1, 2), 2: decay * similar(1, 1, 2)}
@@ -60,14 +60,13 @@ def test_item_knn_counts_a_user_once(catalog):
     items = catalog.items
     rows = [{"user_id": "u", "split": "train", "history": ["item-0", "item-1", "item-0"], "target": "item-1"}]
     repeated = ItemKNN(Catalog(items, pa.Table.from_pylist(rows)))
-    assert repeated.similarity[0, 1] == pytest.approx(1 / (1 + ItemKNN.SHRINK))
+    assert repeated.neighbours[0, 1] == pytest.approx(1 / (1 + 20))
 
 
 def test_item_knn_keeps_the_nearest_neighbours(catalog, monkeypatch):
-    whole = ItemKNN(catalog).similarity.toarray()
-    monkeypatch.setattr(ItemKNN, "NEIGHBOURS", 2)
-    monkeypatch.setattr(ItemKNN, "BLOCK", 5)
-    cut = ItemKNN(catalog).similarity.toarray()
+    whole = ItemKNN(catalog).neighbours.toarray()
+    monkeypatch.setattr(item_knn, "BLOCK", 5)
+    cut = ItemKNN(catalog, neighbours=2).neighbours.toarray()
     for full, kept in zip(whole, cut, strict=True):
         nearest = np.lexsort((np.arange(12), -full))[:2]
         np.testing.assert_allclose(kept[nearest], full[nearest])
