@@ -63,7 +63,7 @@ class Recommender:
         compiled: bool = False,
     ):
         sid_config.vocabulary.check(tokenizer)
-        check_rows(model, sid_config.vocabulary.token_range.stop)
+        check_rows(model, sid_config.vocabulary.added_range.stop)
         self.model, self.tokenizer, self.table = model.eval(), tokenizer, table
         self.sid_config, self.details = sid_config, details or {}
         self.ranker = SidRanker(self.model, table, sid_config, sid_config.prompt.prefix(tokenizer), compiled)

@@ -39,6 +39,11 @@ class ExtendConfig(StageConfig, Config):
         "noise",
     )
     spare_codes: int = option("Number of tokens per level to keep free for the codes of later items.", 0, least=0)
+    item_rows: bool = option(
+        "Give every item a token of its own as well. It follows the item's SID in a history, and its embedding scores "
+        "the item without beams.",
+        False,
+    )
     micro_layers: int = option("Number of layers of 'micro'.", 2, least=1)
     micro_hidden: int = option("Hidden size of 'micro'; a multiple of 32.", 128, least=32)
     micro_words: int = option("Largest number of words in the vocabulary of 'micro'.", 8000, least=64)

@@ -155,7 +155,7 @@ class SidLogitsProcessor(LogitsProcessor):
         """Mask by the grammar of text and SIDs."""
         level, nodes = self._place(generated)
         masked = scores.masked_fill((level > 0).unsqueeze(1), -torch.inf)
-        tokens = self.vocabulary.token_range
+        tokens = self.vocabulary.added_range  # an item's own token is read, and never written
         masked[:, tokens.start : tokens.stop] = -torch.inf
         for at in range(self.trie.num_levels):
             legal = self.trie.allowed(nodes.masked_fill(level != at, -1), at)

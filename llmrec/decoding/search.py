@@ -159,7 +159,7 @@ class SearchProblem:
         check_normalize_over(self.normalize_over)
         self.vocabulary.check_table(self.trie)
         check_attention(self.model)
-        check_rows(self.model, self.vocabulary.token_range.stop)
+        check_rows(self.model, self.vocabulary.added_range.stop)
 
     def check_batch(self, input_ids: Tensor, leaf_filter: LeafFilter | None, prefix_ids: Tensor | None) -> None:
         """Refuse a batch whose shapes do not fit.

@@ -162,7 +162,7 @@ def check_halves(model: PreTrainedModel) -> None:
 
 
 def check_rows(model: PreTrainedModel, num_tokens: int) -> None:
-    """Refuse a model whose output matrix has no row for the last SID token.
+    """Refuse a model whose output matrix has no row for the last token that `extend` added.
 
     Raises:
         ValueError: If it has fewer rows than `num_tokens`.

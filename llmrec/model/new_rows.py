@@ -131,6 +131,17 @@ def leaning_rows(old_VD: Tensor, noise_KD: Tensor, initial: InitialVectors) -> T
     return rows
 
 
+def fit_vocabulary(model: PreTrainedModel, num_tokens: int) -> None:
+    """Lengthen the embedding and the output matrix if they have fewer rows than a model needs; a tied pair stays tied.
+
+    Args:
+        model: Causal LM, changed in place.
+        num_tokens: Number of tokens that need a row.
+    """
+    if num_tokens > len(matrix_of(model.get_input_embeddings())):
+        model.resize_token_embeddings(-(-num_tokens // ROW_MULTIPLE) * ROW_MULTIPLE, mean_resizing=False)
+
+
 @torch.no_grad()
 def add_rows(
     model: PreTrainedModel,
@@ -138,7 +149,9 @@ def add_rows(
     seed: int,
     initial_vectors: Callable[[Tensor], Sequence[InitialVectors]] | None = None,
 ) -> None:
-    """Give every SID token its vectors in the embedding and the output matrix; a tied pair stays tied.
+    """Give every SID token, and every item token, its vectors in the embedding and the output matrix.
+
+    A tied pair stays tied. The output matrix of an untied pair has vectors of item tokens which nothing reads.
 
     Args:
         model: Causal LM, changed in place.
@@ -147,9 +160,8 @@ def add_rows(
         initial_vectors: Maps the old vectors of a matrix, (V, D), to initial vectors of each level; noise alone when
             left out.
     """
-    old_size, needed = vocabulary.starts[0], vocabulary.token_range.stop
-    if needed > len(matrix_of(model.get_input_embeddings())):
-        model.resize_token_embeddings(-(-needed // ROW_MULTIPLE) * ROW_MULTIPLE, mean_resizing=False)
+    old_size = vocabulary.starts[0]
+    fit_vocabulary(model, vocabulary.added_range.stop)
     generator = torch.Generator().manual_seed(seed)
     modules = (model.get_input_embeddings(), model.get_output_embeddings())
     for weight in {id(matrix): matrix for matrix in map(matrix_of, modules)}.values():

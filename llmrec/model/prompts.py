@@ -4,6 +4,9 @@ Nothing stands between history and answer (no chat header, separator or marker),
 and every item of a history is trained in the place where it will be asked for. A chat template may wrap the
 instruction only.
 
+An item of a prompt is its SID, followed by its own token if items have one. An answer is the SID alone, so item tokens
+are read and never written.
+
 Every prompt is put together here: `Prompt` makes the tokens before a history, `HistoryEncoder.encode_prompts` adds the
 history. Training, evaluation and serving call these two, so a change of the prompt is a change of this file.
 
@@ -105,7 +108,11 @@ class HistoryEncoder:
 
     Args:
         table: Semantic IDs of the catalogue.
-        vocabulary: Token ids of their codes.
+        vocabulary: Token ids of their codes, and of the items if they have tokens of their own.
+
+    Attributes:
+        tokens_NL: (N, L) int64 token ids of each item's SID, the answer; -1 beyond its length.
+        token_range: Token ids of SIDs.
     """
 
     def __init__(self, table: SidTable, vocabulary: SidVocabulary):
@@ -113,9 +120,13 @@ class HistoryEncoder:
         self.tokens_NL = vocabulary.token_ids(table.codes(np.arange(table.num_items)))
         self.token_range = vocabulary.token_range
         self.is_fixed_length = bool((self.tokens_NL != EMPTY).all())
+        self._in_prompt = self.tokens_NL
+        if vocabulary.items is not None:
+            own = vocabulary.items.start + np.arange(table.num_items)
+            self._in_prompt = np.concatenate([self.tokens_NL, own[:, None]], axis=1)  # also behind a shorter SID
 
     def encode_history(self, rows: Sequence[int] | np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
-        """Encode a history, items one after another.
+        """Encode a history, items one after another, as it stands in a prompt.
 
         Args:
             rows: (n,) item rows, oldest first.
@@ -125,6 +136,19 @@ class HistoryEncoder:
             (tokens,) int64.
         """
         return self.encode_histories(rows, rng)[0]
+
+    def encode_answer(self, rows: Sequence[int] | np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+        """Encode items as an answer, their SIDs one after another.
+
+        Args:
+            rows: (n,) item rows.
+            rng: See `encode_history`.
+
+        Returns:
+            (tokens,) int64.
+        """
+        tokens_nL = self.tokens_NL[np.asarray(rows, dtype=np.int64)]
+        return tokens_nL[tokens_nL != EMPTY]
 
     def encode_histories(
         self, rows: Sequence[int] | np.ndarray, rng: np.random.Generator | None = None
@@ -138,11 +162,11 @@ class HistoryEncoder:
         Returns:
             (tokens,) int64 token ids, and (n,) int64 number of tokens of each item.
         """
-        tokens_nL = self.tokens_NL[np.asarray(rows, dtype=np.int64)]
+        tokens = self._in_prompt[np.asarray(rows, dtype=np.int64)]
         if self.is_fixed_length:
-            return tokens_nL.reshape(-1), np.full(len(tokens_nL), tokens_nL.shape[1])
-        is_token = tokens_nL != EMPTY
-        return tokens_nL[is_token], is_token.sum(axis=1)
+            return tokens.reshape(-1), np.full(len(tokens), tokens.shape[1])
+        is_token = tokens != EMPTY
+        return tokens[is_token], is_token.sum(axis=1)
 
     def encode_prompts(
         self, prefix: Sequence[int], rows: Sequence[int] | np.ndarray, num_items: Sequence[int] | np.ndarray
@@ -184,6 +208,6 @@ class HistoryEncoder:
         return ids, is_token.astype(np.int64)
 
 
-def most_prompt_tokens(prefix: Sequence[int], num_items: int, num_levels: int) -> int:
+def most_prompt_tokens(prefix: Sequence[int], num_items: int, tokens_per_item: int) -> int:
     """Bound the number of tokens of a prompt of `num_items` items."""
-    return len(prefix) + num_items * num_levels
+    return len(prefix) + num_items * tokens_per_item

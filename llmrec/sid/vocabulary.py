@@ -22,10 +22,9 @@ import numpy as np
 from transformers import AddedToken, PreTrainedTokenizerBase
 
 from llmrec.runtime.manifest import JsonObject
+from llmrec.sid.item_tokens import ItemTokens
 from llmrec.sid.table import EMPTY
-
-DEFAULT_TEMPLATE = "<{letter}_{code}>"
-LONG_TEMPLATE = "<{level}_{code}>"  # for more levels than there are letters
+from llmrec.sid.template import DEFAULT_TEMPLATE, LONG_TEMPLATE, check_template
 
 
 class HasLevels(Protocol):
@@ -36,6 +35,9 @@ class HasLevels(Protocol):
 
     @property
     def level_sizes(self) -> Sequence[int]: ...
+
+    @property
+    def num_items(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class SidVocabulary:
         block_sizes: Number of tokens per level, spare ones included.
         eos_token_id: Token that ends an answer in `generate()`.
         template: Text of a token; `{letter}` (a, b, …) or `{level}` (0, 1, …), and `{code}`.
+        items: Tokens of the items, right behind the blocks; None if items have none.
 
     Source: token scheme `<a_12><b_3>` of LC-Rec (arXiv:2311.09049) and MiniOneRec (arXiv:2510.24431).
 
@@ -65,6 +68,7 @@ class SidVocabulary:
     block_sizes: tuple[int, ...]
     eos_token_id: int
     template: str = DEFAULT_TEMPLATE
+    items: ItemTokens | None = None
 
     @classmethod
     def add_to(
@@ -73,14 +77,16 @@ class SidVocabulary:
         level_sizes: Sequence[int],
         spare_codes: int = 0,
         template: str | None = None,
+        num_items: int = 0,
     ) -> SidVocabulary:
-        """Add one token per (level, code) to a tokenizer, in contiguous blocks.
+        """Add one token per (level, code) to a tokenizer, in contiguous blocks, and one per item behind them.
 
         Args:
             tokenizer: Tokenizer of a causal LM, changed in place.
             level_sizes: Number of codes of each level.
             spare_codes: Tokens per level that are added for codes of later items.
             template: Text of a token; `<a_12>`, or `<0_12>` for more than 26 levels, when left out.
+            num_items: Number of items to add a token for.
 
         Returns:
             The vocabulary of the new tokens.
@@ -106,8 +112,9 @@ class SidVocabulary:
             raise ValueError("The tokenizer has no eos_token; `generate()` could not end an answer. Set one first.")
         block_sizes = tuple(int(size) + spare_codes for size in level_sizes)
         starts = tuple(len(tokenizer) + int(before) for before in np.cumsum((0, *block_sizes[:-1])))
-        vocabulary = cls(tuple(map(int, level_sizes)), starts, block_sizes, tokenizer.eos_token_id, template)
-        tokens = vocabulary.tokens()
+        items = ItemTokens(len(tokenizer) + sum(block_sizes), num_items) if num_items else None
+        vocabulary = cls(tuple(map(int, level_sizes)), starts, block_sizes, tokenizer.eos_token_id, template, items)
+        tokens = vocabulary.all_tokens()
         if len(set(tokens)) < len(tokens):
             raise ValueError(f"template '{template}' gives two codes the same token; try '{DEFAULT_TEMPLATE}'.")
         present = set(tokenizer.get_vocab()).intersection(tokens)
@@ -134,6 +141,16 @@ class SidVocabulary:
     def token_range(self) -> range:
         """Token ids of all blocks, which are next to one another."""
         return range(self.starts[0], self.starts[0] + self.num_tokens)
+
+    @property
+    def added_range(self) -> range:
+        """Token ids of all blocks and of the items behind them: all that `add_to` adds."""
+        return range(self.starts[0], self.token_range.stop if self.items is None else self.items.block.stop)
+
+    @property
+    def tokens_per_item(self) -> int:
+        """Largest number of tokens of an item in a prompt."""
+        return self.num_levels + (self.items is not None)
 
     def block(self, level: int) -> slice:
         """Slice the tokens of the codes in use at a level out of the embedding or output matrix.
@@ -163,8 +180,12 @@ class SidVocabulary:
         return self.template.format(letter=string.ascii_lowercase[level % 26], level=level, code=code)
 
     def tokens(self) -> list[str]:
-        """List the text of every token, in the order of their ids."""
+        """List the text of every SID token, in the order of their ids."""
         return [self.token(level, code) for level, size in enumerate(self.block_sizes) for code in range(size)]
+
+    def all_tokens(self) -> list[str]:
+        """List the text of every SID token and item token, in the order of their ids."""
+        return self.tokens() + (self.items.tokens() if self.items else [])
 
     def text(self, codes: np.ndarray) -> str:
         """Write semantic IDs as they stand in a prompt, one after another.
@@ -201,7 +222,7 @@ class SidVocabulary:
         return np.where(codes == EMPTY, EMPTY, codes + np.asarray(self.starts)[: codes.shape[-1]])
 
     def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Refuse a tokenizer in which a code is not exactly its one token.
+        """Refuse a tokenizer in which a code or an item is not exactly its one token.
 
         Args:
             tokenizer: Tokenizer of the checkpoint.
@@ -209,15 +230,15 @@ class SidVocabulary:
         Raises:
             ValueError: If a token is absent, has another id, or is not read as itself among others.
         """
-        tokens = self.tokens()
+        tokens = self.all_tokens()
         ids = [tokenizer.convert_tokens_to_ids(token) for token in tokens]
-        wrong = next((pair for pair in zip(tokens, self.token_range, ids, strict=True) if pair[1] != pair[2]), None)
+        wrong = next((pair for pair in zip(tokens, self.added_range, ids, strict=True) if pair[1] != pair[2]), None)
         if wrong is not None:
             raise ValueError(
                 f"The tokenizer reads '{wrong[0]}' as token {wrong[2]}, not {wrong[1]}: it does not belong to this "
                 "checkpoint. Load the tokenizer that was saved with it, or run `llmrec extend` again."
             )
-        if tokenizer.encode("".join(tokens), add_special_tokens=False) != list(self.token_range):
+        if tokenizer.encode("".join(tokens), add_special_tokens=False) != list(self.added_range):
             raise ValueError(
                 f"The tokenizer splits or merges neighbouring tokens of the template '{self.template}'; use another "
                 f"one, such as '{DEFAULT_TEMPLATE}'."
@@ -230,7 +251,8 @@ class SidVocabulary:
             table: SidTable or SidTrie.
 
         Raises:
-            ValueError: If it has another number of levels, or more codes at a level.
+            ValueError: If it has another number of levels, more codes at a level, or another number of items than have
+                tokens.
         """
         if table.num_levels != self.num_levels or any(
             need > have for need, have in zip(table.level_sizes, self.level_sizes, strict=True)
@@ -239,10 +261,15 @@ class SidVocabulary:
                 f"The SID table has level sizes {table.level_sizes}, the vocabulary {list(self.level_sizes)}. "
                 "Run `llmrec extend` on the new table."
             )
+        if self.items is not None and table.num_items != self.items.num_items:
+            raise ValueError(
+                f"The SID table has {table.num_items} items, and {self.items.num_items} items have a token of their "
+                "own. Run `llmrec extend` on the new table."
+            )
 
     def to_dict(self) -> JsonObject:
-        """Convert the vocabulary to its arguments, for llmrec.json."""
-        return dataclasses.asdict(self)
+        """Convert the vocabulary to its arguments, for llmrec.json; `items` is absent if there are no item tokens."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, values: JsonObject) -> SidVocabulary:
@@ -264,25 +291,5 @@ class SidVocabulary:
         lists = {key: tuple(map(operator.index, values[key])) for key in ("level_sizes", "starts", "block_sizes")}
         if len({len(part) for part in lists.values()}) > 1:
             raise ValueError(f"vocabulary: {lists} must have one number per level")
-        return cls(**{**values, **lists})
-
-
-def check_template(template: str, num_levels: int) -> None:
-    """Refuse a template under which two codes would be the same token.
-
-    Raises:
-        ValueError: If the level or the code is not part of the token.
-    """
-    try:
-        parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
-    except ValueError as error:
-        raise ValueError(f"template '{template}' has unbalanced braces ({error}).") from error
-    fields = {name for name, _, _ in parts}
-    is_plain = all(not spec and not conversion for _, spec, conversion in parts)
-    if not is_plain or "code" not in fields or not {"letter", "level"} & fields or fields - {"letter", "level", "code"}:
-        raise ValueError(
-            f"template '{template}' must contain {{code}} and {{letter}} or {{level}}, and nothing else in braces: the "
-            f"level is part of the token. Example: '{DEFAULT_TEMPLATE}'."
-        )
-    if num_levels > 26 and "level" not in fields:
-        raise ValueError(f"{num_levels} levels need {{level}} in the template; {{letter}} names 26.")
+        items = ItemTokens(**values["items"]) if "items" in values else None
+        return cls(**{**values, **lists, "items": items})

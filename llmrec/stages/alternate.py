@@ -115,7 +115,13 @@ def load(config: AlternateConfig) -> AlternateInputs:
     published = PublishedSids.load(config.sid, config.device)
     tokenizer = check_tokenizer(config, published)
     verify(config.model, "extend", *TRAINING)
-    prompt = SidConfig.load(config.model)[0].prompt
+    sid_config = SidConfig.load(config.model)[0]
+    if sid_config.vocabulary.items is not None:
+        raise ValueError(
+            f"'{config.model}' has a token for each item (`llmrec extend --item-rows`), which alternate cannot train; "
+            "extend the original model without item_rows."
+        )
+    prompt = sid_config.prompt
     llm = config.llm(prompt.instruction, prompt.chat_template)
     start = sft.load(llm)
     if start.table.sha256 != published.table.sha256:

@@ -9,6 +9,7 @@ import dataclasses
 from pathlib import Path
 
 from llmrec.configs import ExtendConfig
+from llmrec.model.append_item_rows import append_item_rows
 from llmrec.model.append_items import carry_details_over, check_appended, grow_vocabulary
 from llmrec.model.card import write_card
 from llmrec.model.checkpoint import SidConfig, load_model, load_tokenizer, resolve, save_model
@@ -17,7 +18,7 @@ from llmrec.runtime.manifest import JsonObject, read_manifest
 from llmrec.runtime.stage_directory import run_stage
 from llmrec.sid.table import SidTable
 
-SETTLED = ("catalog", "sid_init", "spare_codes")  # options that a checkpoint has decided already
+SETTLED = ("catalog", "sid_init", "spare_codes", "item_rows")  # options that a checkpoint has decided already
 
 
 def append_items(config: ExtendConfig, table: SidTable) -> JsonObject:
@@ -37,6 +38,9 @@ def append_items(config: ExtendConfig, table: SidTable) -> JsonObject:
     def build(directory: Path) -> JsonObject:
         model, tokenizer = load_model(config.model, dtype="auto"), load_tokenizer(config.model)
         vocabulary, notes = grow_vocabulary(sid_config.vocabulary, table.level_sizes, tokenizer, model, config.seed)
+        if vocabulary.items is not None:
+            items = append_item_rows(vocabulary.items, old, table, tokenizer, model)
+            vocabulary = dataclasses.replace(vocabulary, items=items)
         save_model(model, tokenizer, directory)
         dataclasses.replace(sid_config, vocabulary=vocabulary).save(directory, table, details)
         if "counts" in details:
@@ -46,6 +50,7 @@ def append_items(config: ExtendConfig, table: SidTable) -> JsonObject:
             "vocabulary": len(tokenizer),
             "new_items": table.num_items - old.num_items,
             "grown": notes,
+            **({"item_tokens": vocabulary.items.num_items} if vocabulary.items is not None else {}),
         }
 
     out = run_stage("extend", config, {"sid": config.sid, "model": config.model}, build)
@@ -53,7 +58,8 @@ def append_items(config: ExtendConfig, table: SidTable) -> JsonObject:
     grown = (
         "; ".join(counts["grown"]) + ": fine-tune, their tokens are untrained" if counts["grown"] else "no new tokens"
     )
-    say(f"extend: {counts['new_items']} new items, {grown} -> {out}")
+    rows = "; item rows of new items are means of their neighbours'" if "item_tokens" in counts else ""
+    say(f"extend: {counts['new_items']} new items, {grown}{rows} -> {out}")
     if reason:
         say(f"extend: the new items can be recommended, but not evaluated or trained on yet: {reason}.")
     return {"out": str(out), **counts}

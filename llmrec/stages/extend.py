@@ -1,4 +1,4 @@
-"""extend: give a causal LM one token per (level, code), with vectors that differ from the first step on.
+"""extend: give a causal LM one token per (level, code) and, if asked to, per item; their vectors differ from the start.
 
 The result is saved as the base of fine-tuning, so that an adapter holds only LoRA and the semantic-ID tokens. Given a
 checkpoint of llmrec instead of a causal LM, the stage appends items to it (`llmrec.stages.append`).
@@ -55,7 +55,8 @@ def main(config: ExtendConfig) -> JsonObject:
         model, tokenizer = load_base(config, titles)
         check_halves(model)
         origin = {"base_model": public_name(config.model), BASE_IS_RANDOM: is_untrained(model)}
-        vocabulary = SidVocabulary.add_to(tokenizer, table.level_sizes, config.spare_codes)
+        num_items = table.num_items if config.item_rows else 0
+        vocabulary = SidVocabulary.add_to(tokenizer, table.level_sizes, config.spare_codes, num_items=num_items)
         add_rows(model, vocabulary, config.seed, initial_vectors(config, titles, table, tokenizer))
         save_model(model, tokenizer, directory)
         sid_config = SidConfig(vocabulary, Prompt(), longest_history(model, vocabulary), "vocabulary")
@@ -63,6 +64,7 @@ def main(config: ExtendConfig) -> JsonObject:
         sid_config.save(directory, table, {**origin, "catalog_sha256": learned_on})
         return {
             "sid_tokens": vocabulary.num_tokens,
+            **({"item_tokens": num_items} if num_items else {}),
             "vocabulary": len(tokenizer),
             "parameters": model.num_parameters(),
             "tied_embeddings": bool(model.config.get_text_config().tie_word_embeddings),
@@ -70,7 +72,8 @@ def main(config: ExtendConfig) -> JsonObject:
 
     out = run_stage("extend", config, inputs, build)
     counts = read_manifest(out)["counts"]
-    say(f"extend: {counts['sid_tokens']} SID tokens, {counts['parameters']:,} parameters -> {out}")
+    items = f", {counts['item_tokens']} item tokens" if "item_tokens" in counts else ""
+    say(f"extend: {counts['sid_tokens']} SID tokens{items}, {counts['parameters']:,} parameters -> {out}")
     return {"out": str(out), **counts}
 
 
@@ -135,4 +138,4 @@ def public_name(source: str) -> str:
 def longest_history(model: PreTrainedModel, vocabulary: SidVocabulary) -> int:
     """Number of items, at most 50, that surely fit the model's context next to a prompt of half its length."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1024
-    return max(1, min(50, context // 2 // vocabulary.num_levels))
+    return max(1, min(50, context // 2 // vocabulary.tokens_per_item))

@@ -44,7 +44,7 @@ def load_trainable(config: SftConfig, vocabulary: SidVocabulary, dtype: torch.dt
 
     Args:
         config: Options of the stage.
-        vocabulary: SID tokens, whose embeddings train unless all weights do.
+        vocabulary: SID tokens and item tokens, whose embeddings train unless all weights do.
         dtype: Type of the frozen weights.
 
     Raises:
@@ -80,7 +80,7 @@ def require_bitsandbytes() -> None:
 
 
 def add_adapter(model: PreTrainedModel, config: SftConfig, vocabulary: SidVocabulary) -> PeftModel:
-    """Make the embeddings of the SID tokens trainable, in and out, and add LoRA unless they train alone."""
+    """Make the embeddings of SID and item tokens trainable, and add LoRA unless they train alone."""
     # Without a target PEFT 0.21 refuses; its TrainableTokensConfig would hold the embeddings in other modules than
     # LoRA's do, whose `weight` shows them as they were before training.
     targets = DUMMY_TARGET_MODULES if config.train == "sid_tokens" else "all-linear"
@@ -118,7 +118,9 @@ def trained_rows(model: PreTrainedModel, vocabulary: SidVocabulary) -> dict[str,
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     names = {id(module): name.rsplit(".", 1)[-1] for name, module in model.named_modules()}
     matrices = [embedding] if head.weight is embedding.weight else [embedding, head]
-    return {names[id(matrix)]: list(vocabulary.token_range) for matrix in matrices}
+    # Items are scored by their rows in the embedding; the output matrix needs those of the codes alone.
+    rows = {id(head): vocabulary.token_range, id(embedding): vocabulary.added_range}
+    return {names[id(matrix)]: list(rows[id(matrix)]) for matrix in matrices}
 
 
 @contextlib.contextmanager

@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.sid.table import EMPTY, SidTable
-from llmrec.sid.vocabulary import DEFAULT_TEMPLATE, SidVocabulary
+from llmrec.sid.template import DEFAULT_TEMPLATE
+from llmrec.sid.vocabulary import SidVocabulary
 from tests.conftest import word_tokenizer
 
 settings.register_profile("llmrec", derandomize=True, max_examples=25, deadline=None)

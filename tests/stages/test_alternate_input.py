@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -9,13 +10,14 @@ import pytest
 import torch
 
 from llmrec.cli import main
+from llmrec.configs import ExtendConfig
 from llmrec.data.catalog import Catalog
 from llmrec.runtime.stage_directory import SCRATCH
-from llmrec.stages import alternate
+from llmrec.stages import alternate, extend
 from llmrec.training.alternate.tokenizer_training import TokenizerTraining
 from llmrec.training.checkpoints import SEAL
 from tests.support.alternated import SHORT, Line, alternate_config, flags_of, run, write_line, write_sid, write_views
-from tests.support.extended import losses
+from tests.support.extended import losses, write_llm
 
 
 @pytest.mark.parametrize(
@@ -60,6 +62,13 @@ def test_several_processes_are_refused_at_once(turns, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="alternate trains in one process, and 2 were started"):
         run(tmp_path / "out", turns)
+
+
+def test_a_model_with_item_tokens_is_refused(turns, tmp_path):
+    config = ExtendConfig(out=str(tmp_path / "base"), sid=turns.sid, model=str(write_llm(tmp_path / "llm")))
+    with_items = extend.main(dataclasses.replace(config, item_rows=True))["out"]
+    with pytest.raises(ValueError, match=r"has a token for each item .* extend the original model without item_rows"):
+        run(tmp_path / "out", dataclasses.replace(turns, model=with_items))
 
 
 def test_a_tokenizer_that_collapses_ends_the_run_and_names_the_last_checkpoint(capsys, turns, tmp_path, monkeypatch):

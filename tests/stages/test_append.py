@@ -119,6 +119,35 @@ def test_a_checkpoint_keeps_its_tokens_and_weights(tmp_path, sid_table):
         append_to(tmp_path, base, sid_table, spare_codes=2, sid_init="titles")
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_item_rows_follow_their_items_and_new_ones_are_means_of_their_neighbours(capsys, tmp_path, sid_table, tied):
+    base = extended(tmp_path, sid_table, tied=tied, item_rows=True, spare_codes=1)
+    codes = [[2, 0, 1], [0, 2, 0], [4, 0, 0]]  # like items 7 and 8; like items 0 to 3; like none
+    appended = with_items(sid_table, codes, [5, 4, 4])
+    order = np.random.default_rng(0).permutation(15)  # a catalogue that is prepared again has another order
+    table = SidTable([appended.item_ids[row] for row in order], appended.all_codes[order], level_sizes=[5, 4, 4])
+    append_to(tmp_path, base, table)
+    assert "item rows of new items are means of their neighbours'" in capsys.readouterr().err
+    (before, _, _), (after, loaded, _) = SidConfig.load(base), SidConfig.load(tmp_path / "more")
+    assert loaded.item_ids == table.item_ids and after.vocabulary.items.num_items == 15
+    old, new = (matrices(AutoModelForCausalLM.from_pretrained(path))[0] for path in (base, tmp_path / "more"))
+    assert torch.equal(new[: before.vocabulary.items.start], old[: before.vocabulary.items.start])
+    old, new = old[before.vocabulary.items.block], new[after.vocabulary.items.block]
+    expected = torch.cat([old, old[7:9].mean(0)[None], old[:4].mean(0)[None], old.mean(0)[None]])[order]
+    torch.testing.assert_close(new, expected)
+    assert torch.equal(new[order < 12], old[order[order < 12]])
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "more")
+    assert tokenizer.convert_tokens_to_ids("<|item_14|>") == after.vocabulary.items.start + 14 == len(tokenizer) - 1
+    recommender = Recommender.from_pretrained(tmp_path / "more", device="cpu")
+    assert "item-12" in recommender.recommend([["item-14"]], k=15, exclude=None)[0][0]
+
+
+def test_a_last_level_without_spare_tokens_cannot_grow_into_the_item_tokens(tmp_path, sid_table):
+    base = extended(tmp_path, sid_table, item_rows=True)
+    with pytest.raises(ValueError, match=r"other tokens follow them\. Extend .* with spare_codes"):
+        append_to(tmp_path, base, with_items(sid_table, [[0, 0, 4]], [4, 4, 5]))
+
+
 def grown_catalog(path: Path, catalog: Catalog, split: pa.Table) -> Catalog:
     """The toy catalogue with one more item that nobody has taken."""
     new = pa.table({"item_id": ["item-12"], "title": ["blue apple"], "text": ["blue apple"]})

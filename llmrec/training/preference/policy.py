@@ -113,7 +113,7 @@ def load_start(config: PreferenceConfig, normalize_over: NormalizeOver | Literal
     tokenizer = load_tokenizer(config.model)
     sid_config.vocabulary.check(tokenizer)
     prefix = sid_config.prompt.prefix(tokenizer)
-    most_tokens = most_prompt_tokens(prefix, sid_config.max_history + 1, table.num_levels)
+    most_tokens = most_prompt_tokens(prefix, sid_config.max_history + 1, sid_config.vocabulary.tokens_per_item)
     check_length(config.model, sid_config.max_history, most_tokens)
     if normalize_over != "checkpoint":
         sid_config = dataclasses.replace(sid_config, normalize_over=normalize_over)

@@ -177,12 +177,13 @@ class HistoryCollator:
         return sum(len(ids) for part in drawn for ids, _ in part)
 
     def _draw_histories(self, examples: list[Example]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Encode all histories in one gather; the labels are the tokens of the targets."""
+        """Encode all histories in one gather; the labels are the SIDs of the targets."""
         if not examples:
             return iter(())
         rows, is_target, num_items = flatten(examples)
         prompts = self.encoder.encode_prompts(self.prefix, rows, num_items)
         is_label = np.append(is_target, False)[prompts.items]  # tokens of no item have item -1: the appended entry
+        is_label &= prompts.tokens < self.encoder.token_range.stop  # an item's own token is read, and never written
         labels = torch.from_numpy(np.where(is_label, prompts.tokens, IGNORED))
         lengths = prompts.lengths.tolist()
         return zip(torch.from_numpy(prompts.tokens).split(lengths), labels.split(lengths), strict=True)

@@ -69,7 +69,7 @@ class TaskExamples:
         before, behind = self.templates[rng.integers(len(self.templates))]
         prompt = np.concatenate([before, *self._given(given, encoder, rng), behind])
         if self.answer is None:
-            return prompt, encoder.encode_history(answer, rng)
+            return prompt, encoder.encode_answer(answer, rng)
         return prompt, np.append(self.answer.tokens[answer[0]], self.eos_token_id)
 
     def case_of(self, seed: int, epoch: int, index: int) -> int:

@@ -214,7 +214,7 @@ def test_a_draw_depends_on_seed_epoch_and_index(seed, epoch, index):
     task = built(catalog, word_tokenizer(), "title_to_sid", num_histories=10**6 + 1)["title_to_sid"]
 
     class Rows:
-        def encode_history(self, rows, rng=None):
+        def encode_answer(self, rows, rng=None):
             return np.array(rows)
 
     def draw(seed, epoch, index):

@@ -1,0 +1,51 @@
+"""ItemTokens: one token for each item, behind the blocks of the semantic IDs.
+
+In a prompt an item is its SID followed by its own token; an answer is the SID alone. The embedding of the tokens is the
+matrix of the *item rows*: it is read where a history is read, and it scores all items in one product where the next
+item is asked for. Tokens stand in the order of the catalogue, so the token of an item row is `start + row`.
+
+Source: items as tokens of an LLM with full softmax, tied as in SASRec (arXiv:1808.09781, section 3.3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DEFAULT_TEMPLATE = "<|item_{row}|>"
+
+
+@dataclass(frozen=True)
+class ItemTokens:
+    """Token ids of all items.
+
+    Args:
+        start: Token id of item row 0.
+        num_items: Number of items, N.
+        template: Text of a token, with `{row}`, the item row.
+
+    Raises:
+        ValueError: If there is no item.
+
+    Examples:
+        >>> from llmrec.sid.item_tokens import ItemTokens
+        >>> items = ItemTokens(start=108, num_items=3)
+        >>> items.block, items.tokens()
+        (slice(108, 111, None), ['<|item_0|>', '<|item_1|>', '<|item_2|>'])
+    """
+
+    start: int
+    num_items: int
+    template: str = DEFAULT_TEMPLATE
+
+    def __post_init__(self) -> None:
+        if self.num_items < 1:
+            raise ValueError(f"num_items is {self.num_items}; item tokens need at least one item.")
+
+    @property
+    def block(self) -> slice:
+        """Slice of the tokens in the embedding matrix."""
+        return slice(self.start, self.start + self.num_items)
+
+    def tokens(self) -> list[str]:
+        """List the text of every token, in the order of the item rows."""
+        return [self.template.format(row=row) for row in range(self.num_items)]
