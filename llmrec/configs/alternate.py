@@ -70,6 +70,11 @@ class AlternateConfig(StageConfig, Config):
         least=0,
         most=1,
     )
+    restart: bool = option(
+        "Start the LLM's optimiser and learning-rate schedule anew when the tokenizer is frozen, as in ETEGRec; "
+        "otherwise they last for the whole run.",
+        True,
+    )
     # ETEGRec's best values on Instrument and Scientific; mu is 1e-3 on Game.
     sia_weight: float = option("Weight of the sequence-item alignment (mu).", 3e-4, least=0)
     psa_weight: float = option("Weight of the preference-semantic alignment (lambda).", 1e-4, least=0)

@@ -30,7 +30,7 @@ CATALOG = {"catalog": ("prepare",)}
 WIRES = {
     "embed": CATALOG,
     "tokenize": {**CATALOG, "views": ("embed",)},
-    "extend": {**CATALOG, "sid": ("tokenize",)},
+    "extend": {**CATALOG, "sid": ("alternate", "tokenize")},
     "sft": {**CATALOG, "model": ("alternate", "sft", "extend")},
     "alternate": {
         **CATALOG,
@@ -153,7 +153,9 @@ class Grid:
         for option, sources in WIRES.get(stage, {}).items():
             places = [place for place in range(1, depth) if run.steps[place - 1][0] in sources]
             if places:
-                options = {**options, option: self.directory(run, places[-1])}
+                made = self.directory(run, places[-1])
+                has_its_own = option == "sid" and run.steps[places[-1] - 1][0] == "alternate"
+                options = {**options, option: made / "sid" if has_its_own else made}
         with self.lock:
             lock = self.of_directory[out]
         with lock:

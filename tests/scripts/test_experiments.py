@@ -269,12 +269,15 @@ def test_etegrec_ablations_share_their_start_and_differ_in_their_turns(run, monk
     views = str(tmp_path / "views")
     embedded = ["--catalog", str(tmp_path / "catalog"), "--views", "sasrec", "--collaborative-dim", "8"]
     assert main(["embed", *embedded, "--out", views, "--device", "cpu"]) == 0
-    only = ["--only", "^frozen", "^alternating", "^joint"]
+    only = ["--only", "^frozen", "^alternating", "^final", "^joint"]
     results, said = run(etegrec_ablations, "--views", views, "--epochs", 5, *only)
     assert not [result["error"] for result in results.values() if "error" in result]
     assert len(list((tmp_path / "work").glob("tokenize-*"))) == 1
     assert (results["frozen"]["cycles"], results["alternating"]["cycles"]) == (0, 3)
-    assert [line[:16].strip() for line in said.splitlines()[-3:]] == ["frozen", "alternating", "joint"]
+    assert results[etegrec_ablations.FRESH]["changed_items"] == results["alternating"]["changed_items"] > 0
+    assert len(list((tmp_path / "work").glob("extend-*"))) == 2 == len(list((tmp_path / "work").glob("alternate-*")))
+    names = [line[:24].strip() for line in said.splitlines()[-4:]]
+    assert names == ["frozen", "alternating", etegrec_ablations.FRESH, "joint"]
 
 
 def test_preferences_are_compared_with_the_checkpoint_they_start_from(run, monkeypatch, tmp_path):

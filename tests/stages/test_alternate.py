@@ -6,6 +6,7 @@ import copy
 import importlib.metadata
 import inspect
 import itertools
+import math
 import shutil
 
 import pytest
@@ -87,6 +88,23 @@ def test_each_trains_in_its_turn(turns, tmp_path, monkeypatch):
     assert seen == [(True, True, False, True, True)] * 3
     stays = [all(torch.equal(a[name], b[name]) for name in a) for a, b in itertools.pairwise(between)]
     assert stays == [True, False, True, False, True, False, True]
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_a_frozen_tokenizer_restarts_rate_and_optimiser_of_the_llm(turns, tmp_path, monkeypatch, restart):
+    """Frozen after step 6 of 8: the last two steps have the cosine of a run of two steps, and fresh moments."""
+    rates, moments, step = [], [], AlternateTrainer.training_step
+
+    def watched(self, *arguments, **options):
+        rates.append(self.optimizer.param_groups[0]["lr"])
+        moments.append(len(self.optimizer.state))
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(AlternateTrainer, "training_step", watched)
+    run(tmp_path / "out", turns, restart=restart)
+    places = [0, 1 / 8, 2 / 8, 3 / 8, 4 / 8, 5 / 8, *([0, 1 / 2] if restart else [6 / 8, 7 / 8])]
+    assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * place)) / 2 for place in places])
+    assert [count > 0 for count in moments] == [False, *[True] * 5, not restart, True]
 
 
 def copy_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -29,6 +29,7 @@ DEATHS = {
     "a step after a swap": (f"{ALTERNATE}.turns.clip_gradients", 1, 4),
     "saving a checkpoint": ("llmrec.training.checkpoints.seal", 2, 5),
     "the last pass, after resuming within a cycle": (f"{ALTERNATE}.tokenizer_training.clip_gradients", 2, 6),
+    "a step after the restart": ("llmrec.training.checkpoints.seal", 2, 7),
     "saving the tokenizer": ("llmrec.stages.alternate.write_report", 1, 8),
 }
 

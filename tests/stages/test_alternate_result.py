@@ -30,7 +30,7 @@ from tests.support.alternated import (
     log_of,
     run,
 )
-from tests.support.extended import fine_tune, losses, same_weights
+from tests.support.extended import fine_tune, losses, same_weights, write_llm
 from tests.support.prepared import run_json, write_catalog
 
 
@@ -60,6 +60,17 @@ def test_evaluate_and_a_later_phase_read_the_result(capsys, turns, turned, tmp_p
     fine_tune(tmp_path / "sft", turns.catalog, turned, **SFT)
     assert SidConfig.load(tmp_path / "sft")[1].sha256 == SidConfig.load(turned)[1].sha256
     assert [phase["alternate"]["cycle_steps"] for phase in SidConfig.load(tmp_path / "sft")[2]["earlier"]] == [2]
+
+
+def test_a_fresh_recommender_trains_on_the_final_semantic_ids(capsys, turns, turned, tmp_path):
+    """The commands of docs/alternate.md: `extend` on the base of the first model, then `sft`."""
+    run_json(
+        capsys, "extend", "--sid", turned / "sid", "--model", write_llm(tmp_path / "llm"), "--out", tmp_path / "base"
+    )
+    fine_tune(tmp_path / "sft", turns.catalog, tmp_path / "base", **SFT)
+    _, table, details = SidConfig.load(tmp_path / "sft")
+    assert table.sha256 == SidConfig.load(turned)[1].sha256 and "alternate" not in json.dumps(details)
+    assert len(losses(tmp_path / "sft")) == SFT["max_steps"]
 
 
 def test_new_items_are_appended_to_its_semantic_ids_and_to_the_checkpoint(capsys, turns, turned, tmp_path):

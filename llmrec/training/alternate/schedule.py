@@ -22,6 +22,7 @@ class Schedule:
         pass_steps: Optimiser steps of the tokenizer in a pass, as many as an epoch of the LLM has.
         aligns: True if an alignment loss has a weight.
         is_joint: True if the tokenizer trains at the steps of the LLM, and not in passes.
+        restarts: True if the learning rate of the LLM starts anew when the tokenizer is frozen.
     """
 
     steps: int
@@ -31,6 +32,7 @@ class Schedule:
     pass_steps: int
     aligns: bool
     is_joint: bool
+    restarts: bool
 
     @classmethod
     def of(cls, config: AlternateConfig, num_examples: int) -> Schedule:
@@ -56,7 +58,9 @@ class Schedule:
                 "cycle_steps or align_after, raise freeze_after, or train longer; freeze_after 0 trains no tokenizer."
             )
         is_joint = config.optimization == "joint"
-        return cls(steps, aligned_after, frozen_after, config.cycle_steps, in_epoch, config.aligns, is_joint)
+        return cls(
+            steps, aligned_after, frozen_after, config.cycle_steps, in_epoch, config.aligns, is_joint, config.restart
+        )
 
     @property
     def cycles(self) -> int:
@@ -94,6 +98,16 @@ class Progress:
     def trains_jointly(self) -> bool:
         """True if the tokenizer trains at the steps of the LLM now."""
         return self.schedule.is_joint and not self.is_frozen
+
+    @property
+    def restarted_after(self) -> int:
+        """Step after which the learning rate has started anew; 0 if it has not."""
+        return self.cycle * self.schedule.cycle_steps if self.is_frozen and self.schedule.restarts else 0
+
+    def place_of(self, step: int) -> float:
+        """Place of a step in the learning-rate schedule of the whole run, which fits into the rest after a restart."""
+        steps, begun = self.schedule.steps, self.restarted_after
+        return (step - begun) * steps / (steps - begun)
 
     def aligns_at(self, step: int) -> bool:
         """Tell whether the alignment losses act at an optimiser step."""

@@ -8,12 +8,13 @@ Source: ETEGRec (arXiv:2409.05546).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llmrec.training.alternate.turns import Turns
@@ -51,6 +52,27 @@ class AlternateTrainer(SidTrainer):
             optimizer.add_param_group({"params": adapters, "lr": self.adapter_learning_rate})
         return optimizer
 
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
+        """Make the schedule of the whole run, which is read at the place that the turns give a step."""
+        is_new = self.lr_scheduler is None
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        assert isinstance(scheduler, LambdaLR), "as the schedule of `llmrec sft` is by default"
+        if is_new:
+            scheduler.lr_lambdas = [self._read_at_place(share) for share in scheduler.lr_lambdas]
+        return scheduler
+
+    def _read_at_place(self, share: Callable[[Any], float]) -> Callable[[int], float]:  # torch types steps as int
+        return lambda step: share(self.turns.progress.place_of(step))
+
+    def _restart(self) -> None:
+        """Forget the moments of the optimiser, and set its learning rates to the beginning of the schedule."""
+        optimizer, scheduler = self.optimizer, self.lr_scheduler
+        assert optimizer is not None and scheduler is not None, "the Trainer makes both before the first step"
+        optimizer.state.clear()
+        rates = zip(optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        for group, peak, share in rates:
+            group["lr"] = peak * share(scheduler.last_epoch)
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, list[Example]]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, object]], Tensor | int | None]:
@@ -60,6 +82,8 @@ class AlternateTrainer(SidTrainer):
         entry = self.turns.begin_step(step, self.optimizer)
         if entry is not None:
             self.log(entry)
+            if self.turns.progress.restarted_after == step - 1:
+                self._restart()
         drawn, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         with_pools = self.turns.progress.needs_pools_at(step)
         batches = [self.turns.reader.collator.batch(each["examples"], with_pools) for each in drawn]

@@ -4,12 +4,11 @@ After every `cycle_steps` optimiser steps of the LLM, the tokenizer has a pass: 
 sequences while the LLM is frozen, in evaluation mode and with the semantic IDs from before. Then all items are encoded
 again, token rows follow their codes (swap_table.py), and collator and validation use the new table. Before
 `align_after` nothing is aligned. After `freeze_after`, or as soon as the semantic IDs hardly change, the tokenizer is
-frozen and the LLM trains on cross-entropy only.
+frozen and the LLM trains on cross-entropy only, with a new optimiser at the peak of its rate.
 
-Source: ETEGRec (arXiv:2409.05546), section 2.4. Departures: cycles count steps, as an LLM trains for few epochs; one
-optimiser and one schedule of the LLM last for the whole run, where the paper loads the best pair and starts new ones
-when it freezes the tokenizer; turns end at a share of the steps or by a small churn, where the paper waits for the
-validation metric.
+Source: ETEGRec (arXiv:2409.05546), section 2.4. Departures: cycles count steps, as an LLM trains for few epochs; the
+LLM keeps the weights that it has when the tokenizer is frozen, where the paper loads the best pair of both; turns end
+at a share of the steps or by a small churn, where the paper waits for the validation metric.
 
 Shapes: R rows of a batch, T tokens, H hidden.
 """
@@ -108,6 +107,7 @@ class Turns:
             self.training.enable(False)
         cycle, metrics = self.progress.cycle, code_metrics(self.sids.codes()[:, :-1])
         note = ", and the tokenizer is frozen from here on" if self.progress.is_frozen else ""
+        note += "; the optimiser of the LLM starts anew" if self.progress.restarted_after else ""
         say(
             f"alternate: step {done} of {self.progress.schedule.steps}, cycle {cycle}: {churn:.2%} of the items have "
             f"another semantic ID, {metrics['unique_per_item']:.4f} tuples per item{note} "

@@ -85,6 +85,18 @@ def test_a_run_by_hand():
     assert aligned == [3, 4, 5, 6] and ended == [2, 4, 6] and progress.is_frozen
 
 
+def test_the_schedule_of_the_rate_fits_into_the_rest_after_a_restart():
+    """Frozen after step 6 of 8: the two steps that are left begin at the places 0 and 4 of 8."""
+    for restart, places in ((True, [0, 1, 2, 3, 4, 5, 0, 4, 8]), (False, list(range(9)))):
+        progress = Progress.at_start(schedule_of(restart=restart))
+        seen = []
+        for done in range(9):
+            if progress.ends_cycle(done):
+                progress.count_cycle(done, churn=0.5)
+            seen.append(progress.place_of(done))
+        assert seen == places
+
+
 def test_joint_training_needs_pools_before_the_alignment():
     progress = Progress.at_start(schedule_of(optimization="joint"))
     assert progress.trains_jointly and progress.needs_pools_at(1) and not progress.aligns_at(1)
