@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from llmrec.evaluation.bootstrap import interval, paired_difference
+from llmrec.evaluation.learning import CUTOFF, Point, reach
 from llmrec.evaluation.metrics import SHOWN, per_example
 from llmrec.evaluation.protocol import COLUMNS
 from llmrec.evaluation.runs import ExampleKeys, Run
@@ -32,6 +33,7 @@ def compare(runs: Sequence[Run], seed: int = 0) -> JsonObject:
         systems[name][column][metric]: mean, low, high, and sd over the seeds, which is None for one seed.
         differences[name][column][metric]: mean, low, high of name - first name.
         num_seeds[name]; and split, k, num_examples and num_users, which all runs share.
+        learning: result of `convergence`.
 
     Raises:
         ValueError: If the runs have different examples.
@@ -57,7 +59,34 @@ def compare(runs: Sequence[Run], seed: int = 0) -> JsonObject:
         if name != reference:
             difference = paired_difference(averages[name], averages[reference], users, seed=seed)
             result["differences"][name] = _by_column(metrics, difference)
+    result["learning"] = convergence(runs)
     return result
+
+
+def convergence(runs: Sequence[Run]) -> JsonObject | None:
+    """The training that each name needed to reach the best valid ndcg of the first name.
+
+    Args:
+        runs: Runs as `compare` takes them; those that were not validated during training are left out.
+
+    Returns:
+        level: best valid ndcg of the first name, the mean over its seeds; None if it was not validated.
+        runs[name]: best, the mean over the seeds; curves, one list of points for each seed; reached, one point for each
+        seed, None for a seed that stays below `level`. None instead of all of it if no run was validated.
+    """
+    curves: dict[str, list[Sequence[Point]]] = {}
+    for run in runs:
+        if run.curve:
+            curves.setdefault(run.name, []).append(run.curve)
+    if not curves:
+        return None
+    best = {name: float(np.mean([max(p["ndcg"] for p in curve) for curve in of])) for name, of in curves.items()}
+    level = best.get(runs[0].name)
+    reached = {name: [None if level is None else reach(curve, level) for curve in of] for name, of in curves.items()}
+    return {
+        "level": level,
+        "runs": {name: {"best": best[name], "reached": reached[name], "curves": of} for name, of in curves.items()},
+    }
 
 
 def _read(
@@ -109,6 +138,28 @@ def show(result: JsonObject) -> None:
         if rows:
             header = ("run", "metric", "difference", "95 % low", "95 % high", "ahead")
             table(f"{column}: run - {reference}, paired over users", header, rows)
+    if result["learning"]:
+        table("learning: targets trained on, and seconds with validation", *learning_lines(result))
+
+
+def learning_lines(result: JsonObject) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of the table of `convergence`: the mean over the seeds, "-" unless all of them reach the level.
+
+    Args:
+        result: Result of `compare` with `learning`.
+    """
+    learned, reference = result["learning"], next(iter(result["systems"]))
+    lines = []
+    for name, of_name in learned["runs"].items():
+        points = [point for point in of_name["reached"] if point]
+        everyone = len(points) == len(of_name["reached"])
+        means = [
+            f"{np.mean([p[unit] for p in points]):,.0f}" if everyone else "-" for unit in ("supervised", "seconds")
+        ]
+        share = f"{len(points)} of {len(of_name['reached'])}"
+        lines.append([name, f"{of_name['best']:.4f}", *([] if learned["level"] is None else [*means, share])])
+    reached = [f"targets to reach {reference}", f"seconds to reach {reference}", "seeds that do"]
+    return ["run", f"best valid ndcg@{CUTOFF}", *([] if learned["level"] is None else reached)], lines
 
 
 def _ahead(difference: dict[str, float], name: str, reference: str) -> str:

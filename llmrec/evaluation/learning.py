@@ -63,5 +63,10 @@ def learning(points: Sequence[Point]) -> JsonObject | None:
     if not points:
         return None
     best = max(point["ndcg"] for point in points)
-    near = next((point for point in points if point["ndcg"] >= NEAR * best), None) if best > 0 else None
+    near = reach(points, NEAR * best) if best > 0 else None
     return {"best": best, "near": near, "curve": list(points)}
+
+
+def reach(points: Sequence[Point], level: float) -> Point | None:
+    """The first point whose ndcg is `level` or more; None if there is none."""
+    return next((point for point in points if point["ndcg"] >= level), None)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from llmrec.configs.evaluate import TRAINED
 from llmrec.data import columns
+from llmrec.evaluation.learning import Point
 from llmrec.evaluation.metrics import Position
 from llmrec.evaluation.protocol import COLUMNS
 from llmrec.evaluation.summary import OURS
@@ -46,6 +47,7 @@ class Run:
         split: The split that was evaluated.
         trained: Identity of the stage that made the checkpoint, or None if it is unknown.
         system: The system that is compared: ours, or one of the run's baselines.
+        curve: Its validations during training; empty if there were none.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Run:
     split: str
     trained: JsonObject | None
     system: str = OURS
+    curve: Sequence[Point] = ()
 
     @classmethod
     def load(cls, name: str, path: str, system: str = OURS) -> Run:
@@ -72,7 +75,9 @@ class Run:
         metrics = json.loads((Path(path) / "metrics.json").read_text(encoding="utf-8"))
         if system not in metrics["systems"]:
             raise ValueError(f"'{path}' has no system '{system}'; it has {', '.join(metrics['systems'])}.")
-        return cls(name, path, identity, metrics["split"], metrics.get("trained"), system)
+        learned = metrics.get("learning", {}).get(system)
+        curve = learned["curve"] if learned else ()
+        return cls(name, path, identity, metrics["split"], metrics.get("trained"), system, curve)
 
     @property
     def cutoffs(self) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmrec.evaluation.exact import EXACT, lines
-from llmrec.evaluation.learning import CUTOFF, NEAR
+from llmrec.evaluation.learning import CUTOFF, NEAR, Point
 from llmrec.evaluation.metrics import SHOWN, SLOT_METRICS, shown_names
 from llmrec.evaluation.protocol import COLUMNS
 from llmrec.evaluation.summary import OURS
@@ -84,13 +84,10 @@ def _results(metrics: JsonObject, column: str) -> JsonObject:
 
 def _learning(curves: JsonObject, colours: dict[str, str]) -> JsonObject:
     """Learning curves over trained items and over seconds, and the cost of coming near the best value."""
-
-    def curve_of(system: str, unit: str) -> Line:
-        points = curves[system]["curve"]
-        # The axis is logarithmic and has no 0.
-        return Line(system, [max(p[unit], 1e-3) for p in points], [p["ndcg"] for p in points], colours[system])
-
-    drawn = {unit: [curve_of(system, unit) for system in curves] for unit in UNITS}
+    drawn = {
+        unit: [learning_curve(system, curve["curve"], unit, colours[system]) for system, curve in curves.items()]
+        for unit in UNITS
+    }
     table = []
     for system, curve in curves.items():
         near, last = curve["near"], curve["curve"][-1]
@@ -106,6 +103,11 @@ def _learning(curves: JsonObject, colours: dict[str, str]) -> JsonObject:
         ],
         "table": Table(header, table),
     }
+
+
+def learning_curve(name: str, points: Sequence[Point], unit: str, colour: str) -> Line:
+    """Line of a learning curve over one of UNITS; the axis is logarithmic and has no 0."""
+    return Line(name, [max(p[unit], 1e-3) for p in points], [p["ndcg"] for p in points], colour)
 
 
 def _training(log: Sequence[JsonObject]) -> Figure | None:

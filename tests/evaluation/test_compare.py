@@ -12,6 +12,8 @@ import pytest
 from llmrec.configs import CompareConfig, EvaluateConfig
 from llmrec.data.catalog import Catalog
 from llmrec.evaluation.bootstrap import paired_difference
+from llmrec.evaluation.compare import convergence, learning_lines
+from llmrec.evaluation.learning import learning
 from llmrec.evaluation.metrics import Position, per_example
 from llmrec.evaluation.protocol import COLUMNS, Outcome
 from llmrec.evaluation.runs import Run, training_difference
@@ -34,7 +36,14 @@ def write_run(tmp_path, catalog, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def write(
-        name: str, start, trained: dict | None = TRAINED, on: Catalog = catalog, theirs=None, excluded=None, **options
+        name: str,
+        start,
+        trained: dict | None = TRAINED,
+        on: Catalog = catalog,
+        theirs=None,
+        excluded=None,
+        curves: dict[str, list] | None = None,
+        **options,
     ) -> str:
         systems = ("ours", *options.get("baselines", ["popularity"]))
         outcomes = {}
@@ -47,6 +56,7 @@ def write_run(tmp_path, catalog, monkeypatch):
 
         def build(workdir: Path) -> None:
             facts = {"trained": trained, "split": config.split, "systems": dict.fromkeys(systems)}
+            facts["learning"] = {system: learning(curve) for system, curve in (curves or {}).items()}
             write_json(workdir / "metrics.json", facts)
             pq.write_table(per_user(outcomes, np.arange(USERS), on.examples("test"), on), workdir / "per_user.parquet")
 
@@ -145,6 +155,83 @@ def test_the_page_has_every_run_and_a_file_of_that_name_is_kept(write_run, tmp_p
     assert "sd 0.7071" in page.texts and "-0.5000" in page.texts
     with pytest.raises(ValueError, match=r"--html 'page\.html' exists"):
         compared(*runs[:2], html="page.html")
+
+
+def curve(*points: tuple[int, float, float]) -> list[dict[str, float]]:
+    """A learning curve from (targets, seconds, ndcg)."""
+    return [dict(zip(("supervised", "seconds", "ndcg"), point, strict=True)) for point in points]
+
+
+TEACHER = curve((100, 1, 0.02), (200, 2, 0.04), (300, 3, 0.05), (400, 4, 0.03))
+
+
+@pytest.fixture
+def three_curves(write_run) -> tuple[str, ...]:
+    """SASRec, whose best is .05; two seeds that reach it after 900 and 1,500 targets; a run that never does."""
+    found = [0] * USERS
+    return (
+        write_run("fast", found, seeded(0), curves={
+            "ours": curve((300, 5, 0.01), (600, 10, 0.049), (900, 15, 0.06), (1200, 20, 0.05)), "sasrec": TEACHER,
+        }, baselines=["sasrec"]),
+        write_run("fast-1", found, seeded(1), curves={"ours": curve((500, 9, 0.03), (1500, 27, 0.05))}),
+        write_run("slow", found, curves={"ours": curve((500, 9, 0.01), (1500, 27, 0.02))}),
+        write_run("mixture", found, curves={"ours": None}),
+    )  # fmt: skip
+
+
+def test_the_training_to_a_baselines_level_by_hand(three_curves):
+    fast, again, slow, mixture = three_curves
+    options = {"systems": ["sasrec", *["ours"] * 4], "names": ["sasrec", "distilled", "distilled", "plain", "mixture"]}
+    learned = compared(fast, fast, again, slow, mixture, **options)["learning"]
+    assert learned["level"] == 0.05 and list(learned["runs"]) == ["sasrec", "distilled", "plain"]
+    points = {name: of["reached"] for name, of in learned["runs"].items()}
+    assert points["sasrec"] == curve((300, 3, 0.05))
+    assert points["distilled"] == curve((900, 15, 0.06), (1500, 27, 0.05))
+    assert points["plain"] == [None]
+    assert learned["runs"]["distilled"]["best"] == pytest.approx(0.055)
+    header, lines = learning_lines({"learning": learned, "systems": {"sasrec": None}})
+    assert header[2:] == ["targets to reach sasrec", "seconds to reach sasrec", "seeds that do"]
+    assert lines == [
+        ["sasrec", "0.0500", "300", "3", "1 of 1"],
+        ["distilled", "0.0550", "1,200", "21", "2 of 2"],
+        ["plain", "0.0200", "-", "-", "0 of 1"],
+    ]
+
+
+def test_a_seed_that_stays_below_leaves_no_mean(three_curves):
+    fast, again, *_ = three_curves
+    result = compared(fast, fast, again, systems=["ours", "sasrec", "ours"], names=["best", "sasrec", "second"])
+    assert result["learning"]["level"] == 0.06
+    assert learning_lines(result)[1][1:] == [
+        ["sasrec", "0.0500", "-", "-", "0 of 1"],
+        ["second", "0.0500", "-", "-", "0 of 1"],
+    ]
+    below = convergence([Run("a", "", {}, "test", None, curve=c) for c in (curve((1, 1, 0.4)), curve((2, 2, 0.2)))])
+    assert below["level"] == pytest.approx(0.3) and below["runs"]["a"]["reached"] == [curve((1, 1, 0.4))[0], None]
+    assert learning_lines({"learning": below, "systems": {"a": None}})[1] == [["a", "0.3000", "-", "-", "1 of 2"]]
+
+
+def test_without_a_curve_of_the_first_run_there_is_no_level(three_curves):
+    fast, _, slow, mixture = three_curves
+    result = compared(mixture, fast, slow, names=["mixture", "fast", "slow"])
+    assert result["learning"]["level"] is None
+    assert learning_lines(result) == (["run", "best valid ndcg@10"], [["fast", "0.0600"], ["slow", "0.0200"]])
+    assert compared(mixture, mixture, names=["a", "b"])["learning"] is None
+
+
+def test_the_page_and_the_terminal_show_all_curves(three_curves, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("LLMREC_QUIET")
+    monkeypatch.setenv("COLUMNS", "120")
+    fast, again, slow, mixture = three_curves
+    options = {"systems": ["sasrec", *["ours"] * 4], "names": ["sasrec", "distilled", "distilled", "plain", "mixture"]}
+    compared(fast, fast, again, slow, mixture, html="page.html", **options)
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    page = Balanced(text)
+    assert page.tags.count("svg") == 2 and text.count("<polyline") == 2 * (4 + 1)  # four seeds and the level
+    assert "best of sasrec" in page.texts and "targets to reach sasrec" in page.texts and "1,200" in page.texts
+    assert "targets to reach sasrec" in capsys.readouterr().err.replace("\n", " ")
+    compared(mixture, mixture, names=["a", "b"], html="without.html")
+    assert "<svg" not in (tmp_path / "without.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
