@@ -67,7 +67,7 @@ class NeuralRanker:
         weights: Mapping[str, Tensor] | None = None,
         **options: Any,  # `network.options` checks them
     ):
-        self.device, self.chosen = resolve_device(str(device)), network.options(**options)
+        self.name, self.device, self.chosen = network.name, resolve_device(str(device)), network.options(**options)
         if weights is None:
             check_trainable(network.name, catalog)
         self.max_history = self.chosen.max_history or max(1, int(np.diff(catalog.examples("valid").offsets).max()))
