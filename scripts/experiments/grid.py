@@ -3,7 +3,8 @@
 A run is a list of stages and their options. A stage's directory is named by what makes its content (its options, the
 seed, and all stages before it), so runs share what they have in common, and a call on a machine that still has the
 directories goes on where the last one stopped. Stages are processes of their own: one that fails, or runs out of
-memory, leaves the others alone. Results are written as runs end, so a call that is cut off loses none.
+memory, leaves the others alone. Results are written as runs end, so a call that is cut off loses none, and the next
+call with the same file runs only what has no result in it. What is open stands beside it, in `<results>.open.txt`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,15 +91,22 @@ class Grid:
     Args:
         arguments: Of `parser`.
         measure: Run and the directories of its stages -> what is kept of it.
+        table: All runs of the experiment, of which those without a result are listed as open.
     """
 
-    def __init__(self, arguments: argparse.Namespace, measure: Callable[[Run, list[Path]], dict[str, Any]]):
-        self.arguments, self.measure, self.started = arguments, measure, time.monotonic()
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        measure: Callable[[Run, list[Path]], dict[str, Any]],
+        table: Sequence[Run] = (),
+    ):
+        self.arguments, self.measure, self.table, self.started = arguments, measure, table, time.monotonic()
         self.work, self.results_file = Path(arguments.work), Path(arguments.results)
         (self.work / "logs").mkdir(parents=True, exist_ok=True)
         self.results_file.parent.mkdir(parents=True, exist_ok=True)
         self.lock, self.of_directory = threading.Lock(), defaultdict(threading.Lock)
-        self.results = {result["key"]: result for file in arguments.resume for result in read(Path(file))}
+        earlier = (self.results_file, *map(Path, arguments.resume))
+        self.results = {result["key"]: result for file in earlier for result in read(file)}
         self.environment = {
             **os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
@@ -140,9 +148,20 @@ class Grid:
         result["wall_s"] = round(time.monotonic() - started, 1)
         with self.lock:
             self.results[run.key] = result
-            scratch = self.results_file.with_suffix(".tmp")
-            scratch.write_text("".join(json.dumps(each) + "\n" for each in self.results.values()))
-            scratch.replace(self.results_file)
+            self.write()
+
+    def write(self) -> None:
+        """Write the results, and the runs of the table that have none or failed, one line each."""
+        replace(self.results_file, "".join(json.dumps(each) + "\n" for each in self.results.values()))
+        if self.table:
+            replace(self.results_file.with_suffix(".open.txt"), "".join(map(self.open_line, self.table)))
+
+    def open_line(self, run: Run) -> str:
+        """Name and seed of a run without a result, and what it last said if it failed; nothing for any other run."""
+        result = self.results.get(run.key)
+        if result is None:
+            return f"{run.name} seed {run.seed}\n"
+        return f"{run.name} seed {run.seed}: {last_line(result)}\n" if "error" in result else ""
 
     def directory(self, run: Run, depth: int) -> Path:
         return self.work / f"{run.steps[depth - 1][0]}-{run.digest(depth)}"
@@ -190,6 +209,18 @@ class Grid:
         print(f"[{self.seconds():.0f} s] {text}", flush=True)
 
 
+def replace(file: Path, text: str) -> None:
+    """Write a file so that whoever reads it sees the old one or the new one."""
+    scratch = file.with_suffix(".tmp")
+    scratch.write_text(text)
+    scratch.replace(file)
+
+
+def last_line(result: dict[str, Any]) -> str:
+    """The last line of what a failed run said."""
+    return result["error"].strip().splitlines()[-1][:200]
+
+
 def load(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text())
 
@@ -214,8 +245,9 @@ def carry_out(
     measure: Callable[[Run, list[Path]], dict[str, Any]],
     show: Callable[[list[dict[str, Any]]], None],
 ) -> None:
-    """Run what is chosen of the runs, and show all results there are."""
-    grid = Grid(arguments, measure)
+    """Run what is chosen of the runs, list those that are open, and show all results there are."""
+    grid = Grid(arguments, measure, runs)
+    grid.write()
     grid.run_all(chosen(runs, arguments))
     show(list(grid.results.values()))
 
@@ -224,7 +256,7 @@ def tell_failures(results: list[dict[str, Any]]) -> None:
     """The last line of what each run said that failed."""
     for result in results:
         if "error" in result:
-            print(f"FAILED {result['name']} seed {result['seed']}: {result['error'].strip().splitlines()[-1][:200]}")
+            print(f"FAILED {result['name']} seed {result['seed']}: {last_line(result)}")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -237,8 +269,6 @@ def parser(description: str) -> argparse.ArgumentParser:
     made.add_argument("--budget-s", type=float, default=1e9, help="nothing new is started after it")
     made.add_argument("--deadline-s", type=float, default=1e9, help="what still runs then is ended and noted as failed")
     made.add_argument("--work", required=True, help="directory of what the stages write")
-    made.add_argument("--results", required=True, help="JSON lines file to write")
-    made.add_argument(
-        "--resume", nargs="*", default=[], help="JSON lines files of earlier calls; what is in them is not run"
-    )
+    made.add_argument("--results", required=True, help="JSON lines file to write; what is in it already is not run")
+    made.add_argument("--resume", nargs="*", default=[], help="more such files of earlier calls, on other machines")
     return made

@@ -12,8 +12,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from beauty_tokenizers import asked, measure, show
-from decoder import decoder_steps
+from beauty_tokenizers import asked, beneath, measure, show
 from grid import Run, carry_out
 
 BASE = {"method": "simcit", "view_names": ["text", "collaborative"]}
@@ -45,15 +44,12 @@ def options_of(name: str) -> dict[str, Any]:
 
 
 def runs_of(arguments: argparse.Namespace) -> list[Run]:
-    data, device = {"catalog": arguments.catalog}, {"device": arguments.device}
+    given = {"catalog": arguments.catalog, "device": arguments.device, "allow_collapse": True}
     found = []
     for seed in arguments.seeds:
         for name in VARIANTS:
-            given = {**data, "views": OTHER_VIEWS.get(name, arguments.views), **device}
-            steps = (
-                ("tokenize", {**given, **options_of(name), "allow_collapse": True}),
-                *decoder_steps(data, arguments.epochs, arguments.device, arguments.decoder),
-            )
+            views = {"views": OTHER_VIEWS.get(name, arguments.views)}
+            steps = (("tokenize", {**given, **views, **options_of(name)}), *beneath(arguments))
             found.append(Run(name, steps, seed))
     return found
 

@@ -127,6 +127,19 @@ def test_an_earlier_calls_results_are_not_run_again_but_failures_are(grid, argum
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 3
 
 
+def test_the_same_results_file_is_gone_on_with_and_what_is_open_is_listed(grid, arguments, monkeypatch, tmp_path):
+    called = pretend(grid, monkeypatch)
+    table, still_open = pipelines(grid, seeds=(0, 1)), tmp_path / "results.open.txt"
+    grid.carry_out(arguments("--only", "small", "broken"), table, lambda run, directories: {}, lambda results: None)
+    broken = "broken seed {}: extend: 2: no such model\n"
+    assert still_open.read_text() == "".join(f"large seed {seed}\n{broken.format(seed)}" for seed in (0, 1))
+    called.clear()
+    grid.carry_out(arguments("--skip", "broken"), table, lambda run, directories: {}, lambda results: None)
+    assert [words[words.index("--model") + 1] for words in called] == ["wide", "wide"]
+    assert still_open.read_text() == "".join(broken.format(seed) for seed in (0, 1))
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 6
+
+
 def test_nothing_is_started_beyond_the_budget(grid, arguments, monkeypatch, capsys):
     called = pretend(grid, monkeypatch)
     grid.Grid(arguments("--budget-s", "-1"), lambda run, directories: {}).run_all(pipelines(grid))
@@ -156,6 +169,36 @@ def test_the_tokenizers_of_the_table_are_those_there_are(grid):
     for options in METHODS.values():
         given = {"out": "o", "catalog": "c", "views": "v", **options}
         make_tokenizer(load_config(TokenizeConfig, overrides=given, blocks=option_blocks(options["method"])))
+
+
+def test_the_table_begins_with_what_matters_and_has_all_tokenizers(grid, monkeypatch, tmp_path):
+    import beauty_tokenizers
+
+    monkeypatch.setattr(sys, "argv", ["", "--work", str(tmp_path), "--results", str(tmp_path / "results.jsonl")])
+    runs = beauty_tokenizers.runs_of(beauty_tokenizers.asked("", seeds=(0, 1, 2)))
+    names, matter = [run.name for run in runs], beauty_tokenizers.MATTER
+    assert names[:30] == [*matter] * 3 and set(names) == beauty_tokenizers.METHODS.keys()
+    assert [run.seed for run in runs[:30]] == [0] * 10 + [1] * 10 + [2] * 10
+    assert {run.seed for run in runs[30:]} == {0} and len({run.key for run in runs}) == len(runs)
+    sft = dict(runs[0].steps)["sft"]
+    assert (sft["epochs"], sft["dropout"], sft["max_history"], sft["eval_steps"]) == (60, 0.3, 50, 440)
+
+
+def test_the_table_of_tokenizers_runs_and_goes_on(run, monkeypatch, tmp_path):
+    import beauty_tokenizers
+
+    monkeypatch.setitem(beauty_tokenizers.METHODS["rq_kmeans"], "codebook_size", 4)
+    views = str(tmp_path / "views")
+    embedded = ["--catalog", str(tmp_path / "catalog"), "--text-encoder", "tfidf"]
+    assert main(["embed", *embedded, "--collaborative-dim", "8", "--out", views]) == 0
+    results, said = run(beauty_tokenizers, "--views", views, "--seeds", 0, "--only", "^atomic$", "^rq_kmeans$")
+    assert not [result["error"] for result in results.values() if "error" in result]
+    assert {"valid", "test"} < results["atomic"].keys() and results["rq_kmeans"]["curve"]["best"] >= 0
+    assert [line[:34].strip() for line in said.splitlines()[-2:]] in (["atomic", "rq_kmeans"], ["rq_kmeans", "atomic"])
+    names = [line.split(" seed ")[0] for line in (tmp_path / "results.open.txt").read_text().splitlines()]
+    assert {*names, "atomic", "rq_kmeans"} == beauty_tokenizers.METHODS.keys() and len(names) == len(set(names))
+    again, _ = run(beauty_tokenizers, "--views", views, "--seeds", 0, "--only", "^atomic$", "^random$")
+    assert again["atomic"] == results["atomic"] and set(again) == {"atomic", "rq_kmeans", "random"}
 
 
 def test_beneath_the_llm_of_a_recipe_only_directories_are_the_runs_own(grid):
