@@ -66,7 +66,7 @@ class PoolingCollator:
         histories = self.histories
         items, is_target, num_items = flatten(examples)
         prompts = histories.encoder.encode_prompts(histories.prefix, items, num_items)
-        starts = self._starts(prompts.lengths.tolist())
+        starts = histories.starts(prompts.lengths.tolist())
         longest = int(num_items.max(initial=0))
         is_item = np.arange(longest) < num_items[:, np.newaxis]
         sequence, order = np.nonzero(is_item)
@@ -80,15 +80,6 @@ class PoolingCollator:
         chosen = longest_first[first]
         places = sequence[chosen] * longest + order[chosen]
         return Pools(*map(torch.from_numpy, (ends, places, targets)))
-
-    def _starts(self, lengths: list[int]) -> np.ndarray:
-        """(S,) position of each sequence's first token in the flattened batch."""
-        starts = np.zeros(len(lengths), np.int64)
-        bins, row_tokens = self.histories.lay_out(lengths)
-        for row, sequences in enumerate(bins):
-            before = np.cumsum([0, *(lengths[each] for each in sequences[:-1])])
-            starts[sequences] = row * row_tokens + before
-        return starts
 
 
 def pool_states(states_RTH: Tensor, pools: Pools) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ The dataset holds item rows and no token, so that another SidTable needs only an
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
@@ -25,6 +25,7 @@ from llmrec.training.sft.losses import IGNORED
 from llmrec.training.sft.packing import first_fit, pack, row_length
 from llmrec.training.tasks.examples import TaskExamples
 
+HISTORY_COLUMNS = ("rows", "num_context", "user", "start")
 WORDS_STEP = 64  # label counts of words are rounded up to a multiple of this, so that they have few values
 
 
@@ -34,14 +35,21 @@ class Example(TypedDict, total=False):
     Keys:
         rows: Item rows of a history and its targets; empty for an example of a task.
         num_context: Number of leading items that are not targets.
+        user: Number of the training sequence that they are of.
+        start: Place of the first of them in that sequence.
         task: Name of the task; absent or empty for a history.
         index: Number of the draw within its task.
     """
 
     rows: list[int]
     num_context: int
+    user: int
+    start: int
     task: str
     index: int
+
+
+BLANK = Example(rows=[], num_context=0, user=0, start=0, task="", index=0)
 
 
 def build_dataset(
@@ -55,19 +63,18 @@ def build_dataset(
         targets: `every_item` makes one example of each window, `last_item` one example of each target.
 
     Returns:
-        Dataset with the columns `rows` and `num_context` of `Example`.
+        Dataset with the columns of `Example` that a history has.
     """
-    rows, num_context = [], []
-    for sequence in sequences:
+    examples: dict[str, list[object]] = {name: [] for name in HISTORY_COLUMNS}
+    for user, sequence in enumerate(sequences):
         for start, end, first_target in windows(len(sequence), max_history):
-            if targets == "every_item":
-                rows.append(sequence[start:end].tolist())
-                num_context.append(first_target - start)
-                continue
-            for target in range(first_target, end):
-                rows.append(sequence[start : target + 1].tolist())
-                num_context.append(target - start)
-    return Dataset.from_dict({"rows": rows, "num_context": num_context})
+            ends = [end] if targets == "every_item" else range(first_target + 1, end + 1)
+            for stop in ends:
+                target = first_target if targets == "every_item" else stop - 1
+                values = (sequence[start:stop].tolist(), target - start, user, start)
+                for name, value in zip(HISTORY_COLUMNS, values, strict=True):
+                    examples[name].append(value)
+    return Dataset.from_dict(examples)
 
 
 def num_targets(examples: Dataset) -> int:
@@ -84,8 +91,7 @@ def fill_last_batch(examples: Dataset, batch_size: int) -> Dataset:
     missing = -len(examples) % batch_size
     if missing == 0:
         return examples
-    nothing = {"rows": [], "num_context": 0, "task": "", "index": 0}
-    blank = {name: [nothing[name]] * missing for name in examples.column_names}
+    blank = {name: [BLANK.get(name)] * missing for name in examples.column_names}
     return concatenate_datasets([examples, Dataset.from_dict(blank, features=examples.features)])
 
 
@@ -103,8 +109,7 @@ def add_draws(histories: Dataset, num_draws: dict[str, int]) -> Dataset:
     columns = histories.to_dict()
     return Dataset.from_dict(
         {
-            "rows": columns["rows"] + [[]] * len(draws),
-            "num_context": columns["num_context"] + [0] * len(draws),
+            **{name: columns[name] + [BLANK.get(name)] * len(draws) for name in HISTORY_COLUMNS},
             "task": [""] * len(histories) + [name for name, _ in draws],
             "index": [0] * len(histories) + [index for _, index in draws],
         },
@@ -141,7 +146,11 @@ class HistoryCollator:
             `input_ids` and `labels`, (B, T) each, with `attention_mask`; if packed, (R, T) with `position_ids`. A
             packed batch with tasks also has `most_words`, an int: at most that many labels are not SID tokens.
         """
-        ids, labels = zip(*self.draw(examples), strict=True)
+        return self.batch(self.draw(examples))
+
+    def batch(self, sequences: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor | int]:
+        """Make the batch of some token ids and labels, as `draw` returns them; see `__call__`."""
+        ids, labels = zip(*sequences, strict=True)
         lengths = list(map(len, ids))
         bins, size = self.lay_out(lengths)
         input_ids, packed_labels = pack(ids, bins, size, self.pad_token_id), pack(labels, bins, size, IGNORED)
@@ -157,6 +166,15 @@ class HistoryCollator:
         """Choose the sequences of each row, by their positions in `lengths`, and the number of tokens of a row."""
         size = row_length(lengths) if self.packing else max(lengths)
         return first_fit(lengths, size) if self.packing else [[place] for place in range(len(lengths))], size
+
+    def starts(self, lengths: list[int]) -> np.ndarray:
+        """(S,) position of the first token of each of S sequences in the flattened batch."""
+        starts = np.zeros(len(lengths), np.int64)
+        bins, row_tokens = self.lay_out(lengths)
+        for row, sequences in enumerate(bins):
+            before = np.cumsum([0, *(lengths[each] for each in sequences[:-1])])
+            starts[sequences] = row * row_tokens + before
+        return starts
 
     def _most_words(self, labels: Tensor) -> int:
         """Count labels that are not SID tokens, rounded up to few values; here the host can count without waiting."""

@@ -61,13 +61,13 @@ def test_both_ways_to_cut_have_the_same_targets_in_the_same_context(sizes, max_h
 
 def test_law_2_the_dataset_holds_item_rows_only():
     dataset = build_dataset([np.array([7, 3, 11])], 5, "every_item")
-    assert dataset.column_names == ["rows", "num_context"]
-    assert dataset[0] == {"rows": [7, 3, 11], "num_context": 0}
+    assert dataset.column_names == ["rows", "num_context", "user", "start"]
+    assert dataset[0] == {"rows": [7, 3, 11], "num_context": 0, "user": 0, "start": 0}
     drawn = add_draws(dataset, {"title_to_sid": 2}).to_list()
     assert drawn == [
-        {"rows": [7, 3, 11], "num_context": 0, "task": "", "index": 0},
-        {"rows": [], "num_context": 0, "task": "title_to_sid", "index": 0},
-        {"rows": [], "num_context": 0, "task": "title_to_sid", "index": 1},
+        {"rows": [7, 3, 11], "num_context": 0, "user": 0, "start": 0, "task": "", "index": 0},
+        {"rows": [], "num_context": 0, "user": 0, "start": 0, "task": "title_to_sid", "index": 0},
+        {"rows": [], "num_context": 0, "user": 0, "start": 0, "task": "title_to_sid", "index": 1},
     ]
 
 

@@ -245,7 +245,7 @@ def test_examples_of_an_epoch(rich, tokenizer):
     assert [task.num_draws for task in build_tasks(config, rich, tokenizer, 6).values()] == [3, 3]
     histories = build_dataset(rich.train.sequences(), 5, "every_item")
     examples = add_draws(histories, {"title_to_sid": 2})
-    assert examples[5] == {"rows": [5, 8, 11], "num_context": 0, "task": "", "index": 0}
+    assert examples[5] == {"rows": [5, 8, 11], "num_context": 0, "user": 5, "start": 0, "task": "", "index": 0}
     assert examples[6:]["index"] == [0, 1] and examples[6:]["rows"] == [[], []]
     assert add_draws(histories.select([]), {"title_to_sid": 2})[0]["task"] == "title_to_sid"
 
