@@ -51,6 +51,28 @@ class SftConfig(FineTuneConfig):
         "equal and add up to 1.",
         None,
     )
+    teacher: list[str] = option(
+        "Directories written by `llmrec teach`; with several, their distributions are averaged. The LLM also learns "
+        "what they would recommend after each item.",
+        [],
+    )
+    teacher_weight: float = option(
+        "Weight of the teacher's distribution in the loss, against the data's next item. 0 leaves the teacher out.",
+        0.5,
+        least=0,
+        most=1,
+    )
+    teacher_temperature: float = option(
+        "Temperature of the teacher's distribution; above 1 it becomes more even.", 1.0, above=0
+    )
+    teacher_seen: Literal["auto", "exclude", "keep"] = option(
+        "Let the teacher recommend items of the history or not; auto takes what was better on the valid examples, as "
+        "`llmrec teach` measured it.",
+        "auto",
+    )
+    drawn_answers: bool = option(
+        "Train on one more answer per sequence, which the teacher draws at a random place of it.", False
+    )
     packing: bool = option(
         "Pack several sequences into one row, with separate attention, instead of padding all to the longest.",
         True,
@@ -85,11 +107,21 @@ class SftConfig(FineTuneConfig):
 
     def problems(self) -> list[str]:
         """List the options that contradict each other."""
-        problems = self._task_problems() + super().problems()
+        problems = self._task_problems() + self._teacher_problems() + super().problems()
         if self.train == "full" and self.quantization != "none":
             problems.append(
                 "quantization 'nf4' needs train 'lora' or 'sid_tokens': 4-bit weights cannot be trained in full"
             )
+        return problems
+
+    def _teacher_problems(self) -> list[str]:
+        if not self.teacher:
+            return ["drawn_answers needs a teacher, which draws them; set teacher"] if self.drawn_answers else []
+        problems = [] if self.histories else ["teacher needs histories to be asked about; set histories to true"]
+        if len(set(self.teacher)) < len(self.teacher):
+            problems.append(f"teacher names a directory twice: {self.teacher}")
+        if self.drawn_answers and self.teacher_weight == 0:
+            problems.append("drawn_answers has no effect with teacher_weight 0; leave one of them out")
         return problems
 
     def _task_problems(self) -> list[str]:

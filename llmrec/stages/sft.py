@@ -26,6 +26,8 @@ from llmrec.runtime.console import say
 from llmrec.runtime.device import resolve_device, resolve_dtype
 from llmrec.runtime.manifest import JsonObject, read_manifest, verify
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
+from llmrec.training.distil.distillation import Distillation
+from llmrec.training.distil.query_collator import QueryCollator
 from llmrec.training.regime import warnings_of
 from llmrec.training.sft.captured_step import CapturedLoss
 from llmrec.training.sft.dropout import residual_dropout
@@ -62,7 +64,8 @@ def main(config: SftConfig) -> JsonObject:
             save(config, start, trainer, trained, counts, directory)
         return counts
 
-    out = run_stage("sft", config, {"catalog": config.catalog, "model": config.model}, build)
+    teachers = {f"teacher {number}": directory for number, directory in enumerate(config.teacher, 1)}
+    out = run_stage("sft", config, {"catalog": config.catalog, "model": config.model, **teachers}, build)
     counts = read_manifest(out)["counts"]
     speed = f"{counts['tokens_per_second']:,} tokens/s"
     say(f"sft: {counts['steps']} steps, last loss {counts['loss']:.4f}, {speed} -> {out}")
@@ -77,6 +80,8 @@ def load(config: SftConfig) -> RunInputs:
         ValueError: If the config, the checkpoint or the catalogue cannot be used.
     """
     verify(config.model, "extend", *TRAINING)
+    for directory in config.teacher:
+        verify(directory, "teach")
     catalog = Catalog.load(config.catalog)
     sid_config, table, details = SidConfig.load(config.model)
     check(config, catalog, table.item_ids, details.get("catalog_sha256"), problems(config, catalog))
@@ -110,6 +115,7 @@ class TrainingParts:
         model: Model to train.
         device: Device to train on.
         dtype: Type of matrix products and of frozen weights.
+        distillation: Teacher that the model learns from, if there is one.
     """
 
     examples: Dataset
@@ -118,6 +124,7 @@ class TrainingParts:
     model: PreTrainedModel | PeftModel
     device: torch.device
     dtype: torch.dtype
+    distillation: Distillation | None
 
 
 def fine_tune(config: SftConfig, start: RunInputs, directory: Path) -> tuple[SidTrainer, JsonObject]:
@@ -148,9 +155,15 @@ def make_parts(config: SftConfig, start: RunInputs, examples: Dataset, tasks: di
     dtype = resolve_dtype(config.precision, device)
     encoder = HistoryEncoder(start.table, start.sid_config.vocabulary)
     pad_token_id = start.tokenizer.pad_token_id
-    collator = HistoryCollator(start.prefix, encoder, pad_token_id, config.packing, tasks, config.seed)
+    options = (start.prefix, encoder, pad_token_id, config.packing, tasks, config.seed)
+    distillation = Distillation.of(config, start, encoder, device)
+    if distillation is None:
+        collator = HistoryCollator(*options)
+    else:
+        collator = QueryCollator(*options, drawn_answers=config.drawn_answers)
     validation = make_validation(config, start, num_targets(examples))
-    return TrainingParts(examples, collator, validation, make_model(config, start.sid_config, dtype), device, dtype)
+    model = make_model(config, start.sid_config, dtype)
+    return TrainingParts(examples, collator, validation, model, device, dtype, distillation)
 
 
 @contextlib.contextmanager
@@ -175,10 +188,9 @@ def open_trainer(
         trainer_class: Class of the trainer, with the arguments of `SidTrainer`.
     """
     model, vocabulary = parts.model, start.sid_config.vocabulary
-    with (
-        residual_dropout(model, config.dropout),
-        sid_loss_in_forward(model, vocabulary, config.normalize_over, config.label_smoothing, captured, extra_loss),
-    ):
+    teach = None if parts.distillation is None else parts.distillation.teach
+    loss_options = (config.normalize_over, config.label_smoothing, captured, extra_loss, teach)
+    with residual_dropout(model, config.dropout), sid_loss_in_forward(model, vocabulary, *loss_options):
         yield make_trainer(
             config, model, start.tokenizer, parts.examples, parts.collator, directory, parts.device, parts.dtype,
             parts.validation, trainer_class,

@@ -10,42 +10,16 @@ Shapes: S windows, H items of the longest, Q queries, D drawn answers, R rows of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from llmrec.sid.table import EMPTY
+from llmrec.training.distil.batch import NO_QUERY, UNKNOWN
 from llmrec.training.sft.examples import Example, HistoryCollator, flatten
 from llmrec.training.sft.losses import IGNORED
-
-NO_QUERY = -1
-UNKNOWN = -1  # answer that is not drawn yet
-
-
-class BatchQueries(NamedTuple):
-    """Queries of a batch, those of drawn answers last.
-
-    Attributes:
-        items: (S, H) int64 item rows of each window, 0 beyond its end.
-        sequence: (Q,) int64 window of each query.
-        length: (Q,) int64 number of items of the window before the answer.
-        user: (S,) int64 training sequence of each window.
-        start: (S,) int64 place of the window's first item in that sequence.
-        answers: (Q,) int64 item rows, UNKNOWN for an answer to draw.
-        query_of: (R, T) int64 query whose answer a token belongs to, or NO_QUERY.
-        drawn_places: (D, L) int64 places, in the flattened batch, of the tokens of each answer to draw.
-    """
-
-    items: Tensor
-    sequence: Tensor
-    length: Tensor
-    user: Tensor
-    start: Tensor
-    answers: Tensor
-    query_of: Tensor
-    drawn_places: Tensor
 
 
 @dataclass
@@ -68,31 +42,31 @@ class QueryCollator(HistoryCollator):
         targets = np.flatnonzero(is_target)
         cuts = self._draw_cuts(examples, targets[place[targets] > 0], window)
         sequences = [*self.draw(examples), *self._with_room(items, cuts, place[cuts])]
-        batch = self.batch(sequences)
+        batch: dict[str, Any] = {**self.batch(sequences)}
 
         lengths = np.array([len(ids) for ids, _ in sequences])
         starts = self.starts(lengths.tolist())
         num_levels = self.encoder.tokens_NL.shape[1]
         room = (starts + lengths)[len(examples) :, np.newaxis] + np.arange(-num_levels, 0)
-        query_of = np.full(tuple(batch["labels"].shape), NO_QUERY)
+        query_of = np.full(batch["labels"].numel(), NO_QUERY)
         answers = items[targets]
         own_tokens = (self.encoder.tokens_NL[answers] != EMPTY).sum(axis=1)
-        query_of.flat[_label_places(sequences, starts, is_window)] = np.repeat(np.arange(len(targets)), own_tokens)
-        query_of.flat[room] = np.arange(len(targets), len(targets) + len(cuts))[:, np.newaxis]
+        query_of[_label_places(sequences, starts, is_window)] = np.repeat(np.arange(len(targets)), own_tokens)
+        query_of[room] = np.arange(len(targets), len(targets) + len(cuts))[:, np.newaxis]
         padded = np.zeros((len(windows), max(1, num_items.max(initial=0))), np.int64)
         padded[window, place] = items
         queries = np.append(targets, cuts)
-        arrays = BatchQueries(
-            items=padded,
-            sequence=window[queries],
-            length=place[queries],
-            user=np.array([each["user"] for each in windows], np.int64),
-            start=np.array([each["start"] for each in windows], np.int64),
-            answers=np.append(answers, np.full(len(cuts), UNKNOWN)),
-            query_of=query_of,
-            drawn_places=room,
-        )
-        return {**batch, "queries": {name: torch.from_numpy(array) for name, array in arrays._asdict().items()}}
+        arrays = {
+            "items": padded,
+            "sequence": window[queries],
+            "length": place[queries],
+            "user": np.array([each["user"] for each in windows], np.int64),
+            "start": np.array([each["start"] for each in windows], np.int64),
+            "answers": np.append(answers, np.full(len(cuts), UNKNOWN)),
+            "query_of": query_of.reshape(tuple(batch["labels"].shape)),
+            "drawn_places": room,
+        }
+        return {**batch, "queries": {name: torch.from_numpy(array) for name, array in arrays.items()}}
 
     def _draw_cuts(self, examples: list[Example], candidates: np.ndarray, window: np.ndarray) -> np.ndarray:
         """Draw one of the candidate items of each window, whose place an answer to draw will take."""

@@ -30,6 +30,7 @@ from llmrec.configs import SftConfig
 from llmrec.model.backbone import causal_lm
 from llmrec.runtime import processes
 from llmrec.runtime.cuda_graphs import CudaGraphs
+from llmrec.training.distil.batch import NO_QUERY, TaughtCodes
 
 LEAST_STEP = 4
 MOST_TRAINED = 200_000_000  # parameters: gradients exist three times here, and kernels of larger models hide launches
@@ -85,18 +86,31 @@ class CapturedLoss:
         """Largest number of tokens of one level in (R, T) labels: a SID has at most one."""
         return -(-labels.numel() // self.shortest_sid)
 
-    def __call__(self, loss: Callable[..., Tensor], batch: Sequence[Tensor], most_words: int) -> Tensor:
-        """Compute `loss(most_words, *batch)`, so that autograd can differentiate it by the parameters.
+    def __call__(
+        self,
+        loss: Callable[..., Tensor],
+        rows: Sequence[Tensor],
+        count: Tensor,
+        most_words: int,
+        taught: TaughtCodes | None = None,
+    ) -> Tensor:
+        """Compute `loss(most_words, *rows, count, *taught)`, so that autograd can differentiate it by the parameters.
 
         Args:
             loss: The same function at every call; it must read nothing back to the host.
-            batch: (R, T) input_ids, position_ids and labels, and the count that the loss is divided by.
+            rows: (R, T) input_ids, position_ids and labels.
+            count: Number that the loss is divided by.
             most_words: Largest number of labels that are not SID tokens; has few values, as there is a graph for each.
+            taught: Distributions of a teacher; its fields are given to the loss one after another.
         """
-        rounded = [_round_up(tensor, fill) for tensor, fill in zip(batch, self.fills, strict=False)]
+        batch = [*(_round_up(tensor, fill) for tensor, fill in zip(rows, self.fills, strict=True)), count]
+        if taught is not None:
+            most = self.most_of_level(batch[0])
+            answers = [_pad_to(tensor, most) for tensor in (taught.is_drawn, *taught.levels)]
+            batch += [_round_up(taught.query_of, NO_QUERY), *answers]
         function = functools.partial(_with_gradients, functools.partial(loss, most_words), self.parameters)
         # Not within `apply`: autograd's nodes of the parameters would be made outside of the capture, and break it.
-        return _Loss.apply(*self.graphs.run(function, [*rounded, batch[-1]], most_words), *self.parameters)
+        return _Loss.apply(*self.graphs.run(function, batch, most_words), *self.parameters)
 
 
 class _Loss(torch.autograd.Function):
@@ -132,3 +146,8 @@ def _round_up(tensor: Tensor, fill: int) -> Tensor:
     rows = len(tensor)
     step = max(LEAST_STEP, (1 << (rows - 1).bit_length()) // 16)
     return pad(tensor, (0, 0, 0, -rows % step), value=fill)
+
+
+def _pad_to(tensor: Tensor, length: int) -> Tensor:
+    """Add zeros to (Q, …) until it has `length` entries; no batch has more answers than semantic IDs fit into it."""
+    return pad(tensor, (0, 0) * (tensor.dim() - 1) + (0, length - len(tensor)))

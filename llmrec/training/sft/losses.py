@@ -23,12 +23,14 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from llmrec.model.backbone import causal_lm, forward_replaced, logits, run_backbone
 from llmrec.sid.vocabulary import SidVocabulary
+from llmrec.training.distil.batch import NO_QUERY, BatchQueries, TaughtBatch, TaughtCodes
 from llmrec.training.sft.captured_step import CapturedLoss
 from llmrec.training.sft.packing import separate
 
 IGNORED = -100
 NormalizeOver = Literal["level", "vocabulary"]
 ExtraLoss = Callable[[Tensor, dict[str, Tensor]], Tensor]
+Teach = Callable[[Tensor, Tensor, BatchQueries], TaughtBatch]
 
 
 def sid_cross_entropy(
@@ -39,6 +41,7 @@ def sid_cross_entropy(
     normalize_over: NormalizeOver,
     label_smoothing: float = 0.0,
     most: tuple[int, int] | None = None,
+    taught: TaughtCodes | None = None,
 ) -> Tensor:
     """Sum of the cross-entropies of supervised tokens.
 
@@ -51,23 +54,35 @@ def sid_cross_entropy(
         label_smoothing: Share of the target's probability that is spread over these tokens.
         most: Upper bounds of the number of positions of one level, and of words. With them the host does not wait for
             the device; possible only with `level`.
+        taught: Distributions of a teacher over the codes of the labels.
 
     Returns:
         Scalar float32.
     """
 
-    def loss_over(rows: slice, chosen_P: Tensor, limit: int | None) -> Tensor:
+    def loss_over(rows: slice, chosen_P: Tensor, limit: int | None, level: int | None = None) -> Tensor:
         places = _places(chosen_P, limit)
         scores = logits(model, hidden_PH[places], rows)
-        targets = torch.where(chosen_P, labels_P - (rows.start or 0), IGNORED)[places]
-        return cross_entropy(scores, targets, reduction="sum", label_smoothing=label_smoothing)
+        first = rows.start or 0
+        targets = torch.where(chosen_P, labels_P - first, IGNORED)[places]
+        if taught is None or level is None:
+            return cross_entropy(scores, targets, reduction="sum", label_smoothing=label_smoothing)
+        taught_PK, weights_P = taught.at(level, places, chosen_P[places])
+        own = weights_P * cross_entropy(scores, targets, reduction="none", label_smoothing=label_smoothing)
+        codes = vocabulary.block(level)
+        log_probs_PK = scores.log_softmax(dim=-1)[:, codes.start - first : codes.stop - first]
+        return own.sum() - (taught_PK * log_probs_PK).sum()
 
     supervised = labels_P != IGNORED
-    if normalize_over == "vocabulary":
+    over_all = normalize_over == "vocabulary"
+    if over_all and taught is None:
         return loss_over(slice(None), supervised, None)
     most_of_level, most_words = (None, None) if most is None else most
     blocks = [vocabulary.block(level) for level in range(vocabulary.num_levels)]
-    losses = [loss_over(b, (labels_P >= b.start) & (labels_P < b.stop), most_of_level) for b in blocks]
+    losses = [
+        loss_over(slice(None) if over_all else b, (labels_P >= b.start) & (labels_P < b.stop), most_of_level, level)
+        for level, b in enumerate(blocks)
+    ]
     if most_words != 0:
         sids = vocabulary.token_range
         is_word = supervised & ((labels_P < sids.start) | (labels_P >= sids.stop))
@@ -99,14 +114,17 @@ class NextItemLoss:
     def mean(
         self,
         labels: Tensor,
-        num_items_in_batch: Tensor | int | None,
+        count: Tensor | int,
         most: tuple[int, int] | None = None,
         pools: dict[str, Tensor] | None = None,
+        taught: TaughtCodes | None = None,
         **inputs: object,
     ) -> Tensor:
-        """Loss of (B, T) labels, divided by `num_items_in_batch`, or by the number of targets without it."""
+        """Loss of (B, T) labels, divided by `count`."""
         states = run_backbone(self.base, **{**inputs, "use_cache": False}).last_hidden_state
         targets = pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
+        if taught is not None:
+            taught = taught._replace(query_of=pad(taught.query_of[:, 1:], (0, 1), value=NO_QUERY))
         total = sid_cross_entropy(
             self.base,
             states.flatten(0, 1),
@@ -115,24 +133,29 @@ class NextItemLoss:
             self.normalize_over,
             self.label_smoothing,
             most,
+            taught,
         )
-        count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         if pools is None or self.extra_loss is None:
             return total / count
         return total / count + self.extra_loss(states, pools)
 
-    def packed(
-        self,
-        captured: CapturedLoss,
-        most_words: int,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        labels: Tensor,
-        count: Tensor,
-    ) -> Tensor:
-        """Loss of (R, T) packed rows, for which the host never waits for the device."""
-        mask, most = separate(position_ids), (captured.most_of_level(labels), most_words)
-        return self.mean(labels, count, most, input_ids=input_ids, position_ids=position_ids, attention_mask=mask)
+    def packed(self, captured: CapturedLoss, most_words: int, *batch: Tensor) -> Tensor:
+        """Loss of (R, T) packed rows, for which the host never waits for the device.
+
+        Args:
+            captured: Bounds the number of tokens of a level.
+            most_words: Upper bound of the number of labels that are words.
+            batch: input_ids, position_ids, labels and count; with a teacher, the fields of TaughtCodes follow.
+        """
+        input_ids, position_ids, labels, count, *codes = batch
+        taught = None
+        if codes:
+            query_of, is_drawn, *levels = codes
+            taught = TaughtCodes(query_of, is_drawn, levels)
+        most, mask = (captured.most_of_level(labels), most_words), separate(position_ids)
+        return self.mean(
+            labels, count, most, taught=taught, input_ids=input_ids, position_ids=position_ids, attention_mask=mask
+        )
 
 
 @contextlib.contextmanager
@@ -143,6 +166,7 @@ def sid_loss_in_forward(
     label_smoothing: float = 0.0,
     captured: CapturedLoss | None = None,
     extra_loss: ExtraLoss | None = None,
+    teach: Teach | None = None,
 ) -> Iterator[None]:
     """Inside the context, `model(input_ids, attention_mask, labels=…)` returns the loss and computes no other logits.
 
@@ -157,6 +181,7 @@ def sid_loss_in_forward(
         captured: Runs packed batches of training as CUDA graphs; see `llmrec.training.sft.captured_step`.
         extra_loss: Function of the last hidden states (B, T, hidden) and the `pools` of a batch; its value is added to
             the loss of batches that have `pools`.
+        teach: `Distillation.teach`, which answers the `queries` of a batch; they are left out without it.
     """
     base = causal_lm(model)
     original = base.forward
@@ -169,14 +194,20 @@ def sid_loss_in_forward(
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         most_words: int = 0,
+        queries: dict[str, Tensor] | None = None,
         **inputs: Any,  # whatever the model's own forward takes
     ) -> object:
         if labels is None:
             return original(input_ids=input_ids, **inputs)
+        count = (labels[:, 1:] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        taught = None
+        if teach is not None and queries is not None and input_ids is not None:
+            input_ids, labels, taught, *_ = teach(input_ids, labels, BatchQueries(**queries))
         if captured is not None and base.training and torch.is_grad_enabled():
-            batch = [input_ids, inputs["position_ids"], labels, num_items_in_batch]
-            return CausalLMOutput(loss=captured(functools.partial(loss.packed, captured), batch, most_words))
-        return CausalLMOutput(loss=loss.mean(labels, num_items_in_batch, input_ids=input_ids, **inputs))
+            rows = [input_ids, inputs["position_ids"], labels]
+            function = functools.partial(loss.packed, captured)
+            return CausalLMOutput(loss=captured(function, rows, torch.as_tensor(count), most_words, taught))
+        return CausalLMOutput(loss=loss.mean(labels, count, taught=taught, input_ids=input_ids, **inputs))
 
     with forward_replaced(base, forward), captured.stream() if captured is not None else contextlib.nullcontext():
         yield
