@@ -11,6 +11,7 @@ from llmrec.baselines.queries import Queries
 from llmrec.configs import TokenizeConfig
 from llmrec.recommender import Recommender
 from llmrec.runtime.stage_directory import run_stage
+from llmrec.training.sft.captured_step import CapturedLoss
 from llmrec.training.trainer import SidTrainer
 from tests.support.extended import fine_tune, losses, same_weights, sft_config
 
@@ -83,6 +84,15 @@ def test_every_way_to_train_learns_from_a_teacher(tmp_path, toy, teacher, option
         pytest.importorskip("bitsandbytes")
     counts = fine_tune(tmp_path / "sft", *toy, **teacher, **options, drawn_answers=True)
     assert counts["steps"] == 4 and 0 < counts["loss"] < 20
+
+
+@pytest.mark.gpu
+def test_captured_steps_learn_from_a_teacher_as_eager_ones_do(monkeypatch, tmp_path, toy, teacher):
+    options = {**teacher, "train": "full", "max_steps": 12, "precision": "float32", "device": "auto"}
+    fine_tune(tmp_path / "captured", *toy, **options)
+    monkeypatch.setattr(CapturedLoss, "of", lambda *arguments: None)
+    fine_tune(tmp_path / "eager", *toy, **options)
+    assert losses(tmp_path / "captured") == pytest.approx(losses(tmp_path / "eager"), rel=1e-4)
 
 
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(monkeypatch, tmp_path, toy, teacher):

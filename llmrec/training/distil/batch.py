@@ -20,7 +20,7 @@ class BatchQueries(NamedTuple):
     """Queries of a batch, those of drawn answers last.
 
     Attributes:
-        items: (S, H) int64 item rows of each window, 0 beyond its end.
+        items: (S, H) int64 item rows of each window that any query may have before its answer, 0 beyond the end.
         sequence: (Q,) int64 window of each query.
         length: (Q,) int64 number of items of the window before the answer.
         user: (S,) int64 training sequence of each window.

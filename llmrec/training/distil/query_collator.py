@@ -53,9 +53,10 @@ class QueryCollator(HistoryCollator):
         own_tokens = (self.encoder.tokens_NL[answers] != EMPTY).sum(axis=1)
         query_of[_label_places(sequences, starts, is_window)] = np.repeat(np.arange(len(targets)), own_tokens)
         query_of[room] = np.arange(len(targets), len(targets) + len(cuts))[:, np.newaxis]
-        padded = np.zeros((len(windows), max(1, num_items.max(initial=0))), np.int64)
-        padded[window, place] = items
         queries = np.append(targets, cuts)
+        padded = np.zeros((len(windows), max(1, place[queries].max(initial=0))), np.int64)  # without last answers
+        is_before = place < padded.shape[1]
+        padded[window[is_before], place[is_before]] = items[is_before]
         arrays = {
             "items": padded,
             "sequence": window[queries],

@@ -75,7 +75,7 @@ def test_queries_by_hand(sid_table, vocabulary):
         build_dataset([np.array([7, 8]), np.array([1, 2, 3])], 5, "every_item").to_list()
     )
     queries = BatchQueries(**batch["queries"])
-    assert queries.items.tolist() == [[7, 8, 0], [1, 2, 3]]
+    assert queries.items.tolist() == [[7, 8], [1, 2]]
     assert queries.sequence.tolist() == [0, 0, 1, 1, 1]
     assert queries.length.tolist() == [0, 1, 0, 1, 2]
     assert queries.answers.tolist() == [7, 8, 1, 2, 3]
@@ -90,9 +90,9 @@ def test_a_window_knows_its_place_in_the_sequence(sid_table, vocabulary):
     queries = BatchQueries(**collator_of(sid_table, vocabulary)(examples)["queries"])
     for window, user, start in zip(queries.items, queries.user, queries.start, strict=True):
         assert window[0] == start and (user == 1 or start == 0)  # the sequences count from 0
-    answers = queries.items[queries.sequence, queries.length]
-    assert torch.equal(answers, queries.answers)
-    assert sorted(answers[queries.user[queries.sequence] == 1].tolist()) == list(range(12))
+    places = queries.start[queries.sequence] + queries.length
+    assert torch.equal(places, queries.answers)
+    assert sorted(places[queries.user[queries.sequence] == 1].tolist()) == list(range(12))
 
 
 @pytest.mark.parametrize("packing", [True, False])
