@@ -14,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 
+from llmrec.baselines.taught import RANKER, load_ranker
 from llmrec.configs import EnsembleConfig
 from llmrec.configs.ensemble import WAYS
 from llmrec.data.catalog import Catalog
@@ -22,9 +24,9 @@ from llmrec.data.examples import Examples
 from llmrec.evaluation.bootstrap import RESAMPLES
 from llmrec.evaluation.ensemble.fusion import Fusion, Gated
 from llmrec.evaluation.ensemble.search import Measured, best, search
-from llmrec.evaluation.ensemble.shortlist import Shortlist, shortlist
+from llmrec.evaluation.ensemble.shortlist import Shortlist, shortlist, without_seen
 from llmrec.evaluation.metrics import ndcg
-from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank
+from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, per_batch
 from llmrec.evaluation.ranking import default_num_beams
 from llmrec.evaluation.summary import OURS, Outcomes, summarise
 from llmrec.evaluation.tables import show
@@ -32,6 +34,7 @@ from llmrec.reports.ensemble import written
 from llmrec.reports.evaluation import render
 from llmrec.runtime import processes
 from llmrec.runtime.console import say, table
+from llmrec.runtime.device import resolve_device
 from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, content_hash, verify, write_json
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
 from llmrec.stages.evaluate import METRICS, PER_USER, REPORT, check_catalog_of, check_model, per_user, sample
@@ -84,17 +87,20 @@ def check_members(config: EnsembleConfig, catalog: Catalog) -> None:
     """Refuse members that cannot be mixed, before any weights are read.
 
     Raises:
-        ValueError: If a member is no finished checkpoint of this catalogue, is given twice, or is called as the
-            mixture is.
+        ValueError: If a member is no finished checkpoint or ranker of this catalogue, is given twice, or has the name
+            of the mixture.
     """
     if OURS in (config.names or config.members):
         raise ValueError(f"no member may be called '{OURS}', which is the name of the mixture; give other --names.")
     hashes: dict[str, str] = {}
     for path in config.members:
         if Path(path).name.endswith(PARTIAL) or (Path(path) / MANIFEST).is_file():
-            verify(path, *CHECKPOINTS)
-        check_model(path, catalog)
-        check_catalog_of(path, catalog)
+            verify(path, *CHECKPOINTS, "teach")
+        if is_taught(path):
+            load_ranker(path, catalog, torch.device("cpu"))
+        else:
+            check_model(path, catalog)
+            check_catalog_of(path, catalog)
         found = content_hash(path)
         if found in hashes:
             raise ValueError(f"members '{hashes[found]}' and '{path}' are the same; each counts once.")
@@ -113,16 +119,27 @@ def shortlists(
     """Rank both splits in both columns with every member, one member in memory at a time."""
     lists: Lists = {(split, column): [] for split in examples for column in COLUMNS}
     for i, path in enumerate(config.members):
-        load = functools.cache(functools.partial(ranker, path, config.device, depth))
+        load = functools.cache(functools.partial(ranker, path, catalog, config.device, depth))
         for (split, column), found in lists.items():
             part = workdir / SCRATCH / f"member-{i + 1}-{split}-{column}.npz"
             found.append(resumed(part, load, examples[split], depth, column, config, f"{path}, {split}, {column}"))
+        if not is_taught(path):  # a taught ranker normalises what it excludes itself
+            for split, of_split in examples.items():
+                plain, excluded = (lists[split, column] for column in COLUMNS)
+                excluded[i] = without_seen(excluded[i], plain[i], of_split)
     return lists
 
 
-def ranker(path: str, device: str, depth: int) -> Rank:
+def is_taught(path: str) -> bool:
+    """True for a directory of `llmrec teach`, False for a checkpoint."""
+    return (Path(path) / RANKER).is_file()
+
+
+def ranker(path: str, catalog: Catalog, device: str, depth: int) -> Rank:
     """Load a member."""
-    from llmrec.recommender import Recommender  # torch and transformers, whose imports take seconds
+    if is_taught(path):
+        return per_batch(load_ranker(path, catalog, resolve_device(device)).rank)
+    from llmrec.recommender import Recommender  # transformers, whose import takes seconds
 
     recommender = Recommender.from_pretrained(path, device=device)
     return functools.partial(recommender.ranker.rank_batches, num_beams=depth)

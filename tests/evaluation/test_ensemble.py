@@ -10,7 +10,7 @@ import pytest
 from llmrec.configs.ensemble import WAYS
 from llmrec.evaluation.ensemble.fusion import Fusion, Gated, Mixture, Weighted
 from llmrec.evaluation.ensemble.search import Measured, best, changed, complexity, grid, search
-from llmrec.evaluation.ensemble.shortlist import Shortlist, shortlist
+from llmrec.evaluation.ensemble.shortlist import Shortlist, shortlist, without_seen
 from llmrec.evaluation.metrics import ndcg, recall, target_position
 from llmrec.evaluation.protocol import evaluate, per_batch
 from llmrec.evaluation.ranking import UNFILLED, Ranking
@@ -164,6 +164,21 @@ def test_a_shortlist_has_the_places_of_an_evaluation(column):
         for slot in range(5):
             position = target_position(direct, direct.items[:, slot])
             assert member.items[i, slot] < 0 or member.places[i, slot] == position.start[i]
+
+
+def test_what_is_excluded_leaves_its_probability_to_the_others():
+    rows = random_rows(2)
+    rows.values[:], rows.targets[:] = 3, 9  # both histories hold item 3 alone
+    plain = listed([[(3, 0.6), (5, 0.3), (7, 0.05)], [(5, 0.4), (9, 0.1)]], [9, 9])
+    excluded = listed([[(5, 0.3), (7, 0.05), (9, 0.02)], [(5, 0.4), (9, 0.1)]], [9, 9])
+    found = np.exp(without_seen(excluded, plain, rows).scores)
+    np.testing.assert_allclose(found[0], [0.75, 0.125, 0.05])  # divided by .4
+    np.testing.assert_allclose(found[1, :2], [0.4, 0.1])  # item 3 is not among the likely ones
+    sure = listed([[(3, 1.0)], [(3, 1.0)]], [9, 9])
+    found = np.exp(without_seen(excluded, sure, rows).scores)
+    np.testing.assert_allclose(found.sum(axis=1), 1)  # rounding left nothing: shares of what is listed
+    nothing = listed([[], [(9, 1.0)]], [9, 9])
+    assert np.exp(without_seen(nothing, sure, rows).scores).tolist() == [[0.0], [1.0]]
 
 
 def test_a_shortlist_is_kept_on_disk(tmp_path):

@@ -11,12 +11,19 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from llmrec.baselines.counted import Markov
+from llmrec.baselines.taught import Taught, load_ranker
 from llmrec.configs import CompareConfig, EnsembleConfig, EvaluateConfig
 from llmrec.data.catalog import Catalog
+from llmrec.evaluation.metrics import ndcg
+from llmrec.evaluation.protocol import evaluate as evaluation
+from llmrec.evaluation.protocol import per_batch
 from llmrec.evaluation.ranking import Ranking
 from llmrec.model.checkpoint import SidConfig
 from llmrec.model.prompts import Prompt
+from llmrec.runtime.manifest import adopt
 from llmrec.runtime.stage_directory import run_stage
 from llmrec.stages import compare, ensemble, evaluate
 from tests.stages.test_evaluate import Plain
@@ -142,6 +149,46 @@ def test_three_members_and_the_ways_asked_for(config, tmp_path):
     result = ensemble.main(dataclasses.replace(config, members=three, names=None, ways=["ranks", "probabilities"]))
     assert [one["way"] for one in result["best_by_way"]] == ["probabilities", "ranks"]
     assert len(result["grid"]) == 2 * 66 and list(result["metrics"]["systems"]) == ["ours", *three]
+
+
+@pytest.fixture
+def markov(config, tmp_path) -> str:
+    """A ranker in the form of `llmrec teach`."""
+    catalog = Catalog.load(config.catalog)
+    (tmp_path / "markov").mkdir()
+    Taught(Markov(catalog), torch.device("cpu")).save(tmp_path / "markov", catalog)
+    adopt(tmp_path / "markov", "teach")
+    return str(tmp_path / "markov")
+
+
+def test_a_taught_ranker_is_a_member_like_any_other(config, markov, monkeypatch):
+    given, fuse = [], ensemble.Fusion
+    monkeypatch.setattr(ensemble, "Fusion", lambda members, targets: given.append(members) or fuse(members, targets))
+    mixed = dataclasses.replace(config, members=[markov, config.members[0]], names=["markov", "one"], device="cpu")
+    metrics = ensemble.main(mixed)["metrics"]
+    catalog = Catalog.load(config.catalog)
+    examples, taught = catalog.examples("test"), load_ranker(markov, catalog, torch.device("cpu"))
+    for column in ("plain", "seen_excluded"):
+        alone = evaluation(per_batch(taught.rank), examples, 12, column, 64)
+        assert metrics["systems"]["markov"][column]["ndcg@3"] == pytest.approx(ndcg(alone.position, 3).mean())
+    for members in given:  # both columns of both splits: all probabilities of the ranker, which it normalises itself
+        np.testing.assert_allclose(np.exp(members[0].scores).sum(axis=1), 1, atol=1e-5)
+
+
+def test_only_what_a_checkpoint_excludes_is_normalised_anew(config, markov, monkeypatch):
+    changed = []
+    monkeypatch.setattr(
+        ensemble, "without_seen", lambda excluded, plain, examples: changed.append(excluded) or excluded
+    )
+    ensemble.main(dataclasses.replace(config, members=[markov, config.members[0]], device="cpu"))
+    assert len(changed) == 2  # the checkpoint, in both splits
+
+
+def test_a_ranker_of_another_catalogue_is_refused(config, markov, catalog, tmp_path):
+    other = Catalog(catalog.items, catalog._split.slice(0, 15))
+    save(other, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"markov' was taught on another catalogue than '.*other'"):
+        ensemble.main(dataclasses.replace(config, catalog=str(tmp_path / "other"), members=[markov, config.members[0]]))
 
 
 def test_an_interrupted_stage_ranks_only_what_is_missing(config, loaded, monkeypatch):

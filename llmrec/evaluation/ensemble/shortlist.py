@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +87,23 @@ def shortlist(
     position = Position(*(values[name] for name in Position._fields))
     lists = values["items"], values["places"], values["scores"]
     return Shortlist(*lists, position, values["invalid"], time.monotonic() - started)
+
+
+def without_seen(excluded: Shortlist, plain: Shortlist, examples: Examples) -> Shortlist:
+    """Normalise the probabilities of a column without seen items anew: each is divided by 1 - p(seen items).
+
+    Args:
+        excluded: Shortlist in the column `seen_excluded` of a ranker that only leaves the seen items out.
+        plain: Shortlist of the same ranker in the column `plain`, which says how likely its seen items were.
+        examples: The n examples.
+    """
+    seen = np.zeros(plain.items.shape, dtype=bool)
+    for i in range(len(examples)):
+        seen[i] = np.isin(plain.items[i], examples.history(i))
+    left = 1 - np.exp(np.where(seen, plain.scores, -np.inf)).sum(axis=1)
+    left = np.maximum(left, np.exp(excluded.scores).sum(axis=1))  # no sum of probabilities exceeds 1
+    left[left <= 0] = 1  # nothing is listed but the seen items
+    return replace(excluded, scores=excluded.scores - np.log(left)[:, None])
 
 
 def _first(ranking: Ranking, targets: np.ndarray, depth: int) -> dict[str, np.ndarray]:
