@@ -1,4 +1,4 @@
-"""Strata: examples grouped by the popularity of the target or by the length of the history.
+"""Strata: examples that are alike in target, history or both, or in what the beam of the LLM found.
 
 `popularity` groups examples by the training interactions of the target. Its deciles are tenths of the interactions, not
 of the items: with a long tail, tenths of the items would put nearly all examples into the last one. Items of equal
@@ -9,25 +9,34 @@ are its popularity bias.
 
 `history` groups examples by the number of items in the history, as `prepare` capped it.
 
+`transition` groups them by the step from the last item of the history to the target: seen in training, composable of
+two steps seen in training, or neither (transitions.py).
+
+`beam` groups them by whether the beam search of the LLM found the target at any place. Outside, the LLM cannot score,
+and what a baseline scores there is lost to the width of the beam. The beam of each column is another.
+
 Shapes: n examples, N items.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from llmrec.data.examples import Examples
 from llmrec.evaluation.bootstrap import interval
-from llmrec.evaluation.metrics import SHOWN
+from llmrec.evaluation.metrics import MISS, SHOWN
 from llmrec.evaluation.ranking import UNFILLED
+from llmrec.evaluation.transitions import NONE, Transitions, last_items
 from llmrec.runtime.manifest import JsonObject
 
 DECILES = 10
 COLD = 0  # bin of items without training interactions; decile d is bin d
 HISTORY_FROM = (0, 1, 3, 5, 10, 20, 50)  # shortest history of each bin
+TRANSITIONS = ("seen", "composable", "never seen", "no history")
+BEAM = ("within", "outside")
 
 Values = dict[tuple[str, str], dict[str, np.ndarray]]  # (system, column) -> metric -> (n,)
 
@@ -36,11 +45,13 @@ class Stratum(NamedTuple):
     """Examples that are alike.
 
     Attributes:
-        family: popularity or history; every example is in one stratum of each family.
-        name: Unique within the family.
-        least: Smallest count of training interactions, or shortest history.
-        most: Largest count, or longest history.
+        family: popularity, history, transition or beam; every example is in one stratum of each family.
+        name: Unique within the family, and within the column if it has one.
+        least: Smallest amount among its examples: training interactions of the target, items of the history, times that
+            the transition was seen in training, or items ranked before the target, -1 if it was not found.
+        most: Largest amount.
         examples: Ascending positions of its examples; not empty.
+        column: The column whose beam is meant; None for strata of all columns.
     """
 
     family: str
@@ -48,6 +59,7 @@ class Stratum(NamedTuple):
     least: int
     most: int
     examples: np.ndarray
+    column: str | None = None
 
 
 def popularity_bin(training: np.ndarray) -> np.ndarray:
@@ -63,20 +75,42 @@ def popularity_bin(training: np.ndarray) -> np.ndarray:
     return np.where(training == 0, COLD, decile)
 
 
-def find_strata(examples: Examples, training: np.ndarray) -> list[Stratum]:
-    """Non-empty strata of both families, the least popular or shortest first.
+def find_strata(
+    examples: Examples, training: np.ndarray, transitions: Transitions, starts: Mapping[str, np.ndarray]
+) -> list[Stratum]:
+    """Non-empty strata of all families, the least popular, shortest, or best known first.
 
     Args:
         examples: The n examples that were evaluated.
         training: (N,) training interactions of each item.
+        transitions: Transitions of the training sequences.
+        starts: Column -> (n,) items that the LLM ranks before the target, -1 if its beam has not found it.
     """
-    lengths = np.diff(examples.offsets)
+    lengths, counts = np.diff(examples.offsets), training[examples.targets]
+    bins, times = transition_bin(examples, transitions)
     return [
-        *_family(
-            "popularity", popularity_bin(training)[examples.targets], training[examples.targets], _popularity_name
-        ),
+        *_family("popularity", popularity_bin(training)[examples.targets], counts, _popularity_name),
         *_family("history", history_bin(lengths), lengths, _history_name),
+        *_family("transition", bins, times, TRANSITIONS.__getitem__),
+        *(
+            stratum._replace(column=column)
+            for column, start in starts.items()
+            for stratum in _family("beam", (start == MISS).astype(int), start, BEAM.__getitem__)
+        ),
     ]
+
+
+def transition_bin(examples: Examples, transitions: Transitions) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) position in TRANSITIONS of each example, and (n,) times that its transition was seen in training."""
+    last = last_items(examples)
+    bins, times = np.full(len(examples), TRANSITIONS.index("no history")), np.zeros(len(examples), np.int64)
+    filled = np.flatnonzero(last != NONE)
+    times[filled] = transitions.counts(last[filled], examples.targets[filled])
+    bins[filled] = TRANSITIONS.index("seen")
+    new = filled[times[filled] == 0]
+    is_composable = transitions.are_composable(last[new], examples.targets[new])
+    bins[new] = np.where(is_composable, TRANSITIONS.index("composable"), TRANSITIONS.index("never seen"))
+    return bins, times
 
 
 def history_bin(lengths: np.ndarray) -> np.ndarray:
@@ -84,19 +118,23 @@ def history_bin(lengths: np.ndarray) -> np.ndarray:
     return np.searchsorted(HISTORY_FROM, lengths, side="right") - 1
 
 
-def stratify(strata: list[Stratum], values: Values, user_ids: list[str], k: int, seed: int) -> list[JsonObject]:
+def stratify(
+    strata: list[Stratum], values: Values, starts: Mapping[str, np.ndarray], user_ids: list[str], k: int, seed: int
+) -> list[JsonObject]:
     """The shown metrics of every system within each stratum, with intervals over its users.
 
     Args:
         strata: Strata of the n examples.
         values: Metrics of every example.
+        starts: Column -> (n,) items that the LLM ranks before the target, -1 if its beam has not found it.
         user_ids: (n,) user of each example.
         k: Cut-off.
         seed: Seed of the resampling.
 
     Returns:
-        Per stratum: family, name, least, most, num_examples, num_users, and systems[system][column][metric] with mean,
-        low and high.
+        Per stratum: family, name, least, most, column, num_examples, num_users, in_beam[column], the share of its
+        targets that the LLM's beam found, and systems[system][column][metric] with mean, low and high. A stratum of
+        one column has only that one.
     """
     users = np.asarray(user_ids)
     names = [(system, column, name) for system, column in values for name in (f"{metric}@{k}" for metric in SHOWN)]
@@ -107,11 +145,17 @@ def stratify(strata: list[Stratum], values: Values, user_ids: list[str], k: int,
         systems: JsonObject = {system: {} for system, _ in values}
         estimates = interval(matrix[stratum.examples], stratum_users, seed=seed)
         for (system, column, name), mean, low, high in zip(names, *estimates, strict=True):
-            of_column = systems[system].setdefault(column, {})
-            of_column[name] = {"mean": float(mean), "low": float(low), "high": float(high)}
+            if stratum.column in (None, column):
+                of_column = systems[system].setdefault(column, {})
+                of_column[name] = {"mean": float(mean), "low": float(low), "high": float(high)}
         entry = {name: value for name, value in stratum._asdict().items() if name != "examples"}
         counts = {"num_examples": len(stratum.examples), "num_users": len(np.unique(stratum_users))}
-        result.append({**entry, **counts, "systems": systems})
+        in_beam = {
+            column: float((start[stratum.examples] != MISS).mean())
+            for column, start in starts.items()
+            if stratum.column in (None, column)
+        }
+        result.append({**entry, **counts, "in_beam": in_beam, "systems": systems})
     return result
 
 

@@ -16,6 +16,7 @@ from llmrec.evaluation.metrics import (
 from llmrec.evaluation.protocol import COLUMNS, Outcome, seen_targets
 from llmrec.evaluation.ranking import UNFILLED
 from llmrec.evaluation.strata import Values, exposure, find_strata, stratify
+from llmrec.evaluation.transitions import Transitions
 from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.groups import entropy_bits
 from llmrec.sid.table import EMPTY, SidTable
@@ -25,7 +26,12 @@ Outcomes = dict[tuple[str, str], Outcome]  # (system, column) -> outcome
 
 
 def summarise(
-    outcomes: Outcomes, examples: Examples, cutoffs: list[int], training: np.ndarray, seed: int = 0
+    outcomes: Outcomes,
+    examples: Examples,
+    cutoffs: list[int],
+    training: np.ndarray,
+    transitions: Transitions,
+    seed: int = 0,
 ) -> JsonObject:
     """Metrics of every system in both columns, with intervals, within strata, and as differences to the baselines.
 
@@ -34,6 +40,7 @@ def summarise(
         examples: The examples that were evaluated.
         cutoffs: Every k of the metrics.
         training: (N,) training interactions of each item of the catalogue.
+        transitions: Transitions of the training sequences.
         seed: Seed of the resampling of users.
 
     Returns:
@@ -42,6 +49,8 @@ def summarise(
         strata: result of `stratify` at the largest cut-off; exposure: result of `exposure`.
     """
     values = {key: per_example(outcome.position, cutoffs) for key, outcome in outcomes.items()}
+    starts = {column: outcomes[OURS, column].position.start for column in COLUMNS}
+    strata = find_strata(examples, training, transitions, starts)
     names = [(key, name) for key in values for name in values[key]]
     matrix = np.stack([values[key][name] for key, name in names], axis=1)
     systems: JsonObject = {system: {} for system, _ in outcomes}
@@ -59,7 +68,7 @@ def summarise(
         "target_in_history": float(seen_targets(examples).mean()),
         "systems": systems,
         "differences": _differences(values, examples, max(cutoffs), seed),
-        "strata": stratify(find_strata(examples, training), values, examples.user_ids, max(cutoffs), seed),
+        "strata": stratify(strata, values, starts, examples.user_ids, max(cutoffs), seed),
         "exposure": exposure(training, examples.targets, {key: outcome.items for key, outcome in outcomes.items()}),
     }
 

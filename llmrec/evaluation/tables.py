@@ -58,13 +58,18 @@ def _show_strata(metrics: JsonObject, column: str) -> None:
     systems = list(metrics["systems"])
     for name in (f"{metric}@{max(metrics['k'])}" for metric in SHOWN):
         rows = []
-        for stratum in metrics["strata"]:
+        for stratum in strata_of(metrics, column):
             ours, *others = (stratum["systems"][system][column][name] for system in systems)
-            label = ("history " if stratum["family"] == "history" else "") + stratum["name"]
+            label = ("" if stratum["family"] == "popularity" else f"{stratum['family']} ") + stratum["name"]
             means = [entry["mean"] for entry in others]
             rows.append([label, stratum["num_examples"], ours["mean"], ours["low"], ours["high"], *means])
         header = ("stratum", "examples", OURS, "95 % low", "95 % high", *systems[1:])
-        table(f"{column}: {name} by popularity of the target and length of the history", header, rows)
+        table(f"{column}: {name} by stratum", header, rows)
+
+
+def strata_of(metrics: JsonObject, column: str) -> list[JsonObject]:
+    """Strata of `metrics.json` that have results in a column; those of older evaluations have no `column`."""
+    return [stratum for stratum in metrics["strata"] if stratum.get("column") in (None, column)]
 
 
 def _show_slots(metrics: JsonObject, column: str) -> None:

@@ -9,7 +9,7 @@ from llmrec.evaluation.learning import CUTOFF, NEAR, Point
 from llmrec.evaluation.metrics import SHOWN, SLOT_METRICS, shown_names
 from llmrec.evaluation.protocol import COLUMNS
 from llmrec.evaluation.summary import OURS
-from llmrec.evaluation.tables import NOT_VALIDATED, slots_line
+from llmrec.evaluation.tables import NOT_VALIDATED, slots_line, strata_of
 from llmrec.reports.ensemble import choice
 from llmrec.reports.pages import Estimate, Figure, Table, render_page
 from llmrec.reports.svg import COLOURS, Line, plot, short
@@ -20,6 +20,7 @@ TITLES = {
     "seen_excluded": "Seen excluded: items of the history are masked",
 }
 AXES = {"popularity": "decile of the target's training popularity", "history": "items in the history"}
+KINDS = {"transition": "step from the last item to the target", "beam": "what the beam of ours found"}
 UNITS = {"supervised": "items trained on", "seconds": "seconds, with validation"}
 
 
@@ -120,7 +121,7 @@ def _training(log: Sequence[JsonObject]) -> Figure | None:
 
 
 def _strata(metrics: JsonObject) -> JsonObject:
-    """The shown metrics of every system by popularity of the target and by length of the history."""
+    """The shown metrics of every system: drawn where strata are in order, as tables where they are of several kinds."""
     families, drawn = [], list[Line]()
     for family, axis in AXES.items():
         strata = [stratum for stratum in metrics["strata"] if stratum["family"] == family]
@@ -133,8 +134,30 @@ def _strata(metrics: JsonObject) -> JsonObject:
                     for system, colour in _colours(metrics).items()
                 ]
                 figures.append(Figure(f"{name}, {column}", plot(drawn, axis, ticks)))
+        shares = [
+            Line(column, range(len(strata)), [s["in_beam"][column] for s in strata], COLOURS[0], dashed=bool(number))
+            for number, column in enumerate(COLUMNS)
+        ]
+        figures.append(Figure("share of the targets that the beam of ours found", plot(shares, axis, ticks), shares))
         families.append({"axis": axis, "figures": figures})
-    return {"legend": drawn, "families": families}
+    kinds = [
+        {"title": title, "tables": [_kinds(metrics, family, column) for column in COLUMNS]}
+        for family, title in KINDS.items()
+    ]
+    return {"legend": drawn, "families": families, "kinds": kinds}
+
+
+def _kinds(metrics: JsonObject, family: str, column: str) -> Table:
+    """Table of the strata of a family in one column: a line for each system and metric."""
+    strata = [stratum for stratum in strata_of(metrics, column) if stratum["family"] == family]
+    lines: list[list[str | Estimate]] = [
+        ["share of the examples", "", *(f"{s['num_examples'] / metrics['num_examples']:.1%}" for s in strata)],
+        ["targets in the beam", "", *(f"{s['in_beam'][column]:.1%}" for s in strata)],
+    ]
+    for name in (f"{metric}@{max(metrics['k'])}" for metric in SHOWN):
+        for system in metrics["systems"]:
+            lines.append([system, name, *(Estimate(**s["systems"][system][column][name]) for s in strata)])
+    return Table([column, "metric", *(stratum["name"] for stratum in strata)], lines)
 
 
 def _with_interval(system: str, colour: str, entries: Sequence[dict[str, float]]) -> Line:

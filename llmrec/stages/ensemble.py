@@ -30,6 +30,7 @@ from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, per_batch
 from llmrec.evaluation.ranking import default_num_beams
 from llmrec.evaluation.summary import OURS, Outcomes, summarise
 from llmrec.evaluation.tables import show
+from llmrec.evaluation.transitions import Transitions
 from llmrec.reports.ensemble import written
 from llmrec.reports.evaluation import render
 from llmrec.runtime import processes
@@ -205,7 +206,14 @@ def measured(
         "split": RESULT,
         "num_beams": depth,
         "bootstrap_samples": RESAMPLES,
-        **summarise(outcomes, examples, config.k, catalog.training_counts, config.seed),
+        **summarise(
+            outcomes,
+            examples,
+            config.k,
+            catalog.training_counts,
+            Transitions(catalog.train, catalog.num_items),
+            config.seed,
+        ),
         "trained": None,
     }
 

@@ -30,6 +30,7 @@ from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, evaluate, per_bat
 from llmrec.evaluation.ranking import default_num_beams
 from llmrec.evaluation.summary import OURS, Outcomes, sid_usage, summarise
 from llmrec.evaluation.tables import show
+from llmrec.evaluation.transitions import Transitions
 from llmrec.reports.evaluation import render
 from llmrec.runtime import processes
 from llmrec.runtime.console import say
@@ -225,7 +226,14 @@ def measured(
         "split": config.split,
         "num_beams": num_beams,
         "bootstrap_samples": RESAMPLES,
-        **summarise(outcomes, examples, config.k, catalog.training_counts, config.seed),
+        **summarise(
+            outcomes,
+            examples,
+            config.k,
+            catalog.training_counts,
+            Transitions(catalog.train, catalog.num_items),
+            config.seed,
+        ),
         "sid_usage": sid_usage(table, outcomes),
         "trained": trained(config.model),
     }

@@ -10,6 +10,7 @@ from llmrec.evaluation.bootstrap import interval, paired_difference
 from llmrec.evaluation.metrics import Position
 from llmrec.evaluation.protocol import COLUMNS, Outcome
 from llmrec.evaluation.summary import summarise
+from llmrec.evaluation.transitions import Transitions
 
 
 def users(count: int) -> list[str]:
@@ -91,7 +92,7 @@ def test_the_report_resamples_users_not_examples():
         for system, start in (("ours", hit), ("popularity", absent))
         for column in COLUMNS
     }
-    report = summarise(found, rows, [1], np.array([1, 1]))
+    report = summarise(found, rows, [1], np.array([1, 1]), Transitions(rows, 2))
     for column in COLUMNS:
         assert report["systems"]["ours"][column]["recall@1"] == 0.5
         assert report["systems"]["ours"][column]["intervals"]["recall@1"] == [0, 1]

@@ -15,7 +15,7 @@ from llmrec.evaluation.protocol import COLUMNS, Outcome
 from llmrec.evaluation.summary import sid_usage, summarise
 from llmrec.reports.evaluation import render
 from llmrec.reports.svg import HEIGHT, WIDTH, Line, log_ticks, nice_ticks, plot, short
-from tests.evaluation.test_strata import random_rows
+from tests.evaluation.test_strata import random_rows, random_transitions
 
 SYSTEMS = ("ours", "popularity", "<script>alert(1)</script>")
 LOG = [{"step": 10, "loss": 2.5}, {"step": 20, "loss": 1.5}, {"step": 20, "train_runtime": 3.0}]
@@ -61,7 +61,7 @@ def metrics(sid_table) -> dict:
             start = rng.integers(-1, 4, size=30)
             items = np.stack([rng.permutation(12)[:4] for _ in range(30)])
             outcomes[system, column] = Outcome(Position(start, np.ones(30, int), start), items, np.zeros(30, int), 1.0)
-    found = summarise(outcomes, rows, [1, 3], training)
+    found = summarise(outcomes, rows, [1, 3], training, random_transitions(rng, 12))
     return {
         "split": "test",
         "num_beams": 12,
@@ -76,7 +76,7 @@ def test_the_page_is_well_formed_and_names_every_system(metrics):
         assert page.texts.count(system) >= 2 * 2 + 2  # in both headline tables, both of what is shown, and the legends
     assert "Evaluation of run/eval & more" in page.texts
     assert "details" not in page.tags  # a copy of a checkpoint does not say how it was made
-    assert page.tags.count("svg") == 8 + 2 + 1 + 1  # strata, popularity bias, SID usage, training
+    assert page.tags.count("svg") == 10 + 2 + 1 + 1  # strata, popularity bias, SID usage, training
 
 
 def test_the_page_needs_nothing_outside_itself(metrics):
@@ -100,6 +100,20 @@ def test_the_headline_holds_the_numbers_of_metrics_json(metrics):
             found = metrics["systems"][system][column]
             low, high = found["intervals"]["ndcg@3"]
             assert f"{found['ndcg@3']:.4f}" in texts and f"[{low:.4f}, {high:.4f}]" in texts
+
+
+def test_strata_of_several_kinds_are_tables(metrics):
+    texts = Balanced(render(metrics, [], "eval")).texts
+    for stratum in metrics["strata"]:
+        if stratum["family"] in ("transition", "beam"):
+            assert stratum["name"] in texts and f"{stratum['num_examples'] / 30:.1%}" in texts
+            for columns in stratum["systems"].values():
+                for values in columns.values():
+                    low, high = values["ndcg@3"]["low"], values["ndcg@3"]["high"]
+                    assert f"{values['ndcg@3']['mean']:.4f}" in texts and f"[{low:.4f}, {high:.4f}]" in texts
+    outside = [s for s in metrics["strata"] if s["name"] == "outside"]
+    assert {s["column"] for s in outside} == set(COLUMNS), "both columns have some"
+    assert all(s["systems"]["ours"][s["column"]]["recall@3"]["mean"] == 0 for s in outside)
 
 
 def test_a_difference_is_bold_where_its_interval_excludes_0(metrics):

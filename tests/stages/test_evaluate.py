@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from llmrec.runtime.manifest import content_hash
 from llmrec.runtime.stage_directory import run_stage
 from llmrec.stages import evaluate as stage
 from tests.evaluation.test_protocol import fake_rank, fake_stream
+from tests.evaluation.test_strata import FAMILIES
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -95,10 +97,24 @@ def test_the_beam_width_that_is_reported_is_the_one_used(config, monkeypatch, as
     assert result["num_beams"] == used and widths == [used, used]
 
 
+def test_the_transitions_are_those_of_the_training_sequences(config, catalog):
+    """Two routes: pairs of neighbours in Python sets."""
+    result = stage.main(config)
+    seen = {pair for sequence in catalog.train.sequences() for pair in itertools.pairwise(sequence.tolist())}
+    expected = dict.fromkeys(("seen", "composable", "never seen"), 0)
+    examples = catalog.examples(config.split)
+    for i, target in enumerate(examples.targets.tolist()):
+        last = int(examples.history(i)[-1])
+        over_one = any((last, middle) in seen and (middle, target) in seen for middle in range(catalog.num_items))
+        expected["seen" if (last, target) in seen else "composable" if over_one else "never seen"] += 1
+    found = {s["name"]: s["num_examples"] for s in result["strata"] if s["family"] == "transition"}
+    assert found == {name: count for name, count in expected.items() if count}
+
+
 def test_stage_describes_strata_sids_and_what_was_trained(config, catalog):
     result = stage.main(config)
-    for family in ("popularity", "history"):
-        strata = [stratum for stratum in result["strata"] if stratum["family"] == family]
+    for family, column in FAMILIES:
+        strata = [s for s in result["strata"] if (s["family"], s["column"]) == (family, column)]
         assert sum(stratum["num_examples"] for stratum in strata) == result["num_examples"]
         assert all(list(stratum["systems"]) == list(result["systems"]) for stratum in strata)
     assert sum(group["num_items"] for group in result["exposure"]) == catalog.num_items
@@ -136,7 +152,10 @@ def test_stage_prints_every_system_also_where_a_baseline_wins(config, monkeypatc
         "mrr@3",
         "95 % high",
         "ahead",
-        "recall@3 by popularity of the target",
+        "recall@3 by stratum",
+        "transition",
+        "never seen",
+        "beam within",
         "history 3-4",
         "gini@3",
     ):
