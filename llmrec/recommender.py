@@ -18,6 +18,7 @@ import numpy as np
 from huggingface_hub import HfApi
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from llmrec.configs.recommend import RankBy
 from llmrec.decoding.ranker import SidRanker
 from llmrec.decoding.trie.allow_list import resolve_allow_lists
 from llmrec.evaluation.ranking import UNFILLED
@@ -26,6 +27,7 @@ from llmrec.model.card import write_card
 from llmrec.model.checkpoint import SidConfig, load_model, load_tokenizer, resolve, save_model
 from llmrec.runtime.device import resolve_device, resolve_dtype
 from llmrec.runtime.manifest import JsonObject
+from llmrec.sid.item_tokens import ItemTokens
 from llmrec.sid.table import SidTable
 
 
@@ -39,9 +41,10 @@ class Recommender:
         sid_config: Vocabulary, prompt and scoring that belong to the weights.
         details: Facts about the making of the checkpoint, for the model card.
         compiled: Fuse the model's layers by `torch.compile`; see `llmrec.decoding.decoder`.
+        rank: Rank by `sid` (under a beam), or, if the model has item rows, by `items` (one pass) or a `mixture`.
 
     Raises:
-        ValueError: If the tokenizer, table or model do not belong together.
+        ValueError: If the tokenizer, table or model do not belong together, or `rank` needs item rows that are absent.
 
     Examples:
         `model`, `tokenizer`, `table` and `sid_config` belong to a checkpoint; `from_pretrained` reads all of them.
@@ -61,12 +64,14 @@ class Recommender:
         sid_config: SidConfig,
         details: JsonObject | None = None,
         compiled: bool = False,
+        rank: RankBy = "sid",
     ):
         sid_config.vocabulary.check(tokenizer)
         check_rows(model, sid_config.vocabulary.added_range.stop)
         self.model, self.tokenizer, self.table = model.eval(), tokenizer, table
         self.sid_config, self.details = sid_config, details or {}
-        self.ranker = SidRanker(self.model, table, sid_config, sid_config.prompt.prefix(tokenizer), compiled)
+        prefix_ids = sid_config.prompt.prefix(tokenizer)
+        self.ranker = SidRanker(self.model, table, sid_config, prefix_ids, compiled, rank=rank)
 
     @classmethod
     def from_pretrained(
@@ -75,6 +80,7 @@ class Recommender:
         device: str = "auto",
         precision: Literal["auto", "float32", "bfloat16"] = "auto",
         compiled: bool = False,
+        rank: RankBy = "sid",
     ) -> Recommender:
         """Load a checkpoint from a directory or the Hub.
 
@@ -84,10 +90,11 @@ class Recommender:
             precision: Type of the weights; auto is bfloat16 on a GPU that has it, and float32 elsewhere.
             compiled: Fuse the model's layers by `torch.compile`; its first 20 seconds pay off if thousands of users
                 follow.
+            rank: Scores to rank by: sid, items or mixture.
 
         Raises:
-            ValueError: If the checkpoint cannot be found, was changed, or its parts do not belong together, or the
-                device or precision is unknown.
+            ValueError: If the checkpoint cannot be found, was changed, or its parts do not belong together, the device
+                or precision is unknown, or `rank` needs item rows that are absent.
 
         Examples:
             Here `directory` is a checkpoint that `llmrec sft` wrote.
@@ -99,9 +106,11 @@ class Recommender:
         """
         path = resolve(source)
         sid_config, table, details = SidConfig.load(path)
+        if rank != "sid":
+            ItemTokens.required(sid_config.vocabulary.items)  # before the weights are read
         where = resolve_device(device)
         model = moved(load_model(path, dtype=resolve_dtype(precision, where)), where)
-        return cls(model, load_tokenizer(path), table, sid_config, details, compiled)
+        return cls(model, load_tokenizer(path), table, sid_config, details, compiled, rank)
 
     def recommend(
         self,
@@ -121,7 +130,7 @@ class Recommender:
                 history, and None bars nothing.
             allow: item_ids that answers are restricted to: one list for all users, or B lists, None for a user without
                 a restriction.
-            num_beams: Beam width, at least k; min(items, max(50, 5k)) when left out.
+            num_beams: Beam width, at least k; min(items, max(50, 5k)) when left out. Ranking by `items` has no beams.
             batch_size: Number of users decoded together.
 
         Returns:

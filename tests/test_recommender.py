@@ -299,12 +299,12 @@ def test_beams_whose_codes_are_no_item_are_counted_as_invalid(tuned, monkeypatch
     recommender = Recommender.from_pretrained(tuned, device="cpu")
     history = [np.array([0, 1])]
     assert recommender.ranker.rank(history, 3).invalid.tolist() == [0]
-    search = SidDecoder.__call__
+    search = SidDecoder.search
 
     def corrupted(*arguments):
-        beams = search(*arguments)
+        beams, states = search(*arguments)
         beams.codes[0, :2, 0] = (beams.codes[0, :2, 0] + 1) % 2  # of the first two beams
-        return beams
+        return beams, states
 
-    monkeypatch.setattr(SidDecoder, "__call__", corrupted)
+    monkeypatch.setattr(SidDecoder, "search", corrupted)
     assert recommender.ranker.rank(history, 3).invalid.tolist() == [2]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from llmrec.configs.options import MAX_SEED, Config, StageConfig, option
+from llmrec.configs.recommend import RANK_HELP, RankBy
 
 # The names of all baselines. They stand here so that options are read without importing torch, which takes seconds.
 COUNTED = ("popularity", "repeat", "markov", "item_knn")
@@ -23,6 +24,7 @@ class EvaluateConfig(StageConfig, Config):
     model: str = option("Checkpoint directory, written by any training stage or by `llmrec extend`.")
     split: Literal["valid", "test"] = option("The held-out examples to evaluate.", "test")
     k: list[int] = option("Cut-offs of the metrics.", [5, 10])
+    rank: RankBy = option(RANK_HELP, "sid")
     num_beams: int | None = option("Beam width. The default is min(items, max(50, 5k)).", None, least=1)
     baselines: list[str] = option(
         f"Baselines to evaluate as well. These take seconds: {', '.join(COUNTED)}. These are trained for minutes: "

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from llmrec.configs.options import Config, option
+
+RankBy = Literal["sid", "items", "mixture"]
+RANK_HELP = (
+    "Rank by SIDs under a beam, by item rows in one pass (of a model extended with `item_rows`), or by a mixture of "
+    "both probabilities."
+)
 
 
 @dataclass(kw_only=True)
@@ -17,6 +24,7 @@ class RecommendConfig(Config):
         "JSON-lines file with one {'history': [...], 'exclude': [...], 'allow': [...]} for each user.", None
     )
     k: int = option("Number of items per user.", 10, least=1)
+    rank: RankBy = option(RANK_HELP, "sid")
     exclude_seen: bool = option("Leave out the items of the history.", True)
     where: list[str] | None = option(
         'SQL conditions that all answers must meet, on the columns of `catalog`, such as "price <= 20".', None

@@ -85,7 +85,7 @@ def tree_beam_search(
     problem.check_batch(input_ids, leaf_filter, prefix_ids)
     check_prompt_end(input_ids, trie, vocabulary, attention_mask)
     mask = None if leaf_filter is None else leaf_filter.mask
-    return search_beams(problem, *pad_right(input_ids, attention_mask), widths, mask, prefix_ids)
+    return search_beams(problem, *pad_right(input_ids, attention_mask), widths, mask, prefix_ids)[0]
 
 
 def beam_widths(num_beams: int | Sequence[int], num_levels: int) -> tuple[int, ...]:
@@ -109,11 +109,16 @@ def search_beams(
     widths: Sequence[int],
     mask: LeafMask | None = None,
     prefix_ids: Tensor | None = None,
-) -> Beams:
-    """Run `tree_beam_search` on checked arguments: (B, T) ids padded on the right and (B,) lengths."""
+) -> tuple[Beams, Tensor]:
+    """Run `tree_beam_search` on checked arguments: (B, T) ids padded on the right and (B,) lengths.
+
+    Returns:
+        The beams, and the (B, hidden) state of each prompt's last token, which the first code is chosen by.
+    """
     trie, num_levels = problem.trie, problem.trie.num_levels
     forward = TreeForward(problem.model, sum(widths[:-1]), prefix_ids)
     hidden = forward.prefill(input_ids, lengths)
+    states = hidden.squeeze(1)
     paths = Paths.start(len(input_ids), num_levels, input_ids.device)
     finished = Beams.unfilled(len(input_ids), widths[-1], num_levels, input_ids.device)
     for level, width in enumerate(widths):
@@ -124,7 +129,7 @@ def search_beams(
         if level > 0 and trie.has_leaves(level):
             finished = _merge(finished, _finish(paths.complete(trie, level), scores, width))
         paths = paths.follow(continuations, scores.topk(min(width, scores.shape[1]), dim=1).indices, level)
-    return _merge(finished, paths.complete(trie, num_levels))
+    return _merge(finished, paths.complete(trie, num_levels)), states
 
 
 def _finish(complete: Beams, continued: Tensor, width: int) -> Beams:

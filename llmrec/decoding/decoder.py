@@ -11,7 +11,7 @@ Shapes: B prompts, T prompt tokens, P prefix tokens.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from llmrec.decoding.beam_search import beam_widths, search_beams
 from llmrec.decoding.search import Beams, SearchProblem
-from llmrec.decoding.tree_forward import pad_right
+from llmrec.decoding.tree_forward import TreeForward, pad_right
 from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.leaf_mask import LeafMask
 from llmrec.decoding.trie.trie import SidTrie
@@ -109,29 +109,82 @@ class SidDecoder:
         Raises:
             ValueError: If prompt and SID do not fit the model's context, or the filter is of another batch or trie.
         """
+        return self.search(input_ids, attention_mask, leaf_filter)[0]
+
+    @torch.no_grad()
+    def search(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, leaf_filter: LeafFilter | None = None
+    ) -> tuple[Beams, Tensor]:
+        """Find the best SIDs of each prompt as a call does, and return the states that their first codes come from.
+
+        Args:
+            input_ids: See a call.
+            attention_mask: See a call.
+            leaf_filter: See a call.
+
+        Returns:
+            Beams of each prompt, and (B, hidden) state of each prompt's last token.
+
+        Raises:
+            ValueError: As a call does.
+        """
         self.problem.check_batch(input_ids, leaf_filter, self.prefix_ids)
+        mask = None if leaf_filter is None else leaf_filter.mask
+        codes, scores, leaves, states = self._run(self._search, input_ids, attention_mask, mask)
+        return Beams(codes, scores, leaves), states
+
+    @torch.no_grad()
+    def read(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Run the prompts without a search.
+
+        Args:
+            input_ids: See a call.
+            attention_mask: See a call.
+
+        Returns:
+            (B, hidden) state of each prompt's last token.
+
+        Raises:
+            ValueError: If a prompt does not fit the model's context.
+        """
+        self.problem.check_batch(input_ids, None, self.prefix_ids)
+        return self._run(self._read, input_ids, attention_mask, None)[0]
+
+    def _run(
+        self,
+        function: Callable[..., list[Tensor]],
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        mask: LeafMask | None,
+    ) -> list[Tensor]:
+        """Call a function of a mask, ids padded on the right, and lengths, as a CUDA graph if there are any."""
         ids, lengths = pad_right(input_ids, attention_mask)
         if len(ids) == 1 and self.prefix_ids is not None:  # nothing to share: one pass is faster than two
             ids, lengths = torch.cat([self.prefix_ids.unsqueeze(0), ids], dim=1), lengths + len(self.prefix_ids)
-        mask = None if leaf_filter is None else leaf_filter.mask
         if self._graphs is None:
-            return search_beams(self.problem, ids, lengths, self.widths, mask, self._shared_prefix(ids))
+            return function(mask, ids, lengths)
         num_rows = len(ids)
         rows = torch.arange(_round_up(num_rows, ROWS_STEP), device=ids.device).clamp(max=num_rows - 1)
         inputs = [pad(ids, (0, _padded_length(ids.shape[1]) - ids.shape[1]))[rows], lengths[rows]]
         mask = None if mask is None else mask.rounded(rows)
         mask_tensors = {} if mask is None else mask.tensors()
         outputs = self._graphs.run(
-            functools.partial(self._search, mask), [*inputs, *mask_tensors.values()], tuple(mask_tensors)
+            functools.partial(function, mask),
+            [*inputs, *mask_tensors.values()],
+            (function.__name__, *mask_tensors),
         )
-        return Beams(*(tensor[:num_rows] for tensor in outputs))
+        return [tensor[:num_rows] for tensor in outputs]
 
     def _search(self, mask: LeafMask | None, input_ids: Tensor, lengths: Tensor, *mask_tensors: Tensor) -> list[Tensor]:
-        if mask is not None:
+        if mask is not None and mask_tensors:
             mask = mask.with_tensors(mask_tensors)
         prefix_ids = self._shared_prefix(input_ids)
-        beams = search_beams(self.problem, input_ids, lengths, self.widths, mask, prefix_ids)
-        return [beams.codes, beams.scores, beams.leaves]
+        beams, states = search_beams(self.problem, input_ids, lengths, self.widths, mask, prefix_ids)
+        return [beams.codes, beams.scores, beams.leaves, states]
+
+    def _read(self, mask: None, input_ids: Tensor, lengths: Tensor) -> list[Tensor]:
+        forward = TreeForward(self.problem.model, 0, self._shared_prefix(input_ids))
+        return [forward.prefill(input_ids, lengths).squeeze(1)]
 
     def _shared_prefix(self, input_ids: Tensor) -> Tensor | None:
         return self.prefix_ids if len(input_ids) > 1 else None

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llmrec.configs.recommend import RankBy
 from llmrec.decoding.decoder import SidDecoder
+from llmrec.decoding.item_ranking import ItemScorer, barred_items, best_items
 from llmrec.decoding.trie.allow_list import AllowList, ItemRows, resolve_allow_lists
 from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.trie import SidTrie
@@ -49,7 +51,7 @@ class Requests(NamedTuple):
 
 
 class SidRanker:
-    """Rankings of the whole catalogue by tree beam search.
+    """Rankings of the whole catalogue by tree beam search, by item rows, or by both.
 
     Args:
         model: Extended causal LM, on the device that it runs on.
@@ -58,6 +60,10 @@ class SidRanker:
         prefix_ids: Tokens before every history.
         compiled: Fuse the model's layers by `torch.compile`; see `llmrec.decoding.decoder`.
         capture: Capture searches as CUDA graphs; by default on a GPU.
+        rank: Scores to rank by; see `llmrec.decoding.item_ranking`.
+
+    Raises:
+        ValueError: If `rank` needs item rows, and the checkpoint has none.
     """
 
     def __init__(
@@ -68,13 +74,15 @@ class SidRanker:
         prefix_ids: Sequence[int],
         compiled: bool = False,
         capture: bool | None = None,
+        rank: RankBy = "sid",
     ):
         self.model, self.table, self.sid_config = model, table, sid_config
-        self.compiled, self.capture = compiled, capture
+        self.compiled, self.capture, self.rank_by = compiled, capture, rank
         self.encoder = HistoryEncoder(table, sid_config.vocabulary)
         self.trie = SidTrie(table, device=model.device)
         self.prefix_ids = torch.tensor(prefix_ids, device=model.device)
         self._decoders: dict[int, SidDecoder] = {}  # by num_beams
+        self._item_scorer = None if rank == "sid" else ItemScorer(model, self.trie, sid_config)
         self._is_one_to_one = self.trie.leaf_starts is None and self.trie.num_leaves == table.num_items
 
     def rank(
@@ -124,7 +132,7 @@ class SidRanker:
         decoder = self._decoder(min(num_beams, self.trie.num_leaves))
         answer = None
         for batch in batches:
-            following = self._start(decoder, Requests(*batch))
+            following = self._start(decoder, Requests(*batch), num_beams)
             if answer is not None:
                 yield answer()
             answer = following
@@ -145,20 +153,47 @@ class SidRanker:
             )
         return self._decoders[num_beams]
 
-    def _start(self, decoder: SidDecoder, requests: Requests) -> Callable[[], Ranking]:
+    def _start(self, decoder: SidDecoder, requests: Requests, num_beams: int) -> Callable[[], Ranking]:
         """Queue a batch on the device, and return a function that waits for its ranking."""
         exclude = requests.exclude
         allow = None if requests.allow is None else resolve_allow_lists(self.trie, requests.allow)
+        prompts = self.encode(requests.histories)
+        if self._item_scorer is not None and self.rank_by == "items":
+            scores_BN = self._item_scorer.log_probs(decoder.read(*prompts))
+            return self._rank_items(
+                scores_BN, torch.zeros(len(scores_BN), dtype=torch.int64), exclude, allow, num_beams
+            )
         leaf_filter = LeafFilter(self.trie, exclude, allow) if exclude is not None or allow is not None else None
-        beams = decoder(*self.encode(requests.histories), leaf_filter)
+        beams, states = decoder.search(*prompts, leaf_filter)
         # Read off the codes that were decoded, so that a leaf which does not own them would show in the metrics.
         is_item = (beams.codes == self.trie.codes_of(beams.leaves)).all(dim=2) & (beams.leaves >= 0)
         invalid = (beams.scores.isfinite() & ~is_item).sum(dim=1)
+        if self._item_scorer is not None:
+            scores_BN = self._item_scorer.mixture(states, beams)
+            return self._rank_items(scores_BN, invalid, exclude, allow, num_beams)
         arrays = to_host([beams.leaves, beams.scores, invalid])
 
         def wait() -> Ranking:
             leaves, scores, num_invalid = arrays()
             return self._ranking(leaves, scores, num_invalid, exclude, allow)
+
+        return wait
+
+    def _rank_items(
+        self,
+        scores_BN: Tensor,
+        invalid: Tensor,
+        exclude: Sequence[np.ndarray] | None,
+        allow: Sequence[AllowList | None] | None,
+        width: int,
+    ) -> Callable[[], Ranking]:
+        """Queue the choice of the best permitted items, and return a function that waits for their ranking."""
+        barred_BN = barred_items(scores_BN.shape[1], exclude, allow, scores_BN.device)
+        arrays = to_host([*best_items(scores_BN, barred_BN, width), invalid.to(scores_BN.device)])
+
+        def wait() -> Ranking:
+            items, scores, num_invalid = arrays()
+            return Ranking(items, np.broadcast_to(np.arange(items.shape[1]), items.shape), scores, num_invalid)
 
         return wait
 

@@ -96,7 +96,9 @@ def _phase(phase: JsonObject) -> str:
 
 
 def _measured(metrics: JsonObject) -> str:
-    lines = [f"Split: {metrics['split']}, full ranking, beam {metrics['num_beams']}.", ""]
+    by = {"items": "item rows", "mixture": f"beam {metrics['num_beams']} and item rows"}
+    ranked = by.get(metrics.get("rank", "sid"), f"beam {metrics['num_beams']}")
+    lines = [f"Split: {metrics['split']}, full ranking, {ranked}.", ""]
     names: list[str] = []
     for system, by_column in metrics["systems"].items():
         for column, values in by_column.items():

@@ -48,9 +48,11 @@ class SidConfig:
         prompt: Text before a history.
         max_history: Largest number of items of a history that the model is shown, the latest ones; at least 1.
         normalize_over: Tokens that the score of a code is normalised over; see `llmrec.model.code_scores`.
+        mixture_weight: Share of the item rows where they are mixed with SIDs; see `llmrec.decoding.item_ranking`.
 
     Raises:
-        ValueError: If `max_history` is no positive integer, or `normalize_over` is unknown.
+        ValueError: If `max_history` is no positive integer, `normalize_over` is unknown, or `mixture_weight` is not
+            between 0 and 1.
 
     Examples:
         >>> from llmrec import SidConfig, SidVocabulary
@@ -65,8 +67,11 @@ class SidConfig:
     prompt: Prompt
     max_history: int
     normalize_over: NormalizeOver
+    mixture_weight: float = 0.5
 
     def __post_init__(self) -> None:
+        if not 0 <= self.mixture_weight <= 1:
+            raise ValueError(f"mixture_weight is {self.mixture_weight!r}; a number from 0 to 1 is needed")
         if not isinstance(self.max_history, int) or self.max_history < 1:
             raise ValueError(f"max_history is {self.max_history!r}; a positive integer is needed")
         check_normalize_over(self.normalize_over)
@@ -127,6 +132,7 @@ class SidConfig:
             "prompt": self.prompt.to_dict(),
             "max_history": self.max_history,
             "normalize_over": self.normalize_over,
+            **({} if self.vocabulary.items is None else {"mixture_weight": self.mixture_weight}),
             "details": details or {},
         }
         write_json(Path(directory) / FILE, values)
@@ -165,7 +171,8 @@ class SidConfig:
             if values["schema_version"] != SCHEMA_VERSION:
                 raise ValueError(f"schema version {values['schema_version']}, this llmrec reads {SCHEMA_VERSION}")
             vocabulary, prompt = SidVocabulary.from_dict(values["vocabulary"]), Prompt(**values["prompt"])
-            sid_config = cls(vocabulary, prompt, values["max_history"], values["normalize_over"])
+            weight = {} if vocabulary.items is None else {"mixture_weight": values["mixture_weight"]}
+            sid_config = cls(vocabulary, prompt, values["max_history"], values["normalize_over"], **weight)
             expected, details = values["sid_table_sha256"], values["details"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} cannot be read ({error!r}); run the stage that wrote it again.") from error

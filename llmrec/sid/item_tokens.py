@@ -46,6 +46,20 @@ class ItemTokens:
         """Slice of the tokens in the embedding matrix."""
         return slice(self.start, self.start + self.num_items)
 
+    @classmethod
+    def required(cls, items: ItemTokens | None) -> ItemTokens:
+        """Return the item tokens of a vocabulary.
+
+        Raises:
+            ValueError: If it has none.
+        """
+        if items is None:
+            raise ValueError(
+                "This checkpoint has no item rows, so it ranks by 'sid' only; `llmrec extend --item-rows` and `llmrec "
+                "sft` make one that has them."
+            )
+        return items
+
     def tokens(self) -> list[str]:
         """List the text of every token, in the order of the item rows."""
         return [self.template.format(row=row) for row in range(self.num_items)]

@@ -36,6 +36,7 @@ from llmrec.runtime import processes
 from llmrec.runtime.console import say
 from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, content_hash, read_manifest, write_json
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
+from llmrec.sid.item_tokens import ItemTokens
 from llmrec.sid.table import SidTable
 
 METRICS = "metrics.json"
@@ -56,6 +57,8 @@ def main(config: EvaluateConfig) -> JsonObject:
     table = check_model(config.model, catalog)
     places, examples = sample(catalog, config.split, config.max_examples, config.seed)
     check_catalog_of(config.model, catalog)
+    if config.rank != "sid":
+        check_item_rows(config.model)
     for name in set(config.baselines).intersection(TRAINED):
         check_trainable(name, catalog)
     num_beams = config.num_beams or default_num_beams(catalog.num_items, config.k)
@@ -153,6 +156,17 @@ def check_catalog_of(model: str, catalog: Catalog) -> None:
         )
 
 
+def check_item_rows(model: str) -> None:
+    """Refuse a checkpoint without item rows, before its weights are read.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    from llmrec.model.checkpoint import SidConfig
+
+    ItemTokens.required(SidConfig.load(model)[0].vocabulary.items)
+
+
 def sample(catalog: Catalog, split: str, max_examples: int | None, seed: int) -> tuple[np.ndarray, Examples]:
     """Draw the examples to evaluate, all of them if `max_examples` is None.
 
@@ -185,7 +199,7 @@ def ranker(system: str, config: EvaluateConfig, catalog: Catalog, num_beams: int
         return per_batch(fitted.rank)
     from llmrec.recommender import Recommender  # torch and transformers, whose imports take seconds
 
-    recommender = Recommender.from_pretrained(config.model, device=config.device)
+    recommender = Recommender.from_pretrained(config.model, device=config.device, rank=config.rank)
     return functools.partial(recommender.ranker.rank_batches, num_beams=num_beams)
 
 
@@ -225,6 +239,7 @@ def measured(
     return {
         "split": config.split,
         "num_beams": num_beams,
+        "rank": config.rank,
         "bootstrap_samples": RESAMPLES,
         **summarise(
             outcomes,

@@ -34,7 +34,7 @@ def main(config: RecommendConfig) -> JsonObject:
     matching = None if config.where is None else find_matching(config.where, catalog)
     from llmrec.recommender import Recommender  # imports torch, which takes seconds; refused requests need not wait
 
-    recommender = Recommender.from_pretrained(config.model, device=config.device)
+    recommender = Recommender.from_pretrained(config.model, device=config.device, rank=config.rank)
     lists = {f'{place}, "{key}"': ids for place, request in by_place.items() for key, ids in request.items()}
     recommender.table.find_items(lists if matching is None else lists | {"--where": matching})  # refuses unknown ones
     requests = list(by_place.values())

@@ -135,7 +135,7 @@ def test_the_training_log_of_the_checkpoint_is_drawn(config):
 def test_one_model_is_loaded_as_asked_for_both_columns(config, monkeypatch):
     loaded = answer_with(monkeypatch, fake_stream)
     stage.main(dataclasses.replace(config, device="cpu", baselines=[]))
-    assert loaded == [{"device": "cpu"}]
+    assert loaded == [{"device": "cpu", "rank": "sid"}]
 
 
 def test_stage_prints_every_system_also_where_a_baseline_wins(config, monkeypatch, capsys):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import shutil
 
 import pytest
 import torch
@@ -15,6 +18,8 @@ from llmrec.decoding.logits_processor import SidLogitsProcessor
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.model.checkpoint import SidConfig
 from llmrec.recommender import Recommender
+from llmrec.sid.table import SidTable
+from tests.conftest import CODES
 from tests.support.extended import extended, fine_tune, same_weights, write_llm, write_sid
 
 HISTORY = ["item-3", "item-6", "item-1"]
@@ -99,3 +104,72 @@ def test_the_command_says_what_was_added(capsys, tmp_path, sid_table):
     items = json.loads((out / "llmrec.json").read_text())["vocabulary"]["items"]
     assert items == {"start": AutoTokenizer.from_pretrained(out).convert_tokens_to_ids("<|item_0|>"), "num_items": 12,
                      "template": "<|item_{row}|>"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tuned_items(toy, tmp_path_factory):
+    """Checkpoint of the sft stage with item rows; only read."""
+    root = tmp_path_factory.mktemp("items")
+    table = SidTable([f"item-{row}" for row in range(12)], CODES, level_sizes=[4, 4, 4])
+    base = extended(root, table, item_rows=True)
+    fine_tune(root / "sft", toy[0], base, train="full", max_steps=30, learning_rate=5e-3, batch_size=24, max_history=10)
+    return root / "sft"
+
+
+def run_json(capsys, *arguments) -> dict:
+    assert main([*map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_evaluate_and_recommend_take_the_ranking(capsys, tmp_path, toy, tuned_items):
+    shown = {}
+    for rank in ("sid", "items", "mixture"):
+        flags = ["--model", tuned_items, "--rank", rank, "--device", "cpu"]
+        metrics = run_json(
+            capsys,
+            "evaluate",
+            *flags,
+            "--catalog",
+            toy[0],
+            "--out",
+            tmp_path / rank,
+            "--baselines",
+            "popularity",
+            "--k",
+            "3",
+        )
+        assert metrics["rank"] == rank
+        answer = run_json(capsys, "recommend", *flags, "--history", "item-3", "item-6", "--k", "12")["users"][0]
+        shown[rank] = {item["item_id"]: item["score"] for item in answer["items"]}
+        assert len(shown[rank]) == 10
+        page = (tmp_path / rank / "report.html").read_text()
+        assert ("by item rows" in page, "beams and item rows" in page) == (rank == "items", rank == "mixture")
+    recommender = Recommender.from_pretrained(tuned_items, device="cpu", rank="mixture")
+    assert recommender.sid_config.mixture_weight == 0.5
+    for item_id, score in shown["mixture"].items():
+        expected = math.log(0.5 * math.exp(shown["sid"][item_id]) + 0.5 * math.exp(shown["items"][item_id]))
+        assert score == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_mixture_weight_is_saved(tmp_path, tuned_items):
+    recommender = Recommender.from_pretrained(tuned_items, device="cpu")
+    recommender.sid_config = dataclasses.replace(recommender.sid_config, mixture_weight=0.7)
+    recommender.save_pretrained(tmp_path / "saved")
+    assert SidConfig.load(tmp_path / "saved")[0] == recommender.sid_config
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "recommend"])
+def test_a_ranking_that_needs_item_rows_is_refused_before_the_weights_are_read(capsys, tmp_path, toy, tuned, stage):
+    own = {"evaluate": ["--catalog", toy[0], "--out", str(tmp_path / "out")], "recommend": ["--history", "item-3"]}
+    plain = tmp_path / "plain"
+    shutil.copytree(tuned, plain, ignore=shutil.ignore_patterns("model.safetensors", "manifest.json"))
+    assert main([stage, "--model", str(plain), "--rank", "items", *own[stage]]) == 2
+    assert "has no item rows, so it ranks by 'sid' only; `llmrec extend --item-rows`" in capsys.readouterr().err
+
+
+def test_a_wrong_mixture_weight_is_refused(tuned_items, tmp_path):
+    shutil.copytree(tuned_items, tmp_path / "copy")
+    values = json.loads((tmp_path / "copy" / "llmrec.json").read_text())
+    (tmp_path / "copy" / "llmrec.json").write_text(json.dumps({**values, "mixture_weight": 1.5}))
+    with pytest.raises(ValueError, match=r"mixture_weight is 1\.5; a number from 0 to 1 is needed"):
+        SidConfig.load(tmp_path / "copy")
