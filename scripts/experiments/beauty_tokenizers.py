@@ -6,16 +6,16 @@ Needs runs/beauty/catalog and runs/beauty/views (recipes/beauty-smollm2-135m: pr
 collaborative sasrec famae, on the same machine, since minutes of views count; compare minutes with --parallel 1).
 decoder.py says what is beneath: a small decoder, or SmolLM2-135M from runs/smollm2-135m by `--decoder smollm2`.
 
-Every tokenizer has a run with the first of --seeds, those that conclusions rest on (MATTER) one with each. They come
+Each tokenizer is used plain and distilled, from the ranker of `llmrec teach` in --teacher, with answers drawn from it.
+Every one has a run with the first of --seeds, those that conclusions rest on (MATTER) one with each seed. They come
 first, so that a call that is cut off has what matters. results.open.txt lists the runs that are still to be done; the
 same call again does them. docs/tokenizers.md has the tables. Its table of 12 epochs had `--epochs 12 --dropout .2
---max-history 20`, and no validation during training.
+--max-history 20`, and neither a teacher nor validation during training.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
@@ -89,23 +89,32 @@ VALIDATION = {"eval_steps": 440, "eval_examples": 3000}
 
 def runs_of(arguments: argparse.Namespace) -> list[Run]:
     """All runs of the table, those of MATTER first."""
-    first, *more = arguments.seeds
-    rest = [name for name in METHODS if name not in MATTER]
-    order = [*((name, first) for name in MATTER), *((name, seed) for seed in more for name in MATTER)]
-    return [run_of(arguments, *each) for each in (*order, *((name, first) for name in rest))]
+    first, rest = arguments.seeds[0], [name for name in METHODS if name not in MATTER]
+    order = [(name, seed) for seed in arguments.seeds for name in MATTER], [(name, first) for name in rest]
+    plain, others = ([run_of(arguments, *each) for each in part] for part in order)
+    if not arguments.teacher:
+        return plain + others
+    distilled, others_distilled = ([run_of(arguments, *each, distilled=True) for each in part] for part in order)
+    return [*plain, *distilled, *others, *others_distilled]
 
 
-def run_of(arguments: argparse.Namespace, name: str, seed: int) -> Run:
+def run_of(arguments: argparse.Namespace, name: str, seed: int, distilled: bool = False) -> Run:
     given = {"catalog": arguments.catalog, "views": arguments.views, "device": arguments.device}
-    return Run(name, (("tokenize", {**given, **METHODS[name]}), *beneath(arguments)), seed)
+    learned = {"teacher": arguments.teacher, "drawn_answers": True} if distilled else {}
+    steps = (("tokenize", {**given, **METHODS[name]}), *beneath(arguments, **learned))
+    return Run(f"{name}, distilled" if distilled else name, steps, seed)
 
 
-def beneath(arguments: argparse.Namespace) -> tuple[Step, ...]:
-    """extend, sft and the evaluations, with the decoder and the budget of the command line."""
-    sft = {"dropout": arguments.dropout, "max_history": arguments.max_history, **VALIDATION}
-    replaced = {"sft": sft} if arguments.decoder == "micro" else {}  # a recipe has its own
-    data = {"catalog": arguments.catalog}
-    return decoder_steps(data, arguments.epochs, arguments.device, arguments.decoder, **replaced)
+def beneath(arguments: argparse.Namespace, **learned: Any) -> tuple[Step, ...]:
+    """extend, sft and the evaluations, with the decoder and the budget of the command line.
+
+    Args:
+        arguments: Of `asked`.
+        learned: Options of sft that make the difference.
+    """
+    budget = {"dropout": arguments.dropout, "max_history": arguments.max_history, **VALIDATION}
+    sft = {**(budget if arguments.decoder == "micro" else {}), **learned}  # a recipe has its own budget
+    return decoder_steps({"catalog": arguments.catalog}, arguments.epochs, arguments.device, arguments.decoder, sft=sft)
 
 
 def measure(run: Run, directories: list[Path]) -> dict[str, Any]:
@@ -170,18 +179,20 @@ def shown(result: dict[str, Any]) -> str:
     return "?" if result.get("minutes") is None else f"{result['minutes']:.2f}"
 
 
-def asked(description: str, seeds: Sequence[int] = (0,)) -> argparse.Namespace:
-    """What the command line says of a table of tokenizers; `seeds` are those of a call that names none."""
+def asked(description: str) -> argparse.ArgumentParser:
+    """Flags of a table of tokenizers."""
     made = beauty_parser(description, epochs=60)
-    made.set_defaults(seeds=list(seeds))
     made.add_argument("--dropout", type=float, default=0.3, help="of the small decoder")
     made.add_argument("--max-history", type=int, default=50, help="of the small decoder")
     made.add_argument("--decoder", choices=DECODERS, default=DECODERS[0])
-    return made.parse_args()
+    return made
 
 
 def main() -> None:
-    arguments = asked(__doc__.splitlines()[0], seeds=(0, 1, 2))
+    made = asked(__doc__.splitlines()[0])
+    made.set_defaults(seeds=[0, 1, 2])
+    made.add_argument("--teacher", nargs="*", default=["runs/beauty/teacher"], help="none for plain runs only")
+    arguments = made.parse_args()
     carry_out(arguments, runs_of(arguments), measure, show)
 
 

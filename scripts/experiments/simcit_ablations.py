@@ -55,7 +55,7 @@ def runs_of(arguments: argparse.Namespace) -> list[Run]:
 
 
 def main() -> None:
-    arguments = asked(__doc__.splitlines()[0])
+    arguments = asked(__doc__.splitlines()[0]).parse_args()
     carry_out(arguments, runs_of(arguments), measure, show)
 
 

@@ -15,10 +15,15 @@ from types import ModuleType
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from llmrec.baselines import SASRec
+from llmrec.baselines.counted import Markov
 from llmrec.baselines.networks.sasrec import SASRecOptions
+from llmrec.baselines.taught import Taught
 from llmrec.cli import main
+from llmrec.data.catalog import Catalog
+from llmrec.runtime.manifest import adopt
 from llmrec.stages import embed
 from llmrec.views.famae import TRAINING, famae_view
 
@@ -174,14 +179,21 @@ def test_the_tokenizers_of_the_table_are_those_there_are(grid):
 def test_the_table_begins_with_what_matters_and_has_all_tokenizers(grid, monkeypatch, tmp_path):
     import beauty_tokenizers
 
+    runs: list = []
     monkeypatch.setattr(sys, "argv", ["", "--work", str(tmp_path), "--results", str(tmp_path / "results.jsonl")])
-    runs = beauty_tokenizers.runs_of(beauty_tokenizers.asked("", seeds=(0, 1, 2)))
+    monkeypatch.setattr(beauty_tokenizers, "carry_out", lambda arguments, found, *functions: runs.extend(found))
+    beauty_tokenizers.main()
     names, matter = [run.name for run in runs], beauty_tokenizers.MATTER
-    assert names[:30] == [*matter] * 3 and set(names) == beauty_tokenizers.METHODS.keys()
-    assert [run.seed for run in runs[:30]] == [0] * 10 + [1] * 10 + [2] * 10
-    assert {run.seed for run in runs[30:]} == {0} and len({run.key for run in runs}) == len(runs)
-    sft = dict(runs[0].steps)["sft"]
+    assert names[:60] == [*matter] * 3 + [f"{name}, distilled" for name in matter] * 3
+    assert [run.seed for run in runs[:60]] == ([0] * 10 + [1] * 10 + [2] * 10) * 2
+    methods = beauty_tokenizers.METHODS
+    assert set(names) == {*methods, *(f"{name}, distilled" for name in methods)} and len(runs) == 2 * len(methods) + 40
+    assert {run.seed for run in runs[60:]} == {0} and len({run.key for run in runs}) == len(runs)
+    plain, distilled = (dict(runs[place].steps) for place in (0, 30))
+    sft = plain["sft"]
     assert (sft["epochs"], sft["dropout"], sft["max_history"], sft["eval_steps"]) == (60, 0.3, 50, 440)
+    assert distilled["sft"] == {**sft, "teacher": ["runs/beauty/teacher"], "drawn_answers": True}
+    assert runs[0].digest(2) == runs[30].digest(2)  # tokenize and extend are shared
 
 
 def test_the_table_of_tokenizers_runs_and_goes_on(run, monkeypatch, tmp_path):
@@ -191,14 +203,23 @@ def test_the_table_of_tokenizers_runs_and_goes_on(run, monkeypatch, tmp_path):
     views = str(tmp_path / "views")
     embedded = ["--catalog", str(tmp_path / "catalog"), "--text-encoder", "tfidf"]
     assert main(["embed", *embedded, "--collaborative-dim", "8", "--out", views]) == 0
-    results, said = run(beauty_tokenizers, "--views", views, "--seeds", 0, "--only", "^atomic$", "^rq_kmeans$")
+    catalog, teacher = Catalog.load(tmp_path / "catalog"), tmp_path / "teacher"
+    teacher.mkdir()
+    Taught(Markov(catalog), torch.device("cpu")).save(teacher, catalog)
+    adopt(teacher, "teach")
+    given = ["--views", views, "--teacher", teacher, "--seeds", 0]
+    results, said = run(beauty_tokenizers, *given, "--only", "^atomic$", "^rq_kmeans(, distilled)?$")
     assert not [result["error"] for result in results.values() if "error" in result]
-    assert {"valid", "test"} < results["atomic"].keys() and results["rq_kmeans"]["curve"]["best"] >= 0
-    assert [line[:34].strip() for line in said.splitlines()[-2:]] in (["atomic", "rq_kmeans"], ["rq_kmeans", "atomic"])
+    done = {"atomic", "rq_kmeans", "rq_kmeans, distilled"}
+    assert results.keys() == done and {"valid", "test"} < results["atomic"].keys()
+    assert results["rq_kmeans"]["curve"]["best"] >= 0
+    assert results["rq_kmeans"]["loss"] != results["rq_kmeans, distilled"]["loss"]
+    assert {line[:34].strip() for line in said.splitlines()[-3:]} == done
     names = [line.split(" seed ")[0] for line in (tmp_path / "results.open.txt").read_text().splitlines()]
-    assert {*names, "atomic", "rq_kmeans"} == beauty_tokenizers.METHODS.keys() and len(names) == len(set(names))
-    again, _ = run(beauty_tokenizers, "--views", views, "--seeds", 0, "--only", "^atomic$", "^random$")
-    assert again["atomic"] == results["atomic"] and set(again) == {"atomic", "rq_kmeans", "random"}
+    methods = beauty_tokenizers.METHODS
+    assert sorted([*names, *done]) == sorted([*methods, *(f"{name}, distilled" for name in methods)])
+    again, _ = run(beauty_tokenizers, *given, "--only", "^atomic$", "^random$")
+    assert again["atomic"] == results["atomic"] and again.keys() == {*done, "random"}
 
 
 def test_beneath_the_llm_of_a_recipe_only_directories_are_the_runs_own(grid):
