@@ -9,7 +9,7 @@ from llmrec.configs.options import MAX_SEED, Config, StageConfig, option
 from llmrec.configs.recommend import RANK_HELP, RankBy
 
 # The names of all baselines. They stand here so that options are read without importing torch, which takes seconds.
-COUNTED = ("popularity", "repeat", "markov", "item_knn")
+COUNTED = ("popularity", "repeat", "markov", "item_knn", "transition_graph")
 TRAINED = ("sasrec", "gru4rec", "sasrec_fields", "bert4rec")
 BASELINES = (*COUNTED, *TRAINED)
 
@@ -29,7 +29,7 @@ class EvaluateConfig(StageConfig, Config):
     baselines: list[str] = option(
         f"Baselines to evaluate as well. These take seconds: {', '.join(COUNTED)}. These are trained for minutes: "
         f"{', '.join(TRAINED)}.",
-        list(COUNTED),
+        ["popularity", "repeat", "markov", "item_knn"],
     )
     max_examples: int | None = option("Evaluate only a random sample of this size. The default is all.", None, least=1)
     exact_examples: int = option(

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmrec.configs import EvaluateConfig
-from llmrec.configs.evaluate import COUNTED
 from llmrec.configs.options import StageConfig
 from llmrec.evaluation import metrics
 from llmrec.evaluation.protocol import evaluate, per_batch
@@ -66,8 +65,8 @@ def config(tmp_path, catalog, sid_table, vocabulary, monkeypatch) -> EvaluateCon
 def test_stage_writes_metrics_and_per_user_results(config, catalog):
     result = stage.main(config)
     assert result == json.loads((Path(config.out) / "metrics.json").read_text())
-    assert list(result["systems"]) == ["ours", *COUNTED]
-    assert set(result["differences"]) == set(COUNTED)
+    assert list(result["systems"]) == ["ours", *config.baselines]
+    assert set(result["differences"]) == set(config.baselines)
     rows = catalog.examples("test")
     for column in ("plain", "seen_excluded"):
         position = evaluate(per_batch(fake_rank), rows, 3, column, 64).position
@@ -148,7 +147,7 @@ def test_stage_prints_every_system_also_where_a_baseline_wins(config, monkeypatc
         "seen_excluded: 6 test examples",
         "evaluate: ours, plain: 6 examples in 0.",
         " examples/s\n",
-        *COUNTED,
+        *config.baselines,
         "mrr@3",
         "95 % high",
         "ahead",

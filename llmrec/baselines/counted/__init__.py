@@ -1,4 +1,4 @@
-"""Baselines that are counted in seconds and often hard to beat: popularity, repeat, first-order Markov, ItemKNN.
+"""Baselines that are counted in seconds and often hard to beat: popularity, repeat, Markov, ItemKNN, transition graph.
 
 They read training sequences only (`Catalog.train`). Each scores some of the items; popularity fills the remaining
 places, so that every baseline ranks the whole catalogue. Equal scores are ordered by popularity and then by item row.
@@ -10,8 +10,10 @@ from llmrec.baselines.counted.item_knn import ItemKNN
 from llmrec.baselines.counted.markov import Markov
 from llmrec.baselines.counted.popularity import BATCH, Popularity
 from llmrec.baselines.counted.repeat import Repeat
-from llmrec.configs.evaluate import COUNTED
+from llmrec.baselines.counted.transition_graph import TransitionGraph
 
-COUNTED_BASELINES: dict[str, type[Popularity]] = dict(zip(COUNTED, (Popularity, Repeat, Markov, ItemKNN), strict=True))
+COUNTED_BASELINES: dict[str, type[Popularity]] = {
+    ranker.name: ranker for ranker in (Popularity, Repeat, Markov, ItemKNN, TransitionGraph)
+}
 
-__all__ = ["BATCH", "COUNTED_BASELINES", "ItemKNN", "Markov", "Popularity", "Repeat"]
+__all__ = ["BATCH", "COUNTED_BASELINES", "ItemKNN", "Markov", "Popularity", "Repeat", "TransitionGraph"]

@@ -24,3 +24,12 @@ def matrix(rows: np.ndarray, cols: np.ndarray, values: np.ndarray, shape: tuple[
 def place_of(sorted_owners: np.ndarray) -> np.ndarray:
     """0-based place of each entry among the entries of its owner; owners ascend."""
     return np.arange(len(sorted_owners)) - np.searchsorted(sorted_owners, sorted_owners)
+
+
+def largest(
+    rows: np.ndarray, cols: np.ndarray, values: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Keep the `count` largest values of each row, of equal ones those of the first columns; rows ascend."""
+    best = np.lexsort((cols, -values, rows))
+    best = best[place_of(rows[best]) < count]
+    return rows[best], cols[best], values[best]

@@ -5,13 +5,14 @@ Shapes: N items, U users.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from scipy import sparse
 
-from llmrec.baselines.counted.entries import flat, matrix, place_of
+from llmrec.baselines.counted.entries import flat, largest, matrix
 from llmrec.baselines.counted.neighbours import NeighbourRanker
 from llmrec.baselines.counted.options import CountedOptions
 from llmrec.configs.options import option
@@ -43,6 +44,7 @@ class ItemKNN(NeighbourRanker):
 
     name = "item_knn"
     options: ClassVar[type[ItemKNNOptions]] = ItemKNNOptions
+    grid: ClassVar[Mapping[str, Sequence[float]]] = {"shrink": (0, 5, 20, 50), "decay": (0.3, 0.5, 0.7, 0.85)}
     chosen: ItemKNNOptions
 
     def count_neighbours(self, catalog: Catalog) -> sparse.csr_array:
@@ -61,9 +63,7 @@ class ItemKNN(NeighbourRanker):
         other = both.row + first != both.col
         row, col, count = both.row[other], both.col[other], both.data[other]
         cosine = count / (norm[row + first] * norm[col] + self.chosen.shrink)
-        best = np.lexsort((col, -cosine, row))
-        best = best[place_of(row[best]) < self.chosen.neighbours]
-        return matrix(row[best], col[best], cosine[best], both.shape)
+        return matrix(*largest(row, col, cosine, self.chosen.neighbours), both.shape)
 
     def weight(self, age: np.ndarray) -> np.ndarray:
         """`decay` to the power of the age."""

@@ -25,12 +25,17 @@ class Markov(NeighbourRanker):
 
     def count_neighbours(self, catalog: Catalog) -> sparse.csr_array:
         """Count the (N, N) share of each item among the transitions from each item."""
-        users, items, _ = flat(catalog.train.sequences())
-        follows = users[1:] == users[:-1]
-        before, after = items[:-1][follows], items[1:][follows]
-        share = 1 / np.bincount(before, minlength=catalog.num_items)[before]
-        return matrix(before, after, share, (catalog.num_items, catalog.num_items))
+        return transitions(catalog)
 
     def weight(self, age: np.ndarray) -> np.ndarray:
         """1 for the last item, 0 for all others."""
         return (age == 0).astype(np.float64)
+
+
+def transitions(catalog: Catalog) -> sparse.csr_array:
+    """(N, N) share of each item among the items that followed each item in training."""
+    users, items, _ = flat(catalog.train.sequences())
+    follows = users[1:] == users[:-1]
+    before, after = items[:-1][follows], items[1:][follows]
+    share = 1 / np.bincount(before, minlength=catalog.num_items)[before]
+    return matrix(before, after, share, (catalog.num_items, catalog.num_items))

@@ -37,11 +37,13 @@ class Popularity:
         options: Fields of the class attribute `options`.
 
     Attributes:
+        grid: Values of the options that `llmrec.baselines.counted.fitted` chooses on valid.
         chosen: All options, defaults included.
     """
 
     name: ClassVar[str] = "popularity"
     options: ClassVar[type[CountedOptions]] = CountedOptions
+    grid: ClassVar[Mapping[str, Sequence[float]]] = {}
     log: Sequence[Epoch] = ()
 
     def __init__(

@@ -52,7 +52,7 @@ class BERT4RecOptions(TrainingOptions):
     )
 
     def problems(self) -> list[str]:
-        return head_problems(self.hidden, self.heads)
+        return [*super().problems(), *head_problems(self.hidden, self.heads)]
 
 
 class BERT4Rec(Network):
@@ -89,6 +89,15 @@ class BERT4Rec(Network):
     def scores(self, states: Tensor, vectors: Tensor) -> Tensor:
         """(S, N) logits, with a bias per item as in the paper."""
         return super().scores(states, vectors[: self.mask]) + self.bias
+
+    def scores_of(self, states: Tensor, vectors: Tensor, items: Tensor) -> Tensor:
+        """(S, K) logits, with the bias of each item."""
+        return super().scores_of(states, vectors, items) + self.bias[items]
+
+    @property
+    def num_items(self) -> int:
+        """N; the mask and the padding are no items."""
+        return self.mask
 
     def examples(self, pieces: Windows, rng: np.random.Generator) -> Examples:
         """Mask items of each of W windows; the masked items are the targets."""

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from llmrec.baselines.networks.examples import Examples, Windows, next_items, pad_right
 from llmrec.baselines.networks.training_options import TrainingOptions
@@ -63,6 +64,11 @@ class Network(nn.Module, ABC):
         """
         return cls(catalog.num_items, max_history, **options)
 
+    @property
+    def num_items(self) -> int:
+        """N."""
+        return self.items.num_embeddings
+
     def vectors(self) -> Tensor:
         """(V, D) vectors; computed once per batch and passed to `forward` and to `scores`."""
         return self.items.weight
@@ -82,6 +88,10 @@ class Network(nn.Module, ABC):
     def scores(self, states: Tensor, vectors: Tensor) -> Tensor:
         """(S, N) logit of every item after (S, D) states."""
         return states @ vectors.T
+
+    def scores_of(self, states: Tensor, vectors: Tensor, items: Tensor) -> Tensor:
+        """(S, K) logits of K (S, K) item rows after each of (S, D) states."""
+        return torch.einsum("sd,skd->sk", states, functional.embedding(items, vectors))
 
     def examples(self, pieces: Windows, rng: np.random.Generator) -> Examples:
         """Inputs and targets of one epoch over W windows."""

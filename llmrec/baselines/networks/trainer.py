@@ -1,4 +1,4 @@
-"""The trainer of all networks: softmax cross-entropy over all items at the supervised places; it keeps the best epoch.
+"""The trainer of all networks: cross-entropy over all items or a sample at the supervised places; keeps the best epoch.
 
 The windows are those of `llmrec sft`; the network defines what is predicted in them. A network that reads from left to
 right predicts each item of a training sequence once, except the first. After each epoch a function of the caller
@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from llmrec.baselines.networks.examples import Batch, Examples, batches, shuffled, training_windows
+from llmrec.baselines.networks.losses import Loss, loss_of, softmax
 from llmrec.baselines.networks.network import Network
 from llmrec.baselines.networks.training_options import TrainingOptions
 from llmrec.evaluation.learning import Epoch
@@ -60,7 +60,8 @@ def train(
     for epoch in progress(range(training.max_epochs), f"train {network.name}", unit="epochs at most"):
         examples = network.examples(pieces, rng)
         count = int(examples.supervised.sum())
-        loss = _epoch(network, optimizer, examples, shuffled(examples.lengths, batch_size, rng)) / count
+        order = shuffled(examples.lengths, batch_size, rng)
+        loss = _epoch(network, optimizer, examples, order, loss_of(training)) / count
         supervised += count
         network.eval()
         log.append(Epoch(loss, quality(), supervised, time.monotonic() - started))
@@ -79,14 +80,18 @@ def best_epoch(log: Sequence[Epoch]) -> int:
 
 
 def _epoch(
-    network: Network, optimizer: torch.optim.Optimizer, examples: Examples, order: Sequence[np.ndarray]
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    examples: Examples,
+    order: Sequence[np.ndarray],
+    loss_function: Loss,
 ) -> float:
     """Take one step per array of window positions; the loss summed over all supervised places."""
     network.train()
     device = network.items.weight.device
     total = torch.zeros((), device=device, dtype=torch.float64)
     for batch in batches(examples, order, device):
-        loss = summed_loss(network, batch)
+        loss = summed_loss(network, batch, loss_function)
         optimizer.zero_grad()
         (loss / len(batch.targets)).backward()
         optimizer.step()
@@ -94,13 +99,10 @@ def _epoch(
     return total.item()
 
 
-def summed_loss(network: Network, batch: Batch) -> Tensor:
-    """Cross-entropy over all items, summed over the supervised places of a batch."""
+def summed_loss(network: Network, batch: Batch, loss: Loss = softmax) -> Tensor:
+    """Loss, summed over the supervised places of a batch."""
     vectors = network.vectors()
     states = network(batch.history, vectors).flatten(0, 1).index_select(0, batch.places)  # (S, D): all the head reads
     block = CPU_BLOCK if states.device.type == "cpu" else len(states)
-    losses = [
-        functional.cross_entropy(network.scores(part, vectors), targets, reduction="sum")
-        for part, targets in zip(states.split(block), batch.targets.split(block), strict=True)
-    ]
-    return torch.stack(losses).sum()
+    parts = zip(states.split(block), batch.targets.split(block), strict=True)
+    return torch.stack([loss(network, part, targets, vectors) for part, targets in parts]).sum()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from llmrec.configs.options import Config, option
 
@@ -29,3 +30,17 @@ class TrainingOptions(Config):
         None,
         least=1,
     )
+    loss: Literal["softmax", "sampled_softmax"] = option(
+        "Cross-entropy over all items, or over the target and `negatives` random items.", "softmax"
+    )
+    negatives: int | None = option(
+        "Random items that each target competes with in `sampled_softmax`. The default is 256.", None, least=1
+    )
+
+    def problems(self) -> list[str]:
+        if self.negatives is None or self.loss == "sampled_softmax":
+            return []
+        return [
+            f"negatives is {self.negatives}, but loss is softmax, which scores all items; "
+            "choose sampled_softmax or leave negatives out"
+        ]
