@@ -1,7 +1,7 @@
 """The `llmrec` command: one verb per stage, flags from the stage's config, errors without a traceback.
 
-torch is imported by the stage that needs it, so that `llmrec --help` answers at once. `llmrec tokenize` imports it for
-its flags, which are the options of its method.
+torch is imported by the stage that needs it, so that `llmrec --help` answers at once. `llmrec tokenize` and `llmrec
+teach` import it for their flags, which are the options of the item tokenizer and of the ranker.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from llmrec.configs.options import Config
 from llmrec.runtime import disk, processes
 
 CLOSED_PIPE = 128 + 13  # as a shell says of SIGPIPE, a signal that Windows does not have
+# Stage -> the option that names a method, which has options of its own, and the module that knows them.
+METHODS = {"tokenize": ("method", "llmrec.tokenizers.config"), "teach": ("ranker", "llmrec.baselines.config")}
 LIGHTER = {  # advice for a stage that runs out of GPU memory
+    "teach": "Lower batch_size, max_history or hidden.",
     "sft": "Lower micro_batch_size (the result stays the same) or max_history, or set gradient_checkpointing.",
     "alternate": "Lower batch_size or max_history, or set gradient_checkpointing.",
     "dpo": "Lower micro_batch_size (the result stays the same) or negatives, or set gradient_checkpointing.",
@@ -37,7 +40,7 @@ LIGHTER = {  # advice for a stage that runs out of GPU memory
 
 
 def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """Parser with the flags of every stage, and for `llmrec tokenize` those of the method that `argv` names."""
+    """Parser with the flags of every stage, and for one of METHODS those of the method that `argv` names."""
     parser = argparse.ArgumentParser(
         prog="llmrec",
         description="Make an LLM recommend from a catalogue, by semantic IDs and trie-constrained decoding.",
@@ -53,44 +56,43 @@ def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
         for field in dataclasses.fields(config):
             if typing.get_origin(hints[field.name]) is not dict:
                 _add_flag(verb, field, hints[field.name])
-        if stage == "tokenize" == next(iter(argv), None):  # nothing is read or loaded for the others
-            _add_method_flags(verb, argv)
+        if stage in METHODS and stage == next(iter(argv), None):  # nothing is read or loaded for the others
+            _add_method_flags(verb, stage, argv)
     return parser
 
 
-def _add_method_flags(verb: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+def _add_method_flags(verb: argparse.ArgumentParser, stage: str, argv: Sequence[str]) -> None:
     """Add the flags of the method that a command line names; none if there is no such method."""
-    from llmrec.tokenizers.config import method_fields
-
+    of_the_stage = {field.name for field in dataclasses.fields(STAGES[stage])}
     with contextlib.suppress(ValueError):  # said again when the config is loaded
-        for kind in option_blocks("tokenize", argv).values():
+        for kind in option_blocks(stage, argv).values():
             hints = typing.get_type_hints(kind)
-            group = verb.add_argument_group("options of the method", kind.__doc__)
-            for field in method_fields(kind):
-                _add_flag(group, field, hints[field.name])
+            group = verb.add_argument_group(f"options of the {METHODS[stage][0]}", kind.__doc__)
+            for field in dataclasses.fields(kind):
+                if field.name not in of_the_stage:
+                    _add_flag(group, field, hints[field.name])
 
 
 def option_blocks(stage: str, argv: Sequence[str]) -> dict[str, type[Config]]:
-    """Blocks of options that another class than that of the stage knows; loads torch for `llmrec tokenize`.
+    """Blocks of options that another class than that of the stage knows; loads torch for one of METHODS.
 
     Raises:
         ValueError: If the command line or its config file names a method that does not exist.
     """
-    if stage != "tokenize":
+    if stage not in METHODS:
         return {}
-    from llmrec.tokenizers import config
+    key, module = METHODS[stage]
+    return importlib.import_module(module).option_blocks(named_method(argv, key))
 
-    return config.option_blocks(named_method(argv))
 
-
-def named_method(argv: Sequence[str]) -> str | None:
-    """Method that a command line, or its config file, names."""
+def named_method(argv: Sequence[str], key: str) -> str | None:
+    """Method that a command line, or its config file, names by the option `key`."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("--method", "--config"):
-        parser.add_argument(name, nargs="?")
-    flags = parser.parse_known_args(argv)[0]
+    for name in (key, "config"):
+        parser.add_argument(f"--{name}", nargs="?")
+    flags = vars(parser.parse_known_args(argv)[0])
     try:
-        method = flags.method or (read_yaml(flags.config).get("method") if flags.config else None)
+        method = flags[key] or (read_yaml(flags["config"]).get(key) if flags["config"] else None)
     except ValueError:  # said again when the config is loaded
         method = None
     return method if isinstance(method, str) else None  # so is any other kind of value

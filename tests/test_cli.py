@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 
 from llmrec import __version__, cli
-from llmrec.cli import main
+from llmrec.baselines.networks.sasrec import SASRecOptions
+from llmrec.cli import METHODS, main
 from llmrec.configs import STAGES
 
 ROOT = Path(__file__).parents[1]
 QUICK_S = 0.3
-TRAINING_LINE = ("prepare", "embed", "tokenize", "extend", "sft", "dpo", "evaluate", "ensemble")
+TRAINING_LINE = ("prepare", "embed", "tokenize", "extend", "teach", "sft", "dpo", "evaluate", "ensemble")
 SIMULATED = ["prepare", "--dataset", "simulated:60x30", "--k-core", "3"]
 
 
@@ -35,9 +36,11 @@ def test_quick_to_start(arguments):
     assert min(seconds() for _ in range(3)) <= QUICK_S
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], *[[stage, "--help"] for stage in STAGES if stage != "tokenize"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], *[[stage, "--help"] for stage in STAGES if stage not in METHODS]]
+)
 def test_help_needs_no_torch(arguments):
-    """That of tokenize lists the options of a method, which its class declares."""
+    """Those of METHODS list the options of a method, which its class declares."""
     code = f"""
 import sys
 from llmrec.cli import main
@@ -59,7 +62,7 @@ def test_every_stage_is_a_module_with_a_main_and_its_flags(stage, capsys):
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     for field in dataclasses.fields(STAGES[stage]):
-        is_block = stage == "tokenize" and field.name == "options"
+        is_block = stage in METHODS and field.name == "options"
         assert (f"--{field.name.replace('_', '-')} " in shown.replace("]", " ")) != is_block
 
 
@@ -197,7 +200,8 @@ def test_a_gpu_without_room_says_what_to_lower(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.parametrize("stage", [stage for stage in cli.LIGHTER if stage != "quickstart"])
 def test_the_advice_on_gpu_memory_names_options_of_the_stage(stage):
-    names = {field.name for field in dataclasses.fields(STAGES[stage])}
+    kinds = [STAGES[stage], *([SASRecOptions] if stage == "teach" else [])]
+    names = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     named = set(re.findall(r"\b[a-z]+_[a-z_]+\b", cli.LIGHTER[stage]))
     assert named and named <= names
 

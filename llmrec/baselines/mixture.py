@@ -31,6 +31,7 @@ class Mixture:
     """
 
     name = "mixture"
+    options = MixtureOptions
     chosen = MixtureOptions()
     log: Sequence[Epoch] = ()
 

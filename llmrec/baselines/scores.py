@@ -48,8 +48,9 @@ class Scores(Popularity):
         learned: Mapping[str, Tensor] | None = None,
         **options: Any,  # the class `options` checks them
     ):
-        super().__init__(catalog, device, learned, **options)
-        self.learned = dict(learned or {})
+        super().__init__(catalog, device, **options)
+        assert learned is not None, "read_scores makes it"
+        self.learned = dict(learned)
         self.keys, self.listed, self.values = (
             self.learned[name].to(self.device) for name in ("keys", "items", "probabilities")
         )

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llmrec.baselines.counted import COUNTED_BASELINES
+from llmrec.baselines.counted import COUNTED_BASELINES, Popularity
 from llmrec.baselines.mixture import Mixture
 from llmrec.baselines.networks import NETWORKS, NeuralRanker
 from llmrec.baselines.queries import Queries, Teacher, queries_of
@@ -40,7 +40,9 @@ LEAST = torch.finfo(torch.float32).tiny  # in a ranking, so that an item whose p
 class Ranker(Protocol):
     """A ranker that can be kept: counted, trained, mixed or made of scores of one's own."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Name of the ranker."""
 
     @property
     def chosen(self) -> Config:
@@ -106,6 +108,11 @@ class Taught:
             items[part, : top.shape[1]] = np.where(top > 0, order, UNFILLED)
             scores[part, : top.shape[1]] = np.log(top, out=np.full_like(top, -np.inf), where=top > 0)
         return Ranking(items, np.broadcast_to(np.arange(k), items.shape), scores)
+
+    def with_power(self, power: float) -> Taught:
+        """The same counted ranker with another power of its scores."""
+        assert isinstance(self.ranker, Popularity)
+        return dataclasses.replace(self, ranker=self.ranker.with_power(power))
 
     def save(self, directory: str | Path, catalog: Catalog) -> None:
         """Write ranker.json and ranker.safetensors into a directory, and the members of a mixture below it.

@@ -19,6 +19,7 @@ from llmrec.configs.prepare import PrepareConfig
 from llmrec.configs.quickstart import QuickstartConfig
 from llmrec.configs.recommend import RecommendConfig
 from llmrec.configs.sft import SftConfig
+from llmrec.configs.teach import TeachConfig
 from llmrec.configs.tokenize import TokenizeConfig
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "QuickstartConfig",
     "RecommendConfig",
     "SftConfig",
+    "TeachConfig",
     "TokenizeConfig",
 ]
 
@@ -47,6 +49,7 @@ STAGES: dict[str, type[Config]] = {
     "embed": EmbedConfig,
     "tokenize": TokenizeConfig,
     "extend": ExtendConfig,
+    "teach": TeachConfig,
     "sft": SftConfig,
     "alternate": AlternateConfig,
     "dpo": DpoConfig,

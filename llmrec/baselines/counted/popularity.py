@@ -5,8 +5,10 @@ Shapes: B histories, Q queries, N items, k places.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -69,6 +71,12 @@ class Popularity:
     def tensors(self) -> dict[str, Tensor]:
         """Counts to be saved, by name; none of popularity, which is counted from the catalogue each time."""
         return {}
+
+    def with_power(self, power: float) -> Self:
+        """Copy the ranker with another `power`; what was counted is shared."""
+        other = copy.copy(self)
+        other.chosen = dataclasses.replace(self.chosen, power=power)
+        return other
 
     def probabilities(self, queries: Queries, exclude_seen: bool, temperature: float = 1.0) -> Tensor:
         """Answer queries as `llmrec.baselines.queries.Teacher` says: scores to `power`, and a little popularity."""

@@ -1,0 +1,60 @@
+"""Options of `llmrec teach`; those of the ranker that `ranker` names stand in the block `options`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmrec.configs.evaluate import BASELINES
+from llmrec.configs.options import Config, StageConfig, option, suggestion
+
+MIXTURE, SCORES, GRAPH = "mixture", "scores", "transition_graph"
+RANKERS = (*BASELINES, MIXTURE, SCORES)
+# Option -> the one ranker that reads it.
+READ_BY = {"members": MIXTURE, "scores": SCORES, "views": GRAPH, "view_names": GRAPH}
+
+
+@dataclass(kw_only=True)
+class TeachConfig(StageConfig, Config):
+    """Fit a classical ranker once and keep it, to be compared with, to be mixed, and to teach the LLM."""
+
+    catalog: str = option("Directory written by `llmrec prepare`.")
+    ranker: str = option(
+        f"Ranker to fit: {', '.join(RANKERS)}. Each has options of its own, which `--help` lists for the ranker that "
+        "is named."
+    )
+    options: dict[str, object] = option(
+        "Options of the ranker: a block in YAML, and flags of their own on the command line.", {}
+    )
+    members: list[str] | None = option(
+        "Two or more directories written by `llmrec teach`, which the ranker mixture mixes; valid examples choose the "
+        "weights.",
+        None,
+        identity=False,
+    )
+    scores: str | None = option(
+        "Parquet file with scores of your own for the ranker scores: user_id, position, item_id, score.", None
+    )
+    views: str | None = option(
+        "Directory written by `llmrec embed`, by whose vectors the ranker transition_graph compares items. The default "
+        "is the words of their text.",
+        None,
+    )
+    view_names: list[str] | None = option("Views to use. The default is all views of the directory.", None)
+    device: str = option("Device of the ranker: auto, cpu or cuda.", "auto", identity=False)
+
+    def problems(self) -> list[str]:
+        """Sentences about options that do not go together."""
+        if self.ranker not in RANKERS:
+            return [f"unknown ranker '{self.ranker}'; {suggestion(self.ranker, RANKERS)}"]
+        found = [
+            f"'{name}' is for the ranker {reader}, not for {self.ranker}; leave it out"
+            for name, reader in READ_BY.items()
+            if getattr(self, name) is not None and self.ranker != reader
+        ]
+        if self.ranker == MIXTURE and len(self.members or ()) < 2:
+            found.append(f"members is {self.members}; a mixture needs two or more directories of `llmrec teach`")
+        if self.ranker == SCORES and self.scores is None:
+            found.append("'scores' is needed: a parquet file with user_id, position, item_id and score")
+        if self.view_names is not None and self.views is None:
+            found.append("'views' is needed with view_names: a directory written by `llmrec embed`")
+        return found

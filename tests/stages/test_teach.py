@@ -1,0 +1,117 @@
+"""teach: what is kept and chosen on valid, mixtures, scores of one's own, and everything that it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from llmrec.baselines.taught import MEMBERS, RANKER, TENSORS, load_ranker
+from llmrec.data.catalog import Catalog
+from llmrec.evaluation.metrics import ndcg, target_position
+from tests.support.prepared import run_json, write_catalog
+
+CPU = torch.device("cpu")
+SASREC = ("--ranker", "sasrec", "--hidden", 32, "--max-epochs", 12, "--learning-rate", 3e-3, "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def kept(toy, tmp_path_factory):
+    """Directories of three rankers of the toy catalogue; only read."""
+    from llmrec.cli import main
+
+    root = tmp_path_factory.mktemp("kept")
+    flags = ["--catalog", toy[0], "--device", "cpu"]
+    for name in ("markov", "popularity"):
+        assert main(["teach", *flags, "--ranker", name, "--out", str(root / name)]) == 0
+    assert main(["teach", *map(str, SASREC), *flags, "--out", str(root / "sasrec")]) == 0
+    return root
+
+
+def teach(capsys, toy, *flags) -> dict:
+    return run_json(capsys, "teach", "--catalog", toy[0], "--device", "cpu", *flags)
+
+
+def test_a_network_is_trained_measured_and_kept(kept, toy, capsys):
+    facts = json.loads((kept / "sasrec" / RANKER).read_text())
+    assert facts["ranker"] == "sasrec" and facts["options"]["hidden"] == 32 and facts["options"]["max_history"]
+    assert {path.name for path in (kept / "sasrec").iterdir()} == {"manifest.json", RANKER, TENSORS}
+    assert facts["seconds"] > 0 and len(facts["log"]) <= 12
+
+    catalog = Catalog.load(toy[0])
+    valid, ranker = catalog.examples("valid"), load_ranker(kept / "sasrec", catalog, CPU)
+    histories = [valid.history(i) for i in range(len(valid))]
+    for column, exclude in (("plain", None), ("seen_excluded", histories)):
+        quality = ndcg(target_position(ranker.rank(histories, 10, exclude), valid.targets), 10).mean()
+        assert facts["valid"][column]["ndcg@10"] == pytest.approx(quality, abs=1e-6)
+    assert facts["valid"]["plain"]["ndcg@10"] == pytest.approx(
+        max(epoch["quality"] for epoch in facts["log"]), abs=1e-5
+    )
+
+    before = (kept / "sasrec" / RANKER).stat().st_mtime_ns
+    again = teach(capsys, toy, *SASREC, "--out", kept / "sasrec")  # skipped
+    assert again["valid"] == facts["valid"] and (kept / "sasrec" / RANKER).stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(("target", "excludes"), [(0, False), (3, True)])
+def test_valid_decides_whether_seen_items_are_excluded(tmp_path, capsys, target, excludes):
+    """Users come back to their first item, or never to any; Repeat knows the first, the exclusion helps the second."""
+    from tests.support.networks import split
+
+    train = [[start, (start + 1) % 12, (start + 2) % 12] for start in range(12)]
+    made = split(train, [[*walk, (walk[0] + target) % 12] for walk in train], [])
+    catalog = write_catalog(tmp_path / "catalog", made.items, made._split)
+    flags = ["--ranker", "repeat", "--device", "cpu", "--catalog", catalog.source]
+    assert run_json(capsys, "teach", *flags, "--out", tmp_path / "kept")["exclude_seen"] is excludes
+
+
+def test_options_are_a_block_in_yaml_and_flags_on_the_command_line(toy, tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text("ranker: item_knn\noptions:\n  decay: 0.7\n  shrink: 5\n")
+    found = teach(capsys, toy, "--config", tmp_path / "run.yaml", "--shrink", 3, "--out", tmp_path / "kept")
+    assert found["options"] == {**found["options"], "decay": 0.7, "shrink": 3.0, "neighbours": 200}
+
+
+def test_a_mixture_is_at_least_as_good_as_its_members_and_stands_alone(kept, toy, tmp_path, capsys):
+    members = [kept / "popularity", kept / "markov", kept / "sasrec"]
+    found = teach(capsys, toy, "--ranker", "mixture", "--members", *members, "--out", tmp_path / "mix")
+
+    def quality(facts) -> float:
+        return sum(facts["valid"][column]["ndcg@10"] for column in ("plain", "seen_excluded")) / 2
+
+    assert quality(found) >= max(quality(json.loads((path / RANKER).read_text())) for path in members) - 1e-6
+    assert [part["ranker"] for part in found["mixture"]] == ["popularity", "markov", "sasrec"]
+    assert sum(part["weight"] for part in found["mixture"]) == pytest.approx(1)
+    assert sorted(path.name for path in (tmp_path / "mix" / MEMBERS).iterdir()) == ["0", "1", "2"]
+
+    catalog, histories = Catalog.load(toy[0]), [np.array([3, 4]), np.array([], dtype=np.int64)]
+    mixed = load_ranker(tmp_path / "mix", catalog, CPU)
+    powers = [part["power"] for part in found["mixture"]]
+    assert [getattr(member.ranker.chosen, "power", None) for member in mixed.ranker.members] == powers
+    assert mixed.rank(histories, 3).items.shape == (2, 3)
+    again = teach(
+        capsys, toy, "--ranker", "mixture", "--members", tmp_path / "mix", kept / "markov", "--out", tmp_path / "more"
+    )
+    assert quality(again) >= quality(found) - 1e-6
+
+
+def test_scores_of_ones_own_are_a_ranker(toy, tmp_path, capsys):
+    catalog = Catalog.load(toy[0])
+    valid = catalog.examples("valid")
+    train = {user: len(catalog.train.sequence(i)) for i, user in enumerate(catalog.train.user_ids)}
+    lines = {
+        "user_id": valid.user_ids,
+        "position": [train[user] for user in valid.user_ids],
+        "item_id": [catalog.item_ids[row] for row in valid.targets],
+        "score": np.ones(len(valid)),
+    }
+    pl.DataFrame(lines).write_parquet(tmp_path / "own.parquet")
+    found = teach(capsys, toy, "--ranker", "scores", "--scores", tmp_path / "own.parquet", "--out", tmp_path / "own")
+    by_history = {}
+    for i in range(len(valid)):
+        by_history.setdefault(valid.history(i).tobytes(), set()).add(int(valid.targets[i]))
+    alone = np.mean([len(by_history[valid.history(i).tobytes()]) == 1 for i in range(len(valid))])
+    assert found["valid"]["plain"]["ndcg@10"] >= alone  # a history that several share has several answers
+    assert found["valid"]["plain"]["recall@10"] == 1
