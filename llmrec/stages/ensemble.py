@@ -19,6 +19,7 @@ import torch
 from llmrec.baselines.taught import RANKER, load_ranker
 from llmrec.configs import EnsembleConfig
 from llmrec.configs.ensemble import WAYS
+from llmrec.configs.recommend import RankBy
 from llmrec.data.catalog import Catalog
 from llmrec.data.examples import Examples
 from llmrec.evaluation.bootstrap import RESAMPLES
@@ -38,7 +39,16 @@ from llmrec.runtime.console import say, table
 from llmrec.runtime.device import resolve_device
 from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, content_hash, verify, write_json
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
-from llmrec.stages.evaluate import METRICS, PER_USER, REPORT, check_catalog_of, check_model, per_user, sample
+from llmrec.stages.evaluate import (
+    METRICS,
+    PER_USER,
+    REPORT,
+    check_catalog_of,
+    check_item_rows,
+    check_model,
+    per_user,
+    sample,
+)
 
 ENSEMBLE = "ensemble.json"
 CHECKPOINTS = ("extend", "sft", "alternate", "dpo", "grpo")
@@ -91,21 +101,27 @@ def check_members(config: EnsembleConfig, catalog: Catalog) -> None:
         ValueError: If a member is no finished checkpoint or ranker of this catalogue, is given twice, or has the name
             of the mixture.
     """
-    if OURS in (config.names or config.members):
+    if OURS in config.labels:
         raise ValueError(f"no member may be called '{OURS}', which is the name of the mixture; give other --names.")
-    hashes: dict[str, str] = {}
-    for path in config.members:
+    given: dict[tuple[str, RankBy], str] = {}
+    for path, rank_by in zip(config.members, config.ranked_by, strict=True):
         if Path(path).name.endswith(PARTIAL) or (Path(path) / MANIFEST).is_file():
             verify(path, *CHECKPOINTS, "teach")
         if is_taught(path):
             load_ranker(path, catalog, torch.device("cpu"))
+            if rank_by != "sid":
+                raise ValueError(
+                    f"member '{path}' is a ranker of `llmrec teach`, which has no rank_by; give sid for it."
+                )
         else:
             check_model(path, catalog)
             check_catalog_of(path, catalog)
-        found = content_hash(path)
-        if found in hashes:
-            raise ValueError(f"members '{hashes[found]}' and '{path}' are the same; each counts once.")
-        hashes[found] = path
+            if rank_by != "sid":
+                check_item_rows(path)
+        found = content_hash(path), rank_by
+        if found in given:
+            raise ValueError(f"members '{given[found]}' and '{path}' are the same; each counts once.")
+        given[found] = path
 
 
 def ways(config: EnsembleConfig) -> list[str]:
@@ -119,11 +135,11 @@ def shortlists(
 ) -> Lists:
     """Rank both splits in both columns with every member, one member in memory at a time."""
     lists: Lists = {(split, column): [] for split in examples for column in COLUMNS}
-    for i, path in enumerate(config.members):
-        load = functools.cache(functools.partial(ranker, path, catalog, config.device, depth))
+    for i, (path, rank_by) in enumerate(zip(config.members, config.ranked_by, strict=True)):
+        load = functools.cache(functools.partial(ranker, path, rank_by, catalog, config.device, depth))
         for (split, column), found in lists.items():
-            part = workdir / SCRATCH / f"member-{i + 1}-{split}-{column}.npz"
-            found.append(resumed(part, load, examples[split], depth, column, config, f"{path}, {split}, {column}"))
+            part, label = workdir / SCRATCH / f"member-{i + 1}-{split}-{column}.npz", config.labels[i]
+            found.append(resumed(part, load, examples[split], depth, column, config, f"{label}, {split}, {column}"))
         if not is_taught(path):  # a taught ranker normalises what it excludes itself
             for split, of_split in examples.items():
                 plain, excluded = (lists[split, column] for column in COLUMNS)
@@ -136,13 +152,13 @@ def is_taught(path: str) -> bool:
     return (Path(path) / RANKER).is_file()
 
 
-def ranker(path: str, catalog: Catalog, device: str, depth: int) -> Rank:
+def ranker(path: str, rank_by: RankBy, catalog: Catalog, device: str, depth: int) -> Rank:
     """Load a member."""
     if is_taught(path):
         return per_batch(load_ranker(path, catalog, resolve_device(device)).rank)
     from llmrec.recommender import Recommender  # transformers, whose import takes seconds
 
-    recommender = Recommender.from_pretrained(path, device=device)
+    recommender = Recommender.from_pretrained(path, device=device, rank=rank_by)
     return functools.partial(recommender.ranker.rank_batches, num_beams=depth)
 
 
@@ -171,9 +187,10 @@ def described(
 ) -> JsonObject:
     """Content of ensemble.json: the members and all mixtures on the valid examples, and the one that is chosen."""
     members = list[JsonObject]()
-    for i, (name, path) in enumerate(zip(config.names or config.members, config.members, strict=True)):
+    for i, (name, path, rank_by) in enumerate(zip(config.labels, config.members, config.ranked_by, strict=True)):
         valid = {column: float(ndcg(lists[CHOICE, column][i].position, max(config.k)).mean()) for column in COLUMNS}
-        members.append({"name": name, "path": path, "valid": {**valid, "mean": sum(valid.values()) / len(valid)}})
+        valid["mean"] = sum(valid.values()) / len(valid)
+        members.append({"name": name, "path": path, "rank_by": None if is_taught(path) else rank_by, "valid": valid})
     return {
         "metric": f"ndcg@{max(config.k)}",
         "num_valid": len(examples),
@@ -191,7 +208,7 @@ def mixed(config: EnsembleConfig, lists: Lists, targets: np.ndarray, chosen: Mea
     k, outcomes = max(config.k), Outcomes()
     for column in COLUMNS:
         outcomes[OURS, column] = Fusion(lists[RESULT, column], targets).outcome(chosen.mixture, k)
-    for i, name in enumerate(config.names or config.members):
+    for i, name in enumerate(config.labels):
         for column in COLUMNS:
             one = lists[RESULT, column][i]
             outcomes[name, column] = Outcome(one.position, one.items[:, :k], one.invalid, one.seconds)

@@ -52,9 +52,9 @@ def loaded(monkeypatch) -> list[str]:
     """Members without weights, which rank by their number; the names of those that were loaded."""
     found = []
 
-    def from_pretrained(path, device):
-        found.append(Path(path).name)
-        return SimpleNamespace(ranker=SimpleNamespace(rank_batches=distant(int(Path(path).name[-1]))))
+    def from_pretrained(path, device, rank):
+        found.append(Path(path).name if rank == "sid" else f"{Path(path).name}, {rank}")
+        return SimpleNamespace(ranker=SimpleNamespace(rank_batches=distant(int(Path(path).name[-1]) + len(rank) - 3)))
 
     module = SimpleNamespace(Recommender=SimpleNamespace(from_pretrained=from_pretrained))
     monkeypatch.setitem(sys.modules, "llmrec.recommender", module)
@@ -151,6 +151,19 @@ def test_three_members_and_the_ways_asked_for(config, tmp_path):
     assert len(result["grid"]) == 2 * 66 and list(result["metrics"]["systems"]) == ["ours", *three]
 
 
+def test_a_checkpoint_with_item_rows_may_be_two_members(config, loaded, monkeypatch):
+    checked = []
+    monkeypatch.setattr(ensemble, "check_item_rows", checked.append)
+    both = dataclasses.replace(config, members=[config.members[0]] * 2, names=None, rank_by=["sid", "items"])
+    result = ensemble.main(both)
+    assert loaded == ["step-1", "step-1, items"] and checked == [config.members[0]]
+    assert list(result["metrics"]["systems"])[1:] == [config.members[0], f"{config.members[0]} (items)"]
+    assert [member["rank_by"] for member in result["members"]] == ["sid", "items"]
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="This checkpoint has no item rows"):
+        ensemble.main(dataclasses.replace(both, out=f"{both.out}-again"))
+
+
 @pytest.fixture
 def markov(config, tmp_path) -> str:
     """A ranker in the form of `llmrec teach`."""
@@ -184,6 +197,11 @@ def test_only_what_a_checkpoint_excludes_is_normalised_anew(config, markov, monk
     assert len(changed) == 2  # the checkpoint, in both splits
 
 
+def test_a_ranker_has_no_choice_of_what_it_ranks_by(config, markov):
+    with pytest.raises(ValueError, match=r"markov' is a ranker of `llmrec teach`, which has no rank_by; give sid"):
+        ensemble.main(dataclasses.replace(config, members=[markov, config.members[0]], rank_by=["items", "sid"]))
+
+
 def test_a_ranker_of_another_catalogue_is_refused(config, markov, catalog, tmp_path):
     other = Catalog(catalog.items, catalog._split.slice(0, 15))
     save(other, tmp_path / "other")
@@ -209,8 +227,8 @@ def test_an_interrupted_stage_ranks_only_what_is_missing(config, loaded, monkeyp
     resumed = ensemble.main(again)
     parts = [f"{split}, {column}" for split in ("valid", "test") for column in ("plain", "seen_excluded")]
     assert calls == [
-        *(f"step-1, {part}" for part in parts),
-        *(f"step-3, {part}" for part in (*parts[:2], *parts[1:])),
+        *(f"one, {part}" for part in parts),
+        *(f"three, {part}" for part in (*parts[:2], *parts[1:])),
     ]
     assert loaded == ["step-3"]  # the first member is not even loaded
     for columns in (*resumed["metrics"]["systems"].values(), *whole["metrics"]["systems"].values()):
@@ -241,6 +259,8 @@ def test_the_tables_name_the_choice_and_the_gain_over_the_best_member(config, mo
         ({"names": ["x", "x"]}, "'names' repeats x"),
         ({"names": ["x"]}, "'names' has 1 names for 2 members"),
         ({"names": ["x", "ours"]}, "no member may be called 'ours'"),
+        ({"rank_by": ["sid"]}, "'rank_by' has 1 values for 2 members"),
+        ({"rank_by": ["sid", "item"]}, "unknown rank_by 'item'; did you mean 'items'"),
         ({"ways": ["gates"]}, "unknown way 'gates'; did you mean 'gate'"),
         ({"ways": []}, "one or more different ways"),
         ({"members": ["a", "b", "c"], "names": None, "ways": ["gate"]}, "the gate mixes two members, not 3"),
