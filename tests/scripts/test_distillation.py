@@ -25,6 +25,16 @@ JOBS = {
     "mix": {"kind": "mix", "teacher": ["toy-pre-s0", "toy-knn-s0"]},
     "sid": {"kind": "sid", **SMALL},
     "items+aug-mix": {**DRAWN, "items": True, "teacher": ["toy-mix-s0"]},
+    "token": {
+        **DRAWN,
+        "items": True,
+        "item_tokens": True,
+        "hidden_rows": 0.3,
+        "item_smoothing": 0.1,
+        "item_decay": 1.0,
+        "selection": 20,
+        "teacher": ["toy-mix-s0"],
+    },
     "aug-student": {**DRAWN, "student_draws": True, "teacher": ["toy-pre-s0"]},
     "itemsonly+kd": {"kind": "sid", "kd": 0.5, "items": True, "sid_w": 0.0, "teacher": ["toy-pre-s0"], **SMALL},
 }
@@ -106,6 +116,34 @@ def test_tree_targets_add_up_the_items_below_each_prefix(modules, folder):
         below = (codes[:, :level] == codes[item, :level]).all(1)
         mass = np.bincount(codes[below, level], weights=p[0, :ITEMS].cpu().numpy()[below], minlength=data.K)
         np.testing.assert_allclose(found[level], mass / mass.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("item_tokens", [False, True])
+def test_training_and_ranking_read_a_history_alike(modules, folder, item_tokens):
+    """Both forms of item rows, with histories of different lengths: the probability of an item at their ends."""
+    data, _, _ = modules
+    from packing import pack
+    from sid_decoder import Decoder
+
+    toy = data.Data(folder / "toy.npz")
+    torch.manual_seed(0)
+    model = Decoder(toy, 32, 2, 2, item_rows=True, item_tokens=item_tokens, hidden_rows=0.9).to(data.DEVICE).eval()
+    with torch.no_grad():
+        model.items.weight.mul_(20)
+    histories = [np.array([3, 9, 27, 12, 5]), np.array([40, 8, 59])]
+    packing = pack(np.array([len(history) + 1 for history in histories]), model.per_item)
+    rows = [np.append(history, 0) for history in histories]  # the answer is asked for, and not read
+    item = torch.tensor([rows[r][p] for r, p in zip(packing.row, packing.place, strict=True)], device=data.DEVICE)
+    before = [rows[r][p - 1] if p else -1 for r, p in zip(packing.row, packing.place, strict=True)]
+    hidden = model.hidden(packing, toy.codes[item], torch.tensor(before, device=data.DEVICE))
+    for row, history in enumerate(histories):
+        last = int(np.flatnonzero((packing.row == row) & (packing.place == len(history)))[0])
+        log_p = model.level_logits(hidden[[last]])[0, 0].log_softmax(-1)
+        sids, items = model.answer([history], beams=ITEMS)
+        torch.testing.assert_close(model.item_logits(hidden[[last], 0]).softmax(-1), items, rtol=0.02, atol=1e-4)
+        legal = toy.child[0][0] >= 0
+        first = torch.stack([sids[0, :ITEMS][toy.codes[:, 0] == code].sum() for code in torch.nonzero(legal)[:, 0]])
+        torch.testing.assert_close(log_p[legal].softmax(0), first, rtol=0.02, atol=1e-4)
 
 
 def test_the_open_jobs_find_their_teachers_among_the_results(modules):

@@ -20,7 +20,29 @@ import numpy as np
 from archive import COLUMNS, DATASETS, Archive
 
 DRAWS = 2000
-MODELS = ("sid", "sid-short", "kd", "aug", "aug-mix", "items+aug", "items+aug-mix")
+MODELS = (
+    *("sid", "sid-short", "kd", "aug", "aug-mix", "items+aug", "items+aug-mix"),
+    *("aug-mix-kd.8", "aug-mix-student", "aug-mix-t2", "short-aug-mix", "short-t2", "short-t.5", "short-seen"),
+    *("token", "token-smooth", "token-decay", "token-hidden", "token-reg", "token-kd.8", "added-reg"),
+    *("half-added", "half-token", "half-token-hidden", "half-token-reg"),
+)
+OTHER_SIDS = (
+    ("aug-mix-kd.8", "aug-mix"),
+    ("aug-mix-student", "aug-mix"),
+    ("aug-mix-t2", "aug-mix"),
+    ("short-t2", "short-aug-mix"),
+    ("short-t.5", "short-aug-mix"),
+    ("short-seen", "short-aug-mix"),
+)
+OTHER_ITEMS = (
+    ("token", "items+aug-mix"),
+    ("half-token", "half-added"),
+    ("half-token-hidden", "half-token"),
+    ("half-token-reg", "half-token"),
+    *((f"token-{name}", "token") for name in ("smooth", "decay", "hidden", "reg", "kd.8")),
+    ("token-reg", "added-reg"),
+    ("added-reg", "items+aug-mix"),
+)
 STEPS = (
     (("kd", "0.0"), ("sid", "0.0")),
     (("aug", "0.0"), ("sid", "0.0")),
@@ -31,6 +53,8 @@ STEPS = (
     (("aug-mix", "0.0"), ("aug", "0.0")),
     (("items+aug-mix", "0.7"), ("items+aug", "0.7")),
     (("items+aug-mix", "1.0"), ("items+aug", "1.0")),
+    *(((a, "0.0"), (b, "0.0")) for a, b in OTHER_SIDS),
+    *(((a, variant), (b, variant)) for a, b in OTHER_ITEMS for variant in ("0.0", "1.0", "0.5", "0.7")),
 )
 HEAD = "R@10 | N@10 | R@10 excl | N@10 excl |"
 Model = tuple[str, str]  # name of the run, variant

@@ -49,9 +49,13 @@ def rank_both(scorer: Scorer, data: Data, one_length: bool = False) -> dict[str,
 
 @dataclass
 class BestStep:
-    """The best step so far by `selection_score`, with its weights, the curve, and the seconds spent on evaluation."""
+    """The best step so far by `selection_score`, with its weights, the curve, and the seconds spent on evaluation.
+
+    `examples` limits the valid examples that choose.
+    """
 
     model: nn.Module
+    examples: int | None = None
     score: float = -1
     step: int = 0
     weights: dict[str, Tensor] = field(default_factory=dict)
@@ -63,7 +67,7 @@ class BestStep:
         """Score the model as it is, and keep it if it is the best; `more` is kept in the curve."""
         began = time.time()
         self.model.eval()
-        score = selection_score(table(rank_targets(scorer, data, "valid", data.selection, one_length)))
+        score = selection_score(table(rank_targets(scorer, data, "valid", data.selection[: self.examples], one_length)))
         self.model.train()
         self.seconds += time.time() - began
         self.curve.append((step, round(score, 5), *more))

@@ -3,7 +3,7 @@
 Averaged over positions and levels: (1 - kd) CE(target's code, smoothed) + kd CE(teacher's distribution of the codes
 that may follow the target's prefix). `drawn` adds kd times the second term alone, along the SID of an answer that is
 drawn from the teacher at one random cut of each history (with `student_draws`, the student draws the SID). `dense`
-adds (1 - kd) CE(item) + kd CE(teacher) over all items.
+adds (1 - kd) CE(item, smoothed by `item_smoothing`) + kd CE(teacher) over all items.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Weights:
     drawn: float
     dense: float
     smoothing: float
+    item_smoothing: float
     sid: float
     student_draws: bool
 
@@ -39,6 +40,7 @@ class Weights:
             drawn=job.get("drawn", 0.0),
             dense=dense,
             smoothing=job.get("ls", 0.1),
+            item_smoothing=job.get("item_smoothing", 0.0),
             sid=job.get("sid_w", 1.0),
             student_draws=job.get("student_draws", False),
         )
@@ -89,12 +91,12 @@ def _items(x: torch.Tensor, row: torch.Tensor, place: torch.Tensor) -> tuple[tor
     return item, torch.where(place > 0, x[row, (place - 1).clamp(min=0)], torch.full_like(item, -1))
 
 
-def make_batch(data: Data, which: np.ndarray, rng: np.random.Generator, with_cuts: bool) -> Batch:
-    """Pack the windows `which`, with a copy of each up to a random cut if `with_cuts`."""
+def make_batch(data: Data, which: np.ndarray, rng: np.random.Generator, with_cuts: bool, per_item: int) -> Batch:
+    """Pack the windows `which`, `per_item` tokens an item, with a copy of each up to a random cut if `with_cuts`."""
     lengths, size = data.lengths[which], len(which)
     x = data.windows[to_device(which)][:, : int(lengths.max())]
     cut = np.minimum(1 + (rng.random(size) * (lengths - 1)).astype(np.int64), lengths - 1)
-    packing = pack(np.concatenate([lengths, cut + 1]) if with_cuts else lengths, data.num_levels)
+    packing = pack(np.concatenate([lengths, cut + 1]) if with_cuts else lengths, per_item)
     row, place = packing.row, packing.place
     main = np.flatnonzero(row < size)
     cuts = answers = cut_rows = main[:0]
@@ -137,7 +139,7 @@ def drawn_from_student(model: Decoder, data: Data, batch: Batch) -> Paths:
     codes = torch.zeros(size, data.num_levels, dtype=torch.long, device=DEVICE)
     nodes = [torch.zeros(size, dtype=torch.long, device=DEVICE)]
     model.eval()
-    packing = pack(batch.cut + 1, data.num_levels)
+    packing = pack(batch.cut + 1, model.per_item)
     cuts = np.flatnonzero(packing.place == batch.cut[packing.row])
     if not np.array_equal(packing.row[cuts], batch.cut_rows):
         raise RuntimeError("The cut copies lie in another order than in the batch.")
@@ -175,7 +177,10 @@ def loss_of(model: Decoder, data: Data, batch: Batch, weights: Weights, teacher:
         loss = _sid_loss(model.level_logits(hidden).log_softmax(-1), data.codes[target], soft, weights)
     if weights.dense:
         log_p = model.item_logits(hidden[: len(target), 0]).log_softmax(-1)
-        loss = loss - weights.dense * (1 - weights.kd) * log_p.gather(1, target[:, None]).mean()
+        hard = (1 - weights.item_smoothing) * log_p.gather(1, target[:, None]).mean()
+        if weights.item_smoothing:
+            hard = hard + weights.item_smoothing * log_p[:, : data.num_items].mean()
+        loss = loss - weights.dense * (1 - weights.kd) * hard
         if weights.kd:
             loss = loss - weights.dense * weights.kd * (answers * log_p).sum(-1).mean()
     return loss

@@ -27,7 +27,7 @@ class Packing:
     Attributes:
         row: (P,) history of each position, in numpy.
         place: (P,) its place in the history, in numpy.
-        positions: (P L,) position of each token in its history.
+        positions: (P S,) position of each token in its history, for S tokens an item.
         groups: At most two groups of histories, cut where the padding is least.
     """
 
@@ -37,8 +37,8 @@ class Packing:
     groups: list[Group]
 
 
-def pack(lengths: np.ndarray, num_levels: int) -> Packing:
-    """Pack histories of `lengths` items, each of `num_levels` tokens."""
+def pack(lengths: np.ndarray, per_item: int) -> Packing:
+    """Pack histories of `lengths` items, each of `per_item` tokens."""
     order = np.argsort(lengths, kind="stable")
     sorted_lengths, rows = lengths[order], len(order)
     padded = np.arange(1, rows + 1) * sorted_lengths + (rows - 1 - np.arange(rows)) * sorted_lengths[-1]
@@ -49,11 +49,11 @@ def pack(lengths: np.ndarray, num_levels: int) -> Packing:
         if first == last:
             continue
         start, stop = (end[first - 1] if first else 0), end[last - 1]
-        tokens = int(sorted_lengths[last - 1]) * num_levels
-        at = (local[start:stop] - first) * tokens + place[start:stop] * num_levels
-        places.append((at[:, None] + np.arange(num_levels)).reshape(-1))
-        bounds.append((int(start * num_levels), int(stop * num_levels), last - first, tokens))
-    positions = (place[:, None] * num_levels + np.arange(num_levels)).reshape(-1)
+        tokens = int(sorted_lengths[last - 1]) * per_item
+        at = (local[start:stop] - first) * tokens + place[start:stop] * per_item
+        places.append((at[:, None] + np.arange(per_item)).reshape(-1))
+        bounds.append((int(start * per_item), int(stop * per_item), last - first, tokens))
+    positions = (place[:, None] * per_item + np.arange(per_item)).reshape(-1)
     *on_device, positions_on_device = to_device_together(*places, positions)
     groups = [Group(*bound, at) for bound, at in zip(bounds, on_device, strict=True)]
     return Packing(order[local], place, positions_on_device, groups)

@@ -15,6 +15,11 @@ MAIN, SMALL, SEEDS = ("games", "beauty", "mt"), ("industrial", "foursquare"), ra
 DISTILLED: dict[str, Any] = {"kd": 0.5}
 DRAWN: dict[str, Any] = {"kd": 0.5, "drawn": 1.0}
 ITEM_ROWS: dict[str, Any] = {**DRAWN, "items": True}
+ADDED: dict[str, Any] = ITEM_ROWS
+TOKEN: dict[str, Any] = {**ITEM_ROWS, "item_tokens": True}
+REGULARISED: dict[str, Any] = {"item_smoothing": 0.1, "item_decay": 1.0, "hidden_rows": 0.3}
+HALF = {"beauty": 1915, "games": 1896}  # steps: half of the rule in train.py
+FEWER: dict[str, Any] = {"evals": 6, "selection": 3000}
 PUBLISHED = {"negatives": 256, "d": 64, "layers": 1, "heads": 1, "drop": 0.2}
 RANKERS: dict[str, dict[str, Any]] = {
     "post": {},
@@ -95,9 +100,37 @@ class Plan:
             for data in MAIN:
                 self.add("kd", data, "sid", seed, teacher=[f"{data}-pre-s{seed}"], **DISTILLED)
 
+    def item_forms(self) -> None:
+        """Add the two forms of item rows, their regularisation, and what differs in one option; the mixed teacher."""
+
+        def add(name: str, data: str, seed: int = 0, **options: Any) -> None:
+            self.add(name, data, "sid", seed, teacher=[f"{data}-mix-s{seed}"], **{**DRAWN, **options})
+
+        single = {"smooth": {"item_smoothing": 0.1}, "decay": {"item_decay": 1.0}, "hidden": {"hidden_rows": 0.3}}
+        regularised = {"token-reg": {**TOKEN, **REGULARISED}, "added-reg": {**ADDED, **REGULARISED}}
+        heavier = {"token-kd.8": {**TOKEN, "kd": 0.8}, "token-reg-kd.8": {**TOKEN, **REGULARISED, "kd": 0.8}}
+        singles = {f"token-{name}": {**TOKEN, **options} for name, options in single.items()}
+        for name, options in {"token": TOKEN, **regularised, **heavier, **singles}.items():
+            add(name, "mt", steps=1982, selection=4000, evals=10, **options)
+            if name != "token-decay":
+                add(f"half-{name}", "beauty", steps=HALF["beauty"], **FEWER, **options)
+        add("token", "mt", 1, steps=1982, selection=4000, evals=10, **TOKEN)
+        for seed in SEEDS[:2]:
+            add("half-added", "beauty", seed, steps=HALF["beauty"], **FEWER, **ADDED)
+        add("half-token", "beauty", 1, steps=HALF["beauty"], **FEWER, **TOKEN)
+        for name, options in {"token": TOKEN, "token-reg": regularised["token-reg"], "added": ADDED}.items():
+            add(f"half-{name}", "games", steps=HALF["games"], **FEWER, **options)
+        for name, options in {"kd.8": {"kd": 0.8}, "student": {"student_draws": True}}.items():
+            add(f"aug-mix-{name}", "mt", steps=1982, selection=4000, evals=10, **options)
+            add(f"aug-mix-{name}", "beauty", steps=3831, **FEWER, **options)
+        for name, options in {"t2": {"temp": 2.0}, "t.5": {"temp": 0.5}, "seen": {"exclude": False}}.items():
+            add(f"short-{name}", "mt", steps=700, selection=4000, evals=6, **options)
+            add(f"aug-mix-{name}", "beauty", steps=3831, **FEWER, **options)
+        add("short-aug-mix", "mt", steps=700, selection=4000, evals=6)
+
 
 def all_jobs() -> list[Job]:
-    """List all jobs of the experiment's second queue."""
+    """List all jobs of the second queue, and the decoders of the third."""
     plan = Plan()
     plan.bars()
     plan.decoders()
@@ -107,6 +140,7 @@ def all_jobs() -> list[Job]:
     plan.add("items", "beauty", "sid", items=True)
     plan.small()
     plan.ablations()
+    plan.item_forms()
     return plan.jobs
 
 

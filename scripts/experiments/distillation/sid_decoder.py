@@ -94,8 +94,10 @@ class Decoder(nn.Module):
         layers: Number of layers.
         heads: Number of attention heads.
         dropout: Share of dropped activations of the embedding and of each residual branch.
-        item_rows: Whether every item has a vector, which is added to the embedding of the item's last SID token and is
-            its row in the output matrix of the softmax over items.
+        item_rows: Whether every item has a vector, its row in the output matrix of the softmax over items. In the
+            history it is added to the embedding of the item's last SID token.
+        item_tokens: Whether it is a token of its own after the SID instead, which is never predicted.
+        hidden_rows: Share of the vectors that training hides in the histories. A shared vector stands in for a token.
         fused: Whether to compile the layers for training.
     """
 
@@ -109,10 +111,14 @@ class Decoder(nn.Module):
         heads: int = 4,
         dropout: float = 0.3,
         item_rows: bool = False,
+        item_tokens: bool = False,
+        hidden_rows: float = 0.0,
         fused: bool = False,
     ):
         super().__init__()
         self.data, self.num_levels, self.dim, self.heads, self.fused = data, data.num_levels, dim, heads, fused
+        self.item_tokens, self.hidden_rows = item_rows and item_tokens, hidden_rows
+        self.per_item = self.num_levels + self.item_tokens  # tokens of an item in a history
         self.tokens = nn.Embedding(1 + self.num_levels * K, dim)
         self.layers = nn.ModuleList(Layer(dim, heads, dropout, fused) for _ in range(layers))
         self.norm, self.drop = nn.Parameter(torch.ones(dim)), nn.Dropout(dropout)
@@ -123,7 +129,7 @@ class Decoder(nn.Module):
         if self.items is not None:
             nn.init.normal_(self.items.weight, std=0.02)
         frequencies = 10000 ** (-torch.arange(0, dim // heads, 2).float() / (dim // heads))
-        angles = torch.arange(WINDOW * self.num_levels + self.num_levels + 1).float()[:, None] * frequencies
+        angles = torch.arange((WINDOW + 1) * self.per_item + 1).float()[:, None] * frequencies
         angles = torch.cat([angles, angles], -1)
         self.register_buffer("cos", angles.cos()[:, None], persistent=False)
         self.register_buffer("sin", angles.sin()[:, None], persistent=False)
@@ -160,13 +166,7 @@ class Decoder(nn.Module):
         Returns:
             (P, L, H).
         """
-        last = self.base[-1] + self.data.codes[previous.clamp(min=0), -1]
-        first = torch.where(previous >= 0, last, torch.zeros_like(previous))
-        x = self.tokens(torch.cat([first[:, None], codes[:, :-1] + self.base[:-1]], 1))
-        if self.items is not None:
-            vectors = self.items(previous.clamp(min=0)) * (previous >= 0)[:, None]
-            x = torch.cat([x[:, :1] + vectors[:, None], x[:, 1:]], 1)
-        x = self.drop(x).flatten(0, 1)
+        x = self.drop(self._embed(codes, previous)).flatten(0, 1)
         with torch.autocast(DEVICE, dtype=torch.bfloat16):
             cos, sin = self.rotation(packing.positions)
             for layer in self.layers:
@@ -175,7 +175,25 @@ class Decoder(nn.Module):
                 self._mark_dynamic(mixed)
                 x = layer.second_half(x, mixed)
             x = self.final_norm(x)
-        return x.view(-1, self.num_levels, self.dim)
+        return x.view(-1, self.per_item, self.dim)[:, : self.num_levels]
+
+    def _embed(self, codes: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+        """Embed the tokens (P, per_item) of each position: the last one of the item before, then the item's own."""
+        is_first = previous < 0
+        shown = ~is_first
+        if self.items is not None and self.training and self.hidden_rows:
+            shown = shown & (torch.rand(len(previous), device=DEVICE) >= self.hidden_rows)
+        if self.item_tokens:
+            vectors = self.items(torch.where(shown, previous, torch.full_like(previous, self.data.num_items)))
+            vectors = torch.where(is_first[:, None], self.tokens.weight[:1], vectors)
+            return torch.cat([vectors[:, None], self.tokens(codes + self.base)], 1)
+        last = self.base[-1] + self.data.codes[previous.clamp(min=0), -1]
+        first = torch.where(is_first, torch.zeros_like(previous), last)
+        x = self.tokens(torch.cat([first[:, None], codes[:, :-1] + self.base[:-1]], 1))
+        if self.items is not None:
+            vectors = self.items(previous.clamp(min=0)) * shown[:, None]
+            x = torch.cat([x[:, :1] + vectors[:, None], x[:, 1:]], 1)
+        return x
 
     def _mark_dynamic(self, *tensors: torch.Tensor) -> None:
         """Tell the compiler that the number of tokens changes from batch to batch."""
@@ -231,11 +249,13 @@ class Decoder(nn.Module):
 
     def _prefill(self, x: torch.Tensor) -> tuple[torch.Tensor, list[list[torch.Tensor]]]:
         """Encode (B, T) histories: the last state (B, 1, H), and keys and values of each layer."""
-        batch, length = len(x), x.shape[1] * self.num_levels + 1
-        z = self.tokens((self.data.codes[x] + self.base).flatten(1))
-        z = torch.cat([self.tokens.weight[:1].expand(batch, 1, -1), z], 1)
-        if self.items is not None:
-            z[:, self.num_levels :: self.num_levels] += self.items(x)
+        batch, length = len(x), x.shape[1] * self.per_item + 1
+        z = self.tokens(self.data.codes[x] + self.base)
+        if self.item_tokens:
+            z = torch.cat([z, self.items(x)[:, :, None]], 2)
+        elif self.items is not None:
+            z[:, :, -1] += self.items(x)
+        z = torch.cat([self.tokens.weight[:1].expand(batch, 1, -1), z.flatten(1, 2)], 1)
         cache = []
         with torch.autocast(DEVICE, dtype=torch.bfloat16):
             cos, sin = self.rotation(torch.arange(length, device=DEVICE))

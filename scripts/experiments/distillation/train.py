@@ -51,13 +51,13 @@ class Variants:
         }
 
 
-def _optimizer(model: Decoder, decay: float) -> torch.optim.AdamW:
-    """AdamW without decay of the item rows."""
+def _optimizer(model: Decoder, decay: float, item_decay: float) -> torch.optim.AdamW:
+    """AdamW with a decay of their own for the item rows."""
     items = [parameter for name, parameter in model.named_parameters() if name.startswith("items")]
     body = [parameter for name, parameter in model.named_parameters() if not name.startswith("items")]
     groups = [{"params": body, "weight_decay": decay}]
     if items:
-        groups.append({"params": items, "weight_decay": 0.0})
+        groups.append({"params": items, "weight_decay": item_decay})
     return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), fused=True)
 
 
@@ -74,6 +74,8 @@ def _make_model(data: Data, job: Job) -> Decoder:
         heads=job.get("heads", 4),
         dropout=job.get("drop", 0.3),
         item_rows=job.get("items", False),
+        item_tokens=job.get("item_tokens", False),
+        hidden_rows=job.get("hidden_rows", 0.0),
         fused=job.get("compile", False),
     ).to(DEVICE)
 
@@ -85,14 +87,14 @@ def fit_sid(data: Data, job: Job, around: Surroundings) -> Fitted:
     model, weights, teacher = _make_model(data, job), Weights.of(job), None
     if job.get("teacher") and weights.kd:
         teacher = Teacher(data, around.checkpoints, job["teacher"], job.get("temp", 1.0), job.get("exclude", True))
-    optimizer, rate = _optimizer(model, job.get("wd", 0.1)), job.get("lr", 1e-3)
+    optimizer, rate = _optimizer(model, job.get("wd", 0.1), job.get("item_decay", 0.0)), job.get("lr", 1e-3)
     steps, step = _num_steps(job, data, around.shorten), 0
     every = max(1, steps // job.get("evals", 10))
-    variants, best = Variants(model, weights, teacher), BestStep(model)
+    variants, best = Variants(model, weights, teacher), BestStep(model, examples=job.get("selection"))
     while step < steps:
         order = rng.permutation(len(data.lengths))
         for which in np.array_split(order, max(1, round(len(data.lengths) / job.get("batch", 256)))):
-            batch = make_batch(data, which, rng, with_cuts=bool(weights.kd and weights.drawn))
+            batch = make_batch(data, which, rng, bool(weights.kd and weights.drawn), model.per_item)
             loss = loss_of(model, data, batch, weights, teacher)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
