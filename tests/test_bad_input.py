@@ -13,11 +13,22 @@ import torch
 
 from llmrec.cli import main
 from llmrec.runtime.manifest import MANIFEST
-from tests.support.bad_input import GIVEN, Case, configs, directories, grpo, items, models, preferences, raw_files
+from tests.support.bad_input import (
+    GIVEN,
+    Case,
+    configs,
+    directories,
+    grpo,
+    items,
+    models,
+    preferences,
+    rankers,
+    raw_files,
+)
 
 CORPUS = {
     f"{module.__name__.rsplit('.', 1)[-1]}: {name}": case
-    for module in (configs, raw_files, directories, items, models, preferences, grpo)
+    for module in (configs, raw_files, directories, items, models, preferences, rankers, grpo)
     for name, case in module.CASES.items()
 }
 LONGEST_S = 10  # a refusal takes milliseconds; a stage that starts its work first, or asks the network, takes longer
@@ -42,7 +53,9 @@ def good(tmp_path_factory) -> dict[str, Path]:
     paths = {"tmp": root}
     simulated = "prepare --dataset simulated:60x30 --k-core 3 --out "
     built = {name: f"{stage} {GIVEN[stage]} --out @{name}" for name, stage in (
-        ("views", "embed"), ("sid", "tokenize"), ("base", "extend"), ("checkpoint", "sft"))}  # fmt: skip
+        ("views", "embed"), ("sid", "tokenize"), ("base", "extend"), ("checkpoint", "sft"),
+        ("ranker", "teach"))}  # fmt: skip
+    built["ranker"] += " --ranker markov"
     for name, command in {"catalog": simulated + "@catalog", "other": simulated + "@other --seed 1", **built}.items():
         paths[name] = root / name
         assert run(command, paths) == 0

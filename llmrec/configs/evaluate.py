@@ -28,7 +28,7 @@ class EvaluateConfig(StageConfig, Config):
     num_beams: int | None = option("Beam width. The default is min(items, max(50, 5k)).", None, least=1)
     baselines: list[str] = option(
         f"Baselines to evaluate as well. These take seconds: {', '.join(COUNTED)}. These are trained for minutes: "
-        f"{', '.join(TRAINED)}.",
+        f"{', '.join(TRAINED)}. A directory written by `llmrec teach` is a baseline, too, and is not fitted again.",
         ["popularity", "repeat", "markov", "item_knn"],
     )
     max_examples: int | None = option("Evaluate only a random sample of this size. The default is all.", None, least=1)

@@ -142,18 +142,21 @@ def seed_problems(runs: Sequence[Run]) -> list[str]:
 
 
 def _baseline_problems(runs: Sequence[Run]) -> list[str]:
-    """Reasons why runs of one baseline are not trainings with different seeds."""
-    paths: dict[object, str] = {}  # by seed
+    """Reasons why runs of one baseline are not trainings with different seeds, or different rankers of `teach`."""
+    paths: dict[object, str] = {}  # by seed, or by the content of the directory
     problems = []
     for run in runs:
         seed, shared = run.setting("seed"), f"share the name '{run.name}' and {run.system}"
-        if seed in paths:
+        kept = run.input(f"baseline {run.system}")
+        if kept and kept in paths:
+            problems.append(f"'{paths[kept]}' and '{run.path}' {shared}, which is the same ranker; give it once")
+        elif not kept and seed in paths:
             problems.append(f"'{paths[seed]}' and '{run.path}' {shared} with the same seed, {seed}")
-        elif paths and run.system not in TRAINED:
+        elif paths and not kept and run.system not in TRAINED:
             problems.append(
                 f"'{runs[0].path}' and '{run.path}' {shared}, which is counted and has no seed; give it once"
             )
-        paths.setdefault(seed, run.path)
+        paths.setdefault(kept or seed, run.path)
     return problems
 
 

@@ -14,12 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmrec.baselines.by_name import baseline
-from llmrec.baselines.checks import check_trainable
+from llmrec.baselines.by_name import baseline_problems, check_baselines, named_baseline, rows_of
 from llmrec.baselines.counted import BATCH
 from llmrec.configs import EvaluateConfig
-from llmrec.configs.evaluate import BASELINES, TRAINED
-from llmrec.configs.options import suggestion
+from llmrec.configs.evaluate import BASELINES
 from llmrec.data import columns
 from llmrec.data.catalog import SPLITS, Catalog
 from llmrec.data.examples import Examples
@@ -59,13 +57,12 @@ def main(config: EvaluateConfig) -> JsonObject:
     check_catalog_of(config.model, catalog)
     if config.rank != "sid":
         check_item_rows(config.model)
-    for name in set(config.baselines).intersection(TRAINED):
-        check_trainable(name, catalog)
+    check_baselines(config.baselines, catalog)
     num_beams = config.num_beams or default_num_beams(catalog.num_items, config.k)
 
     def build(workdir: Path) -> JsonObject:
         outcomes: Outcomes = {}
-        for system in (OURS, *config.baselines):
+        for system in (OURS, *rows_of(config.baselines)):
             load = functools.cache(functools.partial(ranker, system, config, catalog, num_beams, workdir))
             for column in COLUMNS:
                 part = workdir / SCRATCH / f"{system}-{column}.npz"
@@ -81,7 +78,9 @@ def main(config: EvaluateConfig) -> JsonObject:
             (workdir / REPORT).write_text(page, encoding="utf-8")
         return {"num_examples": len(examples), "num_items": catalog.num_items}
 
-    out = run_stage("evaluate", config, {"catalog": config.catalog, "model": config.model}, build)
+    inputs = {"catalog": config.catalog, "model": config.model}
+    kept = {row: name for row, name in rows_of(config.baselines).items() if name not in BASELINES}
+    out = run_stage("evaluate", config, inputs | {f"baseline {row}": path for row, path in kept.items()}, build)
     metrics = json.loads((out / METRICS).read_text(encoding="utf-8"))
     show(metrics)
     return metrics
@@ -98,11 +97,7 @@ def check(config: EvaluateConfig) -> None:
         problems.append(f"'k' is {config.k}; one or more different positive integers are needed")
     elif config.num_beams is not None and config.num_beams < max(config.k):
         problems.append(f"'num_beams' is {config.num_beams}; {max(config.k)} or more are needed to fill k = {config.k}")
-    for name in config.baselines:
-        if name not in BASELINES:
-            problems.append(f"unknown baseline '{name}'; {suggestion(name, BASELINES)}")
-    if len(set(config.baselines)) < len(config.baselines):
-        problems.append(f"'baselines' repeats a name: {config.baselines}")
+    problems += baseline_problems(config.baselines, (OURS, EXACT))
     if problems:
         raise ValueError("; ".join(problems))
 
@@ -190,10 +185,10 @@ def sample(catalog: Catalog, split: str, max_examples: int | None, seed: int) ->
 
 
 def ranker(system: str, config: EvaluateConfig, catalog: Catalog, num_beams: int, workdir: Path) -> Rank:
-    """Load the checkpoint, or fit a baseline to the training sequences and save its learning curve."""
+    """Load the checkpoint or a baseline that was kept, or fit one, and save the learning curve of a baseline."""
     if system not in (OURS, EXACT):
-        fitted = baseline(system, catalog, config.seed, config.device)
-        if system in TRAINED and processes.is_main():
+        fitted = named_baseline(rows_of(config.baselines)[system], catalog, config.seed, config.device)
+        if fitted.log and processes.is_main():
             (workdir / SCRATCH).mkdir(exist_ok=True)
             write_json(workdir / SCRATCH / f"{system}-{CURVE}", points_of_epochs(fitted.log))
         return per_batch(fitted.rank)
@@ -257,9 +252,10 @@ def measured(
 def learning_curves(config: EvaluateConfig, workdir: Path) -> JsonObject:
     """Learning curves of ours and of each trained baseline, whose points `ranker` has saved."""
     points = {OURS: points_of_log(training_log(config.model))}
-    for system in config.baselines:
-        if system in TRAINED:
-            points[system] = json.loads((workdir / SCRATCH / f"{system}-{CURVE}").read_text(encoding="utf-8"))
+    for system in rows_of(config.baselines):
+        curve = workdir / SCRATCH / f"{system}-{CURVE}"
+        if curve.is_file():
+            points[system] = json.loads(curve.read_text(encoding="utf-8"))
     return {system: learning(of) for system, of in points.items()}
 
 

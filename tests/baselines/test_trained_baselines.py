@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec.baselines import NETWORKS, SASRec
+from llmrec.baselines import NETWORKS, SASRec, by_name
 from llmrec.baselines.counted import Popularity
 from llmrec.baselines.networks.sasrec import SASRecOptions
 from llmrec.configs import EvaluateConfig
@@ -128,8 +128,10 @@ def test_evaluate_trains_a_baseline_that_is_asked_for(toy, tmp_path, capsys, mon
 
 def test_evaluate_hands_on_its_seed_and_device(monkeypatch, tmp_path):
     assert tuple(NETWORKS) == TRAINED  # what is named without torch
-    config = EvaluateConfig(out="o", catalog="c", model="m", seed=7, device="cpu")
+    config = EvaluateConfig(out="o", catalog="c", model="m", seed=7, device="cpu", baselines=["sasrec"])
     given = []
-    monkeypatch.setattr(stage, "baseline", lambda *options: given.append(options) or SimpleNamespace(rank=None, log=[]))
+    monkeypatch.setattr(
+        by_name, "baseline", lambda *options: given.append(options) or SimpleNamespace(rank=None, log=[])
+    )
     stage.ranker("sasrec", config, "catalog", 1, tmp_path)
     assert given == [("sasrec", "catalog", 7, "cpu")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import polars as pl
@@ -115,3 +116,40 @@ def test_scores_of_ones_own_are_a_ranker(toy, tmp_path, capsys):
     alone = np.mean([len(by_history[valid.history(i).tobytes()]) == 1 for i in range(len(valid))])
     assert found["valid"]["plain"]["ndcg@10"] >= alone  # a history that several share has several answers
     assert found["valid"]["plain"]["recall@10"] == 1
+
+
+def test_evaluate_takes_a_directory_in_the_place_of_a_name(kept, toy, tmp_path, capsys, monkeypatch):
+    from llmrec.baselines import by_name
+
+    def unexpected(*_, **__):
+        raise AssertionError("a ranker that was kept was fitted again")
+
+    monkeypatch.setattr(by_name, "NeuralRanker", unexpected)
+    flags = ["--catalog", toy[0], "--model", toy[1], "--device", "cpu", "--split", "valid", "--k", 10]
+    baselines = ["--baselines", "markov", kept / "sasrec", f"{kept / 'popularity'}/"]
+    found = run_json(capsys, "evaluate", *flags, *baselines, "--out", tmp_path / "eval")
+    assert list(found["systems"]) == ["ours", "markov", "sasrec", "popularity"]
+    assert list(found["learning"]) == ["ours", "sasrec"]
+    facts = json.loads((kept / "sasrec" / RANKER).read_text())
+    assert found["learning"]["sasrec"]["best"] == pytest.approx(max(epoch["quality"] for epoch in facts["log"]))
+    for column in ("plain", "seen_excluded"):
+        measured = found["systems"]["sasrec"][column]["ndcg@10"]
+        value = measured["value"] if isinstance(measured, dict) else measured
+        assert value == pytest.approx(facts["valid"][column]["ndcg@10"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("baselines", "message"),
+    [
+        (["markov", "@markov"], r"'baselines' has 2 rows called 'markov'.*rename a directory"),
+        (["@absent"], "absent' does not exist; give a directory written by `llmrec teach`"),
+        (["@"], "is not a directory that llmrec finished"),
+    ],
+)
+def test_baselines_that_are_no_rankers_are_refused(kept, toy, tmp_path, capsys, baselines, message):
+    from llmrec.cli import main
+
+    given = [str(kept / name[1:]) if name.startswith("@") else name for name in baselines]
+    flags = ["--catalog", toy[0], "--model", str(toy[1]), "--device", "cpu", "--out", str(tmp_path / "eval")]
+    assert main(["evaluate", *flags, "--baselines", *given]) == 2
+    assert re.search(message, capsys.readouterr().err)

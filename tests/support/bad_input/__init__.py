@@ -18,6 +18,7 @@ GIVEN = {
     "embed": "--catalog @catalog --text-encoder tfidf --collaborative-dim 4",
     "tokenize": "--catalog @catalog --views @views --codebook-size 4 --num-levels 2 --device cpu",
     "extend": "--sid @sid --model micro --catalog @catalog --micro-hidden 32 --micro-layers 1",
+    "teach": "--catalog @catalog --device cpu",
     "sft": "--catalog @catalog --model @base --train full --max-steps 2 --batch-size 8 --micro-batch-size 8 "
     "--max-history 6 --warmup-steps 0 --device cpu",
     "alternate": "--catalog @catalog --views @views --sid @sid --model @base --train full --epochs 2 "
