@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from llmrec.cli import main
-from llmrec.configs import DpoConfig
+from llmrec.configs import DpoConfig, EnsembleConfig
 from llmrec.runtime.manifest import read_manifest
-from llmrec.stages import dpo
+from llmrec.stages import dpo, ensemble
 from tests.support.extended import fine_tune, losses, weights_of
 
 ROOT = Path(__file__).parents[1]
@@ -126,6 +126,19 @@ def test_evaluate_gives_the_metrics_of_one_process(toy, one, tmp_path, processes
             for values in columns.values():
                 values.pop("examples_per_s")
     assert found == expected
+
+
+def test_ensemble_gives_the_choice_and_metrics_of_one_process(toy, one, tmp_path):
+    options = {"catalog": toy[0], "members": [str(toy[1]), str(one / "sft")], "names": ["base", "sft"], "k": [1, 5],
+               "depth": 8, "batch_size": 4, "device": "cpu"}  # fmt: skip
+    expected = ensemble.main(EnsembleConfig(out=str(tmp_path / "one"), **options))
+    ended = launch(2, "ensemble", {**options, "out": str(tmp_path / "two")})
+    assert ended.returncode == 0, ended.stderr
+    assert read_manifest(tmp_path / "two")["processes"] == 2
+    found = json.loads((tmp_path / "two" / "ensemble.json").read_text())
+    assert found == {key: expected[key] for key in found}
+    tables = (pq.read_table(tmp_path / name / "per_user.parquet") for name in ("one", "two"))
+    assert next(tables).equals(next(tables))
 
 
 def test_what_the_first_process_refuses_ends_all(toy, one, tmp_path):
