@@ -36,7 +36,8 @@ class SftConfig(FineTuneConfig):
     instruction: str = option("Text of the prompt before the history.", DEFAULT_INSTRUCTION)
     chat_template: bool = option("Wrap the instruction in the tokenizer's chat template.", False)
     train: Literal["lora", "sid_tokens", "full"] = option(
-        "Weights to train: LoRA and the embeddings of the SID tokens, those embeddings alone, or all weights.", "lora"
+        "Weights to train: LoRA and the embeddings of the SID and item tokens, those embeddings alone, or all weights.",
+        "lora",
     )
     normalize_over: Literal["level", "vocabulary"] = option(
         "Tokens in the softmax of the loss: those of the target's level, or the whole vocabulary.", "level"
@@ -72,6 +73,11 @@ class SftConfig(FineTuneConfig):
     )
     drawn_answers: bool = option(
         "Train on one more answer per sequence, which the teacher draws at a random place of it.", False
+    )
+    item_weight: float = option(
+        "Weight of the loss of item rows against that of SIDs; without item rows (`llmrec extend`) it has no effect.",
+        1.0,
+        least=0,
     )
     packing: bool = option(
         "Pack several sequences into one row, with separate attention, instead of padding all to the longest.",

@@ -131,7 +131,7 @@ def load(config: AlternateConfig) -> AlternateInputs:
         )
     views = ItemViews.load(config.views, start.catalog, tokenizer.view_names)
     append(published, start.catalog, views)  # refuses views from which it would make other codes
-    examples, _ = sft.make_examples(llm, start.catalog, start.tokenizer, start.table.num_levels)
+    examples, _ = sft.make_examples(llm, start.catalog, start.tokenizer, start.sid_config.vocabulary)
     return AlternateInputs(llm, start, tokenizer, views, examples, Schedule.of(config, len(examples)))
 
 

@@ -26,12 +26,15 @@ from llmrec.runtime.console import say
 from llmrec.runtime.device import resolve_device, resolve_dtype
 from llmrec.runtime.manifest import JsonObject, read_manifest, verify
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
+from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.training.distil.distillation import Distillation
 from llmrec.training.distil.query_collator import QueryCollator
+from llmrec.training.mixture import choose_mixture
 from llmrec.training.regime import warnings_of
 from llmrec.training.sft.captured_step import CapturedLoss
 from llmrec.training.sft.dropout import residual_dropout
 from llmrec.training.sft.examples import HistoryCollator, add_draws, build_dataset, fill_last_batch, num_targets
+from llmrec.training.sft.item_loss import ItemLoss
 from llmrec.training.sft.losses import IGNORED, ExtraLoss, sid_loss_in_forward
 from llmrec.training.sft.packing import check_packing
 from llmrec.training.sft.trainer import make_trainer, train
@@ -84,12 +87,14 @@ def load(config: SftConfig) -> RunInputs:
         verify(directory, "teach")
     catalog = Catalog.load(config.catalog)
     sid_config, table, details = SidConfig.load(config.model)
-    check(config, catalog, table.item_ids, details.get("catalog_sha256"), problems(config, catalog))
+    check(
+        config, catalog, table.item_ids, details.get("catalog_sha256"), problems(config, catalog, sid_config.vocabulary)
+    )
     tokenizer = load_tokenizer(config.model)
     sid_config.vocabulary.check(tokenizer)
     prompt = Prompt(config.instruction, config.chat_template)
     prefix = prompt.prefix(tokenizer)
-    most_tokens = most_prompt_tokens(prefix, config.max_history + 1, table.num_levels)
+    most_tokens = most_prompt_tokens(prefix, config.max_history + 1, sid_config.vocabulary.tokens_per_item)
     check_length(config.model, config.max_history, most_tokens)
     if not details.keys().isdisjoint(TRAINING) and (prompt, config.max_history) != (
         sid_config.prompt,
@@ -116,6 +121,7 @@ class TrainingParts:
         device: Device to train on.
         dtype: Type of matrix products and of frozen weights.
         distillation: Teacher that the model learns from, if there is one.
+        item_loss: Loss of item rows, if there are any.
     """
 
     examples: Dataset
@@ -125,6 +131,7 @@ class TrainingParts:
     device: torch.device
     dtype: torch.dtype
     distillation: Distillation | None
+    item_loss: ItemLoss | None
 
 
 def fine_tune(config: SftConfig, start: RunInputs, directory: Path) -> tuple[SidTrainer, JsonObject]:
@@ -133,12 +140,14 @@ def fine_tune(config: SftConfig, start: RunInputs, directory: Path) -> tuple[Sid
     Returns:
         The trainer after training, and the counts of the manifest.
     """
-    examples, tasks = make_examples(config, start.catalog, start.tokenizer, start.table.num_levels)
+    examples, tasks = make_examples(config, start.catalog, start.tokenizer, start.sid_config.vocabulary)
     parts = make_parts(config, start, examples, tasks)
     fills = (start.tokenizer.pad_token_id, 0, IGNORED)
     captured = CapturedLoss.of(config, parts.model, int(start.table.lengths.min()), fills, parts.device)
     with open_trainer(config, start, parts, directory, captured=captured) as trainer:
         counts = {**train(trainer, parts.collator, directory), **best_step(trainer.state)}
+        if parts.item_loss is not None and trainer.validation is not None:
+            counts |= choose_mixture(trainer.validation, trainer.accelerator)
     return trainer, {**counts, "task_examples": sum(task.num_draws for task in tasks.values())}
 
 
@@ -157,13 +166,14 @@ def make_parts(config: SftConfig, start: RunInputs, examples: Dataset, tasks: di
     pad_token_id = start.tokenizer.pad_token_id
     options = (start.prefix, encoder, pad_token_id, config.packing, tasks, config.seed)
     distillation = Distillation.of(config, start, encoder, device)
-    if distillation is None:
+    item_loss = ItemLoss.of(config, start.sid_config.vocabulary)
+    if distillation is None and item_loss is None:
         collator = HistoryCollator(*options)
     else:
         collator = QueryCollator(*options, drawn_answers=config.drawn_answers)
     validation = make_validation(config, start, num_targets(examples))
     model = make_model(config, start.sid_config, dtype)
-    return TrainingParts(examples, collator, validation, model, device, dtype, distillation)
+    return TrainingParts(examples, collator, validation, model, device, dtype, distillation, item_loss)
 
 
 @contextlib.contextmanager
@@ -189,7 +199,7 @@ def open_trainer(
     """
     model, vocabulary = parts.model, start.sid_config.vocabulary
     teach = None if parts.distillation is None else parts.distillation.teach
-    loss_options = (config.normalize_over, config.label_smoothing, captured, extra_loss, teach)
+    loss_options = (config.normalize_over, config.label_smoothing, captured, extra_loss, teach, parts.item_loss)
     with residual_dropout(model, config.dropout), sid_loss_in_forward(model, vocabulary, *loss_options):
         yield make_trainer(
             config, model, start.tokenizer, parts.examples, parts.collator, directory, parts.device, parts.dtype,
@@ -219,10 +229,13 @@ def save(
     """Merge what was trained, and write it with tokenizer, semantic IDs, recipe, log and model card."""
     dtype = resolve_dtype(config.precision, resolve_device(config.device))
     merged = merge(trained, config, dtype, directory / SCRATCH)
+    if "mixture_weight" in counts:
+        sid_config = dataclasses.replace(start.sid_config, mixture_weight=counts["mixture_weight"])
+        start = dataclasses.replace(start, sid_config=sid_config)
     save_checkpoint(config, start, merged, trainer.state.log_history, counts, directory)
 
 
-def problems(config: SftConfig, catalog: Catalog) -> list[str]:
+def problems(config: SftConfig, catalog: Catalog, vocabulary: SidVocabulary) -> list[str]:
     """List what is wrong with the options of this stage."""
     found = task_problems(config, catalog)
     if processes.sharding() == "FSDP" and (config.train != "full" or config.eval_steps or config.compile):
@@ -230,11 +243,16 @@ def problems(config: SftConfig, catalog: Catalog) -> list[str]:
             "under FSDP train must be 'full', without eval_steps and compile, which need all weights in each process; "
             "launch with recipes/accelerate/ddp.yaml"
         )
+    if vocabulary.items is not None and config.normalize_over == "vocabulary":
+        found.append(
+            f"'{config.model}' has item tokens, which are never written but would compete with codes in the softmax; "
+            "set normalize_over to level"
+        )
     return found
 
 
 def make_examples(
-    config: SftConfig, catalog: Catalog, tokenizer: PreTrainedTokenizerBase, num_levels: int
+    config: SftConfig, catalog: Catalog, tokenizer: PreTrainedTokenizerBase, vocabulary: SidVocabulary
 ) -> tuple[Dataset, dict[str, TaskExamples]]:
     """Make the examples of an epoch, and the tasks that draw some of them.
 
@@ -245,9 +263,9 @@ def make_examples(
     tasks = build_tasks(config, catalog, tokenizer, len(histories))
     context = context_of(config.model)
     for name, task in tasks.items():
-        if context and task.longest(num_levels) > context:
+        if context and task.longest(vocabulary) > context:
             raise ValueError(
-                f"An example of task '{name}' takes up to {task.longest(num_levels)} tokens but the model's context is "
+                f"An example of task '{name}' takes up to {task.longest(vocabulary)} tokens but the model's context is "
                 f"{context}; leave the task out."
             )
     num_draws = {name: task.num_draws for name, task in tasks.items()}

@@ -22,6 +22,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from llmrec.configs.recommend import RankBy
 from llmrec.data.examples import Examples
 from llmrec.decoding.ranker import SidRanker
 from llmrec.evaluation.learning import CUTOFF, NDCG, RECALL, SECONDS, SUPERVISED, VALIDATION_SECONDS
@@ -71,14 +72,14 @@ def start_is_best(state: TrainerState) -> bool:
 
 
 def ranker_of_training(
-    model: nn.Module, table: SidTable, sid_config: SidConfig, prefix_ids: Sequence[int]
+    model: nn.Module, table: SidTable, sid_config: SidConfig, prefix_ids: Sequence[int], rank: RankBy = "sid"
 ) -> SidRanker:
     """Make a ranker on the weights of a model that continues to train, with its LoRA if it has one.
 
     `SidRanker` explains the arguments. The ranker has no CUDA graphs: under autocast they would read copies of the
     weights that were made before the next step.
     """
-    return SidRanker(causal_lm(model), table, sid_config, prefix_ids, capture=False)
+    return SidRanker(causal_lm(model), table, sid_config, prefix_ids, capture=False, rank=rank)
 
 
 class Validation(TrainerCallback):
@@ -116,6 +117,10 @@ class Validation(TrainerCallback):
         """The ranker on the model that trains; there is one as soon as training begins."""
         assert self._ranker is not None, "validation begins with training"
         return self._ranker
+
+    def ranker_by(self, rank: RankBy) -> SidRanker:
+        """Make another ranker on the model that trains, which ranks by `sid`, `items` or `mixture`."""
+        return ranker_of_training(self.ranker.model, self.table, self.sid_config, self.prefix_ids, rank)
 
     def use(self, table: SidTable) -> None:
         """Rank by other semantic IDs from now on."""

@@ -20,7 +20,8 @@ from llmrec.model.checkpoint import SidConfig
 from llmrec.recommender import Recommender
 from llmrec.sid.table import SidTable
 from tests.conftest import CODES
-from tests.support.extended import extended, fine_tune, same_weights, write_llm, write_sid
+from tests.support.extended import extended, fine_tune, losses, same_weights, write_llm, write_sid
+from tests.training.test_checkpoints import OPTIONS, start_and_kill
 
 HISTORY = ["item-3", "item-6", "item-1"]
 
@@ -173,3 +174,56 @@ def test_a_wrong_mixture_weight_is_refused(tuned_items, tmp_path):
     (tmp_path / "copy" / "llmrec.json").write_text(json.dumps({**values, "mixture_weight": 1.5}))
     with pytest.raises(ValueError, match=r"mixture_weight is 1\.5; a number from 0 to 1 is needed"):
         SidConfig.load(tmp_path / "copy")
+
+
+def test_items_and_mixtures_learn_what_comes_next(capsys, tmp_path, toy, tuned_items):
+    """In the toy catalogue the next item follows from the last one."""
+    for rank in ("sid", "items", "mixture"):
+        flags = ["--model", tuned_items, "--rank", rank, "--device", "cpu", "--baselines", "popularity", "--k", "3"]
+        metrics = run_json(capsys, "evaluate", *flags, "--catalog", toy[0], "--out", tmp_path / rank)
+        assert metrics["systems"]["ours"]["plain"]["ndcg@3"] > 0.8, rank
+
+
+def test_the_mixture_weight_is_chosen_on_valid_and_saved(capsys, tmp_path, toy, tuned_items):
+    options = {"train": "lora", "max_steps": 4, "eval_steps": 2, "learning_rate": 1e-4}
+    counts = fine_tune(tmp_path / "sft", toy[0], tuned_items, **options)
+    assert "sft: mixture weight" in capsys.readouterr().err
+    by_rank = counts["valid_ndcg@10_by_rank"]
+    assert by_rank["mixture"] >= max(by_rank["sid"], by_rank["items"]) > 0.5
+    assert SidConfig.load(tmp_path / "sft")[0].mixture_weight == counts["mixture_weight"]
+    assert (20 * counts["mixture_weight"]) == pytest.approx(round(20 * counts["mixture_weight"]))
+    measured = {
+        rank: [
+            run_json(
+                capsys, "evaluate", "--model", tmp_path / "sft", "--rank", rank, "--split", "valid", "--k", "10",
+                "--catalog", toy[0], "--out", tmp_path / rank, "--baselines", "popularity", "--device", "cpu",
+            )["systems"]["ours"][column]["ndcg@10"]
+            for column in ("plain", "seen_excluded")
+        ]
+        for rank in ("sid", "items")
+    }  # fmt: skip
+    assert {rank: sum(values) / 2 for rank, values in measured.items()} == pytest.approx(
+        {rank: by_rank[rank] for rank in measured}, abs=1e-6
+    )
+
+
+def test_without_item_rows_the_weight_of_their_loss_changes_nothing(tmp_path, toy):
+    for name, weight in (("one", 1.0), ("zero", 0.0)):
+        fine_tune(tmp_path / name, *toy, item_weight=weight)
+    assert same_weights(tmp_path / "one", tmp_path / "zero")
+
+
+def test_item_tokens_do_not_compete_with_codes(tmp_path, toy, tuned_items):
+    with pytest.raises(ValueError, match=r"has item tokens, which are never written .* set normalize_over to level"):
+        fine_tune(tmp_path / "sft", toy[0], tuned_items, normalize_over="vocabulary")
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(monkeypatch, tmp_path, toy, tuned_items, train):
+    options = {**OPTIONS, "train": train, "eval_steps": 2}
+    fine_tune(tmp_path / "whole", toy[0], tuned_items, **options)
+    start_and_kill(monkeypatch, tmp_path / "sft", (toy[0], tuned_items), 4, train=train, eval_steps=2)
+    fine_tune(tmp_path / "sft", toy[0], tuned_items, **options)
+    assert losses(tmp_path / "sft") == losses(tmp_path / "whole")
+    assert same_weights(tmp_path / "sft", tmp_path / "whole")
+    assert SidConfig.load(tmp_path / "sft")[0] == SidConfig.load(tmp_path / "whole")[0]

@@ -1,4 +1,4 @@
-"""Batches of `llmrec sft` in which each target is also a query: what would a teacher answer at this place?
+"""Batches of `llmrec sft` in which each target is also a query: which item comes next, and what would a teacher answer?
 
 A query is a window of a training sequence and the number of its items that come before the answer. Drawn answers add
 sequences to the batch: the window of an example up to a random place, and room for an answer that the teacher draws on
@@ -51,7 +51,8 @@ class QueryCollator(HistoryCollator):
         query_of = np.full(batch["labels"].numel(), NO_QUERY)
         answers = items[targets]
         own_tokens = (self.encoder.tokens_NL[answers] != EMPTY).sum(axis=1)
-        query_of[_label_places(sequences, starts, is_window)] = np.repeat(np.arange(len(targets)), own_tokens)
+        label_places = _label_places(sequences, starts, is_window)
+        query_of[label_places] = np.repeat(np.arange(len(targets)), own_tokens)
         query_of[room] = np.arange(len(targets), len(targets) + len(cuts))[:, np.newaxis]
         queries = np.append(targets, cuts)
         padded = np.zeros((len(windows), max(1, place[queries].max(initial=0))), np.int64)  # without last answers
@@ -66,6 +67,7 @@ class QueryCollator(HistoryCollator):
             "answers": np.append(answers, np.full(len(cuts), UNKNOWN)),
             "query_of": query_of.reshape(tuple(batch["labels"].shape)),
             "drawn_places": room,
+            "places": np.append(label_places[np.cumsum(own_tokens) - own_tokens], room[:, 0]),
         }
         return {**batch, "queries": {name: torch.from_numpy(array) for name, array in arrays.items()}}
 

@@ -31,6 +31,7 @@ from llmrec.model.backbone import causal_lm
 from llmrec.runtime import processes
 from llmrec.runtime.cuda_graphs import CudaGraphs
 from llmrec.training.distil.batch import NO_QUERY, TaughtCodes
+from llmrec.training.sft.item_loss import ItemTargets
 
 LEAST_STEP = 4
 MOST_TRAINED = 200_000_000  # parameters: gradients exist three times here, and kernels of larger models hide launches
@@ -93,8 +94,9 @@ class CapturedLoss:
         count: Tensor,
         most_words: int,
         taught: TaughtCodes | None = None,
+        items: ItemTargets | None = None,
     ) -> Tensor:
-        """Compute `loss(most_words, *rows, count, *taught)`, so that autograd can differentiate it by the parameters.
+        """Compute `loss(most_words, *rows, count, *taught, *items)` such that autograd can differentiate it.
 
         Args:
             loss: The same function at every call; it must read nothing back to the host.
@@ -102,12 +104,16 @@ class CapturedLoss:
             count: Number that the loss is divided by.
             most_words: Largest number of labels that are not SID tokens; has few values, as there is a graph for each.
             taught: Distributions of a teacher; its fields are given to the loss one after another.
+            items: Items to be predicted; likewise.
         """
         batch = [*(_round_up(tensor, fill) for tensor, fill in zip(rows, self.fills, strict=True)), count]
+        most = self.most_of_level(batch[0])
         if taught is not None:
-            most = self.most_of_level(batch[0])
             answers = [_pad_to(tensor, most) for tensor in (taught.is_drawn, *taught.levels)]
             batch += [_round_up(taught.query_of, NO_QUERY), *answers]
+        if items is not None:
+            fill = 0 if items.targets.is_floating_point() else self.fills[-1]  # that of labels: not predicted
+            batch += [_pad_to(items.places, most), _pad_to(items.targets, most, fill)]
         function = functools.partial(_with_gradients, functools.partial(loss, most_words), self.parameters)
         # Not within `apply`: autograd's nodes of the parameters would be made outside of the capture, and break it.
         return _Loss.apply(*self.graphs.run(function, batch, most_words), *self.parameters)
@@ -148,6 +154,6 @@ def _round_up(tensor: Tensor, fill: int) -> Tensor:
     return pad(tensor, (0, 0, 0, -rows % step), value=fill)
 
 
-def _pad_to(tensor: Tensor, length: int) -> Tensor:
-    """Add zeros to (Q, …) until it has `length` entries; no batch has more answers than semantic IDs fit into it."""
-    return pad(tensor, (0, 0) * (tensor.dim() - 1) + (0, length - len(tensor)))
+def _pad_to(tensor: Tensor, length: int, fill: int = 0) -> Tensor:
+    """Fill (Q, …) up to `length` entries; no batch has more answers than semantic IDs fit into it."""
+    return pad(tensor, (0, 0) * (tensor.dim() - 1) + (0, length - len(tensor)), value=fill)

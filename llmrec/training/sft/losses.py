@@ -25,6 +25,7 @@ from llmrec.model.backbone import causal_lm, forward_replaced, logits, run_backb
 from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.training.distil.batch import NO_QUERY, BatchQueries, TaughtBatch, TaughtCodes
 from llmrec.training.sft.captured_step import CapturedLoss
+from llmrec.training.sft.item_loss import ItemLoss, ItemTargets
 from llmrec.training.sft.packing import separate
 
 IGNORED = -100
@@ -110,6 +111,7 @@ class NextItemLoss:
     normalize_over: NormalizeOver
     label_smoothing: float
     extra_loss: ExtraLoss | None
+    item_loss: ItemLoss | None
 
     def mean(
         self,
@@ -118,6 +120,7 @@ class NextItemLoss:
         most: tuple[int, int] | None = None,
         pools: dict[str, Tensor] | None = None,
         taught: TaughtCodes | None = None,
+        items: ItemTargets | None = None,
         **inputs: object,
     ) -> Tensor:
         """Loss of (B, T) labels, divided by `count`."""
@@ -135,6 +138,8 @@ class NextItemLoss:
             most,
             taught,
         )
+        if items is not None and self.item_loss is not None:
+            total = total + self.item_loss.sum(self.base, states.flatten(0, 1), items)
         if pools is None or self.extra_loss is None:
             return total / count
         return total / count + self.extra_loss(states, pools)
@@ -145,17 +150,22 @@ class NextItemLoss:
         Args:
             captured: Bounds the number of tokens of a level.
             most_words: Upper bound of the number of labels that are words.
-            batch: input_ids, position_ids, labels and count; with a teacher, the fields of TaughtCodes follow.
+            batch: input_ids, position_ids, labels and count; then, with a teacher, the fields of TaughtCodes, and with
+                an item loss those of ItemTargets.
         """
         input_ids, position_ids, labels, count, *codes = batch
-        taught = None
+        taught, items = None, None
+        if self.item_loss is not None:
+            *codes, places, targets = codes
+            items = ItemTargets(places, targets)
         if codes:
             query_of, is_drawn, *levels = codes
             taught = TaughtCodes(query_of, is_drawn, levels)
         most, mask = (captured.most_of_level(labels), most_words), separate(position_ids)
         return self.mean(
-            labels, count, most, taught=taught, input_ids=input_ids, position_ids=position_ids, attention_mask=mask
-        )
+            labels, count, most, taught=taught, items=items,
+            input_ids=input_ids, position_ids=position_ids, attention_mask=mask,
+        )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -167,6 +177,7 @@ def sid_loss_in_forward(
     captured: CapturedLoss | None = None,
     extra_loss: ExtraLoss | None = None,
     teach: Teach | None = None,
+    item_loss: ItemLoss | None = None,
 ) -> Iterator[None]:
     """Inside the context, `model(input_ids, attention_mask, labels=…)` returns the loss and computes no other logits.
 
@@ -181,11 +192,12 @@ def sid_loss_in_forward(
         captured: Runs packed batches of training as CUDA graphs; see `llmrec.training.sft.captured_step`.
         extra_loss: Function of the last hidden states (B, T, hidden) and the `pools` of a batch; its value is added to
             the loss of batches that have `pools`.
-        teach: `Distillation.teach`, which answers the `queries` of a batch; they are left out without it.
+        teach: `Distillation.teach`, which answers the `queries` of a batch.
+        item_loss: Loss of item rows, for batches that have `queries`.
     """
     base = causal_lm(model)
     original = base.forward
-    loss = NextItemLoss(base, vocabulary, normalize_over, label_smoothing, extra_loss)
+    loss = NextItemLoss(base, vocabulary, normalize_over, label_smoothing, extra_loss, item_loss)
 
     @functools.wraps(original)
     def forward(
@@ -200,14 +212,16 @@ def sid_loss_in_forward(
         if labels is None:
             return original(input_ids=input_ids, **inputs)
         count = (labels[:, 1:] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        taught = None
+        taught, items, probabilities = None, None, None
         if teach is not None and queries is not None and input_ids is not None:
-            input_ids, labels, taught, *_ = teach(input_ids, labels, BatchQueries(**queries))
+            input_ids, labels, taught, _, probabilities = teach(input_ids, labels, BatchQueries(**queries))
+        if item_loss is not None and queries is not None:
+            items = item_loss.targets(BatchQueries(**queries), probabilities)
         if captured is not None and base.training and torch.is_grad_enabled():
             rows = [input_ids, inputs["position_ids"], labels]
             function = functools.partial(loss.packed, captured)
-            return CausalLMOutput(loss=captured(function, rows, torch.as_tensor(count), most_words, taught))
-        return CausalLMOutput(loss=loss.mean(labels, count, taught=taught, input_ids=input_ids, **inputs))
+            return CausalLMOutput(loss=captured(function, rows, torch.as_tensor(count), most_words, taught, items))
+        return CausalLMOutput(loss=loss.mean(labels, count, taught=taught, items=items, input_ids=input_ids, **inputs))
 
     with forward_replaced(base, forward), captured.stream() if captured is not None else contextlib.nullcontext():
         yield

@@ -19,6 +19,7 @@ from llmrec.configs.tasks import SLOT, TASKS, Task
 from llmrec.data.catalog import Catalog
 from llmrec.model.prompts import HistoryEncoder, Prompt
 from llmrec.runtime.console import say
+from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.training.tasks.cases import CATEGORY_ITEMS, Cases, CategoryCases, HistoryCases, ItemCases, Texts
 from llmrec.training.tasks.item_texts import categories, descriptions
 
@@ -83,11 +84,11 @@ class TaskExamples:
         parts = [part for place in places for part in (self.separator, self.given.tokens[place])]
         return parts[1:]
 
-    def longest(self, num_levels: int) -> int:
-        """Number of tokens that no example exceeds, if a semantic ID has `num_levels`."""
+    def longest(self, vocabulary: SidVocabulary) -> int:
+        """Number of tokens that no example exceeds, with the items' tokens of a vocabulary."""
         template = max(len(before) + len(behind) for before, behind in self.templates)
-        given = num_levels if self.given is None else self.given.longest + len(self.separator)
-        answer = num_levels * CATEGORY_ITEMS if self.answer is None else self.answer.longest + 1
+        given = vocabulary.tokens_per_item if self.given is None else self.given.longest + len(self.separator)
+        answer = vocabulary.num_levels * CATEGORY_ITEMS if self.answer is None else self.answer.longest + 1
         return template + given * self.cases.most_given + answer
 
 
