@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from llmrec.baselines.taught import TENSORS
 from llmrec.runtime.manifest import MANIFEST, content_hash, verify
 from tests.support.forks import Forks
 
@@ -23,6 +24,7 @@ LINE = {
     "embed": "--catalog catalog --text-encoder tfidf --collaborative-dim 4",
     "tokenize": "--catalog catalog --views views --codebook-size 4 --num-levels 2 --device cpu",
     "extend": "--sid sid --model micro --catalog catalog --micro-hidden 32 --micro-layers 1",
+    "teach": "--catalog catalog --ranker gru4rec --hidden 16 --max-epochs 3 --device cpu",
     "sft": "--catalog catalog --model base --train full --max-steps 6 --save-steps 1 --batch-size 8 "
     "--micro-batch-size 8 --max-history 6 --warmup-steps 0 --device cpu",
     "dpo": "--catalog catalog --model checkpoint --max-steps 6 --save-steps 1 --batch-size 8 --micro-batch-size 8 "
@@ -31,10 +33,16 @@ LINE = {
     "--num-generations 4 --warmup-steps 0 --device cpu",
     "evaluate": "--catalog catalog --model checkpoint --max-examples 8 --device cpu",
 }
-OUT = dict(zip(LINE, ("catalog", "views", "sid", "base", "checkpoint", "preferred", "reinforced", "eval"), strict=True))
+OUT = dict(
+    zip(
+        LINE,
+        ("catalog", "views", "sid", "base", "ranker", "checkpoint", "preferred", "reinforced", "eval"),
+        strict=True,
+    )
+)
 KILLS = 3  # per stage
 # Smallest and largest file a stage may write before the disk is "full": the first result file, and a later one.
-FULL_AT = {"prepare": (1_000, 4_500), "embed": (500,), "tokenize": (600,), "extend": (1_500, 20_000),
+FULL_AT = {"prepare": (1_000, 4_500), "embed": (500,), "tokenize": (600,), "extend": (1_500, 20_000), "teach": (1_000,),
            "sft": (1_500, 20_000, 60_000), "dpo": (1_500, 60_000), "grpo": (60_000,), "evaluate": (1_000,)}  # fmt: skip
 
 
@@ -62,11 +70,13 @@ def partial(out: Path) -> Path:
 
 
 def assert_same_result(stage: str, out: Path, reference: Path) -> None:
-    """What a stage decides is the same; sft, dpo, grpo and evaluate also record how long they took."""
+    """What a stage decides is the same; teach, sft, dpo, grpo and evaluate also record how long they took."""
     verify(out, stage)
     assert not partial(out).exists()
     if stage in ("prepare", "embed", "tokenize", "extend"):
         assert content_hash(out) == content_hash(reference)
+    if stage == "teach":
+        assert (out / TENSORS).read_bytes() == (reference / TENSORS).read_bytes()
     if stage in ("sft", "dpo", "grpo"):
         weights, expected = load_file(out / "model.safetensors"), load_file(reference / "model.safetensors")
         assert all((weights[name] == expected[name]).all() for name in expected)

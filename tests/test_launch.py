@@ -1,4 +1,4 @@
-"""sft, dpo and evaluate under `accelerate launch`: two processes on the CPU give the results of one.
+"""teach, sft, dpo and evaluate under `accelerate launch`: two processes on the CPU give the results of one.
 
 Without MPI, `accelerate launch --cpu --num_processes 2` starts one process (accelerate 1.15) and llmrec says so;
 `--multi_gpu` on a machine without a GPU starts two. How many there were is read from the manifest.
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from llmrec.baselines.taught import RANKER, TENSORS
 from llmrec.cli import main
 from llmrec.configs import DpoConfig, EnsembleConfig
 from llmrec.runtime.manifest import read_manifest
@@ -112,6 +113,23 @@ def test_dpo_gives_the_losses_and_weights_of_one_process(toy, one, tmp_path):
     ours, theirs = weights_of(tmp_path / "two"), weights_of(tmp_path / "one")
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "ranker",
+    [{"ranker": "gru4rec", "options": {"hidden": 16, "max_epochs": 2}}, {"ranker": "item_knn", "search": True}],
+    ids=lambda ranker: ranker["ranker"],
+)
+def test_teach_keeps_the_ranker_of_the_first_process(toy, tmp_path, ranker):
+    options = {"catalog": toy[0], "device": "cpu", **ranker}
+    ended = launch(2, "teach", {**options, "out": str(tmp_path / "two")})
+    assert ended.returncode == 0, ended.stderr
+    assert read_manifest(tmp_path / "two")["processes"] == 2
+    ended = launch(1, "teach", {**options, "out": str(tmp_path / "one")})
+    assert ended.returncode == 0, ended.stderr
+    found, expected = (json.loads((tmp_path / name / RANKER).read_text()) for name in ("two", "one"))
+    assert found["valid"] == expected["valid"] and found["options"] == expected["options"]
+    assert (tmp_path / "two" / TENSORS).read_bytes() == (tmp_path / "one" / TENSORS).read_bytes()
 
 
 @pytest.mark.parametrize("processes", LAUNCHERS)

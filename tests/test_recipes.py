@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from llmrec.cli import option_blocks
 from llmrec.configs import STAGES
-from llmrec.configs.file import load_config, read_yaml
-from llmrec.tokenizers.config import make_tokenizer, option_blocks
+from llmrec.configs.file import load_config
+from llmrec.tokenizers.config import make_tokenizer
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 ACCELERATE = sorted((RECIPES / "accelerate").glob("*.yaml"))
@@ -31,7 +32,7 @@ def test_there_are_recipes():
 @pytest.mark.parametrize("path", STAGE_RECIPES, ids=name_of)
 def test_recipe_is_a_config_of_its_stage(path):
     stage = path.stem.split("-")[0]  # sft-full.yaml is a second recipe of sft
-    blocks = option_blocks(str(read_yaml(path)["method"])) if stage == "tokenize" else {}
+    blocks = option_blocks(stage, ["--config", str(path)])
     config = load_config(STAGES[stage], path, blocks=blocks)
     if stage == "tokenize":
         make_tokenizer(config)

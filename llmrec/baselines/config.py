@@ -37,8 +37,10 @@ def option_blocks(ranker: str | None = None) -> dict[str, type[Config]]:
 def with_defaults(config: TeachConfig) -> TeachConfig:
     """The same config with every option of its ranker, defaults included, so that they are part of a run's identity.
 
+    With `search` the options stay as they are: what is not given is chosen on valid.
+
     Raises:
         ValueError: With every problem of the options at once.
     """
     chosen = load_config(OPTION_CLASSES[config.ranker], overrides=config.options)
-    return dataclasses.replace(config, options=dataclasses.asdict(chosen))
+    return config if config.search else dataclasses.replace(config, options=dataclasses.asdict(chosen))

@@ -70,12 +70,12 @@ def normalised(logits: Tensor, queries: Queries, exclude_seen: bool, temperature
     """Turn logits, or logarithms of any positive scores, into the probabilities that `Teacher` promises.
 
     Args:
-        logits: (Q, N) float32, finite.
+        logits: (Q, N), finite.
         queries: Q places.
         exclude_seen: As in `Teacher.probabilities`.
         temperature: As in `Teacher.probabilities`.
     """
-    scaled = logits / temperature
+    scaled = logits.float() / temperature
     return (without_seen(scaled, queries) if exclude_seen else scaled).softmax(dim=1)
 
 

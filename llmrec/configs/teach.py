@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmrec.configs.evaluate import BASELINES
+from llmrec.configs.evaluate import BASELINES, COUNTED
 from llmrec.configs.options import Config, StageConfig, option, suggestion
 
 MIXTURE, SCORES, GRAPH = "mixture", "scores", "transition_graph"
@@ -24,6 +24,9 @@ class TeachConfig(StageConfig, Config):
     )
     options: dict[str, object] = option(
         "Options of the ranker: a block in YAML, and flags of their own on the command line.", {}
+    )
+    search: bool = option(
+        "Choose on valid examples the options of a counted ranker that are not given, instead of the defaults.", False
     )
     members: list[str] | None = option(
         "Two or more directories written by `llmrec teach`, which the ranker mixture mixes; valid examples choose the "
@@ -51,6 +54,10 @@ class TeachConfig(StageConfig, Config):
             for name, reader in READ_BY.items()
             if getattr(self, name) is not None and self.ranker != reader
         ]
+        if self.search and self.ranker not in COUNTED:
+            found.append(
+                f"'search' is for the counted rankers {', '.join(COUNTED)}, not for {self.ranker}; leave it out"
+            )
         if self.ranker == MIXTURE and len(self.members or ()) < 2:
             found.append(f"members is {self.members}; a mixture needs two or more directories of `llmrec teach`")
         if self.ranker == SCORES and self.scores is None:

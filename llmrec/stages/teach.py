@@ -7,17 +7,22 @@ are never read.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from llmrec.baselines.by_name import baseline
 from llmrec.baselines.checks import check_trainable
 from llmrec.baselines.config import with_defaults
+from llmrec.baselines.counted import COUNTED_BASELINES, Popularity
+from llmrec.baselines.counted.fitted import fitted
 from llmrec.baselines.mixture import Mixture
 from llmrec.baselines.mixture_search import best_mixture
+from llmrec.baselines.networks import NeuralRanker
 from llmrec.baselines.scores import Scores, read_scores
 from llmrec.baselines.taught import RANKER, Ranker, Taught, load_ranker
 from llmrec.configs import TeachConfig
@@ -64,8 +69,8 @@ def main(config: TeachConfig) -> JsonObject:
     features = joint_features(config, catalog) if config.views else None
 
     def build(workdir: Path) -> JsonObject:
-        # A network is trained in every process: the others would wait for the first one longer than they may.
-        if not processes.is_main() and config.ranker not in TRAINED:
+        # Every process fits a ranker: the others would wait for a network of the first one longer than they may.
+        if not processes.is_main() and config.ranker in (MIXTURE, SCORES):
             return {}
         started = time.monotonic()
         facts: JsonObject = {}
@@ -75,8 +80,7 @@ def main(config: TeachConfig) -> JsonObject:
         elif config.ranker == SCORES:
             ranker = Scores(catalog, device, scores, **config.options)
         else:
-            given = {"features": features} if config.ranker == GRAPH else {}
-            ranker = baseline(config.ranker, catalog, config.seed, config.device, **config.options, **given)
+            ranker = fit(config, catalog, device, features)
         facts["seconds"] = round(time.monotonic() - started, 1)
         if processes.is_main():
             kept = measured(Taught(ranker, device, facts=facts), valid)
@@ -90,6 +94,18 @@ def main(config: TeachConfig) -> JsonObject:
     result = json.loads((out / RANKER).read_text(encoding="utf-8"))
     show(result)
     return {"out": str(out), **result}
+
+
+def fit(
+    config: TeachConfig, catalog: Catalog, device: torch.device, features: np.ndarray | None
+) -> Popularity | NeuralRanker:
+    """Fit a counted ranker, whose options valid may choose, or train a network."""
+    options: JsonObject = config.options
+    if config.ranker in TRAINED:
+        return baseline(config.ranker, catalog, config.seed, str(device), **options)
+    read: JsonObject = {"features": features} if config.ranker == GRAPH else {}
+    build = functools.partial(COUNTED_BASELINES[config.ranker], catalog, device, **read)
+    return fitted(build, catalog, config.seed, **options) if config.search else build(**options)
 
 
 def check_members(config: TeachConfig) -> None:

@@ -75,6 +75,30 @@ def test_options_are_a_block_in_yaml_and_flags_on_the_command_line(toy, tmp_path
     assert found["options"] == {**found["options"], "decay": 0.7, "shrink": 3.0, "neighbours": 200}
 
 
+def test_valid_may_choose_the_options_that_are_not_given(toy, tmp_path, capsys):
+    flags = ["--ranker", "item_knn", "--decay", 0.6]
+    plain = teach(capsys, toy, *flags, "--out", tmp_path / "plain")
+    found = teach(capsys, toy, *flags, "--search", "--out", tmp_path / "searched")
+    assert found["options"]["decay"] == 0.6 and plain["options"]["shrink"] == 20
+
+    def quality(facts) -> float:
+        return sum(facts["valid"][column]["ndcg@10"] for column in ("plain", "seen_excluded"))
+
+    assert quality(found) >= quality(plain)
+
+
+def test_the_transition_graph_reads_views(toy, tmp_path, capsys):
+    from llmrec.cli import main
+
+    views = ["--catalog", toy[0], "--text-encoder", "tfidf", "--views", "text", "--out", str(tmp_path / "views")]
+    assert main(["embed", *views]) == 0
+    graph = ["--ranker", "transition_graph", "--weight", 0.5]
+    found = teach(capsys, toy, *graph, "--views", tmp_path / "views", "--out", tmp_path / "kept")
+    assert found["options"]["weight"] == 0.5 and found["valid"]["plain"]["recall@10"] > 0
+    again = load_ranker(tmp_path / "kept", Catalog.load(toy[0]), CPU)
+    assert again.rank([np.array([3])], 2).items.shape == (1, 2)
+
+
 def test_a_mixture_is_at_least_as_good_as_its_members_and_stands_alone(kept, toy, tmp_path, capsys):
     members = [kept / "popularity", kept / "markov", kept / "sasrec"]
     found = teach(capsys, toy, "--ranker", "mixture", "--members", *members, "--out", tmp_path / "mix")

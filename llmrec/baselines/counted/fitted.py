@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from llmrec.baselines.counted.popularity import BATCH, Popularity
 from llmrec.data.catalog import Catalog
@@ -20,7 +21,7 @@ EXAMPLES = 4000  # valid examples that choose; a random sample of a larger split
 SELECTION_K = 10
 
 
-def fitted(build: Callable[..., Popularity], catalog: Catalog, seed: int = 0, **given: float) -> Popularity:
+def fitted(build: Callable[..., Popularity], catalog: Catalog, seed: int = 0, **given: Any) -> Popularity:
     """Fit a counted baseline, the options that are not given chosen on valid.
 
     Args:
