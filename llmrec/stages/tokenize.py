@@ -92,6 +92,7 @@ def main(config: TokenizeConfig) -> JsonObject:
             "num_levels": result.table.num_levels,
             "level_sizes": result.table.level_sizes,
             "fit_seconds": round(seconds, 1),  # of the semantic IDs alone, without the report
+            **result.tokenizer.counts,
         }
 
     # A view file may have been added to the directory by hand: its content is part of what the codes depend on.
@@ -144,6 +145,7 @@ def write_report(
     report |= {"method": result.tokenizer.method, "collision": result.policy, "sid_sha256": result.table.sha256}
     report["notes"] = result.notes
     report["training"] = result.tokenizer.training_log or None
+    report |= result.tokenizer.counts
     write_json(workdir / REPORT, report)
     html = page.render(report, catalog, result.table, name=Path(config.out).name)
     (workdir / PAGE).write_text(html, encoding="utf-8")

@@ -82,6 +82,7 @@ class ItemTokenizer(Config, ABC):
     Attributes:
         coder: What `fit` has learned; None before.
         training_log: One list per training within `fit`: readings of step, loss and the metrics of the method.
+        counts: Numbers of `fit` that report and manifest hold beside those of every method.
     """
 
     seed: int = option("Seed of everything random.", 0, least=0, most=MAX_SEED)
@@ -95,6 +96,7 @@ class ItemTokenizer(Config, ABC):
         super().__post_init__()
         self.coder: Coder | None = None
         self.training_log: list[list[JsonObject]] = []
+        self.counts: JsonObject = {}
 
     @abstractmethod
     def planned_sizes(self, num_items: int) -> list[int] | None:

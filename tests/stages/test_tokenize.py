@@ -74,6 +74,8 @@ def test_the_report_has_the_log_of_training(capsys, tmp_path, prepared, views, m
             "step", "loss", "temperature", "noise", "perplexity", "mismatch", "sampled_nearest", "unique_per_item",
             "attention",
         }  # fmt: skip
+        counts = read_manifest(tmp_path / "sid")["counts"]
+        assert report["mismatch"] == counts["mismatch"] and len(counts["mismatch"]) == 2
         assert all(f"<figcaption>{name}</figcaption>" in page for name in ("loss", "perplexity", "attention"))
 
 

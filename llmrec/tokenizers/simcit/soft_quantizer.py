@@ -2,10 +2,14 @@
 
 The weights of a level's codes are softmax((s + eta g) / T) over negative squared distances s and Gumbel noise g; what
 the mixture leaves is quantised by the next level. Temperature T and noise scale eta are annealed apart: the largest of
-(s + g) / T does not depend on T, so that lowering T alone never removes the noise. Distances are not divided by the
-dimension: they would be too small next to the noise.
+(s + g) / T does not depend on T, so that lowering T alone never removes the noise.
 
-Source: SimCIT (arXiv:2506.16683) as released; the noise scale and the k-means start are ours.
+Distances are relative: each vector's are divided by their standard deviation over the codes. The loss that trains them
+looks at angles alone and leaves the scale of vectors and codes free, so that with distances as they are, training
+answers a lower T by smaller vectors: mixtures stay soft, and the nearest codes, which are exported, come to mean
+nothing. Dividing by the dimension instead would keep the scale free, and drown the distances in the noise.
+
+Source: SimCIT (arXiv:2506.16683) as released; relative distances, the noise scale and the k-means start are ours.
 
 Shapes: B rows, N items, L levels, K codes of a level, E latent dimension.
 """
@@ -23,6 +27,7 @@ from llmrec.tokenizers.shared.kmeans import kmeans, nearest, squared_distances
 
 Law = Literal["exponential", "linear", "constant"]
 START_POINTS, START_ITERATIONS = 16384, 25  # of k-means
+LEAST_VARIANCE = 1e-12  # of distances: at 0 the square root has no gradient
 
 
 class Mixtures(NamedTuple):
@@ -30,7 +35,7 @@ class Mixtures(NamedTuple):
 
     Attributes:
         prefixes: (B, L, E) sum of the mixtures up to each level; the last is what all codes stand for.
-        scores: Of each level, (B, K) negative squared distances.
+        scores: Of each level, (B, K) negative squared distances, in the units of the quantiser.
         weights: Of each level, (B, K) share of each code in the mixture.
     """
 
@@ -56,13 +61,22 @@ class Annealing(NamedTuple):
 
 
 class SoftQuantizer(nn.Module):
-    """Codebooks whose levels are mixtures of codes; temperature and noise are buffers, saved with the weights."""
+    """Codebooks whose levels are mixtures of codes; temperature and noise are buffers, saved with the weights.
+
+    Args:
+        num_levels: L.
+        codebook_size: K.
+        dim: E.
+        generator: CPU generator of the starting codes.
+        relative: Measure the distances of a vector in units of their standard deviation over the codes.
+    """
 
     temperature: Tensor
     noise: Tensor
 
-    def __init__(self, num_levels: int, codebook_size: int, dim: int, generator: torch.Generator):
+    def __init__(self, num_levels: int, codebook_size: int, dim: int, generator: torch.Generator, relative: bool):
         super().__init__()
+        self.relative = relative
         books = torch.rand(num_levels, codebook_size, dim, generator=generator)
         self.codebooks = nn.ParameterList(books.unbind())
         self.register_buffer("temperature", torch.ones(()))
@@ -85,7 +99,8 @@ class SoftQuantizer(nn.Module):
         """Quantise, with the noise of `draw` where it is given."""
         left_BE, prefixes, scores, weights = latent_BE, [], [], []
         for level, codebook_KE in enumerate(self.codebooks):
-            scores.append(-squared_distances(left_BE, codebook_KE))
+            distances_BK = squared_distances(left_BE, codebook_KE)
+            scores.append(-distances_BK / spread(distances_BK) if self.relative else -distances_BK)
             logits_BK = scores[-1] + self.noise * noise[level] if noise else scores[-1]
             weights.append((logits_BK / self.temperature).softmax(1))
             left_BE = left_BE - weights[-1] @ codebook_KE
@@ -106,6 +121,11 @@ class SoftQuantizer(nn.Module):
         books_LKE = normalize(torch.stack(list(self.codebooks)), dim=2)
         size = books_LKE.shape[1]
         return ((books_LKE.sum(1).square().sum(1) - size) / (size * (size - 1))).mean()
+
+
+def spread(distances_BK: Tensor) -> Tensor:
+    """(B, 1) standard deviation over codes, above 0."""
+    return (distances_BK.var(1, correction=0, keepdim=True) + LEAST_VARIANCE).sqrt()
 
 
 def gumbel(num_rows: int, codebook_KE: Tensor, generator: torch.Generator) -> Tensor:

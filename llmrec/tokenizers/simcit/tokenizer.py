@@ -4,7 +4,7 @@ Views are encoded and fused by attention (fusion.py). Each level replaces the re
 of all its codes (soft_quantizer.py); the sum of the mixtures is contrasted with every view by NT-Xent (contrast.py),
 through a linear projection that is thrown away after training. There is no reconstruction and no commitment; a penalty
 keeps the codes of a level apart. Semantic IDs are made with nearest codes and what these leave, so that training and
-export differ; the metrics say by how much.
+export differ; `mismatch` says by how much, and a run whose two part is reported.
 
 A single view is contrasted with itself, quantised; attention plays no part then.
 
@@ -57,6 +57,7 @@ from llmrec.tokenizers.simcit.metrics import metrics_in_words, quantiser_metrics
 from llmrec.tokenizers.simcit.soft_quantizer import Annealing, Law, SoftQuantizer
 from llmrec.views import ItemViews
 
+PARTED = 0.1  # share of items of another code in training than in export; above it a run is reported
 MOSTLY = 0.5  # a view that knows a smaller share of the items is reported
 DOMINANT = 0.95  # a view of several that has a larger share of the attention is reported
 
@@ -177,6 +178,11 @@ class SimCIT(ItemTokenizer):
         "Starting codes: uniform in [0, 1), as released, or k-means centres of the first latent vectors.", "kmeans"
     )
     anneal_steps: int = option("Number of steps until temperature and noise reach their end.", 1000, least=1)
+    distances: Literal["relative", "absolute"] = option(
+        "Squared distances that temperature and noise compete with: in units of their standard deviation over the "
+        "codes of a level, or as they are, as released.",
+        "relative",
+    )
     temperature_law: Law = option(
         "Law by which the temperature of the mixtures falls.", "exponential"
     )  # released: constant
@@ -185,7 +191,7 @@ class SimCIT(ItemTokenizer):
     noise_law: Law = option("Law by which the scale of the Gumbel noise falls.", "linear")  # released: constant
     noise: float = option("Scale of the Gumbel noise at the start.", 1.0, least=0)
     noise_end: float = option(
-        "Scale of the Gumbel noise after annealing; above 0 for an exponential law.", 0.0, least=0
+        "Scale of the Gumbel noise after annealing; above 0 for an exponential law.", 0.1, least=0
     )
 
     def problems(self) -> list[str]:
@@ -226,7 +232,9 @@ class SimCIT(ItemTokenizer):
         device = points_ND.device
         network = Fusion(list(view_dims.values()), self.encoder_layers, self.latent_dim, generator).to(device)
         network.standardize(points_ND)
-        quantizer = SoftQuantizer(self.num_levels, self.codebook_size, self.latent_dim, generator).to(device)
+        is_relative = self.distances == "relative"
+        quantizer = SoftQuantizer(self.num_levels, self.codebook_size, self.latent_dim, generator, is_relative)
+        quantizer.to(device)
         if self.codebook_start == "kmeans":
             with torch.no_grad():
                 quantizer.start(torch.cat([network.encode(part) for part in points_ND.split(CHUNK)]), generator)
@@ -241,6 +249,7 @@ class SimCIT(ItemTokenizer):
         result = train(objective, len(points_ND), device, self)
         metrics = objective.metrics(torch.arange(len(points_ND), device=device))
         say(f"simcit: {result}; {metrics_in_words(metrics, self.codebook_size)}")
+        report_parting(result.log)
         name, share = max(metrics["attention"].items(), key=lambda entry: entry[1])
         if len(vectors.dims) > 1 and share > DOMINANT:
             say(f"simcit: '{name}' has {share:.1%} of the attention; the other views shape codes by the contrast alone")
@@ -248,7 +257,7 @@ class SimCIT(ItemTokenizer):
         network = objective.network.requires_grad_(False)
         codebooks = FusedCodebooks(network, ResidualCodebooks(books), metrics)
         self.coder = VectorCoder(vectors.dims, codebooks, device, self.view_weights, latent=network.encode)
-        self.training_log = [result.log]
+        self.training_log, self.counts = [result.log], {"mismatch": metrics["mismatch"]}
         return self
 
     def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
@@ -268,3 +277,15 @@ def report_views(objective: SimCITObjective) -> None:
         share = float(block_NV.any(1).float().mean())
         if share < MOSTLY:
             say(f"simcit: view '{name}' knows {share:.1%} of the items; the others are fused without it")
+
+
+def report_parting(log: Sequence[JsonObject]) -> None:
+    """Report a training whose mixtures have other codes than are exported, at its end or at the step that is kept."""
+    last, kept = log[-1], min(log, key=lambda reading: reading["loss"])
+    at_end, at_kept = max(last["mismatch"]), max(kept["mismatch"])
+    if max(at_end, at_kept) > PARTED:
+        say(
+            f"simcit: training mixes other codes than are exported, at a level for {at_kept:.1%} of the items at step "
+            f"{kept['step']}, which is kept, and for {at_end:.1%} at step {last['step']}, the last. Set distances to "
+            "relative, raise noise_end, or lower temperature_end."
+        )

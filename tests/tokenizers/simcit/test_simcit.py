@@ -64,7 +64,8 @@ def test_training_anneals_and_a_plateau_waits_for_it():
     objective = objective_of(simcit(anneal_steps=10), given_views)
     assert objective.quantizer.temperature == 1 and objective.quantizer.noise == 1
     objective.after_step(10, torch.arange(4), None, 0.0)
-    assert objective.quantizer.temperature.item() == pytest.approx(0.02) and objective.quantizer.noise == 0
+    quantizer = objective.quantizer
+    assert (quantizer.temperature.item(), quantizer.noise.item()) == pytest.approx((0.02, 0.1))
     still = {"max_epochs": 400, "patience": 1, "learning_rate": 1e-12, "weight_decay": 0.0}
     for options, steps in (
         ({"anneal_steps": 250}, 300),
@@ -146,7 +147,10 @@ def test_training_tells_clusters_apart(codebook_start):
 
 def test_the_contrast_of_prefixes_is_that_of_partial_sums():
     rows, given_views = torch.arange(100), views()
-    options = {"noise": 0.0, "noise_law": "constant", "temperature": 0.3, "num_levels": 3, "code_similarity": 0}
+    options = {
+        "noise": 0.0, "noise_law": "constant", "temperature": 0.3, "num_levels": 3, "code_similarity": 0,
+        "distances": "absolute",
+    }  # fmt: skip
     plain, prefixed = (objective_of(simcit(prefix_weight=weight, **options), given_views) for weight in (0.0, 0.6))
     points_BD, by_hand = plain.points[rows], []
     fused = plain.network(points_BD)
@@ -177,6 +181,28 @@ def test_contrasted_prefixes_tell_items_apart_by_their_first_code():
     assert loss[1.0] < 0.97 * loss[0.0], loss
 
 
+def test_past_annealing_exported_codes_stay_those_of_training(capsys):
+    """With distances as they are and no noise, vectors shrink: mixtures turn soft and part from what is exported."""
+    catalog, given_views = catalog_of(600), views(600)
+    options = {"anneal_steps": 100, "max_epochs": 225, "patience": 99, "encoder_layers": [64, 32], "codebook_size": 16}
+    logs, said = {}, {}
+    for distances, noise_end in (("relative", 0.1), ("absolute", 0.0)):
+        tokenizer = simcit(**options, learning_rate=1e-3, distances=distances, noise_end=noise_end)
+        (logs[distances],) = tokenizer.fit(catalog, given_views).training_log
+        said[distances] = capsys.readouterr().err
+    assert tokenizer.counts == {"mismatch": tokenizer.coder.quantizer.metrics["mismatch"]}
+    assert max(logs["relative"][-1]["mismatch"]) < 0.05 and "training mixes other codes" not in said["relative"]
+    assert max(logs["absolute"][-1]["mismatch"]) > 0.15
+    best = {name: min(reading["loss"] for reading in log) for name, log in logs.items()}
+    assert logs["relative"][-1]["loss"] < 1.2 * best["relative"] and logs["absolute"][-1]["loss"] > 2 * best["absolute"]
+    kept = min(logs["absolute"], key=lambda reading: reading["loss"])["step"]
+    assert re.search(
+        rf"training mixes other codes than are exported, at a level for [\d.]+% of the items at step {kept}, which is "
+        rf"kept, and for [\d.]+% at step {logs['absolute'][-1]['step']}, the last. Set distances to relative",
+        said["absolute"],
+    )
+
+
 def test_a_view_that_takes_the_attention_is_named(capsys):
     known_to_few = points(300, 3)
     known_to_few[10:] = 0
@@ -196,9 +222,9 @@ def test_a_view_replaced_by_noise_loses_attention():
         given_views = views_of(one=clustered, two=clustered, three=third)
         tokenizer = simcit(max_epochs=100, **options).fit(catalog_of(400), given_views)
         shares[name] = list(tokenizer.coder.quantizer.metrics["attention"].values())
-    # Measured .431 and .095; with the seeds 1 to 3 it falls to less than half as well.
-    assert shares["noise"][2] < 0.5 * shares["clustered"][2]
-    assert shares["noise"][2] < min(shares["noise"][:2])
+    # Measured .344 and .203, beside .390 of the other views at least; with the seeds 1 and 2 .182 and .183.
+    assert shares["noise"][2] < 0.7 * shares["clustered"][2]
+    assert shares["noise"][2] < 0.6 * min(shares["noise"][:2])
 
 
 def test_metrics():
@@ -275,7 +301,10 @@ def test_a_batch_as_large_as_the_catalogue_or_larger(batch_size, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"noise_law": "exponential"}, r"noise goes from 1.0 to 0.0 by an exponential law.*set noise_law to linear"),
+        (
+            {"noise_law": "exponential", "noise_end": 0},
+            r"noise goes from 1.0 to 0 by an exponential law.*set noise_law to linear",
+        ),
         ({"temperature_law": "cosine"}, "temperature_law is 'cosine'; choose from exponential, linear, constant"),
         ({"batch_size": 1}, "batch_size is 1; at least 2"),
         ({"encoder_layers": [0]}, "encoder_layers is .0.; at least 1"),

@@ -14,14 +14,16 @@ from llmrec.tokenizers.simcit.soft_quantizer import SoftQuantizer
 from tests.support.clustered import points
 
 
-def quantizer_of(num_levels: int = 3, codebook_size: int = 5, dim: int = 4, seed: int = 0) -> SoftQuantizer:
-    return SoftQuantizer(num_levels, codebook_size, dim, torch.Generator().manual_seed(seed))
+def quantizer_of(
+    num_levels: int = 3, codebook_size: int = 5, dim: int = 4, seed: int = 0, relative: bool = False
+) -> SoftQuantizer:
+    return SoftQuantizer(num_levels, codebook_size, dim, torch.Generator().manual_seed(seed), relative)
 
 
 @settings(derandomize=True, max_examples=40, deadline=None)
-@given(st.integers(1, 4), st.integers(2, 9), st.integers(0, 100))
-def test_without_noise_and_at_temperature_zero_codes_are_hard(num_levels, codebook_size, seed):
-    quantizer, latent = quantizer_of(num_levels, codebook_size, seed=seed), points(30, 4, seed)
+@given(st.integers(1, 4), st.integers(2, 9), st.integers(0, 100), st.booleans())
+def test_without_noise_and_at_temperature_zero_codes_are_hard(num_levels, codebook_size, seed, relative):
+    quantizer, latent = quantizer_of(num_levels, codebook_size, 4, seed, relative), points(30, 4, seed)
     quantizer.temperature.fill_(1e-7)
     soft = quantizer(latent)
     prefixes, codes = quantizer.hard(latent)
@@ -42,6 +44,44 @@ def test_a_mixture_by_hand():
     upper = 1 / (1 + math.exp(((left - 1) ** 2 - left**2) / 0.5))
     assert soft.weights[0][0, 1].item() == pytest.approx(far) and soft.weights[1][0, 1].item() == pytest.approx(upper)
     assert soft.prefixes.flatten().tolist() == pytest.approx([2 * far, 2 * far + upper])
+
+
+def test_relative_distances_by_hand():
+    quantizer = quantizer_of(1, 3, 1, relative=True)
+    with torch.no_grad():
+        quantizer.codebooks[0].copy_(torch.tensor([[0.0], [1.0], [3.0]]))
+    quantizer.temperature.fill_(0.5)
+    # Squared distances of 1 are 1, 0 and 4, of mean 5 / 3 and variance (4 + 25 + 49) / 27.
+    unit = (78 / 27) ** 0.5
+    shares = torch.tensor([1.0, 0.0, 4.0]).div(-0.5 * unit).softmax(0)
+    torch.testing.assert_close(quantizer(torch.tensor([[1.0]])).weights[0][0], shares)
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_relative_distances_alone_pin_the_scale(relative):
+    """Vectors and codes of a tenth are quantised alike; distances as they are become a hundredth, and mixtures soft."""
+    quantizer, latent = quantizer_of(3, 16, relative=relative), points(50, 4)
+    quantizer.temperature.fill_(0.02)
+    before = quantizer(latent)
+    with torch.no_grad():
+        for codebook in quantizer.codebooks:
+            codebook.mul_(0.1)
+    after = quantizer(0.1 * latent)
+    largest = [torch.stack(each.weights).amax(2).mean().item() for each in (before, after)]
+    if relative:
+        torch.testing.assert_close(after.prefixes, 0.1 * before.prefixes, rtol=1e-3, atol=1e-5)
+        assert largest[1] == pytest.approx(largest[0], rel=1e-3)
+    else:
+        assert largest[1] < 0.5 * largest[0]
+
+
+def test_vectors_as_far_from_all_codes_have_a_gradient():
+    quantizer = quantizer_of(1, 2, 2, relative=True)
+    with torch.no_grad():
+        quantizer.codebooks[0].copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+    latent = torch.zeros(1, 2, requires_grad=True)
+    quantizer(latent).prefixes.sum().backward()
+    assert latent.grad.isfinite().all()
 
 
 def test_low_temperature_does_not_remove_noise_but_its_scale_does():
