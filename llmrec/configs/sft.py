@@ -79,6 +79,17 @@ class SftConfig(FineTuneConfig):
         1.0,
         least=0,
     )
+    item_dropout: float = option(
+        "Share of the item tokens in histories that training hides, so that items are also known by their SIDs.",
+        0.0,
+        least=0,
+        most=1,
+    )
+    item_decay: float = option(
+        "Weight decay of item rows, in addition to `weight_decay`, which acts on them only if all weights train.",
+        0.0,
+        least=0,
+    )
     packing: bool = option(
         "Pack several sequences into one row, with separate attention, instead of padding all to the longest.",
         True,

@@ -47,7 +47,7 @@ def append_item_rows(
             "the original model by this SID table, and train again."
         )
     larger = dataclasses.replace(items, num_items=new.num_items)
-    tokens = larger.tokens()[items.num_items :]
+    tokens = larger.tokens()[len(items.tokens()) :]
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens])
     fit_vocabulary(model, larger.block.stop)
     row_of = {item_id: row for row, item_id in enumerate(old.item_ids)}

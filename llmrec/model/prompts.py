@@ -113,6 +113,7 @@ class HistoryEncoder:
     Attributes:
         tokens_NL: (N, L) int64 token ids of each item's SID, the answer; -1 beyond its length.
         token_range: Token ids of SIDs.
+        items: Tokens of the items; None if they have none.
     """
 
     def __init__(self, table: SidTable, vocabulary: SidVocabulary):
@@ -120,7 +121,7 @@ class HistoryEncoder:
         self.tokens_NL = vocabulary.token_ids(table.codes(np.arange(table.num_items)))
         self.token_range = vocabulary.token_range
         self.is_fixed_length = bool((self.tokens_NL != EMPTY).all())
-        self._in_prompt = self.tokens_NL
+        self.items, self._in_prompt = vocabulary.items, self.tokens_NL
         if vocabulary.items is not None:
             own = vocabulary.items.start + np.arange(table.num_items)
             self._in_prompt = np.concatenate([self.tokens_NL, own[:, None]], axis=1)  # also behind a shorter SID

@@ -2,7 +2,8 @@
 
 In a prompt an item is its SID followed by its own token; an answer is the SID alone. The embedding of the tokens is the
 matrix of the *item rows*: it is read where a history is read, and it scores all items in one product where the next
-item is asked for. Tokens stand in the order of the catalogue, so the token of an item row is `start + row`.
+item is asked for. Tokens stand in the order of the catalogue, so the token of an item row is `start + row`. Before them
+stands one token that stands in for any item whose own token training hides.
 
 Source: items as tokens of an LLM with full softmax, tied as in SASRec (arXiv:1808.09781, section 3.3).
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 DEFAULT_TEMPLATE = "<|item_{row}|>"
+STAND_IN = "<|item|>"
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class ItemTokens:
         >>> from llmrec.sid.item_tokens import ItemTokens
         >>> items = ItemTokens(start=108, num_items=3)
         >>> items.block, items.tokens()
-        (slice(108, 111, None), ['<|item_0|>', '<|item_1|>', '<|item_2|>'])
+        (slice(108, 111, None), ['<|item|>', '<|item_0|>', '<|item_1|>', '<|item_2|>'])
     """
 
     start: int
@@ -42,8 +44,13 @@ class ItemTokens:
             raise ValueError(f"num_items is {self.num_items}; item tokens need at least one item.")
 
     @property
+    def stand_in(self) -> int:
+        """Token id that stands in for any item."""
+        return self.start - 1
+
+    @property
     def block(self) -> slice:
-        """Slice of the tokens in the embedding matrix."""
+        """Slice of the items' own tokens in the embedding matrix."""
         return slice(self.start, self.start + self.num_items)
 
     @classmethod
@@ -61,5 +68,5 @@ class ItemTokens:
         return items
 
     def tokens(self) -> list[str]:
-        """List the text of every token, in the order of the item rows."""
-        return [self.template.format(row=row) for row in range(self.num_items)]
+        """List the text of the token that stands in for items, and of those of the items in the order of their rows."""
+        return [STAND_IN, *(self.template.format(row=row) for row in range(self.num_items))]

@@ -112,7 +112,7 @@ class SidVocabulary:
             raise ValueError("The tokenizer has no eos_token; `generate()` could not end an answer. Set one first.")
         block_sizes = tuple(int(size) + spare_codes for size in level_sizes)
         starts = tuple(len(tokenizer) + int(before) for before in np.cumsum((0, *block_sizes[:-1])))
-        items = ItemTokens(len(tokenizer) + sum(block_sizes), num_items) if num_items else None
+        items = ItemTokens(len(tokenizer) + sum(block_sizes) + 1, num_items) if num_items else None
         vocabulary = cls(tuple(map(int, level_sizes)), starts, block_sizes, tokenizer.eos_token_id, template, items)
         tokens = vocabulary.all_tokens()
         if len(set(tokens)) < len(tokens):

@@ -168,9 +168,9 @@ def make_parts(config: SftConfig, start: RunInputs, examples: Dataset, tasks: di
     distillation = Distillation.of(config, start, encoder, device)
     item_loss = ItemLoss.of(config, start.sid_config.vocabulary)
     if distillation is None and item_loss is None:
-        collator = HistoryCollator(*options)
+        collator = HistoryCollator(*options, item_dropout=config.item_dropout)
     else:
-        collator = QueryCollator(*options, drawn_answers=config.drawn_answers)
+        collator = QueryCollator(*options, item_dropout=config.item_dropout, drawn_answers=config.drawn_answers)
     validation = make_validation(config, start, num_targets(examples))
     model = make_model(config, start.sid_config, dtype)
     return TrainingParts(examples, collator, validation, model, device, dtype, distillation, item_loss)
@@ -243,6 +243,8 @@ def problems(config: SftConfig, catalog: Catalog, vocabulary: SidVocabulary) -> 
             "under FSDP train must be 'full', without eval_steps and compile, which need all weights in each process; "
             "launch with recipes/accelerate/ddp.yaml"
         )
+    if processes.sharding() == "FSDP" and config.item_decay:
+        found.append("item_decay needs whole rows in each process, which FSDP shards; leave it out")
     if vocabulary.items is not None and config.normalize_over == "vocabulary":
         found.append(
             f"'{config.model}' has item tokens, which are never written but would compete with codes in the softmax; "

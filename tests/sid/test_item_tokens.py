@@ -30,17 +30,28 @@ def test_law_3_item_tokens_are_single_tokens_right_behind_the_blocks(tokenizer, 
     before = len(tokenizer)
     vocabulary = SidVocabulary.add_to(tokenizer, sid_table.level_sizes, spare_codes=1, num_items=12)
     assert vocabulary.token_range == range(before, before + 15)
-    assert vocabulary.items == ItemTokens(before + 15, 12)
+    assert vocabulary.items == ItemTokens(before + 16, 12)
+    assert vocabulary.items.stand_in == before + 15 == tokenizer.convert_tokens_to_ids("<|item|>")
     assert vocabulary.added_range == range(before, len(tokenizer))
     text = "red <|item_0|><|item_11|><|item_1|> apple"
     red, apple = tokenizer.convert_tokens_to_ids(["red", "apple"])
-    first = before + 15
+    first = before + 16
     assert tokenizer.encode(text, add_special_tokens=False) == [red, first, first + 11, first + 1, apple]
     assert "<|item_11|>" in tokenizer.decode([first + 11], skip_special_tokens=True)
 
 
 def test_ordinary_text_does_not_yield_item_tokens(tokenizer, with_items):
-    for text in ("item_3", "|item_3|", "< |item_3| >", "<|item_12|>", "<|item_03|>", "<|ITEM_3|>"):
+    for text in (
+        "item",
+        "|item|",
+        "< |item| >",
+        "item_3",
+        "|item_3|",
+        "< |item_3| >",
+        "<|item_12|>",
+        "<|item_03|>",
+        "<|ITEM_3|>",
+    ):
         assert not set(tokenizer.encode(text, add_special_tokens=False)) & set(with_items.added_range), text
 
 
@@ -54,7 +65,7 @@ def test_what_does_not_belong_together_is_refused(tokenizer, sid_table, with_ite
     with_items.check(tokenizer)
     without = word_tokenizer()
     SidVocabulary.add_to(without, [5, 5, 5])
-    with pytest.raises(ValueError, match=r"reads '<\|item_0\|>' as token 1"):
+    with pytest.raises(ValueError, match=r"reads '<\|item\|>' as token 1"):
         with_items.check(without)
     with pytest.raises(ValueError, match="has 1 items, and 12 items have a token of their own"):
         with_items.check_table(SidTable(["a"], [[0, 0, 0]]))

@@ -70,7 +70,7 @@ def test_rows_start_distinct_and_the_old_ones_stay(tmp_path, sid_table, architec
     old, new = embedding_of(tmp_path / "llm"), embedding_of(base)
     assert torch.equal(new[: vocabulary.starts[0]], old[: vocabulary.starts[0]])
     rows = new[vocabulary.added_range.start : vocabulary.added_range.stop]
-    assert len(rows) == 12 + 12
+    assert len(rows) == 12 + 1 + 12
     cosine = cosine_similarity(rows[:, None], rows[None], dim=-1) - torch.eye(len(rows))
     assert cosine.max() < 0.9
 
@@ -220,10 +220,10 @@ def test_item_tokens_do_not_compete_with_codes(tmp_path, toy, tuned_items):
 
 @pytest.mark.parametrize("train", ["lora", "full"])
 def test_an_interrupted_run_ends_as_if_it_had_not_been(monkeypatch, tmp_path, toy, tuned_items, train):
-    options = {**OPTIONS, "train": train, "eval_steps": 2}
-    fine_tune(tmp_path / "whole", toy[0], tuned_items, **options)
-    start_and_kill(monkeypatch, tmp_path / "sft", (toy[0], tuned_items), 4, train=train, eval_steps=2)
-    fine_tune(tmp_path / "sft", toy[0], tuned_items, **options)
+    ours = {"train": train, "eval_steps": 2, "item_dropout": 0.3, "item_decay": 0.5}
+    fine_tune(tmp_path / "whole", toy[0], tuned_items, **OPTIONS, **ours)
+    start_and_kill(monkeypatch, tmp_path / "sft", (toy[0], tuned_items), 4, **ours)
+    fine_tune(tmp_path / "sft", toy[0], tuned_items, **OPTIONS, **ours)
     assert losses(tmp_path / "sft") == losses(tmp_path / "whole")
     assert same_weights(tmp_path / "sft", tmp_path / "whole")
     assert SidConfig.load(tmp_path / "sft")[0] == SidConfig.load(tmp_path / "whole")[0]

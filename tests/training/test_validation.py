@@ -119,7 +119,10 @@ def test_validation_metrics_equal_those_of_evaluate(tmp_path, toy, options):
 def test_validation_draws_the_examples_of_evaluate(toy):
     catalog = Catalog.load(toy[0])
     config = EvaluateConfig(out="", catalog="", model="", split="valid", max_examples=5, seed=3)
-    rows, expected = catalog.examples("valid"), evaluate.sample(catalog, config.split, config.max_examples, config.seed)[1]
+    rows, expected = (
+        catalog.examples("valid"),
+        evaluate.sample(catalog, config.split, config.max_examples, config.seed)[1],
+    )
     drawn = rows.take(rows.sample(5, 3))
     assert drawn.user_ids == expected.user_ids and (drawn.targets == expected.targets).all()
     assert len(rows.sample(2000, 3)) == len(rows)

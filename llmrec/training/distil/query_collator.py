@@ -84,7 +84,7 @@ class QueryCollator(HistoryCollator):
         if len(cuts) == 0:
             return []
         before = np.concatenate([items[cut - size : cut] for cut, size in zip(cuts, sizes, strict=True)])
-        prompts = self.encoder.encode_prompts(self.prefix, before, sizes)
+        prompts = self.encode_prompts(before, sizes)
         room = torch.full((self.encoder.tokens_NL.shape[1],), self.pad_token_id)
         ids = [torch.cat([each, room]) for each in torch.from_numpy(prompts.tokens).split(prompts.lengths.tolist())]
         return [(each, torch.full_like(each, IGNORED)) for each in ids]

@@ -20,12 +20,13 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 from torch import Tensor
 
 from llmrec.data.windows import windows
-from llmrec.model.prompts import HistoryEncoder
+from llmrec.model.prompts import EncodedPrompts, HistoryEncoder
 from llmrec.training.sft.losses import IGNORED
 from llmrec.training.sft.packing import first_fit, pack, row_length
 from llmrec.training.tasks.examples import TaskExamples
 
 HISTORY_COLUMNS = ("rows", "num_context", "user", "start")
+RNG_ROWS = 8  # item rows of a batch that its random numbers depend on, so that they differ between batches
 WORDS_STEP = 64  # label counts of words are rounded up to a multiple of this, so that they have few values
 
 
@@ -129,6 +130,7 @@ class HistoryCollator:
         tasks: Source of the examples of each task, by name.
         seed: Seed of all draws.
         epoch: Epoch of all draws; the trainer sets it (`llmrec.training.sft.trainer.EpochOfCollator`).
+        item_dropout: Share of the item tokens in histories that are hidden, by the one that stands in for any item.
     """
 
     prefix: list[int]
@@ -138,6 +140,7 @@ class HistoryCollator:
     tasks: dict[str, TaskExamples] = field(default_factory=dict)
     seed: int = 0
     epoch: int = 0
+    item_dropout: float = 0.0
 
     def __call__(self, examples: list[Example]) -> dict[str, Tensor | int]:
         """Make a batch.
@@ -199,12 +202,26 @@ class HistoryCollator:
         if not examples:
             return iter(())
         rows, is_target, num_items = flatten(examples)
-        prompts = self.encoder.encode_prompts(self.prefix, rows, num_items)
+        prompts = self.encode_prompts(rows, num_items)
         is_label = np.append(is_target, False)[prompts.items]  # tokens of no item have item -1: the appended entry
         is_label &= prompts.tokens < self.encoder.token_range.stop  # an item's own token is read, and never written
         labels = torch.from_numpy(np.where(is_label, prompts.tokens, IGNORED))
         lengths = prompts.lengths.tolist()
         return zip(torch.from_numpy(prompts.tokens).split(lengths), labels.split(lengths), strict=True)
+
+    def encode_prompts(self, rows: np.ndarray, num_items: np.ndarray) -> EncodedPrompts:
+        """Encode prompts of histories that lie one behind another, with hidden item tokens.
+
+        Args:
+            rows: (n,) item rows of all histories.
+            num_items: (B,) number of items of each history.
+        """
+        prompts, items = self.encoder.encode_prompts(self.prefix, rows, num_items), self.encoder.items
+        if self.item_dropout == 0 or items is None:
+            return prompts
+        rng = np.random.default_rng((self.seed, self.epoch, len(rows), *rows[:RNG_ROWS].tolist()))
+        is_hidden = (prompts.tokens >= items.start) & (rng.random(len(prompts.tokens)) < self.item_dropout)
+        return prompts._replace(tokens=np.where(is_hidden, items.stand_in, prompts.tokens))
 
     def _draw_task(self, example: Example) -> tuple[Tensor, Tensor]:
         """Encode a question and its answer; the labels are the answer."""

@@ -26,6 +26,7 @@ from llmrec.runtime.manifest import JsonObject
 from llmrec.training import trainer as shared
 from llmrec.training.arguments import training_arguments
 from llmrec.training.sft.examples import HistoryCollator, num_targets
+from llmrec.training.sft.item_decay import ItemDecay
 from llmrec.training.trainer import SidTrainer
 from llmrec.training.validation import Validation
 
@@ -73,6 +74,10 @@ def make_trainer(
         validation: Validation examples and their ranker, if there is validation.
         trainer_class: Class of the trainer, with the arguments of `SidTrainer`.
     """
+    callbacks: list[TrainerCallback] = [EpochOfCollator(collator)]
+    items = collator.encoder.items
+    if items is not None and config.item_decay > 0:
+        callbacks.append(ItemDecay(items, config.item_decay))
     return trainer_class(
         config=config,
         model=model,
@@ -80,7 +85,7 @@ def make_trainer(
         train_dataset=examples,
         data_collator=collator,
         processing_class=tokenizer,
-        callbacks=[EpochOfCollator(collator)],
+        callbacks=callbacks,
         validation=validation,
     )
 

@@ -7,15 +7,16 @@ import pytest
 import torch
 
 from llmrec.baselines.queries import Queries
-from llmrec.model.backbone import run_backbone
+from llmrec.model.backbone import causal_lm, run_backbone
 from llmrec.model.prompts import HistoryEncoder
 from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.training.distil.batch import BatchQueries
 from llmrec.training.sft.captured_step import CapturedLoss
 from llmrec.training.sft.examples import build_dataset
+from llmrec.training.sft.item_decay import ItemDecay
 from llmrec.training.sft.item_loss import ItemLoss
 from llmrec.training.sft.losses import IGNORED, sid_loss_in_forward
-from llmrec.training.trainer import SID_ROWS
+from llmrec.training.trainer import SID_ROWS, build_optimizer
 from llmrec.training.weights import add_adapter
 from tests.conftest import tiny_llm, word_tokenizer
 from tests.support.extended import sft_config
@@ -145,9 +146,9 @@ def test_an_adapter_trains_every_item_row_in_the_embedding_alone(tokenizer, sid_
         model(**batch).loss.backward()
     rows = {name: p for name, p in model.named_parameters() if SID_ROWS in name}
     sizes = sorted(len(parameter) for parameter in rows.values())
-    assert sizes == ([24] if tied else [12, 24])
-    embedding = next(p for p in rows.values() if len(p) == 24)
-    assert (embedding.grad[12:].abs().sum(dim=1) > 0).all(), "items that are no target are pushed away, too"
+    assert sizes == ([25] if tied else [12, 25])
+    embedding = next(p for p in rows.values() if len(p) == 25)
+    assert (embedding.grad[13:].abs().sum(dim=1) > 0).all(), "items that are no target are pushed away, too"
 
 
 def test_without_item_rows_or_weight_there_is_no_loss(vocabulary):
@@ -170,3 +171,45 @@ def test_a_teacher_without_weight_changes_nothing(tokenizer, sid_table, with_ite
         ):
             values.append(float(model(**batch).loss))
     assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("drawn_answers", [True, False])
+def test_hidden_item_tokens_change_neither_places_nor_targets(sid_table, with_items, drawn_answers):
+    collators = [collator_of(sid_table, with_items, drawn_answers=drawn_answers) for _ in range(2)]
+    collators[1].item_dropout = 0.5
+    plain, hidden = (collator(examples_of(20)) for collator in collators)
+    assert torch.equal(plain["labels"], hidden["labels"])
+    assert all(torch.equal(plain["queries"][name], hidden["queries"][name]) for name in plain["queries"])
+    items, changed = with_items.items, plain["input_ids"] != hidden["input_ids"]
+    assert (plain["input_ids"][changed] >= items.start).all()
+    assert (hidden["input_ids"][changed] == items.stand_in).all()
+    num_tokens = int((plain["input_ids"] >= items.start).sum())
+    assert 0.2 * num_tokens < int(changed.sum()) < 0.8 * num_tokens
+
+
+def test_items_are_hidden_at_their_rate_anew_in_every_epoch(sid_table, with_items):
+    collator = collator_of(sid_table, with_items)
+    collator.item_dropout = 0.3
+    examples = build_dataset([np.arange(12)] * 200, 20, "every_item").to_list()
+    ids = []
+    for epoch in (0, 0, 1):
+        collator.epoch = epoch
+        ids.append(collator(examples)["input_ids"])
+    assert torch.equal(ids[0], ids[1]) and not torch.equal(ids[0], ids[2])
+    assert (ids[0] == with_items.items.stand_in).sum() / (200 * 12) == pytest.approx(0.3, abs=0.04)
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_decay_shrinks_item_rows_alone_at_the_rate_of_the_step(tokenizer, with_items, train):
+    model = tiny_llm(len(tokenizer))
+    if train == "lora":
+        model = add_adapter(model, sft_config("", "", "", train=train), with_items)
+    config = sft_config("", "", "", train=train, learning_rate=0.1, sid_learning_rate=0.2)
+    optimizer = build_optimizer(model, config)
+    weight = causal_lm(model).get_input_embeddings().weight
+    before = weight.detach().clone()
+    ItemDecay(with_items.items, 0.5).on_optimizer_step(None, None, None, model=model, optimizer=optimizer)
+    after, rate = causal_lm(model).get_input_embeddings().weight, 0.2 if train == "lora" else 0.1
+    expected = before.clone()
+    expected[with_items.items.block] *= 1 - rate * 0.5
+    torch.testing.assert_close(after, expected)
