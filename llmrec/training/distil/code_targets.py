@@ -18,7 +18,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from llmrec.runtime.device import from_host
 from llmrec.sid.table import SidTable
@@ -43,7 +42,8 @@ class CodeTargets:
         codes_SL, owners_S = table.all_codes[order], table.item_rows[order]
         self.level_sizes = level_sizes
         self.owners_S = from_host(owners_S, device)
-        self.shares_S = from_host(1.0 / np.bincount(owners_S)[owners_S], device)
+        counts_S = np.bincount(owners_S)[owners_S]
+        self.shares_S = from_host((1 / counts_S).astype(np.float32), device) if counts_S.max() > 1 else None
         leaf_of_sid = np.empty(len(order), np.int64)
         leaf_of_sid[order] = np.arange(len(order))
         leaf_N = leaf_of_sid[table.first]  # an answer is written as the first semantic ID of its item
@@ -72,13 +72,16 @@ class CodeTargets:
         return [torch.cat(level) for level in zip(*levels, strict=True)]
 
     def _of_part(self, probabilities_QN: Tensor, answers_Q: Tensor) -> list[Tensor]:
-        masses_QS = probabilities_QN.double()[:, self.owners_S] * self.shares_S
-        below_QS = pad(masses_QS.cumsum(dim=1), (1, 0))  # mass of the leaves before each leaf
+        masses_QS = probabilities_QN[:, self.owners_S]
+        if self.shares_S is not None:
+            masses_QS = masses_QS * self.shares_S
+        below_QS = masses_QS.cumsum(dim=1, dtype=torch.float64)  # mass of the leaves up to each leaf
         targets = []
         for size, nodes_N, keys_S in zip(self.level_sizes, self.nodes_LN, self.keys_LS, strict=True):
             first_key_Q1 = nodes_N[answers_Q].unsqueeze(1) * (size + 1) + 1
             bounds_QK = torch.searchsorted(keys_S, first_key_Q1 + torch.arange(size + 1, device=keys_S.device))
-            codes_QK = below_QS.gather(1, bounds_QK).diff(dim=1)
+            before_QK = below_QS.gather(1, (bounds_QK - 1).clamp(min=0)) * (bounds_QK > 0)
+            codes_QK = before_QK.diff(dim=1)
             total_Q1 = codes_QK.sum(dim=1, keepdim=True)
             targets.append(torch.where(total_Q1 > 0, codes_QK / total_Q1, 0.0).float())
         return targets
