@@ -37,10 +37,12 @@ def option_blocks(ranker: str | None = None) -> dict[str, type[Config]]:
 def with_defaults(config: TeachConfig) -> TeachConfig:
     """The same config with every option of its ranker, defaults included, so that they are part of a run's identity.
 
-    With `search` the options stay as they are: what is not given is chosen on valid.
+    With `search`, the default of counted rankers, the options stay as they are: valid chooses what is not given.
 
     Raises:
         ValueError: With every problem of the options at once.
     """
     chosen = load_config(OPTION_CLASSES[config.ranker], overrides=config.options)
-    return config if config.search else dataclasses.replace(config, options=dataclasses.asdict(chosen))
+    search = config.ranker in COUNTED_BASELINES if config.search is None else config.search
+    options = config.options if search else dataclasses.asdict(chosen)
+    return dataclasses.replace(config, search=search, options=options)

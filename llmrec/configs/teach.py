@@ -25,8 +25,10 @@ class TeachConfig(StageConfig, Config):
     options: dict[str, object] = option(
         "Options of the ranker: a block in YAML, and flags of their own on the command line.", {}
     )
-    search: bool = option(
-        "Choose on valid examples the options of a counted ranker that are not given, instead of the defaults.", False
+    search: bool | None = option(
+        "Choose on valid examples those options of item_knn and transition_graph that are not given, instead of taking "
+        "the defaults. The default is true for the counted rankers.",
+        None,
     )
     members: list[str] | None = option(
         "Two or more directories written by `llmrec teach`, which the ranker mixture mixes; valid examples choose the "

@@ -14,7 +14,7 @@ from scipy import sparse
 
 from llmrec.baselines.counted.entries import flat, largest, matrix
 from llmrec.baselines.counted.neighbours import NeighbourRanker
-from llmrec.baselines.counted.options import CountedOptions
+from llmrec.baselines.counted.options import CHOSEN, CountedOptions
 from llmrec.configs.options import option
 from llmrec.data.catalog import Catalog
 
@@ -27,8 +27,10 @@ class ItemKNNOptions(CountedOptions):
 
     # Swept on validation ndcg@10, seen items excluded, on 4,000 examples of MovieTweetings and of Beauty 2014:
     # decay .3 … .9 and shrink 0 … 100. From (.8, 0) to (.5, 20): .1220 -> .1316 and .0482 -> .0582.
-    decay: float = option("Weight of each item of a history, as a share of that of the next one.", 0.5, above=0, most=1)
-    shrink: float = option("Number that is added to the denominator of a similarity.", 20.0, least=0)
+    decay: float = option(
+        f"Weight of each item of a history, as a share of that of the next one. {CHOSEN}", 0.5, above=0, most=1
+    )
+    shrink: float = option(f"Number that is added to the denominator of a similarity. {CHOSEN}", 20.0, least=0)
     neighbours: int = option("Most similar items that each item scores.", 200, least=1)
 
 

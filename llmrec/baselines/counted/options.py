@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from llmrec.configs.options import Config, option
 
+CHOSEN = "`llmrec teach` chooses it on valid unless it is given."  # help of an option that is in the grid of its ranker
+
 
 @dataclass(kw_only=True)
 class CountedOptions(Config):
