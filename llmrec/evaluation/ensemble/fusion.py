@@ -10,8 +10,8 @@ times value. The ways differ in the value and in the share:
     gate           The same value; two members, and the share of the first is sigmoid(steepness (p - threshold)), where
                    p is its largest probability: the surer the first member is, the more it counts.
 
-The gate is that of Ding et al. (arXiv:2603.19809), and `scores` its control. There the first member is SASRec and the
-second TIGER, each with 50 items.
+The gate is that of How Well Does Generative Recommendation Generalize? (arXiv:2603.19809) and its released code, and
+`scores` its control. There the first member is SASRec and the second TIGER, each with 50 items.
 
 Items of equal score are one tie group, in which the target earns the mean over the places, as everywhere in
 `llmrec.evaluation.metrics`.
