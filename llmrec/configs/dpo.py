@@ -30,8 +30,8 @@ class DpoConfig(PreferenceOptions, FineTuneConfig):
     beta: float = option("Larger values keep the policy closer to the checkpoint.", 1.0, above=0)
     # Iterative RPO (2404.19733): weight 1.
     sft_weight: float = option(
-        "Weight of the loss of sft on the target, the mean over its codes of -log p, which is added to the loss above. "
-        "It keeps the probability of targets from falling together with that of their negatives.",
+        "Weight of the negative log-likelihood of the target, mean over its codes. It is added to the loss, so that "
+        "targets do not become less probable together with their negatives.",
         0.0,
         least=0,
     )

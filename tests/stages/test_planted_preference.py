@@ -37,7 +37,7 @@ def line(tmp_path_factory, one_thread):
 
 def measured(root, catalog, name: str) -> tuple[float, float]:
     """95 % interval, over users, of a checkpoint's NDCG@10 on the test examples."""
-    out, options = root / f"eval-{name}", {"baselines": [], "device": "cpu"}
+    out, options = root / f"eval-{name}", {"baselines": [], "device": "cpu", "overwrite": True}
     evaluate.main(EvaluateConfig(out=str(out), catalog=catalog, model=str(root / name), **options))
     metrics = json.loads((out / "metrics.json").read_text())
     low, high = metrics["systems"]["ours"]["plain"]["intervals"]["ndcg@10"]
@@ -48,6 +48,18 @@ def test_dpo_raises_ndcg_where_a_preference_is_planted(line):
     root, catalog = line
     dpo.main(DpoConfig(out=str(root / "dpo"), catalog=catalog, model=str(root / "sft"), device="cpu", **DPO))
     before, after = measured(root, catalog, "sft"), measured(root, catalog, "dpo")
+    assert before[1] < after[0], (before, after)
+
+
+def test_the_likelihood_of_the_target_saves_a_run_whose_negatives_are_beams_alone(line):
+    """Without it the start is better than every step."""
+    root, catalog = line
+    counts = {}
+    for name, weight in (("beams", 0.0), ("weighted", 1.0)):
+        options = {**DPO, "negative_sources": ["beam"], "sft_weight": weight, "device": "cpu"}
+        counts[name] = dpo.main(DpoConfig(out=str(root / name), catalog=catalog, model=str(root / "sft"), **options))
+    assert counts["beams"]["saved_step"] == 0 < counts["weighted"]["saved_step"]
+    before, after = measured(root, catalog, "sft"), measured(root, catalog, "weighted")
     assert before[1] < after[0], (before, after)
 
 
