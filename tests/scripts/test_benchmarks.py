@@ -26,6 +26,8 @@ SMALL = {
                "--steps", "3", "--warmup-steps", "1"],
     "rollout.py": ["--device", "cpu", "--shape", "tiny", "--items", "500", "--history", "4", "--beams", "5",
                    "--batch-sizes", "2", "6", "--repeats", "1"],
+    "rank.py": ["--device", "cpu", "--shape", "tiny", "--items", "500", "--history", "4", "--beams", "5",
+                "--batches", "1", "3", "--repeats", "1"],
     "preference.py": ["--device", "cpu", "--shape", "tiny", "--batch-sizes", "2", "4", "--mean-items", "5",
                       "--repeats", "1"],
     "kmeans.py": ["--device", "cpu", "--items", "1500", "--dim", "8", "--codes", "16", "--levels", "2",

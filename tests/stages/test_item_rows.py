@@ -13,14 +13,17 @@ from torch.nn.functional import cosine_similarity
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList
 
 from llmrec.cli import main
+from llmrec.configs import DpoConfig
 from llmrec.decoding.generate import sid_generation_config
 from llmrec.decoding.logits_processor import SidLogitsProcessor
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.model.checkpoint import SidConfig
 from llmrec.recommender import Recommender
 from llmrec.sid.table import SidTable
+from llmrec.stages import dpo
 from tests.conftest import CODES
 from tests.support.extended import extended, fine_tune, losses, same_weights, write_llm, write_sid
+from tests.support.reinforced import reinforce
 from tests.training.test_checkpoints import OPTIONS, start_and_kill
 
 HISTORY = ["item-3", "item-6", "item-1"]
@@ -227,3 +230,26 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(monkeypatch, tmp_path, to
     assert losses(tmp_path / "sft") == losses(tmp_path / "whole")
     assert same_weights(tmp_path / "sft", tmp_path / "whole")
     assert SidConfig.load(tmp_path / "sft")[0] == SidConfig.load(tmp_path / "whole")[0]
+
+
+@pytest.mark.parametrize("stage", ["dpo", "grpo"])
+def test_law_5_preference_stages_start_from_the_checkpoint_and_keep_its_item_rows(tmp_path, toy, tuned_items, stage):
+    """Prompts show item tokens, answers are SIDs: the first loss of DPO is ln 2, and nothing of the rows moves."""
+    out = tmp_path / stage
+    if stage == "dpo":
+        options = {
+            "negatives": 1,
+            "max_steps": 2,
+            "batch_size": 6,
+            "lora_rank": 4,
+            "logging_steps": 1,
+            "warmup_steps": 0,
+        }
+        dpo.main(DpoConfig(out=str(out), catalog=toy[0], model=str(tuned_items), device="cpu", **options))
+        assert losses(out)[0] == pytest.approx(math.log(2), abs=1e-5)
+    else:
+        reinforce(out, toy[0], tuned_items)
+    assert SidConfig.load(out)[0].vocabulary == SidConfig.load(tuned_items)[0].vocabulary
+    assert torch.equal(embedding_of(out), embedding_of(tuned_items))
+    sids = recommended(out)
+    assert generated(out) == sids and len(sids) == 11
