@@ -3,14 +3,15 @@
 Two losses join those of rq_vae. Alignment: by dot product, the quantised vector of an item must be nearer to the item's
 own collaborative vector, which stays as it is, than to those of the other items in the batch. Diversity: the codes of a
 level are divided into clusters of one size by k-means; each code in use is drawn to another of its cluster, against all
-others, so that the codes cover the latent space in clusters of even size.
+others, so that the codes cover the latent space in clusters of even size. The collaborative vectors are SASRec's by
+default; the co-occurrence view's lengths grow with popularity, which a dot product then rewards.
 
-Source: LETTER (arXiv:2405.07314) and its official code. Departures: codebooks start by plain k-means (the code's
-constrained one is infeasible above 51,200 items); clusters follow from the number of codes, where the code has bounds
-that fit 256, and are renewed at the first epoch after RECLUSTER_EVERY steps, where the code renews them every epoch,
-however short; a code alone in its cluster is left out of the diversity loss (there the code loops for ever); dead codes
-restart; training ends at a plateau (training_loop.py), where the code has 20,000 epochs. The layers are TIGER's; the
-code has 2048 1024 512 256 128 64 for LLaMA's vectors of 4,096.
+Source: LETTER (arXiv:2405.07314) and its official code. Departures: the latent dimension is that of the view, theirs is
+32; codebooks start by plain k-means (the code's constrained one is infeasible above 51,200 items); clusters follow from
+the number of codes, where the code has bounds that fit 256, and are renewed at the first epoch after RECLUSTER_EVERY
+steps, where the code renews them every epoch, however short; a code alone in its cluster is left out of the diversity
+loss (there the code loops for ever); dead codes restart; training ends at a plateau (training_loop.py), where the code
+has 20,000 epochs. The layers are TIGER's; the code has 2048 1024 512 256 128 64 for LLaMA's vectors of 4,096.
 
 Shapes: N items, B of a batch, K codes of a level, D dimension of the vectors, E of the latent and the collaborative
 ones, G clusters, M codes of the largest cluster.
@@ -220,7 +221,7 @@ class Letter(ItemTokenizer):
         None,
         least=1,
     )
-    collaborative_view: str = option("Name of the view that codes are aligned with.", "collaborative")
+    collaborative_view: str = option("Name of the view that codes are aligned with.", "sasrec")
     quantize_collaborative: bool = option("Quantise the collaborative view together with the others.", False)
     # The paper's best; the released script has .01.
     alpha: float = option("Weight of the alignment loss.", 0.02, least=0)
@@ -249,8 +250,8 @@ class Letter(ItemTokenizer):
         if view is None or not quantised:
             raise ValueError(
                 f"letter aligns the codes of other views with the view '{self.collaborative_view}', and the views are "
-                f"{list(views)}. Give both, for instance by `llmrec embed --views text collaborative`, or name another "
-                "view in collaborative_view."
+                f"{list(views)}. Give both, for instance by `llmrec embed --views text sasrec`, or name another view "
+                "in collaborative_view."
             )
         dim = view.vectors.shape[1]
         if self.latent_dim not in (None, dim):

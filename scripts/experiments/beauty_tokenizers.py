@@ -62,12 +62,12 @@ METHODS: dict[str, dict[str, Any]] = {
         "collision": "sinkhorn_reassign",
     },
     "cost": {"method": "cost", "view_names": BOTH},
-    "letter": {
-        "method": "letter", "view_names": BOTH, "quantize_collaborative": True, "collision": "sinkhorn_reassign",
+    "letter": {"method": "letter", "view_names": [*BOTH, *SASREC], "collision": "sinkhorn_reassign"},
+    "letter, aligned with PPMI": {
+        "method": "letter", "view_names": BOTH, "collaborative_view": "collaborative", "quantize_collaborative": True,
+        "collision": "sinkhorn_reassign",
     },
-    "letter, text, aligned with SASRec": {
-        "method": "letter", "view_names": WITH_SASREC, "collaborative_view": "sasrec", "collision": "sinkhorn_reassign",
-    },
+    "letter, text": {"method": "letter", "view_names": WITH_SASREC, "collision": "sinkhorn_reassign"},
     "etegrec, before alternate": {"method": "etegrec", "view_names": SASREC},
     "simcit": {"method": "simcit", "view_names": BOTH},
     "simcit, as released": {
@@ -75,7 +75,9 @@ METHODS: dict[str, dict[str, Any]] = {
         "learning_rate": 2e-4, "weight_decay": 1e-3, "temperature_law": "constant", "temperature": 0.2,
         "noise_law": "constant", "distances": "absolute", "codebook_start": "uniform", "allow_collapse": True,
     },
-    "letter, text": {"method": "letter", "view_names": BOTH, "collision": "sinkhorn_reassign"},
+    "letter, text, aligned with PPMI": {
+        "method": "letter", "view_names": BOTH, "collaborative_view": "collaborative", "collision": "sinkhorn_reassign",
+    },
 }  # fmt: skip
 
 # The controls, and a method of each kind whose place in the order docs/tokenizers.md and docs/papers.md speak of.

@@ -27,7 +27,7 @@ def views(num_items: int = 300, dim: int = 4):
     """Text in clusters, and collaborative vectors in the same clusters; item 3 was consumed by nobody."""
     collaborative = 2 * clusters(num_items, dim, 20, spread=0.05)
     collaborative[3] = 0
-    return views_of(collaborative=collaborative, text=clusters(num_items, 10, 20))
+    return views_of(sasrec=collaborative, text=clusters(num_items, 10, 20))
 
 
 def objective_of(tokenizer: Letter, num_items: int = 300):
@@ -149,7 +149,7 @@ def test_every_weight_gets_a_gradient_and_the_collaborative_vectors_none():
 
 def test_alignment_brings_codes_to_the_collaborative_vectors():
     catalog, given_views = catalog_of(300), views()
-    targets = torch.from_numpy(given_views["collaborative"].vectors)
+    targets = torch.from_numpy(given_views["sasrec"].vectors)
     losses = []
     for alpha in (0.0, 0.5):
         tokenizer = letter(alpha=alpha, learning_rate=1e-2, max_epochs=30).fit(catalog, given_views)
@@ -169,7 +169,7 @@ def test_the_collaborative_view_is_not_quantised_unless_asked_and_encode_needs_n
     without = plain.encode(catalog, views_of(text=given_views["text"].vectors))
     np.testing.assert_array_equal(without.codes, plain.encode(catalog, given_views).codes)
     both = letter(max_epochs=2, quantize_collaborative=True).fit(catalog, given_views)
-    assert both.coder.view_dims == {"collaborative": 4, "text": 10}
+    assert both.coder.view_dims == {"sasrec": 4, "text": 10}
 
 
 def test_save_load_and_law_12(tmp_path):
@@ -203,7 +203,7 @@ def test_a_directory_of_an_earlier_version_is_read(tmp_path):
 
 
 def test_twelve_items():
-    given_views = views_of(text=points(12, 5), collaborative=points(12, 3, seed=1))
+    given_views = views_of(text=points(12, 5), sasrec=points(12, 3, seed=1))
     tokenizer = letter(codebook_size=12, max_epochs=20).fit(catalog_of(12), given_views)
     assert tokenizer.encode(catalog_of(12), given_views).codes.shape == (12, 2)
 
@@ -211,10 +211,10 @@ def test_twelve_items():
 @pytest.mark.parametrize(
     ("given_views", "options", "message"),
     [
-        ({"text": 5}, {}, r"with the view 'collaborative', and the views are \['text'\].*llmrec embed --views text"),
-        ({"collaborative": 5}, {}, r"the views are \['collaborative'\]. Give both"),
-        ({"text": 5, "sasrec": 4}, {}, r"with the view 'collaborative', and the views are \['text', 'sasrec'\]"),
-        ({"text": 5, "sasrec": 4}, {"collaborative_view": "sasrec", "latent_dim": 8}, "latent_dim is 8 but the view "
+        ({"text": 5}, {}, r"with the view 'sasrec', and the views are \['text'\].*llmrec embed --views text sasrec"),
+        ({"sasrec": 5}, {}, r"the views are \['sasrec'\]. Give both"),
+        ({"text": 5, "collaborative": 4}, {}, r"with the view 'sasrec', and the views are \['text', 'collaborative'\]"),
+        ({"text": 5, "sasrec": 4}, {"latent_dim": 8}, "latent_dim is 8 but the view "
          "'sasrec' has dimension 4.*leave latent_dim out"),
     ],
 )  # fmt: skip
@@ -225,5 +225,5 @@ def test_views_that_do_not_do_are_refused(given_views, options, message):
 
 
 def test_a_collaborative_view_of_another_catalogue_is_refused():
-    with pytest.raises(ValueError, match="view 'collaborative' has 41 rows but the catalogue has 40 items"):
-        letter().fit(catalog_of(40), views_of(text=points(40, 4), collaborative=points(41, 4)))
+    with pytest.raises(ValueError, match="view 'sasrec' has 41 rows but the catalogue has 40 items"):
+        letter().fit(catalog_of(40), views_of(text=points(40, 4), sasrec=points(41, 4)))
