@@ -75,7 +75,7 @@ def test_a_resumed_evaluation_finds_the_curve_of_a_baseline(monkeypatch, capsys,
         with pytest.raises(KeyboardInterrupt):
             evaluate.main(run)
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "baseline", dying)
+        patch.setattr(evaluate, "named_baseline", dying)
         curves = evaluate.main(run)["learning"]
     assert curves.keys() == {"ours", "gru4rec"}
     log = [entry for entry in json.loads((validated / "training_log.json").read_text()) if "eval_seconds" in entry]
