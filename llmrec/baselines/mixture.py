@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llmrec.baselines.queries import Queries, Teacher
+from llmrec.baselines.queries import Queries, Teacher, in_proportion
 from llmrec.configs.options import Config
 from llmrec.evaluation.learning import Epoch
 
@@ -49,7 +49,7 @@ class Mixture:
         for member, weight in zip(self.members, self.weights, strict=True):
             if weight > 0:
                 mixed = mixed + weight * member.probabilities(queries, exclude_seen)
-        return mixed if temperature == 1 else (mixed.log() / temperature).softmax(dim=1)
+        return mixed if temperature == 1 else in_proportion(mixed, queries, False, temperature)
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights of the members, to be saved; the members are saved by themselves."""

@@ -67,7 +67,7 @@ def queries_of(histories: Sequence[np.ndarray], device: torch.device) -> Queries
 
 
 def normalised(logits: Tensor, queries: Queries, exclude_seen: bool, temperature: float = 1.0) -> Tensor:
-    """Turn logits, or logarithms of any positive scores, into the probabilities that `Teacher` promises.
+    """Turn logits into the probabilities that `Teacher` promises.
 
     Args:
         logits: (Q, N), finite.
@@ -76,21 +76,29 @@ def normalised(logits: Tensor, queries: Queries, exclude_seen: bool, temperature
         temperature: As in `Teacher.probabilities`.
     """
     scaled = logits.float() / temperature
-    return (without_seen(scaled, queries) if exclude_seen else scaled).softmax(dim=1)
+    return (without_seen(scaled, queries, -torch.inf) if exclude_seen else scaled).softmax(dim=1)
 
 
-def without_seen(logits: Tensor, queries: Queries) -> Tensor:
-    """Set the (Q, N) logits of the items before the answer to minus infinity, unless no item would be left."""
-    num_items, most_items = logits.shape[1], queries.items.shape[1]
+def in_proportion(shares: Tensor, queries: Queries, exclude_seen: bool, temperature: float = 1.0) -> Tensor:
+    """Turn (Q, N) positive shares into the probabilities that `Teacher` promises; arguments as for `normalised`."""
+    if temperature != 1:
+        shares = shares ** (1 / temperature)
+    if exclude_seen:
+        shares = without_seen(shares, queries, 0.0)
+    return shares / shares.sum(dim=1, keepdim=True)
+
+
+def without_seen(values: Tensor, queries: Queries, nothing: float) -> Tensor:
+    """Set the (Q, N) values of the items before the answer to `nothing`, unless no item would be left."""
+    num_items, most_items = values.shape[1], queries.items.shape[1]
     items, real = before(queries)
     # A place without an item repeats the first one of its window, which is among the items before the answer. Without
     # any item before the answer it gets its own value back.
     items = torch.where(real, items, items[:, :1])
-    value = torch.where(queries.length[:, None] > 0, -torch.inf, logits.gather(1, items))
-    masked = logits.scatter(1, items, value)
+    masked = values.scatter(1, items, torch.where(queries.length[:, None] > 0, nothing, values.gather(1, items)))
     if most_items < num_items:  # then some item is left
         return masked
-    return torch.where(masked.isneginf().all(dim=1, keepdim=True), logits, masked)
+    return torch.where((masked == nothing).all(dim=1, keepdim=True), values, masked)
 
 
 def before(queries: Queries) -> tuple[Tensor, Tensor]:

@@ -143,7 +143,7 @@ def mixture(config: TeachConfig, members: list[Taught], valid: Examples) -> tupl
     Returns:
         The mixture; and the directory, ranker, weight and options of each member.
     """
-    found, _ = best_mixture(members, valid)
+    found, _ = best_mixture(members, valid, config.seed)
     facts: list[JsonObject] = []
     for path, member, weight in zip(config.members or (), found.members, found.weights, strict=True):
         assert isinstance(member, Taught)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec.baselines.queries import Queries, before, normalised, popularity, queries_of, without_seen
+from llmrec.baselines.queries import Queries, before, in_proportion, normalised, popularity, queries_of, without_seen
 
 CPU = torch.device("cpu")
 # Two windows of three places over four items; asked at the start, in the middle and at the end of them.
@@ -26,23 +26,24 @@ def test_the_items_before_an_answer_by_hand():
 
 
 def test_only_the_items_before_an_answer_are_excluded():
-    allowed = without_seen(LOGITS, QUERIES).isfinite()
+    allowed = without_seen(LOGITS, QUERIES, -torch.inf).isfinite()
     assert allowed.tolist() == [[True] * 4, [True, False, True, False], [False, True, True, True], [False, True] * 2]
-    assert torch.equal(without_seen(LOGITS, QUERIES)[allowed], LOGITS[allowed])
+    assert torch.equal(without_seen(LOGITS, QUERIES, -torch.inf)[allowed], LOGITS[allowed])
 
 
 def test_nothing_is_excluded_where_nothing_would_be_left():
     both = queries_of([np.array([0, 1]), np.array([1, 1])], CPU)
     logits = torch.tensor([[1.0, 2.0], [1.0, 2.0]])
-    assert without_seen(logits, both).tolist() == [[1, 2], [1, -torch.inf]]
+    assert without_seen(logits, both, -torch.inf).tolist() == [[1, 2], [1, -torch.inf]]
 
 
 @pytest.mark.parametrize("exclude_seen", [False, True])
 def test_probabilities_sum_to_one_and_temperature_divides_logits(exclude_seen):
     found = normalised(LOGITS, QUERIES, exclude_seen, temperature=2.0)
-    kept = without_seen(LOGITS, QUERIES).isfinite() if exclude_seen else torch.ones(4, 4, dtype=torch.bool)
+    kept = without_seen(LOGITS, QUERIES, -torch.inf).isfinite() if exclude_seen else torch.ones(4, 4, dtype=torch.bool)
     powers = (LOGITS / 2).exp() * kept
     torch.testing.assert_close(found, powers / powers.sum(dim=1, keepdim=True))
+    torch.testing.assert_close(in_proportion(7 * LOGITS.exp(), QUERIES, exclude_seen, temperature=2.0), found)
 
 
 def test_histories_become_queries_at_their_ends():

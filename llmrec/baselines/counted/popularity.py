@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llmrec.baselines.counted.entries import flat, place_of
 from llmrec.baselines.counted.options import CountedOptions
-from llmrec.baselines.queries import Queries, normalised, popularity
+from llmrec.baselines.queries import Queries, in_proportion, popularity
 from llmrec.data.catalog import Catalog
 from llmrec.evaluation.learning import Epoch
 from llmrec.evaluation.ranking import UNFILLED, Ranking
@@ -80,14 +80,14 @@ class Popularity:
 
     def probabilities(self, queries: Queries, exclude_seen: bool, temperature: float = 1.0) -> Tensor:
         """Answer queries as `llmrec.baselines.queries.Teacher` says: scores to `power`, and a little popularity."""
-        scores = self.spread(queries)
+        popular, scores = self.popularity.softmax(dim=0), self.spread(queries)
         if scores is None:
-            logits = self.popularity.expand(len(queries.length), -1)
+            shares = popular.expand(len(queries.length), -1)
         else:
-            powers = scores.pow_(self.chosen.power)
-            share = powers / powers.sum(dim=1, keepdim=True).clamp_min(torch.finfo(powers.dtype).tiny)
-            logits = torch.lerp(share, self.popularity.softmax(dim=0), FLOOR).log()
-        return normalised(logits, queries, exclude_seen, temperature)
+            powers = scores if self.chosen.power == 1 else scores.pow_(self.chosen.power)
+            total = powers.sum(dim=1, keepdim=True).clamp_min_(torch.finfo(powers.dtype).tiny)
+            shares = powers.mul_((1 - FLOOR) / total).add_(FLOOR * popular)
+        return in_proportion(shares, queries, exclude_seen, temperature)
 
     def rank(self, histories: Sequence[np.ndarray], k: int, exclude: Sequence[np.ndarray] | None = None) -> Ranking:
         """Rank all items for each history.
