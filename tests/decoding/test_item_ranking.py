@@ -183,3 +183,17 @@ def test_the_lines_of_the_docs_rank_as_the_recommender_does(sid_table):
     item_ids, scores = recommender.recommend([history], k=10, exclude=None)
     assert namespace["item_ids"] == item_ids[0]
     np.testing.assert_allclose(namespace["best"].values[0].detach(), scores[0], atol=1e-5)
+
+
+@pytest.mark.gpu
+@EVERY_MODE
+def test_captured_rankings_equal_eager_ones(sid_table, rank):
+    model, sid_config = parts_of(sid_table)
+    captured, eager = (
+        SidRanker(model.cuda(), sid_table, sid_config, PREFIX, capture=on, rank=rank) for on in (True, False)
+    )
+    exclude = [np.array([0, 4]), np.array([], dtype=np.int64), np.array([7])]
+    for _ in range(3):  # as they are, then captured, then replayed
+        found, expected = (ranker.rank(HISTORIES, 12, exclude) for ranker in (captured, eager))
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+        assert np.array_equal(found.items, expected.items)

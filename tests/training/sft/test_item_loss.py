@@ -19,7 +19,7 @@ from llmrec.training.sft.losses import IGNORED, sid_loss_in_forward
 from llmrec.training.trainer import SID_ROWS, build_optimizer
 from llmrec.training.weights import add_adapter
 from tests.conftest import tiny_llm, word_tokenizer
-from tests.support.extended import sft_config
+from tests.support.extended import extended, fine_tune, losses, sft_config
 from tests.training.distil.test_distillation import (
     PAD,
     PREFIX,
@@ -213,3 +213,14 @@ def test_decay_shrinks_item_rows_alone_at_the_rate_of_the_step(tokenizer, with_i
     expected = before.clone()
     expected[with_items.items.block] *= 1 - rate * 0.5
     torch.testing.assert_close(after, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_captured_sft_has_the_losses_of_eager_sft(tmp_path, toy, sid_table, train, monkeypatch):
+    base = extended(tmp_path, sid_table, item_rows=True)
+    options = {"train": train, "max_steps": 12, "precision": "float32", "device": "auto", "item_decay": 0.1}
+    fine_tune(tmp_path / "captured", toy[0], base, **options)
+    monkeypatch.setattr(CapturedLoss, "of", lambda *arguments: None)
+    fine_tune(tmp_path / "eager", toy[0], base, **options)
+    assert losses(tmp_path / "captured") == pytest.approx(losses(tmp_path / "eager"), rel=1e-4)

@@ -90,6 +90,18 @@ def test_task_examples_by_hand(rich, tokenizer, encoder, name, given, answer):
     assert expected == {prompt for prompt in found if f" {given} " in prompt and len(prompt) <= max(map(len, expected))}
 
 
+@pytest.mark.parametrize("name", ["sid_to_title", "title_to_sid", "sids_to_title", "titles_to_sid", "category_to_sids"])
+def test_items_are_shown_with_their_own_tokens_and_answered_without(rich, tokenizer, sid_table, name):
+    vocabulary = SidVocabulary.add_to(tokenizer, sid_table.level_sizes, num_items=12)
+    encoder, task = HistoryEncoder(sid_table, vocabulary), built(rich, tokenizer, name)[name]
+    for prompt, answer in asked(task, tokenizer, encoder):
+        assert "<|item_" not in answer and ("<a_" in prompt) == ("<|item_" in prompt) == name.startswith("sid")
+        for row in map(int, re.findall(r"<\|item_(\d+)\|>", prompt)):
+            sid = " ".join(tokenizer.convert_ids_to_tokens(encoder.encode_answer([row])))
+            assert f"{sid} <|item_{row}|>" in prompt
+        assert len(f"{prompt} {answer}".split(" ")) <= task.longest(vocabulary)
+
+
 def test_a_category_names_a_few_of_its_items(rich, tokenizer, encoder):
     """Six fruits: three of them; three hot drinks: all three, in any order. The item of the case comes first. The first
     category of all is a word that the tokenizer does not know."""
