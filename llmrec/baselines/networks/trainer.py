@@ -27,6 +27,7 @@ LEAST_STEPS = 32  # per epoch: with fewer, on a tiny catalogue, patience ends tr
 # Places scored at once on a CPU, so that the scores stay in its cache: with 750 places and 12,101 items the head takes
 # 66 ms forward and backward in blocks of 128, and 119 ms in one block. On a GPU blocks only launch more kernels.
 CPU_BLOCK = 128
+BETAS = (0.9, 0.98)  # SASRec's code
 
 
 def train(
@@ -54,7 +55,7 @@ def train(
     batch_size = max(1, min(training.batch_size, len(pieces.items) // LEAST_STEPS))
     # Fused: one kernel instead of a dozen per parameter. Epochs this small are bound by launches, not by arithmetic.
     optimizer = torch.optim.AdamW(
-        network.parameters(), training.learning_rate, weight_decay=training.weight_decay, fused=True
+        network.parameters(), training.learning_rate, betas=BETAS, weight_decay=training.weight_decay, fused=True
     )
     rng, started, log, kept, supervised = np.random.default_rng(seed), time.monotonic(), list[Epoch](), {}, 0
     for epoch in progress(range(training.max_epochs), f"train {network.name}", unit="epochs at most"):
