@@ -194,7 +194,7 @@ def check_finite(tensors: Mapping[str, Tensor], cause: str) -> None:
 
 def _read(path: Path, catalog: Catalog, device: torch.device) -> Taught:
     settings, tensors = json.loads((path / RANKER).read_text(encoding="utf-8")), load_file(path / TENSORS)
-    check_finite(tensors, "no ranker can answer with them.")
+    check_finite(tensors, "no ranker can answer with them")
     name, options = settings.pop("ranker"), settings.pop("options")
     exclude_seen = settings.pop("exclude_seen")
     del settings["catalog_sha256"]

@@ -63,7 +63,7 @@ CASES = {
     "views of a ranker that reads none": Case(
         "teach --ranker markov --views @views", ("'views' is for the ranker transition_graph",)
     ),
-    "search for a network": Case("teach --ranker sasrec --search", ("'search' is for the counted rankers",)),
+    "search for a network": Case("teach --ranker sasrec --search true", ("'search' is for the counted rankers",)),
     "valid of nothing": Case(
         "teach --ranker markov", ("has no 'valid' examples", "teach measures a ranker", "k_core"), {"catalog": no_valid}
     ),
