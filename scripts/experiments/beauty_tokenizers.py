@@ -73,7 +73,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "simcit, as released": {
         "method": "simcit", "view_names": BOTH, "codebook_size": 128, "num_levels": 2, "batch_size": 256,
         "learning_rate": 2e-4, "weight_decay": 1e-3, "temperature_law": "constant", "temperature": 0.2,
-        "noise_law": "constant", "distances": "absolute", "codebook_start": "uniform", "allow_collapse": True,
+        "noise_law": "constant", "distances": "absolute", "hard_codes": False, "codebook_start": "uniform",
+        "allow_collapse": True,
     },
     "letter, text, aligned with PPMI": {
         "method": "letter", "view_names": BOTH, "collaborative_view": "collaborative", "collision": "sinkhorn_reassign",

@@ -27,6 +27,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "constant temperature .2": {"temperature_law": "constant", "temperature": 0.2},
     "constant noise": {"noise_law": "constant"},
     "without noise": {"noise_law": "constant", "noise": 0},
+    "absolute distances": {"distances": "absolute"},
+    "mixtures to the end": {"hard_codes": False, "temperature_end": 0.02, "noise_end": 0.1},
     "uniform start": {"codebook_start": "uniform"},
     "prefixes contrasted": {"prefix_weight": 0.5},
     **{f"batch {size}": {"batch_size": size, "micro_batch_size": 1024} for size in (256, 512, 2048, 4096, 8192)},

@@ -80,10 +80,10 @@ def test_every_ablation_runs_from_the_command_line(scripts, data, tmp_path, caps
 
 
 def test_a_variant_is_an_option_or_another_view(scripts):
-    """One flag each, but for what belongs together: the law and its value, the size of a batch and of its parts."""
+    """One flag each, but for what belongs together, such as a law and its value, or a batch and its parts."""
     ablations = scripts[0]
     for name, changed in ablations.VARIANTS.items():
-        allowed = {"temperature_law": 2, "noise_law": 2, "batch_size": 2, "num_levels": 2}
+        allowed = {"temperature_law": 2, "noise_law": 2, "batch_size": 2, "num_levels": 2, "hard_codes": 3}
         assert len(changed) <= max((allowed.get(option, 1) for option in changed), default=1), name
         assert (not changed) == (name == "base" or name in ablations.OTHER_VIEWS), name
 

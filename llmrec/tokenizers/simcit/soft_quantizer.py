@@ -1,4 +1,4 @@
-"""Residual quantiser whose levels are mixtures of all codes, so that the gradient needs no straight-through estimation.
+"""Residual quantiser whose levels are mixtures of all codes while it anneals, and codes with their gradient afterwards.
 
 The weights of a level's codes are softmax((s + eta g) / T) over negative squared distances s and Gumbel noise g; what
 the mixture leaves is quantised by the next level. Temperature T and noise scale eta are annealed apart: the largest of
@@ -9,7 +9,12 @@ looks at angles alone and leaves the scale of vectors and codes free, so that wi
 answers a lower T by smaller vectors: mixtures stay soft, and the nearest codes, which are exported, come to mean
 nothing. Dividing by the dimension instead would keep the scale free, and drown the distances in the noise.
 
-Source: SimCIT (arXiv:2506.16683) as released; relative distances, the noise scale and the k-means start are ours.
+Hardness goes from 0 to 1 when annealing ends: the forward pass then has the heaviest code of each level instead of the
+mixture, and the backward pass has the gradient of the mixture still (straight-through). Soft mixtures gain nothing any
+more, and without noise what is trained is what is exported.
+
+Source: SimCIT (arXiv:2506.16683) as released; relative distances, the noise scale, hard codes and the k-means start are
+ours.
 
 Shapes: B rows, N items, L levels, K codes of a level, E latent dimension.
 """
@@ -36,7 +41,7 @@ class Mixtures(NamedTuple):
     Attributes:
         prefixes: (B, L, E) sum of the mixtures up to each level; the last is what all codes stand for.
         scores: Of each level, (B, K) negative squared distances, in the units of the quantiser.
-        weights: Of each level, (B, K) share of each code in the mixture.
+        weights: Of each level, (B, K) share of each code in the mixture; 1 and 0 once codes are hard.
     """
 
     prefixes: Tensor
@@ -61,7 +66,7 @@ class Annealing(NamedTuple):
 
 
 class SoftQuantizer(nn.Module):
-    """Codebooks whose levels are mixtures of codes; temperature and noise are buffers, saved with the weights.
+    """Codebooks whose levels are mixtures of codes; temperature, noise and hardness are buffers, kept with the weights.
 
     Args:
         num_levels: L.
@@ -73,6 +78,7 @@ class SoftQuantizer(nn.Module):
 
     temperature: Tensor
     noise: Tensor
+    hardness: Tensor
 
     def __init__(self, num_levels: int, codebook_size: int, dim: int, generator: torch.Generator, relative: bool):
         super().__init__()
@@ -81,6 +87,7 @@ class SoftQuantizer(nn.Module):
         self.codebooks = nn.ParameterList(books.unbind())
         self.register_buffer("temperature", torch.ones(()))
         self.register_buffer("noise", torch.zeros(()))
+        self.register_buffer("hardness", torch.zeros(()))
 
     @torch.no_grad()
     def start(self, latent_NE: Tensor, generator: torch.Generator) -> None:
@@ -102,7 +109,10 @@ class SoftQuantizer(nn.Module):
             distances_BK = squared_distances(left_BE, codebook_KE)
             scores.append(-distances_BK / spread(distances_BK) if self.relative else -distances_BK)
             logits_BK = scores[-1] + self.noise * noise[level] if noise else scores[-1]
-            weights.append((logits_BK / self.temperature).softmax(1))
+            shares_BK = (logits_BK / self.temperature).softmax(1)
+            heaviest_BK = torch.zeros_like(shares_BK).scatter_(1, shares_BK.argmax(1, keepdim=True), 1)
+            # A product, because a branch would wait for the device; at hardness 0 it adds an exact zero.
+            weights.append(shares_BK + self.hardness * (heaviest_BK - shares_BK).detach())
             left_BE = left_BE - weights[-1] @ codebook_KE
             prefixes.append(latent_BE - left_BE)
         return Mixtures(torch.stack(prefixes, 1), scores, weights)

@@ -3,8 +3,9 @@
 Views are encoded and fused by attention (fusion.py). Each level replaces the residual of the latent vector by a mixture
 of all its codes (soft_quantizer.py); the sum of the mixtures is contrasted with every view by NT-Xent (contrast.py),
 through a linear projection that is thrown away after training. There is no reconstruction and no commitment; a penalty
-keeps the codes of a level apart. Semantic IDs are made with nearest codes and what these leave, so that training and
-export differ; `mismatch` says by how much, and a run whose two part is reported.
+keeps the codes of a level apart. Semantic IDs are made with nearest codes and what these leave, on which training goes
+on once temperature and noise have been annealed. `mismatch` says by how much training and export differ, and a run
+whose two part is reported.
 
 A single view is contrasted with itself, quantised; attention plays no part then.
 
@@ -14,9 +15,8 @@ known. The released code has 2 levels of 128 codes, codes that start uniform, an
 Contrast temperature .07 and the penalty are the code's; of the paper it is said that .1 is good and that there is no
 penalty (recipes/beauty-simcit has both). Departures: training ends at a plateau of the contrast with nearest codes
 (training_loop.py), where the code has up to 15,000 epochs with warm-up and cosine; views are standardised; items that
-are all but equal are no negatives of each other; codes start as k-means centres, at whose distances the temperature
-must end lower. On Amazon Beauty, batch 256, 13 epochs (annealed over 400 steps), distinct tuples per item are .069 from
-uniform codes and .605 from centres, both ending at temperature .2, and .700 from centres ending at .02.
+are all but equal are no negatives of each other; codes start as k-means centres; distances are relative, and codes
+hard after annealing (soft_quantizer.py).
 
 Quality rises with the batch, whose other items are the negatives. `micro_batch_size` gives the gradient of the whole
 batch in the memory of a part (gradient_cache.py), of encoders and quantiser as of the (B, B) logits. So one device is
@@ -118,9 +118,10 @@ class SimCITObjective(Objective):
         return (self.view_weights * (losses_AM[-1] + prefixes)).sum()
 
     def anneal(self, step: int) -> None:
-        """Set temperature and noise to their values after a step."""
+        """Set temperature, noise and hardness to their values after a step."""
         self.quantizer.temperature.fill_(self.options.annealing("temperature").at(step))
         self.quantizer.noise.fill_(self.options.annealing("noise").at(step))
+        self.quantizer.hardness.fill_(self.options.hard_codes and step >= self.options.anneal_steps)
 
     def after_step(self, step: int, rows_B: Tensor, optimizer: torch.optim.Optimizer, progress: float) -> None:
         self.anneal(step)
@@ -183,15 +184,20 @@ class SimCIT(ItemTokenizer):
         "codes of a level, or as they are, as released.",
         "relative",
     )
+    hard_codes: bool = option(
+        "Train on nearest codes once annealing has ended, with the gradient of the mixtures; otherwise on mixtures, as "
+        "released.",
+        True,
+    )
     temperature_law: Law = option(
         "Law by which the temperature of the mixtures falls.", "exponential"
     )  # released: constant
     temperature: float = option("Temperature of the mixtures at the start.", 1.0, above=0)  # released: .2
-    temperature_end: float = option("Temperature of the mixtures after annealing.", 0.02, above=0)
+    temperature_end: float = option("Temperature of the mixtures after annealing.", 0.1, above=0)
     noise_law: Law = option("Law by which the scale of the Gumbel noise falls.", "linear")  # released: constant
     noise: float = option("Scale of the Gumbel noise at the start.", 1.0, least=0)
     noise_end: float = option(
-        "Scale of the Gumbel noise after annealing; above 0 for an exponential law.", 0.1, least=0
+        "Scale of the Gumbel noise after annealing; above 0 for an exponential law.", 0.0, least=0
     )
 
     def problems(self) -> list[str]:
@@ -219,7 +225,8 @@ class SimCIT(ItemTokenizer):
     @property
     def least_steps(self) -> int:
         """Steps before which a plateau is no end: the loss may still fall with temperature and noise."""
-        return 0 if self.temperature_law == self.noise_law == "constant" else self.anneal_steps
+        changes = self.hard_codes or not self.temperature_law == self.noise_law == "constant"
+        return self.anneal_steps if changes else 0
 
     def objective(self, points_ND: Tensor, view_dims: dict[str, int], generator: torch.Generator) -> SimCITObjective:
         """The loss that is trained, with its parameters at their start.
@@ -286,6 +293,6 @@ def report_parting(log: Sequence[JsonObject]) -> None:
     if max(at_end, at_kept) > PARTED:
         say(
             f"simcit: training mixes other codes than are exported, at a level for {at_kept:.1%} of the items at step "
-            f"{kept['step']}, which is kept, and for {at_end:.1%} at step {last['step']}, the last. Set distances to "
-            "relative, raise noise_end, or lower temperature_end."
+            f"{kept['step']}, which is kept, and for {at_end:.1%} at step {last['step']}, the last. Set hard_codes, or "
+            "distances to relative and noise_end well above temperature_end."
         )

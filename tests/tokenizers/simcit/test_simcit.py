@@ -65,11 +65,12 @@ def test_training_anneals_and_a_plateau_waits_for_it():
     assert objective.quantizer.temperature == 1 and objective.quantizer.noise == 1
     objective.after_step(10, torch.arange(4), None, 0.0)
     quantizer = objective.quantizer
-    assert (quantizer.temperature.item(), quantizer.noise.item()) == pytest.approx((0.02, 0.1))
+    assert (quantizer.temperature.item(), quantizer.noise.item()) == pytest.approx((0.1, 0.0))
+    assert quantizer.hardness == 1 and objective.loss(torch.arange(64)) == objective.loss(torch.arange(64))
     still = {"max_epochs": 400, "patience": 1, "learning_rate": 1e-12, "weight_decay": 0.0}
     for options, steps in (
         ({"anneal_steps": 250}, 300),
-        ({"temperature_law": "constant", "noise_law": "constant"}, 100),
+        ({"temperature_law": "constant", "noise_law": "constant", "hard_codes": False}, 100),
     ):
         objective = objective_of(simcit(**still, **options), given_views)
         training = train(objective, 300, torch.device("cpu"), simcit(**still, **options))
@@ -186,19 +187,26 @@ def test_past_annealing_exported_codes_stay_those_of_training(capsys):
     catalog, given_views = catalog_of(600), views(600)
     options = {"anneal_steps": 100, "max_epochs": 225, "patience": 99, "encoder_layers": [64, 32], "codebook_size": 16}
     logs, said = {}, {}
-    for distances, noise_end in (("relative", 0.1), ("absolute", 0.0)):
-        tokenizer = simcit(**options, learning_rate=1e-3, distances=distances, noise_end=noise_end)
-        (logs[distances],) = tokenizer.fit(catalog, given_views).training_log
-        said[distances] = capsys.readouterr().err
+    forms = {
+        "hard": {},
+        "relative": {"hard_codes": False, "noise_end": 0.1, "temperature_end": 0.02},
+        "absolute": {"hard_codes": False, "distances": "absolute", "temperature_end": 0.02},
+    }
+    for name, form in forms.items():
+        tokenizer = simcit(**options, learning_rate=1e-3, **form)
+        (logs[name],) = tokenizer.fit(catalog, given_views).training_log
+        said[name] = capsys.readouterr().err
+    assert max(logs["hard"][-1]["mismatch"]) == 0 and "training mixes other codes" not in said["hard"]
     assert tokenizer.counts == {"mismatch": tokenizer.coder.quantizer.metrics["mismatch"]}
     assert max(logs["relative"][-1]["mismatch"]) < 0.05 and "training mixes other codes" not in said["relative"]
     assert max(logs["absolute"][-1]["mismatch"]) > 0.15
     best = {name: min(reading["loss"] for reading in log) for name, log in logs.items()}
-    assert logs["relative"][-1]["loss"] < 1.2 * best["relative"] and logs["absolute"][-1]["loss"] > 2 * best["absolute"]
+    assert all(logs[name][-1]["loss"] < 1.2 * best[name] for name in ("hard", "relative"))
+    assert logs["absolute"][-1]["loss"] > 2 * best["absolute"]
     kept = min(logs["absolute"], key=lambda reading: reading["loss"])["step"]
     assert re.search(
         rf"training mixes other codes than are exported, at a level for [\d.]+% of the items at step {kept}, which is "
-        rf"kept, and for [\d.]+% at step {logs['absolute'][-1]['step']}, the last. Set distances to relative",
+        rf"kept, and for [\d.]+% at step {logs['absolute'][-1]['step']}, the last. Set hard_codes, or",
         said["absolute"],
     )
 
@@ -215,16 +223,13 @@ def test_a_view_that_takes_the_attention_is_named(capsys):
     assert "of the attention" not in capsys.readouterr().err
 
 
-def test_a_view_replaced_by_noise_loses_attention():
-    shares, clustered = {}, clusters(400, 8, 20, spread=0.1)
+def test_a_view_of_noise_gets_the_least_attention():
+    clustered = clusters(400, 8, 20, spread=0.1)
     options = {"num_levels": 1, "codebook_size": 20, "learning_rate": 1e-2, "batch_size": 100, "anneal_steps": 100}
-    for name, third in (("clustered", clustered), ("noise", points(400, 8, seed=9))):
-        given_views = views_of(one=clustered, two=clustered, three=third)
-        tokenizer = simcit(max_epochs=100, **options).fit(catalog_of(400), given_views)
-        shares[name] = list(tokenizer.coder.quantizer.metrics["attention"].values())
-    # Measured .344 and .203, beside .390 of the other views at least; with the seeds 1 and 2 .182 and .183.
-    assert shares["noise"][2] < 0.7 * shares["clustered"][2]
-    assert shares["noise"][2] < 0.6 * min(shares["noise"][:2])
+    given_views = views_of(one=clustered, two=clustered, three=points(400, 8, seed=9))
+    tokenizer = simcit(max_epochs=100, **options).fit(catalog_of(400), given_views)
+    one, two, noise = tokenizer.coder.quantizer.metrics["attention"].values()
+    assert noise < 0.7 * min(one, two)  # measured: .221 of .376; with the seeds 1 and 2 .253 of .373, .185 of .395
 
 
 def test_metrics():
@@ -302,8 +307,8 @@ def test_a_batch_as_large_as_the_catalogue_or_larger(batch_size, capsys):
     ("options", "message"),
     [
         (
-            {"noise_law": "exponential", "noise_end": 0},
-            r"noise goes from 1.0 to 0 by an exponential law.*set noise_law to linear",
+            {"noise_law": "exponential"},
+            r"noise goes from 1.0 to 0.0 by an exponential law.*set noise_law to linear",
         ),
         ({"temperature_law": "cosine"}, "temperature_law is 'cosine'; choose from exponential, linear, constant"),
         ({"batch_size": 1}, "batch_size is 1; at least 2"),

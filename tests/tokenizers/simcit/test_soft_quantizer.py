@@ -36,7 +36,7 @@ def test_a_mixture_by_hand():
     quantizer = quantizer_of(2, 2, 1)
     quantizer.load_state_dict({
         "codebooks.0": torch.tensor([[0.0], [2.0]]), "codebooks.1": torch.tensor([[0.0], [1.0]]),
-        "temperature": torch.tensor(0.5), "noise": torch.tensor(1.0),
+        "temperature": torch.tensor(0.5), "noise": torch.tensor(1.0), "hardness": torch.tensor(0.0),
     })  # fmt: skip
     soft = quantizer(torch.tensor([[0.5]]))
     far = 1 / (1 + math.exp((2.25 - 0.25) / 0.5))  # of the code 2, in squared distances .25 and 2.25
@@ -73,6 +73,23 @@ def test_relative_distances_alone_pin_the_scale(relative):
         assert largest[1] == pytest.approx(largest[0], rel=1e-3)
     else:
         assert largest[1] < 0.5 * largest[0]
+
+
+def test_hard_codes_are_exported_ones_with_the_gradient_of_mixtures():
+    soft, hard = quantizer_of(1, 5, relative=True), quantizer_of(1, 5, relative=True)
+    hard.hardness.fill_(1.0)
+    gradients, latent = [], points(30, 4)
+    for quantizer in (soft, hard):
+        quantizer.temperature.fill_(0.3)
+        rows = latent.clone().requires_grad_()
+        (weights,) = quantizer(rows).weights
+        (weights * torch.arange(5)).sum().backward()
+        gradients.append(rows.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])
+    prefixes, codes = hard.hard(latent)
+    torch.testing.assert_close(hard(latent).weights[0], torch.nn.functional.one_hot(codes[:, 0], 5).float())
+    torch.testing.assert_close(hard(latent).prefixes, prefixes)
+    assert (soft(latent).prefixes - prefixes).abs().max() > 0.1
 
 
 def test_vectors_as_far_from_all_codes_have_a_gradient():
