@@ -293,6 +293,6 @@ def report_parting(log: Sequence[JsonObject]) -> None:
     if max(at_end, at_kept) > PARTED:
         say(
             f"simcit: training mixes other codes than are exported, at a level for {at_kept:.1%} of the items at step "
-            f"{kept['step']}, which is kept, and for {at_end:.1%} at step {last['step']}, the last. Set hard_codes, or "
-            "distances to relative and noise_end well above temperature_end."
+            f"{kept['step']}, which is kept, and for {at_end:.1%} at step {last['step']}, the last. Train past "
+            "anneal_steps with hard_codes, or set distances to relative and noise_end well above temperature_end."
         )

@@ -206,7 +206,7 @@ def test_past_annealing_exported_codes_stay_those_of_training(capsys):
     kept = min(logs["absolute"], key=lambda reading: reading["loss"])["step"]
     assert re.search(
         rf"training mixes other codes than are exported, at a level for [\d.]+% of the items at step {kept}, which is "
-        rf"kept, and for [\d.]+% at step {logs['absolute'][-1]['step']}, the last. Set hard_codes, or",
+        rf"kept, and for [\d.]+% at step {logs['absolute'][-1]['step']}, the last. Train past",
         said["absolute"],
     )
 
