@@ -18,9 +18,9 @@ import torch
 
 from llmrec.baselines.taught import RANKER, TENSORS
 from llmrec.cli import main
-from llmrec.configs import DpoConfig, EnsembleConfig
+from llmrec.configs import DpoConfig, EnsembleConfig, TeachConfig
 from llmrec.runtime.manifest import read_manifest
-from llmrec.stages import dpo, ensemble
+from llmrec.stages import dpo, ensemble, teach
 from tests.support.extended import fine_tune, losses, weights_of
 
 ROOT = Path(__file__).parents[1]
@@ -89,6 +89,16 @@ def test_sft_gives_the_losses_and_weights_of_one_process(toy, one, tmp_path, pro
     ours, theirs = weights_of(out), weights_of(one / "sft")
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
+
+
+def test_sft_with_a_teacher_gives_the_losses_of_one_process(toy, tmp_path):
+    """Every process asks the teacher about its own share of a batch."""
+    teach.main(TeachConfig(catalog=toy[0], ranker="markov", out=str(tmp_path / "markov"), device="cpu", search=False))
+    options = {**SFT, "teacher": [str(tmp_path / "markov")], "train": "full"}
+    fine_tune(tmp_path / "one", *toy, **options)
+    ended = launch(2, "sft", {**options, "catalog": toy[0], "model": str(toy[1]), "out": str(tmp_path / "two")})
+    assert ended.returncode == 0, ended.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
 
 def test_the_loss_of_a_run_without_log_lines_is_that_of_all_processes(toy, tmp_path):
