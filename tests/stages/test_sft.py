@@ -217,7 +217,7 @@ def test_contract_hooks_of_the_trainer(tmp_path, toy):
     model = weights.load_trainable(config, sid_config.vocabulary, dtype)
     with sid_loss_in_forward(model, sid_config.vocabulary, "level"):
         ours = stage.make_trainer(config, model, tokenizer, examples, collator, tmp_path, device, dtype)
-        assert ours.train_dataset.column_names == ["rows", "num_context"], VERSIONS
+        assert ours.train_dataset.column_names == ["rows", "num_context", "user", "start"], VERSIONS
         assert type(ours) is SidTrainer and SidTrainer.compute_loss is Trainer.compute_loss
         assert ours.model_accepts_loss_kwargs, VERSIONS
         batch = next(iter(ours.get_train_dataloader()))
