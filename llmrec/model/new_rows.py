@@ -23,6 +23,7 @@ from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 
 ROW_MULTIPLE = 64  # matrix multiplications prefer vocabularies of this multiple
+ITEM_STD = 0.02  # as in BERT (arXiv:1810.04805) and in the baselines
 NOISE_SHARE = 0.1  # of the variance of vectors that lean towards titles
 WORDS_AT_ONCE = 2**16
 
@@ -41,6 +42,25 @@ def new_rows(old_VD: Tensor, count: int, generator: torch.Generator) -> Tensor:
     old = old_VD.float()
     noise = torch.randn(count, old.shape[1], generator=generator).to(old.device)
     return (old.mean(dim=0) + old.std(dim=0) * noise).to(old_VD.dtype)
+
+
+def item_rows(old_VD: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw small distinct vectors of items, around zero.
+
+    All items compete in one softmax over these vectors. At the scale of the old vectors of a pretrained LLM their first
+    scores lie so far apart that the loss begins at many times the logarithm of the number of items. A small vector is
+    still read, because the layers of an LLM normalise their input.
+
+    Args:
+        old_VD: (V, D) vectors of ordinary tokens.
+        count: Number of vectors to draw.
+        generator: CPU generator.
+
+    Returns:
+        (count, D), in the type and on the device of the old vectors.
+    """
+    std = min(ITEM_STD, float(old_VD.float().std()))
+    return (torch.randn(count, old_VD.shape[1], generator=generator) * std).to(old_VD)
 
 
 @dataclass(frozen=True)
@@ -167,6 +187,9 @@ def add_rows(
     for weight in {id(matrix): matrix for matrix in map(matrix_of, modules)}.values():
         old_VD = weight[:old_size]
         weight[old_size:] = new_rows(old_VD, len(weight) - old_size, generator)
+        if vocabulary.items is not None:
+            rows = slice(vocabulary.items.stand_in, vocabulary.items.block.stop)
+            weight[rows] = item_rows(old_VD, rows.stop - rows.start, generator)
         for level, initial in enumerate(initial_vectors(old_VD) if initial_vectors else ()):
             block = vocabulary.block(level)
             weight[block] = leaning_rows(old_VD, weight[block], initial)
