@@ -17,6 +17,7 @@ from llmrec.runtime.manifest import JsonObject
 CUTOFF = 10
 # Keys of training_log.json; the Trainer of transformers requires that the metric it compares starts with `eval_`.
 NDCG, RECALL = f"eval_ndcg@{CUTOFF}", f"eval_recall@{CUTOFF}"
+ITEMS_NDCG = f"eval_items_ndcg@{CUTOFF}"  # by item rows, if the model has them
 SUPERVISED, SECONDS, VALIDATION_SECONDS = "eval_supervised", "eval_seconds", "eval_runtime"
 NEAR = 0.9  # share of the best value
 
@@ -39,10 +40,14 @@ class Epoch(NamedTuple):
     seconds: float
 
 
-def points_of_log(log: Sequence[JsonObject]) -> list[Point]:
-    """The validations in a training_log.json, in their order; empty if there are none."""
-    validations = [entry for entry in log if NDCG in entry]
-    return [{"supervised": e[SUPERVISED], "seconds": e[SECONDS], "ndcg": e[NDCG]} for e in validations]
+def points_of_log(log: Sequence[JsonObject], key: str = NDCG) -> list[Point]:
+    """The validations in a training_log.json, in their order; empty if there are none.
+
+    Args:
+        log: Entries of the log.
+        key: NDCG or ITEMS_NDCG.
+    """
+    return [{"supervised": e[SUPERVISED], "seconds": e[SECONDS], "ndcg": e[key]} for e in log if key in e]
 
 
 def points_of_epochs(log: Sequence[Epoch]) -> list[Point]:

@@ -14,7 +14,10 @@ from llmrec.evaluation.summary import OURS
 from llmrec.runtime.console import say, table
 from llmrec.runtime.manifest import JsonObject
 
-NOT_VALIDATED = "unknown, because the checkpoint was not validated during training (set eval_steps of `llmrec sft`)."
+NOT_VALIDATED = (
+    "unknown, because the checkpoint was not validated during training (set eval_steps of `llmrec sft`); a mixture "
+    "never is."
+)
 
 
 def show(metrics: JsonObject) -> None:

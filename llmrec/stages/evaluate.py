@@ -23,7 +23,7 @@ from llmrec.data.catalog import SPLITS, Catalog
 from llmrec.data.examples import Examples
 from llmrec.evaluation.bootstrap import RESAMPLES
 from llmrec.evaluation.exact import EXACT, compare_with_beam, draw_examples
-from llmrec.evaluation.learning import learning, points_of_epochs, points_of_log
+from llmrec.evaluation.learning import ITEMS_NDCG, NDCG, learning, points_of_epochs, points_of_log
 from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, evaluate, per_batch
 from llmrec.evaluation.ranking import default_num_beams
 from llmrec.evaluation.summary import OURS, Outcomes, sid_usage, summarise
@@ -251,7 +251,9 @@ def measured(
 
 def learning_curves(config: EvaluateConfig, workdir: Path) -> JsonObject:
     """Learning curves of ours and of each trained baseline, whose points `ranker` has saved."""
-    points = {OURS: points_of_log(training_log(config.model))}
+    validated = {"sid": NDCG, "items": ITEMS_NDCG}  # a mixture is not ranked during training
+    log = training_log(config.model) if config.rank in validated else []
+    points = {OURS: points_of_log(log, validated.get(config.rank, NDCG))}
     for system in rows_of(config.baselines):
         curve = workdir / SCRATCH / f"{system}-{CURVE}"
         if curve.is_file():

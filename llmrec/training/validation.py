@@ -25,9 +25,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from llmrec.configs.recommend import RankBy
 from llmrec.data.examples import Examples
 from llmrec.decoding.ranker import SidRanker
-from llmrec.evaluation.learning import CUTOFF, NDCG, RECALL, SECONDS, SUPERVISED, VALIDATION_SECONDS
+from llmrec.evaluation.learning import CUTOFF, ITEMS_NDCG, NDCG, RECALL, SECONDS, SUPERVISED, VALIDATION_SECONDS
 from llmrec.evaluation.metrics import ndcg, recall
-from llmrec.evaluation.protocol import COLUMNS, evaluate
+from llmrec.evaluation.protocol import COLUMNS, Outcome, evaluate
 from llmrec.model.backbone import causal_lm
 from llmrec.model.checkpoint import SidConfig
 from llmrec.runtime.console import say
@@ -111,6 +111,7 @@ class Validation(TrainerCallback):
         self.targets, self.batch_size, self.stage, self.from_start = targets, batch_size, stage, from_start
         self.started = time.monotonic()
         self._ranker: SidRanker | None = None
+        self._by_items: SidRanker | None = None  # of a model with item rows
 
     @property
     def ranker(self) -> SidRanker:
@@ -126,7 +127,7 @@ class Validation(TrainerCallback):
         """Rank by other semantic IDs from now on."""
         self.table = table
         if self._ranker is not None:
-            self._ranker = ranker_of_training(self._ranker.model, table, self.sid_config, self.prefix_ids)
+            self._make_rankers(self._ranker.model)
 
     def on_train_begin(
         self,
@@ -136,7 +137,7 @@ class Validation(TrainerCallback):
         **kwargs: Any,  # objects of the Trainer, among them its model
     ) -> None:
         """Make the ranker, on the device that the model was moved to, and continue the clock of a resumed run."""
-        self._ranker = ranker_of_training(kwargs["model"], self.table, self.sid_config, self.prefix_ids)
+        self._make_rankers(kwargs["model"])
         self.started = time.monotonic() - max((entry.get(SECONDS, 0.0) for entry in state.log_history), default=0.0)
         if state.best_global_step:  # by its number: the directory may have been moved since
             best = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
@@ -154,25 +155,37 @@ class Validation(TrainerCallback):
             state: State of the Trainer, which has not compared this step with the best one yet.
 
         Returns:
-            Metrics under the keys of `llmrec.evaluation.learning`, equal in every process except for the seconds.
+            Metrics under the keys of `llmrec.evaluation.learning`, equal in every process except for the seconds. Those
+            by item rows are left out for a model without them.
             Within an epoch, the number of targets trained on is estimated from the share of the steps.
         """
         label = f"{self.stage}: step {state.global_step} of {state.max_steps}, valid"
         with evaluation_mode(self.ranker.model):
-            outcome = evaluate(
-                self.ranker.rank_batches, self.examples, CUTOFF, COLUMNS[0], self.batch_size, f"{label} examples"
-            )
+            outcome = self._ranked(self.ranker, f"{label} examples")
+            by_items = None if self._by_items is None else self._ranked(self._by_items, f"{label} examples by items")
         ndcg_at_k = float(ndcg(outcome.position, CUTOFF).mean())
         recall_at_k = float(recall(outcome.position, CUTOFF).mean())
         note = ", the best so far" if ndcg_at_k > (state.best_metric or 0.0) else ""
-        say(f"{label} ndcg@{CUTOFF} {ndcg_at_k:.4f}, recall@{CUTOFF} {recall_at_k:.4f}{note}")
+        items = {} if by_items is None else {ITEMS_NDCG: float(ndcg(by_items.position, CUTOFF).mean())}
+        shown = "".join(f", ndcg@{CUTOFF} by items {value:.4f}" for value in items.values())
+        say(f"{label} ndcg@{CUTOFF} {ndcg_at_k:.4f}, recall@{CUTOFF} {recall_at_k:.4f}{note}{shown}")
         return {
             NDCG: ndcg_at_k,
             RECALL: recall_at_k,
+            **items,
             SUPERVISED: round(self.targets * (state.epoch or 0)),
             SECONDS: time.monotonic() - self.started,
-            VALIDATION_SECONDS: outcome.seconds,
+            VALIDATION_SECONDS: outcome.seconds + (0.0 if by_items is None else by_items.seconds),
         }
+
+    def _make_rankers(self, model: nn.Module) -> None:
+        """Make the ranker on a model that trains, and one by its item rows if it has them."""
+        self._ranker = ranker_of_training(model, self.table, self.sid_config, self.prefix_ids)
+        self._by_items = self.ranker_by("items") if self.sid_config.vocabulary.items is not None else None
+
+    def _ranked(self, ranker: SidRanker, label: str) -> Outcome:
+        """Rank the validation examples in the column plain."""
+        return evaluate(ranker.rank_batches, self.examples, CUTOFF, COLUMNS[0], self.batch_size, label)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -17,7 +18,7 @@ from transformers import Trainer
 
 from llmrec.configs import EvaluateConfig
 from llmrec.data.catalog import Catalog
-from llmrec.evaluation.learning import NDCG, SECONDS, VALIDATION_SECONDS, points_of_log
+from llmrec.evaluation.learning import ITEMS_NDCG, NDCG, SECONDS, VALIDATION_SECONDS, points_of_log
 from llmrec.model.checkpoint import SidConfig, load_tokenizer
 from llmrec.runtime.manifest import read_manifest
 from llmrec.runtime.stage_directory import SCRATCH
@@ -27,7 +28,7 @@ from llmrec.training import validation
 from llmrec.training.checkpoints import corruption, numbered
 from llmrec.training.trainer import SidTrainer
 from llmrec.training.validation import evaluation_mode
-from tests.support.extended import fine_tune, losses, same_weights
+from tests.support.extended import extended, fine_tune, losses, same_weights
 
 # A step is an epoch, of two forward passes.
 OPTIONS = {"max_steps": 12, "eval_steps": 2, "batch_size": 24, "micro_batch_size": 12, "max_history": 10,
@@ -114,6 +115,24 @@ def test_validation_metrics_equal_those_of_evaluate(tmp_path, toy, options):
     assert metrics["ndcg@10"] == pytest.approx(best[NDCG], abs=1e-9)
     assert metrics["recall@10"] == pytest.approx(best["eval_recall@10"], abs=1e-9)
     assert 0 < best[NDCG] < 1
+
+
+def test_item_rows_have_a_learning_curve_of_their_own(tmp_path, toy, sid_table):
+    base, out = extended(tmp_path, sid_table, item_rows=True), tmp_path / "sft"
+    saved = fine_tune(out, toy[0], base, **{**OPTIONS, "max_steps": 6})["saved_step"]
+    log = [entry for entry in log_of(out) if NDCG in entry]
+    assert [entry["step"] for entry in log] == [2, 4, 6] and all(ITEMS_NDCG in entry for entry in log)
+    curves = {}
+    for rank in ("sid", "items", "mixture"):
+        config = evaluation(tmp_path / f"by-{rank}", toy, out)
+        metrics = evaluate.main(dataclasses.replace(config, rank=rank))
+        curves[rank] = metrics["learning"]["ours"]
+        if rank == "items":
+            kept = next(entry for entry in log if entry["step"] == saved)
+            assert metrics["systems"]["ours"]["plain"]["ndcg@10"] == pytest.approx(kept[ITEMS_NDCG], abs=1e-9)
+    assert [point["ndcg"] for point in curves["sid"]["curve"]] == [entry[NDCG] for entry in log]
+    assert [point["ndcg"] for point in curves["items"]["curve"]] == [entry[ITEMS_NDCG] for entry in log]
+    assert curves["mixture"] is None
 
 
 def test_validation_draws_the_examples_of_evaluate(toy):
