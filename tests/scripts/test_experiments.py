@@ -190,6 +190,12 @@ def test_the_table_begins_with_what_matters_and_has_all_tokenizers(grid, monkeyp
     methods = beauty_tokenizers.METHODS
     assert set(names) == {*methods, *(f"{name}, distilled" for name in methods)} and len(runs) == 2 * len(methods) + 40
     assert {run.seed for run in runs[60:]} == {0} and len({run.key for run in runs}) == len(runs)
+    kept = FOLDER / "results" / "beauty_tokenizers_flat"
+    still_open = kept.with_suffix(".open.txt").read_text().splitlines()
+    done = [f"{r['name']} seed {r['seed']}" for r in grid.read(kept.with_suffix(".jsonl")) if "error" not in r]
+    assert sorted(f"{run.name} seed {run.seed}" for run in runs) == sorted(
+        [*done, *(line.split(": ")[0] for line in still_open)]
+    )
     plain, distilled = (dict(runs[place].steps) for place in (0, 30))
     sft = plain["sft"]
     assert (sft["epochs"], sft["dropout"], sft["max_history"], sft["eval_steps"]) == (60, 0.3, 50, 440)
