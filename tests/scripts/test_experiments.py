@@ -380,3 +380,21 @@ def test_preferences_are_compared_with_the_checkpoint_they_start_from(run, monke
     gain = tuned["test"]["plain"]["recall@10"] - start["test"]["plain"]["recall@10"]
     assert f"S-DPO                    less sft, seeds [0]: plain recall {gain:+.4f}" in of_dpo
     assert of_grpo.startswith("GRPO")
+
+
+def test_cold_items_are_measured_by_every_ranking(grid, tmp_path, monkeypatch, capsys):
+    """30 simulated items of which three are appended; all test examples have one of these as the target."""
+    import cold_items
+
+    assert main(["prepare", "--dataset", "simulated:60x30", "--out", str(tmp_path / "catalog")]) == 0
+    capsys.readouterr()
+    words = ["--catalog", str(tmp_path / "catalog"), "--work", str(tmp_path / "work"), "--epochs", "0.5"]
+    monkeypatch.setattr(cold_items, "CUTOFFS", [3, 10])
+    monkeypatch.setattr(sys, "argv", ["cold_items.py", *words, "--codes", "4"])
+    cold_items.main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [(line["rows"], line["rank"]) for line in lines] == [
+        ("mean", "sid"), ("mean", "items"), ("mean", "mixture"), ("drawn", "items"), ("drawn", "mixture")
+    ]  # fmt: skip
+    new = Catalog.load(tmp_path / "work" / "new" / "catalog")
+    assert (new.training_counts[new.examples("test").targets] == 0).all() and len(new.examples("test")) > 0
