@@ -18,8 +18,6 @@ from torch import Tensor
 from llmrec.data.windows import windows
 from llmrec.runtime.device import from_host
 
-BUCKET = 8  # number of batches whose windows are sorted by length together, to keep padding short
-
 
 class Windows(NamedTuple):
     """Windows of the training sequences.
@@ -101,12 +99,15 @@ def next_items(pieces: Windows) -> Examples:
     return Examples(pieces.items[:, :-1], pieces.lengths - 1, supervised, pieces.items[:, 1:])
 
 
-def shuffled(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Draw random batches of windows of similar lengths, in random order; positions of the windows of each batch."""
-    order = rng.permutation(len(lengths))
-    order = order[np.lexsort((lengths[order], np.arange(len(order)) // (BUCKET * batch_size)))]
-    in_order = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
-    return [in_order[i] for i in rng.permutation(len(in_order))]
+def shuffled(count: int, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Draw random batches of `count` windows; positions of the windows of each batch.
+
+    Batches of similar lengths would need less padding, but they train worse, probably because the mean loss of a batch
+    then gives the few targets of short windows as much weight as the many of long ones. On MovieTweetings SASRec (hidden
+    128, seed 0) has valid ndcg@10 .1195 plain and .1463 seen excluded with random batches, .1121 and .1325 with those.
+    """
+    order = rng.permutation(count)
+    return [order[first : first + batch_size] for first in range(0, count, batch_size)]
 
 
 def batches(examples: Examples, positions: Sequence[np.ndarray], device: torch.device) -> Iterator[Batch]:

@@ -61,7 +61,7 @@ def train(
     for epoch in progress(range(training.max_epochs), f"train {network.name}", unit="epochs at most"):
         examples = network.examples(pieces, rng)
         count = int(examples.supervised.sum())
-        order = shuffled(examples.lengths, batch_size, rng)
+        order = shuffled(len(examples.lengths), batch_size, rng)
         loss = _epoch(network, optimizer, examples, order, loss_of(training)) / count
         supervised += count
         network.eval()
