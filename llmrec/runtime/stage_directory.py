@@ -91,11 +91,14 @@ def run_stage(
 
 def run_identity(stage: str, config: StageConfig, inputs: Mapping[str, str | Path]) -> JsonObject:
     """Identity of a run: its stage, its config without the paths of inputs, and the hashes of its inputs."""
-    fields = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if field.metadata.get("identity", True) and field.name not in inputs
-    }
+    paths = set(map(str, inputs.values()))
+    fields: JsonObject = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.metadata.get("identity", True) and field.name not in inputs:
+            fields[field.name] = (
+                [each for each in value if str(each) not in paths] if isinstance(value, list) else value
+            )
     return {
         "schema_version": SCHEMA_VERSION,
         "stage": stage,

@@ -16,12 +16,13 @@ from filelock import FileLock, Timeout
 from llmrec.configs.options import Config, StageConfig, option
 from llmrec.runtime import disk, manifest, stage_directory
 from llmrec.runtime.manifest import MANIFEST, content_hash, read_manifest, verify
-from llmrec.runtime.stage_directory import LOCK, RUN, SCRATCH, run_stage
+from llmrec.runtime.stage_directory import LOCK, RUN, SCRATCH, run_identity, run_stage
 
 
 @dataclasses.dataclass(kw_only=True)
 class Options(StageConfig, Config):
     source: str = option("An input.", "")
+    names: list[str] = option("Part of the identity, unless they are inputs.", [])
     size: int = option("Part of the identity.", 1)
     device: str = option("Not part of it.", "auto", identity=False)
 
@@ -79,6 +80,17 @@ def test_the_same_run_is_skipped_wherever_it_computes(stage):
     stage.run()
     stage.run(device="cpu")
     assert stage.runs == 1
+
+
+def test_inputs_in_a_list_may_move_and_other_entries_may_not_change(tmp_path):
+    for place in ("here", "there"):
+        (tmp_path / place).write_text("the same")
+    here, there, other = (
+        run_identity("embed", Options(out="o", names=[str(tmp_path / place), name]), {"n": tmp_path / place})
+        for place, name in (("here", "a"), ("there", "a"), ("here", "b"))
+    )
+    assert here == there != other
+    assert here["config"]["names"] == ["a"]
 
 
 def test_an_interrupted_run_is_resumed_and_leaves_no_result(stage):

@@ -5,14 +5,26 @@ from pathlib import Path
 
 import pytest
 
-from llmrec.cli import main
+from llmrec.baselines.config import with_defaults as ranker_defaults
+from llmrec.cli import main, option_blocks
 from llmrec.configs import STAGES, QuickstartConfig
 from llmrec.configs.file import load_config
 from llmrec.runtime.manifest import content_hash, read_manifest, verify
 from llmrec.stages import quickstart
-from llmrec.tokenizers.config import option_blocks, with_defaults
+from llmrec.tokenizers.config import with_defaults as tokenizer_defaults
 
-DIRECTORIES = ("catalog", "views", "sid", "base", "checkpoint", "eval")
+STAGES_OF = {
+    "catalog": "prepare",
+    "views": "embed",
+    "sid": "tokenize",
+    "item_knn": "teach",
+    "transition_graph": "teach",
+    "sasrec": "teach",
+    "base": "extend",
+    "checkpoint": "sft",
+    "eval": "evaluate",
+}
+DEFAULTS = {"tokenize": tokenizer_defaults, "teach": ranker_defaults}
 RECIPE = Path(__file__).parents[2] / "recipes" / "movietweetings-micro"
 
 
@@ -22,23 +34,43 @@ def run(capsys, *flags: str) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_runs_on_200_users_within_a_minute_and_prints_the_whole_comparison(quickstart_200):
+def test_200_users_take_less_than_a_minute_of_one_core_and_the_whole_comparison_is_printed(quickstart_200):
     assert float((quickstart_200 / "seconds").read_text()) < 60
     shown = (quickstart_200 / "quickstart.log").read_text(encoding="utf-8")
-    for expected in ("movietweetings", "micro", "ours", "popularity", "markov", "item_knn", "Seconds per stage"):
+    rankers = ("popularity", "markov", "item_knn", "transition_graph", "sasrec")
+    for expected in ("movietweetings", "micro", "ours", *rankers, "Seconds per stage"):
         assert expected in shown
-    for name in DIRECTORIES:
+    for name in STAGES_OF:
         verify(quickstart_200 / name)
 
 
 def test_the_recipe_is_what_quickstart_runs(quickstart_200):
-    differ = {"out", "catalog", "views", "sid", "model", "num_users"}  # paths and the sample of this run
-    stages = dict(zip(DIRECTORIES, ("prepare", "embed", "tokenize", "extend", "sft", "evaluate"), strict=True))
-    for name, stage in stages.items():
-        config = load_config(STAGES[stage], RECIPE / f"{stage}.yaml", blocks=option_blocks() if name == "sid" else {})
-        recipe = vars(with_defaults(config) if name == "sid" else config)
+    differ = {"out", "catalog", "views", "sid", "model", "num_users", "teacher", "baselines"}  # paths and the sample
+    for name, stage in STAGES_OF.items():
+        path = RECIPE / f"{'teach-' + name.replace('_', '-') if stage == 'teach' else stage}.yaml"
+        config = load_config(STAGES[stage], path, blocks=option_blocks(stage, ["--config", str(path)]))
+        recipe = vars(DEFAULTS[stage](config) if stage in DEFAULTS else config)
         ran = read_manifest(quickstart_200 / name)["config"]
         assert {k: v for k, v in recipe.items() if k not in differ} == {k: v for k, v in ran.items() if k not in differ}
+        for listed in ("teacher", "baselines"):
+            assert [Path(each).name for each in recipe.get(listed, [])] == [
+                Path(each).name for each in ran.get(listed, [])
+            ]
+
+
+def test_the_sentence_about_sasrec_is_read_off_the_intervals(quickstart_200):
+    """In three metrics.json: ahead everywhere, ahead in one of four, and behind in one."""
+    metrics = json.loads((quickstart_200 / "eval" / "metrics.json").read_text())
+    entries = [each for column in metrics["differences"]["sasrec"].values() for each in column.values()]
+    assert len(entries) == 4
+    for entry in entries:
+        entry.update(low=0.001, high=0.02)
+    assert "ahead of SASRec in all 4" in quickstart.verdict(metrics)
+    for entry in entries[1:]:
+        entry.update(low=-0.001, high=0.02)
+    assert "ahead of SASRec in 1 and behind it in 0 of 4" in quickstart.verdict(metrics)
+    entries[3].update(low=-0.02, high=-0.001)
+    assert "ahead of SASRec in 1 and behind it in 1 of 4" in quickstart.verdict(metrics)
 
 
 def test_without_data_and_network_it_runs_on_the_simulator_and_says_so(monkeypatch, tmp_path, capsys):
@@ -56,17 +88,17 @@ def test_without_data_and_network_it_runs_on_the_simulator_and_says_so(monkeypat
 def test_run_again_it_repeats_nothing_and_gives_the_same(tmp_path, capsys):
     flags = ("--dataset", "simulated", "--num-users", "60", "--epochs", "0.3", "--out", str(tmp_path / "q"))
     first = run(capsys, *flags)
-    hashes = {name: content_hash(tmp_path / "q" / name) for name in DIRECTORIES}
+    hashes = {name: content_hash(tmp_path / "q" / name) for name in STAGES_OF}
     (tmp_path / "q" / "eval" / "manifest.json").unlink()
     (tmp_path / "q" / "eval").rename(tmp_path / "q" / "dropped")
     second = run(capsys, *flags)
-    assert {name: content_hash(tmp_path / "q" / name) for name in DIRECTORIES[:-1]} == {
-        name: hashes[name] for name in DIRECTORIES[:-1]
-    }
+    del hashes["eval"]
+    assert {name: content_hash(tmp_path / "q" / name) for name in hashes} == hashes
     assert second["examples"] == first["examples"]
     assert second["metrics"]["differences"] == first["metrics"]["differences"]
+    assert second["comparison"] == first["comparison"] == quickstart.verdict(first["metrics"])
 
 
-@pytest.mark.parametrize(("items", "size"), [(2414, 64), (1050, 64), (500, 16), (30, 4), (10**6, 64)])
-def test_codebook_size_leaves_about_sixteen_items_per_code_or_more(items, size):
-    assert quickstart.codebook_size(items) == size
+@pytest.mark.parametrize(("items", "size"), [(2414, 128), (1050, 128), (500, 32), (30, 4), (10**6, 128)])
+def test_codebook_size_leaves_about_eight_items_per_code_or_more(items, size):
+    assert quickstart.codebook_size(items, 128) == size
