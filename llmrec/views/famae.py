@@ -167,7 +167,7 @@ def train(network: FAMAE, windows: Windows, held_out: Windows, training: Trainin
     rng, log, kept = np.random.default_rng(seed), [], {}
     for epoch in progress(range(training.max_epochs), "train famae", unit="epochs at most"):
         network.train()
-        for rows in shuffled(windows.ends - windows.starts, batch_size, rng):
+        for rows in shuffled(len(windows.ends), batch_size, rng):
             loss = network.loss(windows.batch(rows), hidden_fields(len(rows), len(network.sizes), rng), rng)
             optimizer.zero_grad()
             loss.backward()

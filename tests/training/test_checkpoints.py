@@ -363,6 +363,7 @@ def test_counts_of_a_resumed_run_by_hand(monkeypatch, tmp_path, item_ids):
         state=SimpleNamespace(global_step=4, max_steps=4, epoch=2.0, log_history=[{"loss": 3.0}, {"loss": 1.0}]),
         train_dataset=examples,
         model=torch.nn.Linear(2, 3),
+        callback_handler=SimpleNamespace(callbacks=[]),
     )
     monkeypatch.setattr(trainer, "newest_whole", lambda directory: tmp_path / "checkpoint-3")
     assert sft.train(stand_in, collator, tmp_path) == {

@@ -107,3 +107,16 @@ def test_every_item_but_the_first_is_a_target_once(max_history):
     found = sorted(examples.targets[examples.supervised].tolist())
     assert found == [item for sequence in sequences for item in sequence[1:].tolist()]
     assert (examples.inputs[examples.supervised] + 1 == examples.targets[examples.supervised]).all()
+
+
+def test_windows_of_similar_lengths_share_a_pass_without_another_result(monkeypatch):
+    """On a CPU a step is divided into passes; the weights after three epochs are those of one pass per step."""
+    rng = np.random.default_rng(3)
+    sequences = [rng.integers(0, 12, size=length) for length in rng.integers(2, 9, size=70)]
+    weights = []
+    for windows in (1000, 3):
+        monkeypatch.setattr("llmrec.baselines.networks.trainer.CPU_WINDOWS", windows)
+        net = network("gru4rec")
+        train(net, sequences, 8, lambda: 0.0, TrainingOptions(max_epochs=3), 0)
+        weights.append(net.items.weight.detach().clone())
+    torch.testing.assert_close(*weights, atol=1e-5, rtol=1e-4)
