@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from llmrec.baselines.counted.options import CHOSEN, CountedOptions
 from llmrec.configs.options import option
 from llmrec.data.catalog import Catalog
 
-Features = np.ndarray | sparse.csr_array
+Features: TypeAlias = np.ndarray | sparse.csr_array
 
 HOP = 0.5  # share that a hop counts of the one before
 CANDIDATES = 200  # successors that a walk may take from an item, and candidates of an item; as ItemKNN has neighbours
