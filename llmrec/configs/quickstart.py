@@ -20,7 +20,7 @@ class QuickstartConfig(Config):
     dataset: str = option("Known dataset to run on, or simulated.", "movietweetings")
     num_users: int | None = option("Keep a random sample of this many users. The default is all.", None, least=1)
     epochs: float | None = option(
-        "Passes over the training sequences. The default is 8 for 'micro' and 3 for a pretrained model.", None, above=0
+        "Passes over the training sequences. The default is 12 for 'micro' and 3 for a pretrained model.", None, above=0
     )
     overwrite: bool = option("Replace the results of an earlier run.", False)
     seed: int = option("Seed of every stage.", 0, least=0, most=MAX_SEED)
