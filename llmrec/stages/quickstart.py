@@ -167,6 +167,7 @@ def sft_config(config: QuickstartConfig, model: str, out: dict[str, str]) -> Sft
             instruction="Recommend the next item:",  # shorter than by default, since every sequence repeats it
             train="full",
             teacher_weight=0.8,
+            teacher_temperature=0.5,
             learning_rate=2e-3,
             batch_size=32,
             micro_batch_size=32,
