@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llmrec.baselines.best_items import Exclusions, best_items
 from llmrec.baselines.counted import COUNTED_BASELINES, Popularity
 from llmrec.baselines.mixture import Mixture
 from llmrec.baselines.networks import NETWORKS, NeuralRanker
@@ -33,7 +34,6 @@ from llmrec.evaluation.ranking import UNFILLED, Ranking
 from llmrec.runtime.manifest import JsonObject, content_hash, verify, write_json
 
 RANKER, TENSORS, MEMBERS = "ranker.json", "ranker.safetensors", "members"
-BATCH = 512  # histories ranked at once; bounds memory at BATCH x N probabilities
 LEAST = torch.finfo(torch.float32).tiny  # in a ranking, so that an item whose probability is rounded to 0 has a place
 
 
@@ -96,18 +96,15 @@ class Taught:
             Ranking of shape (B, k), each place a group of its own. Scores are log-probabilities; if `exclude` is the
             histories themselves, those among the other items.
         """
-        items, scores = np.full((len(histories), k), UNFILLED), np.full((len(histories), k), -np.inf)
-        for first in range(0, len(histories), BATCH):
-            part = slice(first, first + BATCH)
-            barred = exclude[part] if exclude is not None else [np.empty(0, np.int64)] * len(histories[part])
-            seen = exclude is not None and all(map(np.array_equal, histories[part], barred))
-            found = self.probabilities(queries_of(histories[part], self.device), seen).clamp_min_(LEAST)
-            rows = np.repeat(np.arange(len(barred)), [len(each) for each in barred])
-            found[rows, np.concatenate([np.empty(0, np.int64), *barred])] = 0
-            top, order = (each.cpu().numpy() for each in found.topk(min(k, found.shape[1])))
-            items[part, : top.shape[1]] = np.where(top > 0, order, UNFILLED)
-            scores[part, : top.shape[1]] = np.log(top, out=np.full_like(top, -np.inf), where=top > 0)
-        return Ranking(items, np.broadcast_to(np.arange(k), items.shape), scores)
+        found = best_items(self._likelihoods, histories, k, exclude)
+        top = found.scores.astype(np.float32)
+        scores = np.log(top, out=np.full_like(top, -np.inf), where=found.items != UNFILLED)
+        return Ranking(found.items, found.groups, scores.astype(np.float64))
+
+    def _likelihoods(self, histories: Sequence[np.ndarray], exclude: Exclusions) -> Tensor:
+        """(B, N) probabilities after each history, none of which is 0."""
+        seen = exclude is not None and all(map(np.array_equal, histories, exclude))
+        return self.probabilities(queries_of(histories, self.device), seen).clamp_min_(LEAST)
 
     def with_power(self, power: float) -> Taught:
         """The same counted ranker with another power of its scores."""

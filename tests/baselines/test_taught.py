@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmrec.baselines import taught
+from llmrec.baselines import best_items
 from llmrec.baselines.counted import COUNTED_BASELINES
 from llmrec.baselines.mixture import Mixture
 from llmrec.baselines.networks import NETWORKS
@@ -56,7 +56,7 @@ def test_a_ranker_that_was_saved_answers_as_before(tmp_path, catalog, rankers, n
 def test_a_ranking_is_the_order_of_the_probabilities(catalog, rankers, name, monkeypatch):
     kept = Taught(rankers[name], CPU)
     probabilities = kept.probabilities(queries_of(HISTORIES, CPU), False).numpy()
-    monkeypatch.setattr(taught, "BATCH", 3)
+    monkeypatch.setattr(best_items, "BATCH", 3)
     ranked = kept.rank(HISTORIES, 14, [np.array([3, 5], dtype=np.int64)] * 4)
     assert (ranked.items[:, 10:] == -1).all() and np.isneginf(ranked.scores[:, 10:]).all()
     for row, items in enumerate(ranked.items[:, :10]):

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmrec.baselines.best_items import BATCH, best_items
 from llmrec.baselines.checks import check_trainable
 from llmrec.baselines.networks.network import Network
 from llmrec.baselines.networks.trainer import best_epoch, train
@@ -24,12 +25,11 @@ from llmrec.data.catalog import Catalog
 from llmrec.data.examples import Examples
 from llmrec.evaluation.learning import Epoch
 from llmrec.evaluation.metrics import ndcg, target_position
-from llmrec.evaluation.ranking import UNFILLED, Ranking
+from llmrec.evaluation.ranking import Ranking
 from llmrec.runtime import processes
 from llmrec.runtime.console import say
 from llmrec.runtime.device import resolve_device
 
-BATCH = 512  # histories read at once; bounds memory at BATCH x N scores
 SELECTION_K = 10  # the best epoch is that of the largest ndcg at this cut-off, in the column `plain`
 
 
@@ -94,17 +94,7 @@ class NeuralRanker:
         Returns:
             Ranking of shape (B, k). Scores are logits; for an empty history, logs of the training counts plus one.
         """
-        items, best = np.full((len(histories), k), UNFILLED), np.full((len(histories), k), -np.inf)
-        for first in range(0, len(histories), BATCH):
-            part = slice(first, first + BATCH)
-            scores = self.scores(histories[part])
-            if exclude is not None:
-                lengths = np.fromiter(map(len, exclude[part]), dtype=np.int64, count=len(exclude[part]))
-                scores[np.repeat(np.arange(len(lengths)), lengths), np.concatenate(exclude[part])] = -torch.inf
-            top, order = (each.cpu().numpy() for each in scores.topk(min(k, scores.shape[1])))
-            best[part, : top.shape[1]] = top
-            items[part, : top.shape[1]] = np.where(np.isfinite(top), order, UNFILLED)
-        return Ranking(items, np.broadcast_to(np.arange(k), items.shape), best)
+        return best_items(lambda part, _: self.scores(part), histories, k, exclude)
 
     @torch.no_grad()
     def scores(self, histories: Sequence[np.ndarray]) -> torch.Tensor:
