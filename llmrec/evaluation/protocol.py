@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from llmrec.data.examples import Examples
 from llmrec.evaluation.metrics import Position, target_position
 from llmrec.evaluation.ranking import UNFILLED, Ranking
 from llmrec.runtime import processes
-from llmrec.runtime.console import progress
+from llmrec.runtime.console import progress, say
 
 COLUMNS = ("plain", "seen_excluded")
 Batch = tuple[list[np.ndarray], list[np.ndarray] | None]  # histories and items to exclude, as item rows per example
@@ -52,11 +53,8 @@ class Outcome:
 
     def save(self, path: Path) -> None:
         """Write an .npz file; it appears only when it is complete."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
-            np.savez(file, **self.position._asdict(), items=self.items, invalid=self.invalid, seconds=self.seconds)
-        temporary.replace(path)
+        arrays = {"items": self.items, "invalid": self.invalid, "seconds": self.seconds}
+        save_arrays(path, {**arrays, **self.position._asdict()})
 
     @classmethod
     def load(cls, path: Path) -> Outcome:
@@ -64,6 +62,51 @@ class Outcome:
         with np.load(path) as saved:
             position = Position(*(saved[name] for name in Position._fields))
             return cls(position, saved["items"], saved["invalid"], float(saved["seconds"]))
+
+
+class Part(Protocol):
+    """Answers that are kept on disk, such as an Outcome."""
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of ranking."""
+
+    def save(self, path: Path) -> None:
+        """Write a file; it appears only when it is complete."""
+
+
+SomePart = TypeVar("SomePart", bound=Part)
+
+
+def resumed(
+    path: Path, load: Callable[[Path], SomePart], rank: Callable[[], SomePart], num_examples: int, description: str
+) -> SomePart:
+    """Read a part that an earlier attempt finished; without one rank, say how fast, and keep the part.
+
+    Args:
+        path: File of the part.
+        load: Reads the file.
+        rank: Makes the part; every process calls it.
+        num_examples: Number of examples that are ranked.
+        description: Stage and system, for the message.
+    """
+    if path.is_file():
+        return load(path)
+    part = rank()
+    speed = num_examples / max(part.seconds, 1e-9)
+    say(f"{description}: {num_examples} examples in {part.seconds:.1f} s, {speed:,.1f} examples/s")
+    if processes.is_main():
+        part.save(path)
+    return part
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:  # Any: the types of savez take `**` for its flags
+    """Write an .npz file, which appears only when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, **arrays)
+    temporary.replace(path)
 
 
 def per_batch(rank: Callable[[list[np.ndarray], int, list[np.ndarray] | None], Ranking]) -> Rank:

@@ -27,7 +27,7 @@ from llmrec.evaluation.ensemble.fusion import Fusion, Gated
 from llmrec.evaluation.ensemble.search import Measured, best, search
 from llmrec.evaluation.ensemble.shortlist import Shortlist, shortlist, without_seen
 from llmrec.evaluation.metrics import ndcg
-from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, per_batch
+from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, per_batch, resumed
 from llmrec.evaluation.ranking import default_num_beams
 from llmrec.evaluation.summary import OURS, Outcomes, summarise
 from llmrec.evaluation.tables import show
@@ -139,7 +139,7 @@ def shortlists(
         load = functools.cache(functools.partial(ranker, path, rank_by, catalog, config.device, depth))
         for (split, column), found in lists.items():
             part, label = workdir / SCRATCH / f"member-{i + 1}-{split}-{column}.npz", config.labels[i]
-            found.append(resumed(part, load, examples[split], depth, column, config, f"{label}, {split}, {column}"))
+            found.append(list_of(part, load, examples[split], depth, column, config, f"{label}, {split}, {column}"))
         if not is_taught(path):  # a taught ranker normalises what it excludes itself
             for split, of_split in examples.items():
                 plain, excluded = (lists[split, column] for column in COLUMNS)
@@ -162,7 +162,7 @@ def ranker(path: str, rank_by: RankBy, catalog: Catalog, device: str, depth: int
     return functools.partial(recommender.ranker.rank_batches, num_beams=depth)
 
 
-def resumed(
+def list_of(
     part: Path,
     load: Callable[[], Rank],
     examples: Examples,
@@ -172,14 +172,11 @@ def resumed(
     description: str,
 ) -> Shortlist:
     """Shortlist of one member, read from `part` if an earlier attempt finished it."""
-    if part.is_file():
-        return Shortlist.load(part)
-    found = shortlist(load(), examples, depth, column, config.batch_size, description)
-    speed = len(examples) / max(found.seconds, 1e-9)
-    say(f"ensemble: {description}: {len(examples)} examples in {found.seconds:.1f} s, {speed:,.1f} examples/s")
-    if processes.is_main():
-        found.save(part)
-    return found
+
+    def rank() -> Shortlist:
+        return shortlist(load(), examples, depth, column, config.batch_size, description)
+
+    return resumed(part, Shortlist.load, rank, len(examples), f"ensemble: {description}")
 
 
 def described(

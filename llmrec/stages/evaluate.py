@@ -24,14 +24,13 @@ from llmrec.data.examples import Examples
 from llmrec.evaluation.bootstrap import RESAMPLES
 from llmrec.evaluation.exact import EXACT, compare_with_beam, draw_examples
 from llmrec.evaluation.learning import ITEMS_NDCG, NDCG, learning, points_of_epochs, points_of_log
-from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, evaluate, per_batch
+from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, evaluate, per_batch, resumed
 from llmrec.evaluation.ranking import default_num_beams
 from llmrec.evaluation.summary import OURS, Outcomes, sid_usage, summarise
 from llmrec.evaluation.tables import show
 from llmrec.evaluation.transitions import Transitions
 from llmrec.reports.evaluation import render
 from llmrec.runtime import processes
-from llmrec.runtime.console import say
 from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, content_hash, read_manifest, write_json
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
 from llmrec.sid.item_tokens import ItemTokens
@@ -66,7 +65,7 @@ def main(config: EvaluateConfig) -> JsonObject:
             load = functools.cache(functools.partial(ranker, system, config, catalog, num_beams, workdir))
             for column in COLUMNS:
                 part = workdir / SCRATCH / f"{system}-{column}.npz"
-                outcomes[system, column] = resumed(part, load, examples, config, system, column)
+                outcomes[system, column] = outcome_of(part, load, examples, config, system, column)
         exact = exact_ranking(outcomes, examples, catalog, table, config, workdir) if config.exact_examples else None
         if processes.is_main():
             metrics = measured(outcomes, examples, catalog, table, config, num_beams)
@@ -198,19 +197,16 @@ def ranker(system: str, config: EvaluateConfig, catalog: Catalog, num_beams: int
     return functools.partial(recommender.ranker.rank_batches, num_beams=num_beams)
 
 
-def resumed(
+def outcome_of(
     part: Path, load: Callable[[], Rank], examples: Examples, config: EvaluateConfig, system: str, column: str
 ) -> Outcome:
     """Outcome of one system in one column, read from `part` if an earlier attempt finished it."""
-    if part.is_file():
-        return Outcome.load(part)
     batch_size = {OURS: config.batch_size, EXACT: 1}.get(system, BATCH)
-    outcome = evaluate(load(), examples, max(config.k), column, batch_size, f"{system}, {column}")
-    speed = len(examples) / max(outcome.seconds, 1e-9)
-    say(f"evaluate: {system}, {column}: {len(examples)} examples in {outcome.seconds:.1f} s, {speed:,.1f} examples/s")
-    if processes.is_main():
-        outcome.save(part)
-    return outcome
+
+    def rank() -> Outcome:
+        return evaluate(load(), examples, max(config.k), column, batch_size, f"{system}, {column}")
+
+    return resumed(part, Outcome.load, rank, len(examples), f"evaluate: {system}, {column}")
 
 
 def exact_ranking(
@@ -222,7 +218,7 @@ def exact_ranking(
     result: JsonObject = {"num_examples": len(drawn), "num_beams": len(table.all_codes)}
     for column in COLUMNS:
         part = workdir / SCRATCH / f"{EXACT}-{column}.npz"
-        outcome = resumed(part, load, examples.take(drawn), config, EXACT, column)
+        outcome = outcome_of(part, load, examples.take(drawn), config, EXACT, column)
         result[column] = compare_with_beam(outcome, outcomes[OURS, column], drawn, config.k)
     return result
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from llmrec.data.examples import Examples
 from llmrec.evaluation.metrics import Position, target_position
-from llmrec.evaluation.protocol import Rank, answers
+from llmrec.evaluation.protocol import Rank, answers, save_arrays
 from llmrec.evaluation.ranking import UNFILLED, Ranking
 
 ROUNDING = 1e-3  # a log-probability in half precision may exceed 0 by as much
@@ -46,12 +46,8 @@ class Shortlist:
 
     def save(self, path: Path) -> None:
         """Write an .npz file; it appears only when it is complete."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
         arrays = {name: getattr(self, name) for name in ("items", "places", "scores", "invalid", "seconds")}
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays, **self.position._asdict())
-        temporary.replace(path)
+        save_arrays(path, {**arrays, **self.position._asdict()})
 
     @classmethod
     def load(cls, path: Path) -> Shortlist:
