@@ -10,10 +10,10 @@ from llmrec.configs import PrepareConfig
 from llmrec.data import split as splits
 from llmrec.data.catalog import SPLITS
 from llmrec.data.columns import HISTORY, ITEM_ID, SPLIT, TARGET, TIMESTAMP, USER_ID, WEIGHT
+from llmrec.data.intake.read import read_tables
 from llmrec.data.known_datasets import known_source, locate
 from llmrec.data.public_formats import Dataset
 from llmrec.data.simulator import simulate, simulated_size
-from llmrec.data.user_files import read_tables
 from llmrec.runtime.console import say, table
 from llmrec.runtime.manifest import JsonObject, read_manifest
 from llmrec.runtime.stage_directory import run_stage

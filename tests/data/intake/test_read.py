@@ -7,7 +7,7 @@ import lzma
 import polars as pl
 import pytest
 
-from llmrec.data.user_files import read_tables
+from llmrec.data.intake.read import read_tables
 
 LOG = "user_id,item_id,timestamp\nu1,01,3\nu1,02,1\nu2,01,2\n"
 ITEMS = "item_id,title,brand\n01,Tea,Acme\n02,,\n03,Jam,Acme\n"

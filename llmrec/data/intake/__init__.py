@@ -1,0 +1,1 @@
+"""Intake: users' own files as they are, read into a Dataset."""
