@@ -17,7 +17,7 @@ from llmrec.data.columns import ITEM_ID, TIMESTAMP, USER_ID, WEIGHT
 
 @dataclass(frozen=True)
 class Layout:
-    """What is known about a public kind of file.
+    """Facts about a public kind of file.
 
     Attributes:
         name: What the terminal calls it.
