@@ -12,24 +12,31 @@ from llmrec.configs.recommend import RANK_HELP, RankBy
 COUNTED = ("popularity", "repeat", "markov", "item_knn", "transition_graph")
 TRAINED = ("sasrec", "gru4rec", "sasrec_fields", "bert4rec")
 BASELINES = (*COUNTED, *TRAINED)
+BESIDE_A_MODEL = ("popularity", "repeat", "markov", "item_knn")
 
 FIXED_RESAMPLES = "removed: the intervals always use 1000 resamples of the users"
 
 
 @dataclass(kw_only=True)
 class EvaluateConfig(StageConfig, Config):
-    """Rank the whole catalogue for every held-out example, with a checkpoint and with the baselines."""
+    """Rank the whole catalogue for every held-out example, with a checkpoint, with baselines, or with both."""
 
     catalog: str = option("Directory written by `llmrec prepare`.")
-    model: str = option("Checkpoint directory, written by any training stage or by `llmrec extend`.")
+    model: str | None = option(
+        "Checkpoint directory, written by any training stage or by `llmrec extend`. Leave it out to evaluate the "
+        "`baselines` alone, which needs no model.",
+        None,
+    )
     split: Literal["valid", "test"] = option("The held-out examples to evaluate.", "test")
     k: list[int] = option("Cut-offs of the metrics.", [5, 10])
     rank: RankBy = option(RANK_HELP, "sid")
     num_beams: int | None = option("Beam width. The default is min(items, max(50, 5k)).", None, least=1)
-    baselines: list[str] = option(
-        f"Baselines to evaluate as well. These take seconds: {', '.join(COUNTED)}. These are trained for minutes: "
-        f"{', '.join(TRAINED)}. A directory written by `llmrec teach` is a baseline, too, and is not fitted again.",
-        ["popularity", "repeat", "markov", "item_knn"],
+    baselines: list[str] | None = option(
+        f"Baselines to evaluate beside the model, or alone. These take seconds: {', '.join(COUNTED)}. "
+        f"These are trained for minutes: {', '.join(TRAINED)}. A directory written by `llmrec teach` is a baseline, "
+        f"too, and is not fitted again. "
+        f"The default beside a model is {', '.join(BESIDE_A_MODEL)}.",
+        None,
     )
     max_examples: int | None = option("Evaluate only a random sample of this size. The default is all.", None, least=1)
     exact_examples: int = option(
@@ -51,6 +58,25 @@ class EvaluateConfig(StageConfig, Config):
         "`Recommender.from_pretrained(path, compiled=True)` still compiles",
     }
 
+    def problems_without_model(self) -> list[str]:
+        """Sentences about options that need a model where none is given."""
+        if self.model is not None:
+            return []
+        found = []
+        if not self.baselines:
+            found.append("there is nothing to evaluate; give --model, a checkpoint, or --baselines, such as popularity")
+        model_alone = {"rank": "sid", "num_beams": None, "exact_examples": 0}
+        given = [name for name, default in model_alone.items() if getattr(self, name) != default]
+        if given:
+            found.append(f"{', '.join(given)}: only a model has this; give --model, or leave it out")
+        return found
+
+    @property
+    def named(self) -> list[str]:
+        """The baselines to evaluate, by name or directory."""
+        by_default = [] if self.model is None else list(BESIDE_A_MODEL)
+        return by_default if self.baselines is None else self.baselines
+
 
 @dataclass(kw_only=True)
 class CompareConfig(Config):
@@ -62,7 +88,9 @@ class CompareConfig(Config):
         None,
     )
     systems: list[str] | None = option(
-        "The system to compare from each of `runs`: ours, or one of its baselines. The default is ours.", None
+        "The system to compare from each of `runs`: ours, or one of its baselines. The default is ours, or the first "
+        "baseline of a run without a model.",
+        None,
     )
     html: str | None = option("File to write the comparison to, as an HTML page.", None)
     seed: int = option("Seed of the resampling of users.", 0, least=0, most=MAX_SEED)

@@ -59,8 +59,13 @@ class Run:
     curve: Sequence[Point] = ()
 
     @classmethod
-    def load(cls, name: str, path: str, system: str = OURS) -> Run:
+    def load(cls, name: str, path: str, system: str | None = None) -> Run:
         """Check a directory and read its description.
+
+        Args:
+            name: Name of the system.
+            path: The directory.
+            system: System to compare; ours by default, or the first baseline of a run without a model.
 
         Raises:
             ValueError: If it is not a complete result of `llmrec evaluate`, is of an earlier version, or does not have
@@ -73,6 +78,7 @@ class Run:
         if "max_rows" in identity["config"]:
             raise ValueError(f"'{path}' was written by an earlier version of llmrec; run `llmrec evaluate` again.")
         metrics = json.loads((Path(path) / "metrics.json").read_text(encoding="utf-8"))
+        system = system or next(iter(metrics["systems"]))
         if system not in metrics["systems"]:
             raise ValueError(f"'{path}' has no system '{system}'; it has {', '.join(metrics['systems'])}.")
         learned = metrics.get("learning", {}).get(system)

@@ -21,7 +21,7 @@ from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.groups import entropy_bits
 from llmrec.sid.table import EMPTY, SidTable
 
-OURS = "ours"
+OURS = "ours"  # the model or the mixture; without one, the first baseline is the reference
 Outcomes = dict[tuple[str, str], Outcome]  # (system, column) -> outcome
 
 
@@ -36,7 +36,8 @@ def summarise(
     """Metrics of every system in both columns, with intervals, within strata, and as differences to the baselines.
 
     Args:
-        outcomes: Outcomes of the same examples, of `ours` and of the baselines.
+        outcomes: Outcomes of the same examples. The first system is the reference: ours, or without a model the first
+            baseline.
         examples: The examples that were evaluated.
         cutoffs: Every k of the metrics.
         training: (N,) training interactions of each item of the catalogue.
@@ -45,11 +46,11 @@ def summarise(
 
     Returns:
         systems[system][column]: metric -> value, and `intervals`: metric -> [low, high].
-        differences[baseline][column][metric]: mean, low, high of ours - baseline at the largest cut-off.
+        differences[system][column][metric]: mean, low, high of the reference - another system at the largest cut-off.
         strata: result of `stratify` at the largest cut-off; exposure: result of `exposure`.
     """
     values = {key: per_example(outcome.position, cutoffs) for key, outcome in outcomes.items()}
-    starts = {column: outcomes[OURS, column].position.start for column in COLUMNS}
+    starts = {column: outcomes[OURS, column].position.start for column in COLUMNS if (OURS, column) in outcomes}
     strata = find_strata(examples, training, transitions, starts)
     names = [(key, name) for key in values for name in values[key]]
     matrix = np.stack([values[key][name] for key, name in names], axis=1)
@@ -109,15 +110,15 @@ def sid_usage(table: SidTable, outcomes: Outcomes) -> list[JsonObject]:
 
 
 def _differences(values: Values, examples: Examples, k: int, seed: int) -> JsonObject:
-    """The shown metrics of ours minus those of each baseline, at one cut-off."""
-    baselines = [system for system, column in values if column == COLUMNS[0] and system != OURS]
-    keys = [(system, column, f"{metric}@{k}") for system in baselines for column in COLUMNS for metric in SHOWN]
-    differences: JsonObject = {system: {column: {} for column in COLUMNS} for system in baselines}
+    """The shown metrics of the first system minus those of each other one, at one cut-off."""
+    reference, *others = [system for system, column in values if column == COLUMNS[0]]
+    keys = [(system, column, f"{metric}@{k}") for system in others for column in COLUMNS for metric in SHOWN]
+    differences: JsonObject = {system: {column: {} for column in COLUMNS} for system in others}
     if not keys:
         return differences
-    ours = np.stack([values[OURS, column][name] for _, column, name in keys], axis=1)
+    first = np.stack([values[reference, column][name] for _, column, name in keys], axis=1)
     theirs = np.stack([values[system, column][name] for system, column, name in keys], axis=1)
-    estimates = paired_difference(ours, theirs, examples.user_ids, seed=seed)
+    estimates = paired_difference(first, theirs, examples.user_ids, seed=seed)
     for (system, column, name), mean, low, high in zip(keys, *estimates, strict=True):
         differences[system][column][name] = {"mean": float(mean), "low": float(low), "high": float(high)}
     return differences

@@ -39,7 +39,7 @@ def _show_column(metrics: JsonObject, column: str) -> None:
     rows = []
     for system, columns in metrics["systems"].items():
         rows.append([system, *(columns[column][name] for name in names)])
-        if system == OURS:
+        if system == reference_of(metrics):
             for end, label in enumerate(("  95 % low", "  95 % high")):
                 rows.append([label, *(columns[column]["intervals"][name][end] for name in names)])
     title = f"{column}: {metrics['num_examples']} {metrics['split']} examples of {metrics['num_users']} users"
@@ -47,14 +47,20 @@ def _show_column(metrics: JsonObject, column: str) -> None:
 
 
 def _show_differences(metrics: JsonObject, column: str) -> None:
+    reference = reference_of(metrics)
     rows = [
-        [baseline, name, entry["mean"], entry["low"], entry["high"], _winner(entry)]
+        [baseline, name, entry["mean"], entry["low"], entry["high"], _winner(entry, reference)]
         for baseline, columns in metrics["differences"].items()
         for name, entry in columns[column].items()
     ]
     if rows:
         header = ("baseline", "metric", "difference", "95 % low", "95 % high", "ahead")
-        table(f"{column}: ours - baseline, paired over users", header, rows)
+        table(f"{column}: {reference} - baseline, paired over users", header, rows)
+
+
+def reference_of(metrics: JsonObject) -> str:
+    """The system that the others are compared with: ours, or without a model the first baseline."""
+    return next(iter(metrics["systems"]))
 
 
 def _show_strata(metrics: JsonObject, column: str) -> None:
@@ -66,7 +72,7 @@ def _show_strata(metrics: JsonObject, column: str) -> None:
             label = ("" if stratum["family"] == "popularity" else f"{stratum['family']} ") + stratum["name"]
             means = [entry["mean"] for entry in others]
             rows.append([label, stratum["num_examples"], ours["mean"], ours["low"], ours["high"], *means])
-        header = ("stratum", "examples", OURS, "95 % low", "95 % high", *systems[1:])
+        header = ("stratum", "examples", systems[0], "95 % low", "95 % high", *systems[1:])
         table(f"{column}: {name} by stratum", header, rows)
 
 
@@ -91,23 +97,25 @@ def _show_learning(metrics: JsonObject) -> None:
     if rows:
         header = ("system", f"best valid ndcg@{CUTOFF}", f"items to {NEAR:.0%} of it", "seconds")
         table("learning: trained items, and wall time with validation", header, rows)
-    if curves and curves[OURS] is None:
+    if OURS in curves and curves[OURS] is None:
         say(f"ours, learning curve: {NOT_VALIDATED}")
 
 
-def _winner(difference: dict[str, float]) -> str:
+def _winner(difference: dict[str, float], reference: str) -> str:
     """The system that is ahead by more than the interval explains, or neither."""
-    return OURS if difference["low"] > 0 else "baseline" if difference["high"] < 0 else "neither"
+    return reference if difference["low"] > 0 else "baseline" if difference["high"] < 0 else "neither"
 
 
 def slots_line(metrics: JsonObject, column: str) -> str:
-    """Sentence on the slots of ours and on its speed."""
-    values, k = metrics["systems"][OURS][column], max(metrics["k"])
+    """Sentence on the slots of the reference and on its speed."""
+    reference, k = reference_of(metrics), max(metrics["k"])
+    values, is_ours = metrics["systems"][reference][column], reference == OURS
     line = (
-        f"ours, {column}: SID-level recall@{k} {values[f'sid_recall@{k}']:.4f}, "
-        f"coverage@{k} {values[f'coverage@{k}']:.3f}, unfilled slots {values[f'unfilled@{k}']:.2%}, "
-        f"invalid answers {values['invalid_rate']:.2%}, {values['examples_per_s']:.1f} examples/s "
-        f"at {metrics['num_beams']} beams"
+        f"{reference}, {column}: "
+        + (f"SID-level recall@{k} {values[f'sid_recall@{k}']:.4f}, " if is_ours else "")
+        + f"coverage@{k} {values[f'coverage@{k}']:.3f}, unfilled slots {values[f'unfilled@{k}']:.2%}, "
+        f"invalid answers {values['invalid_rate']:.2%}, {values['examples_per_s']:.1f} examples/s"
+        + (f" at {metrics['num_beams']} beams" if is_ours else "")
     )
     if column == "seen_excluded" and metrics["target_in_history"]:
         line += f"; {metrics['target_in_history']:.2%} of targets are in the history and count as misses"

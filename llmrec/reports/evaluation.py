@@ -9,7 +9,7 @@ from llmrec.evaluation.learning import CUTOFF, NEAR, Point
 from llmrec.evaluation.metrics import SHOWN, SLOT_METRICS, shown_names
 from llmrec.evaluation.protocol import COLUMNS
 from llmrec.evaluation.summary import OURS
-from llmrec.evaluation.tables import NOT_VALIDATED, slots_line, strata_of
+from llmrec.evaluation.tables import NOT_VALIDATED, reference_of, slots_line, strata_of
 from llmrec.reports.ensemble import choice
 from llmrec.reports.pages import Estimate, Figure, Table, render_page
 from llmrec.reports.svg import COLOURS, Line, plot, short
@@ -45,12 +45,13 @@ def render(
         trained=_trained(metrics.get("trained")),
         results=[_results(metrics, column) for column in COLUMNS],
         learning=_learning(known, _colours(metrics)) if known else None,
-        not_validated=NOT_VALIDATED if curves and OURS not in known else None,
+        reference=reference_of(metrics),
+        not_validated=NOT_VALIDATED if OURS in curves and OURS not in known else None,
         training=_training(training_log),
         strata=_strata(metrics),
         exposure=_exposure(metrics),
         ensemble=None if ensemble is None else choice(ensemble),
-        sid_usage=_sid_usage(metrics["sid_usage"]) if ensemble is None else None,
+        sid_usage=_sid_usage(metrics["sid_usage"]) if metrics.get("sid_usage") else None,
         exact=_exact(metrics.get(EXACT)),
     )
 
@@ -130,21 +131,33 @@ def _strata(metrics: JsonObject) -> JsonObject:
         for name in (f"{metric}@{max(metrics['k'])}" for metric in SHOWN):
             for column in COLUMNS:
                 drawn = [
-                    _with_interval(system, colour, [s["systems"][system][column][name] for s in strata])
+                    _with_interval(
+                        system,
+                        colour,
+                        [s["systems"][system][column][name] for s in strata],
+                        system == reference_of(metrics),
+                    )
                     for system, colour in _colours(metrics).items()
                 ]
                 figures.append(Figure(f"{name}, {column}", plot(drawn, axis, ticks)))
-        shares = [
-            Line(column, range(len(strata)), [s["in_beam"][column] for s in strata], COLOURS[0], dashed=bool(number))
-            for number, column in enumerate(COLUMNS)
-        ]
-        figures.append(Figure("share of the targets that the beam of ours found", plot(shares, axis, ticks), shares))
+        if OURS in metrics["systems"]:
+            figures.append(_in_beam(strata, axis, ticks))
         families.append({"axis": axis, "figures": figures})
     kinds = [
         {"title": title, "tables": [_kinds(metrics, family, column) for column in COLUMNS]}
         for family, title in KINDS.items()
+        if family != "beam" or OURS in metrics["systems"]
     ]
     return {"legend": drawn, "families": families, "kinds": kinds}
+
+
+def _in_beam(strata: Sequence[JsonObject], axis: str, ticks: Sequence[str]) -> Figure:
+    """Share of the targets of each stratum that the beam of ours found, in both columns."""
+    shares = [
+        Line(column, range(len(strata)), [s["in_beam"][column] for s in strata], COLOURS[0], dashed=bool(number))
+        for number, column in enumerate(COLUMNS)
+    ]
+    return Figure("share of the targets that the beam of ours found", plot(shares, axis, ticks), shares)
 
 
 def _kinds(metrics: JsonObject, family: str, column: str) -> Table:
@@ -152,17 +165,18 @@ def _kinds(metrics: JsonObject, family: str, column: str) -> Table:
     strata = [stratum for stratum in strata_of(metrics, column) if stratum["family"] == family]
     lines: list[list[str | Estimate]] = [
         ["share of the examples", "", *(f"{s['num_examples'] / metrics['num_examples']:.1%}" for s in strata)],
-        ["targets in the beam", "", *(f"{s['in_beam'][column]:.1%}" for s in strata)],
     ]
+    if OURS in metrics["systems"]:
+        lines.append(["targets in the beam", "", *(f"{s['in_beam'][column]:.1%}" for s in strata)])
     for name in (f"{metric}@{max(metrics['k'])}" for metric in SHOWN):
         for system in metrics["systems"]:
             lines.append([system, name, *(Estimate(**s["systems"][system][column][name]) for s in strata)])
     return Table([column, "metric", *(stratum["name"] for stratum in strata)], lines)
 
 
-def _with_interval(system: str, colour: str, entries: Sequence[dict[str, float]]) -> Line:
-    """Line of one system. Only the intervals of ours are drawn, because all of them would hide one another."""
-    low, high = ([entry[end] for entry in entries] if system == OURS else () for end in ("low", "high"))
+def _with_interval(system: str, colour: str, entries: Sequence[dict[str, float]], is_reference: bool) -> Line:
+    """Line of one system. Only the intervals of the reference are drawn, because all of them would hide one another."""
+    low, high = ([entry[end] for entry in entries] if is_reference else () for end in ("low", "high"))
     return Line(system, range(len(entries)), [entry["mean"] for entry in entries], colour, low, high)
 
 

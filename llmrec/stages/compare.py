@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from llmrec.configs import CompareConfig
@@ -22,11 +23,11 @@ def main(config: CompareConfig) -> JsonObject:
         ValueError: If fewer than two runs are given, a directory is no result of `llmrec evaluate` or lacks the system,
             the runs differ in what they measured, or the file to write exists.
     """
-    systems = config.systems or [OURS] * len(config.runs)
+    systems: Sequence[str | None] = config.systems or [None for _ in config.runs]
     if len(systems) != len(config.runs):
         raise ValueError(f"--systems has {len(systems)} systems for {len(config.runs)} --runs; give one for each.")
     pairs = zip(config.runs, systems, strict=True)
-    names = config.names or [path if system == OURS else f"{path} ({system})" for path, system in pairs]
+    names = config.names or [path if system in (None, OURS) else f"{path} ({system})" for path, system in pairs]
     if len(names) != len(config.runs):
         raise ValueError(f"--names has {len(names)} names for {len(config.runs)} --runs; give one for each.")
     if not config.runs:

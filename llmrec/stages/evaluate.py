@@ -1,5 +1,7 @@
 """evaluate: rank the whole catalogue for every held-out example, with the LLM and the baselines, and report intervals.
 
+Without a model the baselines are evaluated alone, and the first one is what the others are compared with.
+
 Each system in each column is saved when it is done, so that an interrupted run continues with the next one.
 """
 
@@ -44,41 +46,46 @@ CURVE = "curve.json"
 
 
 def main(config: EvaluateConfig) -> JsonObject:
-    """Evaluate a checkpoint and the baselines, and print the comparison.
+    """Evaluate a checkpoint, baselines or both, and print the comparison.
 
     Returns:
         The content of metrics.json.
     """
     check(config)
     catalog = Catalog.load(config.catalog)
-    table = check_model(config.model, catalog)
+    table = check_model(config.model, catalog) if config.model else None
     places, examples = sample(catalog, config.split, config.max_examples, config.seed)
-    check_catalog_of(config.model, catalog)
-    if config.rank != "sid":
-        check_item_rows(config.model)
-    check_baselines(config.baselines, catalog)
+    if config.model:
+        check_catalog_of(config.model, catalog)
+        if config.rank != "sid":
+            check_item_rows(config.model)
+    check_baselines(config.named, catalog)
+    systems = [*([OURS] if config.model else []), *rows_of(config.named)]
     num_beams = config.num_beams or default_num_beams(catalog.num_items, config.k)
 
     def build(workdir: Path) -> JsonObject:
         outcomes: Outcomes = {}
-        for system in (OURS, *rows_of(config.baselines)):
+        for system in systems:
             load = functools.cache(functools.partial(ranker, system, config, catalog, num_beams, workdir))
             for column in COLUMNS:
                 part = workdir / SCRATCH / f"{system}-{column}.npz"
                 outcomes[system, column] = outcome_of(part, load, examples, config, system, column)
-        exact = exact_ranking(outcomes, examples, catalog, table, config, workdir) if config.exact_examples else None
+        exact = None
+        if table and config.exact_examples:
+            exact = exact_ranking(outcomes, examples, catalog, table, config, workdir)
         if processes.is_main():
             metrics = measured(outcomes, examples, catalog, table, config, num_beams)
             metrics["learning"] = learning_curves(config, workdir)
             metrics["exact"] = exact
             write_json(workdir / METRICS, metrics)
             pq.write_table(per_user(outcomes, places, examples, catalog), workdir / PER_USER)
-            page = render(metrics, training_log(config.model), f"{config.model} on {config.catalog}")
+            name = f"{config.model or 'baselines'} on {config.catalog}"
+            page = render(metrics, training_log(config.model), name)
             (workdir / REPORT).write_text(page, encoding="utf-8")
         return {"num_examples": len(examples), "num_items": catalog.num_items}
 
-    inputs = {"catalog": config.catalog, "model": config.model}
-    kept = {row: name for row, name in rows_of(config.baselines).items() if name not in BASELINES}
+    inputs = {"catalog": config.catalog} | ({"model": config.model} if config.model else {})
+    kept = {row: name for row, name in rows_of(config.named).items() if name not in BASELINES}
     out = run_stage("evaluate", config, inputs | {f"baseline {row}": path for row, path in kept.items()}, build)
     metrics = json.loads((out / METRICS).read_text(encoding="utf-8"))
     show(metrics)
@@ -96,7 +103,8 @@ def check(config: EvaluateConfig) -> None:
         problems.append(f"'k' is {config.k}; one or more different positive integers are needed")
     elif config.num_beams is not None and config.num_beams < max(config.k):
         problems.append(f"'num_beams' is {config.num_beams}; {max(config.k)} or more are needed to fill k = {config.k}")
-    problems += baseline_problems(config.baselines, (OURS, EXACT))
+    problems += config.problems_without_model()
+    problems += baseline_problems(config.named, (OURS, EXACT))
     if problems:
         raise ValueError("; ".join(problems))
 
@@ -186,14 +194,14 @@ def sample(catalog: Catalog, split: str, max_examples: int | None, seed: int) ->
 def ranker(system: str, config: EvaluateConfig, catalog: Catalog, num_beams: int, workdir: Path) -> Rank:
     """Load the checkpoint or a baseline that was kept, or fit one, and save the learning curve of a baseline."""
     if system not in (OURS, EXACT):
-        fitted = named_baseline(rows_of(config.baselines)[system], catalog, config.seed, config.device)
+        fitted = named_baseline(rows_of(config.named)[system], catalog, config.seed, config.device)
         if fitted.log and processes.is_main():
             (workdir / SCRATCH).mkdir(exist_ok=True)
             write_json(workdir / SCRATCH / f"{system}-{CURVE}", points_of_epochs(fitted.log))
         return per_batch(fitted.rank)
     from llmrec.recommender import Recommender  # torch and transformers, whose imports take seconds
 
-    recommender = Recommender.from_pretrained(config.model, device=config.device, rank=config.rank)
+    recommender = Recommender.from_pretrained(config.model or "", device=config.device, rank=config.rank)
     return functools.partial(recommender.ranker.rank_batches, num_beams=num_beams)
 
 
@@ -224,13 +232,13 @@ def exact_ranking(
 
 
 def measured(
-    outcomes: Outcomes, examples: Examples, catalog: Catalog, table: SidTable, config: EvaluateConfig, num_beams: int
+    outcomes: Outcomes, examples: Examples, catalog: Catalog, table: SidTable | None, config: EvaluateConfig, beams: int
 ) -> JsonObject:
-    """Content of metrics.json, except the learning curves and the exact ranking."""
+    """Content of metrics.json, except the learning curves and the exact ranking; without a model some is None."""
     return {
         "split": config.split,
-        "num_beams": num_beams,
-        "rank": config.rank,
+        "num_beams": beams if config.model else None,
+        "rank": config.rank if config.model else None,
         "bootstrap_samples": RESAMPLES,
         **summarise(
             outcomes,
@@ -240,17 +248,19 @@ def measured(
             Transitions(catalog.train, catalog.num_items),
             config.seed,
         ),
-        "sid_usage": sid_usage(table, outcomes),
-        "trained": trained(config.model),
+        "sid_usage": sid_usage(table, outcomes) if table else None,
+        "trained": trained(config.model) if config.model else None,
     }
 
 
 def learning_curves(config: EvaluateConfig, workdir: Path) -> JsonObject:
     """Learning curves of ours and of each trained baseline, whose points `ranker` has saved."""
     validated = {"sid": NDCG, "items": ITEMS_NDCG}  # a mixture is not ranked during training
-    log = training_log(config.model) if config.rank in validated else []
-    points = {OURS: points_of_log(log, validated.get(config.rank, NDCG))}
-    for system in rows_of(config.baselines):
+    points = {}
+    if config.model:
+        log = training_log(config.model) if config.rank in validated else []
+        points[OURS] = points_of_log(log, validated.get(config.rank, NDCG))
+    for system in rows_of(config.named):
         curve = workdir / SCRATCH / f"{system}-{CURVE}"
         if curve.is_file():
             points[system] = json.loads(curve.read_text(encoding="utf-8"))
@@ -284,7 +294,7 @@ def trained(model: str) -> JsonObject | None:
     return read_manifest(model)["identity"] if (Path(model) / MANIFEST).is_file() else None
 
 
-def training_log(model: str) -> list[JsonObject]:
-    """The log of the training of a checkpoint, step by step; empty if it has none."""
-    path = Path(model) / TRAINING_LOG
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+def training_log(model: str | None) -> list[JsonObject]:
+    """The log of the training of a checkpoint, step by step; empty if it has none, or there is no model."""
+    path = Path(model or "") / TRAINING_LOG
+    return json.loads(path.read_text(encoding="utf-8")) if model and path.is_file() else []

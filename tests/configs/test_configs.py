@@ -230,7 +230,7 @@ def test_a_number_is_taken_exactly_or_refused(value):
 
 
 def test_what_configs_repeat_to_stay_light_is_what_the_library_says():
-    assert EvaluateConfig(out="o", catalog="c", model="m").baselines == ["popularity", "repeat", "markov", "item_knn"]
+    assert EvaluateConfig(out="o", catalog="c", model="m").named == ["popularity", "repeat", "markov", "item_knn"]
     assert TokenizeConfig.method in TOKENIZERS
     known = PrepareConfig.__dataclass_fields__["dataset"].metadata["help"]
     assert [name for name in KNOWN if name not in known] == []

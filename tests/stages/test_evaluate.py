@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
-from llmrec.configs import EvaluateConfig
+from llmrec.configs import CompareConfig, EvaluateConfig
 from llmrec.configs.options import StageConfig
 from llmrec.evaluation import metrics
 from llmrec.evaluation.protocol import evaluate, per_batch
@@ -20,6 +21,7 @@ from llmrec.model.checkpoint import SidConfig
 from llmrec.model.prompts import Prompt
 from llmrec.runtime.manifest import content_hash
 from llmrec.runtime.stage_directory import run_stage
+from llmrec.stages import compare
 from llmrec.stages import evaluate as stage
 from tests.evaluation.test_protocol import fake_rank, fake_stream
 from tests.evaluation.test_strata import FAMILIES
@@ -65,8 +67,8 @@ def config(tmp_path, catalog, sid_table, vocabulary, monkeypatch) -> EvaluateCon
 def test_stage_writes_metrics_and_per_user_results(config, catalog):
     result = stage.main(config)
     assert result == json.loads((Path(config.out) / "metrics.json").read_text())
-    assert list(result["systems"]) == ["ours", *config.baselines]
-    assert set(result["differences"]) == set(config.baselines)
+    assert list(result["systems"]) == ["ours", *config.named]
+    assert set(result["differences"]) == set(config.named)
     rows = catalog.examples("test")
     for column in ("plain", "seen_excluded"):
         position = evaluate(per_batch(fake_rank), rows, 3, column, 64).position
@@ -80,6 +82,43 @@ def test_stage_writes_metrics_and_per_user_results(config, catalog):
     assert table.column_names == ["system", "column", "user_id", "example", "target", "start", "size", "group"]
     assert table.num_rows == 5 * 2 * len(rows)
     assert table["target"].to_pylist()[: len(rows)] == [catalog.item_ids[row] for row in rows.targets]
+
+
+def test_baselines_without_a_model_reach_what_they_reach_beside_one(config, monkeypatch, capsys):
+    """The same protocol on the same examples, by two routes; the first baseline is what the other is compared with."""
+    beside = stage.main(config)
+    answer_with(monkeypatch, lambda *_, **__: pytest.fail("there is no model to rank with"))
+    monkeypatch.delenv("LLMREC_QUIET")
+    alone = dataclasses.replace(config, model=None, baselines=["markov", "popularity"], out=config.out + "-alone")
+    result = stage.main(alone)
+    printed, page = capsys.readouterr().err, (Path(alone.out) / "report.html").read_text(encoding="utf-8")
+    assert list(result["systems"]) == ["markov", "popularity"] and list(result["differences"]) == ["popularity"]
+    for column in ("plain", "seen_excluded"):
+        for system in ("markov", "popularity"):
+            found, expected = (run["systems"][system][column] for run in (result, beside))
+            assert found["intervals"] == expected["intervals"]
+            assert {name: value for name, value in found.items() if name != "examples_per_s"} == {
+                name: value for name, value in expected.items() if name != "examples_per_s"
+            }
+        difference = result["differences"]["popularity"][column]["recall@3"]["mean"]
+        means = [result["systems"][system][column]["recall@3"] for system in ("markov", "popularity")]
+        assert difference == pytest.approx(means[0] - means[1])
+    assert {stratum["family"] for stratum in result["strata"]} == {"popularity", "history", "transition"}
+    assert result["num_beams"] is result["sid_usage"] is result["trained"] is result["exact"] is None
+    told = page[page.index("<body>") :] + printed
+    assert not re.search(r"\bours\b|\bbeam", told, re.IGNORECASE)
+    assert pq.read_table(Path(alone.out) / "per_user.parquet").num_rows == 2 * 2 * result["num_examples"]
+
+
+def test_a_run_without_a_model_is_compared_by_its_first_baseline(config):
+    for out, baselines in (("markov", ["markov"]), ("popular", ["popularity", "markov"])):
+        stage.main(dataclasses.replace(config, model=None, baselines=baselines, out=f"{config.out}-{out}"))
+    stage.main(config)
+    runs = [config.out, f"{config.out}-markov", f"{config.out}-popular"]
+    result = compare.main(CompareConfig(runs=runs, names=["ours", "markov", "popularity"]))
+    metrics = json.loads((Path(config.out) / "metrics.json").read_text())
+    for name, columns in result["systems"].items():
+        assert columns["plain"]["recall@3"]["mean"] == pytest.approx(metrics["systems"][name]["plain"]["recall@3"])
 
 
 @pytest.mark.parametrize(("asked", "used"), [(None, 12), (5, 5)])
@@ -147,7 +186,7 @@ def test_stage_prints_every_system_also_where_a_baseline_wins(config, monkeypatc
         "seen_excluded: 6 test examples",
         "evaluate: ours, plain: 6 examples in 0.",
         " examples/s\n",
-        *config.baselines,
+        *config.named,
         "mrr@3",
         "95 % high",
         "ahead",
@@ -213,6 +252,9 @@ def test_a_sample_of_examples_is_seeded_and_keeps_its_place_in_the_split(config,
         ({"baselines": ["markov", "markov"]}, "2 rows called 'markov'"),
         ({"max_examples": 0, "batch_size": -1}, "max_examples is 0.*batch_size is -1"),
         ({"model": "no/such/model"}, "'no/such/model' is not a directory"),
+        ({"model": None, "baselines": []}, "nothing to evaluate; give --model, a checkpoint, or --baselines"),
+        ({"model": None, "num_beams": 20, "rank": "items"}, "rank, num_beams: only a model has this; give --model"),
+        ({"model": None, "exact_examples": 5}, "exact_examples: only a model has this"),
     ],
 )
 def test_bad_configs_are_refused_before_anything_is_written(config, changes, message):

@@ -166,6 +166,8 @@ CASES = {
                                 {"catalog": resealed(parquet(SPLIT, column("split", "test")))}),
     "unknown baseline": Case("evaluate --baselines popularty", ("unknown baseline 'popularty'",
                                                                 "did you mean 'popularity'")),
+    "no model and no baseline": Case("evaluate --catalog @catalog --out @out", ("nothing to evaluate; give --model",),
+                                     given=False),
     "cut-off of zero": Case("evaluate --k 0", ("'k' is [0]", "positive")),
     "fewer beams than answers": Case("evaluate --k 10 --num-beams 3", ("'num_beams' is 3; 10 or more are needed",)),
     "no examples": Case("evaluate --max-examples 0", ("max_examples is 0; at least 1",)),
