@@ -18,7 +18,9 @@ import polars as pl
 from llmrec.data.columns import HISTORY, ITEM_ID, SPLIT, TARGET, TEXT, TIMESTAMP, TITLE, USER_ID, WEIGHT
 from llmrec.data.split import POSITION
 
-TEXT_FIELDS = (TITLE, "year", "genres", "category", "categories", "brand", "description")
+TEXT_FIELDS = (
+    *(TITLE, "year", "genres", "genre", "category", "categories", "brand", "store", "tags", "features", "description"),
+)
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,29 @@ def read_bytes(path: Path) -> bytes:
 
 
 def compose_text(items: pl.DataFrame) -> pl.DataFrame:
-    """Add the column `text` for text encoders: the title and the descriptive fields that an item has, or ""."""
-    parts = []
+    """Add the column `text` for text encoders: the title and the descriptive fields that an item has, or "".
+
+    Fields are text, numbers, dates, or lists of text; columns of other types are no part of it.
+    """
+    parts = [pl.Series([None] * items.height, dtype=pl.String)]
     for name in TEXT_FIELDS:
-        if name in items.columns:
-            is_list = isinstance(items.schema[name], pl.List)
-            part = pl.col(name).cast(pl.List(pl.String)).list.join(", ") if is_list else pl.col(name).cast(pl.String)
-            parts.append(part.str.strip_chars().replace("", None))
+        dtype = items.schema.get(name)
+        if isinstance(dtype, pl.List) and dtype.inner == pl.String:
+            parts.append(joined(items[name]))
+        elif dtype is not None and (dtype.is_numeric() or dtype in (pl.String, pl.Boolean, pl.Date)):
+            parts.append(items[name].cast(pl.String))
+    parts = [part.str.strip_chars().replace("", None) for part in parts]
     return items.with_columns(pl.concat_str(parts, separator=". ", ignore_nulls=True).fill_null("").alias(TEXT))
+
+
+def joined(lists: pl.Series) -> pl.Series:
+    """Join the values of each list with commas, or with a blank behind the end of a sentence.
+
+    >>> joined(pl.Series([["Beauty", "Hair"], ["It shines.", "Really."]])).to_list()
+    ['Beauty, Hair', 'It shines. Really.']
+    """
+    cells = lists.list.join("\x1f")
+    return cells.str.replace_all(r"([.!?:;,…])\x1f", "${1} ").str.replace_all("\x1f", ", ")
 
 
 def read_movietweetings(ratings: Path, movies: Path) -> Dataset:

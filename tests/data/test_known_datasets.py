@@ -142,7 +142,7 @@ def test_foursquare_takes_the_union_and_keeps_repeats(tmp_path):
 
 
 def test_text_skips_what_an_item_lacks():
-    items = pl.DataFrame({"title": ["Tea ", None, None], "brand": ["", "Acme", None], "tags": ["x", "y", "z"]})
+    items = pl.DataFrame({"title": ["Tea ", None, None], "brand": ["", "Acme", None], "colour": ["x", "y", "z"]})
     assert readers.compose_text(items)["text"].to_list() == ["Tea", "Acme", ""]
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import polars as pl
 
-from llmrec.data.columns import ITEM_ID, LAT, LON, TEXT, TIMESTAMP, TITLE, USER_ID, WEIGHT
+from llmrec.data.columns import ITEM_ID, LAT, LON, TIMESTAMP, TITLE, USER_ID, WEIGHT
+from llmrec.data.intake.fields import Fields
 from llmrec.data.intake.files import open_file
 from llmrec.data.intake.table import Table
 from llmrec.data.intake.times import to_time
 from llmrec.data.intake.values import to_ids, to_number
-from llmrec.data.public_formats import Dataset, compose_text, untitled_items
+from llmrec.data.public_formats import Dataset, untitled_items
 
 
 def read_tables(
@@ -54,13 +55,7 @@ def read_tables(
     if problems:
         raise ValueError("\n".join(problems))
     frame = log.frame.select(USER_ID, ITEM_ID, TIMESTAMP, WEIGHT)
-    return Dataset(_with_text(catalogue.frame) if catalogue else untitled_items(frame), frame)
-
-
-def _with_text(items: pl.DataFrame) -> pl.DataFrame:
-    if TEXT not in items.columns:
-        return compose_text(items)
-    return items.with_columns(pl.col(TEXT).cast(pl.String).fill_null(""))
+    return Dataset(catalogue.frame if catalogue else untitled_items(frame), frame)
 
 
 def open_table(path: str | Path, options: dict[str, str], names: tuple[str, ...]) -> Table:
@@ -92,10 +87,12 @@ def open_table(path: str | Path, options: dict[str, str], names: tuple[str, ...]
 
 
 def _check_items(items: Table) -> None:
-    to_ids(items, ITEM_ID)
-    repeated = ~items.frame[ITEM_ID].is_first_distinct() & items.frame[ITEM_ID].is_not_null()
-    items.report(repeated, "repeat an item_id", "keep one row per item.", ITEM_ID)
-    items.frame = items.frame.with_columns(pl.col(TITLE).cast(pl.String).str.strip_chars().replace("", None))
+    if to_ids(items, ITEM_ID):
+        repeated = ~items.frame[ITEM_ID].is_first_distinct() & items.frame[ITEM_ID].is_not_null()
+        items.report(repeated, "repeat an item_id", "keep one row per item.", ITEM_ID)
+    fields = Fields(items.frame)
+    items.frame = fields.items
+    items.problems += [f"{items.path}: {problem}" for problem in fields.problems]
     for name in (LAT, LON):
         if name in items.frame.columns:
             to_number(items, name)
@@ -103,13 +100,13 @@ def _check_items(items: Table) -> None:
 
 def _check_log(log: Table, items: Table | None) -> None:
     to_ids(log, USER_ID)
-    to_ids(log, ITEM_ID)
+    has_ids = to_ids(log, ITEM_ID)
     to_time(log)
     if WEIGHT in log.frame.columns:
         to_number(log, WEIGHT)
     else:
         log.frame = log.frame.with_columns(pl.lit(1.0).alias(WEIGHT))
-    if items is not None:
+    if items is not None and has_ids and items.frame.schema[ITEM_ID] == pl.String:
         known = items.frame[ITEM_ID].unique().drop_nulls()
         unknown = log.frame[ITEM_ID].is_not_null() & ~log.frame[ITEM_ID].is_in(known.implode())
         log.report(unknown, f"name an item that {items.path} lacks", "add the item or drop the rows.", ITEM_ID)
