@@ -12,14 +12,14 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeGuard
+from typing import Literal
 
-import numpy as np
 from huggingface_hub import HfApi
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.configs.recommend import RankBy
 from llmrec.decoding.ranker import SidRanker
+from llmrec.decoding.requests import read_requests, whole_number
 from llmrec.decoding.trie.allow_list import resolve_allow_lists
 from llmrec.evaluation.ranking import UNFILLED
 from llmrec.model.backbone import check_rows, moved
@@ -116,21 +116,24 @@ class Recommender:
         self,
         histories: Sequence[Sequence[str]],
         k: int = 10,
-        exclude: Sequence[Sequence[str] | None] | Literal["seen"] | None = "seen",
+        exclude: Sequence[str] | Sequence[Sequence[str] | None] | Literal["seen"] | None = "seen",
         allow: Sequence[str] | Sequence[Sequence[str] | None] | None = None,
         num_beams: int | None = None,
         batch_size: int = 32,
     ) -> tuple[list[list[str]], list[list[float]]]:
         """Recommend the k most likely next items of each history.
 
+        Lists may be tuples, arrays, or columns of pandas, polars or pyarrow.
+
         Args:
             histories: B lists of item_ids, oldest first, of at least one item; the latest `max_history` are read.
             k: Number of items per user, at least 1.
-            exclude: B lists of item_ids that are barred, None for a user without any; "seen" bars the items of the
-                history, and None bars nothing.
+            exclude: "seen" bars the items of each history, one list of item_ids bars these beside them for all users,
+                B lists bar exactly these (None: nothing), and None bars nothing.
             allow: item_ids that answers are restricted to: one list for all users, or B lists, None for a user without
                 a restriction.
-            num_beams: Beam width, at least k; min(items, max(50, 5k)) when left out. Ranking by `items` has no beams.
+            num_beams: Beam width, at least k; min(items, max(50, 5k)) when left out, and more if items have several
+                SIDs. Ranking by `items` has no beams.
             batch_size: Number of users decoded together.
 
         Returns:
@@ -138,7 +141,8 @@ class Recommender:
             items are allowed. Items that share a SID share its score and follow one another.
 
         Raises:
-            ValueError: If a history is empty, an item is unknown, or the lists differ in length.
+            ValueError: If a history is empty, an item is unknown, the lists differ in length, or a value is not of its
+                kind; before the model runs.
 
         Examples:
             `recommender` is a Recommender of six items.
@@ -146,17 +150,17 @@ class Recommender:
             >>> item_ids, scores = recommender.recommend([["red", "green"]], k=10)
             >>> sorted(item_ids[0])  # without the items of the history
             ['blue', 'gold', 'grey', 'pink']
+            >>> sorted(recommender.recommend([["red", "green"]], k=10, exclude=["pink"])[0][0])
+            ['blue', 'gold', 'grey']
             >>> recommender.recommend([["red"]], k=2, exclude=None, allow=["red"])[0]
             [['red']]
         """
-        history_rows = self.table.find_items({f"history {i}": ids for i, ids in enumerate(histories)})
-        excluded = history_rows if exclude == "seen" else self._lists(exclude, "exclude", len(histories))
-        if excluded is not None:
-            excluded = [np.empty(0, np.int64) if rows is None else rows for rows in excluded]
-        allowed_rows = self._lists(_one_for_each(allow, len(histories)), "allow", len(histories))
-        allowed = None if allowed_rows is None else resolve_allow_lists(self.ranker.trie, allowed_rows)
-        parts = [slice(start, start + batch_size) for start in range(0, len(histories), batch_size)]
-        batches = ((history_rows[part], excluded and excluded[part], allowed and allowed[part]) for part in parts)
+        k, batch_size = whole_number("k", k, 1), whole_number("batch_size", batch_size, 1)
+        num_beams = None if num_beams is None else whole_number("num_beams", num_beams, 0)
+        asked = read_requests(self.table, histories, exclude, allow, "error")
+        allowed = resolve_allow_lists(self.ranker.trie, asked.allow)
+        parts = [slice(start, start + batch_size) for start in range(0, len(asked.histories), batch_size)]
+        batches = ((asked.histories[part], asked.exclude[part], allowed[part]) for part in parts)
         item_ids, scores = [], []
         for ranking in self.ranker.rank_batches(batches, k, num_beams):
             for items, item_scores in zip(ranking.items[:, :k], ranking.scores[:, :k], strict=True):
@@ -204,37 +208,3 @@ class Recommender:
         save_model(self.model, self.tokenizer, directory)
         self.sid_config.save(directory, self.table, self.details)
         write_card(directory, name, None if metrics is None else json.loads(Path(metrics).read_text(encoding="utf-8")))
-
-    def _lists(
-        self, lists: Sequence[Sequence[str] | None] | None, what: str, count: int
-    ) -> list[np.ndarray | None] | None:
-        """Item rows of each user's list; one array for all users who were given the same list."""
-        if lists is None:
-            return None
-        if isinstance(lists, str) or len(lists) != count:
-            raise ValueError(f"{what} needs one list of item_ids for each of the {count} histories.")
-        distinct: dict[int, tuple[str, Sequence[str]]] = {}
-        for i, ids in enumerate(lists):
-            if ids is not None:
-                distinct.setdefault(id(ids), (f"{what} {i}", ids))
-        rows = dict(zip(distinct, self.table.find_items(dict(distinct.values())), strict=True))
-        return [None if ids is None else rows[id(ids)] for ids in lists]
-
-
-def _one_for_each(
-    allow: Sequence[str] | Sequence[Sequence[str] | None] | None, count: int
-) -> Sequence[Sequence[str] | None] | None:
-    """Give every user the allow-list if there is one for all.
-
-    Raises:
-        ValueError: If the list for all users is empty.
-    """
-    if allow is None or not _is_one_list(allow):
-        return allow
-    if not allow:
-        raise ValueError("allow is empty, so that no item can be recommended; leave it out to allow every item.")
-    return [allow] * count
-
-
-def _is_one_list(lists: Sequence[str] | Sequence[Sequence[str] | None]) -> TypeGuard[Sequence[str]]:
-    return all(isinstance(item, str) for item in lists)

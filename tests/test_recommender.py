@@ -186,11 +186,11 @@ def test_seen_items_before_the_latest_are_excluded_too(recommender):
         ({"k": 5, "num_beams": 3}, "num_beams is 3, fewer than k = 5; give 5 or more, or leave it out"),
         ({"k": 1, "num_beams": 0}, "num_beams is 0, fewer than k = 1; give 1 or more"),
         ({"exclude": [["item-1"]]}, "exclude needs one list of item_ids for each of the 3 histories"),
-        ({"exclude": "all"}, "exclude needs one list"),
+        ({"exclude": "all"}, "exclude is 'all'; one list of item_ids for all users, or one for each history"),
         ({"exclude": [[], [], ["x"]]}, "exclude 2 names items"),
-        ({"allow": "item-1"}, "allow 0 is 'item-1'"),
+        ({"allow": "item-1"}, "allow is 'item-1'; one list"),
         ({"allow": [["item-1"], None]}, "allow needs one list"),
-        ({"allow": ["no"]}, "allow 0 names items"),
+        ({"allow": ["no"]}, "allow names items"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_of_recommend_are_refused(recommender, arguments, message):

@@ -5,6 +5,7 @@ Shapes: B prompts, T tokens, M beams, W items of a ranking.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ from llmrec.runtime.device import from_host, to_host
 from llmrec.sid.table import SidTable
 
 PADDING = 0  # any token: it is masked
+MAX_DECODERS = 4  # beam widths whose decoders are kept: on a GPU each holds up to 64 graphs
 Exclusions = Sequence[np.ndarray] | None
 AllowLists = Sequence[ItemRows | AllowList | None] | None
 # The fields of Requests, of which the last two may be left out.
@@ -81,7 +83,8 @@ class SidRanker:
         self.encoder = HistoryEncoder(table, sid_config.vocabulary)
         self.trie = SidTrie(table, device=model.device)
         self.prefix_ids = torch.tensor(prefix_ids, device=model.device)
-        self._decoders: dict[int, SidDecoder] = {}  # by num_beams
+        self._decoders: dict[int, SidDecoder] = {}  # by num_beams, the latest last
+        self._one_at_a_time = threading.Lock()  # a server's threads share the decoders and the device
         self._item_scorer = None if rank == "sid" else ItemScorer(model, self.trie, sid_config)
         self._is_one_to_one = self.trie.leaf_starts is None and self.trie.num_leaves == table.num_items
 
@@ -100,7 +103,7 @@ class SidRanker:
             k: Number of items needed; sets the default beam width.
             exclude: Item rows barred for each user.
             allow: Item rows that each user is restricted to; None for any.
-            num_beams: Beam width; min(items, max(50, 5k)) when left out.
+            num_beams: Beam width; that of `default_num_beams` when left out.
 
         Returns:
             Ranking of the B histories, (B, W); all items of every beam are listed.
@@ -116,7 +119,7 @@ class SidRanker:
         Args:
             batches: Histories with their exclusions and allow-lists, as `rank` takes them.
             k: Number of items needed; sets the default beam width.
-            num_beams: Beam width; min(items, max(50, 5k)) when left out.
+            num_beams: Beam width; that of `default_num_beams` when left out.
 
         Yields:
             Rankings in the order of the batches.
@@ -128,11 +131,12 @@ class SidRanker:
             raise ValueError(f"k is {k}; at least 1 is needed.")
         if num_beams is not None and num_beams < min(k, self.trie.num_leaves):
             raise ValueError(f"num_beams is {num_beams}, fewer than k = {k}; give {k} or more, or leave it out.")
-        num_beams = num_beams or default_num_beams(self.table.num_items, [k])
+        num_beams = num_beams or default_num_beams(self.table.num_items, [k], self.table)
         decoder = self._decoder(min(num_beams, self.trie.num_leaves))
         answer = None
         for batch in batches:
-            following = self._start(decoder, Requests(*batch), num_beams)
+            with self._one_at_a_time:
+                following = self._start(decoder, Requests(*batch), num_beams)
             if answer is not None:
                 yield answer()
             answer = following
@@ -140,8 +144,9 @@ class SidRanker:
             yield answer()
 
     def _decoder(self, num_beams: int) -> SidDecoder:
-        if num_beams not in self._decoders:
-            self._decoders[num_beams] = SidDecoder(
+        """Decoder of a beam width; those that were not asked for lately are dropped, with their graphs."""
+        with self._one_at_a_time:
+            decoder = self._decoders.pop(num_beams, None) or SidDecoder(
                 self.model,
                 self.trie,
                 self.sid_config.vocabulary,
@@ -151,7 +156,10 @@ class SidRanker:
                 self.capture,
                 self.compiled,
             )
-        return self._decoders[num_beams]
+            self._decoders[num_beams] = decoder
+            while len(self._decoders) > MAX_DECODERS:
+                del self._decoders[next(iter(self._decoders))]
+        return decoder
 
     def _start(self, decoder: SidDecoder, requests: Requests, num_beams: int) -> Callable[[], Ranking]:
         """Queue a batch on the device, and return a function that waits for its ranking."""

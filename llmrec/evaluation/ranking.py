@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llmrec.sid.table import SidTable
+
 UNFILLED = -1  # item row of an empty slot
 
 
@@ -43,6 +45,19 @@ class Ranking:
         return len(self.items)
 
 
-def default_num_beams(num_items: int, cutoffs: list[int]) -> int:
-    """Beam width with room beyond the largest cut-off k: min(num_items, max(50, 5 k))."""
-    return min(num_items, max(50, 5 * max(cutoffs)))
+def default_num_beams(num_items: int, cutoffs: list[int], table: SidTable | None = None) -> int:
+    """Beam width with room beyond the largest cut-off k: min(num_items, max(50, 5 k)).
+
+    Items with several SIDs may fill several beams each. Then the width is counted in SIDs, and is large enough for k
+    items even if those with the most SIDs are ranked first.
+
+    Args:
+        num_items: Number of items.
+        cutoffs: Cut-offs.
+        table: Semantic IDs, if items may have several.
+    """
+    k = max(cutoffs)
+    if table is None or table.sids_per_item is None:
+        return min(num_items, max(50, 5 * k))
+    most = np.sort(table.sids_per_item)[::-1][: min(k, num_items) - 1]
+    return int(min(table.sids_per_item.sum(), max(50, 5 * k, most.sum() + 1)))

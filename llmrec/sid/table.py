@@ -11,7 +11,7 @@ Shapes: S SIDs, N items, L levels.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from llmrec.data import columns
 from llmrec.sid.groups import buckets, ordinals
+from llmrec.sid.item_lists import find_rows
 
 FILE = "sid_table.parquet"
 EMPTY = -1  # code in the levels beyond a SID's length
@@ -138,7 +139,7 @@ class SidTable:
             (n,) int64 item rows of each list of n item_ids.
 
         Raises:
-            ValueError: If a value is not a list, or it names unknown items; with the first ten such lists.
+            ValueError: If a value is not a list of text, or it names unknown items; with the first ten such lists.
 
         Examples:
             >>> from llmrec import SidTable
@@ -146,20 +147,11 @@ class SidTable:
             >>> [rows.tolist() for rows in table.find_items({"history": ["blue", "red"]})]
             [[2, 0]]
         """
-        problems = []
-        for name, item_ids in lists.items():
-            if isinstance(item_ids, str) or not isinstance(item_ids, Iterable):
-                problems.append(f"{name} is {item_ids!r}; a list of item_ids is needed")
-            elif unknown := [item_id for item_id in item_ids if item_id not in self._row_of]:
-                problems.append(f"{name} names items that this checkpoint does not know: {unknown[:3]}")
-        if problems:
-            more = f"; {len(problems) - 10} more such lists" if len(problems) > 10 else ""
-            known = f"Its catalogue has {self.num_items} items, such as '{self.item_ids[0]}'."
-            raise ValueError(f"{'; '.join(problems[:10])}{more}. {known}")
-        return [np.array([self._row_of[item_id] for item_id in ids], dtype=np.int64) for ids in lists.values()]
+        return [rows for rows, _ in find_rows(lists, self.row_of)]
 
     @cached_property
-    def _row_of(self) -> dict[str, int]:
+    def row_of(self) -> dict[str, int]:
+        """Item row of each external id."""
         return {item_id: row for row, item_id in enumerate(self.item_ids)}
 
     @cached_property
@@ -168,6 +160,12 @@ class SidTable:
         for codes, length, row in zip(self.all_codes.tolist(), self.lengths, self.item_rows.tolist(), strict=True):
             owners.setdefault(tuple(codes[:length]), []).append(row)
         return {sid: np.asarray(rows) for sid, rows in owners.items()}
+
+    @cached_property
+    def sids_per_item(self) -> np.ndarray | None:
+        """(N,) int64 number of SIDs of each item; None if every item has one."""
+        counts = np.bincount(self.item_rows, minlength=self.num_items)
+        return counts if counts.max(initial=1) > 1 else None
 
     @cached_property
     def bucket_sizes(self) -> np.ndarray:

@@ -61,7 +61,7 @@ def main(config: EvaluateConfig) -> JsonObject:
             check_item_rows(config.model)
     check_baselines(config.named, catalog)
     systems = [*([OURS] if config.model else []), *rows_of(config.named)]
-    num_beams = config.num_beams or default_num_beams(catalog.num_items, config.k)
+    num_beams = config.num_beams or default_num_beams(catalog.num_items, config.k, table)
 
     def build(workdir: Path) -> JsonObject:
         outcomes: Outcomes = {}
