@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from llmrec.data.columns import ITEM_ID, LAT, LON, TIMESTAMP, TITLE, USER_ID, WEIGHT
-from llmrec.data.intake.fields import Fields
+from llmrec.data.intake.cells.fields import Fields
 from llmrec.data.intake.files import open_file
 from llmrec.data.intake.table import Table
 from llmrec.data.intake.times import to_time

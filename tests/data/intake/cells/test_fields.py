@@ -13,11 +13,11 @@ import pytest
 
 from llmrec.data.catalog import Catalog
 from llmrec.data.columns import HISTORY, ITEM_ID, SPLIT, TARGET, USER_ID
-from llmrec.data.intake.fields import Fields
-from llmrec.data.intake.lists import parse
-from llmrec.data.intake.prices import read_numbers, read_prices
+from llmrec.data.intake.cells.fields import Fields
+from llmrec.data.intake.cells.lists import parse
+from llmrec.data.intake.cells.prices import read_numbers, read_prices
+from llmrec.data.intake.cells.text import clean
 from llmrec.data.intake.read import read_tables
-from llmrec.data.intake.text import clean
 
 CLEANED = {
     "Tom &amp; Jerry": "Tom & Jerry",

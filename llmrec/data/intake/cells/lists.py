@@ -13,7 +13,7 @@ import re
 
 import polars as pl
 
-from llmrec.data.intake import text
+from llmrec.data.intake.cells import text
 
 TOKEN = re.compile(
     r"""\s*(?:(?P<open>(?:array\s*\(\s*)?\[|[({]) | (?P<close>\](?:\s*,\s*dtype=[^()\[\]]*)?\s*\)?|[)}]) | (?P<comma>,)

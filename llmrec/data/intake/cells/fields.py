@@ -13,9 +13,9 @@ import polars as pl
 from polars.exceptions import PolarsError
 
 from llmrec.data.columns import ITEM_ID, LAT, LON, TEXT, TITLE
-from llmrec.data.intake import lists, text
-from llmrec.data.intake.prices import read_numbers, read_prices, whole_if_all_are
-from llmrec.data.intake.types import holds_records, plain
+from llmrec.data.intake.cells import lists, text
+from llmrec.data.intake.cells.prices import read_numbers, read_prices, whole_if_all_are
+from llmrec.data.intake.cells.types import holds_records, plain
 from llmrec.data.public_formats import TEXT_FIELDS, compose_text, joined
 
 NOT_FIELDS = (ITEM_ID, LAT, LON)

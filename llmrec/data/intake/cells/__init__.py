@@ -1,0 +1,1 @@
+"""Cells: what the text, lists, numbers and prices of an item table mean."""
