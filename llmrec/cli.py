@@ -10,22 +10,34 @@ import argparse
 import contextlib
 import dataclasses
 import importlib
+import io
 import json
 import os
 import sys
 import traceback
 import typing
 from collections.abc import Collection, Sequence
+from typing import NoReturn
 
 from llmrec import __version__
 from llmrec.configs import STAGES
 from llmrec.configs.file import load_config, read_yaml
-from llmrec.configs.options import Config
+from llmrec.configs.options import Config, suggestion
 from llmrec.runtime import disk, processes
+from llmrec.runtime.console import inert, libraries_kept_quiet, say
 
 CLOSED_PIPE = 128 + 13  # as a shell says of SIGPIPE, a signal that Windows does not have
 # Stage -> the option that names a method, which has options of its own, and the module that knows them.
 METHODS = {"tokenize": ("method", "llmrec.tokenizers.config"), "teach": ("ranker", "llmrec.baselines.config")}
+EPILOG = """\
+A stage prints its result on stdout, and messages and progress on stderr. After
+an interruption, the same command continues. See `llmrec STAGE --help`.
+
+exit status: 0    done
+             1    a fault of llmrec, with its traceback
+             2    the input is at fault, as one line on stderr says
+             130  interrupted
+             141  the reader of stdout, such as `head`, is gone"""
 LIGHTER = {  # advice for a stage that runs out of GPU memory
     "teach": "Lower batch_size, max_history or hidden.",
     "sft": "Lower micro_batch_size (the result stays the same) or max_history, or set gradient_checkpointing.",
@@ -39,19 +51,31 @@ LIGHTER = {  # advice for a stage that runs out of GPU memory
 }
 
 
-def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Parser that reports an error on one line, without a list of all flags."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error, and exit."""
+        self.exit(2, f"{self.prog}: {inert(message)}; see `{self.prog} --help`.\n")
+
+
+def build_parser(argv: Sequence[str] = ()) -> Parser:
     """Parser with the flags of every stage, and for one of METHODS those of the method that `argv` names."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="llmrec",
-        description="Make an LLM recommend from a catalogue, by semantic IDs and trie-constrained decoding.",
+        usage="llmrec STAGE [options]",
+        description="Make an LLM recommend the items of a catalogue, by their semantic IDs.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"llmrec {__version__}")
-    verbs = parser.add_subparsers(dest="stage", metavar="STAGE", required=True)
+    verbs = parser.add_subparsers(dest="stage", prog="llmrec", metavar="STAGE", required=True)
     for stage, config in STAGES.items():
         summary = (config.__doc__ or "").strip()
-        verb = verbs.add_parser(stage, help=summary, description=summary, allow_abbrev=False)
+        usage = f"llmrec {stage} [options]"  # a list of all flags would fill the screen, and they follow anyway
+        verb = verbs.add_parser(stage, help=summary, usage=usage, description=summary, allow_abbrev=False)
         verb.add_argument("--config", help="YAML file whose keys are the options below; flags win over it.")
-        verb.add_argument("--json", action="store_true", help="Print the result as JSON on stdout.")
+        verb.add_argument("--json", action="store_true", help="Print the result on stdout as one JSON object.")
         hints = typing.get_type_hints(config)
         for field in dataclasses.fields(config):
             if typing.get_origin(hints[field.name]) is not dict:
@@ -122,31 +146,25 @@ def _choices(hint: object) -> tuple[str, ...]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one stage.
+    """Run one stage, and print its result on stdout.
 
     Args:
         argv: Command line without the program's name; that of the process by default.
 
     Returns:
-        Exit status: 0, or 2 after one line on stderr if the input is at fault.
+        Exit status: 0; 2 after one line on stderr if the input is at fault; 130 after an interrupt; 141 if the reader
+        of stdout is gone. A fault of llmrec itself keeps its traceback, which ends the process with 1.
     """
     argv = sys.argv[1:] if argv is None else argv
-    known, unknown = build_parser(argv).parse_known_args(argv)
-    flags = vars(known)
-    stage, path, as_json = flags.pop("stage"), flags.pop("config"), flags.pop("json")
-    if as_json:
-        os.environ["LLMREC_QUIET"] = "1"
-    if processes.is_cut_to_one():
-        print("accelerate started one process; for several on the CPU, give --multi_gpu, not --cpu.", file=sys.stderr)
+    stage = argv[0] if argv and argv[0] in STAGES else ""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a title may have letters that the terminal lacks
     try:
-        blocks = option_blocks(stage, argv)
-        keys = {field.name for kind in (STAGES[stage], *blocks.values()) for field in dataclasses.fields(kind)}
-        given = flags | unknown_flags(stage, unknown, keys - blocks.keys())
-        config = load_config(STAGES[stage], path, given, blocks)
-        result = importlib.import_module(f"llmrec.stages.{stage}").main(config)
-        if as_json and processes.is_main():
-            print(json.dumps(result, indent=2, default=str))
-        sys.stdout.flush()
+        try:
+            run(argv)
+        finally:
+            sys.stdout.flush()  # also what argparse has printed before it exits
         return 0
     except BrokenPipeError:  # the reader (`| head`) has seen enough; nor may the flush at exit complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -154,24 +172,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("LLMREC_TRACEBACK"):
             raise
-        print(f"llmrec {stage}: {explain(error)}", file=sys.stderr)
+        complain(stage, explain(error))
         return 2
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError" or os.environ.get(
-            "LLMREC_TRACEBACK"
-        ):  # torch's, not imported here
+    except RuntimeError as error:  # torch's OutOfMemoryError, without importing torch here
+        if type(error).__name__ != "OutOfMemoryError" or os.environ.get("LLMREC_TRACEBACK"):
             raise
-        print(
-            f"llmrec {stage}: {first_sentences(error)} {LIGHTER.get(stage, 'Use a GPU with more memory.')}",
-            file=sys.stderr,
-        )
+        complain(stage, f"{first_sentences(error)} {LIGHTER.get(stage, 'Use a GPU with more memory.')}")
         return 2
     except KeyboardInterrupt:
-        print(f"\nllmrec {stage}: interrupted; run the same command again to continue.", file=sys.stderr)
+        print(file=sys.stderr)  # the terminal has written ^C
+        complain(stage, "interrupted; run the same command again to continue.")
         return 130
-    finally:
-        if as_json:
-            del os.environ["LLMREC_QUIET"]
+
+
+def run(argv: Sequence[str]) -> None:
+    """Run the stage that a command line names.
+
+    Raises:
+        ValueError: If there is no such stage, or its options are wrong.
+    """
+    if not argv:
+        build_parser().print_help(sys.stderr)
+        raise SystemExit(2)
+    if not argv[0].startswith("-") and argv[0] not in STAGES:
+        raise ValueError(f"there is no stage '{argv[0]}'; {suggestion(argv[0], STAGES)} `llmrec --help` explains all.")
+    known, unknown = build_parser(argv).parse_known_args(argv)
+    flags = vars(known)
+    stage, path, as_json = flags.pop("stage"), flags.pop("config"), flags.pop("json")
+    if processes.is_cut_to_one():
+        say("accelerate started one process; for several on the CPU, give --multi_gpu, not --cpu.")
+    blocks = option_blocks(stage, argv)
+    keys = {field.name for kind in (STAGES[stage], *blocks.values()) for field in dataclasses.fields(kind)}
+    given = flags | unknown_flags(stage, unknown, keys - blocks.keys())
+    config = load_config(STAGES[stage], path, given, blocks)
+    with libraries_kept_quiet():
+        module = importlib.import_module(f"llmrec.stages.{stage}")
+        result = module.main(config)
+    if not processes.is_main():
+        return
+    if as_json:
+        print(json.dumps(result, indent=2, default=str))
+    else:
+        module.show(result)
+
+
+def complain(stage: str, text: str) -> None:
+    """Print what is wrong on stderr."""
+    print(" ".join(["llmrec", stage]).rstrip() + f": {text}", file=sys.stderr)
 
 
 def unknown_flags(stage: str, arguments: list[str], known: Collection[str] = ()) -> dict[str, None]:
@@ -204,9 +251,9 @@ def first_sentences(error: Exception) -> str:
 
 def explain(error: Exception) -> str:
     """Message for the person at the terminal: what happened and what to do."""
-    text = str(error).strip() or type(error).__name__
+    text = inert(" ".join(str(error).split())) or type(error).__name__
     if isinstance(error, OSError):
-        text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else text
+        text = inert(f"{error.filename}: {error.strerror}") if error.filename and error.strerror else text
         if error.errno in disk.FULL:
             return f"{text}. Free some space (or raise the limit), then run the same command again; it continues."
         if error.filename:
@@ -218,7 +265,3 @@ def is_ours(error: Exception) -> bool:
     """True if llmrec itself raised the error; its message then says what to do, and needs no traceback."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return (frame.f_globals.get("__package__") or "").partition(".")[0] == "llmrec"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

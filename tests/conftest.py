@@ -212,16 +212,16 @@ def turned(turns, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def quickstart_200(data_dir, tmp_path_factory) -> Path:
-    """What `llmrec quickstart --num-users 200` leaves; its stderr is in quickstart.log, its CPU time in seconds."""
+    """What `llmrec quickstart --num-users 200` leaves; what it prints is in quickstart.log, its CPU time in seconds."""
     import resource
     import subprocess
     import sys
 
     out = tmp_path_factory.mktemp("readme") / "llmrec-quickstart"
-    command = [sys.executable, "-m", "llmrec.cli", "quickstart", "--out", str(out), "--num-users", "200"]
+    command = [sys.executable, "-m", "llmrec", "quickstart", "--out", str(out), "--num-users", "200"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    (out / "quickstart.log").write_text(result.stderr, encoding="utf-8")
+    (out / "quickstart.log").write_text(result.stderr + result.stdout, encoding="utf-8")
     (out / "seconds").write_text(str(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime))
     return out

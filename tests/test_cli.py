@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ TRAINING_LINE = ("prepare", "embed", "tokenize", "extend", "teach", "sft", "dpo"
 SIMULATED = ["prepare", "--dataset", "simulated:60x30", "--k-core", "3"]
 
 
-@pytest.mark.parametrize("arguments", [["-c", "import llmrec"], ["-m", "llmrec.cli", "--help"]])
+@pytest.mark.parametrize("arguments", [["-c", "import llmrec"], ["-m", "llmrec", "--help"]])
 def test_quick_to_start(arguments):
     def seconds() -> float:
         started = time.monotonic()
@@ -99,18 +100,17 @@ def test_version(capsys):
     assert stop.value.code == 0 and capsys.readouterr().out == f"llmrec {__version__}\n"
 
 
-def test_json_stands_alone_on_stdout(capsys, tmp_path, monkeypatch):
-    monkeypatch.delenv("LLMREC_QUIET", raising=False)
+def test_json_stands_alone_on_stdout(capsys, tmp_path):
     assert main([*SIMULATED, "--out", str(tmp_path / "catalog"), "--json"]) == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out)["items"] == 30
-    assert shown.err == "" and "LLMREC_QUIET" not in os.environ
+    assert shown.err == ""
 
 
-def test_a_person_reads_stderr(capsys, tmp_path):
+def test_the_result_is_on_stdout_alone(capsys, tmp_path):
     assert main([*SIMULATED, "--out", str(tmp_path / "catalog")]) == 0
     shown = capsys.readouterr()
-    assert shown.out == "" and "Written to" in shown.err
+    assert "interactions" in shown.out and "Written to" in shown.out and shown.err == ""
 
 
 def test_a_yaml_file_and_flags(capsys, tmp_path):
@@ -124,13 +124,76 @@ def test_a_yaml_file_and_flags(capsys, tmp_path):
 def test_a_closed_pipe_is_no_error(tmp_path):
     """`llmrec … --json | head`: the reader is gone before the result is printed."""
     llmrec = subprocess.Popen(
-        [sys.executable, "-m", "llmrec.cli", *SIMULATED, "--out", str(tmp_path / "catalog"), "--json"],
+        [sys.executable, "-m", "llmrec", *SIMULATED, "--out", str(tmp_path / "catalog"), "--json"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     llmrec.stdout.close()
     assert llmrec.stderr.read() == b""
     assert llmrec.wait() == 128 + signal.SIGPIPE
     assert (tmp_path / "catalog" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["prepare", "--help"], [*SIMULATED, "--out", "catalog"]])
+def test_a_reader_that_leaves_early_is_no_error(arguments, tmp_path):
+    """`llmrec … | head -1`, also where argparse prints."""
+    command = shlex.join([sys.executable, "-m", "llmrec", *arguments])
+    ran = subprocess.run(
+        ["bash", "-c", f"{command} | true; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert ran.stderr == "" and ran.stdout in ("0\n", "141\n")
+
+
+def test_json_can_be_read_by_other_programs(tmp_path):
+    """What a library prints meanwhile is not between the result and `jq`."""
+    command = [sys.executable, "-c", "import sys; from llmrec import cli; from llmrec.stages import prepare\n"
+               "main = prepare.main\nprepare.main = lambda config: print({'loss': 1.0}) or main(config)\n"
+               "sys.exit(cli.main(sys.argv[1:]))", *SIMULATED, "--out", tmp_path / "catalog", "--json"]  # fmt: skip
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(ran.stdout)["items"] == 30 and "loss" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("stage", "nearest"), [("evalute", "evaluate"), ("Prepare", "prepare"), ("recomend", "recommend")]
+)
+def test_an_unknown_stage_names_the_nearest(stage, nearest, capsys):
+    assert main([stage]) == 2
+    assert capsys.readouterr().err.startswith(f"llmrec: there is no stage '{stage}'; did you mean '{nearest}'?")
+
+
+@pytest.mark.parametrize("stage", ["frobnicate", "a\x1b[31m", "--frobnicate"])
+def test_a_far_off_word_has_no_nearest_stage(stage, capsys):
+    try:
+        assert main([stage]) == 2
+    except SystemExit as stop:
+        assert stop.code == 2
+    said = capsys.readouterr().err
+    assert "did you mean" not in said and "\x1b" not in said and len(said.splitlines()) == 1
+
+
+def test_without_arguments_it_explains_itself(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    shown = capsys.readouterr()
+    assert stop.value.code == 2 and shown.out == "" and all(f"    {stage}" in shown.err for stage in STAGES)
+    assert max(map(len, shown.err.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("argv", [["prepare", "--out"], ["prepare", "--config"], ["--verison"]])
+def test_an_error_of_the_command_line_is_one_line(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1 and "--help" in said
+
+
+def test_letters_that_the_terminal_lacks_are_written_out(tmp_path):
+    """`PYTHONIOENCODING=ascii`, or a code page of Windows."""
+    command = [sys.executable, "-c", "import sys; from llmrec import cli; from llmrec.stages import prepare\n"
+               "prepare.main = lambda config: {'out': 'Amélie', 'items': 1}; sys.exit(cli.main(sys.argv[1:]))",
+               "prepare", "--out", "o"]  # fmt: skip
+    ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert ran.returncode == 0 and r"Written to Am\xe9lie" in ran.stdout
 
 
 @pytest.fixture

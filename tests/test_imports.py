@@ -19,7 +19,8 @@ def module_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
-MODULES = {module_of(path): path for path in ROOT.rglob("*.py")}
+# `python -m llmrec` is the cli.
+MODULES = {module_of(path): path for path in ROOT.rglob("*.py") if path.name != "__main__.py"}
 
 
 def imports(module: str) -> set[str]:

@@ -134,5 +134,5 @@ def successor(new: str) -> str:
 def suggestion(name: str, known: Iterable[str], otherwise: str = "choose from") -> str:
     """Sentence that names the nearest known name, or all of them if none is near."""
     known = list(known)
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)  # a key may be of any type
+    near = difflib.get_close_matches(str(name), known, n=1)  # a key may be of any type
     return f"did you mean '{near[0]}'?" if near else f"{otherwise} {', '.join(known)}"

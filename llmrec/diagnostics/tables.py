@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from llmrec.runtime.console import say, table
+from llmrec.runtime.console import table, tell
 from llmrec.runtime.manifest import JsonObject
 
 LEVEL_KEYS = ("codebook_size", "used", "usage", "entropy_bits", "perplexity_share", "kl_bits")
@@ -37,7 +37,7 @@ def show(report: JsonObject) -> None:
     for part in tables(report):
         table(part.title, part.header, [["-" if cell is None else cell for cell in row] for row in part.rows])
     for line in facts(report):
-        say(line)
+        tell(line)
 
 
 def tables(report: JsonObject) -> list[ReportTable]:

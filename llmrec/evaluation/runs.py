@@ -1,4 +1,4 @@
-"""Finished evaluations as `llmrec compare` reads them, and the check that they measured the same thing."""
+"""Finished evaluations: their file of places, how `llmrec compare` reads it, and that two measured the same thing."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llmrec.configs.evaluate import TRAINED
 from llmrec.data import columns
+from llmrec.data.catalog import Catalog
+from llmrec.data.examples import Examples
 from llmrec.evaluation.learning import Point
 from llmrec.evaluation.metrics import Position
 from llmrec.evaluation.protocol import COLUMNS
-from llmrec.evaluation.summary import OURS
+from llmrec.evaluation.summary import OURS, Outcomes
 from llmrec.runtime.manifest import JsonObject, read_manifest, verify
 
+PER_USER = "per_user.parquet"
 STAGES = ("evaluate", "ensemble")  # whose directories hold metrics.json and per_user.parquet
 
 
@@ -101,7 +106,7 @@ class Run:
 
     def positions(self) -> tuple[dict[str, Position], ExampleKeys]:
         """The places of the targets by column, and the identity of the examples."""
-        lines = pq.read_table(Path(self.path) / "per_user.parquet", filters=pc.field("system") == self.system)
+        lines = pq.read_table(Path(self.path) / PER_USER, filters=pc.field("system") == self.system)
         by_column = {column: lines.filter(pc.equal(lines["column"], column)) for column in COLUMNS}
         positions = {
             column: Position(*(part[name].to_numpy() for name in Position._fields))
@@ -195,3 +200,25 @@ def training_difference(a: JsonObject, b: JsonObject) -> str:
                 values = f"{key} is {left.get(key)!r} and {right.get(key)!r}"
                 differences.append(values if part == "config" else f"the input '{key}' is not the same")
     return ", ".join(differences)
+
+
+def per_user(outcomes: Outcomes, places: np.ndarray, examples: Examples, catalog: Catalog) -> pa.Table:
+    """One line per system, column and example: the target and its place in the ranking.
+
+    Returns:
+        Table with system, column, user_id, example (position in the split), target (item_id), start, size, group; the
+        last three as in `llmrec.evaluation.metrics.Position`.
+    """
+    targets = [catalog.item_ids[row] for row in examples.targets]
+    parts = []
+    for (system, column), outcome in outcomes.items():
+        data = {
+            "system": [system] * len(examples),
+            "column": [column] * len(examples),
+            columns.USER_ID: examples.user_ids,
+            "example": places,
+            columns.TARGET: targets,
+            **outcome.position._asdict(),
+        }
+        parts.append(pa.table(data))
+    return pa.concat_tables(parts)

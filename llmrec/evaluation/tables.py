@@ -11,7 +11,7 @@ from llmrec.evaluation.learning import CUTOFF, NEAR
 from llmrec.evaluation.metrics import SHOWN, SLOT_METRICS, shown_names
 from llmrec.evaluation.protocol import COLUMNS
 from llmrec.evaluation.summary import OURS
-from llmrec.runtime.console import say, table
+from llmrec.runtime.console import table, tell
 from llmrec.runtime.manifest import JsonObject
 
 NOT_VALIDATED = (
@@ -27,7 +27,7 @@ def show(metrics: JsonObject) -> None:
         _show_differences(metrics, column)
         _show_strata(metrics, column)
         _show_slots(metrics, column)
-        say(slots_line(metrics, column))
+        tell(slots_line(metrics, column))
     _show_learning(metrics)
     if metrics.get(EXACT):
         header, rows = lines(metrics[EXACT])
@@ -98,7 +98,7 @@ def _show_learning(metrics: JsonObject) -> None:
         header = ("system", f"best valid ndcg@{CUTOFF}", f"items to {NEAR:.0%} of it", "seconds")
         table("learning: trained items, and wall time with validation", header, rows)
     if OURS in curves and curves[OURS] is None:
-        say(f"ours, learning curve: {NOT_VALIDATED}")
+        tell(f"ours, learning curve: {NOT_VALIDATED}")
 
 
 def _winner(difference: dict[str, float], reference: str) -> str:

@@ -19,7 +19,7 @@ from llmrec.configs.tokenize import Collision
 from llmrec.model.backbone import causal_lm, output_rows
 from llmrec.model.checkpoint import TRAINING, SidConfig
 from llmrec.runtime import processes
-from llmrec.runtime.console import say
+from llmrec.runtime.console import tell
 from llmrec.runtime.manifest import JsonObject, read_manifest, verify
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
 from llmrec.sid.table import SidTable
@@ -39,7 +39,7 @@ from llmrec.training.alternate.turns import Turns
 from llmrec.training.sft.trainer import train
 from llmrec.training.start import RunInputs, save_checkpoint
 from llmrec.training.trainer import SidTrainer
-from llmrec.training.validation import best_step, log_best_step
+from llmrec.training.validation import best_step, tell_best_step
 from llmrec.training.weights import merge
 from llmrec.views import ItemViews, view_files
 
@@ -91,13 +91,16 @@ def main(config: AlternateConfig) -> JsonObject:
     files = view_files(config.views, list(inputs.views))
     read = {name: getattr(config, name) for name in ("catalog", "model", "sid", "views")}
     out = run_stage(config.stage, config, read | {f"view {name}": file for name, file in files.items()}, build)
-    counts = read_manifest(out)["counts"]
-    say(
-        f"alternate: {counts['steps']} steps, {counts['cycles']} cycles, last loss {counts['loss']:.4f}, "
-        f"{counts['changed_items']:.1%} of the items have another semantic ID -> {out}"
+    return {"out": str(out), **read_manifest(out)["counts"]}
+
+
+def show(result: JsonObject) -> None:
+    """Print the result of `main`."""
+    tell(
+        f"alternate: {result['steps']} steps, {result['cycles']} cycles, last loss {result['loss']:.4f}, "
+        f"{result['changed_items']:.1%} of the items have another semantic ID -> {result['out']}"
     )
-    log_best_step(config.stage, counts)
-    return {"out": str(out), **counts}
+    tell_best_step("alternate", result)
 
 
 def load(config: AlternateConfig) -> AlternateInputs:

@@ -13,7 +13,7 @@ from llmrec.model.append_item_rows import append_item_rows
 from llmrec.model.append_items import carry_details_over, check_appended, grow_vocabulary
 from llmrec.model.card import write_card
 from llmrec.model.checkpoint import SidConfig, load_model, load_tokenizer, resolve, save_model
-from llmrec.runtime.console import say
+from llmrec.runtime.console import say, tell
 from llmrec.runtime.manifest import JsonObject, read_manifest
 from llmrec.runtime.stage_directory import run_stage
 from llmrec.sid.table import SidTable
@@ -54,15 +54,17 @@ def append_items(config: ExtendConfig, table: SidTable) -> JsonObject:
         }
 
     out = run_stage("extend", config, {"sid": config.sid, "model": config.model}, build)
-    counts = read_manifest(out)["counts"]
-    grown = (
-        "; ".join(counts["grown"]) + ": fine-tune, their tokens are untrained" if counts["grown"] else "no new tokens"
-    )
-    rows = "; item rows of new items are means of their neighbours'" if "item_tokens" in counts else ""
-    say(f"extend: {counts['new_items']} new items, {grown}{rows} -> {out}")
     if reason:
         say(f"extend: the new items can be recommended, but not evaluated or trained on yet: {reason}.")
-    return {"out": str(out), **counts}
+    return {"out": str(out), **read_manifest(out)["counts"]}
+
+
+def show_appended(result: JsonObject) -> None:
+    """Print the result of `append_items`."""
+    notes = result["grown"]
+    grown = "; ".join(notes) + ": fine-tune, their tokens are untrained" if notes else "no new tokens"
+    rows = "; item rows of new items are means of their neighbours'" if "item_tokens" in result else ""
+    tell(f"extend: {result['new_items']} new items, {grown}{rows} -> {result['out']}")
 
 
 def check_options(config: ExtendConfig) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmrec.configs import CompareConfig
-from llmrec.evaluation.compare import compare, show
+from llmrec.evaluation import compare
 from llmrec.evaluation.runs import Run, check_comparable
 from llmrec.evaluation.summary import OURS
 from llmrec.reports.comparison import render
@@ -14,7 +14,7 @@ from llmrec.runtime.manifest import JsonObject
 
 
 def main(config: CompareConfig) -> JsonObject:
-    """Compare every run with the first and print the tables.
+    """Compare every run with the first.
 
     Returns:
         Result of `llmrec.evaluation.compare.compare`.
@@ -38,8 +38,12 @@ def main(config: CompareConfig) -> JsonObject:
         raise ValueError(f"--html '{config.html}' exists; remove it or choose another file.")
     runs = [Run.load(*run) for run in zip(names, config.runs, systems, strict=True)]
     check_comparable(runs)
-    result = compare(runs, config.seed)
-    show(result)
+    result = compare.compare(runs, config.seed)
     if config.html is not None:
         Path(config.html).write_text(render(result), encoding="utf-8")
     return result
+
+
+def show(result: JsonObject) -> None:
+    """Print the result of `main`."""
+    compare.show(result)

@@ -16,7 +16,7 @@ from llmrec.decoding.ranker import SidRanker
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.model.prompts import HistoryEncoder
 from llmrec.runtime import processes
-from llmrec.runtime.console import say
+from llmrec.runtime.console import say, tell
 from llmrec.runtime.device import resolve_device, resolve_dtype
 from llmrec.runtime.manifest import JsonObject, read_manifest, write_json
 from llmrec.runtime.stage_directory import run_stage
@@ -37,7 +37,7 @@ from llmrec.training.preference.policy import (
 from llmrec.training.preference.shared_prompt import sibling_scores_in_forward
 from llmrec.training.start import RunInputs, make_validation
 from llmrec.training.trainer import train
-from llmrec.training.validation import best_step, evaluation_mode, log_best_step
+from llmrec.training.validation import best_step, evaluation_mode, tell_best_step
 
 DIFFICULTY = "hardness.json"
 
@@ -65,10 +65,14 @@ def main(config: DpoConfig) -> JsonObject:
     if config.preferences is not None:
         inputs["preferences"] = config.preferences
     out = run_stage("dpo", config, inputs, build)
-    counts = read_manifest(out)["counts"]
-    say(f"dpo: {counts['steps']} steps over {counts['prompts']:,} prompts, last loss {counts['loss']:.4f} -> {out}")
-    log_best_step(config.stage, counts)
-    return {"out": str(out), **counts}
+    return {"out": str(out), **read_manifest(out)["counts"]}
+
+
+def show(result: JsonObject) -> None:
+    """Print the result of `main`."""
+    over = f"{result['steps']} steps over {result['prompts']:,} prompts"
+    tell(f"dpo: {over}, last loss {result['loss']:.4f} -> {result['out']}")
+    tell_best_step("dpo", result)
 
 
 def load_preferences(config: DpoConfig, start: RunInputs) -> Preferences | None:

@@ -13,7 +13,7 @@ from llmrec.configs.embed import VIEW_NAMES
 from llmrec.configs.options import suggestion
 from llmrec.data.catalog import Catalog
 from llmrec.runtime import processes
-from llmrec.runtime.console import say
+from llmrec.runtime.console import tell
 from llmrec.runtime.device import resolve_device
 from llmrec.runtime.manifest import JsonObject, read_manifest, write_json
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
@@ -63,9 +63,14 @@ def main(config: EmbedConfig) -> JsonObject:
     inputs = {"catalog": config.catalog, **{f"external {name}": path for name, path in files.items()}}
     out = run_stage("embed", config, inputs, build)
     result = read_manifest(out)["counts"]
-    for name, view in result["views"].items():
-        say(f"{name}: {view['dim']} dimensions, {view['missing']} of {result['num_items']} items missing")
     return {"out": str(out), **result}
+
+
+def show(result: JsonObject) -> None:
+    """Print the result of `main`."""
+    for name, view in result["views"].items():
+        tell(f"{name}: {view['dim']} dimensions, {view['missing']} of {result['num_items']} items missing")
+    tell(f"Written to {result['out']}")
 
 
 def check(config: EmbedConfig) -> None:

@@ -22,6 +22,7 @@ from llmrec.configs.ensemble import WAYS
 from llmrec.configs.recommend import RankBy
 from llmrec.data.catalog import Catalog
 from llmrec.data.examples import Examples
+from llmrec.evaluation import tables
 from llmrec.evaluation.bootstrap import RESAMPLES
 from llmrec.evaluation.ensemble.fusion import Fusion, Gated
 from llmrec.evaluation.ensemble.search import Measured, best, search
@@ -29,24 +30,22 @@ from llmrec.evaluation.ensemble.shortlist import Shortlist, shortlist, without_s
 from llmrec.evaluation.metrics import ndcg
 from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, per_batch, resumed
 from llmrec.evaluation.ranking import default_num_beams
+from llmrec.evaluation.runs import PER_USER, per_user
 from llmrec.evaluation.summary import OURS, Outcomes, summarise
-from llmrec.evaluation.tables import show
 from llmrec.evaluation.transitions import Transitions
 from llmrec.reports.ensemble import written
 from llmrec.reports.evaluation import render
 from llmrec.runtime import processes
-from llmrec.runtime.console import say, table
+from llmrec.runtime.console import table, tell
 from llmrec.runtime.device import resolve_device
 from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, content_hash, verify, write_json
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
 from llmrec.stages.evaluate import (
     METRICS,
-    PER_USER,
     REPORT,
     check_catalog_of,
     check_item_rows,
     check_model,
-    per_user,
     sample,
 )
 
@@ -57,10 +56,10 @@ Lists = dict[tuple[str, str], list[Shortlist]]  # (split, column) -> the shortli
 
 
 def main(config: EnsembleConfig) -> JsonObject:
-    """Choose a mixture of the members, and print how it compares with each of them.
+    """Choose a mixture of the members, and compare it with each of them.
 
     Returns:
-        The content of ensemble.json, with that of metrics.json as `metrics`.
+        `out` and the content of ensemble.json, with that of metrics.json as `metrics`.
 
     Raises:
         ValueError: If a member is unfinished, given twice or of another catalogue, or a split has no examples.
@@ -89,9 +88,14 @@ def main(config: EnsembleConfig) -> JsonObject:
     inputs = {"catalog": config.catalog, **{f"member {i}": path for i, path in enumerate(config.members, start=1)}}
     out = run_stage("ensemble", config, inputs, build)
     result, metrics = (json.loads((out / name).read_text(encoding="utf-8")) for name in (ENSEMBLE, METRICS))
-    show_choice(result, metrics)
-    show(metrics)
-    return {**result, "metrics": metrics}
+    return {"out": str(out), **result, "metrics": metrics}
+
+
+def show(result: JsonObject) -> None:
+    """Print the result of `main`."""
+    show_choice(result, result["metrics"])
+    tables.show(result["metrics"])
+    tell(f"{Path(result['out']) / REPORT} has the rest.")
 
 
 def check_members(config: EnsembleConfig, catalog: Catalog) -> None:
@@ -241,11 +245,11 @@ def show_choice(result: JsonObject, metrics: JsonObject) -> None:
         ("member or mixture", *COLUMNS, "mean"),
         [[name, *(valid[column] for column in (*COLUMNS, "mean"))] for name, valid in lines],
     )
-    say(f"ours is the mixture that {CHOICE} chose: {written(result['mixture'])}.")
+    tell(f"ours is the mixture that {CHOICE} chose: {written(result['mixture'])}.")
     for column in COLUMNS:
         member, metric = result["best_member"], result["metric"]
         mean, low, high = metrics["differences"][member][column][metric].values()
-        say(
+        tell(
             f"{column}, {RESULT}: {metric} of ours less {member}, the best member on {CHOICE}: "
             f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
         )

@@ -13,43 +13,42 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmrec.baselines.by_name import baseline_problems, check_baselines, named_baseline, rows_of
 from llmrec.baselines.counted import BATCH
 from llmrec.configs import EvaluateConfig
 from llmrec.configs.evaluate import BASELINES
-from llmrec.data import columns
 from llmrec.data.catalog import SPLITS, Catalog
 from llmrec.data.examples import Examples
+from llmrec.evaluation import tables
 from llmrec.evaluation.bootstrap import RESAMPLES
 from llmrec.evaluation.exact import EXACT, compare_with_beam, draw_examples
 from llmrec.evaluation.learning import ITEMS_NDCG, NDCG, learning, points_of_epochs, points_of_log
 from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, evaluate, per_batch, resumed
 from llmrec.evaluation.ranking import default_num_beams
+from llmrec.evaluation.runs import PER_USER, per_user
 from llmrec.evaluation.summary import OURS, Outcomes, sid_usage, summarise
-from llmrec.evaluation.tables import show
 from llmrec.evaluation.transitions import Transitions
 from llmrec.reports.evaluation import render
 from llmrec.runtime import processes
+from llmrec.runtime.console import tell
 from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, content_hash, read_manifest, write_json
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
 from llmrec.sid.item_tokens import ItemTokens
 from llmrec.sid.table import SidTable
 
 METRICS = "metrics.json"
-PER_USER = "per_user.parquet"
 REPORT = "report.html"
 TRAINING_LOG = "training_log.json"
 CURVE = "curve.json"
 
 
 def main(config: EvaluateConfig) -> JsonObject:
-    """Evaluate a checkpoint, baselines or both, and print the comparison.
+    """Evaluate a checkpoint, baselines or both.
 
     Returns:
-        The content of metrics.json.
+        `out`, and the content of metrics.json.
     """
     check(config)
     catalog = Catalog.load(config.catalog)
@@ -87,9 +86,13 @@ def main(config: EvaluateConfig) -> JsonObject:
     inputs = {"catalog": config.catalog} | ({"model": config.model} if config.model else {})
     kept = {row: name for row, name in rows_of(config.named).items() if name not in BASELINES}
     out = run_stage("evaluate", config, inputs | {f"baseline {row}": path for row, path in kept.items()}, build)
-    metrics = json.loads((out / METRICS).read_text(encoding="utf-8"))
-    show(metrics)
-    return metrics
+    return {"out": str(out), **json.loads((out / METRICS).read_text(encoding="utf-8"))}
+
+
+def show(result: JsonObject) -> None:
+    """Print the result of `main`."""
+    tables.show(result)
+    tell(f"{Path(result['out']) / REPORT} has the rest.")
 
 
 def check(config: EvaluateConfig) -> None:
@@ -265,28 +268,6 @@ def learning_curves(config: EvaluateConfig, workdir: Path) -> JsonObject:
         if curve.is_file():
             points[system] = json.loads(curve.read_text(encoding="utf-8"))
     return {system: learning(of) for system, of in points.items()}
-
-
-def per_user(outcomes: Outcomes, places: np.ndarray, examples: Examples, catalog: Catalog) -> pa.Table:
-    """One line per system, column and example: the target and its place in the ranking.
-
-    Returns:
-        Table with system, column, user_id, example (position in the split), target (item_id), start, size, group; the
-        last three as in `llmrec.evaluation.metrics.Position`.
-    """
-    targets = [catalog.item_ids[row] for row in examples.targets]
-    tables = []
-    for (system, column), outcome in outcomes.items():
-        data = {
-            "system": [system] * len(examples),
-            "column": [column] * len(examples),
-            columns.USER_ID: examples.user_ids,
-            "example": places,
-            columns.TARGET: targets,
-            **outcome.position._asdict(),
-        }
-        tables.append(pa.table(data))
-    return pa.concat_tables(tables)
 
 
 def trained(model: str) -> JsonObject | None:

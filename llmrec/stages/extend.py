@@ -20,12 +20,12 @@ from llmrec.model.micro import micro_model, word_tokenizer
 from llmrec.model.new_rows import InitialVectors, TitleTokens, add_rows, title_vectors
 from llmrec.model.origin import BASE_IS_RANDOM, is_untrained
 from llmrec.model.prompts import Prompt
-from llmrec.runtime.console import say
+from llmrec.runtime.console import tell
 from llmrec.runtime.manifest import JsonObject, read_manifest, verify
 from llmrec.runtime.stage_directory import run_stage
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
-from llmrec.stages.append import append_items
+from llmrec.stages.append import append_items, show_appended
 
 MICRO = "micro"
 
@@ -71,10 +71,16 @@ def main(config: ExtendConfig) -> JsonObject:
         }
 
     out = run_stage("extend", config, inputs, build)
-    counts = read_manifest(out)["counts"]
-    items = f", {counts['item_tokens']} item tokens" if "item_tokens" in counts else ""
-    say(f"extend: {counts['sid_tokens']} SID tokens{items}, {counts['parameters']:,} parameters -> {out}")
-    return {"out": str(out), **counts}
+    return {"out": str(out), **read_manifest(out)["counts"]}
+
+
+def show(result: JsonObject) -> None:
+    """Print the result of `main`."""
+    if "new_items" in result:
+        show_appended(result)
+        return
+    items = f", {result['item_tokens']} item tokens" if "item_tokens" in result else ""
+    tell(f"extend: {result['sid_tokens']} SID tokens{items}, {result['parameters']:,} parameters -> {result['out']}")
 
 
 def load_catalog(config: ExtendConfig, table: SidTable) -> Catalog | None:

@@ -13,7 +13,7 @@ from transformers import set_seed
 
 from llmrec.configs import GrpoConfig
 from llmrec.reports.grpo import render
-from llmrec.runtime.console import say
+from llmrec.runtime.console import tell
 from llmrec.runtime.device import resolve_device, resolve_dtype
 from llmrec.runtime.manifest import JsonObject, read_manifest
 from llmrec.runtime.stage_directory import run_stage
@@ -34,7 +34,7 @@ from llmrec.training.preference.policy import (
 from llmrec.training.preference.shared_prompt import sibling_scores_in_forward
 from llmrec.training.start import RunInputs, make_validation
 from llmrec.training.trainer import train
-from llmrec.training.validation import best_step, log_best_step, ranker_of_training
+from llmrec.training.validation import best_step, ranker_of_training, tell_best_step
 
 PAGE = "training.html"
 NUM_TRIED = 2  # prompts that a user's reward is tried on
@@ -63,10 +63,13 @@ def main(config: GrpoConfig, functions: Sequence[RewardFunction] = ()) -> JsonOb
 
     inputs = {"catalog": config.catalog, "model": config.model, **reward_files(user_rewards)}
     out = run_stage("grpo", config, inputs, build)
-    counts = read_manifest(out)["counts"]
-    say(f"grpo: {counts['steps']} steps, {counts['prompts_per_second']:,} prompts/s -> {out}")
-    log_best_step(config.stage, counts)
-    return {"out": str(out), **counts}
+    return {"out": str(out), **read_manifest(out)["counts"]}
+
+
+def show(result: JsonObject) -> None:
+    """Print the result of `main`."""
+    tell(f"grpo: {result['steps']} steps, {result['prompts_per_second']:,} prompts/s -> {result['out']}")
+    tell_best_step("grpo", result)
 
 
 def check(config: GrpoConfig, start: RunInputs, prompts: Prompts, user_rewards: Mapping[str, UserReward]) -> None:

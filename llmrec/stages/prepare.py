@@ -14,7 +14,7 @@ from llmrec.data.intake.read import read_tables
 from llmrec.data.known_datasets import known_source, locate
 from llmrec.data.public_formats import Dataset
 from llmrec.data.simulator import simulate, simulated_size
-from llmrec.runtime.console import say, table
+from llmrec.runtime.console import table, tell
 from llmrec.runtime.manifest import JsonObject, read_manifest
 from llmrec.runtime.stage_directory import run_stage
 
@@ -34,9 +34,13 @@ def main(config: PrepareConfig) -> JsonObject:
     files = find_files(config)
     out = run_stage("prepare", config, files, lambda directory: build(config, files, directory))
     counts = read_manifest(out)["counts"]
-    table("Catalogue", ["", "count"], counts.items())
-    say(f"Written to {out}")
     return {"out": str(out), **counts}
+
+
+def show(result: JsonObject) -> None:
+    """Print the result of `main`."""
+    table("Catalogue", ["", "count"], [(name, count) for name, count in result.items() if name != "out"])
+    tell(f"Written to {result['out']}")
 
 
 def build(config: PrepareConfig, files: dict[str, Path], directory: Path) -> dict[str, int]:

@@ -32,7 +32,7 @@ from llmrec.data.simulator import simulated_size
 from llmrec.evaluation.protocol import COLUMNS
 from llmrec.model.checkpoint import load_tokenizer
 from llmrec.recommender import Recommender
-from llmrec.runtime.console import say, table
+from llmrec.runtime.console import say, table, tell
 from llmrec.runtime.manifest import JsonObject, read_manifest
 from llmrec.stages import embed, evaluate, extend, prepare, sft, teach, tokenize
 from llmrec.stages.extend import MICRO
@@ -60,18 +60,15 @@ def main(config: QuickstartConfig) -> JsonObject:
     out = {name: str(Path(config.out) / name) for name in DIRECTORIES}
     metrics = run_stages(config, dataset, model, out)
     seconds = {name: read_manifest(path)["seconds"] for name, path in out.items()}
-    table("Seconds per stage", ("directory", "seconds"), [*seconds.items(), ("all", round(sum(seconds.values()), 1))])
     examples = recommend_examples(out["catalog"], out["checkpoint"], rank_by(model))
-    show(examples)
-    comparison = verdict(metrics)
-    say(comparison)
-    say(f"Done: {data_note} {model_note} Next: llmrec recommend --model {out['checkpoint']} --catalog {out['catalog']}")
     return {
+        "out": config.out,
         "dataset": dataset,
         "model": model,
+        "notes": f"{data_note} {model_note}",
         "seconds": seconds,
         "metrics": metrics,
-        "comparison": comparison,
+        "comparison": verdict(metrics),
         "examples": examples,
     }
 
@@ -222,8 +219,13 @@ def recommend_examples(catalog_dir: str, checkpoint: str, rank: RankBy) -> list[
     ]
 
 
-def show(examples: list[JsonObject]) -> None:
-    """Print the recommendations of each user as a table."""
-    for example in examples:
+def show(result: JsonObject) -> None:
+    """Print the result of `main`."""
+    tell(result["comparison"])
+    evaluate.show(result["metrics"])
+    seconds = [*result["seconds"].items(), ("all", round(sum(result["seconds"].values()), 1))]
+    table("Seconds per stage", ("directory", "seconds"), seconds)
+    for example in result["examples"]:
         rows = zip(example["history"] + [""] * 5, example["recommended"], strict=False)
         table(f"user {example['user_id']} (went on to: {example['next']})", ("latest history", "recommended"), rows)
+    tell(f"Done: {result['notes']}")

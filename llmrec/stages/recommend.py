@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llmrec.configs import RecommendConfig
 from llmrec.data.catalog import Catalog
-from llmrec.runtime.console import is_quiet
+from llmrec.runtime.console import tell
 from llmrec.runtime.manifest import JsonObject
 
 KEYS = {"history", "exclude", "allow"}
@@ -16,10 +16,11 @@ Request = dict[str, list[str]]
 
 
 def main(config: RecommendConfig) -> JsonObject:
-    """Recommend for every history and print the answers on stdout.
+    """Recommend for every history.
 
     Returns:
-        `users`: for each history its `history`, and `items` with item_id, score and, given a catalogue, title.
+        `users`: for each history its `history`, and `items` with item_id and score; given a catalogue, the
+        `history_titles`, and the title of each item.
 
     Raises:
         ValueError: If a request or condition is malformed, a request names an unknown item, no item meets the
@@ -46,11 +47,13 @@ def main(config: RecommendConfig) -> JsonObject:
     answers = recommender.recommend(histories, config.k, exclude=barred, allow=allowed)
     titles = {} if catalog is None else dict(zip(catalog.item_ids, catalog.titles, strict=True))
     users = [
-        {"history": history, "items": [_item(*pair, titles) for pair in zip(items, scores, strict=True)]}
+        {
+            "history": history,
+            **({"history_titles": [titles.get(item_id) for item_id in history]} if titles else {}),
+            "items": [_item(*pair, titles) for pair in zip(items, scores, strict=True)],
+        }
         for history, items, scores in zip(histories, *answers, strict=True)
     ]
-    if not is_quiet():
-        show(users, titles)
     return {"users": users}
 
 
@@ -138,9 +141,10 @@ def _item(item_id: str, score: float, titles: dict[str, str]) -> JsonObject:
     return {"item_id": item_id, "score": round(score, 4), **title}
 
 
-def show(users: list[JsonObject], titles: dict[str, str]) -> None:
-    """Print histories and answers as text."""
-    for user in users:
-        print("history:", ", ".join(titles.get(item_id) or item_id for item_id in user["history"]))
+def show(result: JsonObject) -> None:
+    """Print the result of `main`."""
+    for user in result["users"]:
+        titles = user.get("history_titles", user["history"])
+        tell("history: " + ", ".join(title or item for title, item in zip(titles, user["history"], strict=True)))
         for rank, item in enumerate(user["items"], 1):
-            print(f"{rank:4d}  {item['score']:9.4f}  {item['item_id']}  {item.get('title', '')}".rstrip())
+            tell(f"{rank:4d}  {item['score']:9.4f}  {item['item_id']}  {item.get('title', '')}".rstrip())

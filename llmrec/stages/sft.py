@@ -22,7 +22,7 @@ from llmrec.model.backbone import compile_layers
 from llmrec.model.checkpoint import TRAINING, SidConfig, load_tokenizer
 from llmrec.model.prompts import HistoryEncoder, Prompt, most_prompt_tokens
 from llmrec.runtime import processes
-from llmrec.runtime.console import say
+from llmrec.runtime.console import say, tell
 from llmrec.runtime.device import resolve_device, resolve_dtype
 from llmrec.runtime.manifest import JsonObject, read_manifest, verify
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
@@ -42,7 +42,7 @@ from llmrec.training.start import RunInputs, check, check_length, context_of, ma
 from llmrec.training.tasks.examples import TaskExamples, build_tasks
 from llmrec.training.tasks.item_texts import task_problems
 from llmrec.training.trainer import SidTrainer
-from llmrec.training.validation import Validation, best_step, log_best_step
+from llmrec.training.validation import Validation, best_step, tell_best_step
 from llmrec.training.weights import load_trainable, merge
 
 
@@ -69,11 +69,14 @@ def main(config: SftConfig) -> JsonObject:
 
     teachers = {f"teacher {number}": directory for number, directory in enumerate(config.teacher, 1)}
     out = run_stage("sft", config, {"catalog": config.catalog, "model": config.model, **teachers}, build)
-    counts = read_manifest(out)["counts"]
-    speed = f"{counts['tokens_per_second']:,} tokens/s"
-    say(f"sft: {counts['steps']} steps, last loss {counts['loss']:.4f}, {speed} -> {out}")
-    log_best_step(config.stage, counts)
-    return {"out": str(out), **counts}
+    return {"out": str(out), **read_manifest(out)["counts"]}
+
+
+def show(result: JsonObject) -> None:
+    """Print the result of `main`."""
+    speed = f"{result['tokens_per_second']:,} tokens/s"
+    tell(f"sft: {result['steps']} steps, last loss {result['loss']:.4f}, {speed} -> {result['out']}")
+    tell_best_step("sft", result)
 
 
 def load(config: SftConfig) -> RunInputs:

@@ -33,7 +33,7 @@ from llmrec.data.examples import Examples
 from llmrec.evaluation.metrics import ndcg, recall, target_position
 from llmrec.evaluation.protocol import COLUMNS
 from llmrec.runtime import processes
-from llmrec.runtime.console import say, table
+from llmrec.runtime.console import table, tell
 from llmrec.runtime.device import resolve_device
 from llmrec.runtime.manifest import JsonObject, content_hash
 from llmrec.runtime.stage_directory import run_stage
@@ -92,7 +92,6 @@ def main(config: TeachConfig) -> JsonObject:
     inputs |= {name: path for name in ("scores", "views") if (path := getattr(config, name)) is not None}
     out = run_stage("teach", config, inputs, build)
     result = json.loads((out / RANKER).read_text(encoding="utf-8"))
-    show(result)
     return {"out": str(out), **result}
 
 
@@ -180,4 +179,4 @@ def show(result: JsonObject) -> None:
     if "mixture" in result:
         parts = [[part["member"], part["ranker"], part["weight"], part["power"] or ""] for part in result["mixture"]]
         table("mixture", ["member", "ranker", "weight", "power"], parts)
-    say(f"As a teacher it {'leaves out' if result['exclude_seen'] else 'keeps'} seen items, as valid has it.")
+    tell(f"As a teacher it {'leaves out' if result['exclude_seen'] else 'keeps'} seen items, as valid has it.")

@@ -16,7 +16,7 @@ from llmrec.configs import TokenizeConfig
 from llmrec.data.catalog import Catalog
 from llmrec.reports import semantic_ids as page
 from llmrec.runtime import processes
-from llmrec.runtime.console import say
+from llmrec.runtime.console import tell
 from llmrec.runtime.device import resolve_device
 from llmrec.runtime.manifest import JsonObject, verify, write_json
 from llmrec.runtime.stage_directory import run_stage
@@ -100,10 +100,16 @@ def main(config: TokenizeConfig) -> JsonObject:
     inputs |= {f"view {name}": file for name, file in files.items()}
     inputs |= {"append": config.append} if config.append else {}
     out = run_stage("tokenize", config, inputs, build)
-    report = read_report(out)
-    diagnostics.show(report)
-    say(f"{out / PAGE} shows it with plots.")
-    return {"out": str(out), **report}
+    return {"out": str(out), **read_report(out)}
+
+
+def show(result: JsonObject) -> None:
+    """Print the result of `main`."""
+    if "out" not in result:
+        diagnostics.show_comparison(result)
+        return
+    diagnostics.show(result)
+    tell(f"{Path(result['out']) / PAGE} shows it with plots.")
 
 
 def fit_semantic_ids(
@@ -157,7 +163,7 @@ def read_report(directory: str | Path) -> JsonObject:
 
 
 def compare_reports(directories: list[str]) -> JsonObject:
-    """Print the reports of several directories side by side.
+    """Compare the reports of several directories.
 
     Raises:
         ValueError: If a directory is not a finished one of `llmrec tokenize`, or they are of different catalogues.
@@ -166,9 +172,7 @@ def compare_reports(directories: list[str]) -> JsonObject:
         raise ValueError(f"compare is {directories}; two different directories are needed at least.")
     for directory in directories:
         verify(Path(directory), "tokenize")
-    compared = diagnostics.compare({directory: read_report(directory) for directory in directories})
-    diagnostics.show_comparison(compared)
-    return compared
+    return diagnostics.compare({directory: read_report(directory) for directory in directories})
 
 
 def check_settled(config: TokenizeConfig, published: PublishedSids) -> None:

@@ -30,7 +30,7 @@ from llmrec.evaluation.metrics import ndcg, recall
 from llmrec.evaluation.protocol import COLUMNS, Outcome, evaluate
 from llmrec.model.backbone import causal_lm
 from llmrec.model.checkpoint import SidConfig
-from llmrec.runtime.console import say
+from llmrec.runtime.console import say, tell
 from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.table import SidTable
 
@@ -49,8 +49,8 @@ def best_step(state: TrainerState) -> JsonObject:
     return {"best_step": best, f"valid_ndcg@{CUTOFF}": state.best_metric, "saved_step": best or state.global_step}
 
 
-def log_best_step(stage: str, counts: JsonObject) -> None:
-    """Say which weights were saved and why, if there was validation.
+def tell_best_step(stage: str, counts: JsonObject) -> None:
+    """Print which weights were saved and why, if there was validation.
 
     Args:
         stage: Name of the stage, which begins the message.
@@ -60,9 +60,9 @@ def log_best_step(stage: str, counts: JsonObject) -> None:
         return
     ndcg_text = f"valid ndcg@{CUTOFF} {counts[f'valid_ndcg@{CUTOFF}']:.4f}"
     if counts["saved_step"] == 0:
-        say(f"{stage}: validation never improved on the initial weights ({ndcg_text}); they are saved unchanged")
+        tell(f"{stage}: validation never improved on the initial weights ({ndcg_text}); they are saved unchanged")
     else:
-        say(f"{stage}: the weights of step {counts['saved_step']} are saved, best {ndcg_text}")
+        tell(f"{stage}: the weights of step {counts['saved_step']} are saved, best {ndcg_text}")
 
 
 def start_is_best(state: TrainerState) -> bool:

@@ -190,7 +190,7 @@ class Grid:
             file.write(" ".join(words) + "\n")
             file.flush()
             process = subprocess.Popen(
-                [sys.executable, "-m", "llmrec.cli", *words], stdout=file, stderr=subprocess.STDOUT, cwd=ROOT,
+                [sys.executable, "-m", "llmrec", *words], stdout=file, stderr=subprocess.STDOUT, cwd=ROOT,
                 env=self.environment, start_new_session=True,
             )  # fmt: skip
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,10 @@ from llmrec.evaluation.compare import convergence, learning_lines
 from llmrec.evaluation.learning import learning
 from llmrec.evaluation.metrics import Position, per_example
 from llmrec.evaluation.protocol import COLUMNS, Outcome
-from llmrec.evaluation.runs import Run, training_difference
+from llmrec.evaluation.runs import Run, per_user, training_difference
 from llmrec.runtime.manifest import adopt, write_json
 from llmrec.runtime.stage_directory import run_stage
-from llmrec.stages.compare import main
-from llmrec.stages.evaluate import per_user
+from llmrec.stages.compare import main, show
 from tests.reports.test_evaluation_page import Balanced
 from tests.support.prepared import run_json
 
@@ -133,12 +133,12 @@ def test_seeds_of_one_name_are_averaged_and_their_spread_is_told(write_run):
 
 
 def test_the_tables_name_the_runs_and_who_is_ahead(write_run, monkeypatch, capsys):
-    monkeypatch.delenv("LLMREC_QUIET")
-    compared(write_run("good", [0] * USERS), write_run("bad", [-1] * USERS))
-    printed = capsys.readouterr().err
+    show(compared(write_run("good", [0] * USERS), write_run("bad", [-1] * USERS)))
+    printed = capsys.readouterr().out
     for words in ("plain: 6 test examples of 6 users", "seen_excluded: run - good, paired over users", "-1.0000"):
         assert words in printed
-    assert printed.count("│ good") == 2 * 4 + 2 * 4  # a line per metric, and ahead by each, in both columns
+    assert len(re.findall("^good ", printed, flags=re.MULTILINE)) == 2 * 4  # a line per metric in both columns
+    assert len(re.findall(" good *$", printed, flags=re.MULTILINE)) == 2 * 4  # ahead by each
 
 
 def test_the_command_prints_json(write_run, capsys):
@@ -220,16 +220,15 @@ def test_without_a_curve_of_the_first_run_there_is_no_level(three_curves):
 
 
 def test_the_page_and_the_terminal_show_all_curves(three_curves, tmp_path, monkeypatch, capsys):
-    monkeypatch.delenv("LLMREC_QUIET")
     monkeypatch.setenv("COLUMNS", "120")
     fast, again, slow, mixture = three_curves
     options = {"systems": ["sasrec", *["ours"] * 4], "names": ["sasrec", "distilled", "distilled", "plain", "mixture"]}
-    compared(fast, fast, again, slow, mixture, html="page.html", **options)
+    show(compared(fast, fast, again, slow, mixture, html="page.html", **options))
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     page = Balanced(text)
     assert page.tags.count("svg") == 2 and text.count("<polyline") == 2 * (4 + 1)  # four seeds and the level
     assert "best of sasrec" in page.texts and "targets to reach sasrec" in page.texts and "1,200" in page.texts
-    assert "targets to reach sasrec" in capsys.readouterr().err.replace("\n", " ")
+    assert "targets to reach sasrec" in capsys.readouterr().out.replace("\n", " ")
     compared(mixture, mixture, names=["a", "b"], html="without.html")
     assert "<svg" not in (tmp_path / "without.html").read_text(encoding="utf-8")
 

@@ -76,7 +76,8 @@ def test_a_resumed_evaluation_finds_the_curve_of_a_baseline(monkeypatch, capsys,
             evaluate.main(run)
     with monkeypatch.context() as patch:
         patch.setattr(evaluate, "named_baseline", dying)
-        curves = evaluate.main(run)["learning"]
+        result = evaluate.main(run)
+    curves = result["learning"]
     assert curves.keys() == {"ours", "gru4rec"}
     log = [entry for entry in json.loads((validated / "training_log.json").read_text()) if "eval_seconds" in entry]
     assert [point["ndcg"] for point in curves["ours"]["curve"]] == [entry["eval_ndcg@10"] for entry in log]
@@ -84,7 +85,6 @@ def test_a_resumed_evaluation_finds_the_curve_of_a_baseline(monkeypatch, capsys,
     theirs = curves["gru4rec"]["curve"]
     assert [point["supervised"] for point in theirs] == [per_epoch * (i + 1) for i in range(len(theirs))]
     assert curves["gru4rec"]["near"]["ndcg"] >= 0.9 * curves["gru4rec"]["best"] > 0
-    assert "items to 90% of it" in " ".join(capsys.readouterr().err.split())
     page = (tmp_path / "eval" / "report.html").read_text()
     assert "<h2>Learning</h2>" in page and "Of ours" not in page
     assert not (tmp_path / "eval" / SCRATCH).exists()
@@ -92,7 +92,6 @@ def test_a_resumed_evaluation_finds_the_curve_of_a_baseline(monkeypatch, capsys,
 
 def test_a_model_that_was_not_validated(capsys, tmp_path, toy, tuned):
     assert evaluate.main(config(tmp_path / "eval", toy, tuned, []))["learning"] == {"ours": None}
-    assert "the checkpoint was not validated during training" in " ".join(capsys.readouterr().err.split())
     assert "the checkpoint was not validated during training" in (tmp_path / "eval" / "report.html").read_text()
 
 

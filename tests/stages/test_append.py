@@ -40,14 +40,16 @@ def with_items(table: SidTable, codes: list[list[int]], level_sizes: list[int]) 
 
 def append_to(tmp_path: Path, base: Path, table: SidTable, **options) -> dict:
     sid = write_sid(tmp_path / "appended", table)
-    return extend.main(ExtendConfig(out=str(tmp_path / "more"), sid=str(sid), model=str(base), **options))
+    result = extend.main(ExtendConfig(out=str(tmp_path / "more"), sid=str(sid), model=str(base), **options))
+    extend.show(result)
+    return result
 
 
 def test_a_checkpoint_takes_up_appended_items_without_new_tokens(capsys, tmp_path, sid_table):
     base = extended(tmp_path, sid_table)
     result = append_to(tmp_path, base, with_items(sid_table, [[2, 2, 2], [3, 0, 0]], [4, 4, 4]))
     assert result["new_items"] == 2 and result["grown"] == []
-    assert "2 new items, no new tokens" in capsys.readouterr().err
+    assert "2 new items, no new tokens" in capsys.readouterr().out
     assert same_weights(base, tmp_path / "more")
     recommender = Recommender.from_pretrained(tmp_path / "more", device="cpu")
     assert SidConfig.load(tmp_path / "more")[0] == SidConfig.load(base)[0]
@@ -59,7 +61,7 @@ def test_a_level_that_grew_takes_its_spare_rows_and_extend_says_so(capsys, tmp_p
     base = extended(tmp_path, sid_table, spare_codes=2)
     result = append_to(tmp_path, base, with_items(sid_table, [[4, 0, 0], [0, 0, 5]], [5, 4, 6]))
     assert result["grown"] == ["level 0 grew from 4 to 5 codes", "level 2 grew from 4 to 6 codes"]
-    assert "level 2 grew from 4 to 6 codes: fine-tune, their tokens are untrained" in capsys.readouterr().err
+    assert "level 2 grew from 4 to 6 codes: fine-tune, their tokens are untrained" in capsys.readouterr().out
     before, after = (SidConfig.load(path)[0].vocabulary for path in (base, tmp_path / "more"))
     assert after.level_sizes == (5, 4, 6) and (after.starts, after.block_sizes) == (before.starts, (6, 6, 6))
     assert same_weights(base, tmp_path / "more")
@@ -127,7 +129,7 @@ def test_item_rows_follow_their_items_and_new_ones_are_means_of_their_neighbours
     order = np.random.default_rng(0).permutation(15)  # a catalogue that is prepared again has another order
     table = SidTable([appended.item_ids[row] for row in order], appended.all_codes[order], level_sizes=[5, 4, 4])
     append_to(tmp_path, base, table)
-    assert "item rows of new items are means of their neighbours'" in capsys.readouterr().err
+    assert "item rows of new items are means of their neighbours'" in capsys.readouterr().out
     (before, _, _), (after, loaded, _) = SidConfig.load(base), SidConfig.load(tmp_path / "more")
     assert loaded.item_ids == table.item_ids and after.vocabulary.items.num_items == 15
     old, new = (matrices(AutoModelForCausalLM.from_pretrained(path))[0] for path in (base, tmp_path / "more"))

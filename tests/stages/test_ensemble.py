@@ -86,7 +86,11 @@ def config(tmp_path, catalog, sid_table, vocabulary, loaded) -> EnsembleConfig:
 def test_stage_writes_the_choice_and_an_evaluation(config):
     result = ensemble.main(config)
     on_disk = json.loads((Path(config.out) / "ensemble.json").read_text())
-    assert result == {**on_disk, "metrics": json.loads((Path(config.out) / "metrics.json").read_text())}
+    assert result == {
+        "out": config.out,
+        **on_disk,
+        "metrics": json.loads((Path(config.out) / "metrics.json").read_text()),
+    }
     assert [member["name"] for member in result["members"]] == ["one", "three"]
     assert len(result["grid"]) == 3 * 21 + 7 * 6
     for one in (*result["grid"], *result["members"]):
@@ -234,6 +238,7 @@ def test_an_interrupted_stage_ranks_only_what_is_missing(config, loaded, monkeyp
     for columns in (*resumed["metrics"]["systems"].values(), *whole["metrics"]["systems"].values()):
         for found in columns.values():
             del found["examples_per_s"]
+    del resumed["out"], whole["out"]
     assert resumed == whole
     assert sorted(path.name for path in Path(again.out).iterdir()) == [
         "ensemble.json", "manifest.json", "metrics.json", "per_user.parquet", "report.html",
@@ -241,10 +246,10 @@ def test_an_interrupted_stage_ranks_only_what_is_missing(config, loaded, monkeyp
 
 
 def test_the_tables_name_the_choice_and_the_gain_over_the_best_member(config, monkeypatch, capsys):
-    monkeypatch.delenv("LLMREC_QUIET")
     monkeypatch.setenv("COLUMNS", "120")
     result = ensemble.main(config)
-    printed = capsys.readouterr().err
+    ensemble.show(result)
+    printed = capsys.readouterr().out
     assert "ours is the mixture that valid chose: " in printed
     for words in ("ndcg@3 of 6 valid examples", f"ours less {result['best_member']}, the best member on valid: "):
         assert words in printed

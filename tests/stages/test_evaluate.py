@@ -66,7 +66,7 @@ def config(tmp_path, catalog, sid_table, vocabulary, monkeypatch) -> EvaluateCon
 
 def test_stage_writes_metrics_and_per_user_results(config, catalog):
     result = stage.main(config)
-    assert result == json.loads((Path(config.out) / "metrics.json").read_text())
+    assert result == {"out": config.out, **json.loads((Path(config.out) / "metrics.json").read_text())}
     assert list(result["systems"]) == ["ours", *config.named]
     assert set(result["differences"]) == set(config.named)
     rows = catalog.examples("test")
@@ -88,10 +88,10 @@ def test_baselines_without_a_model_reach_what_they_reach_beside_one(config, monk
     """The same protocol on the same examples, by two routes; the first baseline is what the other is compared with."""
     beside = stage.main(config)
     answer_with(monkeypatch, lambda *_, **__: pytest.fail("there is no model to rank with"))
-    monkeypatch.delenv("LLMREC_QUIET")
     alone = dataclasses.replace(config, model=None, baselines=["markov", "popularity"], out=config.out + "-alone")
     result = stage.main(alone)
-    printed, page = capsys.readouterr().err, (Path(alone.out) / "report.html").read_text(encoding="utf-8")
+    stage.show(result)
+    printed, page = capsys.readouterr().out, (Path(alone.out) / "report.html").read_text(encoding="utf-8")
     assert list(result["systems"]) == ["markov", "popularity"] and list(result["differences"]) == ["popularity"]
     for column in ("plain", "seen_excluded"):
         for system in ("markov", "popularity"):
@@ -179,13 +179,13 @@ def test_one_model_is_loaded_as_asked_for_both_columns(config, monkeypatch):
 def test_stage_prints_every_system_also_where_a_baseline_wins(config, monkeypatch, capsys):
     monkeypatch.delenv("LLMREC_QUIET")
     monkeypatch.setenv("COLUMNS", "100")
-    stage.main(config)
-    printed = capsys.readouterr().err
+    stage.show(stage.main(config))
+    shown = capsys.readouterr()
+    assert "evaluate: ours, plain: 6 examples in 0." in shown.err and " examples/s\n" in shown.err
+    printed = shown.out
     for word in (
         "plain: 6 test examples of 6 users",
         "seen_excluded: 6 test examples",
-        "evaluate: ours, plain: 6 examples in 0.",
-        " examples/s\n",
         *config.named,
         "mrr@3",
         "95 % high",
@@ -227,6 +227,7 @@ def test_an_interrupted_stage_keeps_the_finished_parts(config, monkeypatch):
     for columns in (*resumed["systems"].values(), *whole["systems"].values()):
         for found in columns.values():
             del found["examples_per_s"]
+    del resumed["out"], whole["out"]
     assert resumed == whole
     assert sorted(path.name for path in Path(again.out).iterdir()) == [
         "manifest.json", "metrics.json", "per_user.parquet", "report.html",

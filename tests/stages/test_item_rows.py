@@ -104,7 +104,7 @@ def test_the_command_says_what_was_added(capsys, tmp_path, sid_table):
     sid, llm, out = write_sid(tmp_path / "sid", sid_table), write_llm(tmp_path / "llm"), tmp_path / "base"
     flags = ["--sid", str(sid), "--model", str(llm), "--out", str(out), "--item-rows"]
     assert main(["extend", *flags]) == 0
-    assert "extend: 12 SID tokens, 12 item tokens" in capsys.readouterr().err
+    assert "extend: 12 SID tokens, 12 item tokens" in capsys.readouterr().out
     items = json.loads((out / "llmrec.json").read_text())["vocabulary"]["items"]
     assert items == {"start": AutoTokenizer.from_pretrained(out).convert_tokens_to_ids("<|item_0|>"), "num_items": 12,
                      "template": "<|item_{row}|>"}  # fmt: skip

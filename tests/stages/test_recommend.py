@@ -36,7 +36,8 @@ def test_answers_of_the_command_are_those_of_the_recommender(tuned, shop, capsys
         {"item_id": item_id, "score": pytest.approx(score, abs=1e-3), "title": TITLES[IDS.index(item_id)]}
         for item_id, score in zip(items[0], scores[0], strict=True)
     ]
-    assert result == {"users": [{"history": history, "items": expected}]}
+    titles = [TITLES[IDS.index(item_id)] for item_id in history]
+    assert result == {"users": [{"history": history, "history_titles": titles, "items": expected}]}
 
 
 def test_conditions_and_allow_lists_both_hold(tuned, shop, tmp_path, capsys):

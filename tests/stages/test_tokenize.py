@@ -103,7 +103,7 @@ def test_finished_runs_are_kept_and_a_changed_view_is_another_run(capsys, tmp_pa
 
 def test_tables_are_shown_to_a_person(capsys, tmp_path, prepared, views):
     assert main([str(part) for part in flags(prepared, views, tmp_path / "sid")]) == 0
-    shown = capsys.readouterr().err
+    shown = capsys.readouterr().out
     assert "Collisions of 12 items" in shown and "Codes per level" in shown
 
 
@@ -236,7 +236,7 @@ def test_compare_sets_finished_directories_beside_each_other(capsys, tmp_path, p
     compared = run_json(capsys, "tokenize", "--compare", *both)
     assert compared["collision rate"].keys() == {str(path) for path in both}
     assert main([str(part) for part in ("tokenize", "--compare", *both)]) == 0
-    assert "Comparison of semantic IDs" in capsys.readouterr().err
+    assert "Comparison of semantic IDs" in capsys.readouterr().out
     for wrong, message in (([both[0]], "two different directories are needed"), ([*both, tmp_path], "manifest.json")):
         assert main([str(part) for part in ("tokenize", "--compare", *wrong)]) == 2
         assert message in capsys.readouterr().err
