@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -31,6 +31,7 @@ from llmrec.configs.options import Config
 from llmrec.data.catalog import Catalog
 from llmrec.evaluation.learning import Epoch
 from llmrec.evaluation.ranking import UNFILLED, Ranking
+from llmrec.runtime.finite import check_finite
 from llmrec.runtime.manifest import JsonObject, content_hash, verify, write_json
 
 RANKER, TENSORS, MEMBERS = "ranker.json", "ranker.safetensors", "members"
@@ -176,17 +177,6 @@ def load_teacher(directories: Sequence[str], catalog: Catalog, device: torch.dev
         raise ValueError(f"teacher is {list(directories)}; give one or more different directories of `llmrec teach`.")
     teachers = [load_ranker(each, catalog, device) for each in directories]
     return teachers[0] if len(teachers) == 1 else Mixture(teachers, [1 / len(teachers)] * len(teachers))
-
-
-def check_finite(tensors: Mapping[str, Tensor], cause: str) -> None:
-    """Refuse weights that are not finite.
-
-    Raises:
-        ValueError: If there are any; `cause` follows their name.
-    """
-    wrong = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    if wrong:
-        raise ValueError(f"{wrong[0]} holds values that are not finite; {cause}")
 
 
 def _read(path: Path, catalog: Catalog, device: torch.device) -> Taught:

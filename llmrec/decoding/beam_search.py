@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llmrec.decoding.logits_processor import check_prompt_end
+from llmrec.decoding.grammar import check_prompt_end
 from llmrec.decoding.search import Beams, Paths, SearchProblem
 from llmrec.decoding.tree_forward import TreeForward, pad_right
 from llmrec.decoding.trie.filter import LeafFilter
@@ -60,8 +60,8 @@ def tree_beam_search(
 
     Raises:
         ValueError: If a width is not positive, the filter is of another batch or trie, the vocabulary or model lacks
-            codes of the trie, a prompt ends inside a SID, prompt and SID do not fit the model's context, or the model
-            cannot attend along a tree.
+            codes of the trie, a prompt ends inside a SID, prompt and SID do not fit the model's context, the model
+            cannot attend along a tree, or a score is NaN.
 
     Source: tree attention over shared prefixes as in SpecInfer (arXiv:2305.09781), applied to beams instead of drafts.
 
@@ -85,7 +85,9 @@ def tree_beam_search(
     problem.check_batch(input_ids, leaf_filter, prefix_ids)
     check_prompt_end(input_ids, trie, vocabulary, attention_mask)
     mask = None if leaf_filter is None else leaf_filter.mask
-    return search_beams(problem, *pad_right(input_ids, attention_mask), widths, mask, prefix_ids)[0]
+    beams = search_beams(problem, *pad_right(input_ids, attention_mask), widths, mask, prefix_ids)[0]
+    beams.check()
+    return beams
 
 
 def beam_widths(num_beams: int | Sequence[int], num_levels: int) -> tuple[int, ...]:

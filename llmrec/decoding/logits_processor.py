@@ -4,9 +4,9 @@ There are two grammars. In the strict one an answer is one SID, then end-of-sequ
 alternate freely, and every SID that begins is one of the trie.
 
 A call derives everything from the tokens that it is given. It costs one fill of a tensor as large as the scores and, on
-an accelerator, one synchronisation, to find out if a row has left the grammar. The scores are not masked in place,
-since `generate` may hand out that very tensor as `output_logits`. `llmrec.model.code_scores` defines the choices of
-`normalize_over`.
+an accelerator, one synchronisation, to find out if a row has left the grammar or its scores are NaN. The scores are not
+masked in place, since `generate` may hand out that very tensor as `output_logits`. `llmrec.model.code_scores` defines
+the choices of `normalize_over`.
 
 Shapes: R rows (beams included), V tokens of the vocabulary, T tokens of a row, L levels.
 """
@@ -18,13 +18,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import LogitsProcessor
 
+from llmrec.decoding.grammar import NO_TOKEN, check_prompt_end, child_of, last_sid
 from llmrec.decoding.trie.lookups import ROOT
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.model.code_scores import NormalizeOver, check_normalize_over, normalize_codes
 from llmrec.sid.vocabulary import SidVocabulary
-
-NO_TOKEN = -1
-ORDINARY = -1  # level of a token that is no code
 
 
 class SidLogitsProcessor(LogitsProcessor):
@@ -96,7 +94,7 @@ class SidLogitsProcessor(LogitsProcessor):
 
         Raises:
             ValueError: If the rows are shorter than the prompt, a prompt ends inside a SID, the tokens after a prompt
-                break the grammar, or the scores lack the SID tokens.
+                break the grammar, the scores lack the SID tokens, or that of a legal token is NaN.
 
         Examples:
             `table` and `sid_config` belong to a checkpoint; see `SidConfig.load`.
@@ -124,36 +122,43 @@ class SidLogitsProcessor(LogitsProcessor):
 
     def _mask_sids(self, generated: Tensor, scores: Tensor) -> Tensor:
         """Mask by the strict grammar."""
-        nodes, complete = self._walk(generated)
+        nodes, complete, stray = self._walk(generated)
         masked = torch.full_like(scores, -torch.inf)
-        level = generated.shape[1]
+        level, stuck = generated.shape[1], torch.zeros_like(complete)
         if level < self.trie.num_levels:
             block, legal = self.vocabulary.block(level), self.trie.allowed(nodes, level)
             codes = slice(block.start, block.start + legal.shape[1])  # the table may use fewer than the vocabulary has
             masked[:, codes] = normalize_codes(scores[:, block], legal, self.normalize_over)
-        masked[:, self.vocabulary.eos_token_id].masked_fill_(complete, 0)
+            stuck = ~complete & _without_finite(masked[:, codes])
+        eos = self.vocabulary.eos_token_id
+        fault = f"neither the beginning of a SID of the trie nor one and end-of-sequence ({eos})"
+        self._check(stray, stuck, scores, generated, fault)
+        masked[:, eos].masked_fill_(complete, 0)
         return masked
 
-    def _walk(self, generated: Tensor) -> tuple[Tensor, Tensor]:
-        """(R,) node that each row has reached, -1 beyond a complete SID, and (R,) bool, rows with a complete SID."""
+    def _walk(self, generated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Follow the tokens of each row.
+
+        Returns:
+            (R,) node that it has reached, -1 beyond a complete SID; (R,) bool, whether it has a complete SID; (R,)
+            bool, whether it has left the grammar.
+        """
         nodes = torch.full((len(generated),), ROOT, device=generated.device)
         complete = torch.zeros_like(nodes, dtype=torch.bool)
         stray = torch.zeros_like(complete)
         answer = generated[:, : self.trie.num_levels + 1]  # what follows end-of-sequence is `generate`'s padding
         for level in range(min(answer.shape[1], self.trie.num_levels)):
-            nodes = _child(nodes, answer[:, level], level, self.trie, self.vocabulary)
+            nodes = child_of(nodes, answer[:, level], level, self.trie, self.vocabulary)
             stray |= ~complete & (nodes < 0)
             is_leaf = self.trie.is_leaf(nodes, level + 1)
             if level + 1 < answer.shape[1]:
                 stray |= is_leaf & (answer[:, level + 1] != self.vocabulary.eos_token_id)
             complete |= is_leaf
-        eos = self.vocabulary.eos_token_id
-        self._check(stray, answer, f"neither the beginning of a SID of the trie nor one and end-of-sequence ({eos})")
-        return nodes, complete
+        return nodes, complete, stray
 
     def _mask_text(self, generated: Tensor, scores: Tensor) -> Tensor:
         """Mask by the grammar of text and SIDs."""
-        level, nodes = self._place(generated)
+        level, nodes, stray = self._place(generated)
         masked = scores.masked_fill((level > 0).unsqueeze(1), -torch.inf)
         tokens = self.vocabulary.added_range  # an item's own token is read, and never written
         masked[:, tokens.start : tokens.stop] = -torch.inf
@@ -161,107 +166,79 @@ class SidLogitsProcessor(LogitsProcessor):
             legal = self.trie.allowed(nodes.masked_fill(level != at, -1), at)
             codes = slice(self.vocabulary.starts[at], self.vocabulary.starts[at] + legal.shape[1])
             masked[:, codes] = scores[:, codes].masked_fill(~legal, -torch.inf)
+        fault = "where the last token breaks a SID, or starts a SID that is not in the trie"
+        self._check(stray, _without_finite(masked), scores, generated, fault)
         return masked
 
-    def _place(self, generated: Tensor) -> tuple[Tensor, Tensor]:
-        """(R,) level of the code that would come next, 0 in text, and (R,) node that it would extend.
+    def _place(self, generated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Find where each row stands.
 
         Only the last token is checked against the ones before it, which were last tokens of earlier calls.
+
+        Returns:
+            (R,) level of the code that would come next, 0 in text; (R,) node that it would extend; (R,) bool, rows that
+            have left the grammar.
         """
         size = self.trie.num_levels + 1
         window = generated[:, -size:]
         window = pad(window, (size - window.shape[1], 0), value=NO_TOKEN)
         both = torch.cat([window[:, 1:], window[:, :-1]])
-        levels, nodes, is_leaf = (part.chunk(2) for part in _last_sid(both, self.trie, self.vocabulary))
+        levels, nodes, is_leaf = (part.chunk(2) for part in last_sid(both, self.trie, self.vocabulary))
         leaves_sid = levels[0] <= 0  # an ordinary token, or an item's first code
         was_inside = (levels[1] >= 0) & ~is_leaf[1]
         stray = (leaves_sid & was_inside) | ((levels[0] >= 0) & (nodes[0] < 0))
-        self._check(
-            stray, generated[:, -size:], "where the last token breaks a SID, or starts a SID that is not in the trie"
-        )
         is_inside = (levels[0] >= 0) & ~is_leaf[0]
-        return (levels[0] + 1).masked_fill(~is_inside, 0), nodes[0].masked_fill(~is_inside, ROOT)
+        return (levels[0] + 1).masked_fill(~is_inside, 0), nodes[0].masked_fill(~is_inside, ROOT), stray
 
-    def _check(self, stray: Tensor, tokens: Tensor, fault: str) -> None:
-        """Raise if a row has left the grammar. This is the one synchronisation of a call."""
-        if tokens.shape[1] and bool(stray.any()):
-            row = int(stray.nonzero()[0])
+    def _check(self, stray: Tensor, stuck: Tensor, scores: Tensor, generated: Tensor, fault: str) -> None:
+        """Raise if a row has left the grammar, or has no legal token with a finite score: one synchronisation for both.
+
+        Args:
+            stray: (R,) bool, rows that have left the grammar.
+            stuck: (R,) bool, rows whose best legal token has no finite score.
+            scores: (R, V) scores as they came.
+            generated: (R, t) tokens after the prompt.
+            fault: What is wrong with a stray row, for the message.
+        """
+        wrong = stray | stuck
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0])
+            tokens = generated[row, -self.trie.num_levels - 1 :].tolist()
+            if bool(stray[row]):
+                cause = self._cause(generated[row])
+                raise ValueError(f"The answer of row {row} has the tokens {tokens}, {fault}. {cause}")
+            if bool((scores[row].isnan() | scores[row].isposinf()).any()):
+                raise ValueError(
+                    f"The model scores legal tokens of row {row} with NaN or infinity: it overflows, or some of its "
+                    "weights are not finite. Use the model in float32, or weights from before they broke."
+                )
             raise ValueError(
-                f"The answer of row {row} has the tokens {tokens[row].tolist()}, {fault}. Check that prompt_length "
-                f"{self.prompt_length} is the length of the padded prompt, and that the processor belongs to the "
-                "model's SID table. Sampling with beams also draws such tokens if there are fewer legal continuations "
-                "than beams; lower num_beams then."
+                f"No token may follow the answer {tokens} of row {row}: another logits processor, or an option of "
+                "`generate` such as bad_words_ids, gives -inf to all that the trie allows there. Lift that constraint, "
+                "or take the items that it bars out of the trie (`SidTrie.remove`)."
             )
 
+    def _cause(self, tokens: Tensor) -> str:
+        """Tell why the answer of a row, (t,) tokens, has left the grammar.
 
-def check_prompt_end(
-    input_ids: Tensor, trie: SidTrie, vocabulary: SidVocabulary, attention_mask: Tensor | None = None
-) -> None:
-    """Refuse prompts that end inside a SID, because the first code of an answer would be wrong there.
-
-    A SID that the trie leaves out counts as complete at the last level and, if the trie's SIDs differ in length, at
-    every level.
-
-    Args:
-        input_ids: (R, T) prompts.
-        trie: Legal SIDs.
-        vocabulary: Tokens of their codes.
-        attention_mask: (R, T), 0 at padding on either side; all ones when left out.
-
-    Raises:
-        ValueError: If a prompt is all padding, or its last token is a code after which its SID continues.
-    """
-    size = trie.num_levels
-    attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    places = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
-    end = (attention_mask * places).amax(dim=1)
-    if bool((end == 0).any()):
-        raise ValueError(f"The prompt of row {int((end == 0).nonzero()[0])} is all padding; it needs a token.")
-    padded = pad(input_ids.masked_fill(attention_mask == 0, NO_TOKEN), (size, 0), value=NO_TOKEN)
-    window = padded.gather(1, end.unsqueeze(1) + torch.arange(size, device=input_ids.device))
-    level, nodes, is_leaf = _last_sid(window, trie, vocabulary)
-    goes_on = (nodes >= 0) & ~is_leaf
-    if not any(map(trie.has_leaves, range(size))):
-        goes_on |= (nodes < 0) & (level >= 0) & (level < size - 1)
-    if bool(goes_on.any()):
-        row = int(goes_on.nonzero()[0])
-        tokens = [token for token in window[row, -1 - int(level[row]) :].tolist() if token != NO_TOKEN]
-        raise ValueError(
-            f"The prompt of row {row} ends inside a SID, in the tokens {tokens}; end it after a complete SID or text."
+        Under the processor only the last token can be wrong: one that it barred, if no other was left. A prompt that is
+        taken for an answer is wrong from its beginning.
+        """
+        length = (
+            f"Check that prompt_length {self.prompt_length} is the length of the padded prompt, and that the processor "
+            "belongs to the model's SID table."
         )
+        barred = (
+            "If a logits processor behind this one bars what the trie allows, put it before this one; sampling with "
+            "beams also draws such tokens if there are fewer legal continuations than beams, so lower num_beams then."
+        )
+        before = tokens[None, :-1]
+        was_stray = self._place(before)[2] if self.free_text else self._walk(before)[2]
+        if bool(was_stray.any()):
+            return length
+        return barred if len(tokens) > 1 else f"{length} {barred}"
 
 
-def _last_sid(window: Tensor, trie: SidTrie, vocabulary: SidVocabulary) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the SID, complete or begun, that the last tokens of each row form.
-
-    Args:
-        window: (R, L) last tokens; -1 before the first.
-        trie: Legal SIDs.
-        vocabulary: Tokens of their codes.
-
-    Returns:
-        (R,) level of the last token, -1 for an ordinary one; (R,) node that it and the codes before it lead to, -1 if
-        there is none; (R,) bool, nodes that are leaves.
-    """
-    last, num_levels = window[:, -1], trie.num_levels
-    level = torch.full_like(last, -1)
-    for start in vocabulary.starts:
-        level += last >= start
-    level = level.masked_fill(last >= vocabulary.token_range.stop, ORDINARY)
-    nodes = torch.full_like(level, ROOT).masked_fill(level < 0, -1)
-    is_leaf = torch.zeros_like(level, dtype=torch.bool)
-    for depth in range(num_levels):
-        column = (num_levels - 1 - level + depth).clamp(max=num_levels - 1)
-        child = _child(nodes, window.gather(1, column.unsqueeze(1)).squeeze(1), depth, trie, vocabulary)
-        nodes = torch.where(level >= depth, child, nodes)
-        is_leaf |= (level == depth) & trie.is_leaf(child, depth + 1)
-    return level, nodes, is_leaf
-
-
-def _child(nodes: Tensor, tokens: Tensor, level: int, trie: SidTrie, vocabulary: SidVocabulary) -> Tensor:
-    """(R,) node that each row goes to by its token; -1 if the trie has no such prefix."""
-    size = trie.level_sizes[level]
-    code = tokens - vocabulary.starts[level]
-    known = (code >= 0) & (code < size)
-    child = trie.children(nodes, level).gather(1, code.clamp(0, size - 1).unsqueeze(1)).squeeze(1)
-    return child.masked_fill(~known, -1)
+def _without_finite(scores: Tensor) -> Tensor:
+    """(R,) bool, rows whose best score is no number; the maximum hands NaN on, and reads 20 times as fast as isnan."""
+    return ~scores.amax(dim=1).isfinite()

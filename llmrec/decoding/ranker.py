@@ -20,7 +20,7 @@ from llmrec.decoding.item_ranking import ItemScorer, barred_items, best_items
 from llmrec.decoding.trie.allow_list import AllowList, ItemRows, resolve_allow_lists
 from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.trie import SidTrie
-from llmrec.evaluation.ranking import UNFILLED, Ranking, default_num_beams
+from llmrec.evaluation.ranking import UNFILLED, Ranking, check_scores, default_num_beams
 from llmrec.model.checkpoint import SidConfig
 from llmrec.model.prompts import HistoryEncoder
 from llmrec.runtime.device import from_host, to_host
@@ -183,6 +183,7 @@ class SidRanker:
 
         def wait() -> Ranking:
             leaves, scores, num_invalid = arrays()
+            check_scores(scores, leaves >= 0)  # a NaN may stand where no item is
             return self._ranking(leaves, scores, num_invalid, exclude, allow)
 
         return wait

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llmrec.decoding.logits_processor import check_prompt_end
+from llmrec.decoding.grammar import check_prompt_end
 from llmrec.decoding.search import Beams, Continuations, Paths, SearchProblem
 from llmrec.decoding.tree_forward import TreeForward, pad_right
 from llmrec.decoding.trie.filter import LeafFilter
@@ -123,6 +123,7 @@ def _draw(
         paths = paths.follow(continuations, sampler.choose(continuations), level)
         if trie.has_leaves(level + 1):
             sampler.collect(paths.complete(trie, level + 1))
+    sampler.drawn.check()
     return sampler.drawn
 
 

@@ -19,6 +19,7 @@ from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.leaf_mask import LeafMask
 from llmrec.decoding.trie.lookups import ROOT
 from llmrec.decoding.trie.trie import SidTrie
+from llmrec.evaluation.ranking import ScoresNotFinite
 from llmrec.model.backbone import check_context, check_rows
 from llmrec.model.code_scores import NormalizeOver, check_normalize_over, code_log_probs
 from llmrec.sid.table import EMPTY
@@ -52,6 +53,19 @@ class Beams:
         """Select beams of each prompt by their (B, x) places."""
         codes = self.codes.gather(1, slots.unsqueeze(-1).expand(-1, -1, self.codes.shape[2]))
         return Beams(codes, self.scores.gather(1, slots), self.leaves.gather(1, slots))
+
+    def check(self) -> None:
+        """Refuse beams by whose scores nothing can be ranked; it waits for the device.
+
+        Raises:
+            ScoresNotFinite: If a score is NaN.
+        """
+        if bool(self.scores.isnan().any()):
+            row = int(self.scores.isnan().any(dim=1).nonzero()[0])
+            raise ScoresNotFinite(
+                f"The model gives SIDs the score NaN after the prompt of row {row}: it overflows, or weights are not "
+                "finite, as after training that diverged. Use the model in float32, or weights from before."
+            )
 
     def concatenated(self, others: Beams) -> Beams:
         """Put the beams of `others` behind these, prompt by prompt."""
@@ -196,7 +210,8 @@ class SearchProblem:
             self.temperature,
             self.compiled,
         )
-        scores = paths.scores.unsqueeze(-1) + log_probs
+        # Of a prefix whose score is NaN, only legal codes may inherit it: it has to reach a leaf to be seen.
+        scores = (paths.scores.unsqueeze(-1) + log_probs).masked_fill(~legal, -torch.inf)
         return Continuations(codes, children.masked_fill(~legal, -1), log_probs, scores)
 
     def tokens(self, paths: Paths, level: int) -> Tensor:

@@ -14,6 +14,10 @@ from llmrec.sid.table import SidTable
 UNFILLED = -1  # item row of an empty slot
 
 
+class ScoresNotFinite(ValueError):
+    """Scores with NaN or infinity, by which nothing can be ranked."""
+
+
 @dataclass(frozen=True)
 class Ranking:
     """Ranked items of B histories, best first.
@@ -26,7 +30,7 @@ class Ranking:
         invalid: (B,) int64 number of answers that are no item and have no slot. The default is none.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ, or a score is NaN, or that of a filled slot is infinite.
     """
 
     items: np.ndarray
@@ -40,6 +44,7 @@ class Ranking:
                 f"items, groups and scores of a Ranking need one shape (B, R); they have {self.items.shape}, "
                 f"{self.groups.shape} and {self.scores.shape}."
             )
+        check_scores(self.scores, self.items != UNFILLED)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -61,3 +66,23 @@ def default_num_beams(num_items: int, cutoffs: list[int], table: SidTable | None
         return min(num_items, max(50, 5 * k))
     most = np.sort(table.sids_per_item)[::-1][: min(k, num_items) - 1]
     return int(min(table.sids_per_item.sum(), max(50, 5 * k, most.sum() + 1)))
+
+
+def check_scores(scores: np.ndarray, filled: np.ndarray) -> None:
+    """Refuse scores by which nothing can be ranked.
+
+    Args:
+        scores: (B, R) scores.
+        filled: (B, R) bool, slots that hold an item; only there an infinite score is wrong.
+
+    Raises:
+        ScoresNotFinite: If a score is NaN, or that of a filled slot is infinite.
+    """
+    bad = np.argwhere(np.isnan(scores) | (filled & ~np.isfinite(scores)))
+    if len(bad):
+        row, slot = bad[0]
+        raise ScoresNotFinite(
+            f"The scores of {len(np.unique(bad[:, 0]))} of {len(scores)} rankings are not finite, first "
+            f"{scores[row, slot]} in ranking {row} of the batch: the model overflows, or some of its weights are not "
+            "finite. Load it again, in float32 if it was loaded in another type, or give weights from before."
+        )

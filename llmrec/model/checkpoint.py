@@ -25,11 +25,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from llmrec.model.code_scores import NormalizeOver, check_normalize_over
 from llmrec.model.prompts import HistoryEncoder, Prompt
+from llmrec.runtime.finite import check_weights
 from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, verify, write_json
+from llmrec.runtime.quiet import without_load_report, without_tensor_bars
 from llmrec.sid import table as sid
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
@@ -229,7 +230,8 @@ def load_model(source: str | Path, **options: object) -> PreTrainedModel:
     """Load the causal LM of a path or Hub id, safetensors only, without remote code.
 
     Raises:
-        ValueError: If it cannot be loaded, or lacks weights, which transformers would draw at random.
+        ValueError: If it cannot be loaded, lacks weights, which transformers would draw at random, or has NaN or
+            infinity among them.
     """
     options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     with _loading(source, "AutoModelForCausalLM"):
@@ -242,6 +244,12 @@ def load_model(source: str | Path, **options: object) -> PreTrainedModel:
             f"'{source}' lacks {len(wrong)} weights of the {type(model).__name__} in its config, or has them in "
             f"another shape, first: {wrong[:3]}; give a causal LM with all of its weights."
         )
+    check_weights(
+        model,
+        f"in '{source}', read as {model.dtype}",
+        "Give weights from before they broke. If the file itself is whole, its values are too large for this type; "
+        "read it as float32.",
+    )
     return model
 
 
@@ -249,7 +257,16 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
     """Write weights (safetensors), configs and tokenizer into a directory.
 
     The generation defaults are ours: a base model's penalties or top-k would cut constrained beams silently.
+
+    Raises:
+        ValueError: If a weight is NaN or infinite; nothing is written then.
     """
+    check_weights(
+        model,
+        f"to be saved in '{directory}', of type {model.dtype}",
+        "Nothing was written. Training that diverged leaves such weights (lower learning_rate), and so does a merge or "
+        "a conversion to float16, which holds nothing above 65,504 (use bfloat16 or float32).",
+    )
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     model.generation_config = GenerationConfig(**{name: getattr(tokenizer, name) for name in names})
     with without_tensor_bars():
@@ -258,33 +275,10 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
 
 
 @contextlib.contextmanager
-def without_tensor_bars() -> Iterator[None]:
-    """Keep transformers' progress bars over the tensors of a file, which take a second, off the terminal."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def _without_load_report() -> Iterator[None]:
-    """Keep transformers' table of missing weights off the terminal; `load_model` refuses them itself."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-
-
-@contextlib.contextmanager
 def _loading(source: str | Path, loader: str) -> Iterator[None]:
     """Keep transformers quiet while a model loads, and name the model that could not be loaded."""
     try:
-        with without_tensor_bars(), _without_load_report():
+        with without_tensor_bars(), without_load_report():
             yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(

@@ -25,6 +25,7 @@ from torch import Tensor
 from llmrec.configs.options import MAX_SEED, Config, option
 from llmrec.data.catalog import Catalog
 from llmrec.runtime.device import resolve_device
+from llmrec.runtime.finite import check_finite
 from llmrec.runtime.manifest import JsonObject, write_json
 from llmrec.views import ItemViews
 
@@ -165,10 +166,11 @@ class ItemTokenizer(Config, ABC):
         """Write codebooks.safetensors and item_tokenizer.json into a directory.
 
         Raises:
-            ValueError: Before `fit`.
+            ValueError: Before `fit`, or if a codebook or weight is not finite.
         """
         tensors, facts = self.fitted.tensors(), self.fitted.facts()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        check_finite(tensors, f"{self.method} has diverged; lower its learning rate, or check the views.")
         save_file(tensors, Path(path) / CODEBOOKS)
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["identity"]}
         write_json(Path(path) / SETTINGS, {"method": self.method, "options": options, "learned": facts})
@@ -197,6 +199,7 @@ class ItemTokenizer(Config, ABC):
             )
         try:
             tensors = load_file(Path(path) / CODEBOOKS)
+            check_finite(tensors, "no item can be encoded with them")
             tokenizer = cls(**cls.current_options(settings["options"]), device=device)
             tokenizer.restore(tensors, settings["learned"])
         except (SafetensorError, KeyError, TypeError, ValueError) as error:

@@ -24,10 +24,11 @@ from transformers import (
 
 from llmrec.configs import FineTuneConfig
 from llmrec.evaluation.learning import VALIDATION_SECONDS
-from llmrec.model.checkpoint import load_model, without_tensor_bars
+from llmrec.model.checkpoint import load_model
 from llmrec.runtime import processes
 from llmrec.runtime.console import say
 from llmrec.runtime.manifest import JsonObject
+from llmrec.runtime.quiet import without_tensor_bars
 from llmrec.runtime.stage_directory import SCRATCH
 from llmrec.training.callbacks import Divergence, LogLines
 from llmrec.training.checkpoints import check_best, newest_whole, saved_whole

@@ -12,11 +12,13 @@ been interrupted.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -24,10 +26,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llmrec.configs.recommend import RankBy
 from llmrec.data.examples import Examples
-from llmrec.decoding.ranker import SidRanker
+from llmrec.decoding.ranker import Batch, SidRanker
 from llmrec.evaluation.learning import CUTOFF, ITEMS_NDCG, NDCG, RECALL, SECONDS, SUPERVISED, VALIDATION_SECONDS
 from llmrec.evaluation.metrics import ndcg, recall
 from llmrec.evaluation.protocol import COLUMNS, Outcome, evaluate
+from llmrec.evaluation.ranking import UNFILLED, Ranking, ScoresNotFinite
 from llmrec.model.backbone import causal_lm
 from llmrec.model.checkpoint import SidConfig
 from llmrec.runtime.console import say, tell
@@ -185,7 +188,25 @@ class Validation(TrainerCallback):
 
     def _ranked(self, ranker: SidRanker, label: str) -> Outcome:
         """Rank the validation examples in the column plain."""
-        return evaluate(ranker.rank_batches, self.examples, CUTOFF, COLUMNS[0], self.batch_size, label)
+        rank = functools.partial(rank_or_nothing, ranker)
+        return evaluate(rank, self.examples, CUTOFF, COLUMNS[0], self.batch_size, label)
+
+
+def rank_or_nothing(ranker: SidRanker, batches: Iterable[Batch], k: int) -> Iterator[Ranking]:
+    """Rank batch after batch; from the first whose scores are NaN, answers are empty and all targets are missed.
+
+    A run that has diverged ends at its next log entry and keeps its best step, so validation must not end it.
+    """
+    waiting = list(batches)
+    answered = 0
+    try:
+        for ranking in ranker.rank_batches(waiting, k):
+            yield ranking
+            answered += 1
+    except ScoresNotFinite:
+        for histories, *_ in waiting[answered:]:
+            empty = np.full((len(histories), k), UNFILLED)
+            yield Ranking(empty, np.zeros_like(empty), np.full(empty.shape, -np.inf))
 
 
 @contextlib.contextmanager

@@ -24,6 +24,22 @@ from llmrec.runtime.manifest import MANIFEST, content_hash, read_manifest, verif
 
 SUFFIX = ".safetensors"
 BLOCK = 65536  # items checked together
+# Squared distances of vectors up to this norm, summed over 10^7 items, stay below the largest float32, 3.4e38.
+LARGEST_NORM = 1e15
+
+
+class VectorError(ValueError):
+    """Vectors that cannot be used.
+
+    Args:
+        problem: What is wrong with them, to follow "has".
+        row: First item row that has one.
+        remedy: Next step of the user.
+    """
+
+    def __init__(self, problem: str, row: int, remedy: str):
+        super().__init__(f"A view has {problem}, first at item row {row}. {remedy}")
+        self.problem, self.row, self.remedy = problem, row, remedy
 
 
 @dataclass(frozen=True)
@@ -34,11 +50,28 @@ class View:
         vectors: (N, D) float32, zero where `missing`.
         missing: (N,) bool, True for items that have no vector.
         provenance: Encoder, its settings and the catalogue, as text; empty for a file made elsewhere.
+
+    Raises:
+        ValueError: If the arrays have another type or shape, or a vector is not finite or longer than 1e15: any of
+            these would give wrong semantic IDs without a word.
+
+    Examples:
+        >>> import numpy as np
+        >>> from llmrec.views import View
+        >>> View(np.eye(3, dtype=np.float32), missing=np.zeros(3, bool)).vectors.shape
+        (3, 3)
+        >>> View(np.full((3, 3), np.nan, np.float32), missing=np.zeros(3, bool))
+        Traceback (most recent call last):
+        llmrec.views.VectorError: A view has NaN or infinity in 3 vectors, first at item row 0. ...
     """
 
     vectors: np.ndarray
     missing: np.ndarray
     provenance: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_arrays(self.vectors, self.missing)
+        _check_values(self.vectors)
 
     def save(self, path: Path) -> None:
         """Write the view; the file appears only when it is complete."""
@@ -129,7 +162,13 @@ def _read(path: Path, catalog: Catalog) -> View:
         raise ValueError(f"{path} cannot be read as a view ({error}); write it again.") from error
     if set(tensors) != {"vectors", "missing"}:
         raise ValueError(f"{path} holds the tensors {sorted(tensors)}; a view needs 'vectors' and 'missing'.")
-    view = View(tensors["vectors"], tensors["missing"], provenance)
+    try:
+        view = View(tensors["vectors"], tensors["missing"], provenance)
+    except VectorError as error:
+        item = f" (item_id '{catalog.item_ids[error.row]}')" if error.row < catalog.num_items else ""
+        raise ValueError(f"{path} has {error.problem}, first at item row {error.row}{item}. {error.remedy}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     _check(view, catalog, path)
     return view
 
@@ -153,27 +192,47 @@ def _mapped(path: Path, name: str) -> np.ndarray:
 
 
 def _check(view: View, catalog: Catalog, path: Path) -> None:
-    """Refuse vectors that would silently give wrong semantic IDs: of another catalogue or shape, or not finite."""
+    """Refuse vectors of another catalogue."""
     expected = view.provenance.get("catalog_sha256")
     if expected and expected != content_hash(catalog.source):
         raise ValueError(
             f"{path} was built from another catalogue than '{catalog.source}'; run `llmrec embed` on this catalogue."
         )
-    vectors, missing = view.vectors, view.missing
-    if vectors.dtype != np.float32 or vectors.ndim != 2 or missing.dtype != bool:
+    if len(view.vectors) != catalog.num_items:
         raise ValueError(
-            f"{path} has vectors {vectors.dtype} {vectors.shape} and missing {missing.dtype}; "
-            "float32 (num_items, dim) and bool (num_items,) are needed."
+            f"{path} has {len(view.vectors)} vectors, the catalogue '{catalog.source}' has {catalog.num_items} items; "
+            "run `llmrec embed` on this catalogue."
         )
-    if vectors.shape[0] != catalog.num_items or missing.shape != (catalog.num_items,):
+
+
+def _check_arrays(vectors: np.ndarray, missing: np.ndarray) -> None:
+    """Refuse arrays of another type or shape than a view has."""
+    for name, array in (("vectors", vectors), ("missing", missing)):
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"A view has {name} of type {type(array).__name__}; a numpy array is needed.")
+    if vectors.dtype != np.float32 or vectors.ndim != 2 or missing.dtype != bool or missing.ndim != 1:
         raise ValueError(
-            f"{path} has {vectors.shape[0]} vectors and {missing.size} missing flags, the catalogue "
-            f"'{catalog.source}' has {catalog.num_items} items; run `llmrec embed` on this catalogue."
+            f"A view has vectors {vectors.dtype} {vectors.shape} and missing {missing.dtype} {missing.shape}; float32 "
+            "(num_items, dim) and bool (num_items,) are needed. Convert them, as by `vectors.astype(np.float32)`."
         )
+    if len(missing) != len(vectors) or vectors.shape[1] == 0:
+        raise ValueError(
+            f"A view has {len(vectors)} vectors of {vectors.shape[1]} numbers and {len(missing)} missing flags; give "
+            "every item one of each, and one number at least."
+        )
+
+
+def _check_values(vectors: np.ndarray) -> None:
+    """Refuse vectors that are not finite, or so long that their distances are not."""
     parts = (vectors[first : first + BLOCK] for first in range(0, len(vectors), BLOCK))
-    bad = np.flatnonzero(np.concatenate([~np.isfinite(part).all(axis=1) for part in parts]))
-    if len(bad):
-        raise ValueError(
-            f"{path} has NaN or infinity in {len(bad)} vectors, first at item row {bad[0]} "
-            f"(item_id '{catalog.item_ids[bad[0]]}'). Mark such items as missing, or build the view again."
-        )
+    with np.errstate(over="ignore", invalid="ignore"):  # of which the sums tell
+        squares = np.concatenate([np.zeros(0, np.float32), *(np.einsum("nd,nd->n", part, part) for part in parts)])
+    suspects = np.flatnonzero(~(squares <= LARGEST_NORM**2))
+    if not len(suspects):
+        return
+    broken = suspects[~np.isfinite(vectors[suspects]).all(axis=1)]
+    if len(broken):
+        problem = f"NaN or infinity in {len(broken)} vectors"
+        raise VectorError(problem, int(broken[0]), "Mark such items as missing with zeros, or build the view again.")
+    problem = f"{len(suspects)} vectors of a norm above {LARGEST_NORM:.0e}"
+    raise VectorError(problem, int(suspects[0]), "Scale the vectors down, as to norm 1.")

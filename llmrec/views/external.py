@@ -22,7 +22,7 @@ from llmrec.data import columns
 from llmrec.data.catalog import Catalog
 from llmrec.runtime.console import say
 from llmrec.runtime.manifest import sha256_file
-from llmrec.views import View, describe, scatter
+from llmrec.views import VectorError, View, describe, scatter
 
 FORMATS = (".parquet", ".npy")
 VECTOR = "vector"
@@ -40,7 +40,8 @@ def external_view(name: str, path: str | Path, catalog: Catalog) -> View:
 
     Raises:
         ValueError: If the file is absent or unreadable, repeats or lacks ids, has no item of the catalogue, has vectors
-            of different lengths, has a number of vectors that is not N, or has a vector that is not finite.
+            of different lengths, has a number of vectors that is not N, or has a vector that is not finite or longer
+            than 1e15.
     """
     path = Path(path)
     if path.suffix not in FORMATS:
@@ -50,14 +51,14 @@ def external_view(name: str, path: str | Path, catalog: Catalog) -> View:
     rows, vectors = _read_parquet(path, catalog) if path.suffix == ".parquet" else _read_npy(path, catalog)
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
         vectors = vectors.astype(np.float32)
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(bad):
-        raise ValueError(
-            f"{path} has NaN or infinity in {len(bad)} vectors, first of item_id '{catalog.item_ids[rows[bad[0]]]}'. "
-            "Make them again, or leave these items out of a .parquet: an item without a row is missing."
-        )
     facts = describe(name, catalog, encoder="external", file=path.name, file_sha256=sha256_file(path))
-    return scatter(vectors, rows, catalog.num_items, facts)
+    try:
+        return scatter(vectors, rows, catalog.num_items, facts)
+    except VectorError as error:
+        raise ValueError(
+            f"{path} has {error.problem}, first of item_id '{catalog.item_ids[error.row]}'. Make them again, or leave "
+            "these items out of a .parquet: an item without a row is missing."
+        ) from error
 
 
 def _read_npy(path: Path, catalog: Catalog) -> tuple[np.ndarray, np.ndarray]:

@@ -6,12 +6,13 @@ import torch
 import transformers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import PrefixConstrainedLogitsProcessor
 
 from llmrec.decoding.beam_search import tree_beam_search
 from llmrec.decoding.generate import sid_generation_config
-from llmrec.decoding.logits_processor import SidLogitsProcessor, check_prompt_end
+from llmrec.decoding.grammar import check_prompt_end
+from llmrec.decoding.logits_processor import SidLogitsProcessor
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
@@ -96,9 +97,55 @@ def test_processor_keeps_no_state(trie, vocabulary, free_text):
 def test_any_other_answer_raises(trie, vocabulary, answer):
     tokens, legal = (tokens_of(names, vocabulary) for names in (answer, ["a0", "b0", "c0", EOS]))
     processor = SidLogitsProcessor(trie, vocabulary, prompt_length=1)
-    message = r"row 1 .* neither the beginning of a SID of the trie.* Check that prompt_length 1 "
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"row 1 .* neither the beginning of a SID of the trie.*") as error:
         processor(torch.tensor([[9, *legal[: len(tokens)]], [9, *tokens]]), random_scores(2, vocabulary))
+    assert ("Check that prompt_length 1 " in str(error.value)) == (len(tokens) == 1)
+    assert "If a logits processor behind this one bars" in str(error.value)
+
+
+def test_a_prompt_that_is_taken_for_an_answer_is_blamed_on_prompt_length(trie, vocabulary):
+    row, (a, b, _) = [9, 8, 7], vocabulary.starts
+    processor = SidLogitsProcessor(trie, vocabulary, prompt_length=1)
+    for tokens in (row, [*row, a, b]):
+        with pytest.raises(ValueError, match=r"Check that prompt_length 1 is .* SID table\.$"):
+            processor(torch.tensor([tokens]), random_scores(1, vocabulary))
+
+
+class Barring(LogitsProcessor):
+    """A caller's constraint: -inf for some tokens."""
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+
+    def __call__(self, input_ids, scores):
+        return scores.index_fill(1, torch.tensor(self.tokens), -torch.inf)
+
+
+@pytest.mark.parametrize("normalize_over", NORMALIZE_OVER)
+@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize("loop", ["greedy", "sampling", "beams"])
+def test_a_constraint_that_leaves_nothing_is_named_as_such(llm, trie, vocabulary, normalize_over, level, loop):
+    block = vocabulary.block(level)
+    ids, mask = prompts()
+    ours = SidLogitsProcessor(trie, vocabulary, ids.shape[1], normalize_over)
+    config = sid_generation_config(vocabulary, **LOOPS[loop])
+    before = LogitsProcessorList([Barring(range(block.start, block.stop)), ours])
+    with pytest.raises(ValueError, match=r"No token may follow the answer \[.*\] of row 0: another logits processor"):
+        llm.generate(input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=before)
+    config.bad_words_ids = [[token] for token in range(block.start, block.stop)]
+    with pytest.raises(ValueError, match=r"an option of `generate` such as bad_words_ids"):
+        processors = LogitsProcessorList([ours])
+        llm.generate(input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=processors)
+
+
+def test_a_constraint_behind_the_processor_is_named_as_such(llm, trie, vocabulary):
+    ids, mask = prompts()
+    ours, block = SidLogitsProcessor(trie, vocabulary, ids.shape[1]), vocabulary.block(1)
+    behind = LogitsProcessorList([ours, Barring(range(block.start, block.stop))])
+    config = sid_generation_config(vocabulary)
+    with pytest.raises(ValueError, match=r"If a logits processor behind this one .* put it before this one") as error:
+        llm.generate(input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=behind)
+    assert "prompt_length" not in str(error.value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -158,7 +205,7 @@ def test_sampling_with_more_beams_than_continuations_raises(ragged):
     # Transformers draws 2 * num_beams tokens without replacement, impossible ones where others are lacking.
     trie, vocabulary = ragged
     ids, mask = prompts()
-    with pytest.raises(ValueError, match=r"Sampling with beams .* lower num_beams"):
+    with pytest.raises(ValueError, match=r"sampling with beams .* lower num_beams"):
         tiny_llm(vocabulary.token_range.stop).generate(
             input_ids=ids, attention_mask=mask, generation_config=sid_generation_config(vocabulary, 3, do_sample=True),
             logits_processor=LogitsProcessorList([SidLogitsProcessor(trie, vocabulary, 7)]),

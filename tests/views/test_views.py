@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 from transformers import BertConfig, BertModel
 
+import llmrec.views as views_module
 from llmrec.data.catalog import Catalog
 from llmrec.data.examples import Examples
 from llmrec.runtime.manifest import content_hash
@@ -66,7 +67,10 @@ def test_round_trip_keeps_order_values_missing_and_provenance(tmp_path, catalog)
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"vectors": np.ones((11, 2), np.float32), "missing": np.zeros(11, bool)}, "11 vectors .* has 12 items"),
+        (
+            {"vectors": np.ones((11, 2), np.float32), "missing": np.zeros(11, bool)},
+            "11 vectors, .* has 12 items",
+        ),
         ({"vectors": np.ones((12, 2), np.float64), "missing": np.zeros(12, bool)}, "float64"),
         ({"vectors": np.ones((12, 2), np.float32), "missing": np.zeros(12, np.int8)}, "int8"),
         ({"vectors": np.ones((12, 2), np.float32)}, "needs 'vectors' and 'missing'"),
@@ -78,13 +82,54 @@ def test_wrong_tensors_are_refused(tmp_path, catalog, tensors, message):
         ItemViews.load(tmp_path, catalog)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e19])
 def test_not_finite_names_file_row_and_item(tmp_path, catalog, value):
-    vectors = np.ones((12, 2))
+    vectors = np.ones((12, 2), np.float32)
     vectors[7, 1] = value
-    ItemViews(mine=view_of(vectors)).save(tmp_path)
-    with pytest.raises(ValueError, match=r"mine\.safetensors .* item row 7 \(item_id 'item-7'\)"):
+    save_file({"vectors": vectors, "missing": np.zeros(12, bool)}, tmp_path / "mine.safetensors")
+    with pytest.raises(ValueError, match=r"mine\.safetensors has .* item row 7 \(item_id 'item-7'\)"):
         ItemViews.load(tmp_path, catalog)
+
+
+ONES, NONE = np.ones((12, 2), np.float32), np.zeros(12, bool)
+
+
+def with_row(row, value):
+    vectors = ONES.copy()
+    vectors[row, 1] = value
+    return vectors
+
+
+@pytest.mark.parametrize(
+    ("vectors", "missing", "message"),
+    [
+        (with_row(0, np.nan), NONE, "NaN or infinity in 1 vectors, first at item row 0"),
+        (with_row(11, -np.inf), NONE, "NaN or infinity in 1 vectors, first at item row 11"),
+        (with_row(5, 3e38), NONE, r"1 vectors of a norm above 1e\+15, first at item row 5"),
+        (with_row(slice(None), -2e19), NONE, "12 vectors of a norm above"),
+        (ONES.astype(np.float64), NONE, r"float64 \(12, 2\).*astype\(np.float32\)"),
+        (ONES.astype(np.float16), NONE, "float16"),
+        (ONES.astype(np.int64), NONE, "int64"),
+        (ONES[:, 0], NONE, r"float32 \(12,\)"),
+        (ONES[:, :0], NONE, "12 vectors of 0 numbers"),
+        (ONES, NONE[:11], "12 vectors of 2 numbers and 11 missing flags"),
+        (ONES, NONE.astype(np.int8), "missing int8"),
+        (ONES, NONE[:, None], r"missing bool \(12, 1\)"),
+        (ONES.tolist(), NONE, "vectors of type list; a numpy array is needed"),
+        (ONES, [False] * 12, "missing of type list"),
+    ],
+)
+def test_a_view_made_in_python_is_checked_as_one_of_a_file(vectors, missing, message):
+    with pytest.raises(ValueError, match=message):
+        View(vectors, missing)
+
+
+def test_bad_vectors_are_found_in_every_block(monkeypatch):
+    monkeypatch.setattr(views_module, "BLOCK", 5)
+    for row in range(12):
+        with pytest.raises(ValueError, match=f"item row {row}\\."):
+            View(with_row(row, np.nan), NONE)
+    View(with_row(3, 9e14), NONE)  # distances between such vectors are finite
 
 
 def test_another_catalogue_is_refused(tmp_path, catalog):

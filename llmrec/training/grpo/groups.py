@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llmrec.configs import GrpoConfig
 from llmrec.decoding.ranker import PADDING, SidRanker
+from llmrec.evaluation.ranking import ScoresNotFinite
 from llmrec.training.callbacks import DIVERGED
 from llmrec.training.grpo.advantages import distinct_advantages, group_advantages, is_idle
 from llmrec.training.grpo.rewards import RollOuts, WeightedRewards
@@ -91,9 +92,11 @@ class GroupSampler:
         histories = [sequence[:-1][-self.ranker.sid_config.max_history :] for sequence in sequences]
         targets = np.array([sequence[-1] for sequence in sequences])
         wanted = self.leaves_of(targets).unsqueeze(1) if self.config.inject_target else None
-        sample = roll_out(self.ranker, histories, wanted, self.config.num_generations, self.config.rollouts, generator)
-        if bool(sample.log_probs.isnan().any()):
-            raise ValueError(f"No items can be drawn: {DIVERGED}")
+        count, way = self.config.num_generations, self.config.rollouts
+        try:
+            sample = roll_out(self.ranker, histories, wanted, count, way, generator)
+        except ScoresNotFinite as error:
+            raise ValueError(f"No items can be drawn: {DIVERGED}") from error
         assert bool((sample.leaves >= 0).all()), "a roll-out is no item"
         rollouts = self.describe(histories, targets, sample)
         reward, rewards = self.rewards(rollouts)

@@ -144,10 +144,18 @@ class WeightedRewards:
 
         Returns:
             (U, G) weighted sums, and the (U, G) values of each reward by its name.
+
+        Raises:
+            ValueError: If a reward, or the weighted sum, is not finite.
         """
         values = {name: np.asarray(reward(rollouts), dtype=np.float64) for name, reward in self.rewards.items()}
         weighted = [weight * value for weight, value in zip(self.weights, values.values(), strict=True)]
-        return np.sum(weighted, axis=0), values
+        total = np.sum(weighted, axis=0)
+        for name, value in (*values.items(), ("weighted sum", total)):
+            bad = value[~np.isfinite(value)]
+            if len(bad):
+                raise ValueError(f"The reward '{name}' is {bad[0]} for a roll-out; rewards have to be finite numbers.")
+        return total, values
 
 
 def build_rewards(

@@ -68,6 +68,9 @@ def roll_out(
         count: G, roll-outs of each history.
         way: How to draw them; see the file header.
         generator: Source of randomness, on the device of the model.
+
+    Raises:
+        ScoresNotFinite: If the model gives a SID the probability NaN.
     """
     ids, mask = ranker.encode(histories)
     prompts, sids = (ranker.model, ids, mask), (ranker.trie, ranker.sid_config.vocabulary)
