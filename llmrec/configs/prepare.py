@@ -22,12 +22,39 @@ class PrepareConfig(StageConfig, Config):
         "`interactions`.",
         None,
     )
-    interactions: str | None = option("CSV or parquet file of your own interactions, instead of `dataset`.", None)
-    items: str | None = option("CSV or parquet file of the items in `interactions`.", None)
-    user_column: str = option("Name of the user column in `interactions`.", "user_id")
-    item_column: str = option("Name of the item column in `interactions` and `items`.", "item_id")
-    timestamp_column: str = option("Name of the time column in `interactions`.", "timestamp")
-    title_column: str = option("Name of the title column in `items`.", "title")
+    interactions: str | None = option(
+        "File of your own interactions, instead of `dataset`, or a directory of its parts: CSV or other delimited "
+        "text, JSON lines (text also as .gz, .xz, .zst or .bz2), or parquet.",
+        None,
+    )
+    items: str | None = option("The same, of the items in `interactions`.", None)
+    user_column: str | None = option(
+        "Name of the user column in `interactions`; by default `user_id`, or another common name if there is one.", None
+    )
+    item_column: str | None = option(
+        "Name of the item column in `interactions` and `items`; by default `item_id`, or another common name.", None
+    )
+    item_file_column: str | None = option("Name of the item column in `items`, if it has another name there.", None)
+    timestamp_column: str | None = option(
+        "Name of the time column in `interactions`; by default `timestamp`, or another common name.", None
+    )
+    title_column: str | None = option(
+        "Name of the title column in `items`, or in `interactions` without `items`; by default `title`, or another "
+        "common name.",
+        None,
+    )
+    weight_column: str | None = option(
+        "Name of a column of numbers in `interactions`, such as a rating; by default `weight`, if there is one.", None
+    )
+    min_weight: float | None = option(
+        "Drop interactions with a smaller weight, such as ratings below 4; all are kept by default.", None
+    )
+    order_only: bool = option(
+        "The rows of each user in `interactions` are in order, and times are not read: the position is the time.", False
+    )
+    separator: str | None = option(
+        "Text between the cells of delimited text; by default it is found from the first lines.", None
+    )
     k_core: int = option(
         "Drop users and items with fewer interactions than this, again and again; 0 keeps all.", 5, least=0
     )

@@ -32,12 +32,14 @@ class Dataset:
         interactions: `user_id`, `item_id`, `timestamp`, `weight`, in the order of the source.
         order_only: True if the source has no times and `timestamp` is the position in the user's history.
         split: Published split with the columns of `split.leave_one_out`, if the source has one.
+        notes: Sentences that say how the files were read: separator, guessed columns, columns that were not read.
     """
 
     items: pl.DataFrame
     interactions: pl.DataFrame
     order_only: bool = False
     split: pl.DataFrame | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read_bytes(path: Path) -> bytes:

@@ -14,7 +14,7 @@ from llmrec.data.intake.read import read_tables
 from llmrec.data.known_datasets import known_source, locate
 from llmrec.data.public_formats import Dataset
 from llmrec.data.simulator import simulate, simulated_size
-from llmrec.runtime.console import table, tell
+from llmrec.runtime.console import say, table, tell
 from llmrec.runtime.manifest import JsonObject, read_manifest
 from llmrec.runtime.stage_directory import run_stage
 
@@ -54,12 +54,15 @@ def build(config: PrepareConfig, files: dict[str, Path], directory: Path) -> dic
     """
     dataset = read(config, files)
     check_split(config, dataset)
-    items, interactions = dataset.items, splits.in_sequence(splits.k_core(dataset.interactions, config.k_core))
+    for note in dataset.notes:
+        say(note)
+    kept = dataset.interactions if config.min_weight is None else at_least(config.min_weight, dataset.interactions)
+    items, interactions = dataset.items, splits.in_sequence(splits.k_core(kept, config.k_core))
     if interactions.is_empty():
         raise ValueError(f"No user and item have {config.k_core} interactions each; lower --k-core.")
     if config.num_users is not None:
         interactions = splits.sample_users(interactions, config.num_users, config.seed)
-    if config.k_core:
+    if config.k_core or config.min_weight is not None:
         items = items.filter(pl.col(ITEM_ID).is_in(interactions[ITEM_ID].unique().implode()))
     rows = split(config, dataset, interactions)
     splits.check_no_leak(rows, interactions, by_time=config.split == "temporal")
@@ -83,6 +86,14 @@ def check(config: PrepareConfig) -> None:
         problems.append("give either --dataset (a known name) or --interactions (a file), not both or neither")
     if config.items is not None and config.interactions is None:
         problems.append("--items goes with --interactions; a known dataset brings its own items")
+    own = ("weight_column", "item_file_column", "separator", "order_only")
+    problems += [
+        f"--{name.replace('_', '-')} goes with --interactions"
+        for name in own
+        if getattr(config, name) and config.interactions is None
+    ]
+    if config.item_file_column is not None and config.items is None:
+        problems.append("--item-file-column goes with --items")
     if problems:
         raise ValueError("; ".join(problems))
 
@@ -101,6 +112,8 @@ def check_split(config: PrepareConfig, dataset: Dataset) -> None:
         raise ValueError(
             f"'{name}' has a published split, which results are compared on; set --split published --k-core 0."
         )
+    if dataset.split is not None and config.min_weight is not None:
+        raise ValueError(f"'{name}' has a published split, which results are compared on; leave --min-weight out.")
     if dataset.order_only and config.split == "temporal":
         raise ValueError(
             f"'{name}' has no times, only the order of each user's history, so nothing can be split by time; "
@@ -131,7 +144,31 @@ def read(config: PrepareConfig, files: dict[str, Path]) -> Dataset:
         item_column=config.item_column,
         timestamp_column=config.timestamp_column,
         title_column=config.title_column,
+        weight_column=config.weight_column,
+        item_file_column=config.item_file_column,
+        separator=config.separator,
+        order_only=config.order_only,
     )
+
+
+def at_least(min_weight: float, interactions: pl.DataFrame) -> pl.DataFrame:
+    """Drop interactions with a smaller weight, and say how many.
+
+    Raises:
+        ValueError: If an interaction has no weight, or none is left.
+    """
+    unknown = interactions[WEIGHT].null_count()
+    if unknown:
+        raise ValueError(
+            f"{unknown} interactions have no weight, so --min-weight can neither keep nor drop them; fill it in, or "
+            "drop these rows."
+        )
+    kept = interactions.filter(pl.col(WEIGHT) >= min_weight)
+    dropped = interactions.height - kept.height
+    say(f"Dropped {dropped:,} of {interactions.height:,} interactions, whose weight is below {min_weight:g}.")
+    if kept.is_empty():
+        raise ValueError(f"No interaction has a weight of at least {min_weight:g}; lower --min-weight.")
+    return kept
 
 
 def split(config: PrepareConfig, dataset: Dataset, interactions: pl.DataFrame) -> pl.DataFrame:

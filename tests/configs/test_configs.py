@@ -156,7 +156,6 @@ def test_integers_are_not_rounded(load):
         ("k_core: 1e999", "is '1e999'; an integer is needed"),
         ("dataset: [a]", r"is \['a'\]; text is needed"),
         ("dataset: {a: b}", r"is \{'a': 'b'\}; text is needed"),
-        ("user_column:", "is None; text is needed"),
         ("overwrite: yes", "is 'yes'; true or false is needed"),
         ("split: random", "is 'random'; choose from leave_one_out, temporal, published"),
         ("k_core: -1", "k_core is -1; at least 0 is needed"),

@@ -22,7 +22,8 @@ class Layout:
     Attributes:
         name: What the terminal calls it.
         separator: Text between two cells; None leaves it to detection.
-        header: Names of the columns of a file that has no header; None if its first line is one.
+        header: Names of the columns; None if the first line of the file has them.
+        header_lines: Number of lines before the first row of a file whose columns `header` names.
         columns: Name of llmrec (`USER_ID`, `TITLE`, …) -> name of the column in the file.
         encoding: Encoding of the text, if it is not UTF-8.
         rows: Function from the text of a file that is no table, such as `user item item …`, to its rows.
@@ -32,6 +33,7 @@ class Layout:
     name: str
     separator: str | None = None
     header: tuple[str, ...] | None = None
+    header_lines: int = 0
     columns: Mapping[str, str] = field(default_factory=dict)
     encoding: str = "utf-8"
     rows: Callable[[str], pl.DataFrame] | None = None

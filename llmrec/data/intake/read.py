@@ -1,8 +1,8 @@
-"""Own CSV or parquet files with named columns, read into a Dataset; every problem of both files is reported at once.
+"""Own files, read into a Dataset: `read_tables` is the entry of this package.
 
-CSV cells are read as text and converted by column, so ids such as '0104257' keep their zeros and no type is guessed
-from the first rows. Times are numbers, which stay as they are, or ISO dates (2012-04-03, 2012-04-03 14:04:01); other
-orders of dates are ambiguous and refused.
+Cells of text files are text and are converted by column, so ids such as '0104257' keep their zeros and no type is
+guessed from the first rows. Every problem of both files is reported at once, with file, line and remedy; what was
+chosen without being asked for is a sentence in `Dataset.notes`.
 """
 
 from __future__ import annotations
@@ -13,95 +13,114 @@ import polars as pl
 
 from llmrec.data.columns import ITEM_ID, LAT, LON, TIMESTAMP, TITLE, USER_ID, WEIGHT
 from llmrec.data.intake.cells.fields import Fields
-from llmrec.data.intake.files import open_file
+from llmrec.data.intake.choose import choose, choose_optional, plain, shown
+from llmrec.data.intake.files.opened import open_rows
+from llmrec.data.intake.files.rows import Rows
+from llmrec.data.intake.item_columns import add_item_columns, items_of_log
 from llmrec.data.intake.table import Table
 from llmrec.data.intake.times import to_time
 from llmrec.data.intake.values import to_ids, to_number
-from llmrec.data.public_formats import Dataset, untitled_items
+from llmrec.data.public_formats import Dataset
+
+RATINGS = ("rating", "ratings", "stars", "score", "overall", "playcount", "plays", "count", "quantity")
 
 
 def read_tables(
     interactions: str | Path,
     items: str | Path | None = None,
     *,
-    user_column: str = USER_ID,
-    item_column: str = ITEM_ID,
-    timestamp_column: str = TIMESTAMP,
-    title_column: str = TITLE,
+    user_column: str | None = None,
+    item_column: str | None = None,
+    timestamp_column: str | None = None,
+    title_column: str | None = None,
+    weight_column: str | None = None,
+    item_file_column: str | None = None,
+    separator: str | None = None,
+    order_only: bool = False,
 ) -> Dataset:
     """Read a log of interactions and its item file, if there is one.
 
     Args:
-        interactions: .csv or .parquet file (or .xz of it); a numeric column `weight` is kept, else weights are 1.
-        items: .csv or .parquet file of the items. Without it, the items are those of the log and have no titles. The
-            column `text` is embedded later; without it, it is composed of the title and descriptive fields.
-        user_column: Name of the user column in `interactions`.
-        item_column: Name of the item column in both files.
-        timestamp_column: Name of the time column in `interactions`.
-        title_column: Name of the title column in `items`.
+        interactions: File or directory of parts: delimited text, JSON lines or parquet; see docs/prepare.md.
+        items: The same, of the items. Without it, the items are those of the log, with the columns of the log that have
+            one value for each item. Every column is read; see docs/own-data.md.
+        user_column: Name of the user column in `interactions`; if None, `user_id` or a common name.
+        item_column: Name of the item column, in both files; if None, `item_id` or a common name in each.
+        timestamp_column: Name of the time column in `interactions`; if None, `timestamp` or a common name.
+        title_column: Name of the title column in `items`, or in `interactions` without `items`; if None, `title` or a
+            common name.
+        weight_column: Name of a column of numbers in `interactions`; if None, `weight`; without it, weights are 1.
+        item_file_column: Name of the item column in `items`, where it is not `item_column`.
+        separator: Text between the cells of delimited text; if None, it is found from the first lines.
+        order_only: Read no times; the rows of each user are in order, and the position is the timestamp.
 
     Raises:
         ValueError: With every problem of both files: unreadable, no rows, missing columns, empty or repeated ids,
             unreadable times, interactions with unknown items.
     """
-    log_columns = {"user_column": user_column, "item_column": item_column, "timestamp_column": timestamp_column}
-    item_columns = {"item_column": item_column, "title_column": title_column}
-    log = open_table(interactions, log_columns, (USER_ID, ITEM_ID, TIMESTAMP))
-    catalogue = None if items is None else open_table(items, item_columns, (ITEM_ID, TITLE))
-    if catalogue:
+    log_rows = open_rows(interactions, separator)
+    order_only = order_only or log_rows.order_only
+    wanted = {USER_ID: user_column, ITEM_ID: item_column} | ({} if order_only else {TIMESTAMP: timestamp_column})
+    chosen = choose(log_rows, wanted) | choose_optional(log_rows, WEIGHT, weight_column)
+    log = _read(log_rows, chosen)
+    catalogue = None
+    if items is not None:
+        item_rows = open_rows(items, separator)
+        named = choose(item_rows, {ITEM_ID: item_file_column or item_column, TITLE: title_column})
+        catalogue = _read(item_rows, named, every_column=True)
         _check_items(catalogue)
-    _check_log(log, catalogue)
-    problems = [*(catalogue.problems if catalogue else []), *log.problems]
+    _check_log(log, catalogue, order_only)
+    unused = [name for name in log_rows.names if name not in chosen.values()]
+    if catalogue is None:
+        catalogue, unused = _items_of_log(log, unused, title_column, order_only)
+    if unused:
+        log.note(f"not read: {shown(unused)}.{_weight_remedy(chosen, unused)}")
+    problems = [*(catalogue.problems if catalogue.rows is not log_rows else []), *log.problems]
     if problems:
         raise ValueError("\n".join(problems))
-    frame = log.frame.select(USER_ID, ITEM_ID, TIMESTAMP, WEIGHT)
-    return Dataset(catalogue.frame if catalogue else untitled_items(frame), frame)
+    notes = dict.fromkeys([*log_rows.notes, *catalogue.rows.notes])
+    return Dataset(
+        catalogue.frame, log.frame.select(USER_ID, ITEM_ID, TIMESTAMP, WEIGHT), order_only, notes=tuple(notes)
+    )
 
 
-def open_table(path: str | Path, options: dict[str, str], names: tuple[str, ...]) -> Table:
-    """Read a file and give its columns llmrec's names.
+def _read(rows: Rows, chosen: dict[str, str], every_column: bool = False) -> Table:
+    """Read the chosen columns, or every one, under llmrec's names and in the order of the file.
 
-    Args:
-        path: The file.
-        options: Option -> name of the column in the file.
-        names: Name of llmrec for each of these columns.
-
-    Raises:
-        ValueError: If the file is absent, unreadable, empty, or lacks one of the columns.
+    A column that bears a name of llmrec's but was not chosen for it is left out.
     """
-    path = Path(path)
-    frame, has_lines = open_file(path)
-    missing = [f"'{column}' (--{key.replace('_', '-')})" for key, column in options.items() if column not in frame]
-    if missing:
-        raise ValueError(
-            f"{path} lacks the columns {', '.join(missing)}; it has {frame.columns}. Name yours with these options."
-        )
-    if len(set(options.values())) < len(options):
-        raise ValueError(f"{path}: {options} name one column twice; give each its own.")
+    names = {column: name for name, column in chosen.items()}
+    columns = [name for name in rows.names if name in names or (every_column and name not in chosen)]
+    frame = rows.read(columns).rename(names)
     if frame.is_empty():
-        raise ValueError(f"{path} has no rows; give a file with at least one.")
-    # A column that already bears a name of ours but was not chosen would clash with the renamed one.
-    clash = [name for column, name in zip(options.values(), names, strict=True) if name != column and name in frame]
-    frame = frame.drop(clash).rename(dict(zip(options.values(), names, strict=True)))
-    return Table(path, frame, has_lines, [])
+        raise ValueError(f"{rows.path} has no rows; give a file with at least one.")
+    return Table(rows, frame)
 
 
 def _check_items(items: Table) -> None:
     if to_ids(items, ITEM_ID):
         repeated = ~items.frame[ITEM_ID].is_first_distinct() & items.frame[ITEM_ID].is_not_null()
         items.report(repeated, "repeat an item_id", "keep one row per item.", ITEM_ID)
-    fields = Fields(items.frame)
-    items.frame = fields.items
-    items.problems += [f"{items.path}: {problem}" for problem in fields.problems]
+    _read_fields(items)
     for name in (LAT, LON):
         if name in items.frame.columns:
             to_number(items, name)
 
 
-def _check_log(log: Table, items: Table | None) -> None:
+def _read_fields(items: Table) -> None:
+    fields = Fields(items.frame, items.rows.decimal_comma)
+    items.frame = fields.items
+    items.problems += [f"{items.path}: {problem}" for problem in fields.problems]
+    items.rows.notes += [f"{items.path}: {note}" for note in fields.notes]
+
+
+def _check_log(log: Table, items: Table | None, order_only: bool) -> None:
     to_ids(log, USER_ID)
     has_ids = to_ids(log, ITEM_ID)
-    to_time(log)
+    if order_only:
+        log.frame = log.frame.with_columns(pl.int_range(pl.len()).over(USER_ID).alias(TIMESTAMP))
+    else:
+        to_time(log)
     if WEIGHT in log.frame.columns:
         to_number(log, WEIGHT)
     else:
@@ -110,3 +129,27 @@ def _check_log(log: Table, items: Table | None) -> None:
         known = items.frame[ITEM_ID].unique().drop_nulls()
         unknown = log.frame[ITEM_ID].is_not_null() & ~log.frame[ITEM_ID].is_in(known.implode())
         log.report(unknown, f"name an item that {items.path} lacks", "add the item or drop the rows.", ITEM_ID)
+
+
+def _items_of_log(
+    log: Table, columns: list[str], title_column: str | None, order_only: bool
+) -> tuple[Table, list[str]]:
+    """Items of a log without an item file, and the columns that have no use."""
+    title = choose_optional(log.rows, TITLE, title_column, columns).get(TITLE)
+    if log.problems:  # ids or times are bad, so nothing can be said about items
+        return Table(log.rows, log.frame), columns
+    names = add_item_columns(log, columns, title, is_sure=title_column is not None)
+    for name in (LAT, LON):
+        if name in names:
+            to_number(log, name)
+    items = Table(log.rows, items_of_log(log, names, order_only))
+    _read_fields(items)
+    log.problems += items.problems
+    if names:
+        log.note(f"columns of the items: {', '.join(names)}.")
+    return items, [name for name in columns if name not in names and not (name == title and TITLE in names)]
+
+
+def _weight_remedy(chosen: dict[str, str], unused: list[str]) -> str:
+    rating = next((name for name in unused if plain(name) in RATINGS), None)
+    return f" --weight-column {rating} keeps it as the weight." if rating and WEIGHT not in chosen else ""

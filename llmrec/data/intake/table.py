@@ -1,31 +1,42 @@
-"""Table: the rows of one file under llmrec's column names, and every problem found in them so far."""
+"""Table: the rows of one file under llmrec's column names and the problems found in them so far."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
 
+from llmrec.data.intake.files.rows import Rows
+
 
 @dataclass
 class Table:
-    """Rows of a file and the problems found in them so far."""
+    """Rows of a file, as they are converted column by column.
 
-    path: Path
+    Attributes:
+        rows: The opened file, which knows the place of each row.
+        frame: The rows; every row of the file, in its order.
+        problems: One message for each kind of bad row, all of which are raised together.
+    """
+
+    rows: Rows
     frame: pl.DataFrame
-    has_lines: bool
-    problems: list[str]
+    problems: list[str] = field(default_factory=list)
 
-    def place(self, row: int) -> str:
-        """Line of a row in a CSV without line breaks in cells, else the number of the row, from 1."""
-        return f"line {row + 2}" if self.has_lines else f"row {row + 1}"
+    @property
+    def path(self) -> Path:
+        """File or directory of the rows."""
+        return self.rows.path
+
+    def note(self, sentence: str) -> None:
+        """Add a sentence about how the file was read."""
+        self.rows.notes.append(f"{self.path}: {sentence}")
 
     def report(self, bad: pl.Series, what: str, remedy: str, value: str | None = None) -> None:
         """Add a problem about the rows where `bad` is true: how many, the first one, its value, and the remedy."""
         rows = bad.arg_true()
         if len(rows):
             given = f" ({self.frame[value][rows[0]]!r})" if value else ""
-            self.problems.append(
-                f"{self.path}: {len(rows)} rows {what}, first at {self.place(rows[0])}{given}; {remedy}"
-            )
+            place = self.rows.place(rows[0], self.frame.height)
+            self.problems.append(f"{self.path}: {len(rows)} rows {what}, first at {place}{given}; {remedy}")

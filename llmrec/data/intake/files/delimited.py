@@ -1,0 +1,216 @@
+"""Delimited text: CSV with any separator, tab-separated files, and `::` of MovieLens; every cell stays text.
+
+The separator is the one that cuts the header and the first rows into the same number of cells. Quotes are read as in
+RFC 4180. If each line has as many separators as the header, though, a quote that does not enclose a whole cell is an
+ordinary character (`Deep "Dish`), and each line is a row.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from llmrec.data.intake.files.content import check_utf8, endings, reading, text_of
+from llmrec.data.intake.files.rows import Rows, clean_names
+from llmrec.data.intake.layouts import Layout
+
+SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars", "::": "'::'", " ": "blanks"}
+EXPECTED = {".tsv": "\t", ".tab": "\t", ".psv": "|"}
+UNUSED = "\x1f"  # ASCII's unit separator takes the place of a separator of several characters
+LINE, COUNT = "line", "count"
+
+
+def open_delimited(path: Path, lines: list[str], layout: Layout | None, separator: str | None) -> Rows:
+    """Open a file of delimited text.
+
+    Args:
+        path: The file.
+        lines: Its first lines.
+        layout: Public layout of the file, if it has one.
+        separator: Text between two cells; found from the first lines if None.
+
+    Raises:
+        ValueError: If it is not UTF-8 or of an encoding that a byte-order mark names, or repeats a column.
+    """
+    source = text_of(path, layout.encoding if layout else "utf-8")
+    before = 0  # lines before the first row
+    if match := re.fullmatch(r'"?sep=(.+?)"?', lines[0], re.IGNORECASE):  # Excel's own line before the header
+        separator, before, lines = separator or match[1], 1, lines[1:]
+    separator = separator or (layout.separator if layout else None) or find_separator(lines)
+    if layout and layout.header:
+        names, before = list(layout.header), before + layout.header_lines
+    else:
+        names, before = clean_names(path, _cells(lines[0], separator) if lines else []), before + 1
+    if len(separator.encode()) > 1:
+        content = source if isinstance(source, bytes) else source.read_bytes()
+        source = content.replace(separator.encode(), UNUSED.encode())
+    text = Text(path, source, names, separator if len(separator.encode()) == 1 else UNUSED, before)
+    rows = Rows(path, names, text.read, text.place, decimal_comma=separator != ",")
+    if layout:
+        rows.columns, rows.order_only = layout.columns, layout.order_only
+        rows.notes.append(f"{path} is read as {layout.name}.")
+    elif separator != EXPECTED.get(endings(path)[0], ","):
+        rows.notes.append(f"{path} has {SEPARATORS.get(separator, repr(separator))} between its cells.")
+    return rows
+
+
+def find_separator(lines: Sequence[str]) -> str:
+    """Text between the cells: it cuts most of the lines into as many cells as the first one, and that into most.
+
+    Returns:
+        One of SEPARATORS; a comma if none of them is in the first line.
+    """
+
+    def score(separator: str) -> tuple[int, int]:
+        counts = [len(_cells(line, separator)) for line in lines if line.strip()]
+        return (sum(count == counts[0] for count in counts), counts[0]) if counts and counts[0] > 1 else (0, 0)
+
+    return max(SEPARATORS, key=score)
+
+
+def _cells(line: str, separator: str) -> list[str]:
+    if len(separator) > 1:
+        return line.split(separator)
+    return next(csv.reader([line], delimiter=separator), [])
+
+
+class Text:
+    """Text of a delimited file whose columns are known.
+
+    Args:
+        path: The file, for messages.
+        source: Path or bytes of UTF-8 with newlines as line ends.
+        names: Names of the columns.
+        separator: One byte.
+        before: Number of lines before the first row.
+    """
+
+    def __init__(self, path: Path, source: Path | bytes, names: list[str], separator: str, before: int):
+        self.path, self.source, self.names, self.separator, self.before = path, source, names, separator, before
+        self.num_lines = 0
+        self.blank = np.empty(0, np.int64)  # rows of blank lines, which are left out
+
+    def read(self, columns: Sequence[str], limit: int | None = None) -> pl.DataFrame:
+        """Read some columns, cells as text and null where they are empty.
+
+        Args:
+            columns: Names of the columns.
+            limit: Number of rows; all of them if None.
+
+        Raises:
+            ValueError: If the text is not UTF-8, a line has more cells than the header, or a quote never closes.
+        """
+        with reading(self.path):
+            try:
+                facts = self._facts()
+                if facts["num_long"] and not facts["num_quoted"]:
+                    self._refuse_long_line()
+                if facts["num_stray"] and not facts["num_uneven"]:
+                    frame = self._scan(columns, limit, None).with_columns(
+                        pl.all().map_batches(_without_enclosing_quotes)
+                    )
+                else:
+                    frame = self._scan(columns, limit, '"' if facts["num_quoted"] else None)
+            except pl.exceptions.PolarsError:
+                check_utf8(self.path, self.source)
+                self._diagnose()
+                raise
+        self.num_lines = facts["num_lines"] + self.before
+        if facts["num_blank"]:
+            is_blank = frame.select(pl.all_horizontal(pl.all().is_null())).to_series()
+            self.blank, frame = is_blank.arg_true().to_numpy(), frame.filter(~is_blank)
+        return frame
+
+    def place(self, row: int, height: int) -> str:
+        """Line of a row if every line is one, else the number of the row, from 1."""
+        if self.num_lines - self.before != height + len(self.blank):
+            return f"row {row + 1}"
+        for blank in self.blank:
+            row += int(blank <= row)
+        return f"line {row + self.before + 1}"
+
+    def _input(self) -> Path | io.BytesIO:
+        return self.source if isinstance(self.source, Path) else io.BytesIO(self.source)
+
+    def _lines(self) -> pl.LazyFrame:
+        """Lines after the header, and the number of separators in each."""
+        count = pl.col(LINE).str.count_matches(self.separator, literal=True).alias(COUNT)
+        return pl.scan_lines(self._input(), name=LINE, glob=False).slice(self.before).with_columns(count)
+
+    def _facts(self) -> dict[str, int]:
+        """Count lines of each kind in one pass, so that what polars reads is known to be what the lines say."""
+        line, count, expected = pl.col(LINE), pl.col(COUNT), len(self.names) - 1
+        blank, quoted = line.str.strip_chars() == "", line.str.contains('"', literal=True)
+        separator = re.escape(self.separator)
+        cell = f'(?:[^"{separator}]*|"(?:[^"]|"")*")'
+        stray = quoted & ~line.str.contains(f"^{cell}(?:{separator}{cell})*$")
+        counted = {
+            "num_blank": blank,
+            "num_quoted": quoted,
+            "num_stray": stray,
+            "num_long": count > expected,
+            "num_uneven": (count != expected) & ~blank,
+        }
+        sums = [kind.sum().alias(name) for name, kind in counted.items()]
+        return self._lines().select(pl.len().alias("num_lines"), *sums).collect(engine="streaming").row(0, named=True)
+
+    def _scan(self, columns: Sequence[str], limit: int | None, quote: str | None) -> pl.DataFrame:
+        rows = pl.scan_csv(
+            self._input(),
+            has_header=False,
+            skip_lines=self.before,
+            schema=dict.fromkeys(self.names, pl.String),
+            separator=self.separator,
+            quote_char=quote,
+            n_rows=limit,
+            glob=False,
+        )
+        return rows.select(columns).collect(engine="streaming")
+
+    def _refuse_long_line(self) -> None:
+        expected = len(self.names) - 1
+        row, cells = (
+            self._lines()
+            .with_row_index()
+            .filter(pl.col(COUNT) > expected)
+            .select("index", COUNT)
+            .head(1)
+            .collect(engine="streaming")
+            .row(0)
+        )
+        self._refuse_cells(row + self.before + 1, cells + 1)
+
+    def _refuse_cells(self, line: int, cells: int) -> None:
+        raise ValueError(
+            f"{self.path}: line {line} has {cells} cells, but there are {len(self.names)} columns; "
+            "enclose a cell that contains the separator in double quotes."
+        )
+
+    def _diagnose(self) -> None:
+        """Find the line that polars could not read, which only a slow reader can tell."""
+        content = self.source if isinstance(self.source, bytes) else self.source.read_bytes()
+        lines = io.StringIO(content.decode(), newline="")
+        for _ in range(self.before):
+            lines.readline()
+        rows, begin = csv.reader(lines, delimiter=self.separator, strict=True), self.before + 1
+        try:
+            for cells in rows:
+                if len(cells) > len(self.names):
+                    self._refuse_cells(begin, len(cells))
+                begin = rows.line_num + self.before + 1
+        except csv.Error:
+            raise ValueError(
+                f"{self.path}: a double quote in line {begin} is not closed, or stands within a cell; "
+                'write it twice ("") in a cell that is enclosed in quotes.'
+            ) from None
+
+
+def _without_enclosing_quotes(cells: pl.Series) -> pl.Series:
+    inner = cells.str.extract('(?s)^"(.*)"$').str.replace_all('""', '"', literal=True)
+    return inner.fill_null(cells)

@@ -1,0 +1,164 @@
+"""JSON lines: one object per line, or one array of objects; cells become text as they are written, to the last digit.
+
+A number keeps its digits, a list or an object is its JSON text, null is an empty cell. Files of Python's printed
+dictionaries (Amazon 2014's metadata) are read as well. A column is used only if it is asked for, so others may be
+nested or change their type from line to line.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import polars as pl
+
+from llmrec.data.intake.files.content import check_utf8, text_of
+from llmrec.data.intake.files.rows import Rows
+
+CHUNK = 100_000  # rows that are held as Python objects at a time
+
+
+class Written(float):
+    """Number with a fraction or an exponent, and the text that it was read from."""
+
+    def __new__(cls, text: str) -> Written:
+        """Read the number, and keep its text."""
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    text: str
+
+
+DECODER = json.JSONDecoder(parse_float=Written, parse_constant=lambda name: None if name == "NaN" else name)
+
+
+def open_json_lines(path: Path) -> Rows:
+    """Open a file of JSON lines.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: If it is not UTF-8, or a line is no JSON object; the message has the line.
+    """
+    records = Records(path)
+    return Rows(path, records.names, records.read, records.place)
+
+
+class Records:
+    """Objects of a JSON file, one row each.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        names: Keys of all objects, in the order in which they appear.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._source = text_of(path)
+        self._lines: list[int] = []
+        self.names = list(dict.fromkeys(name for _, record in self._records() for name in record))
+
+    def read(self, columns: Sequence[str], limit: int | None = None) -> pl.DataFrame:
+        """Read some columns, cells as text and null where they are absent or null.
+
+        Args:
+            columns: Names of the columns.
+            limit: Number of rows; all of them if None.
+        """
+        self._lines.clear()
+        parts, rows = [], []
+        for line, record in islice(self._records(), limit):
+            self._lines.append(line)
+            rows.append([cell(record.get(name)) for name in columns])
+            if len(rows) == CHUNK:
+                parts.append(self._frame(rows, columns))
+                rows = []
+        return pl.concat([*parts, self._frame(rows, columns)])
+
+    def place(self, row: int, height: int) -> str:
+        """Line of a row."""
+        return f"line {self._lines[row]}"
+
+    def _frame(self, rows: list[list[str | None]], columns: Sequence[str]) -> pl.DataFrame:
+        try:
+            return pl.DataFrame(rows, dict.fromkeys(columns, pl.String), orient="row")
+        except UnicodeEncodeError as error:
+            bad = next(row for row, cells in enumerate(rows) if error.object in cells)
+            line = self._lines[len(self._lines) - len(rows) + bad]
+            raise ValueError(
+                f"{self.path}: line {line} has half of a surrogate pair (\\ud800 to \\udfff), which is no character; "
+                "remove it."
+            ) from None
+
+    def _records(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Number of the line of each object, from 1, and the object."""
+        with self._opened() as lines:
+            parse = None
+            for number, content in enumerate(lines, start=1):
+                text = self._decode(number, content).strip()
+                if not text:
+                    continue
+                if parse is None:
+                    if text.startswith("["):
+                        yield from self._array()
+                        return
+                    parse = ast.literal_eval if text.startswith("{'") else DECODER.decode
+                yield number, self._record(number, text, parse)
+
+    def _opened(self) -> BinaryIO:
+        return self._source.open("rb") if isinstance(self._source, Path) else io.BytesIO(self._source)
+
+    def _decode(self, number: int, content: bytes) -> str:
+        try:
+            return content.decode()
+        except UnicodeDecodeError:
+            check_utf8(self.path, self._source)
+            raise
+
+    def _record(self, number: int, text: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+        try:
+            record = parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+            remedy = "write one object per line"
+            if text == "{":
+                remedy += f"; `jq -c . {self.path.name} > lines-{self.path.name}` does"
+            reason = str(error).split(":")[0] if isinstance(error, json.JSONDecodeError) else type(error).__name__
+            raise ValueError(f"{self.path}: line {number} is not JSON ({reason}); {remedy}.") from None
+        if not isinstance(record, dict):
+            raise ValueError(
+                f"{self.path}: line {number} holds {type(record).__name__}, not an object; write one per line."
+            )
+        return record
+
+    def _array(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Objects of one array; what stands for their line is their place in it."""
+        with self._opened() as file:
+            whole = self._decode(1, file.read())
+        try:
+            records = DECODER.decode(whole.strip())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self.path}: the array is not JSON ({error}); export it again.") from None
+        for number, record in enumerate(records, start=1):
+            if not isinstance(record, dict):
+                raise ValueError(
+                    f"{self.path}: element {number} of the array holds {type(record).__name__}, not an object."
+                )
+            yield number, record
+
+
+def cell(value: object) -> str | None:
+    """Text of a value: a string itself, a number as it was written, a list or an object as JSON."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, Written):
+        return value.text
+    return json.dumps(value, ensure_ascii=False)
