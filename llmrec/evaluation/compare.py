@@ -18,7 +18,9 @@ from llmrec.evaluation.learning import CUTOFF, Point, reach
 from llmrec.evaluation.metrics import SHOWN, per_example
 from llmrec.evaluation.protocol import COLUMNS
 from llmrec.evaluation.runs import ExampleKeys, Run
-from llmrec.runtime.console import table
+from llmrec.evaluation.tables import show_systems
+from llmrec.evaluation.verdict import negated, of_comparison
+from llmrec.runtime.console import tell
 from llmrec.runtime.manifest import JsonObject
 
 
@@ -120,26 +122,26 @@ def _by_column(
 
 
 def show(result: JsonObject) -> None:
-    """Print the result of `compare`."""
-    reference = next(iter(result["systems"]))
-    title = f"{result['num_examples']} {result['split']} examples of {result['num_users']} users"
-    for column in COLUMNS:
-        rows = [
-            [name, metric, entry["mean"], entry["low"], entry["high"], seeds, "" if seeds == 1 else entry["sd"]]
-            for name, seeds in result["num_seeds"].items()
-            for metric, entry in result["systems"][name][column].items()
-        ]
-        table(f"{column}: {title}", ("run", "metric", "mean", "95 % low", "95 % high", "seeds", "sd of seeds"), rows)
-        rows = [
-            [name, metric, entry["mean"], entry["low"], entry["high"], _ahead(entry, name, reference)]
-            for name, columns in result["differences"].items()
-            for metric, entry in columns[column].items()
-        ]
-        if rows:
-            header = ("run", "metric", "difference", "95 % low", "95 % high", "ahead")
-            table(f"{column}: run - {reference}, paired over users", header, rows)
-    if result["learning"]:
-        table("learning: targets trained on, and seconds with validation", *learning_lines(result))
+    """Print the result of `compare`: a verdict and one table; the page has the rest."""
+    for sentence in of_comparison(result):
+        tell(sentence)
+    seeds = {name: f"{name} ({count} seeds)" if count > 1 else name for name, count in result["num_seeds"].items()}
+    systems = {
+        column: {
+            seeds[name]: {metric: entry["mean"] for metric, entry in of[column].items()}
+            for name, of in result["systems"].items()
+        }
+        for column in COLUMNS
+    }
+    differences = {
+        column: {
+            seeds[name]: {metric: negated(entry) for metric, entry in of[column].items()}
+            for name, of in result["differences"].items()
+        }
+        for column in COLUMNS
+    }
+    measured_on = f"{result['num_examples']:,} {result['split']} examples of {result['num_users']:,} users"
+    show_systems(systems, differences, max(result["k"]), measured_on)
 
 
 def learning_lines(result: JsonObject) -> tuple[list[str], list[list[str]]]:
@@ -160,7 +162,3 @@ def learning_lines(result: JsonObject) -> tuple[list[str], list[list[str]]]:
         lines.append([name, f"{of_name['best']:.4f}", *([] if learned["level"] is None else [*means, share])])
     reached = [f"targets to reach {reference}", f"seconds to reach {reference}", "seeds that do"]
     return ["run", f"best valid ndcg@{CUTOFF}", *([] if learned["level"] is None else reached)], lines
-
-
-def _ahead(difference: dict[str, float], name: str, reference: str) -> str:
-    return name if difference["low"] > 0 else reference if difference["high"] < 0 else "neither"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from llmrec.data.catalog import Catalog
 from llmrec.data.examples import Examples
 from llmrec.evaluation.bootstrap import interval, paired_difference
 from llmrec.evaluation.metrics import (
@@ -22,6 +23,7 @@ from llmrec.sid.groups import entropy_bits
 from llmrec.sid.table import EMPTY, SidTable
 
 OURS = "ours"  # the model or the mixture; without one, the first baseline is the reference
+DRAWN, LATEST = 3, 5  # examples of the page, and items of their histories
 Outcomes = dict[tuple[str, str], Outcome]  # (system, column) -> outcome
 
 
@@ -83,6 +85,36 @@ def _of_slots(outcome: Outcome, cutoffs: list[int], training: np.ndarray) -> dic
         "invalid_rate": invalid_rate(items, outcome.invalid),
         "examples_per_s": len(items) / max(outcome.seconds, 1e-9),
     }
+
+
+def drawn_examples(outcomes: Outcomes, examples: Examples, catalog: Catalog, seed: int = 0) -> list[JsonObject]:
+    """Answers of the first system to a few examples, drawn at random.
+
+    Args:
+        outcomes: Outcomes of the examples.
+        examples: The examples that were evaluated.
+        catalog: Catalogue with the titles.
+        seed: Seed of the draw.
+
+    Returns:
+        For each example: user_id, `history` (its latest items), `target`, and `recommended` of each column. Items are
+        pairs of item_id and title.
+    """
+    reference = next(iter(outcomes))[0]
+    drawn = np.random.default_rng(seed).choice(len(examples), min(DRAWN, len(examples)), replace=False)
+
+    def items(rows: np.ndarray) -> list[list[str]]:
+        return [[catalog.item_ids[row], catalog.titles[row]] for row in rows if row != UNFILLED]
+
+    return [
+        {
+            "user_id": examples.user_ids[i],
+            "history": items(examples.history(i)[-LATEST:]),
+            "target": items(examples.targets[i : i + 1])[0],
+            "recommended": {column: items(outcomes[reference, column].items[i]) for column in COLUMNS},
+        }
+        for i in drawn.tolist()
+    ]
 
 
 def sid_usage(table: SidTable, outcomes: Outcomes) -> list[JsonObject]:

@@ -1,16 +1,15 @@
-"""The tables of an evaluation on the terminal.
+"""An evaluation on the terminal: a verdict, and one table with every system in both columns.
 
-Every system is listed in both columns, and the LLM is compared with each baseline by a paired interval, so the reader
-also sees where a baseline wins.
+The reference is compared with each of the others by a paired interval, so the reader also sees where a baseline wins.
+Cut-offs, strata and the rest stand on the page.
 """
 
 from __future__ import annotations
 
-from llmrec.evaluation.exact import EXACT, lines
-from llmrec.evaluation.learning import CUTOFF, NEAR
-from llmrec.evaluation.metrics import SHOWN, SLOT_METRICS, shown_names
+from llmrec.evaluation.metrics import SHOWN
 from llmrec.evaluation.protocol import COLUMNS
 from llmrec.evaluation.summary import OURS
+from llmrec.evaluation.verdict import IN_TABLE, MODEL, excludes_zero, interval_text, of_evaluation
 from llmrec.runtime.console import table, tell
 from llmrec.runtime.manifest import JsonObject
 
@@ -20,42 +19,52 @@ NOT_VALIDATED = (
 )
 
 
-def show(metrics: JsonObject) -> None:
-    """Print the results of `llmrec evaluate`, from the content of its metrics.json."""
-    for column in COLUMNS:
-        _show_column(metrics, column)
-        _show_differences(metrics, column)
-        _show_strata(metrics, column)
-        _show_slots(metrics, column)
-        tell(slots_line(metrics, column))
-    _show_learning(metrics)
-    if metrics.get(EXACT):
-        header, rows = lines(metrics[EXACT])
-        table(f"exact, {metrics[EXACT]['num_examples']} examples", header, [[name, *values] for name, values in rows])
+def show(metrics: JsonObject, ours: str = MODEL) -> None:
+    """Print the results of an evaluation: a verdict and one table.
+
+    Args:
+        metrics: Content of metrics.json.
+        ours: What `ours` is called in the verdict.
+    """
+    for sentence in of_evaluation(metrics, ours):
+        tell(sentence)
+    show_systems(
+        {column: {name: of[column] for name, of in metrics["systems"].items()} for column in COLUMNS},
+        {column: {name: of[column] for name, of in metrics["differences"].items()} for column in COLUMNS},
+        max(metrics["k"]),
+        f"{metrics['num_examples']:,} {metrics['split']} examples of {metrics['num_users']:,} users, "
+        f"{metrics['num_items']:,} items",
+    )
 
 
-def _show_column(metrics: JsonObject, column: str) -> None:
-    names = shown_names(metrics["k"])
+def show_systems(systems: JsonObject, differences: JsonObject, k: int, measured_on: str) -> None:
+    """Print recall, ndcg and the paired interval of every system in both columns, in 80 columns of text.
+
+    Args:
+        systems: systems[column][name][metric] is a value; the first name is the reference.
+        differences: differences[column][name][metric] has low and high of the reference less the system.
+        k: Cut-off.
+        measured_on: Examples that the values are means of.
+    """
+    names = [f"{metric}@{k}" for metric in SHOWN]
     rows = []
-    for system, columns in metrics["systems"].items():
-        rows.append([system, *(columns[column][name] for name in names)])
-        if system == reference_of(metrics):
-            for end, label in enumerate(("  95 % low", "  95 % high")):
-                rows.append([label, *(columns[column]["intervals"][name][end] for name in names)])
-    title = f"{column}: {metrics['num_examples']} {metrics['split']} examples of {metrics['num_users']} users"
-    table(f"{title}, {metrics['num_items']} items", ("system", *names), rows)
+    for column, of_column in systems.items():
+        for i, (name, values) in enumerate(of_column.items()):
+            difference = differences[column].get(name, {}).get(names[-1])
+            lead = ["", ""] if difference is None else [interval_text(difference), _ahead(difference)]
+            rows.append(["" if i else IN_TABLE[column], name, *(values[each] for each in names), *lead])
+    header = ["history", "system", *names, "lead, 95 %", "ahead"]
+    if not any(differences.values()):
+        table(measured_on, header[:-2], [row[:-2] for row in rows])
+        return
+    table(measured_on, header, rows)
+    reference = next(iter(systems[COLUMNS[0]]))
+    tell(f"Lead: {names[-1]} of {reference} less that of the system. Ahead: is {reference} ahead? Open if 0 is inside.")
 
 
-def _show_differences(metrics: JsonObject, column: str) -> None:
-    reference = reference_of(metrics)
-    rows = [
-        [baseline, name, entry["mean"], entry["low"], entry["high"], _winner(entry, reference)]
-        for baseline, columns in metrics["differences"].items()
-        for name, entry in columns[column].items()
-    ]
-    if rows:
-        header = ("baseline", "metric", "difference", "95 % low", "95 % high", "ahead")
-        table(f"{column}: {reference} - baseline, paired over users", header, rows)
+def _ahead(difference: JsonObject) -> str:
+    """Answer to the question whether the reference is ahead."""
+    return "open" if not excludes_zero(difference) else "yes" if difference["low"] > 0 else "no"
 
 
 def reference_of(metrics: JsonObject) -> str:
@@ -63,47 +72,9 @@ def reference_of(metrics: JsonObject) -> str:
     return next(iter(metrics["systems"]))
 
 
-def _show_strata(metrics: JsonObject, column: str) -> None:
-    systems = list(metrics["systems"])
-    for name in (f"{metric}@{max(metrics['k'])}" for metric in SHOWN):
-        rows = []
-        for stratum in strata_of(metrics, column):
-            ours, *others = (stratum["systems"][system][column][name] for system in systems)
-            label = ("" if stratum["family"] == "popularity" else f"{stratum['family']} ") + stratum["name"]
-            means = [entry["mean"] for entry in others]
-            rows.append([label, stratum["num_examples"], ours["mean"], ours["low"], ours["high"], *means])
-        header = ("stratum", "examples", systems[0], "95 % low", "95 % high", *systems[1:])
-        table(f"{column}: {name} by stratum", header, rows)
-
-
 def strata_of(metrics: JsonObject, column: str) -> list[JsonObject]:
     """Strata of `metrics.json` that have results in a column; those of older evaluations have no `column`."""
     return [stratum for stratum in metrics["strata"] if stratum.get("column") in (None, column)]
-
-
-def _show_slots(metrics: JsonObject, column: str) -> None:
-    names = [f"{name}@{max(metrics['k'])}" for name in SLOT_METRICS]
-    rows = [[system, *(columns[column][name] for name in names)] for system, columns in metrics["systems"].items()]
-    table(f"{column}: shown items", ("system", *names), rows)
-
-
-def _show_learning(metrics: JsonObject) -> None:
-    curves = metrics.get("learning", {})  # absent from older evaluations
-    rows = [
-        [system, curve["best"], curve["near"]["supervised"], round(curve["near"]["seconds"])]
-        for system, curve in curves.items()
-        if curve and curve["near"]
-    ]
-    if rows:
-        header = ("system", f"best valid ndcg@{CUTOFF}", f"items to {NEAR:.0%} of it", "seconds")
-        table("learning: trained items, and wall time with validation", header, rows)
-    if OURS in curves and curves[OURS] is None:
-        tell(f"ours, learning curve: {NOT_VALIDATED}")
-
-
-def _winner(difference: dict[str, float], reference: str) -> str:
-    """The system that is ahead by more than the interval explains, or neither."""
-    return reference if difference["low"] > 0 else "baseline" if difference["high"] < 0 else "neither"
 
 
 def slots_line(metrics: JsonObject, column: str) -> str:

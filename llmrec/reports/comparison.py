@@ -5,6 +5,7 @@ from __future__ import annotations
 from llmrec.evaluation.compare import learning_lines
 from llmrec.evaluation.learning import CUTOFF
 from llmrec.evaluation.protocol import COLUMNS
+from llmrec.evaluation.verdict import of_comparison
 from llmrec.reports.evaluation import TITLES, UNITS, learning_curve
 from llmrec.reports.pages import Estimate, Figure, Table, render_page
 from llmrec.reports.svg import COLOURS, Line, plot
@@ -20,6 +21,7 @@ def render(result: JsonObject) -> str:
     return render_page(
         "comparison.html.jinja",
         "Comparison of runs",
+        verdict=of_comparison(result),
         split=result["split"],
         num_examples=result["num_examples"],
         num_users=result["num_users"],

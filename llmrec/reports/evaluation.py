@@ -10,6 +10,7 @@ from llmrec.evaluation.metrics import SHOWN, SLOT_METRICS, shown_names
 from llmrec.evaluation.protocol import COLUMNS
 from llmrec.evaluation.summary import OURS
 from llmrec.evaluation.tables import NOT_VALIDATED, reference_of, slots_line, strata_of
+from llmrec.evaluation.verdict import MIXTURE, SERVED, of_evaluation
 from llmrec.reports.ensemble import choice
 from llmrec.reports.pages import Estimate, Figure, Table, render_page
 from llmrec.reports.svg import COLOURS, Line, plot, short
@@ -41,6 +42,8 @@ def render(
         "evaluation.html.jinja",
         f"Evaluation of {name}",
         metrics=metrics,
+        verdict=of_evaluation(metrics, *([] if ensemble is None else [MIXTURE])),
+        answers=_answers(metrics),
         k=max(metrics["k"]),
         trained=_trained(metrics.get("trained")),
         results=[_results(metrics, column) for column in COLUMNS],
@@ -54,6 +57,27 @@ def render(
         sid_usage=_sid_usage(metrics["sid_usage"]) if metrics.get("sid_usage") else None,
         exact=_exact(metrics.get(EXACT)),
     )
+
+
+def _answers(metrics: JsonObject) -> JsonObject | None:
+    """Recommendations for a few users, in the column with the better results; None in older evaluations."""
+    if not metrics.get("examples"):
+        return None
+    reference, name = reference_of(metrics), f"ndcg@{max(metrics['k'])}"
+    column = max(COLUMNS, key=lambda column: metrics["systems"][reference][column][name])
+    users = [
+        {
+            "user_id": example["user_id"],
+            "history": [title or item_id for item_id, title in example["history"]],
+            "target": example["target"][1] or example["target"][0],
+            "recommended": [
+                {"title": title or item_id, "is_target": item_id == example["target"][0]}
+                for item_id, title in example["recommended"][column]
+            ],
+        }
+        for example in metrics["examples"]
+    ]
+    return {"served": SERVED[column], "users": users}
 
 
 def _trained(identity: JsonObject | None) -> dict[str, str] | None:

@@ -10,6 +10,7 @@ from llmrec.evaluation import compare
 from llmrec.evaluation.runs import Run, check_comparable
 from llmrec.evaluation.summary import OURS
 from llmrec.reports.comparison import render
+from llmrec.runtime.console import tell
 from llmrec.runtime.manifest import JsonObject
 
 
@@ -47,3 +48,4 @@ def main(config: CompareConfig) -> JsonObject:
 def show(result: JsonObject) -> None:
     """Print the result of `main`."""
     compare.show(result)
+    tell("The other cut-offs, the spread over seeds and the learning curves are in --json, and on the page of --html.")

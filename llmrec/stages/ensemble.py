@@ -31,12 +31,13 @@ from llmrec.evaluation.metrics import ndcg
 from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, per_batch, resumed
 from llmrec.evaluation.ranking import default_num_beams
 from llmrec.evaluation.runs import PER_USER, per_user
-from llmrec.evaluation.summary import OURS, Outcomes, summarise
+from llmrec.evaluation.summary import OURS, Outcomes, drawn_examples, summarise
 from llmrec.evaluation.transitions import Transitions
+from llmrec.evaluation.verdict import MIXTURE
 from llmrec.reports.ensemble import written
 from llmrec.reports.evaluation import render
 from llmrec.runtime import processes
-from llmrec.runtime.console import table, tell
+from llmrec.runtime.console import tell
 from llmrec.runtime.device import resolve_device
 from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, content_hash, verify, write_json
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
@@ -93,8 +94,8 @@ def main(config: EnsembleConfig) -> JsonObject:
 
 def show(result: JsonObject) -> None:
     """Print the result of `main`."""
-    show_choice(result, result["metrics"])
-    tables.show(result["metrics"])
+    tables.show(result["metrics"], MIXTURE)
+    tell(f"ours is the mixture that {CHOICE} chose: {written(result['mixture'])}.")
     tell(f"{Path(result['out']) / REPORT} has the rest.")
 
 
@@ -232,24 +233,6 @@ def measured(
             Transitions(catalog.train, catalog.num_items),
             config.seed,
         ),
+        "examples": drawn_examples(outcomes, examples, catalog, config.seed),
         "trained": None,
     }
-
-
-def show_choice(result: JsonObject, metrics: JsonObject) -> None:
-    """Print the members and the best mixture of each way on valid, and the gain over the best member on test."""
-    lines = [(member["name"], member["valid"]) for member in result["members"]]
-    lines += [(written(one), one["valid"]) for one in result["best_by_way"]]
-    table(
-        f"{result['metric']} of {result['num_valid']} {CHOICE} examples, members and best mixture of each way",
-        ("member or mixture", *COLUMNS, "mean"),
-        [[name, *(valid[column] for column in (*COLUMNS, "mean"))] for name, valid in lines],
-    )
-    tell(f"ours is the mixture that {CHOICE} chose: {written(result['mixture'])}.")
-    for column in COLUMNS:
-        member, metric = result["best_member"], result["metric"]
-        mean, low, high = metrics["differences"][member][column][metric].values()
-        tell(
-            f"{column}, {RESULT}: {metric} of ours less {member}, the best member on {CHOICE}: "
-            f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
-        )

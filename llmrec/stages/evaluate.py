@@ -28,7 +28,7 @@ from llmrec.evaluation.learning import ITEMS_NDCG, NDCG, learning, points_of_epo
 from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, evaluate, per_batch, resumed
 from llmrec.evaluation.ranking import default_num_beams
 from llmrec.evaluation.runs import PER_USER, per_user
-from llmrec.evaluation.summary import OURS, Outcomes, sid_usage, summarise
+from llmrec.evaluation.summary import OURS, Outcomes, drawn_examples, sid_usage, summarise
 from llmrec.evaluation.transitions import Transitions
 from llmrec.reports.evaluation import render
 from llmrec.runtime import processes
@@ -252,6 +252,7 @@ def measured(
             config.seed,
         ),
         "sid_usage": sid_usage(table, outcomes) if table else None,
+        "examples": drawn_examples(outcomes, examples, catalog, config.seed),
         "trained": trained(config.model) if config.model else None,
     }
 

@@ -203,3 +203,21 @@ def test_large_numbers_are_shortened():
     assert [short(n) for n in (0.5, 950, 9999, 12_345, 999_999, 3_440_000)] == [
         "0.5", "950", "9,999", "12k", "1,000k", "3.4M",
     ]  # fmt: skip
+
+
+def test_the_page_begins_with_the_verdict_and_shows_examples_as_text(metrics):
+    evil = "<img src=x onerror=alert(1)>"
+    metrics["examples"] = [
+        {
+            "user_id": "<b>ann</b>",
+            "history": [["i1", "Saw"], ["i2", ""]],
+            "target": ["i9", evil],
+            "recommended": {column: [["i3", "Jaws"], ["i9", evil]] for column in COLUMNS},
+        }
+    ]
+    page = render(metrics, [], "eval")
+    shown = Balanced(page).texts
+    assert "is ahead" in shown[shown.index("Evaluation of eval", 1) + 1]
+    assert "img" not in Balanced(page).tags and shown.count(evil) == 1  # in bold, as what the user went on to
+    assert f"Went on to: {evil}" in shown and "User <b>ann</b>" in shown
+    assert [name for name in ("Saw", "i2", "Jaws") if name in shown] == ["Saw", "i2", "Jaws"]  # an id without a title

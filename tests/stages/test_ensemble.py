@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -245,15 +246,15 @@ def test_an_interrupted_stage_ranks_only_what_is_missing(config, loaded, monkeyp
     ]  # fmt: skip
 
 
-def test_the_tables_name_the_choice_and_the_gain_over_the_best_member(config, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "120")
+def test_the_terminal_names_the_choice_and_every_member(config, capsys):
     result = ensemble.main(config)
     ensemble.show(result)
     printed = capsys.readouterr().out
     assert "ours is the mixture that valid chose: " in printed
-    for words in ("ndcg@3 of 6 valid examples", f"ours less {result['best_member']}, the best member on valid: "):
-        assert words in printed
-    assert "plain: ours - baseline, paired over users" in printed
+    assert "6 test examples of 6 users" in printed and max(map(len, printed.splitlines()[3:-3])) <= 80
+    assert all(len(re.findall(rf"\s{name} ", printed)) >= 2 for name in ("ours", *config.labels))
+    page = (Path(config.out) / "report.html").read_text(encoding="utf-8")
+    assert "ndcg@3" in page and "<h2>The mixture</h2>" in page and "<h2>Examples</h2>" in page
 
 
 @pytest.mark.parametrize(

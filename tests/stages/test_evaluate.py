@@ -17,6 +17,7 @@ from llmrec.configs import CompareConfig, EvaluateConfig
 from llmrec.configs.options import StageConfig
 from llmrec.evaluation import metrics
 from llmrec.evaluation.protocol import evaluate, per_batch
+from llmrec.evaluation.verdict import of_evaluation
 from llmrec.model.checkpoint import SidConfig
 from llmrec.model.prompts import Prompt
 from llmrec.runtime.manifest import content_hash
@@ -176,28 +177,30 @@ def test_one_model_is_loaded_as_asked_for_both_columns(config, monkeypatch):
     assert loaded == [{"device": "cpu", "rank": "sid"}]
 
 
-def test_stage_prints_every_system_also_where_a_baseline_wins(config, monkeypatch, capsys):
+def test_a_verdict_and_one_table_of_80_columns_are_printed_and_the_rest_is_on_the_page(config, monkeypatch, capsys):
     monkeypatch.delenv("LLMREC_QUIET")
-    monkeypatch.setenv("COLUMNS", "100")
-    stage.show(stage.main(config))
-    shown = capsys.readouterr()
-    assert "evaluate: ours, plain: 6 examples in 0." in shown.err and " examples/s\n" in shown.err
-    printed = shown.out
+    result = stage.main(config)
+    messages = capsys.readouterr().err
+    assert "evaluate: ours, plain: 6 examples in 0." in messages and " examples/s\n" in messages
+    stage.show(result)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == of_evaluation(result) and lines[2] == ""
+    table = lines[3 : lines.index(next(line for line in lines if line.startswith("Lead: ")))]
+    assert max(map(len, table)) <= 80 and table[0] == "6 test examples of 6 users, 12 items"
+    assert len(table) == 3 + 2 * (1 + len(config.named))  # title, header, rule, and each system in both columns
+    for name in ("ours", *config.named):
+        assert sum(f" {name} " in line for line in table) == 2, "a system that a baseline beats is not left out"
+    assert lines[-1] == f"{config.out}/report.html has the rest."
+    page = (Path(config.out) / "report.html").read_text(encoding="utf-8")
     for word in (
-        "plain: 6 test examples of 6 users",
-        "seen_excluded: 6 test examples",
-        *config.named,
         "mrr@3",
-        "95 % high",
-        "ahead",
-        "recall@3 by stratum",
-        "transition",
+        "By stratum",
         "never seen",
-        "beam within",
-        "history 3-4",
         "gini@3",
+        result["examples"][0]["target"][1],
+        "<h2>Examples</h2>",
     ):
-        assert word in printed
+        assert word in page
 
 
 def test_an_interrupted_stage_keeps_the_finished_parts(config, monkeypatch):
