@@ -1,7 +1,7 @@
 """Recommender: a checkpoint that answers, with external item ids in and out.
 
 Every answer is an item: decoding runs under the trie of the SID table, and filters (seen items, exclusions,
-allow-lists) are masks over that trie at request time.
+allow-lists, a given catalogue) are masks over that trie at request time.
 
 Shapes: B histories.
 """
@@ -18,15 +18,18 @@ from huggingface_hub import HfApi
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.configs.recommend import RankBy
+from llmrec.data.catalog import Catalog
+from llmrec.decoding.answering import Answerer, Answers, AnswerSize
 from llmrec.decoding.ranker import SidRanker
-from llmrec.decoding.requests import read_requests, whole_number
-from llmrec.decoding.trie.allow_list import resolve_allow_lists
-from llmrec.evaluation.ranking import UNFILLED
+from llmrec.decoding.requests import read_requests
 from llmrec.model.backbone import check_rows, moved
 from llmrec.model.card import write_card
 from llmrec.model.checkpoint import SidConfig, load_model, load_tokenizer, resolve, save_model
 from llmrec.runtime.device import resolve_device, resolve_dtype
 from llmrec.runtime.manifest import JsonObject
+from llmrec.sid.catalog_record import CatalogRecord
+from llmrec.sid.given_catalog import GivenCatalog, match_catalog
+from llmrec.sid.item_lists import Unknown
 from llmrec.sid.item_tokens import ItemTokens
 from llmrec.sid.table import SidTable
 
@@ -42,6 +45,8 @@ class Recommender:
         details: Facts about the making of the checkpoint, for the model card.
         compiled: Fuse the model's layers by `torch.compile`; see `llmrec.decoding.decoder`.
         rank: Rank by `sid` (under a beam), or, if the model has item rows, by `items` (one pass) or a `mixture`.
+        record: Record of the catalogue that the model was trained on, which users without a history need.
+        given: Catalogue that says which items may be shown, as `match_catalog` returns it; all when left out.
 
     Raises:
         ValueError: If the tokenizer, table or model do not belong together, or `rank` needs item rows that are absent.
@@ -65,13 +70,17 @@ class Recommender:
         details: JsonObject | None = None,
         compiled: bool = False,
         rank: RankBy = "sid",
+        record: CatalogRecord | None = None,
+        given: GivenCatalog | None = None,
     ):
         sid_config.vocabulary.check(tokenizer)
         check_rows(model, sid_config.vocabulary.added_range.stop)
         self.model, self.tokenizer, self.table = model.eval(), tokenizer, table
         self.sid_config, self.details = sid_config, details or {}
+        self.record, self.given = record, given
         prefix_ids = sid_config.prompt.prefix(tokenizer)
         self.ranker = SidRanker(self.model, table, sid_config, prefix_ids, compiled, rank=rank)
+        self.answerer = Answerer(self.ranker, record, None if given is None else given.is_shown)
 
     @classmethod
     def from_pretrained(
@@ -81,6 +90,7 @@ class Recommender:
         precision: Literal["auto", "float32", "bfloat16"] = "auto",
         compiled: bool = False,
         rank: RankBy = "sid",
+        catalog: str | Path | Catalog | None = None,
     ) -> Recommender:
         """Load a checkpoint from a directory or the Hub.
 
@@ -91,10 +101,12 @@ class Recommender:
             compiled: Fuse the model's layers by `torch.compile`; its first 20 seconds pay off if thousands of users
                 follow.
             rank: Scores to rank by: sid, items or mixture.
+            catalog: Catalogue of today, or its directory: only items that it has are recommended. `given` tells what
+                it has in common with the checkpoint.
 
         Raises:
             ValueError: If the checkpoint cannot be found, was changed, or its parts do not belong together, the device
-                or precision is unknown, or `rank` needs item rows that are absent.
+                or precision is unknown, `rank` needs item rows that are absent, or `catalog` is of other items.
 
         Examples:
             Here `directory` is a checkpoint that `llmrec sft` wrote.
@@ -108,9 +120,14 @@ class Recommender:
         sid_config, table, details = SidConfig.load(path)
         if rank != "sid":
             ItemTokens.required(sid_config.vocabulary.items)  # before the weights are read
+        record, given = CatalogRecord.load(path, details, table.num_items), None
+        if catalog is not None:
+            catalog = catalog if isinstance(catalog, Catalog) else Catalog.load(catalog)
+            given = match_catalog(catalog, table, record, details)
+            record = record or given.record
         where = resolve_device(device)
         model = moved(load_model(path, dtype=resolve_dtype(precision, where)), where)
-        return cls(model, load_tokenizer(path), table, sid_config, details, compiled, rank)
+        return cls(model, load_tokenizer(path), table, sid_config, details, compiled, rank, record, given)
 
     def recommend(
         self,
@@ -120,13 +137,16 @@ class Recommender:
         allow: Sequence[str] | Sequence[Sequence[str] | None] | None = None,
         num_beams: int | None = None,
         batch_size: int = 32,
-    ) -> tuple[list[list[str]], list[list[float]]]:
+        unknown: Unknown = "error",
+        min_new: int = 0,
+    ) -> Answers:
         """Recommend the k most likely next items of each history.
 
         Lists may be tuples, arrays, or columns of pandas, polars or pyarrow.
 
         Args:
-            histories: B lists of item_ids, oldest first, of at least one item; the latest `max_history` are read.
+            histories: B lists of item_ids, oldest first; the latest `max_history` are read. A user without any is given
+                the items with most training interactions, scored by the log of their share.
             k: Number of items per user, at least 1.
             exclude: "seen" bars the items of each history, one list of item_ids bars these beside them for all users,
                 B lists bar exactly these (None: nothing), and None bars nothing.
@@ -135,14 +155,18 @@ class Recommender:
             num_beams: Beam width, at least k; min(items, max(50, 5k)) when left out, and more if items have several
                 SIDs. Ranking by `items` has no beams.
             batch_size: Number of users decoded together.
+            unknown: `error` refuses item_ids that the checkpoint does not know, `skip` leaves them out.
+            min_new: Least number of the k items that have no training interactions, if as many are allowed; they take
+                the last places.
 
         Returns:
-            B lists of item_ids and B lists of scores (log-probabilities), best first. A list is shorter than k if fewer
-            items are allowed. Items that share a SID share its score and follow one another.
+            B lists of item_ids and B lists of scores (log-probabilities), best first, which unpack as a pair; beside
+            them, which users got popular items and which item_ids were unknown (see `Answers`). A list is shorter than
+            k if fewer items are allowed. Items that share a SID share its score and follow one another.
 
         Raises:
-            ValueError: If a history is empty, an item is unknown, the lists differ in length, or a value is not of its
-                kind; before the model runs.
+            ValueError: If an item is unknown, the lists differ in length, or a value is not of its kind; before the
+                model runs.
 
         Examples:
             `recommender` is a Recommender of six items.
@@ -155,18 +179,9 @@ class Recommender:
             >>> recommender.recommend([["red"]], k=2, exclude=None, allow=["red"])[0]
             [['red']]
         """
-        k, batch_size = whole_number("k", k, 1), whole_number("batch_size", batch_size, 1)
-        num_beams = None if num_beams is None else whole_number("num_beams", num_beams, 0)
-        asked = read_requests(self.table, histories, exclude, allow, "error")
-        allowed = resolve_allow_lists(self.ranker.trie, asked.allow)
-        parts = [slice(start, start + batch_size) for start in range(0, len(asked.histories), batch_size)]
-        batches = ((asked.histories[part], asked.exclude[part], allowed[part]) for part in parts)
-        item_ids, scores = [], []
-        for ranking in self.ranker.rank_batches(batches, k, num_beams):
-            for items, item_scores in zip(ranking.items[:, :k], ranking.scores[:, :k], strict=True):
-                item_ids.append([self.table.item_ids[item] for item in items if item != UNFILLED])
-                scores.append(item_scores[items != UNFILLED].tolist())
-        return item_ids, scores
+        size = AnswerSize.read(k, min_new, num_beams, batch_size)
+        asked = read_requests(self.table, histories, exclude, allow, unknown)
+        return Answers.of(self.answerer.answer(asked, size), asked, self.table)
 
     def save_pretrained(self, directory: str | Path, metrics: str | Path | None = None) -> None:
         """Write a checkpoint that `from_pretrained` and plain transformers load.
@@ -206,5 +221,6 @@ class Recommender:
     def _save(self, directory: str | Path, name: str, metrics: str | Path | None) -> None:
         Path(directory).mkdir(parents=True, exist_ok=True)
         save_model(self.model, self.tokenizer, directory)
-        self.sid_config.save(directory, self.table, self.details)
+        details = self.details | (self.record.save(directory) if self.record else {})
+        self.sid_config.save(directory, self.table, details)
         write_card(directory, name, None if metrics is None else json.loads(Path(metrics).read_text(encoding="utf-8")))

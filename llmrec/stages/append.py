@@ -9,13 +9,15 @@ import dataclasses
 from pathlib import Path
 
 from llmrec.configs import ExtendConfig
+from llmrec.data.catalog import Catalog
 from llmrec.model.append_item_rows import append_item_rows
-from llmrec.model.append_items import carry_details_over, check_appended, grow_vocabulary
+from llmrec.model.append_items import carry_details_over, check_appended, grow_vocabulary, unchanged_catalog
 from llmrec.model.card import write_card
 from llmrec.model.checkpoint import SidConfig, load_model, load_tokenizer, resolve, save_model
 from llmrec.runtime.console import say, tell
 from llmrec.runtime.manifest import JsonObject, read_manifest
 from llmrec.runtime.stage_directory import run_stage
+from llmrec.sid.catalog_record import CatalogRecord
 from llmrec.sid.table import SidTable
 
 SETTLED = ("catalog", "sid_init", "spare_codes", "item_rows")  # options that a checkpoint has decided already
@@ -33,6 +35,9 @@ def append_items(config: ExtendConfig, table: SidTable) -> JsonObject:
     check_options(config)
     sid_config, old, details = SidConfig.load(resolve(config.model))
     check_appended(old, table)
+    record = CatalogRecord.load(resolve(config.model), details, old.num_items)
+    source = unchanged_catalog(config.sid)
+    catalog = Catalog.load(source) if source else None
     details, reason = carry_details_over(details, config.model, config.sid)
 
     def build(directory: Path) -> JsonObject:
@@ -42,7 +47,8 @@ def append_items(config: ExtendConfig, table: SidTable) -> JsonObject:
             items = append_item_rows(vocabulary.items, old, table, tokenizer, model)
             vocabulary = dataclasses.replace(vocabulary, items=items)
         save_model(model, tokenizer, directory)
-        dataclasses.replace(sid_config, vocabulary=vocabulary).save(directory, table, details)
+        kept = record.grown(old.row_of, table.item_ids, catalog).save(directory) if record else {}
+        dataclasses.replace(sid_config, vocabulary=vocabulary).save(directory, table, details | kept)
         if "counts" in details:
             write_card(directory, Path(config.out).name)
         return {

@@ -23,6 +23,7 @@ from llmrec.model.prompts import Prompt
 from llmrec.runtime.console import tell
 from llmrec.runtime.manifest import JsonObject, read_manifest, verify
 from llmrec.runtime.stage_directory import run_stage
+from llmrec.sid.catalog_record import CatalogRecord
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.stages.append import append_items, show_appended
@@ -61,7 +62,8 @@ def main(config: ExtendConfig) -> JsonObject:
         save_model(model, tokenizer, directory)
         sid_config = SidConfig(vocabulary, Prompt(), longest_history(model, vocabulary), "vocabulary")
         learned_on = read_manifest(config.sid)["identity"].get("inputs", {}).get("catalog")  # none of adopted SIDs
-        sid_config.save(directory, table, {**origin, "catalog_sha256": learned_on})
+        record = {} if catalog is None else CatalogRecord.of(catalog).save(directory)
+        sid_config.save(directory, table, {**origin, "catalog_sha256": learned_on, **record})
         return {
             "sid_tokens": vocabulary.num_tokens,
             **({"item_tokens": num_items} if num_items else {}),

@@ -16,6 +16,7 @@ from llmrec.model.card import write_card
 from llmrec.model.checkpoint import TRAINING, SidConfig, save_model
 from llmrec.runtime import processes
 from llmrec.runtime.manifest import JsonObject, content_hash, read_manifest, write_json
+from llmrec.sid.catalog_record import CatalogRecord
 from llmrec.sid.table import SidTable
 from llmrec.training.arguments import split_batch
 from llmrec.training.validation import Validation
@@ -168,6 +169,7 @@ def save_checkpoint(
         "earlier": phases(start.details),
         config.stage: describe_recipe(config),
         "counts": counts,
+        **CatalogRecord.of(start.catalog).save(directory),
     }
     start.sid_config.save(directory, start.table, recipe)
     write_json(directory / LOG, log)

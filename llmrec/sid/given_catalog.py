@@ -1,0 +1,132 @@
+"""The catalogue that a checkpoint is given when it answers: of the same items, or refused; it says what may be shown.
+
+item_ids of two catalogues may overlap by chance: rows numbered from 1 do. So ids prove nothing. A catalogue is accepted
+if it is the one that the checkpoint was made on (by its hash), or if its items have the titles that the checkpoint has
+seen (by the hash of each title). Then items may be gone, others new, and a few titles corrected.
+
+Shapes: N items of the checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from llmrec.data.catalog import Catalog
+from llmrec.runtime.manifest import MANIFEST, JsonObject, content_hash
+from llmrec.sid.catalog_record import NOTHING_KNOWN, CatalogRecord, title_hashes
+from llmrec.sid.item_lists import shown
+from llmrec.sid.table import SidTable
+
+LEAST_AGREEMENT = 0.9  # of the items that both have must have the title that the checkpoint was trained on
+
+
+@dataclass(frozen=True)
+class GivenCatalog:
+    """Items that a catalogue and a checkpoint have in common, and those that differ.
+
+    Attributes:
+        source: Directory of the catalogue.
+        is_shown: (N,) bool, items of the checkpoint that the catalogue has.
+        gone: item_ids that the catalogue lacks; they are not shown.
+        new: item_ids of the catalogue that the checkpoint does not know.
+        retitled: item_ids whose title is another one now.
+        record: Record of the catalogue, if it is the one that the checkpoint was trained on.
+    """
+
+    source: str
+    is_shown: np.ndarray
+    gone: list[str]
+    new: list[str]
+    retitled: list[str]
+    record: CatalogRecord | None = None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of items shown, gone, new and retitled."""
+        lists = {"gone": self.gone, "new": self.new, "retitled": self.retitled}
+        return {"shown": int(self.is_shown.sum()), **{name: len(items) for name, items in lists.items()}}
+
+    def notes(self) -> list[str]:
+        """Sentences about the items that differ; none if the catalogue is the checkpoint's own."""
+        notes = []
+        if self.gone:
+            notes.append(f"{_items(self.gone)} not in catalogue '{self.source}', so never recommended")
+        if self.new:
+            notes.append(
+                f"{_items(self.new)} in catalogue '{self.source}', but unknown to the model until appended "
+                "(`llmrec tokenize --append`, `llmrec extend`)"
+            )
+        if self.retitled:
+            notes.append(f"{_items(self.retitled)} under another title than the model was trained on")
+        return notes
+
+
+def _items(item_ids: list[str]) -> str:
+    return f"{len(item_ids)} item{'s' if len(item_ids) > 1 else ''} (first {shown(item_ids[0])}):"
+
+
+def match_catalog(catalog: Catalog, table: SidTable, record: CatalogRecord | None, details: JsonObject) -> GivenCatalog:
+    """Find what a catalogue and a checkpoint have in common.
+
+    Args:
+        catalog: The catalogue.
+        table: SID table of the checkpoint.
+        record: Record of the catalogue that the checkpoint was trained on; None if it has none.
+        details: Of its llmrec.json.
+
+    Raises:
+        ValueError: If they have no item in common, or the catalogue is not of the checkpoint's items, or nothing tells
+            whether it is.
+    """
+    is_shown = np.array([item_id in catalog.row_of for item_id in table.item_ids])
+    if not is_shown.any():
+        raise ValueError(
+            f"catalogue '{catalog.source}' has none of the {table.num_items} items that the model knows, such as "
+            f"{shown(table.item_ids[0])}. Give the catalogue that the model was trained on, or one made from it."
+        )
+    own = is_own(catalog, details)
+    retitled = [] if own else find_retitled(catalog, table, record)
+    gone = [item_id for item_id, is_here in zip(table.item_ids, is_shown, strict=True) if not is_here]
+    new = [item_id for item_id in catalog.item_ids if item_id not in table.row_of]
+    own_record = CatalogRecord.of(catalog) if own and catalog.item_ids == table.item_ids else None
+    return GivenCatalog(catalog.source, is_shown, gone, new, retitled, own_record)
+
+
+def is_own(catalog: Catalog, details: JsonObject) -> bool:
+    """True if a catalogue is the one that a checkpoint was made on, by the hash of its files."""
+    own = details.get("catalog_sha256")
+    return own is not None and (Path(catalog.source) / MANIFEST).is_file() and content_hash(catalog.source) == own
+
+
+def find_retitled(catalog: Catalog, table: SidTable, record: CatalogRecord | None) -> list[str]:
+    """Find the item_ids that a catalogue has under another title than the checkpoint was trained on.
+
+    Raises:
+        ValueError: If more than a tenth of them are, or nothing tells.
+    """
+    remedy = "Give the catalogue that the model was trained on, or one made from it (docs/recommend.md)."
+    if record is None:
+        raise ValueError(
+            f"catalogue '{catalog.source}' is not the one that the model was trained on, and the checkpoint keeps no "
+            f"titles' hashes to tell whether it is of the same items: an earlier llmrec wrote it. {remedy}"
+        )
+    theirs, ours = title_hashes(catalog, table.item_ids), record.title_hashes
+    is_comparable = (theirs != NOTHING_KNOWN) & (ours != NOTHING_KNOWN)
+    if not is_comparable.any():
+        raise ValueError(
+            f"catalogue '{catalog.source}' is not the one that the model was trained on, and without titles nothing "
+            f"tells whether it is of the same items. {remedy}"
+        )
+    rows = np.flatnonzero(is_comparable & (theirs != ours))
+    same = is_comparable.sum() - len(rows)
+    if same < LEAST_AGREEMENT * is_comparable.sum():
+        first = table.item_ids[rows[0]]
+        raise ValueError(
+            f"catalogue '{catalog.source}' is of other items than the model knows: of {is_comparable.sum()} item_ids "
+            f"that both have, {same} have the title that the model was trained on ({LEAST_AGREEMENT:.0%} are needed); "
+            f"{shown(first)} is {shown(catalog.titles[catalog.row_of[first]])} here. {remedy}"
+        )
+    return [table.item_ids[row] for row in rows]
