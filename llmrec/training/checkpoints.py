@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from llmrec.runtime import processes
 from llmrec.runtime.console import say
+from llmrec.runtime.disk import flush
 from llmrec.runtime.manifest import sha256_file, write_json
 
 SEAL = "llmrec_seal.json"
@@ -29,7 +29,7 @@ ASIDE = "unfinished"  # lies with the checkpoints but is not named like one: the
 
 
 @contextlib.contextmanager
-def saved_whole(arguments: TrainingArguments, state: TrainerState) -> Iterator[None]:
+def saved_whole(arguments: TrainingArguments, state: TrainerState) -> Iterator[Path]:
     """Let the Trainer save a checkpoint inside the context, and publish it when every process has written its part.
 
     If saving fails, the checkpoints before it are kept, and the message names the newest of them.
@@ -37,11 +37,14 @@ def saved_whole(arguments: TrainingArguments, state: TrainerState) -> Iterator[N
     Args:
         arguments: Arguments of the Trainer; inside the context their `output_dir` is another directory.
         state: State of the Trainer, which names the best checkpoint.
+
+    Yields:
+        Directory that the Trainer writes the checkpoint to.
     """
     directory, name = Path(str(arguments.output_dir)), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
     try:
         with written_aside(arguments) as aside:
-            yield
+            yield aside / name
         _name_best_by_final_place(arguments, state, directory, aside / name)
         processes.wait()  # every process writes its own random state, and the Trainer does not wait for it
         if processes.is_main():
@@ -90,21 +93,11 @@ def publish(written: Path, final: Path) -> None:
     for path in written.rglob("*"):
         flush(path)
     seal(written)
-    flush(written)
     if final.exists():  # the same step, saved again
         final.rename(written.with_name("replaced"))
     written.rename(final)
     flush(final.parent)
     shutil.rmtree(written.parent)
-
-
-def flush(path: Path) -> None:
-    """Call fsync on a file, or on the list of names of a directory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def seal(directory: Path) -> None:

@@ -5,7 +5,7 @@ Each stage uses `SidTrainer`, or a subclass that computes its loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,18 @@ from transformers import (
     PrinterCallback,
     Trainer,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_utils import TrainOutput
 
 from llmrec.configs import FineTuneConfig
 from llmrec.evaluation.learning import VALIDATION_SECONDS
 from llmrec.model.checkpoint import load_model
 from llmrec.runtime import processes
 from llmrec.runtime.console import say
-from llmrec.runtime.manifest import JsonObject
+from llmrec.runtime.manifest import JsonObject, read_json, write_json
 from llmrec.runtime.quiet import without_tensor_bars
 from llmrec.runtime.stage_directory import SCRATCH
 from llmrec.training.callbacks import Divergence, LogLines
@@ -35,6 +38,7 @@ from llmrec.training.checkpoints import check_best, newest_whole, saved_whole
 from llmrec.training.regime import STOPPED_AT, rate_at_stop, warning_of_rate
 from llmrec.training.validation import Validation
 
+LOSSES = "llmrec_losses.json"  # in a checkpoint
 SID_ROWS = "trainable_tokens"  # in the name of PEFT's parameter for trained token rows
 
 
@@ -121,9 +125,27 @@ class SidTrainer(Trainer):
         model.load_state_dict(gathered)
         return model
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **options: Any) -> TrainOutput:
+        """Train, from a checkpoint if one is given; the sums of its losses go on."""
+        if isinstance(resume_from_checkpoint, str):
+            self.add_callback(EarlierLosses(self, Path(resume_from_checkpoint)))
+        return super().train(resume_from_checkpoint, *arguments, **options)
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: dict[str, object] | None) -> None:
-        with saved_whole(self.args, self.state):
+        # The Trainer starts its sums of losses anew when it resumes: every mean would be of the steps since then.
+        shares = processes.gather([[self._tr_loss.item(), self._total_loss_scalar]])
+        of_all = [sum(each) / len(shares) for each in zip(*shares, strict=True)]
+        with saved_whole(self.args, self.state) as aside:
             super()._save_checkpoint(model, trial)
+            if processes.is_main():
+                sums = {"since_log": of_all[0], "before_log": of_all[1], "logged_at": self._globalstep_last_logged}
+                write_json(aside / LOSSES, sums)
+
+    def continue_losses(self, sums: Mapping[str, float]) -> None:
+        """Take up the sums of losses of a checkpoint, so that means are of all steps; call it as training begins."""
+        self._tr_loss += sums["since_log"]
+        self._total_loss_scalar = sums["before_log"]
+        self._globalstep_last_logged = int(sums["logged_at"])
 
     def _load_best_model(self) -> None:
         if not self.state.best_metric:
@@ -140,6 +162,25 @@ class SidTrainer(Trainer):
         missing = set(load_result.missing_keys) - set(getattr(self.model, "all_tied_weights_keys", None) or {})
         if missing or load_result.unexpected_keys:
             super()._issue_warnings_after_load(load_result)
+
+
+class EarlierLosses(TrainerCallback):
+    """Gives a trainer that resumes the sums of the losses before its checkpoint.
+
+    Args:
+        trainer: Trainer that resumes.
+        checkpoint: Checkpoint that it resumes from.
+    """
+
+    def __init__(self, trainer: SidTrainer, checkpoint: Path):
+        self.trainer, self.file = trainer, checkpoint / LOSSES
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Read the sums; a checkpoint of an earlier version of llmrec has none."""
+        if self.file.is_file():
+            self.trainer.continue_losses(read_json(self.file))
 
 
 def train(trainer: SidTrainer, directory: Path) -> tuple[JsonObject, float]:
@@ -161,8 +202,8 @@ def train(trainer: SidTrainer, directory: Path) -> tuple[JsonObject, float]:
     state, validated_before = trainer.state, done if newest else -1
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     if not losses:  # a run shorter than logging_steps; transformers gives the loss of this process
-        shares = processes.gather([result.training_loss])
-        losses = [sum(shares) / len(shares)]
+        shares = processes.gather([result.training_loss * (state.global_step - done)])
+        losses = [sum(shares) / len(shares) / state.global_step]
     validating = [
         e[VALIDATION_SECONDS] for e in state.log_history if VALIDATION_SECONDS in e and e["step"] > validated_before
     ]

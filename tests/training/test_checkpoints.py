@@ -23,6 +23,7 @@ from datasets import Dataset
 
 from llmrec.configs import SftConfig
 from llmrec.model.prompts import HistoryEncoder
+from llmrec.runtime.manifest import read_manifest
 from llmrec.runtime.stage_directory import SCRATCH
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
@@ -134,6 +135,18 @@ def test_training_resumes_from_the_checkpoint_before_a_corrupt_one(capsys, tmp_p
     assert "checkpoint-4 is passed over" in said and "continuing from checkpoint-2" in said
     assert same_weights(tmp_path / "sft", uninterrupted / "lora")
     assert losses(tmp_path / "sft") == losses(uninterrupted / "lora")
+
+
+@pytest.mark.parametrize(("logging_steps", "step"), [(3, 2), (3, 4), (10, 2), (10, 4)])
+def test_means_of_losses_are_of_all_steps_after_a_resume(monkeypatch, tmp_path, toy, logging_steps, step):
+    """Stopped within the steps of a log entry, and in a run that is shorter than one."""
+    for out in (tmp_path / "whole", tmp_path / "resumed"):
+        if out.name == "resumed":
+            start_and_kill(monkeypatch, out, toy, step, logging_steps=logging_steps)
+        fine_tune(out, *toy, **OPTIONS, logging_steps=logging_steps)
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert losses(resumed) == losses(whole)
+    assert read_manifest(resumed)["counts"]["loss"] == read_manifest(whole)["counts"]["loss"]
 
 
 def test_training_starts_again_without_a_whole_checkpoint(capsys, tmp_path, interrupted):

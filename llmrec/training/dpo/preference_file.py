@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from llmrec.data import columns
 from llmrec.data.catalog import Catalog
+from llmrec.runtime import disk
 from llmrec.sid.table import SidTable
 from llmrec.training.dpo.preferences import Preferences
 from llmrec.training.preference.policy import Prompts
@@ -52,9 +53,8 @@ def write_preferences(preferences: Preferences, path: Path, item_ids: Sequence[s
         columns.SOURCES: preferences.sources,
         columns.BEAM_RANKS: [ranks.tolist() for ranks in preferences.ranks],
     }
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(pa.table(data), temporary)
-    temporary.replace(path)
+    with disk.replacing(path) as temporary:
+        pq.write_table(pa.table(data), temporary)
 
 
 def read_preferences(path: str | Path, catalog: Catalog, table: SidTable) -> Preferences:
