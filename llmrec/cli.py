@@ -14,7 +14,6 @@ import io
 import json
 import os
 import sys
-import traceback
 import typing
 from collections.abc import Collection, Sequence
 from typing import NoReturn
@@ -23,8 +22,8 @@ from llmrec import __version__
 from llmrec.configs import STAGES
 from llmrec.configs.file import load_config, read_yaml
 from llmrec.configs.options import Config, suggestion
-from llmrec.runtime import disk, processes
-from llmrec.runtime.console import inert, libraries_kept_quiet, say
+from llmrec.runtime import errors, processes
+from llmrec.runtime.console import libraries_kept_quiet, say
 
 CLOSED_PIPE = 128 + 13  # as a shell says of SIGPIPE, a signal that Windows does not have
 # Stage -> the option that names a method, which has options of its own, and the module that knows them.
@@ -34,11 +33,11 @@ A stage prints its result on stdout, and messages and progress on stderr. After
 an interruption, the same command continues. See `llmrec STAGE --help`.
 
 exit status: 0    done
-             1    a fault of llmrec, with its traceback
+             1    an error that llmrec did not foresee, with a log
              2    the input is at fault, as one line on stderr says
              130  interrupted
              141  the reader of stdout, such as `head`, is gone"""
-LIGHTER = {  # advice for a stage that runs out of GPU memory
+LIGHTER = {  # advice for a stage that runs out of memory
     "teach": "Lower batch_size, max_history or hidden.",
     "sft": "Lower micro_batch_size (the result stays the same) or max_history, or set gradient_checkpointing.",
     "alternate": "Lower batch_size or max_history, or set gradient_checkpointing.",
@@ -106,11 +105,11 @@ def option_blocks(stage: str, argv: Sequence[str]) -> dict[str, type[Config]]:
     if stage not in METHODS:
         return {}
     key, module = METHODS[stage]
-    return importlib.import_module(module).option_blocks(named_method(argv, key))
+    return importlib.import_module(module).option_blocks(named_value(argv, key))
 
 
-def named_method(argv: Sequence[str], key: str) -> str | None:
-    """Method that a command line, or its config file, names by the option `key`."""
+def named_value(argv: Sequence[str], key: str) -> str | None:
+    """Text that a command line, or its config file, gives for the option `key`."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in (key, "config"):
         parser.add_argument(f"--{name}", nargs="?")
@@ -153,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0; 2 after one line on stderr if the input is at fault; 130 after an interrupt; 141 if the reader
-        of stdout is gone. A fault of llmrec itself keeps its traceback, which ends the process with 1.
+        of stdout is gone; 1 after an error that llmrec did not foresee, whose traceback is put into a file.
     """
     argv = sys.argv[1:] if argv is None else argv
     stage = argv[0] if argv and argv[0] in STAGES else ""
@@ -169,20 +168,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (`| head`) has seen enough; nor may the flush at exit complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED_PIPE
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        if os.environ.get("LLMREC_TRACEBACK"):
-            raise
-        complain(stage, explain(error))
-        return 2
-    except RuntimeError as error:  # torch's OutOfMemoryError, without importing torch here
-        if type(error).__name__ != "OutOfMemoryError" or os.environ.get("LLMREC_TRACEBACK"):
-            raise
-        complain(stage, f"{first_sentences(error)} {LIGHTER.get(stage, 'Use a GPU with more memory.')}")
-        return 2
     except KeyboardInterrupt:
         print(file=sys.stderr)  # the terminal has written ^C
         complain(stage, "interrupted; run the same command again to continue.")
         return 130
+    except BaseException as error:  # a panic of polars is no Exception
+        if isinstance(error, SystemExit) or os.environ.get("LLMREC_TRACEBACK"):
+            raise
+        lighter = LIGHTER.get(stage, "Use a machine with more memory.")
+        status, text = errors.explain(error, argv, named_value(argv, "out"), lighter)
+        complain(stage, text)
+        return status
 
 
 def run(argv: Sequence[str]) -> None:
@@ -242,26 +238,3 @@ def unknown_flags(stage: str, arguments: list[str], known: Collection[str] = ())
         spelled = ", ".join(f"--{keys[flag].replace('_', '-')} for {flag}" for flag in misspelled)
         raise ValueError(f"a flag has two hyphens in front and hyphens within; write {spelled}.")
     return dict.fromkeys(keys.values())
-
-
-def first_sentences(error: Exception) -> str:
-    """Message of torch about memory, without its advice on allocator settings."""
-    return str(error).partition("Of the allocated memory")[0].strip()
-
-
-def explain(error: Exception) -> str:
-    """Message for the person at the terminal: what happened and what to do."""
-    text = inert(" ".join(str(error).split())) or type(error).__name__
-    if isinstance(error, OSError):
-        text = inert(f"{error.filename}: {error.strerror}") if error.filename and error.strerror else text
-        if error.errno in disk.FULL:
-            return f"{text}. Free some space (or raise the limit), then run the same command again; it continues."
-        if error.filename:
-            return f"{text}. Check the path and its permissions."
-    return text if is_ours(error) else f"{text}\n(LLMREC_TRACEBACK=1 shows where.)"
-
-
-def is_ours(error: Exception) -> bool:
-    """True if llmrec itself raised the error; its message then says what to do, and needs no traceback."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return (frame.f_globals.get("__package__") or "").partition(".")[0] == "llmrec"

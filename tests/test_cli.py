@@ -11,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -197,7 +198,7 @@ def test_letters_that_the_terminal_lacks_are_written_out(tmp_path):
 
 
 @pytest.fixture
-def failing(monkeypatch):
+def failing(monkeypatch, tmp_path):
     """Make the prepare stage raise an error."""
 
     def fail(error: BaseException) -> list[str]:
@@ -205,22 +206,53 @@ def failing(monkeypatch):
             raise error
 
         monkeypatch.setattr("llmrec.stages.prepare.main", stage)
-        return ["prepare", "--dataset", "simulated", "--out", "nowhere"]
+        return ["prepare", "--dataset", "simulated", "--out", str(tmp_path / "nowhere")]
 
     return fail
 
 
-@pytest.mark.parametrize("error", [KeyError("row"), RuntimeError("shapes"), TypeError("none"), AssertionError()])
-def test_a_bug_keeps_its_traceback(failing, error):
-    with pytest.raises(type(error)) as caught:
-        main(failing(error))
-    assert caught.value is error
+class Panic(BaseException):
+    """As pyo3 declares the panics of polars."""
 
 
-def test_an_error_of_a_library_says_where_to_look(failing, capsys):
-    argv = failing(ValueError("bad input shape ()"))  # raised here, outside llmrec
-    assert main(argv) == 2
-    assert capsys.readouterr().err == "llmrec prepare: bad input shape ()\n(LLMREC_TRACEBACK=1 shows where.)\n"
+@pytest.mark.parametrize(
+    "error",
+    [KeyError("row"), RuntimeError("shapes"), TypeError("none"), AssertionError(), ValueError("bad input shape ()"),
+     Panic("out-of-range date\nin a second line")],
+)  # fmt: skip
+def test_an_error_that_nobody_foresaw_is_one_message_and_a_log(failing, error, capsys, tmp_path):
+    """All of them are raised here, outside llmrec."""
+    argv = failing(error)
+    log = Path(argv[-1] + ".error.log")
+    assert main(argv) == 1
+    what = " ".join(str(error).split()) or "AssertionError"
+    assert capsys.readouterr().err == (
+        f"llmrec prepare: {type(error).__name__}: {what} (llmrec did not foresee this error; please report it at "
+        f"https://github.com/llmrec/llmrec/issues with {log}, which has its traceback.)\n"
+    )
+    assert "Traceback" in log.read_text() and "--dataset simulated" in log.read_text()
+
+
+def test_the_log_goes_where_it_can_be_written(failing, capsys):
+    argv = failing(KeyError("row"))
+    assert main([*argv[:-1], "/nowhere/at/all"]) == 1
+    said = capsys.readouterr().err
+    log = Path(re.search(r"with (\S+), which", said)[1])
+    assert log.parent == Path(tempfile.gettempdir()) and "KeyError" in log.read_text()
+    log.unlink()
+
+
+def test_control_characters_of_a_message_do_not_reach_the_terminal(failing, capsys):
+    assert main(failing(OSError(2, "No such file or directory", "log\x1b[2J\x07.csv"))) == 2
+    assert r"log\x1b[2J\x07.csv: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")]
+)
+def test_too_little_memory_says_what_to_lower(failing, error, capsys):
+    assert main(failing(error)) == 2
+    assert "memory" in capsys.readouterr().err
 
 
 def test_the_traceback_is_there_for_who_asks(failing, monkeypatch):

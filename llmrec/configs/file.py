@@ -159,6 +159,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:  # text, None, lists and mapp
         raise ValueError(f"config file '{path}' does not exist; check --config") from None
     except IsADirectoryError:
         raise ValueError(f"config file '{path}' is a directory; give a YAML file in it") from None
+    except OSError as error:
+        raise ValueError(f"config file '{path}' cannot be read ({error.strerror}); check --config") from error
+    except RecursionError:
+        raise ValueError(f"config file '{path}' is nested too deeply; a config has two levels") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"config file '{path}' is not UTF-8 (byte {error.start}); save it as UTF-8") from error
     except yaml.YAMLError as error:

@@ -27,7 +27,7 @@ import numpy as np
 from llmrec.data.examples import Examples
 from llmrec.evaluation.metrics import Position, target_position
 from llmrec.evaluation.ranking import UNFILLED, Ranking
-from llmrec.runtime import processes
+from llmrec.runtime import disk, processes
 from llmrec.runtime.console import progress, say
 
 COLUMNS = ("plain", "seen_excluded")
@@ -103,10 +103,8 @@ def resumed(
 def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:  # Any: the types of savez take `**` for its flags
     """Write an .npz file, which appears only when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with disk.replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
-    temporary.replace(path)
 
 
 def per_batch(rank: Callable[[list[np.ndarray], int, list[np.ndarray] | None], Ranking]) -> Rank:

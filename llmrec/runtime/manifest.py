@@ -10,19 +10,22 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from llmrec import __version__
-from llmrec.runtime import processes
+from llmrec.runtime import disk, processes
 
 JsonObject: TypeAlias = dict[str, Any]  # as json.load gives it; whoever reads a value checks it
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+RUN = "run.json"  # of a run that is not finished
 PARTIAL = ".partial"
+ERROR_LOG = ".error.log"  # after the name of a result: the traceback of a run that failed unforeseen
+LARGEST_JSON = 1 << 28  # bytes; what is larger is refused before it fills the memory
+READ = (".json", ".safetensors", ".parquet", ".jinja", ".model", ".bin", ".pt", ".npz")  # files that loaders look for
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "scikit-learn", "polars")
 
 
@@ -39,13 +42,24 @@ def sha256_json(value: object) -> str:
 
 def write_json(path: Path, value: object) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with disk.replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=2, default=str)
         file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:  # as json.load gives it; whoever reads a value checks it
+    """Read a JSON file of llmrec, of at most LARGEST_JSON bytes.
+
+    Raises:
+        ValueError: If it is too large, is not JSON, or is nested too deeply to be read.
+    """
+    size = path.stat().st_size
+    if size > LARGEST_JSON:
+        raise ValueError(f"{size:,} bytes are more than llmrec writes into it ({LARGEST_JSON:,})")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def read_manifest(path: str | Path) -> JsonObject:
@@ -65,10 +79,10 @@ def read_manifest(path: str | Path) -> JsonObject:
             f"'{path}' is not a directory that llmrec finished: {problem}. Give the --out of the stage that makes it."
         )
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(path / MANIFEST)
     except ValueError as error:
         raise ValueError(f"{path / MANIFEST} is not valid JSON ({error}); run its stage again.") from error
-    if not isinstance(manifest, dict) or not {"schema_version", "stage", "files", "identity"} <= manifest.keys():
+    if not _is_manifest(manifest):
         raise ValueError(f"{path / MANIFEST} is not a manifest of llmrec; run the stage that wrote '{path}' again.")
     if manifest["schema_version"] != SCHEMA_VERSION:
         raise ValueError(
@@ -76,6 +90,20 @@ def read_manifest(path: str | Path) -> JsonObject:
             f"run `llmrec {manifest['stage']}` again with this version, or install the one that wrote it."
         )
     return manifest
+
+
+def _is_manifest(value: object) -> bool:
+    """True if a JSON value has what llmrec reads of a manifest, and names no file outside its directory."""
+    if not isinstance(value, dict) or not {"schema_version", "stage", "files", "identity"} <= value.keys():
+        return False
+    files = value["files"]
+    return (
+        isinstance(value["stage"], str)
+        and isinstance(value["identity"], dict)
+        and isinstance(files, dict)
+        and all(isinstance(each, str) for each in files.values())
+        and not any(Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name for name in files)
+    )
 
 
 def verify(path: str | Path, *stages: str) -> Path:
@@ -89,7 +117,8 @@ def verify(path: str | Path, *stages: str) -> Path:
         The path.
 
     Raises:
-        ValueError: If it is unfinished, from another stage, or a file is missing or differs from the manifest.
+        ValueError: If it is unfinished, from another stage, a file is missing or differs from the manifest, or a file
+            was added that would be read as part of the result.
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -106,6 +135,12 @@ def verify(path: str | Path, *stages: str) -> Path:
                 f"{file} {problem} since `llmrec {manifest['stage']}` wrote it; "
                 f"run `llmrec {manifest['stage']} --out {path} --overwrite` with its config to repair it."
             )
+    added = [f for f in path.iterdir() if f.suffix in READ and f.name not in {MANIFEST, RUN, *manifest["files"]}]
+    if added:
+        raise ValueError(
+            f"{min(added)} was added after `llmrec {manifest['stage']}` wrote '{path}', and would be read as a part of "
+            "it; move it to another place."
+        )
     return path
 
 
@@ -130,8 +165,9 @@ def write_manifest(directory: Path, files: list[Path], facts: JsonObject) -> Non
         facts: Further entries of the manifest, with `stage` and `identity` among them.
     """
     for file in files:
-        with file.open("rb" if os.name == "posix" else "r+b") as handle:  # Windows flushes what is open for writing
-            os.fsync(handle.fileno())
+        disk.flush(file)
+    for each in sorted({parent for file in files for parent in file.parents if directory in parent.parents}):
+        disk.flush(each)
     manifest = {
         "schema_version": SCHEMA_VERSION,
         **facts,

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -22,18 +22,20 @@ from filelock import FileLock, Timeout
 from llmrec.configs.options import StageConfig
 from llmrec.runtime import disk, processes
 from llmrec.runtime.manifest import (
+    ERROR_LOG,
     MANIFEST,
     PARTIAL,
+    RUN,
     SCHEMA_VERSION,
     JsonObject,
     content_hash,
+    read_json,
     read_manifest,
     verify,
     write_json,
     write_manifest,
 )
 
-RUN = "run.json"
 LOCK = ".lock"
 SCRATCH = "scratch"
 REPLACED = ".replaced"
@@ -41,7 +43,11 @@ MOVES_OPEN_FILES = os.name != "nt"  # Windows neither renames nor removes a dire
 
 
 def run_stage(
-    stage: str, config: StageConfig, inputs: Mapping[str, str | Path], build: Callable[[Path], JsonObject | None]
+    stage: str,
+    config: StageConfig,
+    inputs: Mapping[str, str | Path],
+    build: Callable[[Path], JsonObject | None],
+    reused: Collection[str] = (),
 ) -> Path:
     """Produce the directory `config.out` by calling `build`, unless it is there already.
 
@@ -52,13 +58,15 @@ def run_stage(
         build: Function that writes the result into the working directory it is given, which may hold a partial result
             of the same run, and returns counts for the manifest. Under `accelerate launch` every process calls it.
             Files in `<directory>/scratch` serve its own resumption and are removed at the end.
+        reused: Names of the files that `build` writes whole and does not make again when it resumes. All others outside
+            `scratch`, which a killed attempt may have left in any state, are removed before `build`.
 
     Returns:
         `config.out`.
 
     Raises:
         ValueError: If `out` holds the result of another run, something that llmrec did not write, or an input.
-        OSError: If the disk is full; the message names the directory that was being written.
+        OSError: If a file cannot be written; the message names it, or the directory, and the cause.
     """
     out, main = Path(config.out), processes.is_main()
     _check_out(out, inputs)
@@ -66,25 +74,25 @@ def run_stage(
     identity = run_identity(stage, config, inputs)
     if _is_finished(out, identity, config.overwrite):
         return out
-    if main:
-        with disk.naming(partial):
-            _claim(partial, identity, config.overwrite)
-    processes.wait()
-    with _locked(partial) if main else contextlib.nullcontext() as lock, disk.naming(partial):
-        started = time.monotonic()
-        try:
-            counts = build(partial) or {}
-        except Exception:
-            # Refused before any work: leave no claim that the corrected run would be held to.
-            if lock and all(file.name in (RUN, LOCK) for file in partial.iterdir()):
-                _let_go(lock)
-                shutil.rmtree(partial)
-            raise
+    with _claimed(partial, identity, config.overwrite, reused) if main else contextlib.nullcontext() as lock:
         processes.wait()
-        if lock:
-            _describe(partial, stage, config, inputs, identity, counts, time.monotonic() - started)
-            _let_go(lock)
-            _publish(out, partial)
+        # Another process may have finished the same run since; the processes of one launch must go the same way.
+        if lock and processes.count() == 1 and _is_finished(out, identity, config.overwrite):
+            _abandon(partial, lock)
+            return out
+        with disk.naming(partial):
+            started = time.monotonic()
+            try:
+                counts = build(partial) or {}
+            except BaseException:  # a panic of polars is no Exception
+                if lock:
+                    _abandon(partial, lock)
+                raise
+            processes.wait()
+            if lock:
+                _describe(partial, stage, config, inputs, identity, counts, time.monotonic() - started)
+                _let_go(lock)
+                _publish(out, partial)
     processes.wait()
     return out
 
@@ -135,31 +143,90 @@ def _is_finished(out: Path, identity: JsonObject, overwrite: bool) -> bool:
     raise ValueError(f"'{out}' is the result of another run ({difference}). Add --overwrite, or choose another --out.")
 
 
-def _claim(partial: Path, identity: JsonObject, overwrite: bool) -> None:
-    """Leave an empty or resumable `partial` that is bound to this run."""
-    if partial.exists():
-        difference = _difference(_read_run(partial, identity), identity)
-        if difference is not None and not overwrite:
-            raise ValueError(
-                f"'{partial}' is an unfinished run of another kind ({difference}). Add --overwrite to drop it, or "
-                "choose another --out."
-            )
-        if difference is not None:
-            with _locked(partial) as lock:
+@contextlib.contextmanager
+def _claimed(partial: Path, identity: JsonObject, overwrite: bool, reused: Collection[str]) -> Iterator[FileLock]:
+    """Hold the lock of a working directory that is empty or resumable and bound to this run."""
+    with disk.naming(partial):
+        _check_ours(partial)
+        lock = _locked(partial)
+    try:
+        with disk.naming(partial):
+            difference = _difference(_read_run(partial, identity), identity)
+            if difference is not None and not overwrite:
                 _let_go(lock)
-                shutil.rmtree(partial)
-    partial.mkdir(parents=True, exist_ok=True)
-    write_json(partial / RUN, identity)
+                (partial / LOCK).unlink()
+                raise ValueError(
+                    f"'{partial}' is an unfinished run of another kind ({difference}). Add --overwrite to drop it, or "
+                    "choose another --out."
+                )
+            _sweep(partial, () if difference is not None else (SCRATCH, *reused))
+            write_json(partial / RUN, identity)
+        yield lock
+    finally:
+        lock.release()
+
+
+def _locked(partial: Path) -> FileLock:
+    """Lock of a working directory, which is made if it is absent; refuse at once if another process has it."""
+    while True:
+        partial.mkdir(parents=True, exist_ok=True)
+        path = partial / LOCK
+        try:
+            path.touch()
+            before, lock = path.stat(), FileLock(path, timeout=0)
+            lock.acquire()
+        except FileNotFoundError:  # the process that had the directory has just published or dropped it
+            continue
+        except Timeout:
+            raise ValueError(
+                f"Another llmrec process is writing '{partial}'; wait for it or choose another --out."
+            ) from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(before, path.stat()):
+                return lock
+        lock.release()
+
+
+def _check_ours(partial: Path) -> None:
+    """Refuse a directory that a run of llmrec did not leave, before anything is written into it."""
+    early = {LOCK, RUN + ".tmp"}  # a run writes these before its identity
+    if not partial.exists() or (partial.is_dir() and (partial / RUN).is_file()):
+        return
+    if not partial.is_dir() or {file.name for file in partial.iterdir()} - early:
+        raise ValueError(f"'{partial}' was not written by llmrec; remove it or choose another --out.")
 
 
 def _read_run(partial: Path, identity: JsonObject) -> JsonObject:
     """Identity of an unfinished run; the given one if the run was killed before it wrote its own."""
-    try:
-        return json.loads((partial / RUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        if not partial.is_dir() or {file.name for file in partial.iterdir()} - {RUN + ".tmp"}:
-            raise ValueError(f"'{partial}' was not written by llmrec; remove it or choose another --out.") from None
+    if not (partial / RUN).is_file():
         return identity
+    try:
+        found = read_json(partial / RUN)
+    except ValueError as error:
+        raise ValueError(
+            f"{partial / RUN} cannot be read ({error}); remove '{partial}' or choose another --out."
+        ) from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{partial / RUN} is no identity of a run; remove '{partial}' or choose another --out.")
+    return found
+
+
+def _sweep(partial: Path, kept: Collection[str]) -> None:
+    """Remove what an earlier attempt left, except its identity, the lock and the entries of these names."""
+    for path in partial.iterdir():
+        if path.name in (RUN, LOCK, *kept):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _abandon(partial: Path, lock: FileLock) -> None:
+    """Remove a working directory without any work, so that a corrected run is not held to its claim."""
+    if all(path.name in (RUN, LOCK) for path in partial.iterdir()):
+        _let_go(lock)
+        shutil.rmtree(partial)
 
 
 def _difference(old: JsonObject, new: JsonObject) -> str | None:
@@ -168,27 +235,14 @@ def _difference(old: JsonObject, new: JsonObject) -> str | None:
     if old.get("stage") != new["stage"]:
         return f"stage {old.get('stage')}, not {new['stage']}"
     for part in ("config", "inputs"):
-        for key in sorted({*old.get(part, {}), *new[part]}):
-            before, after = old.get(part, {}).get(key), new[part].get(key)
+        earlier = old.get(part)
+        if not isinstance(earlier, dict):
+            continue
+        for key in sorted({*earlier, *new[part]}):
+            before, after = earlier.get(key), new[part].get(key)
             if before != after:
                 return f"{key} was {before!r}, now {after!r}" if part == "config" else f"its input '{key}' has changed"
     return "written by another version of llmrec"
-
-
-@contextlib.contextmanager
-def _locked(partial: Path) -> Iterator[FileLock]:
-    """Hold the lock of a working directory; refuse at once if another process has it."""
-    lock = FileLock(partial / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ValueError(
-            f"Another llmrec process is writing '{partial}'; wait for it or choose another --out."
-        ) from None
-    try:
-        yield lock
-    finally:
-        lock.release()
 
 
 def _let_go(lock: FileLock) -> None:
@@ -206,8 +260,6 @@ def _describe(
     counts: JsonObject,
     seconds: float,
 ) -> None:
-    for leftover in partial.rglob("*.tmp"):  # of a file that a killed attempt was about to rename
-        leftover.unlink()
     internal = {partial / RUN, partial / LOCK, partial / MANIFEST}
     found = (f for f in partial.rglob("*") if f.is_file() and f not in internal)
     files = sorted(f for f in found if partial / SCRATCH not in f.parents)
@@ -235,12 +287,14 @@ def _publish(out: Path, partial: Path) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
         out.rename(replaced)
     partial.rename(out)
+    disk.flush(out.absolute().parent)
     _tidy(out)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _tidy(out: Path) -> None:
     """Remove the files that only an unfinished run needs; an earlier attempt may have been killed before it did."""
+    out.with_name(out.name + ERROR_LOG).unlink(missing_ok=True)
     (out / RUN).unlink(missing_ok=True)
     (out / LOCK).unlink(missing_ok=True)
     shutil.rmtree(out / SCRATCH, ignore_errors=True)

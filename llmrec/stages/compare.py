@@ -10,6 +10,7 @@ from llmrec.evaluation import compare
 from llmrec.evaluation.runs import Run, check_comparable
 from llmrec.evaluation.summary import OURS
 from llmrec.reports.comparison import render
+from llmrec.runtime import disk
 from llmrec.runtime.console import tell
 from llmrec.runtime.manifest import JsonObject
 
@@ -41,7 +42,8 @@ def main(config: CompareConfig) -> JsonObject:
     check_comparable(runs)
     result = compare.compare(runs, config.seed)
     if config.html is not None:
-        Path(config.html).write_text(render(result), encoding="utf-8")
+        with disk.replacing(config.html) as temporary:
+            temporary.write_text(render(result), encoding="utf-8")
     return result
 
 

@@ -64,7 +64,7 @@ def main(config: DpoConfig) -> JsonObject:
     inputs: dict[str, str | Path] = {"catalog": config.catalog, "model": config.model}
     if config.preferences is not None:
         inputs["preferences"] = config.preferences
-    out = run_stage("dpo", config, inputs, build)
+    out = run_stage("dpo", config, inputs, build, reused=[FILE])
     return {"out": str(out), **read_manifest(out)["counts"]}
 
 

@@ -61,7 +61,7 @@ def main(config: EmbedConfig) -> JsonObject:
         return counts(workdir, catalog, config) if processes.is_main() else {}
 
     inputs = {"catalog": config.catalog, **{f"external {name}": path for name, path in files.items()}}
-    out = run_stage("embed", config, inputs, build)
+    out = run_stage("embed", config, inputs, build, reused=[name + SUFFIX for name in config.views])
     result = read_manifest(out)["counts"]
     return {"out": str(out), **result}
 

@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 
 from llmrec import __version__
 from llmrec.data.catalog import Catalog
+from llmrec.runtime import disk
 from llmrec.runtime.manifest import MANIFEST, content_hash, read_manifest, verify
 
 SUFFIX = ".safetensors"
@@ -75,11 +76,10 @@ class View:
 
     def save(self, path: Path) -> None:
         """Write the view; the file appears only when it is complete."""
-        temporary = path.with_name(path.name + ".tmp")
         tensors = {"vectors": np.ascontiguousarray(self.vectors, np.float32), "missing": self.missing}
         # One metadata key: safetensors writes several in any order, and equal views must be equal files.
-        save_file(tensors, temporary, metadata={"provenance": json.dumps(self.provenance, sort_keys=True)})
-        temporary.replace(path)
+        with disk.replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={"provenance": json.dumps(self.provenance, sort_keys=True)})
 
 
 class ItemViews(dict[str, View]):

@@ -9,7 +9,6 @@ An item without text is missing. It is not embedded as an empty string, for whic
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from string import Formatter
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from llmrec.data.catalog import Catalog
-from llmrec.runtime import processes
+from llmrec.runtime import disk, processes
 from llmrec.runtime.console import progress, say
 from llmrec.runtime.device import resolve_device
 from llmrec.views import View, describe, scatter
@@ -137,12 +136,8 @@ def encoder_view(
 
 
 def _save_chunk(path: Path, vectors: np.ndarray) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    with disk.replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, vectors.astype(np.float32))
-        file.flush()
-        os.fsync(file.fileno())  # a renamed file must not come back empty after a power cut
-    temporary.replace(path)
 
 
 def tfidf_view(catalog: Catalog, template: str, dim: int, seed: int) -> View:

@@ -18,6 +18,7 @@ from torch import Tensor
 from llmrec.decoding.trie.build import Parts
 from llmrec.decoding.trie.leaf_items import LeafItems
 from llmrec.decoding.trie.level import BYTE, TrieLevel
+from llmrec.runtime import disk
 from llmrec.runtime.manifest import JsonObject
 
 FORMAT, VERSION = "llmrec SidTrie", 1
@@ -37,9 +38,8 @@ def write(path: str | Path, parts: Parts, table_sha256: str | None) -> None:
         arrays[f"first_{i}"], arrays[f"codes_{i}"] = level.first, level.codes
     # One metadata key: safetensors writes several in any order, and equal tries must be equal files.
     # Aside first: the file may be the one that the arrays are mapped from.
-    partial = Path(path).with_name(f"{Path(path).name}.partial")
-    save_file(arrays, partial, metadata={KEY: json.dumps(header)})
-    partial.replace(path)
+    with disk.replacing(path) as temporary:
+        save_file(arrays, temporary, metadata={KEY: json.dumps(header)})
 
 
 def read(path: str | Path) -> tuple[Parts, str | None]:
