@@ -23,7 +23,7 @@ from llmrec.configs import STAGES
 from llmrec.configs.file import load_config, read_yaml
 from llmrec.configs.options import Config, suggestion
 from llmrec.runtime import errors, processes
-from llmrec.runtime.console import libraries_kept_quiet, say
+from llmrec.runtime.console import inert, libraries_kept_quiet, say
 
 CLOSED_PIPE = 128 + 13  # as a shell says of SIGPIPE, a signal that Windows does not have
 # Stage -> the option that names a method, which has options of its own, and the module that knows them.

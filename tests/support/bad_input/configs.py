@@ -53,5 +53,5 @@ CASES = {
     "prefix of one level": Case("tokenize --method simcit --num-levels 1 --prefix-weight 0.5",
                                 ("prefix_weight is 0.5 for one level", "raise num_levels")),
     "micro batch of a method without": Case("tokenize --micro-batch-size 8", ("unknown key 'micro_batch_size'",)),
-    "unknown stage": Case("tokenise", ("invalid choice: 'tokenise'", "tokenize"), given=False),
+    "unknown stage": Case("tokenise", ("there is no stage 'tokenise'", "tokenize"), given=False),
 }  # fmt: skip

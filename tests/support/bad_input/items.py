@@ -78,7 +78,7 @@ CASES = {
                                   ("items cannot be told apart by 1 levels of 4 codes", "suffix_ordinal")),
     "view of another length": Case("tokenize", ("text.safetensors has 5 vectors", "`llmrec embed` on this catalogue"),
                                    handmade(lambda t: {name: tensor[:5] for name, tensor in t.items()})),
-    "view in another type": Case("tokenize", ("text.safetensors has vectors float64", "float32 (num_items, dim)"),
+    "view in another type": Case("tokenize", ("A view has vectors float64", "float32 (num_items, dim)"),
                                  handmade(lambda t: t | {"vectors": t["vectors"].astype(np.float64)})),
     "view without its mask": Case("tokenize", ("text.safetensors holds the tensors ['vectors']", "'missing'"),
                                   handmade(lambda t: {"vectors": t["vectors"]})),
