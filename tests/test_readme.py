@@ -35,7 +35,6 @@ def test_own_data_in_python(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(PYTHON.findall(OWN_DATA)[0], "own-data.md", "exec"), {})  # writes log.csv and items.csv
     small = BLOCKS[1].replace('train="full"', 'train="full", max_steps=2')
-    small = small.replace('out="mini/sid"', 'out="mini/sid", options={"codebook_size": 8}')  # there are 48 items
     exec(compile(small, "README.md", "exec"), {})
     assert (tmp_path / "mini" / "checkpoint" / "manifest.json").is_file()
 

@@ -36,6 +36,7 @@ from llmrec.runtime.console import say, table, tell
 from llmrec.runtime.manifest import JsonObject, read_manifest
 from llmrec.stages import embed, evaluate, extend, prepare, sft, teach, tokenize
 from llmrec.stages.extend import MICRO
+from llmrec.tokenizers.config import suited_codebook_size
 
 SASREC = "sasrec"
 SMALL_PRETRAINED = "HuggingFaceTB/SmolLM2-135M"
@@ -148,9 +149,9 @@ def run_stages(config: QuickstartConfig, dataset: str, model: str, out: dict[str
 def tokenize_options(model: str, num_items: int) -> JsonObject:
     """Options of `tokenize`: short semantic IDs for the micro model, which ranks by item rows and trains on a CPU."""
     if model == MICRO:
-        options = {"num_levels": 2, "codebook_size": codebook_size(num_items, 128)}
+        options = {"num_levels": 2, "codebook_size": suited_codebook_size(num_items, 128)}
         return {"collision": "suffix_if_collided", "options": options}
-    return {"options": {"codebook_size": codebook_size(num_items, 64)}}
+    return {"options": {"codebook_size": suited_codebook_size(num_items, 64)}}
 
 
 def sft_config(config: QuickstartConfig, model: str, out: dict[str, str]) -> SftConfig:
@@ -183,11 +184,6 @@ def sft_config(config: QuickstartConfig, model: str, out: dict[str, str]) -> Sft
 def rank_by(model: str) -> RankBy:
     """Choose how the model ranks: the micro one by its item rows in one pass, others by their SIDs."""
     return "items" if model == MICRO else "sid"
-
-
-def codebook_size(num_items: int, largest: int) -> int:
-    """Largest power of two that gives a code eight items on average, at most `largest` and at least 4."""
-    return max(4, min(largest, 1 << max(0, (num_items // 8).bit_length() - 1)))
 
 
 def verdict(metrics: JsonObject) -> str:

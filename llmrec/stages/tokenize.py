@@ -23,7 +23,7 @@ from llmrec.runtime.stage_directory import run_stage
 from llmrec.sid.table import SidTable
 from llmrec.tokenizers import Encoded, ItemTokenizer, collisions
 from llmrec.tokenizers.append import REPORT, PublishedSids, append
-from llmrec.tokenizers.config import make_tokenizer, method_options, with_defaults
+from llmrec.tokenizers.config import make_tokenizer, method_options, sized_for, with_defaults
 from llmrec.tokenizers.shared.collapse import collapsed
 from llmrec.views import ItemViews, view_files
 
@@ -62,10 +62,12 @@ def main(config: TokenizeConfig) -> JsonObject:
         tokenizer = published.tokenizer
         check_settled(config, published)
     else:
-        config = with_defaults(config)
         tokenizer = make_tokenizer(config)
     check(config, tokenizer)
     catalog = Catalog.load(config.catalog)
+    if not published:
+        config = with_defaults(sized_for(config, catalog.num_items))
+        tokenizer = make_tokenizer(config)
     names = tokenizer.view_names if published and tokenizer.needs_views else config.view_names
     directory = config.views
     files = view_files(directory, names) if directory else {}

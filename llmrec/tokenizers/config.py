@@ -7,9 +7,12 @@ import dataclasses
 from llmrec.configs import TokenizeConfig
 from llmrec.configs.file import load_config
 from llmrec.configs.options import Config, suggestion
+from llmrec.runtime.console import say
 from llmrec.tokenizers import ItemTokenizer, tokenizer_class
 
 OPTIONS = "options"  # field of TokenizeConfig that holds the options of the method
+SIZE = "codebook_size"  # option of a tokenizer that learns codes
+SUITED = 8  # items per code
 OF_THE_STAGE = ("seed", "device")  # options of every tokenizer that stand outside of it
 
 
@@ -53,6 +56,41 @@ def with_defaults(config: TokenizeConfig) -> TokenizeConfig:
         ValueError: As `make_tokenizer`.
     """
     return dataclasses.replace(config, options=method_options(make_tokenizer(config)))
+
+
+def sized_for(config: TokenizeConfig, num_items: int) -> TokenizeConfig:
+    """The same config with a codebook size that suits a small catalogue, unless the config gives one.
+
+    The default of a method comes from its paper, whose catalogues are larger: 256 codes have no 226 items to be learned
+    from. A code has SUITED items or more at every level, which the default gives from 2,048 items on.
+
+    Args:
+        config: Options of the stage.
+        num_items: Size of the catalogue.
+    """
+    default = {f.name: f.default for f in method_fields(tokenizer_class(config.method))}.get(SIZE)
+    if SIZE in config.options or not isinstance(default, int):
+        return config
+    size = suited_codebook_size(num_items, default)
+    if size == default:
+        return config
+    say(
+        f"tokenize: {size} codes per level instead of {default}, because {num_items} items are few: a code should "
+        f"stand for about {SUITED} or more. --codebook-size sets another number."
+    )
+    return dataclasses.replace(config, options={**config.options, SIZE: size})
+
+
+def suited_codebook_size(num_items: int, largest: int) -> int:
+    """Number of codes that have SUITED items each on average.
+
+    It is a power of two and at least 4, or `largest` if that many codes have as many items.
+
+    >>> [suited_codebook_size(num_items, 256) for num_items in (10, 226, 1050, 10**6)]
+    [4, 16, 128, 256]
+    """
+    fitting = max(1, num_items // SUITED)
+    return largest if largest <= fitting else min(largest, max(4, 1 << (fitting.bit_length() - 1)))
 
 
 def method_options(tokenizer: ItemTokenizer) -> dict[str, object]:

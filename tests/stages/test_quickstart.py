@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from llmrec.baselines.config import with_defaults as ranker_defaults
 from llmrec.cli import main, option_blocks
 from llmrec.configs import STAGES, QuickstartConfig
@@ -96,8 +94,3 @@ def test_run_again_it_repeats_nothing_and_gives_the_same(tmp_path, capsys):
     assert second["examples"] == first["examples"]
     assert second["metrics"]["differences"] == first["metrics"]["differences"]
     assert second["comparison"] == first["comparison"] == quickstart.verdict(first["metrics"])
-
-
-@pytest.mark.parametrize(("items", "size"), [(2414, 128), (1050, 128), (500, 32), (30, 4), (10**6, 128)])
-def test_codebook_size_leaves_about_eight_items_per_code_or_more(items, size):
-    assert quickstart.codebook_size(items, 128) == size

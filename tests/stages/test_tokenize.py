@@ -14,6 +14,7 @@ from llmrec.runtime.manifest import read_manifest
 from llmrec.sid.table import SidTable
 from llmrec.stages import tokenize
 from llmrec.tokenizers import Random, RQKMeans, Sorted, load_tokenizer
+from llmrec.tokenizers.config import sized_for, suited_codebook_size
 from llmrec.views import ItemViews, View
 from tests.support.prepared import run_json, write_catalog
 
@@ -267,3 +268,30 @@ def test_append_gives_new_items_semantic_ids_and_moves_none(capsys, tmp_path, pr
     shown = capsys.readouterr().err
     assert "view_names is ['one'], there ['one', 'two']" in shown and "num_levels is 3, there 2" in shown
     assert "collision is 'accept', there 'suffix_ordinal'" in shown
+
+
+@pytest.mark.parametrize(("items", "size"), [(2414, 128), (1050, 128), (500, 32), (30, 4), (5, 4), (10**6, 128)])
+def test_a_code_of_a_suited_codebook_has_about_eight_items_or_more(items, size):
+    assert suited_codebook_size(items, 128) == size
+
+
+@pytest.mark.parametrize(("items", "size"), [(384, 48), (383, 32), (48, 4)])
+def test_a_default_that_is_no_power_of_two_stays_where_there_are_enough_items(items, size):
+    assert suited_codebook_size(items, 48) == size
+
+
+@pytest.mark.parametrize("method", ["rq_kmeans", "opq", "rvq"])
+def test_the_defaults_suit_a_small_catalogue_and_say_so(method, capsys, tmp_path, prepared, views):
+    given = [str(part) for part in ("tokenize", "--catalog", prepared.source, "--views", views, "--method", method)]
+    assert main([*given, "--device", "cpu", "--out", str(tmp_path / "sid"), "--num-levels", "2"]) == 0
+    said = capsys.readouterr().err
+    assert "4 codes per level instead of 256, because 12 items are few" in said and "--codebook-size" in said
+    manifest = read_manifest(tmp_path / "sid")
+    assert manifest["config"]["options"]["codebook_size"] == 4, "a later run with the size given is another run"
+    assert main([*given, "--device", "cpu", "--out", str(tmp_path / "sid"), "--num-levels", "2"]) == 0
+
+
+@pytest.mark.parametrize("method", ["atomic", "fsq", "hierarchical_kmeans", "gaoq", "p5_cid"])
+def test_methods_without_a_codebook_size_stay_as_they_are(method):
+    config = TokenizeConfig(out="o", catalog="c", method=method)
+    assert sized_for(config, 12) == config
