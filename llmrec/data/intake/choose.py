@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from llmrec.data.columns import ITEM_ID, TIMESTAMP, TITLE, USER_ID, WEIGHT
 from llmrec.data.intake.files.rows import Rows, looks_like_a_row
-from llmrec.data.intake.layouts import of_names
 
 OPTIONS = {
     USER_ID: "--user-column",
@@ -46,10 +45,10 @@ def choose(rows: Rows, wanted: Mapping[str, str | None]) -> dict[str, str]:
     Raises:
         ValueError: If a column is missing or cannot be told from others, or one column is chosen twice.
     """
-    known = {**of_names(rows.names), **rows.columns}
+    known = rows.columns
     chosen, missing, problems = {}, [], []
     for name, given in wanted.items():
-        found = [given] if given is not None else [each for each in (name, known.get(name)) if each in rows.names][:1]
+        found = [given] if given is not None else [each for each in (known.get(name), name) if each in rows.names][:1]
         if not found:
             found = [each for each in rows.names if plain(each) in COMMON[name].split() and each not in known.values()]
             if len(found) == 1:
@@ -88,7 +87,7 @@ def choose_optional(rows: Rows, name: str, given: str | None, columns: Sequence[
     if given is not None:
         return choose(rows, dict.fromkeys([name], given))
     names = rows.names if columns is None else columns
-    known = [each for each in (name, rows.columns.get(name, name)) if each in names]
+    known = [each for each in (rows.columns.get(name, name), name) if each in names]
     common = [each for each in names if plain(each) in COMMON.get(name, "").split()]
     found = known[:1] or (common if len(common) == 1 else [])
     return {name: found[0]} if found else {}
@@ -102,6 +101,8 @@ def _missing(rows: Rows, missing: list[tuple[str, str]]) -> str:
         close = difflib.get_close_matches(name.lower(), near, n=1, cutoff=0.75)
         parts.append(f"'{name}' ({option}{f' {near[close[0]]}?' if close else ''})")
     found = f"lacks the columns {', '.join(parts)}; it has {shown(rows.names)}."
+    if rows.layout:
+        return f"{found} Its layout is known, so leave these options out."
     if looks_like_a_row(rows.names):
         return f"{found} That looks like a row; put a line with the names of the columns before it."
     without_times = " Is it in the order of time, and without times? --order-only reads it."

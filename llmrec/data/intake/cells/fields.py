@@ -71,7 +71,7 @@ class Fields:
                 return
             self.items = self.items.drop(name)
             self.notes.append(
-                f"Column '{name}' holds {given.dtype}, which is neither text nor numbers: it is left out."
+                f"column '{name}' holds {given.dtype}, which is neither text nor numbers: it is left out."
             )
 
     def _prose(self, name: str, cells: pl.Series) -> pl.Series:
@@ -151,18 +151,18 @@ class Fields:
             )
         if len(prices.currencies) > 1:
             signs = " and ".join(prices.currencies)
-            self.notes.append(f"Column '{name}' has amounts in {signs}; they are not converted into one currency.")
+            self.notes.append(f"column '{name}' has amounts in {signs}; they are not converted into one currency.")
         return prices.amounts
 
     def _tell(self) -> None:
         for name in filter(TEXT_FIELDS.__contains__, self._records):
             self.notes.append(
-                f"Column '{name}' holds records: it is kept, but no part of the text of an item. "
+                f"column '{name}' holds records: it is kept, but no part of the text of an item. "
                 "To use it, give its text as a column of its own."
             )
         for what, names in (("lists", self._lists), ("numbers", self._numbers)):
             if names:
-                self.notes.append(f"Read from text as {what}: {', '.join(names)}.")
+                self.notes.append(f"read from text as {what}: {', '.join(names)}.")
         for counts, what in (
             (self._missing, "cells hold a word such as 'nan' or 'None' and count as missing"),
             (self._cleaned, "cells were cleaned of markup, entities or invisible characters"),

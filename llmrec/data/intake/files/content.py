@@ -156,7 +156,7 @@ def text_of(path: Path, encoding: str = "utf-8") -> Path | bytes:
 
     Args:
         path: The file.
-        encoding: Encoding of a file that has no byte-order mark.
+        encoding: Encoding of a file that has no byte-order mark and is no UTF-8.
 
     Raises:
         ValueError: If it cannot be read or is in another encoding; the message has the line and a remedy.
@@ -168,11 +168,19 @@ def text_of(path: Path, encoding: str = "utf-8") -> Path | bytes:
     if encoding == "utf-8" and not (mark or compressed or old_line_ends or b"\0" in content):
         return path
     content = content if compressed else content_of(path)
-    encoding = MARKS.get(mark, encoding)
+    encoding = MARKS.get(mark, "utf-8" if _is_utf8(content) else encoding)
     content = content.removeprefix(mark) if encoding == "utf-8" else _decode(path, content, encoding).encode()
     if b"\0" in content[: 1 << 16]:
         raise ValueError(_not_utf8(path, content, content.index(b"\0")))
     return content.replace(b"\r", b"\n") if b"\r" in content and b"\n" not in content else content
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _decode(path: Path, content: bytes, encoding: str) -> str:

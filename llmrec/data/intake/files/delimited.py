@@ -18,7 +18,7 @@ import polars as pl
 
 from llmrec.data.intake.files.content import check_utf8, endings, reading, text_of
 from llmrec.data.intake.files.rows import Rows, clean_names
-from llmrec.data.intake.layouts import Layout
+from llmrec.data.intake.public.layout import Layout
 
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars", "::": "'::'", " ": "blanks"}
 EXPECTED = {".tsv": "\t", ".tab": "\t", ".psv": "|"}
@@ -52,10 +52,7 @@ def open_delimited(path: Path, lines: list[str], layout: Layout | None, separato
         source = content.replace(separator.encode(), UNUSED.encode())
     text = Text(path, source, names, separator if len(separator.encode()) == 1 else UNUSED, before)
     rows = Rows(path, names, text.read, text.place, decimal_comma=separator != ",")
-    if layout:
-        rows.columns, rows.order_only = layout.columns, layout.order_only
-        rows.notes.append(f"{path} is read as {layout.name}.")
-    elif separator != EXPECTED.get(endings(path)[0], ","):
+    if not layout and separator != EXPECTED.get(endings(path)[0], ","):
         rows.notes.append(f"{path} has {SEPARATORS.get(separator, repr(separator))} between its cells.")
     return rows
 

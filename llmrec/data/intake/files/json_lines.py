@@ -111,7 +111,7 @@ class Records:
                     if text.startswith("["):
                         yield from self._array()
                         return
-                    parse = ast.literal_eval if text.startswith("{'") else DECODER.decode
+                    parse = ast.literal_eval if text.startswith(("{'", "{u'", '{u"')) else DECODER.decode
                 yield number, self._record(number, text, parse)
 
     def _opened(self) -> BinaryIO:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from urllib.parse import unquote
@@ -29,7 +30,9 @@ from llmrec.data.intake.files.content import (
 from llmrec.data.intake.files.delimited import open_delimited
 from llmrec.data.intake.files.json_lines import open_json_lines
 from llmrec.data.intake.files.rows import UNNAMED, Rows, clean_names, numbered
-from llmrec.data.intake.layouts import Layout, of_lines
+from llmrec.data.intake.public.arrange import arrange, rows_of_text
+from llmrec.data.intake.public.by_line import of_lines
+from llmrec.data.intake.public.by_name import of_names
 
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 INDEX = "__index_level_"  # pandas writes its index under this name; it numbers the rows
@@ -52,7 +55,8 @@ def open_rows(path: str | Path, separator: str | None = None) -> Rows:
     unnamed = [name for name in rows.names if name.startswith((UNNAMED, INDEX))]
     if unnamed:
         rows.names = [name for name in rows.names if name not in unnamed]
-    return rows
+    layout = None if rows.layout else of_names(rows.names)
+    return arrange(rows, layout) if layout else rows
 
 
 def _open_file(path: Path, separator: str | None) -> Rows:
@@ -63,25 +67,14 @@ def _open_file(path: Path, separator: str | None) -> Rows:
     lines = first_lines(path)
     layout = of_lines(path.name.removesuffix(endings(path)[1]), lines)
     if layout is not None and layout.rows is not None:
-        return _open_layout(path, layout)
+        source = text_of(path, layout.encoding)
+        content = source if isinstance(source, bytes) else content_of(path)
+        check_utf8(path, content)
+        return rows_of_text(path, layout, content.decode())
     if ending in JSON or (ending not in (".csv", ".tsv") and lines[0].lstrip().startswith(("{", "["))):
         return open_json_lines(path)
-    return open_delimited(path, lines, layout, separator)
-
-
-def _open_layout(path: Path, layout: Layout) -> Rows:
-    """Rows of a file that is no table, such as `user item item …`."""
-    source = text_of(path, layout.encoding)
-    content = source if isinstance(source, bytes) else content_of(path)
-    check_utf8(path, content)
-    assert layout.rows is not None
-    frame = layout.rows(content.decode())
-    notes = [f"{path} is read as {layout.name}."]
-
-    def read(columns: Sequence[str], limit: int | None = None) -> pl.DataFrame:
-        return frame.select(columns).head(frame.height if limit is None else limit)
-
-    return Rows(path, frame.columns, read, numbered, layout.columns, layout.order_only, notes=notes)
+    rows = open_delimited(path, lines, layout, separator)
+    return arrange(rows, layout) if layout else rows
 
 
 def _open_parquet(path: Path) -> Rows:
@@ -136,7 +129,7 @@ def _open_directory(path: Path, separator: str | None) -> Rows:
 
     first = parts[0]
     notes = [f"{path} has {len(parts)} parts.", *first.notes]
-    return Rows(path, names, read, place, first.columns, first.order_only, first.decimal_comma, notes)
+    return replace(first, path=path, names=names, read=read, place=place, notes=notes)
 
 
 def _of_folders(part: Path) -> dict[str, str | None]:

@@ -31,7 +31,8 @@ class Rows:
         names: Names of the columns, blanks around them removed, in the order of the file.
         read: Function that reads columns.
         place: Function from the number of a row, from 0, and the number of rows to what a message calls it: "line 7".
-        columns: Name of llmrec -> name of the column, where the file is of a known public layout.
+        layout: Name of the public layout of the file, if it has one.
+        columns: Name of llmrec -> name of the column, where the layout has another.
         order_only: True if the layout has no times and the rows of each user are in order.
         decimal_comma: True if numbers may have a comma before their fraction, because the separator is none.
         notes: Sentences for the terminal about how the file was read.
@@ -41,6 +42,7 @@ class Rows:
     names: list[str]
     read: Read
     place: Callable[[int, int], str]
+    layout: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
     order_only: bool = False
     decimal_comma: bool = False

@@ -124,7 +124,7 @@ def test_lists_written_as_text_are_read_with_what_stands_beside_them():
     found = fields(categories=["['Beauty', 'Hair']", "[]", "Lamps", None], genres=["a|b", "c", "", "a"])
     assert found.items["categories"].to_list() == [["Beauty", "Hair"], None, ["Lamps"], None]
     assert found.items["genres"].to_list() == [["a", "b"], ["c"], None, ["a"]]
-    assert found.notes == ["Read from text as lists: categories, genres."]
+    assert found.notes == ["read from text as lists: categories, genres."]
 
 
 def test_a_list_in_a_column_of_prose_is_joined():
@@ -157,8 +157,8 @@ def test_what_was_cleaned_and_lost_is_said():
     assert found.items["brand"].to_list() == ["A & B", "C D", "E", "F"]
     assert found.notes == [
         "1 cells of column 'price' are no price and count as missing, the first is 'ask us'.",
-        "Column 'price' has amounts in $ and €; they are not converted into one currency.",
-        "Read from text as numbers: price.",
+        "column 'price' has amounts in $ and €; they are not converted into one currency.",
+        "read from text as numbers: price.",
         "2 cells were cleaned of markup, entities or invisible characters: brand 2.",
     ]
 

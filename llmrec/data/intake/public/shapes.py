@@ -1,0 +1,141 @@
+"""Rows of public files that are no plain table: histories per line or per key, pairs of a history and its next item.
+
+Histories without times have their order alone; the rows of a user are in it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+
+from llmrec.data.columns import ITEM_ID, TIMESTAMP, TITLE, USER_ID
+from llmrec.data.intake.cells.lists import read_lists
+from llmrec.data.intake.files.json_lines import cell
+
+# What may stand beside the items of a pair: its name, its column of histories, and that of the next item.
+BESIDE = [(TIMESTAMP, "history_timestamp", TIMESTAMP), (TITLE, "history_item_title", "item_title")]
+
+
+def histories(text: str) -> pl.DataFrame:
+    """Rows of `user item item …`, oldest item first.
+
+    >>> histories("7 2 1\\n9 1").rows()
+    [('7', '2'), ('7', '1'), ('9', '1')]
+    """
+    lines = pl.Series(text.splitlines(), dtype=pl.String).str.extract_all(r"\S+")
+    table = pl.DataFrame({"line": lines}).filter(pl.col("line").list.len() > 1)
+    table = table.select(pl.col("line").list.first().alias(USER_ID), pl.col("line").list.slice(1).alias(ITEM_ID))
+    return table.explode(ITEM_ID)
+
+
+def keyed_histories(text: str) -> pl.DataFrame:
+    """Rows of a JSON object `{user: [item, …]}`, oldest item first."""
+    users = _object(text)
+    bad = next((user for user, items in users.items() if not isinstance(items, list)), None)
+    if bad is not None:
+        raise ValueError(f"the value of {bad!r} is no list of items; give user -> items, oldest first")
+    table = pl.DataFrame(
+        {USER_ID: list(users), ITEM_ID: [[cell(item) for item in items] for items in users.values()]},
+        {USER_ID: pl.String, ITEM_ID: pl.List(pl.String)},
+    )
+    return table.filter(pl.col(ITEM_ID).list.len() > 0).explode(ITEM_ID)
+
+
+def keyed_items(text: str) -> pl.DataFrame:
+    """Rows of a JSON object `{item: {field: value}}`; values are the text of JSON."""
+    items = _object(text)
+    bad = next((item for item, fields in items.items() if not isinstance(fields, dict)), None)
+    if bad is not None:
+        raise ValueError(f"the value of {bad!r} is no object; give item -> fields")
+    names = list(dict.fromkeys(name for fields in items.values() for name in fields if name != ITEM_ID))
+    columns = {name: [cell(fields.get(name)) for fields in items.values()] for name in names}
+    return pl.DataFrame({ITEM_ID: list(items), **columns}, dict.fromkeys([ITEM_ID, *names], pl.String))
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it is not JSON ({error}); get it again") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds {type(found).__name__}, not one object")
+    return found
+
+
+def first_entry(lines: Sequence[str]) -> object:
+    """First value of one JSON object that holds a whole file; None if the lines begin no such file.
+
+    JSON lines also begin with `{`; they are told apart by a second line that does, or a second value of another kind.
+    """
+    head = "\n".join(lines).lstrip()
+    if not head.startswith("{") or sum(line.startswith("{") for line in lines) > 1:
+        return None
+    decoder, position = json.JSONDecoder(), 1
+    values: list[object] = []
+    while key := re.compile(r'\s*"(?:[^"\\]|\\.)*"\s*:\s*').match(head, position):
+        try:
+            value, position = decoder.raw_decode(head, key.end())
+        except (ValueError, RecursionError):  # the first lines end here
+            values += [{"[": [], "{": {}}.get(head[key.end() : key.end() + 1])]
+            break
+        values.append(value)
+        comma = re.compile(r"\s*,").match(head, position)
+        position = comma.end() if comma else len(head)
+    same = values and all(type(value) is type(values[0]) for value in values)
+    return values[0] if same else None
+
+
+def pairs(table: pl.DataFrame, history: str, target: str) -> pl.DataFrame:
+    """Rows of pairs of a history and its next item: each user's first history, then the next item of all pairs.
+
+    Args:
+        table: `user_id`, the columns `history` (a list as text, or items with blanks between them) and `target`, and if
+            there are any, `history_timestamp` and `timestamp`, `history_item_title` and `item_title`.
+        history: Name of the column of histories.
+        target: Name of the column of next items.
+
+    Returns:
+        `user_id`, `item_id`, and `timestamp` and `title` if they are given; the rows of a user follow each other.
+    """
+    parts = [(ITEM_ID, history, target)]
+    for name, before, after in (
+        (TIMESTAMP, "history_timestamp", TIMESTAMP),
+        (TITLE, "history_item_title", "item_title"),
+    ):
+        if before in table.columns and after in table.columns:
+            parts.append((name, before, after))
+    listed = {name: _listed(table[before]) for name, before, _ in parts}
+    _check_order(table[USER_ID], listed[ITEM_ID], table[target])
+    columns = [pl.Series(f"{name} before", cells) for name, cells in listed.items()]
+    read = table.select(USER_ID, *(pl.col(after).alias(name) for name, _, after in parts)).with_columns(columns)
+    first = [
+        pl.concat_list(pl.col(f"{name} before").first(), pl.col(name).implode()).first().alias(name) for name in listed
+    ]
+    return read.group_by(USER_ID, maintain_order=True).agg(first).explode(list(listed))
+
+
+def _check_order(users: pl.Series, listed: pl.Series, targets: pl.Series) -> None:
+    """Refuse pairs of a user that do not continue each other: their joined history would be made up.
+
+    Raises:
+        ValueError: If a history does not end with the item of the pair before it.
+    """
+    table = pl.DataFrame({"user": users, "last": listed.list.last(), "target": targets})
+    broken = table.filter(pl.col("last") != pl.col("target").shift().over("user"))
+    if broken.height:
+        raise ValueError(
+            f"the history of a pair of user {broken['user'][0]!r} does not end with the item of the pair before it, so "
+            "the pairs are not in order; give one row per interaction"
+        )
+
+
+def _listed(cells: pl.Series) -> pl.Series:
+    """Lists of a column: printed lists, or values with blanks between them."""
+    if isinstance(cells.dtype, pl.List):
+        return cells.cast(pl.List(pl.String))
+    printed = read_lists(cells)
+    return printed if printed.count() else cells.str.split(" ")
