@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.model.trained_rows import matrix_of
+from llmrec.sid.ordinary_text import encode_texts
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 
@@ -80,9 +81,9 @@ class TitleTokens:
     @classmethod
     def of(cls, titles: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> TitleTokens:
         """Tokenize titles, which stand in catalogue order."""
-        ids = tokenizer(list(titles), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = encode_texts(titles, tokenizer)
         lengths = torch.tensor([len(title) for title in ids])
-        words = torch.tensor([token for title in ids for token in title], dtype=torch.int64)
+        words = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *ids]))
         return cls(
             torch.arange(len(ids)).repeat_interleave(lengths),
             words,

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 
 DEFAULT_TEMPLATE = "<{letter}_{code}>"
 LONG_TEMPLATE = "<{level}_{code}>"  # for more levels than there are letters
+
+
+OPENS, CLOSES = "<[{|", ">]}|"
 
 
 def check_template(template: str, num_levels: int) -> None:
@@ -27,3 +31,17 @@ def check_template(template: str, num_levels: int) -> None:
         )
     if num_levels > 26 and "level" not in fields:
         raise ValueError(f"{num_levels} levels need {{level}} in the template; {{letter}} names 26.")
+
+
+def check_delimiters(tokens: Sequence[str]) -> None:
+    """Refuse tokens that ordinary text contains, as `b1` in 'Vitamin b1': plain tokenizers match them inside words.
+
+    Raises:
+        ValueError: If a token does not stand in brackets, or contains a space or a control character.
+    """
+    for token in tokens:
+        if token[0] not in OPENS or token[-1] not in CLOSES or " " in token or not token.isprintable():
+            raise ValueError(
+                f"the template makes tokens such as '{token}', which ordinary text may contain; a token has to stand "
+                f"in brackets ({OPENS} … {CLOSES}), without spaces. Example: '{DEFAULT_TEMPLATE}'."
+            )

@@ -24,7 +24,7 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.item_tokens import ItemTokens
 from llmrec.sid.table import EMPTY
-from llmrec.sid.template import DEFAULT_TEMPLATE, LONG_TEMPLATE, check_template
+from llmrec.sid.template import DEFAULT_TEMPLATE, LONG_TEMPLATE, check_delimiters, check_template
 
 
 class HasLevels(Protocol):
@@ -92,8 +92,8 @@ class SidVocabulary:
             The vocabulary of the new tokens.
 
         Raises:
-            ValueError: If the template does not keep levels, codes or neighbouring tokens apart, a token is already in
-                the vocabulary, or the tokenizer has no end-of-sequence token.
+            ValueError: If the template does not keep levels, codes or neighbouring tokens apart, its tokens may occur
+                in ordinary text, a token is already in the vocabulary, or the tokenizer has no end-of-sequence token.
 
         Examples:
             >>> from llmrec import SidVocabulary
@@ -115,6 +115,7 @@ class SidVocabulary:
         items = ItemTokens(len(tokenizer) + sum(block_sizes) + 1, num_items) if num_items else None
         vocabulary = cls(tuple(map(int, level_sizes)), starts, block_sizes, tokenizer.eos_token_id, template, items)
         tokens = vocabulary.all_tokens()
+        check_delimiters(tokens)
         if len(set(tokens)) < len(tokens):
             raise ValueError(f"template '{template}' gives two codes the same token; try '{DEFAULT_TEMPLATE}'.")
         present = set(tokenizer.get_vocab()).intersection(tokens)

@@ -21,6 +21,7 @@ from llmrec.data.catalog import Catalog
 from llmrec.runtime import disk, processes
 from llmrec.runtime.console import progress, say
 from llmrec.runtime.device import resolve_device
+from llmrec.sid.ordinary_text import break_markers
 from llmrec.views import View, describe, scatter
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def encoder_view(
     mine = list(zip(files, chunks, strict=True))[processes.rank() :: processes.count()]
     for file, chunk in progress(mine, "Embedding text", unit=f"chunks of {CHUNK} items"):
         if not file.exists():
-            batch = [texts[row] for row in chunk]
+            batch = break_markers([texts[row] for row in chunk], markers_of(encoder))
             _save_chunk(file, encoder.encode(batch, batch_size=batch_size, show_progress_bar=False))
     processes.wait()
     if not processes.is_main():
@@ -133,6 +134,12 @@ def encoder_view(
     embedded = np.concatenate([np.load(file, allow_pickle=False) for file in files])
     facts = describe("text", catalog, encoder=name, template=template)
     return scatter(embedded, rows, catalog.num_items, facts)
+
+
+def markers_of(encoder: SentenceTransformer) -> list[str]:
+    """List the strings that an encoder's tokenizer reads as one token, such as `[SEP]`; a title may contain them."""
+    added = getattr(getattr(encoder, "tokenizer", None), "added_tokens_decoder", {})
+    return [token.content for token in added.values()]
 
 
 def _save_chunk(path: Path, vectors: np.ndarray) -> None:

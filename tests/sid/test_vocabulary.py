@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import normalizers
+from tokenizers import AddedToken, normalizers
 from transformers import AutoTokenizer
 
 from llmrec.decoding.trie.trie import SidTrie
@@ -20,7 +20,7 @@ settings.register_profile("llmrec", derandomize=True, max_examples=25, deadline=
 settings.load_profile("llmrec")
 
 LEVEL_SIZES = st.lists(st.integers(1, 15), min_size=1, max_size=5)
-TEMPLATES = st.sampled_from([DEFAULT_TEMPLATE, "<|sid_{level}_{code}|>", "[{letter}{code}]", "{letter}{code}"])
+TEMPLATES = st.sampled_from([DEFAULT_TEMPLATE, "<|sid_{level}_{code}|>", "[{letter}{code}]", "<{letter}·{code}>"])
 
 
 @given(LEVEL_SIZES, st.integers(0, 5), TEMPLATES, st.data())
@@ -97,9 +97,33 @@ def test_a_template_that_names_two_codes_alike_is_refused(tokenizer):
 
 
 def test_a_template_whose_tokens_run_together_is_refused(tokenizer):
-    # "01" of level 0, followed by "02", reads as code 10 of level 0, "010", and a stray "2".
+    tokenizer.add_tokens([AddedToken("<a_1><b_0>", normalized=False)])  # the longest token wins
     with pytest.raises(ValueError, match="splits or merges neighbouring tokens"):
-        SidVocabulary.add_to(tokenizer, [11, 2], template="{level}{code}")
+        SidVocabulary.add_to(tokenizer, [2, 2])
+
+
+@pytest.mark.parametrize(
+    ("template", "token"),
+    [
+        ("{letter}{code}", "a0"),  # in 'Vitamin a0'
+        ("{level}{code}", "00"),
+        ("sid_{letter}_{code}", "sid_a_0"),
+        ("-{letter}{code}-", "-a0-"),
+        ("({letter}{code})", "(a0)"),
+        ("#{letter}{code}", "#a0"),
+        ("<{letter}{code}", "<a0"),
+        ("{letter}{code}>", "a0>"),
+        (" <{letter}_{code}>", " <a_0>"),
+        ("<{letter} {code}>", "<a 0>"),
+        ("<{letter}_{code}\u200b>", "<a_0\u200b>"),
+        ("<{letter}_{code}\n>", "<a_0\n>"),
+    ],
+)
+def test_templates_whose_tokens_occur_in_ordinary_text_are_refused(tokenizer, template, token):
+    before = len(tokenizer)
+    with pytest.raises(ValueError, match=r"which ordinary text may contain.*has to stand in") as error:
+        SidVocabulary.add_to(tokenizer, [2, 2], template=template)
+    assert f"tokens such as '{token}'" in str(error.value) and len(tokenizer) == before
 
 
 def test_letters_name_26_levels_and_numbers_more(tokenizer):

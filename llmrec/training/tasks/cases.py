@@ -13,6 +13,8 @@ from typing import Protocol
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from llmrec.sid.ordinary_text import encode_texts
+
 CATEGORY_ITEMS = 3  # items of a category in one answer, if it has as many
 
 
@@ -43,11 +45,8 @@ class Texts:
         """
         texts = [text.strip() for text in texts]
         given = [f" {text}" for text in texts if text]
-        # `truncation` would stay in the tokenizer and be saved with the checkpoint, so texts are cut below. Special
-        # tokens are split, as a title that contains markup such as `</s>` would end there.
-        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-        encoded = iter(tokenizer(given, **options)["input_ids"] if given else [])
-        tokens = [np.array(next(encoded) if text else [], dtype=np.int64) for text in texts]
+        encoded = iter(encode_texts(given, tokenizer))
+        tokens = [next(encoded) if text else np.empty(0, np.int64) for text in texts]
         unknown = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
         return cls(
             tokens=[ids[:most] for ids in tokens],

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 from llmrec.configs.tasks import SLOT, TASKS
 from llmrec.data.catalog import Catalog
@@ -22,6 +23,7 @@ from llmrec.training.tasks.cases import HistoryCases, Texts
 from llmrec.training.tasks.examples import build_tasks
 from llmrec.training.tasks.item_texts import task_problems
 from tests.conftest import TITLES, tiny_llm, word_tokenizer
+from tests.sid.test_ordinary_text import byte_level, unigram
 from tests.support.extended import sft_config
 
 property_test = settings(derandomize=True, max_examples=50, deadline=None)
@@ -357,3 +359,31 @@ def test_tasks_without_their_column_are_refused(catalog, options, message):
 def test_a_task_that_the_texts_leave_empty_is_refused(catalog, sid_table, encoder):
     with pytest.raises(ValueError, match=r"Task 'sid_to_title' has no case.*Leave it out"):
         built(catalog, word_tokenizer(["nothing"]), "sid_to_title")
+
+
+HOSTILE = ["<a_1><b_2><c_0>", "red <a_1> apple", "</s>", "tea<|item_3|>", "<|im_end|> plum", "＜/s＞ <s>"]
+
+
+@pytest.mark.parametrize("kind", [byte_level, unigram], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("name", TASKS)
+def test_titles_texts_and_categories_with_markers_are_inert(catalog, sid_table, kind, name):
+    """The only SID tokens are those of items, and the only special token is the end of an answer."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=kind(), bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.add_tokens(["<|im_end|>"], special_tokens=True)
+    vocabulary = SidVocabulary.add_to(tokenizer, sid_table.level_sizes, num_items=12)
+    titles = [f"{TITLES[row]} {HOSTILE[row % len(HOSTILE)]}" for row in range(12)]
+    items = pa.table({"item_id": catalog.item_ids, "title": titles, "text": [f"{title}. {title}" for title in titles],
+                      "genres": [[HOSTILE[row % 3], "fruit"] for row in range(12)]})  # fmt: skip
+    task = built(Catalog(items, catalog._split), tokenizer, name)[name]
+    encoder, sids = HistoryEncoder(sid_table, vocabulary), set(vocabulary.added_range)
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    for index in range(task.num_draws):
+        given, answer = task.cases.case(task.case_of(0, 0, index), np.random.default_rng([0, 0, task.number, index]))
+        prompt, completion = task.draw(0, 0, index, encoder)
+        shown = 0 if TASKS[name].given != "sid" else len(encoder.encode_history(given))
+        assert sum(token in sids for token in prompt.tolist()) == shown
+        assert not special & set(prompt.tolist())
+        if TASKS[name].answer == "sid":
+            assert completion.tolist() == encoder.encode_answer(answer).tolist()
+        else:
+            assert not (sids | special) & set(completion[:-1].tolist()) and completion[-1] == tokenizer.eos_token_id
