@@ -86,6 +86,12 @@ BAD_LOGS = {
     "ambiguous date": (HEADER + "u,01,04/03/2012\n", "ISO date"),
     "impossible date": (HEADER + "u,01,2012-04-03\nu,01,2012-13-03\n", r"line 3 \('2012-13-03'\)"),
     "bad weight": ("user_id,item_id,timestamp,weight\nu,01,1,x\n", r"weight that is no number, first at line 2"),
+    "short line": (HEADER + "u,01,1\n\nu,02\n", "line 4 has 2 cells, but there are 3 columns; was it cut"),
+    "short line among quotes": (HEADER + 'u,01,1\n"u","02"\nu,02,2\n', "line 3 has 2 cells, but there are 3 columns"),
+    "short line without a needed cell": (
+        "user_id,item_id,timestamp,device\nu,01,1,tv\nu,02,2\n", "line 3 has 3 cells, but there are 4 columns"),
+    "short line after a cell of two lines": (
+        "user_id,item_id,timestamp,note\nu,01,1,\"a\nb,c\"\nu,02,2\n", "line 4 has 3 cells"),
     "ragged line": (HEADER + "u,01,1\nu,01,2,3,4\n", "line 3 has 5 cells, but there are 3 columns"),
 }  # fmt: skip
 
@@ -113,6 +119,12 @@ def test_bad_items(put, case):
     with pytest.raises(ValueError, match=message) as error:
         read_tables(put("log.csv", LOG), put("items.csv", content))
     assert "items.csv" in str(error.value)
+
+
+def test_cells_of_several_lines_are_no_short_lines(put):
+    text = 'user_id,item_id,timestamp,note\nu,01,1,"a\n\nb"\n"u",02,2,"x ""y"", z"\nu,02,3,\n'
+    log = read_tables(put("log.csv", text)).interactions
+    assert log["item_id"].to_list() == ["01", "02", "02"] and log["timestamp"].to_list() == [1, 2, 3]
 
 
 def test_every_problem_at_once(put):

@@ -101,13 +101,16 @@ class Text:
             limit: Number of rows; all of them if None.
 
         Raises:
-            ValueError: If the text is not UTF-8, a line has more cells than the header, or a quote never closes.
+            ValueError: If the text is not UTF-8, a line has more or fewer cells than the header, or a quote never
+                closes.
         """
         with reading(self.path):
             try:
                 facts = self._facts()
-                if facts["num_long"] and not facts["num_quoted"]:
-                    self._refuse_long_line()
+                if facts["num_uneven"] and not facts["num_quoted"]:
+                    self._refuse_uneven_line()
+                if facts["num_short"]:  # or a cell of several lines; polars would fill a short line up with nulls
+                    self._diagnose()
                 if facts["num_stray"] and not facts["num_uneven"]:
                     frame = self._scan(columns, limit, None).with_columns(
                         pl.all().map_batches(_without_enclosing_quotes)
@@ -146,13 +149,14 @@ class Text:
         blank, quoted = line.str.strip_chars() == "", line.str.contains('"', literal=True)
         separator = re.escape(self.separator)
         cell = f'(?:[^"{separator}]*|"(?:[^"]|"")*")'
+        outside = line.str.replace_all('"(?:[^"]|"")*"', "").str.count_matches(self.separator, literal=True)
         stray = quoted & ~line.str.contains(f"^{cell}(?:{separator}{cell})*$")
         counted = {
             "num_blank": blank,
             "num_quoted": quoted,
             "num_stray": stray,
-            "num_long": count > expected,
             "num_uneven": (count != expected) & ~blank,
+            "num_short": (outside < expected) & ~blank,
         }
         sums = [kind.sum().alias(name) for name, kind in counted.items()]
         return self._lines().select(pl.len().alias("num_lines"), *sums).collect(engine="streaming").row(0, named=True)
@@ -170,12 +174,12 @@ class Text:
         )
         return rows.select(columns).collect(engine="streaming")
 
-    def _refuse_long_line(self) -> None:
+    def _refuse_uneven_line(self) -> None:
         expected = len(self.names) - 1
         row, cells = (
             self._lines()
             .with_row_index()
-            .filter(pl.col(COUNT) > expected)
+            .filter((pl.col(COUNT) != expected) & (pl.col(LINE).str.strip_chars() != ""))
             .select("index", COUNT)
             .head(1)
             .collect(engine="streaming")
@@ -186,7 +190,11 @@ class Text:
     def _refuse_cells(self, line: int, cells: int) -> None:
         raise ValueError(
             f"{self.path}: line {line} has {cells} cells, but there are {len(self.names)} columns; "
-            "enclose a cell that contains the separator in double quotes."
+            + (
+                "enclose a cell that contains the separator in double quotes."
+                if cells > len(self.names)
+                else "was it cut? Complete it, or drop it."
+            )
         )
 
     def _diagnose(self) -> None:
@@ -198,7 +206,7 @@ class Text:
         rows, begin = csv.reader(lines, delimiter=self.separator, strict=True), self.before + 1
         try:
             for cells in rows:
-                if len(cells) > len(self.names):
+                if len(cells) != len(self.names) and any(map(str.strip, cells)):
                     self._refuse_cells(begin, len(cells))
                 begin = rows.line_num + self.before + 1
         except csv.Error:
