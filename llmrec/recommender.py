@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.configs.recommend import RankBy
 from llmrec.data.catalog import Catalog
+from llmrec.data.item_lists import Unknown
 from llmrec.decoding.answering import Answerer, Answers, AnswerSize
 from llmrec.decoding.ranker import SidRanker
 from llmrec.decoding.requests import read_requests
@@ -29,7 +30,6 @@ from llmrec.runtime.device import resolve_device, resolve_dtype
 from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.catalog_record import CatalogRecord
 from llmrec.sid.given_catalog import GivenCatalog, match_catalog
-from llmrec.sid.item_lists import Unknown
 from llmrec.sid.item_tokens import ItemTokens
 from llmrec.sid.table import SidTable
 

@@ -21,15 +21,34 @@ class RecommendConfig(Config):
     model: str = option("Directory or Hub id of the checkpoint.")
     history: list[str] | None = option("History of one user: item_ids, oldest first.", None)
     input: str | None = option(
-        "JSON-lines file with one {'history': [...], 'exclude': [...], 'allow': [...]} for each user.", None
+        "File with one user per line: JSON lines with {'history': [...], 'exclude': [...], 'allow': [...]}, or parquet "
+        "with these columns; further keys, such as user_id, are repeated in the answers.",
+        None,
+    )
+    user: list[str] | None = option("User_ids of `catalog`, whose histories are read from there.", None)
+    out: str | None = option(
+        "File to write the answers to, .parquet or .jsonl, one user per line, instead of printing them.", None
     )
     k: int = option("Number of items per user.", 10, least=1)
     rank: RankBy = option(RANK_HELP, "sid")
     exclude_seen: bool = option("Leave out the items of the history.", True)
+    exclude: list[str] | None = option(
+        "Items that nobody is recommended: item_ids, or files with one item_id per line.", None
+    )
+    unknown: Literal["error", "skip"] = option(
+        "What is done about item_ids and user_ids that are unknown: refuse them, or leave them out and say so. A user "
+        "without a known item gets popular items.",
+        "error",
+    )
+    min_new: int = option(
+        "Least number of the `k` items that were appended after training, which take the last places.", 0, least=0
+    )
     where: list[str] | None = option(
         'SQL conditions that all answers must meet, on the columns of `catalog`, such as "price <= 20".', None
     )
     catalog: str | None = option(
-        "Directory written by `llmrec prepare`. It is needed for titles and for `where`.", None
+        "Directory written by `llmrec prepare`: the model's catalogue or a later one. Only items that it has are "
+        "recommended. It is needed for titles, `where` and `user`.",
+        None,
     )
     device: str = option("Device of the model: auto, cpu or cuda.", "auto")

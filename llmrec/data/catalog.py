@@ -164,6 +164,32 @@ class Catalog:
         examples = self.examples(split)
         return [[self.item_ids[row] for row in examples.history(place)] for place in range(len(examples))]
 
+    def user_histories(self, user_ids: Sequence[str]) -> list[list[str]]:
+        """All interactions of users, held-out ones included: what is known of them when they are recommended to.
+
+        Args:
+            user_ids: External ids.
+
+        Returns:
+            For each user the item_ids, oldest first; none for a user that interactions.parquet lacks.
+
+        Raises:
+            ValueError: If the file is absent or unreadable.
+        """
+        path = Path(self.source) / "interactions.parquet"
+        if not path.is_file():
+            raise ValueError(
+                f"'{path}' does not exist, so no histories of users are known; run `llmrec prepare` again."
+            )
+        table = _read(path)
+        _require(table, (columns.USER_ID, columns.ITEM_ID), str(path))
+        table = table.filter(pc.is_in(table[columns.USER_ID], pa.array(user_ids, pa.string())))
+        found: dict[str, list[str]] = {}
+        pairs = (table[name].to_pylist() for name in (columns.USER_ID, columns.ITEM_ID))
+        for user_id, item_id in zip(*pairs, strict=True):
+            found.setdefault(user_id, []).append(item_id)
+        return [found.get(user_id, []) for user_id in user_ids]
+
     def item_rows(self, item_ids: Sequence[str] | pa.Array) -> np.ndarray:
         """Item rows of external ids.
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmrec.sid.item_lists import Unknown, entries, find_rows, shown
+from llmrec.data.item_lists import Unknown, entries, find_rows, shown
 from llmrec.sid.table import SidTable
 
 UNKNOWN = ("error", "skip")
+SKIP = "unknown='skip' leaves unknown items out."
 NO_ROWS = np.empty(0, np.int64)
 
 
@@ -56,7 +57,7 @@ def read_requests(table: SidTable, histories: object, exclude: object, allow: ob
     """
     check_choice("unknown", unknown, UNKNOWN)
     lists = _entries("histories", histories, "a list that has a history, a list of item_ids, for each user")
-    found = find_rows({f"history {i}": ids for i, ids in enumerate(lists)}, table.row_of, unknown, ordered=True)
+    found = find_rows({f"history {i}": ids for i, ids in enumerate(lists)}, table.row_of, unknown, True, SKIP)
     rows = [known for known, _ in found]
     barred = _UserLists.read("exclude", [] if _is_seen(exclude) else exclude, len(rows), table, unknown)
     allowed = _UserLists.read("allow", allow, len(rows), table, unknown)
@@ -100,7 +101,7 @@ class _UserLists:
             return cls([None] * count, False, [None] * count, [])
         given = _entries(what, lists, "one list of item_ids for all users, or one for each history,", ordered=False)
         if all(isinstance(entry, str) for entry in given) and (given or count):
-            ((rows, strangers),) = find_rows({what: given}, table.row_of, unknown)
+            ((rows, strangers),) = find_rows({what: given}, table.row_of, unknown, remedy=SKIP)
             return cls(given, True, [rows] * count, strangers)
         if len(given) != count or isinstance(lists, Set):
             raise ValueError(
@@ -111,7 +112,9 @@ class _UserLists:
         for user, ids in enumerate(given):
             if ids is not None:
                 first.setdefault(id(ids), user)
-        found = find_rows({f"{what} {user}": given[user] for user in first.values()}, table.row_of, unknown)
+        found = find_rows(
+            {f"{what} {user}": given[user] for user in first.values()}, table.row_of, unknown, remedy=SKIP
+        )
         found_of = dict(zip(first, found, strict=True))
         rows_of_users = [None if ids is None else found_of[id(ids)][0] for ids in given]
         return cls(given, False, rows_of_users, [item_id for _, ids in found for item_id in ids])

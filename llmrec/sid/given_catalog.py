@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from llmrec.data.catalog import Catalog
+from llmrec.data.item_lists import shown
 from llmrec.runtime.manifest import MANIFEST, JsonObject, content_hash
 from llmrec.sid.catalog_record import NOTHING_KNOWN, CatalogRecord, title_hashes
-from llmrec.sid.item_lists import shown
 from llmrec.sid.table import SidTable
 
 LEAST_AGREEMENT = 0.9  # of the items that both have must have the title that the checkpoint was trained on

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmrec.data import columns
+from llmrec.data.item_lists import find_rows
 from llmrec.sid.groups import buckets, ordinals
-from llmrec.sid.item_lists import find_rows
 
 FILE = "sid_table.parquet"
 EMPTY = -1  # code in the levels beyond a SID's length

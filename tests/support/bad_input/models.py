@@ -195,9 +195,18 @@ CASES = {
     "requests that are not UTF-8": Case(REQUESTS, ("users.jsonl' is not UTF-8",), {"users.jsonl": text(b"\xff\n")}),
     "bad rows of requests": Case(
         REQUESTS, ("users.jsonl", "line 2: not JSON", 'line 3: needs {"history"', 'line 5: "history" must be a list'),
-        {"users.jsonl": text('{"history": ["item-1"]}\n{"history"\n{"histry": []}\n\n{"history": [1]}\n')}),
-    "request with an empty history": Case(REQUESTS, ("users.jsonl", "line 3", "empty"),
-                                          {"users.jsonl": text('{"history": ["item-1"]}\n\n{"history": []}\n')}),
+        {"users.jsonl": text('{"history": ["item-1"]}\n{"history"\n{"histry": []}\n\n{"history": [1.5]}\n')}),
+    "request with a misspelled filter": Case(REQUESTS, ("users.jsonl", "line 1", 'has "exlude"; write "exclude"'), {
+        "users.jsonl": text('{"history": ["item-1"], "exlude": ["item-2"]}\n')}),
+    "answers in a file of no kind": Case(ASKED + " --out @answers.csv", ("answers.csv' ends in '.csv'", ".parquet")),
+    "answers over the requests": Case(REQUESTS + " --out @users.jsonl", ("is the input", "choose another --out"), {
+        "users.jsonl": text('{"history": ["item-1"]}\n')}),
+    "users without a catalogue": Case("recommend --user user-1", ("--user needs --catalog",)),
+    "users that the catalogue lacks": Case("recommend --user ghost --catalog @catalog", (
+        "--user names 1 of 1 users", "['ghost']", "--unknown skip")),
+    "another catalogue's titles": Case(f"{ASKED} --catalog @other", (
+        "of other items than the model knows", "90% are needed")),
+    "more new items than items": Case(f"{ASKED} --k 3 --min-new 4", ("min_new is 4, more than k = 3",)),
     "request with an unknown item": Case(REQUESTS, ("users.jsonl", "line 3", "'ghost'"), {
         "users.jsonl": text('{"history": ["item-1"]}\n\n{"history": ["item-2", "ghost"]}\n')}),
     "conditions without a catalogue": Case(f"{ASKED} --where 'price <= 20'", ("--where needs --catalog",)),
@@ -219,9 +228,9 @@ CASES = {
     "conditions that nothing meets": Case(
         f"""{WHERE} "item_id IN ('item-1', 'item-2')" "title = 'zzz'" --model @absent""",
         ("none of the 30 items", "'item_id IN ('item-1', 'item-2')' is met by 2", "'title = 'zzz'' is met by 0")),
-    "conditions on another catalogue": Case(
+    "conditions that only unknown items meet": Case(
         f"""{ASKED} --catalog @catalog --where "item_id = 'ghost'" """,
-        ("--where names items", "does not know: ['ghost']"),
+        ("the model knows none of the items that meet --where",),
         {"catalog": resealed(parquet("items.parquet", column("item_id", "ghost", 0)),
                              parquet(SPLIT, lambda split: split.slice(0, 0)))}),
     "request that excludes an unknown item": Case(REQUESTS, ("users.jsonl", "line 1", "exclude", "'ghost'"), {

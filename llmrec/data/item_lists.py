@@ -87,7 +87,11 @@ def shown(value: object) -> str:
 
 
 def find_rows(
-    lists: Mapping[str, object], row_of: Mapping[str, int], unknown: Unknown = "error", ordered: bool = False
+    lists: Mapping[str, object],
+    row_of: Mapping[str, int],
+    unknown: Unknown = "error",
+    ordered: bool = False,
+    remedy: str = "",
 ) -> list[tuple[np.ndarray, list[str]]]:
     """Convert lists of external ids to item rows.
 
@@ -96,6 +100,7 @@ def find_rows(
         row_of: Item row of each known item_id.
         unknown: `error` refuses unknown items; `skip` leaves them out.
         ordered: Refuse sets.
+        remedy: Sentence that follows a complaint about unknown items.
 
     Returns:
         For each list, the int64 item rows of its known items, and its unknown item_ids.
@@ -106,7 +111,7 @@ def find_rows(
     >>> find_rows({"history": ["red", "mauve"]}, {"red": 0}, "skip")
     [(array([0]), ['mauve'])]
     """
-    found, problems = [], []
+    found, problems, advice = [], [], ""
     for name, values in lists.items():
         try:
             ids = item_ids(values, ordered)
@@ -116,10 +121,11 @@ def find_rows(
         strangers = [item_id for item_id in ids if item_id not in row_of]
         if strangers and unknown == "error":
             problems.append(f"{name} names items that this checkpoint does not know: {shown(strangers[:3])}")
+            advice = f" {remedy}" if remedy else ""
         rows = [row_of[item_id] for item_id in ids if item_id in row_of]
         found.append((np.array(rows, dtype=np.int64), strangers))
     if problems:
         more = f"; {len(problems) - 10} more such lists" if len(problems) > 10 else ""
         known = f"Its catalogue has {len(row_of)} items, such as {shown(next(iter(row_of), None))}."
-        raise ValueError(f"{'; '.join(problems[:10])}{more}. {known}")
+        raise ValueError(f"{'; '.join(problems[:10])}{more}. {known}{advice}")
     return found
