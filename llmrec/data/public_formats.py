@@ -60,14 +60,16 @@ def read_bytes(path: Path) -> bytes:
 def compose_text(items: pl.DataFrame) -> pl.DataFrame:
     """Add the column `text` for text encoders: the title and the descriptive fields that an item has, or "".
 
-    Fields are text, numbers, dates, or lists of text; columns of other types are no part of it.
+    Fields are text, numbers, dates, or lists of text; columns of other types are no part of it. Capital letters in the
+    names of columns make no difference.
     """
+    named = {name.lower(): name for name in items.columns} | {name: name for name in items.columns}
     parts = [pl.Series([None] * items.height, dtype=pl.String)]
-    for name in TEXT_FIELDS:
-        dtype = items.schema.get(name)
+    for name in (named[field] for field in TEXT_FIELDS if field in named):
+        dtype = items.schema[name]
         if isinstance(dtype, pl.List) and dtype.inner == pl.String:
             parts.append(joined(items[name]))
-        elif dtype is not None and (dtype.is_numeric() or dtype in (pl.String, pl.Boolean, pl.Date)):
+        elif dtype.is_numeric() or dtype in (pl.String, pl.Boolean, pl.Date):
             parts.append(items[name].cast(pl.String))
     parts = [part.str.strip_chars().replace("", None) for part in parts]
     return items.with_columns(pl.concat_str(parts, separator=". ", ignore_nulls=True).fill_null("").alias(TEXT))

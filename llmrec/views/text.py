@@ -14,6 +14,7 @@ from string import Formatter
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -69,7 +70,19 @@ def _template_fields(template: str, catalog: Catalog) -> list[str]:
             f"text_template '{template}' must name columns of {catalog.source}/items.parquet "
             f"({catalog.items.column_names}); " + (f"it has no {unknown}." if unknown else "it names none.")
         )
+    records = [name for name in fields if _holds_records(catalog.items.schema.field(name).type)]
+    if records:
+        raise ValueError(
+            f"text_template '{template}' names {records}, which hold records (structs or maps), not text; name columns "
+            "of text, numbers or lists of these."
+        )
     return fields
+
+
+def _holds_records(dtype: pa.DataType) -> bool:
+    while pa.types.is_list(dtype) or pa.types.is_large_list(dtype) or pa.types.is_fixed_size_list(dtype):
+        dtype = dtype.value_type
+    return pa.types.is_struct(dtype) or pa.types.is_map(dtype)
 
 
 def _as_text(value: object) -> str:

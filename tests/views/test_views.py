@@ -168,6 +168,22 @@ def test_template_joins_columns_and_leaves_items_without_text_empty():
         render_texts(Catalog(pa.table({"item_id": ["a"], "title": [" "]}), split_table()), "{title}")
 
 
+@pytest.mark.parametrize(
+    "cells",
+    [
+        pa.array([{"id": 1}]),
+        pa.array([[{"id": 1}]]),
+        pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())),
+        pa.array([[[{"id": 1}]]], pa.large_list(pa.list_(pa.struct({"id": pa.int64()})))),
+    ],
+    ids=lambda cells: str(cells.type),
+)
+def test_a_template_that_names_records_is_refused(cells):
+    catalog = Catalog(pa.table({"item_id": ["a"], "title": ["Tea"], "category": cells}), split_table())
+    with pytest.raises(ValueError, match=r"names \['category'\], which hold records"):
+        render_texts(catalog, "{title} {category}")
+
+
 def test_tfidf_puts_like_titles_together_and_marks_wordless_items(item_ids, catalog):
     view = tfidf_view(catalog, "{title}", 6, seed=0)
     unit = view.vectors / np.linalg.norm(view.vectors, axis=1, keepdims=True)

@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import polars as pl
 
+from llmrec.data.intake.cells.prices import read_numbers
+from llmrec.data.intake.cells.text import is_missing
+from llmrec.data.intake.cells.types import plain
 from llmrec.data.intake.table import Table
 
 
 def to_ids(table: Table, name: str) -> bool:
     """Turn a column into ids, which are text, and report the empty ones; False if its type has no ids."""
-    dtype = table.frame.schema[name]
-    if not (dtype.is_integer() or dtype in (pl.String, pl.Categorical, pl.Enum)):
-        table.problems.append(f"{table.path}: column {name} holds {dtype}; ids are text or integers, so convert it.")
+    cells = table.frame[name]
+    with contextlib.suppress(pl.exceptions.PolarsError):
+        cells = plain(cells)
+    if not (cells.dtype.is_integer() or cells.dtype == pl.String):
+        what = f"column {name} holds {table.frame.schema[name]}; ids are text or integers, so convert it."
+        table.problems.append(f"{table.path}: {what}")
         return False
-    table.frame = table.frame.with_columns(pl.col(name).cast(pl.String, strict=False).replace("", None))
+    table.frame = table.frame.with_columns(cells.cast(pl.String).replace("", None).alias(name))
     table.report(table.frame[name].is_null(), f"have an empty {name}", "fill in the id or drop the rows.")
     return True
 
 
 def to_number(table: Table, name: str) -> None:
-    """Turn a column into finite numbers, null where a cell is empty."""
-    dtype = table.frame.schema[name]
-    if not (dtype.is_numeric() or dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null)):
-        table.problems.append(f"{table.path}: column {name} holds {dtype}; give numbers.")
+    """Turn a column into finite numbers, null where a cell is missing; `4,5` is one if all fractions have commas."""
+    cells = table.frame[name]
+    with contextlib.suppress(pl.exceptions.PolarsError):
+        cells = plain(cells)
+    if not (cells.dtype.is_numeric() or cells.dtype == pl.String):
+        table.problems.append(f"{table.path}: column {name} holds {cells.dtype}; give numbers.")
         return
-    number = table.frame[name].cast(pl.Float64, strict=False)
-    given = table.frame[name].is_not_null()
-    table.report(given & ~number.is_finite().fill_null(False), f"have a {name} that is no number", "correct it.", name)
-    table.frame = table.frame.with_columns(number)
+    if cells.dtype == pl.String:
+        cells = cells.str.strip_chars().replace("", None)
+        cells = cells.set(is_missing(cells), None)
+    if cells.dtype.is_float():
+        cells = cells.fill_nan(None)
+    numbers = cells.cast(pl.Float64, strict=False)
+    if cells.dtype == pl.String and numbers.null_count() > cells.null_count():
+        with_commas = read_numbers(cells, decimal_comma=True)
+        numbers = numbers if with_commas is None else with_commas.cast(pl.Float64)
+    given = cells.is_not_null()
+    table.report(given & ~numbers.is_finite().fill_null(False), f"have a {name} that is no number", "correct it.", name)
+    table.frame = table.frame.with_columns(numbers.alias(name))

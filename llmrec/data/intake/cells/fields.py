@@ -88,7 +88,7 @@ class Fields:
         """Values of any other column."""
         if holds_records(cells.dtype):
             self._records.append(name)
-        elif isinstance(cells.dtype, pl.List) and (cells.dtype.inner == pl.String or name in TEXT_FIELDS):
+        elif isinstance(cells.dtype, pl.List) and (cells.dtype.inner == pl.String or name.lower() in TEXT_FIELDS):
             return lists.clean_values(cells.cast(pl.List(pl.String)))
         elif cells.dtype == pl.String:
             return self._text_field(name, cells)
@@ -99,7 +99,7 @@ class Fields:
     def _text_field(self, name: str, given: pl.Series) -> pl.Series:
         cells = self._without_missing(name, given)
         half = max(1, (cells.count() + 1) // 2)
-        as_lists = lists.read_lists(cells, words=name not in FREE_TEXT)
+        as_lists = lists.read_lists(cells, words=name.lower() not in FREE_TEXT)
         if as_lists.count() >= half:
             return self._as_lists(name, as_lists, cells)
         if lists.are_records(cells).sum() >= half:
@@ -113,9 +113,9 @@ class Fields:
         prices = self._prices(name, cleaned)
         if prices is not None:
             return prices
-        if name in SPLIT_AT_BARS and cleaned.str.contains("|", literal=True).any():
+        if name.lower() in SPLIT_AT_BARS and cleaned.str.contains("|", literal=True).any():
             return self._as_lists(name, cleaned.str.split("|"), cleaned)
-        return cleaned if name in FREE_TEXT else _without_point_zero(cleaned)
+        return cleaned if name.lower() in FREE_TEXT else _without_point_zero(cleaned)
 
     def _as_lists(self, name: str, values: pl.Series, cells: pl.Series) -> pl.Series:
         """Lists of a column; a cell that is no list is a list of itself."""
@@ -155,7 +155,7 @@ class Fields:
         return prices.amounts
 
     def _tell(self) -> None:
-        for name in filter(TEXT_FIELDS.__contains__, self._records):
+        for name in (name for name in self._records if name.lower() in TEXT_FIELDS):
             self.notes.append(
                 f"column '{name}' holds records: it is kept, but no part of the text of an item. "
                 "To use it, give its text as a column of its own."

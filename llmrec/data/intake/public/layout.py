@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+MOST = 0.8  # share of the first lines that must be those of a layout
+
 
 @dataclass(frozen=True)
 class Layout:
     """Facts about a public kind of file.
 
-    A text file is known by `line`, which each of its first lines matches, and by `file`, a part of its name; a table is
+    A text file is known by `line`, which most of its first lines match, and by `file`, a part of its name; a table is
     known by `has`, the names of some of its columns.
 
     Attributes:
@@ -49,10 +51,14 @@ class Layout:
     limit: str = ""
 
     def fits_lines(self, file_name: str, lines: Sequence[str]) -> bool:
-        """True if the name and the first lines of a text file are those of the layout."""
+        """True if the name of a text file, its first line and most of its first lines are those of the layout.
+
+        A damaged line does not make a file another one: it is reported as a row.
+        """
         if not self.line or not re.search(self.file, file_name, re.IGNORECASE):
             return False
-        return all(re.fullmatch(self.line, line) for line in lines if line.strip())
+        fits = [re.fullmatch(self.line, line) is not None for line in lines if line.strip()]
+        return bool(fits) and fits[0] and sum(fits) >= MOST * len(fits)
 
     def fits_names(self, names: Collection[str]) -> bool:
         """True if the columns of a table are those of the layout."""

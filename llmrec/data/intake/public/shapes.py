@@ -20,6 +20,10 @@ from llmrec.data.intake.files.json_lines import cell
 BESIDE = [(TIMESTAMP, "history_timestamp", TIMESTAMP), (TITLE, "history_item_title", "item_title")]
 
 
+# Columns that may stand beside the items of a pair: llmrec's name, that of the histories, that of the next items.
+BESIDE = [(TIMESTAMP, "history_timestamp", TIMESTAMP), (TITLE, "history_item_title", "item_title")]
+
+
 def histories(text: str) -> pl.DataFrame:
     """Rows of `user item item …`, oldest item first.
 
@@ -101,21 +105,17 @@ def pairs(table: pl.DataFrame, history: str, target: str) -> pl.DataFrame:
     Returns:
         `user_id`, `item_id`, and `timestamp` and `title` if they are given; the rows of a user follow each other.
     """
-    parts = [(ITEM_ID, history, target)]
-    for name, before, after in (
-        (TIMESTAMP, "history_timestamp", TIMESTAMP),
-        (TITLE, "history_item_title", "item_title"),
-    ):
-        if before in table.columns and after in table.columns:
-            parts.append((name, before, after))
+    table = table.with_columns(pl.col(USER_ID, target).cast(pl.String))
+    parts = [(ITEM_ID, history, target), *(part for part in BESIDE if set(part[1:]) <= set(table.columns))]
     listed = {name: _listed(table[before]) for name, before, _ in parts}
     _check_order(table[USER_ID], listed[ITEM_ID], table[target])
-    columns = [pl.Series(f"{name} before", cells) for name, cells in listed.items()]
-    read = table.select(USER_ID, *(pl.col(after).alias(name) for name, _, after in parts)).with_columns(columns)
-    first = [
-        pl.concat_list(pl.col(f"{name} before").first(), pl.col(name).implode()).first().alias(name) for name in listed
-    ]
-    return read.group_by(USER_ID, maintain_order=True).agg(first).explode(list(listed))
+    befores = [pl.Series(f"{name} before", cells) for name, cells in listed.items()]
+    afters = [table[after].cast(pl.String).alias(name) for name, _, after in parts]
+    by_user = pl.DataFrame([table[USER_ID], *befores, *afters]).group_by(USER_ID, maintain_order=True)
+    whole = {
+        name: pl.concat_list(pl.col(f"{name} before").first(), pl.col(name).implode()).first() for name, *_ in parts
+    }
+    return by_user.agg(**whole).explode(list(whole))
 
 
 def _check_order(users: pl.Series, listed: pl.Series, targets: pl.Series) -> None:

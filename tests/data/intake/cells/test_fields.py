@@ -275,3 +275,28 @@ def test_a_needed_column_of_the_log_of_another_type_is_refused_by_name(tmp_path,
     with pytest.raises(ValueError, match=rf"log.parquet: column {name} holds ") as error:
         read(tmp_path, pa.table({}), pa.table({name: cells}))
     assert "\n" not in str(error.value)
+
+
+def test_names_of_columns_in_capitals_make_text_too(tmp_path):
+    table = pa.table({"Brand": ["Acme", None], "Genres": ["a|b", None], "Description": ["x &amp; y", None]})
+    dataset = read(tmp_path, table)
+    assert dataset.items["text"].to_list() == ["Lamp. a, b. Acme. x & y", ""]
+
+
+def test_coordinates_that_are_not_known_are_missing(tmp_path):
+    cells = [pa.array([1.5, float("nan")]), pa.array(["1,5", "nan"]), pa.array([decimal.Decimal("1.5"), None])]
+    for given in (*cells, pa.array(["1.5", " "]).dictionary_encode(), pa.array([b"1.5", None])):
+        assert read(tmp_path, pa.table({"lat": given})).items["lat"].to_list() == [1.5, None]
+
+
+@pytest.mark.parametrize("kind", FIELD_TYPES)
+@pytest.mark.parametrize("name", ["title", "brand", "lat", "price"])
+def test_columns_of_every_type_may_stand_in_a_log_without_items(tmp_path, kind, name):
+    log = {"user_id": ["u", "u"], "item_id": ["a", "b"], "timestamp": [1, 2], name: FIELD_TYPES[kind][0]}
+    pq.write_table(pa.table(log), tmp_path / "log.parquet")
+    try:
+        items = read_tables(tmp_path / "log.parquet").items
+    except ValueError as error:
+        assert f"log.parquet: column {name} holds" in str(error) or f"a {name} that is no number" in str(error)
+    else:
+        assert items["item_id"].to_list() == ["a", "b"] and items["text"].null_count() == 0
