@@ -191,7 +191,8 @@ def test_an_error_of_the_command_line_is_one_line(argv, capsys):
 def test_letters_that_the_terminal_lacks_are_written_out(tmp_path):
     """`PYTHONIOENCODING=ascii`, or a code page of Windows."""
     command = [sys.executable, "-c", "import sys; from llmrec import cli; from llmrec.stages import prepare\n"
-               "prepare.main = lambda config: {'out': 'Amélie', 'items': 1}; sys.exit(cli.main(sys.argv[1:]))",
+               "result = dict(train=1, valid=1, test=1, items=1, report={'steps': []}, out='Amélie')\n"
+               "prepare.main = lambda config: result; sys.exit(cli.main(sys.argv[1:]))",
                "prepare", "--out", "o"]  # fmt: skip
     ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert ran.returncode == 0 and r"Written to Am\xe9lie" in ran.stdout

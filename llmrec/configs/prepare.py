@@ -58,6 +58,11 @@ class PrepareConfig(StageConfig, Config):
     k_core: int = option(
         "Drop users and items with fewer interactions than this, again and again; 0 keeps all.", 5, least=0
     )
+    duplicates: Literal["drop", "keep"] = option(
+        "Rows that repeat the user, item and time of an earlier row. drop: they are counted and dropped, because logs "
+        "are often written or joined twice. keep: each counts as an event of its own.",
+        "drop",
+    )
     split: Literal["leave_one_out", "temporal", "published"] = option(
         "leave_one_out: the last item of each user is its test target, the last but one its validation target. "
         "temporal: all interactions are split 8:1:1 by time. "

@@ -10,6 +10,9 @@ item of it, so there is one training example per user; `max_history` cuts valida
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
+
 import numpy as np
 import polars as pl
 
@@ -39,21 +42,64 @@ def k_core(interactions: pl.DataFrame, k: int) -> pl.DataFrame:
     Returns:
         The remaining interactions in their order; none if there is no k-core.
     """
-    rows, users, items = np.arange(interactions.height), numbers(interactions[USER_ID]), numbers(interactions[ITEM_ID])
+    rounds = k_core_rounds(numbers(interactions[USER_ID]), numbers(interactions[ITEM_ID]), k)
+    last = deque(rounds, maxlen=1)
+    return interactions[last[0]] if last else interactions
+
+
+def k_core_rounds(users: np.ndarray, items: np.ndarray, k: int) -> Iterator[np.ndarray]:
+    """Positions of the interactions that are left after each round of `k_core`; no round if nothing is dropped.
+
+    Args:
+        users: `numbers` of the users.
+        items: As many `numbers` of the items.
+        k: Smallest number of interactions.
+
+    Yields:
+        Ascending positions; the last are those of the k-core.
+    """
+    rows = np.arange(len(users))
     while True:
         enough = (np.bincount(users)[users] >= k) & (np.bincount(items)[items] >= k)
         if enough.all():
-            return interactions[rows] if len(rows) < interactions.height else interactions
+            return
         rows, users, items = rows[enough], users[enough], items[enough]
+        yield rows
+
+
+def in_order(interactions: pl.DataFrame) -> pl.DataFrame:
+    """Sort by user and time, ties in the order of the source."""
+    return interactions[np.lexsort((interactions[TIMESTAMP].to_numpy(), numbers(interactions[USER_ID])))]
 
 
 def in_sequence(interactions: pl.DataFrame) -> pl.DataFrame:
     """Sort by user and time, ties in the order of the source, and add the 0-based `position` in the user's sequence."""
-    users = numbers(interactions[USER_ID])
-    order = np.lexsort((interactions[TIMESTAMP].to_numpy(), users))
-    lengths = np.bincount(users)
-    position = np.arange(len(users)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return interactions[order].with_columns(pl.Series(POSITION, position, pl.Int64))
+    return with_positions(in_order(interactions))
+
+
+def with_positions(ordered: pl.DataFrame) -> pl.DataFrame:
+    """Add the 0-based `position` in the user's sequence to interactions in order."""
+    lengths = np.bincount(ordered[USER_ID].rle_id().to_numpy())
+    position = np.arange(ordered.height) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return ordered.with_columns(pl.Series(POSITION, position, pl.Int64))
+
+
+def exact_repeats(ordered: pl.DataFrame) -> pl.Series:
+    """True for interactions that repeat user, item and time of an earlier row, as a log that was written twice does.
+
+    Args:
+        ordered: Output of `in_order`.
+
+    Returns:
+        As many values as there are rows.
+    """
+    same = [pl.col(name) == pl.col(name).shift() for name in (USER_ID, TIMESTAMP)]
+    tied = ordered.select(pl.all_horizontal(same).fill_null(False)).to_series()
+    of_a_tie = (tied | tied.shift(-1, fill_value=False)).arg_true()  # few rows of most logs
+    is_first = ordered[of_a_tie].select(pl.struct(USER_ID, ITEM_ID, TIMESTAMP).is_first_distinct()).to_series()
+    repeats = np.zeros(ordered.height, dtype=bool)
+    repeats[of_a_tie.filter(~is_first).to_numpy()] = True
+    return pl.Series(repeats)
 
 
 def sample_users(interactions: pl.DataFrame, num_users: int, seed: int) -> pl.DataFrame:

@@ -26,6 +26,7 @@ PARTIAL = ".partial"
 ERROR_LOG = ".error.log"  # after the name of a result: the traceback of a run that failed unforeseen
 LARGEST_JSON = 1 << 28  # bytes; what is larger is refused before it fills the memory
 READ = (".json", ".safetensors", ".parquet", ".jinja", ".model", ".bin", ".pt", ".npz")  # files that loaders look for
+PAGE = ".html"  # files that people alone read: they are in no hash, and their loss stops nobody
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "scikit-learn", "polars")
 
 
@@ -156,6 +157,11 @@ def content_hash(source: str | Path) -> str:
     return hashlib.sha256(str(source).encode()).hexdigest()
 
 
+def files_of(directory: Path) -> list[Path]:
+    """All files below a directory that may be read by another stage, in order; pages are for people."""
+    return sorted(f for f in directory.rglob("*") if f.is_file() and f.suffix != PAGE)
+
+
 def write_manifest(directory: Path, files: list[Path], facts: JsonObject) -> None:
     """Flush files to the disk, then write the manifest that makes them a result.
 
@@ -189,7 +195,7 @@ def adopt(directory: str | Path, stage: str) -> None:
         ValueError: If the directory is empty or absent, or is a result already.
     """
     directory = Path(directory)
-    files = sorted(f for f in directory.rglob("*") if f.is_file())
+    files = files_of(directory)
     if not files:
         raise ValueError(f"'{directory}' holds no files; write those of docs/formats.md for `{stage}` into it first.")
     if directory / MANIFEST in files:

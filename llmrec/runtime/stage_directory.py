@@ -29,6 +29,7 @@ from llmrec.runtime.manifest import (
     SCHEMA_VERSION,
     JsonObject,
     content_hash,
+    files_of,
     read_json,
     read_manifest,
     verify,
@@ -261,8 +262,7 @@ def _describe(
     seconds: float,
 ) -> None:
     internal = {partial / RUN, partial / LOCK, partial / MANIFEST}
-    found = (f for f in partial.rglob("*") if f.is_file() and f not in internal)
-    files = sorted(f for f in found if partial / SCRATCH not in f.parents)
+    files = [f for f in files_of(partial) if f not in internal and partial / SCRATCH not in f.parents]
     facts = {
         "stage": stage,
         "identity": identity,

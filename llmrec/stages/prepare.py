@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 
 from llmrec.configs import PrepareConfig
 from llmrec.data import split as splits
-from llmrec.data.catalog import SPLITS
+from llmrec.data.catalog import SPLITS, Catalog
 from llmrec.data.columns import HISTORY, ITEM_ID, SPLIT, TARGET, TIMESTAMP, USER_ID, WEIGHT
 from llmrec.data.intake.read import read_tables
 from llmrec.data.known_datasets import known_source, locate
 from llmrec.data.public_formats import Dataset
+from llmrec.data.report.facts import data_facts
+from llmrec.data.report.held_out import split_facts
+from llmrec.data.report.steps import ROUND, Steps, summary
+from llmrec.data.report.times import refuse_mixed_units
+from llmrec.data.report.verdicts import verdicts
 from llmrec.data.simulator import simulate, simulated_size
+from llmrec.reports.catalog import PAGE, render
 from llmrec.runtime.console import say, table, tell
 from llmrec.runtime.manifest import JsonObject, read_manifest
 from llmrec.runtime.stage_directory import run_stage
@@ -25,7 +33,7 @@ def main(config: PrepareConfig) -> JsonObject:
     """Write the catalogue directory `config.out`.
 
     Returns:
-        `out` and the counts `users`, `items`, `interactions`, `train`, `valid`, `test`.
+        `out`, the counts `users`, `items`, `interactions`, `train`, `valid`, `test`, and the data `report`.
 
     Raises:
         ValueError: If the config, the input files or their split cannot be used; see docs/prepare.md.
@@ -34,16 +42,21 @@ def main(config: PrepareConfig) -> JsonObject:
     files = find_files(config)
     out = run_stage("prepare", config, files, lambda directory: build(config, files, directory))
     counts = read_manifest(out)["counts"]
+    for verdict in counts["report"]["verdicts"]:
+        if verdict["kind"] == "warning":
+            say(f"prepare: warning: {verdict['says']} {verdict['remedy']}")
     return {"out": str(out), **counts}
 
 
 def show(result: JsonObject) -> None:
     """Print the result of `main`."""
-    table("Catalogue", ["", "count"], [(name, count) for name, count in result.items() if name != "out"])
-    tell(f"Written to {result['out']}")
+    table("Kept at each step", ["", "users", "items", "interactions"], summary(result["report"]["steps"]))
+    examples = ", ".join(f"{result[name]:,} {name}" for name in SPLITS)
+    tell(f"Examples: {examples}. Items in the catalogue: {result['items']:,}.")
+    tell(f"Written to {result['out']}; {Path(result['out']) / PAGE} shows the data, and what counting reaches on it.")
 
 
-def build(config: PrepareConfig, files: dict[str, Path], directory: Path) -> dict[str, int]:
+def build(config: PrepareConfig, files: dict[str, Path], directory: Path) -> JsonObject:
     """Read, filter, split, check and write.
 
     Returns:
@@ -56,23 +69,65 @@ def build(config: PrepareConfig, files: dict[str, Path], directory: Path) -> dic
     check_split(config, dataset)
     for note in dataset.notes:
         say(note)
-    kept = dataset.interactions if config.min_weight is None else at_least(config.min_weight, dataset.interactions)
-    items, interactions = dataset.items, splits.in_sequence(splits.k_core(kept, config.k_core))
-    if interactions.is_empty():
-        raise ValueError(f"No user and item have {config.k_core} interactions each; lower --k-core.")
-    if config.num_users is not None:
-        interactions = splits.sample_users(interactions, config.num_users, config.seed)
+    if not dataset.order_only:
+        refuse_mixed_units(dataset.interactions, config.dataset or str(config.interactions))
+    interactions, report = keep(config, dataset)
+    items = dataset.items
     if config.k_core or config.min_weight is not None:
         items = items.filter(pl.col(ITEM_ID).is_in(interactions[ITEM_ID].unique().implode()))
     rows = split(config, dataset, interactions)
     splits.check_no_leak(rows, interactions, by_time=config.split == "temporal")
     write(directory, splits.shuffle_items(items, config.seed), interactions, rows)
+    report["notes"] = list(dataset.notes)
+    report |= data_facts(dataset, interactions, items) | held_out_facts(directory, config.seed)
+    report["verdicts"] = verdicts(report)
+    (directory / PAGE).write_text(render(report, Path(config.out).name), encoding="utf-8")
     return {
         "users": interactions[USER_ID].n_unique(),
         "items": items.height,
         "interactions": interactions.height,
-        **{name: rows.filter(pl.col(SPLIT) == name).height for name in SPLITS},
+        **{name: report["split"][name]["examples"] for name in SPLITS},
+        "report": report,
     }
+
+
+def keep(config: PrepareConfig, dataset: Dataset) -> tuple[pl.DataFrame, JsonObject]:
+    """Apply the filters to the log of a dataset.
+
+    Returns:
+        The interactions that are kept, in sequence, and the beginning of the report: `steps` and `exact_repeats`.
+
+    Raises:
+        ValueError: If nothing is left.
+    """
+    steps = Steps()
+    log = steps.note("read", splits.in_order(dataset.interactions))
+    if config.min_weight is not None:
+        log = steps.note(f"weight of at least {config.min_weight:g}", at_least(config.min_weight, log))
+    repeats = splits.exact_repeats(log)
+    is_dropped = config.duplicates == "drop" and repeats.any()
+    if is_dropped:
+        log = steps.note("without exact repeats", log.filter(~repeats))
+    rows, users, items = np.arange(log.height), splits.numbers(log[USER_ID]), splits.numbers(log[ITEM_ID])
+    for number, left in enumerate(splits.k_core_rounds(users, items, config.k_core), start=1):
+        rows = left
+        steps.note_numbers(f"{config.k_core}-core{ROUND}{number}", users[rows], items[rows])
+    log = log[rows] if len(rows) < log.height else log
+    if log.is_empty():
+        raise ValueError(f"No user and item have {config.k_core} interactions each; lower --k-core.")
+    if config.num_users is not None:
+        log = steps.note(f"sample of {config.num_users} users", splits.sample_users(log, config.num_users, config.seed))
+    counted = {"rows": int(repeats.sum()), "dropped": is_dropped}
+    return splits.with_positions(log), {"steps": steps.facts(), "exact_repeats": counted}
+
+
+def held_out_facts(directory: Path, seed: int) -> JsonObject:
+    """Facts about the split that was written, and what counting reaches on it."""
+    from llmrec.baselines.reach import reach  # torch, whose import takes seconds
+
+    items, examples = (pq.read_table(directory / name) for name in ("items.parquet", "split.parquet"))
+    catalog = Catalog(items, examples, str(directory))
+    return {"split": split_facts(catalog), "baselines": reach(catalog, seed=seed)}
 
 
 def check(config: PrepareConfig) -> None:

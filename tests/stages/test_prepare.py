@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmrec.cli import main as cli
-from llmrec.configs import PrepareConfig
+from llmrec.configs import EvaluateConfig, PrepareConfig
 from llmrec.data import split as splits
 from llmrec.data.catalog import Catalog
-from llmrec.stages import prepare
+from llmrec.runtime.manifest import content_hash, read_manifest
+from llmrec.stages import evaluate, prepare
 from llmrec.stages.prepare import main
 
 
@@ -148,3 +149,120 @@ def test_movietweetings(data_dir, tmp_path):
     assert (result["users"], result["items"], result["interactions"]) == (4_333, 2_414, 68_055)
     catalog = Catalog.load(tmp_path / "catalog")
     assert catalog.titles[catalog.row_of["0109830"]] == "Forrest Gump"
+
+
+def write_log(path: Path, rows) -> list[str]:
+    """A log of three columns, and the flags that read it."""
+    lines = (",".join(map(str, row)) for row in rows)
+    path.write_text("\n".join(["user_id,item_id,timestamp", *lines, ""]), encoding="utf-8")
+    return ["prepare", "--interactions", str(path), "--k-core", "0"]
+
+
+VISITS = [(f"c{u}", f"p{(u + step) % 5}", 10 * u + step) for u in range(3) for step in range(6)]
+REPEATED = {
+    "each row twice in a row": [row for row in VISITS for _ in range(2)],
+    "the whole log twice": [*VISITS, *VISITS],
+    "one row three times": [*VISITS, VISITS[3], VISITS[3]],
+    "a tie between the copies": [VISITS[0], ("c0", "p9", 0), VISITS[0], *VISITS[1:]],
+}
+
+
+@pytest.mark.parametrize("case", REPEATED)
+def test_exact_repeats_are_dropped_and_said(tmp_path, capsys, case):
+    flags = write_log(tmp_path / "log.csv", REPEATED[case])
+    copies = len(REPEATED[case]) - len(set(REPEATED[case]))
+    assert cli([*flags, "--out", str(tmp_path / "catalog")]) == 0
+    shown = capsys.readouterr()
+    assert "without exact repeats" in shown.out
+    assert f"{copies} of {len(REPEATED[case])} rows" in shown.err and "--duplicates keep" in shown.err
+    kept = pl.read_parquet(tmp_path / "catalog" / "interactions.parquet")
+    assert kept.height == len(set(REPEATED[case])) and not kept.is_duplicated().any()
+
+
+def test_exact_repeats_stay_on_request_and_the_consequence_is_said(tmp_path, capsys):
+    flags = write_log(tmp_path / "log.csv", REPEATED["each row twice in a row"])
+    assert cli([*flags, "--duplicates", "keep", "--out", str(tmp_path / "kept")]) == 0
+    assert "and are kept" in capsys.readouterr().err
+    assert pl.read_parquet(tmp_path / "kept" / "interactions.parquet").height == 36
+
+
+def test_the_same_item_at_another_time_is_no_repeat(tmp_path):
+    rows = [("c0", "p0", time) for time in range(4)] + [("c1", "p0", 0), ("c1", "p1", 0), ("c1", "p0", 1)]
+    flags = write_log(tmp_path / "log.csv", rows)
+    assert cli([*flags, "--out", str(tmp_path / "catalog")]) == 0
+    assert pl.read_parquet(tmp_path / "catalog" / "interactions.parquet").height == len(rows)
+
+
+def test_mixed_units_of_time_are_refused_before_anything_is_written(tmp_path, capsys):
+    start = 1_588_687_728
+    rows = [(f"c{u}", f"p{step}", (start + step) * (1000 if step % 2 else 1)) for u in range(3) for step in range(4)]
+    flags = write_log(tmp_path / "log.csv", rows)
+    assert cli([*flags, "--out", str(tmp_path / "catalog")]) == 2
+    error = capsys.readouterr().err
+    assert "log.csv" in error and "6 rows are seconds" in error and "6 rows are milliseconds" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+
+
+def test_ids_that_differ_by_a_blank_or_read_like_nothing_are_named(tmp_path, capsys):
+    """Ids of joins gone wrong, each of which is an item of its own."""
+    items = ["3", "3.0", "p3", "p3 ", " p3"]
+    rows = [("c0", item, time) for time, item in enumerate(items)]
+    rows += [("nan", item, time) for time, item in enumerate(("nan", "None", "null"))]
+    flags = write_log(tmp_path / "log.csv", rows)
+    assert cli([*flags, "--out", str(tmp_path / "catalog")]) == 0
+    error = capsys.readouterr().err
+    for said in ("' p3' and 'p3' and 'p3 '", "'3' and '3.0'", "'nan' in 3 of", "'None' in 1, 'nan' in 1, 'null' in 1"):
+        assert said in error
+
+
+def test_the_report_is_in_the_result_and_its_page_is_no_input(tmp_path, capsys):
+    """Law: what only a person reads is in no hash, and its loss stops nobody."""
+    out = tmp_path / "catalog"
+    command = ["prepare", "--dataset", "simulated:80x30", "--out", str(out)]
+    assert cli([*command, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    report = result["report"]
+    assert report["steps"][0]["name"] == "read"
+    assert report["steps"][-1]["interactions"] == report["behaviour"]["interactions"] == result["interactions"]
+    assert report["split"]["test"]["examples"] == result["test"]
+    assert set(report["baselines"]["systems"]) == {"popularity", "markov"}
+    before = content_hash(out)
+    (out / "report.html").unlink()
+    Catalog.load(out)
+    assert cli([*command, "--json"]) == 0 and json.loads(capsys.readouterr().out) == result
+    (out / "report.html").write_text("<p>another page</p>")
+    Catalog.load(out)
+    assert content_hash(out) == before
+
+
+def test_the_steps_count_what_each_round_of_the_core_leaves(tmp_path):
+    """c is rare; without it u2 has one interaction left, and without u2 item b has one."""
+    rows = [("u1", "a", 0), ("u1", "a", 1), ("u1", "b", 2), ("u2", "b", 0), ("u2", "c", 1)]
+    rows += [(user, item, 5 + time) for user in ("u3", "u4") for time, item in enumerate("aaaa")]
+    flags = write_log(tmp_path / "log.csv", rows)
+    assert cli([*flags, "--k-core", "2", "--out", str(tmp_path / "catalog")]) == 0
+    steps = read_manifest(tmp_path / "catalog")["counts"]["report"]["steps"]
+    assert [tuple(step.values()) for step in steps] == [
+        ("read", 4, 3, 13),
+        ("2-core, round 1", 4, 2, 12),
+        ("2-core, round 2", 3, 2, 11),
+        ("2-core, round 3", 3, 1, 10),
+    ]
+
+
+def test_the_baselines_of_the_report_are_those_of_evaluate(tmp_path):
+    result = main(simulated(tmp_path / "catalog"))
+    options = {"catalog": result["out"], "split": "valid", "baselines": ["popularity", "markov"]}
+    metrics = evaluate.main(EvaluateConfig(out=str(tmp_path / "eval"), **options))
+    for system, columns in result["report"]["baselines"]["systems"].items():
+        for column, found in columns.items():
+            for name, estimate in found.items():
+                expected = metrics["systems"][system][column]
+                assert estimate["mean"] == pytest.approx(expected[name])
+                assert [estimate["low"], estimate["high"]] == pytest.approx(expected["intervals"][name])
+
+
+@pytest.mark.parametrize("name", ["movietweetings", "amazon14-beauty", "foursquare-nyc"])
+def test_public_data_holds_no_exact_repeat(data_dir, tmp_path, name):
+    """So the default of --duplicates moves none of the published numbers."""
+    assert main(PrepareConfig(dataset=name, out=str(tmp_path / "catalog")))["report"]["exact_repeats"]["rows"] == 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-from llmrec.baselines.counted.entries import flat, matrix
+from llmrec.baselines.counted.entries import matrix
 from llmrec.baselines.counted.neighbours import NeighbourRanker
 from llmrec.data.catalog import Catalog
 
@@ -34,7 +34,9 @@ class Markov(NeighbourRanker):
 
 def transitions(catalog: Catalog) -> sparse.csr_array:
     """(N, N) share of each item among the items that followed each item in training."""
-    users, items, _ = flat(catalog.train.sequences())
+    train = catalog.train
+    users = np.repeat(np.arange(len(train)), np.diff(train.offsets) + 1)
+    items = np.insert(train.values, train.offsets[1:], train.targets)  # sequences, one after another
     follows = users[1:] == users[:-1]
     before, after = items[:-1][follows], items[1:][follows]
     share = 1 / np.bincount(before, minlength=catalog.num_items)[before]

@@ -1,0 +1,227 @@
+"""Verdicts of the data report: what the facts mean for whoever trains on the data, and what to do about it.
+
+Each verdict is a sentence or two that can be read without knowing llmrec. `good` needs nothing, `note` is worth
+knowing, `warning` may make results wrong or worse.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from llmrec.data.report.ids import SAYS
+from llmrec.data.report.steps import ROUND
+from llmrec.runtime.manifest import JsonObject
+
+# Shares from which a fact is told, and from which it is a warning. They are judgements: what a reader would act on.
+LOST, MANY_TIES, COMES_BACK, NO_TITLE, COLD, ONE_USER, CONCENTRATED = 0.5, 0.05, 0.2, 0.05, 0.05, 0.05, 0.5
+LONG_GAP = 0.1  # of the span of the log
+FEW_EXAMPLES = 500  # test examples; a recall of .1 is known to .026 then
+SUSPICIOUS = 0.9  # recall of a baseline
+
+
+class Verdict(NamedTuple):
+    """Meaning of a fact.
+
+    Attributes:
+        kind: good, note or warning.
+        says: The fact and its consequence.
+        remedy: What to do, or "".
+    """
+
+    kind: Literal["good", "note", "warning"]
+    says: str
+    remedy: str = ""
+
+
+def verdicts(report: JsonObject) -> list[JsonObject]:
+    """Judge the facts of a report, the warnings first.
+
+    Args:
+        report: Content of the report but for `verdicts`.
+
+    Returns:
+        kind, says and remedy of each verdict.
+    """
+    found = [*_kept(report), *_repeats(report), *_ids(report), *_times(report), *_users(report), *_fields(report)]
+    found += [*_held_out(report), *_baselines(report)]
+    return [verdict._asdict() for kind in ("warning", "note", "good") for verdict in found if verdict.kind == kind]
+
+
+def _kept(report: JsonObject) -> Iterator[Verdict]:
+    first, last = report["steps"][0], report["steps"][-1]
+    shares = {name: last[name] / first[name] for name in ("users", "items", "interactions")}
+    said = ", ".join(f"{last[name]:,} of {first[name]:,} {name} ({shares[name]:.0%})" for name in shares)
+    core = [step for step in report["steps"] if ROUND in step["name"]]
+    if min(shares["users"], shares["interactions"]) < LOST and core:
+        yield Verdict(
+            "warning",
+            f"The filters keep {said}. Results speak of these users only.",
+            "Lower --k-core to keep users and items with fewer interactions; --k-core 0 keeps all.",
+        )
+    elif min(shares.values()) < 1:
+        yield Verdict("note", f"The filters keep {said}.")
+    else:
+        yield Verdict("good", "All interactions that were read are kept.")
+
+
+def _repeats(report: JsonObject) -> Iterator[Verdict]:
+    rows, dropped = report["exact_repeats"]["rows"], report["exact_repeats"]["dropped"]
+    all_rows = report["steps"][0]["interactions"]
+    if rows and dropped:
+        yield Verdict(
+            "note" if rows < all_rows * 0.01 else "warning",
+            f"{rows:,} of {all_rows:,} rows ({rows / all_rows:.1%}) repeat the user, item and time of an earlier row. "
+            "They are dropped, as a log that was written twice has them.",
+            "If each of them is an event of its own, give --duplicates keep.",
+        )
+    elif rows:
+        yield Verdict(
+            "warning",
+            f"{rows:,} of {all_rows:,} rows ({rows / all_rows:.1%}) repeat the user, item and time of an earlier row, "
+            "and are kept. Where a held-out item repeats the one before it, whoever repeats the last item is right.",
+            "Give --duplicates drop if the log was written or joined twice.",
+        )
+    share = report["behaviour"]["repeats"]["share"]
+    if share >= COMES_BACK:
+        yield Verdict(
+            "note",
+            f"Users come back to the same item: {share:.0%} of the interactions are with an item that the user had "
+            "before.",
+            "In evaluations, read the column plain; seen_excluded counts every return as a miss.",
+        )
+
+
+def _ids(report: JsonObject) -> Iterator[Verdict]:
+    for name, facts in report["ids"].items():
+        for kind, groups in facts["look_alikes"]["kinds"].items():
+            pairs = "; ".join(" and ".join(map(shown, group)) for group in groups["examples"])
+            times = "once" if groups["groups"] == 1 else f"{groups['groups']:,} times"
+            yield Verdict(
+                "warning",
+                f"Ids of {name} look alike {times}: {pairs}. They are {SAYS[kind]}, and count as different {name}.",
+                "If they are the same, write them in one form in all files and run prepare again.",
+            )
+        if facts["nothing"]:
+            ids = ", ".join(
+                f"{shown(name_of_nothing)} in {rows:,}" for name_of_nothing, rows in facts["nothing"].items()
+            )
+            yield Verdict(
+                "warning",
+                f"Some ids of {name} read like missing values ({ids} of the interactions). All {name} without an id "
+                "would be taken for one.",
+                "Fill in the ids or drop these rows, unless they are real ids.",
+            )
+
+
+def _times(report: JsonObject) -> Iterator[Verdict]:
+    times, ties = report["times"], report["ties"]
+    if times is None:
+        yield Verdict(
+            "note", "There are no times: histories are in the order of the file, and cannot be split by time."
+        )
+        return
+    if times["unit"]:
+        yield Verdict("good", f"Times are {times['unit']} since 1970, from {times['first']} to {times['last']}.")
+    if times["outside"]:
+        yield Verdict(
+            "warning",
+            f"{times['outside']:,} times are no dates between 1990 and 2100, such as {times['outside_example']}, "
+            "though the others are. They stand at the wrong end of their histories.",
+            "Correct them or drop their rows.",
+        )
+    gap = times.get("longest_gap_days", 0)
+    if gap >= max(7, LONG_GAP * times.get("days", 0)):
+        yield Verdict(
+            "note",
+            f"There is not one interaction for {gap:,} days between {times['gap_from']} and {times['gap_to']}.",
+            "Check whether a part of the log is missing.",
+        )
+    if ties["last"] >= MANY_TIES:
+        yield Verdict(
+            "warning",
+            f"{ties['last']:.0%} of the users have different items at one time among their last three. The order of "
+            "the file decides there what is tested, and it may be sorted by item.",
+            "Give finer times if there are any, or sort the rows of one time as they happened.",
+        )
+    elif ties["users"] >= MANY_TIES:
+        yield Verdict(
+            "note",
+            f"{ties['users']:.0%} of the users have different items at one time; their order there is that of the "
+            f"file. It decides what is tested for {ties['last']:.1%}.",
+        )
+    else:
+        yield Verdict("good", f"Times put nearly every history in order; {ties['users']:.1%} of the users have ties.")
+
+
+def _users(report: JsonObject) -> Iterator[Verdict]:
+    behaviour = report["behaviour"]
+    longest, top = behaviour["histories"]["share_of_longest"], behaviour["popularity"]["top_1"]
+    if longest >= ONE_USER and behaviour["users"] >= 100:
+        yield Verdict(
+            "warning",
+            f"One user has {longest:.0%} of all interactions, which is rarely a person.",
+            "Drop a user who is a robot, a test account or the name of a missing value.",
+        )
+    if top >= CONCENTRATED and behaviour["items"] >= 100:
+        yield Verdict("note", f"One in a hundred items has {top:.0%} of the interactions; popularity is hard to beat.")
+
+
+def _fields(report: JsonObject) -> Iterator[Verdict]:
+    fields = report["fields"]
+    without, every = fields["no_title"], fields["items"]
+    if without == every and fields["no_text"] == every:
+        yield Verdict(
+            "warning",
+            "No item has a title or text, so nothing can be learned from words, and answers show ids alone.",
+            "Give --items, a file with a title for each item, or build item vectors from behaviour (--views sasrec).",
+        )
+    elif without >= NO_TITLE * every:
+        yield Verdict(
+            "note",
+            f"{without:,} of {every:,} items ({without / every:.0%}) have no title; answers show their ids alone.",
+        )
+    elif not without:
+        yield Verdict("good", "Every item has a title.")
+
+
+def _held_out(report: JsonObject) -> Iterator[Verdict]:
+    test = report["split"]["test"]
+    if test["examples"] < FEW_EXAMPLES:
+        width = 1.96 * math.sqrt(0.1 * 0.9 / test["users"])
+        yield Verdict(
+            "note",
+            f"There are only {test['examples']:,} test examples of {test['users']:,} users. A recall of .10 is "
+            f"uncertain by ± {width:.2f}, so most differences between models cannot be seen.",
+            "Give more data or lower --k-core, and read intervals before means.",
+        )
+    if test["cold"] >= COLD:
+        yield Verdict(
+            "warning",
+            f"{test['cold']:.0%} of the test targets are items without any training interaction. Popularity, Markov "
+            "and SASRec cannot find them.",
+            "Give items text, and use views that do not need behaviour, such as text.",
+        )
+
+
+def _baselines(report: JsonObject) -> Iterator[Verdict]:
+    reached = report["baselines"]
+    k = reached["k"]
+    popular, markov = (reached["systems"][name]["plain"][f"recall@{k}"]["mean"] for name in ("popularity", "markov"))
+    yield Verdict(
+        "note",
+        f"A model has to beat this: the {k} most popular items hold the next item of {popular:.1%} of the histories, "
+        f"and the {k} items that most often followed the last one (Markov) hold that of {markov:.1%}.",
+    )
+    if max(popular, markov) >= SUSPICIOUS and report["fields"]["items"] > 5 * k:
+        yield Verdict(
+            "warning",
+            "Counting finds nearly every held-out item, which real data seldom allows.",
+            "Look for repeated rows, for users with the same history, and for a column that gives the answer away.",
+        )
+
+
+def shown(text: str) -> str:
+    """An id of a user's data as a person may see it: quoted, blanks and control characters visible, not too long."""
+    return repr(text if len(text) <= 40 else text[:40] + "…")
