@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import torch
 from scipy import sparse
 from torch import Tensor
@@ -25,6 +26,7 @@ from llmrec.baselines.counted.popularity import Popularity
 from llmrec.baselines.queries import Queries, before, queries_of
 from llmrec.data import columns
 from llmrec.data.catalog import Catalog
+from llmrec.runtime.reading import reading
 
 POSITION, SCORE = "position", "score"
 COLUMNS = (columns.USER_ID, POSITION, columns.ITEM_ID, SCORE)
@@ -178,12 +180,8 @@ def _known_places(lines: pl.DataFrame, catalog: Catalog, path: str) -> pl.DataFr
 
 def _lines(path: str | Path) -> pl.DataFrame:
     """The columns of the file, in their order and types."""
-    try:
-        table = pl.read_parquet(path)
-    except FileNotFoundError:
-        raise ValueError(f"scores '{path}' does not exist; give a parquet file with {', '.join(COLUMNS)}.") from None
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise ValueError(f"scores '{path}' is not a parquet file: {str(error).splitlines()[0]}.") from None
+    with reading(path, "a parquet file", f"give a parquet file of scores, with {', '.join(COLUMNS)}"):
+        table: pl.DataFrame = pl.from_arrow(pq.read_table(path, partitioning=None))  # a damaged file panics in polars
     missing = [name for name in COLUMNS if name not in table.columns]
     if missing:
         raise ValueError(f"{path} lacks the columns {missing}; it has {table.columns}.")

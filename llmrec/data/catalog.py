@@ -7,7 +7,7 @@ and baselines learn behaviour from `Catalog.train` alone, so held-out items cann
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from llmrec.data import columns
 from llmrec.data.conditions import matches
 from llmrec.data.examples import Examples
 from llmrec.runtime.manifest import verify
+from llmrec.runtime.reading import reading
 
 SPLITS = ("train", "valid", "test")
 
@@ -39,7 +40,7 @@ class Catalog:
         source: Directory that the catalogue was read from.
 
     Raises:
-        ValueError: If a column is missing, or an item_id is repeated or empty.
+        ValueError: If a column is missing or has another type, or an item_id is repeated or empty.
 
     >>> items = pa.table({"item_id": ["a", "b", "c"], "title": ["Saw", "Jaws", "Up"], "price": [5, 9, None]})
     >>> split = pa.table({"user_id": ["ann"], "split": ["test"], "history": [["c", "a"]], "target": ["b"]})
@@ -51,8 +52,11 @@ class Catalog:
     """
 
     def __init__(self, items: pa.Table, split: pa.Table, source: str = "catalog"):
-        _require(items, (columns.ITEM_ID, columns.TITLE), f"{source}/items.parquet")
-        _require(split, (columns.USER_ID, columns.SPLIT, columns.HISTORY, columns.TARGET), f"{source}/split.parquet")
+        _require(items, {columns.ITEM_ID: _is_id, columns.TITLE: _is_title}, f"{source}/items.parquet")
+        _require(split, SPLIT_TYPES, f"{source}/split.parquet")
+        empty_cells = [name for name in SPLIT_TYPES if split[name].null_count]
+        if empty_cells:
+            raise ValueError(f"{source}/split.parquet has empty cells in {empty_cells}; run `llmrec prepare` again.")
         self.items, self.source = items, source
         self.item_ids: list[str] = items[columns.ITEM_ID].cast(pa.string()).to_pylist()
         self.row_of = {item_id: row for row, item_id in enumerate(self.item_ids)}
@@ -62,7 +66,7 @@ class Catalog:
         empty = next((row for row, item_id in enumerate(self.item_ids) if not item_id), None)
         if empty is not None:
             raise ValueError(f"{source}/items.parquet has an empty item_id in item row {empty}; every item needs one.")
-        self._item_id_array = pa.array(self.item_ids)
+        self._item_id_array = pa.array(self.item_ids, pa.string())
         self._split = split
 
     @classmethod
@@ -220,13 +224,44 @@ class Catalog:
 
 
 def _read(path: Path) -> pa.Table:
-    try:
-        return pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a parquet file ({error}); run `llmrec prepare` again.") from error
+    with reading(path, "a parquet file", "run `llmrec prepare` again"):
+        return pq.read_table(path, partitioning=None)
 
 
-def _require(table: pa.Table, names: Sequence[str], source: str) -> None:
-    missing = [name for name in names if name not in table.column_names]
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _is_id(kind: pa.DataType) -> bool:
+    return _is_text(kind) or pa.types.is_integer(kind)
+
+
+def _is_title(kind: pa.DataType) -> bool:
+    return _is_text(kind) or pa.types.is_null(kind)
+
+
+def _is_list_of_ids(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return is_list and (_is_id(kind.value_type) or pa.types.is_null(kind.value_type))
+
+
+SPLIT_TYPES = {
+    columns.USER_ID: _is_id,
+    columns.SPLIT: _is_text,
+    columns.HISTORY: _is_list_of_ids,
+    columns.TARGET: _is_id,
+}
+
+
+def _require(table: pa.Table, types: Mapping[str, Callable[[pa.DataType], bool]], source: str) -> None:
+    """Refuse a table that lacks a column, has it twice, or has it in another type; one without rows has any types."""
+    missing = [name for name in types if name not in table.column_names]
     if missing:
         raise ValueError(f"{source} lacks the columns {missing}; it has {table.column_names}.")
+    repeated = [name for name in types if table.column_names.count(name) > 1]
+    if repeated:
+        raise ValueError(f"{source} has the columns {repeated} more than once; write each once.")
+    wrong = [f"{name} is {table.schema.field(name).type}" for name in types if not types[name](table[name].type)]
+    if wrong and table.num_rows:
+        raise ValueError(f"{source} has columns of other types than docs/formats.md says: {', '.join(wrong)}.")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -91,7 +92,10 @@ def resumed(
         description: Stage and system, for the message.
     """
     if path.is_file():
-        return load(path)
+        try:
+            return load(path)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            say(f"{path} is damaged ({error}) and made again.")
     part = rank()
     speed = num_examples / max(part.seconds, 1e-9)
     say(f"{description}: {num_examples} examples in {part.seconds:.1f} s, {speed:,.1f} examples/s")

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from llmrec.data import columns
 from llmrec.data.item_lists import find_rows
+from llmrec.runtime.reading import reading
 from llmrec.sid.groups import buckets, ordinals
 
 FILE = "sid_table.parquet"
@@ -217,13 +218,14 @@ class SidTable:
         path = Path(path) / FILE if Path(path).is_dir() else Path(path)
         if not path.is_file():
             raise ValueError(f"'{path}' does not exist; `llmrec tokenize` writes it.")
-        try:
-            table = pq.read_table(path)
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"'{path}' is not a parquet file ({error}); run `llmrec tokenize` again.") from error
-        levels = [name for name in table.column_names if name.startswith("code_")]
-        if not levels or columns.ITEM_ID not in table.column_names:
-            raise ValueError(f"'{path}' needs the columns item_id and code_0 …; it has {table.column_names}.")
+        with reading(path, "a parquet file", "run `llmrec tokenize` again"):
+            table = pq.read_table(path, partitioning=None)
+        levels = [columns.code(level) for level in range(sum(n.startswith("code_") for n in table.column_names))]
+        needed = [columns.ITEM_ID, *levels]
+        if not levels or any(table.column_names.count(name) != 1 for name in needed):
+            raise ValueError(f"'{path}' needs the columns item_id and code_0 …, once; it has {table.column_names}.")
+        if not pa.types.is_string(table[columns.ITEM_ID].type) or table[columns.ITEM_ID].null_count:
+            raise ValueError(f"'{path}' has item_ids that are no text, or empty. Run `llmrec tokenize` again.")
         for name in levels:
             if not pa.types.is_integer(table[name].type) or table[name].null_count:
                 raise ValueError(

@@ -22,6 +22,7 @@ from llmrec.data import columns
 from llmrec.data.catalog import Catalog
 from llmrec.runtime.console import say
 from llmrec.runtime.manifest import sha256_file
+from llmrec.runtime.reading import reading
 from llmrec.views import VectorError, View, describe, scatter
 
 FORMATS = (".parquet", ".npy")
@@ -63,10 +64,8 @@ def external_view(name: str, path: str | Path, catalog: Catalog) -> View:
 
 def _read_npy(path: Path, catalog: Catalog) -> tuple[np.ndarray, np.ndarray]:
     """(N,) item rows and their (N, D) vectors."""
-    try:
+    with reading(path, "a .npy of numbers", "save it again"):
         vectors = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as a .npy of numbers ({error}); save it again.") from error
     if vectors.ndim != 2 or vectors.shape[1] == 0 or vectors.dtype.kind != "f":
         raise ValueError(f"{path} holds {vectors.dtype} {vectors.shape}; floats of shape (num_items, dim) are needed.")
     if len(vectors) != catalog.num_items:
@@ -105,10 +104,8 @@ def _read_parquet(path: Path, catalog: Catalog) -> tuple[np.ndarray, np.ndarray]
 
 
 def _open(path: Path) -> pa.Table:
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a parquet file ({error}); write it again.") from error
+    with reading(path, "a parquet file", "write it again"):
+        table = pq.read_table(path, partitioning=None)
     lacking = [name for name in (columns.ITEM_ID, VECTOR) if name not in table.column_names]
     if lacking:
         raise ValueError(f"{path} lacks the columns {lacking}; it has {table.column_names}. Rename yours.")

@@ -39,3 +39,48 @@ def test_rows_of_a_split_without_any_and_of_none(catalog):
 def test_unknown_items_are_named(catalog):
     with pytest.raises(ValueError, match=r"2 item ids are not in catalog/items.parquet; first: \['x', 'y'\]"):
         catalog.item_rows(["item-1", "x", "y"])
+
+
+ITEMS = {"item_id": ["a", "b"], "title": ["Saw", None]}
+SPLIT = {"user_id": ["u"], "split": ["test"], "history": [["a"]], "target": ["b"]}
+WRONG = {
+    "item_ids that are fractions": (
+        {"item_id": [1.0, 2.0]},
+        {},
+        "items.parquet has columns of other .*item_id is double",
+    ),
+    "titles that are numbers": ({"title": [1, 2]}, {}, "items.parquet has columns of other types .*title is int64"),
+    "a history that is a time": (
+        {},
+        {"history": pa.array([5], pa.timestamp("us"))},
+        "split.parquet has .*history is time",
+    ),
+    "a history of numbers with fractions": ({}, {"history": [[1.5]]}, r"split.parquet has .*history is list<.*double>"),
+    "a history that is empty": (
+        {},
+        {"history": pa.array([None], pa.list_(pa.string()))},
+        r"empty cells in \['history'\]",
+    ),
+    "a user that is empty": ({}, {"user_id": pa.array([None], pa.string())}, r"empty cells in \['user_id'\]"),
+    "a target that is a list": ({}, {"target": [["b"]]}, "split.parquet has columns of other types .*target is list"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_columns_of_other_types_are_refused(case):
+    """Each would be read as other ids, or end in a traceback of pyarrow."""
+    items, split, message = WRONG[case]
+    with pytest.raises(ValueError, match=message):
+        Catalog(pa.table(ITEMS | items), pa.table(SPLIT | split))
+
+
+def test_a_column_that_stands_twice_is_refused():
+    twice = pa.table([["a"], ["b"], ["Saw"]], names=["item_id", "item_id", "title"])
+    with pytest.raises(ValueError, match=r"has the columns \['item_id'\] more than once"):
+        Catalog(twice, pa.table(SPLIT))
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_text_of_any_arrow_type_is_read(kind):
+    items = pa.table({name: pa.array(values, pa.string()).cast(kind) for name, values in ITEMS.items()})
+    assert Catalog(items, pa.table(SPLIT)).item_ids == ["a", "b"]

@@ -133,3 +133,17 @@ def test_every_list_that_names_no_items_is_refused_at_once(sid_table):
     )
     with pytest.raises(ValueError, match=r"user 9 names .*; 2 more such lists\. Its"):
         sid_table.find_items({f"user {user}": ["x"] for user in range(12)})
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"item_id": ["a"], "code_0": [0], "code_2": [0]}, "needs the columns item_id and code_0 …, once"),
+        ({"item_id": [5], "code_0": [0]}, "item_ids that are no text"),
+        ({"item_id": pa.array([None], pa.string()), "code_0": [0]}, "item_ids that are no text, or empty"),
+    ],
+)
+def test_a_table_with_other_columns_is_refused(columns, message, tmp_path):
+    pq.write_table(pa.table(columns), tmp_path / "sid_table.parquet")
+    with pytest.raises(ValueError, match=message):
+        SidTable.load(tmp_path)

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from llmrec.data import columns
 from llmrec.data.catalog import Catalog
 from llmrec.runtime import disk
+from llmrec.runtime.reading import reading
 from llmrec.sid.table import SidTable
 from llmrec.training.dpo.preferences import Preferences
 from llmrec.training.preference.policy import Prompts
@@ -94,10 +95,9 @@ def read_preferences(path: str | Path, catalog: Catalog, table: SidTable) -> Pre
 def _read_table(path: Path) -> pa.Table:
     if not path.is_file():
         raise ValueError(f"preferences '{path}' does not exist; give a parquet or JSONL file.")
-    try:
-        table = pq.read_table(path) if path.suffix == ".parquet" else pj.read_json(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"'{path}' is neither a parquet nor a JSONL file ({error}).") from error
+    is_parquet = path.suffix == ".parquet"
+    with reading(path, "a parquet file" if is_parquet else "a file of JSON lines", "write it again"):
+        table = pq.read_table(path, partitioning=None) if is_parquet else pj.read_json(path)
     if len(table) == 0:
         raise ValueError(f"'{path}' has no lines; there is nothing to train on.")
     return table

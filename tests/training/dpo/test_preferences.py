@@ -112,8 +112,8 @@ def test_files_that_are_none(tmp_path, catalog, sid_table):
     misshapen = '{"history": "item-0", "target": "item-1", "negatives": ["item-2"]}'
     cases = {
         "absent.parquet": (None, "does not exist"),
-        "text.parquet": ("hello", "is neither a parquet nor"),
-        "text.jsonl": ("hello", "is neither a parquet nor"),
+        "text.parquet": ("hello", "is not a parquet file"),
+        "text.jsonl": ("hello", "is not a file of JSON lines"),
         "lacks.jsonl": (lacking, r"lacks the columns \['target', 'negatives'\]"),
         "shape.jsonl": (misshapen, "lists of item_ids"),
     }

@@ -1,0 +1,45 @@
+"""Files of others, read so that whatever is wrong with them is one sentence with the file and what to do."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def reading(path: str | Path, kind: str, remedy: str) -> Iterator[None]:
+    """Turn any error of a block that does nothing but read a file into a ValueError that names the file.
+
+    pyarrow, polars, safetensors, numpy and json have more errors for a damaged file than their documentation names.
+
+    Args:
+        path: File that is read.
+        kind: Kind of file that it should be, such as `a parquet file`.
+        remedy: Next step of the user, as the end of a sentence.
+
+    Raises:
+        ValueError: If the block fails.
+
+    >>> import json
+    >>> with reading("a.json", "JSON", "write it again"):
+    ...     json.loads("{")
+    Traceback (most recent call last):
+    ValueError: 'a.json' is not JSON (Expecting property name enclosed in double quotes: line 1 ...
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except FileNotFoundError:
+        raise ValueError(f"'{path}' does not exist; {remedy}.") from None
+    except Exception as error:
+        raise ValueError(f"'{path}' is not {kind} ({_reason(error)}); {remedy}.") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return error.strerror
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
