@@ -29,6 +29,7 @@ COMMON = {  # in lower case, without blanks, `_`, `-` and the type that RecBole 
     "interactiontime checkintime utctime localtime ratedat purchasedat orderdate",
     TITLE: "title name itemname productname producttitle itemtitle movietitle booktitle songtitle",
 }
+TYPE = r":(token|float)(_seq)?$"  # RecBole's, in a header
 SHOWN = 20  # names of columns in a message
 
 
@@ -48,6 +49,8 @@ def choose(rows: Rows, wanted: Mapping[str, str | None]) -> dict[str, str]:
     known = rows.columns
     chosen, missing, problems = {}, [], []
     for name, given in wanted.items():
+        if given is not None and given not in rows.names:
+            given = re.sub(TYPE, "", given)
         found = [given] if given is not None else [each for each in (known.get(name), name) if each in rows.names][:1]
         if not found:
             found = [each for each in rows.names if plain(each) in COMMON[name].split() and each not in known.values()]
@@ -111,7 +114,7 @@ def _missing(rows: Rows, missing: list[tuple[str, str]]) -> str:
 
 def plain(name: str) -> str:
     """Name of a column without what writers of headers differ in: case, blanks, `_`, `-` and RecBole's types."""
-    return re.sub(r"[\s_\-]", "", re.sub(r":(token|float)(_seq)?$", "", name.lower()))
+    return re.sub(r"[\s_\-]", "", re.sub(TYPE, "", name.lower()))
 
 
 def shown(names: Iterable[str]) -> str:

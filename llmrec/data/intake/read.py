@@ -98,13 +98,26 @@ def _read(rows: Rows, chosen: dict[str, str], every_column: bool = False) -> Tab
 
 
 def _check_items(items: Table) -> None:
+    same = pl.repeat(False, items.frame.height, eager=True)
     if to_ids(items, ITEM_ID):
         repeated = ~items.frame[ITEM_ID].is_first_distinct() & items.frame[ITEM_ID].is_not_null()
-        items.report(repeated, "repeat an item_id", "keep one row per item.", ITEM_ID)
+        same = repeated & _repeats_a_row(items.frame) if repeated.any() else repeated
+        items.report(repeated & ~same, "repeat an item_id", "keep one row per item.", ITEM_ID)
     _read_fields(items)
     for name in (LAT, LON):
         if name in items.frame.columns:
             to_number(items, name)
+    if same.any():  # after all reports, which count the rows of the file
+        items.frame = items.frame.filter(~same)
+        items.note(f"{same.sum():,} rows repeat another row exactly; each item is read once.")
+
+
+def _repeats_a_row(frame: pl.DataFrame) -> pl.Series:
+    """(N,) bool: rows whose cells are all those of an earlier row; False if polars cannot compare the types."""
+    try:
+        return ~frame.select(pl.struct(pl.all()).is_first_distinct()).to_series()
+    except pl.exceptions.PolarsError:
+        return pl.repeat(False, frame.height, eager=True)
 
 
 def _read_fields(items: Table) -> None:

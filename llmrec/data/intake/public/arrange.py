@@ -27,8 +27,14 @@ def arrange(rows: Rows, layout: Layout) -> Rows:
     Raises:
         ValueError: When they are read, if the file is not what the layout says.
     """
-    names = [name for name in rows.names if layout.keep is None or name in layout.keep]
-    arranged = replace(rows, names=names, notes=[*rows.notes])
+    kept = [name for name in rows.names if layout.keep is None or name in layout.keep]
+    given = {layout.rename.get(name, name): name for name in kept}
+
+    def renamed(columns: Sequence[str], limit: int | None = None) -> pl.DataFrame:
+        table = rows.read([given[name] for name in columns], limit)
+        return table.rename(dict(zip(table.columns, columns, strict=True)))
+
+    arranged = replace(rows, names=list(given), read=renamed, notes=[*rows.notes])
     _tell(arranged, layout)
     if layout.reshape is None:
         return arranged
@@ -36,9 +42,9 @@ def arrange(rows: Rows, layout: Layout) -> Rows:
 
     @cache
     def whole() -> pl.DataFrame:
-        given = rows.read(names)
-        heights.add(given.height)
-        return shaped(rows.path, layout, lambda: reshape(given))
+        table = renamed(list(given))
+        heights.add(table.height)
+        return shaped(rows.path, layout, lambda: reshape(table))
 
     def read(columns: Sequence[str], limit: int | None = None) -> pl.DataFrame:
         table = whole().select(columns)
@@ -47,7 +53,7 @@ def arrange(rows: Rows, layout: Layout) -> Rows:
     def place(row: int, height: int) -> str:
         return rows.place(row, height) if height in heights else numbered(row, height)
 
-    empty = pl.DataFrame(schema=dict.fromkeys(names, pl.String))
+    empty = pl.DataFrame(schema=dict.fromkeys(given, pl.String))
     arranged.names, arranged.read, arranged.place = reshape(empty).columns, read, place
     return arranged
 

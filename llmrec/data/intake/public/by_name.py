@@ -15,6 +15,7 @@ from llmrec.data.intake.public.shapes import pairs
 TYPED = r":(?:token|float)(?:_seq)?$"
 RECBOLE_NAMES = {"class": "genres", "release_year": "year"}  # of MovieLens, under the names that make up `text`
 TITLES = ("title", "name", "movie_title", "item_title", "item_name", "business_name", "product_name", "artist_name")
+PROSE = ("text", "description", "overview", "summary", "abstract", "plot")  # sequences of words that stay text
 NO_TIMES = "It has no times, only the order of each history."
 
 
@@ -208,24 +209,26 @@ def of_names(names: Sequence[str]) -> Layout | None:
 def _recbole(names: Sequence[str]) -> Layout:
     """Layout of RecBole's atomic files, whose header has types (https://recbole.io/atomic_files.html)."""
     bare = {name: re.sub(TYPED, "", name) for name in names}
-    shown = {name: RECBOLE_NAMES.get(short, short) for name, short in bare.items()}
-    title = next((name for name in TITLES if name in bare.values()), TITLE)
     if "item_id_list" in bare.values():
         return Layout(
             "RecBole's histories",
-            reshape=lambda table: pairs(table.rename(bare), "item_id_list", "item_id"),
+            rename=bare,
+            reshape=lambda table: pairs(table, "item_id_list", "item_id"),
             order_only=True,
             limit=f"The rows of a user become one history. {NO_TIMES}",
         )
-
-    def reshape(table: pl.DataFrame) -> pl.DataFrame:
-        lists = [name for name in names if name.endswith(":token_seq") and bare[name] != title]
-        return table.with_columns(_sequences(table[name]) for name in lists).rename(shown)
-
-    known = {USER_ID: ("user_id", "uid", "session_id"), ITEM_ID: ("item_id", "iid"), TIMESTAMP: ("timestamp",)}
-    known |= {WEIGHT: ("rating",), TITLE: (title,)}
-    columns = {ours: name for ours, found in known.items() for name in found if name in shown.values()}
-    return Layout("RecBole's atomic file", columns=columns, reshape=reshape)
+    title = next((name for name in TITLES if name in bare.values()), TITLE)
+    taken = set(bare.values())
+    ours = {short: name for short, name in RECBOLE_NAMES.items() if name not in taken}
+    shown = {name: ours.get(short, short) for name, short in bare.items()}
+    lists = [shown[name] for name in names if name.endswith(":token_seq") and bare[name] not in (title, *PROSE)]
+    users = next((name for name in ("user_id", "uid", "session_id") if name in taken), USER_ID)
+    return Layout(
+        "RecBole's atomic file",
+        rename=shown,
+        columns={USER_ID: users, WEIGHT: "rating", TITLE: title},
+        reshape=(lambda table: table.with_columns(_sequences(table[name]) for name in lists)) if lists else None,
+    )
 
 
 def _sequences(cells: pl.Series) -> pl.Series:

@@ -30,6 +30,7 @@ class Layout:
         rows: Function from the text of a file that is no table, such as `user item item …`, to its rows.
         columns: Name of llmrec (`USER_ID`, `TITLE`, …) -> name of the column after `reshape`, where it is another.
         keep: Columns that are read; None for all. Columns of this list that a file lacks are skipped.
+        rename: Name of a column in the file -> its name here.
         reshape: Function from these columns, as text, to the rows that the layout means.
         order_only: True if the rows of each user are in order and have no times.
         limit: Sentence about what is not read, or read in one way of several.
@@ -46,6 +47,7 @@ class Layout:
     rows: Callable[[str], pl.DataFrame] | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     keep: tuple[str, ...] | None = None
+    rename: Mapping[str, str] = field(default_factory=dict)
     reshape: Callable[[pl.DataFrame], pl.DataFrame] | None = None
     order_only: bool = False
     limit: str = ""

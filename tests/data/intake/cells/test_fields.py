@@ -300,3 +300,22 @@ def test_columns_of_every_type_may_stand_in_a_log_without_items(tmp_path, kind, 
         assert f"log.parquet: column {name} holds" in str(error) or f"a {name} that is no number" in str(error)
     else:
         assert items["item_id"].to_list() == ["a", "b"] and items["text"].null_count() == 0
+
+
+@pytest.mark.parametrize("kind", FIELD_TYPES)
+def test_an_item_that_stands_twice_with_the_same_cells_is_read_once(tmp_path, kind):
+    """The metadata of Amazon 2018 repeat products."""
+    one = pa.table({"item_id": ["a", "b"], "title": ["Lamp", None], "other": FIELD_TYPES[kind][0]})
+    pq.write_table(pa.concat_tables([one, one.slice(0, 1)]), tmp_path / "items.parquet")
+    pq.write_table(pa.table({"user_id": ["u"], "item_id": ["a"], "timestamp": [1]}), tmp_path / "log.parquet")
+    dataset = read_tables(tmp_path / "log.parquet", tmp_path / "items.parquet")
+    assert dataset.items["item_id"].to_list() == ["a", "b"]
+    assert any("1 rows repeat another row exactly" in note for note in dataset.notes)
+
+
+def test_an_item_that_stands_twice_with_other_cells_is_refused(tmp_path):
+    (tmp_path / "items.csv").write_text("item_id,title,lat\na,x,1\nb,y,1\na,x,1\nb,z,1\nc,w,north\n")
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\nu,a,1\n")
+    with pytest.raises(ValueError, match=r"1 rows repeat an item_id, first at line 5 \('b'\)") as error:
+        read_tables(tmp_path / "log.csv", tmp_path / "items.csv")
+    assert "no number, first at line 6 ('north')" in str(error.value)
