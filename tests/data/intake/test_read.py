@@ -121,6 +121,11 @@ def test_bad_items(put, case):
     assert "items.csv" in str(error.value)
 
 
+def test_a_carriage_return_within_a_line_is_part_of_a_cell_or_refused(put):
+    with pytest.raises(ValueError, match=r"log.csv"):
+        read_tables(put("log.csv", "user_id,item_id,timestamp\nu\rv,01,1\nu,02,2\r\n,,\n"))
+
+
 def test_cells_of_several_lines_are_no_short_lines(put):
     text = 'user_id,item_id,timestamp,note\nu,01,1,"a\n\nb"\n"u",02,2,"x ""y"", z"\nu,02,3,\n'
     log = read_tables(put("log.csv", text)).interactions

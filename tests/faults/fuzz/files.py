@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from llmrec.configs import PrepareConfig
 from llmrec.stages import prepare
 from tests.faults.fuzz.judge import Case, Wrong
-from tests.faults.fuzz.slow_prepare import Row, core, read_text, sequences, usable
+from tests.faults.fuzz.slow_prepare import Row, core, read_text, sequences, usable, without_repeats
 
 NAMES = ("user_id", "item_id", "timestamp")
 IDS = (str, "u{}".format, "0{:05d}".format, "Ünï{}".format, "id {}".format, "7{:018d}".format, "a-b_{}.x".format)
@@ -71,6 +71,7 @@ class Input:
     items: list[list[str | None]] | None
     k_core: int
     order_only: bool
+    drops_repeats: bool
     is_judged: bool = True
     told: list[str] = field(default_factory=list)
 
@@ -83,6 +84,8 @@ class Input:
         items = None if self.items is None else [item_id or "" for item_id, _ in self.items]
         if not usable(rows, items, self.order_only):
             return None
+        if self.drops_repeats and not self.order_only:
+            rows = without_repeats(rows)
         return sequences(core(rows, self.k_core), self.order_only)
 
 
@@ -104,7 +107,7 @@ def case(seed: int, directory: Path) -> Case:
         items.write_text(delimited(rng, ["item_id", "title"], given.items, ","), encoding="utf-8")
     config = PrepareConfig(
         out=str(folder / "out"), interactions=str(log), items=items and str(items), k_core=given.k_core,
-        order_only=given.order_only,
+        order_only=given.order_only, duplicates="drop" if given.drops_repeats else "keep",
     )  # fmt: skip
 
     def run() -> None:
@@ -135,7 +138,7 @@ def valid(rng: random.Random) -> Input:
     items = None
     if rng.random() < 0.5:
         items = [[item(i), rng.choice(TITLES)] for i in range(num_items)]
-    return Input(list(NAMES), rows, items, rng.choice((0, 0, 1, 2)), rng.random() < 0.1)
+    return Input(list(NAMES), rows, items, rng.choice((0, 0, 1, 2)), rng.random() < 0.1, rng.random() < 0.7)
 
 
 def change_cell(rng: random.Random, given: Input) -> None:

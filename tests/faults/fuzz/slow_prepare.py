@@ -50,6 +50,11 @@ def usable(rows: Sequence[Row], items: Sequence[str] | None, order_only: bool) -
     return order_only or all(time_of(row.time) is not None for row in rows)
 
 
+def without_repeats(rows: Sequence[Row]) -> list[Row]:
+    """The first of the rows that have one user, item and time."""
+    return list({(row.user, row.item, time_of(row.time)): row for row in reversed(rows)}.values())[::-1]
+
+
 def core(rows: Sequence[Row], k: int) -> list[Row]:
     """Rows of users and items with at least k rows each."""
     kept = list(rows)

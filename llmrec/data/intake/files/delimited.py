@@ -74,7 +74,10 @@ def find_separator(lines: Sequence[str]) -> str:
 def _cells(line: str, separator: str) -> list[str]:
     if len(separator) > 1:
         return line.split(separator)
-    return next(csv.reader([line], delimiter=separator), [])
+    try:
+        return next(csv.reader([line], delimiter=separator), [])
+    except csv.Error:  # a carriage return within a cell
+        return line.split(separator)
 
 
 class Text:
