@@ -33,18 +33,19 @@ TYPE = r":(token|float)(_seq)?$"  # RecBole's, in a header
 SHOWN = 20  # names of columns in a message
 
 
-def choose(rows: Rows, wanted: Mapping[str, str | None]) -> dict[str, str]:
+def choose(rows: Rows, wanted: Mapping[str, str | None], options: Mapping[str, str] = OPTIONS) -> dict[str, str]:
     """Choose the columns of a file; a choice by a common name is added to the notes of the rows.
 
     Args:
         rows: The opened file.
         wanted: Name of llmrec -> name that the user gave, or None.
+        options: Name of llmrec -> option that names the column, for messages.
 
     Returns:
         Name of llmrec -> name of the column in the file.
 
     Raises:
-        ValueError: If a column is missing or cannot be told from others, or one column is chosen twice.
+        ValueError: If a column is missing or cannot be told from others.
     """
     known = rows.columns
     chosen, missing, problems = {}, [], []
@@ -55,20 +56,18 @@ def choose(rows: Rows, wanted: Mapping[str, str | None]) -> dict[str, str]:
         if not found:
             found = [each for each in rows.names if plain(each) in COMMON[name].split() and each not in known.values()]
             if len(found) == 1:
-                read_as = f"column {found[0]!r} is read as {name}; {OPTIONS[name]} names another."
+                read_as = f"column {found[0]!r} is read as {name}; {options[name]} names another."
                 rows.notes.append(f"{rows.path}: {read_as}")
         if len(found) > 1:
-            problems.append(f"needs {OPTIONS[name]}, because {' and '.join(map(repr, found))} may be meant")
+            problems.append(f"needs {options[name]}, because {' and '.join(map(repr, found))} may be meant")
         elif not found or found[0] not in rows.names:
-            missing.append((given or name, OPTIONS[name]))
+            missing.append((given or name, options[name]))
         else:
             chosen[name] = found[0]
     if missing:
         problems.append(_missing(rows, missing))
     if problems:
         raise ValueError(f"{rows.path} {', and '.join(problems)}")
-    if len(set(chosen.values())) < len(chosen):
-        raise ValueError(f"{rows.path}: {chosen} name one column twice; give each its own.")
     return chosen
 
 
@@ -106,8 +105,10 @@ def _missing(rows: Rows, missing: list[tuple[str, str]]) -> str:
     found = f"lacks the columns {', '.join(parts)}; it has {shown(rows.names)}."
     if rows.layout:
         return f"{found} Its layout is known, so leave these options out."
-    if looks_like_a_row(rows.names):
-        return f"{found} That looks like a row; put a line with the names of the columns before it."
+    if any(looks_like_a_row([name]) for name in rows.names):
+        return f"{found} If that is a row, put a line with the names of the columns before it."
+    if len(rows.names) == 1:
+        return f"{found} If that is a whole line, give the text between its cells with --separator."
     without_times = " Is it in the order of time, and without times? --order-only reads it."
     return f"{found} Name yours with these options.{without_times if TIMESTAMP in dict(missing) else ''}"
 

@@ -13,7 +13,7 @@ import polars as pl
 
 from llmrec.data.columns import ITEM_ID, LAT, LON, TIMESTAMP, TITLE, USER_ID, WEIGHT
 from llmrec.data.intake.cells.fields import Fields
-from llmrec.data.intake.choose import choose, choose_optional, plain, shown
+from llmrec.data.intake.choose import OPTIONS, choose, choose_optional, plain, shown
 from llmrec.data.intake.files.opened import open_rows
 from llmrec.data.intake.files.rows import Rows
 from llmrec.data.intake.item_columns import add_item_columns, items_of_log
@@ -66,7 +66,8 @@ def read_tables(
     catalogue = None
     if items is not None:
         item_rows = open_rows(items, separator)
-        named = choose(item_rows, {ITEM_ID: item_file_column or item_column, TITLE: title_column})
+        wanted = {ITEM_ID: item_file_column or item_column, TITLE: title_column}
+        named = choose(item_rows, wanted, OPTIONS | {ITEM_ID: "--item-file-column"})
         catalogue = _read(item_rows, named, every_column=True)
         _check_items(catalogue)
     _check_log(log, catalogue, order_only)
@@ -90,10 +91,18 @@ def _read(rows: Rows, chosen: dict[str, str], every_column: bool = False) -> Tab
     A column that bears a name of llmrec's but was not chosen for it is left out.
     """
     names = {column: name for name, column in chosen.items()}
+    if len(names) < len(chosen):
+        raise ValueError(f"{rows.path}: {chosen} name one column twice; give each its own.")
     columns = [name for name in rows.names if name in names or (every_column and name not in chosen)]
     frame = rows.read(columns).rename(names)
     if frame.is_empty():
         raise ValueError(f"{rows.path} has no rows; give a file with at least one.")
+    for name, column in chosen.items():
+        if name != TITLE and column in rows.nested:
+            raise ValueError(
+                f"{rows.path}: column {column!r} holds a list or an object, first at {rows.nested[column]}; "
+                f"{name} needs text or a number."
+            )
     return Table(rows, frame)
 
 

@@ -37,6 +37,7 @@ class Table:
         """Add a problem about the rows where `bad` is true: how many, the first one, its value, and the remedy."""
         rows = bad.arg_true()
         if len(rows):
-            given = f" ({self.frame[value][rows[0]]!r})" if value else ""
+            cell = self.frame[value][rows[0]] if value else None
+            given = "" if cell is None else f" ({cell!r})"
             place = self.rows.place(rows[0], self.frame.height)
             self.problems.append(f"{self.path}: {len(rows)} rows {what}, first at {place}{given}; {remedy}")

@@ -19,7 +19,7 @@ REMEDY = "use a number or an ISO date (2012-04-03 14:04:01)."
 ISO = (
     r"^(?<date>\d{4}-\d{2}-\d{2}|\d{4}/\d{2}/\d{2})"
     r"(?:[Tt ]\s*(?<time>\d{2}:\d{2}(?::\d{2})?)(?:[.,](?<fraction>\d{1,9}))?)?"
-    r"\s*(?<zone>[Zz]|UTC|GMT|(?<sign>[+-])(?<hours>[01]\d):?(?<minutes>[0-5]\d)?)?$"
+    r"\s*(?<zone>[Zz]|UTC|GMT|(?<sign>[+-])(?<hours>[01]\d):?(?<minutes>[0-5]\d)?)?(?:\s+UTC)?$"
 )
 NAMED_MONTH = (
     "%a %b %d %H:%M:%S %z %Y",  # Twitter, Foursquare
@@ -37,6 +37,8 @@ FLOAT_DIGITS = 15  # decimal digits that a float64 always keeps
 def to_time(table: Table) -> None:
     """Turn the time column into numbers and report the rows that have none."""
     given = table.frame[TIMESTAMP]
+    if isinstance(given.dtype, pl.Categorical | pl.Enum | pl.Null):
+        given = given.cast(pl.String)
     dtype = given.dtype
     if dtype == pl.String:
         time = _of_text(table, given.str.strip_chars())
@@ -84,8 +86,9 @@ def _of_decimals(table: Table, text: pl.Series) -> pl.Series:
     fraction = parts[:, 1].str.strip_chars_end("0")
     places = int(fraction.str.len_bytes().max() or 0)  # type: ignore[arg-type]
     exact = (parts[:, 0] + fraction.str.pad_end(places, "0")).cast(pl.Int64, strict=False)
+    out_of_range = exact.is_null() & (parts[:, 0] != "")
     if exact.has_nulls() or exact.n_unique() == numbers.n_unique():
-        return numbers
+        return numbers.set(out_of_range, None)
     if places:
         table.note(f"times are stored in units of 10^-{places}, so that none loses its order.")
     return exact

@@ -109,7 +109,7 @@ BAD_ITEMS = {
     "empty id": ("item_id,title\n01,a\n02,b\n,c\n", "1 rows have an empty item_id, first at line 4"),
     "no title column": ("item_id,label\n01,a\n", r"lacks the columns 'title' \(--title-column\)"),
     "bad latitude": ("item_id,title,lat\n01,a,1\n02,b,north\n", r"lat that is no number, first at line 3 \('north'\)"),
-    "row in place of line": ('item_id,title\n01,"a\nb"\n02,b\n01,c\n', "first at row 3"),
+    "a cell of two lines": ('item_id,title\n01,"a\nb"\n02,b\n01,c\n', "first at line 5"),
 }
 
 

@@ -164,15 +164,22 @@ def text_of(path: Path, encoding: str = "utf-8") -> Path | bytes:
     compressed = endings(path)[1] != ""
     content = content_of(path, -1 if compressed else 1 << 16)
     mark = next((mark for mark in MARKS if content.startswith(mark)), b"")
-    old_line_ends = b"\r" in content and b"\n" not in content
-    if encoding == "utf-8" and not (mark or compressed or old_line_ends or b"\0" in content):
+    if encoding == "utf-8" and not (mark or compressed or _line_end(content) or b"\0" in content):
         return path
     content = content if compressed else content_of(path)
     encoding = MARKS.get(mark, "utf-8" if _is_utf8(content) else encoding)
     content = content.removeprefix(mark) if encoding == "utf-8" else _decode(path, content, encoding).encode()
     if b"\0" in content[: 1 << 16]:
         raise ValueError(_not_utf8(path, content, content.index(b"\0")))
-    return content.replace(b"\r", b"\n") if b"\r" in content and b"\n" not in content else content
+    line_end = _line_end(content)
+    return content.replace(line_end, b"\n") if line_end else content
+
+
+def _line_end(content: bytes) -> bytes | None:
+    """Line end that is neither that of Unix nor that of Windows: old Mac's, or the one that csv makes in text mode."""
+    if b"\r\r\n" in content:
+        return b"\r\r\n"
+    return b"\r" if b"\r" in content and b"\n" not in content else None
 
 
 def _is_utf8(content: bytes) -> bool:

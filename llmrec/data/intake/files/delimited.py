@@ -10,10 +10,10 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from llmrec.data.intake.files.content import check_utf8, endings, reading, text_of
@@ -22,8 +22,10 @@ from llmrec.data.intake.public.layout import Layout
 
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars", "::": "'::'", " ": "blanks"}
 EXPECTED = {".tsv": "\t", ".tab": "\t", ".psv": "|"}
+TYPED = {"\\t": "\t", "tab": "\t"}  # as one types it
 UNUSED = "\x1f"  # ASCII's unit separator takes the place of a separator of several characters
 LINE, COUNT = "line", "count"
+CHUNK = 100_000  # rows that are held as Python objects at a time
 
 
 def open_delimited(path: Path, lines: list[str], layout: Layout | None, separator: str | None) -> Rows:
@@ -42,7 +44,7 @@ def open_delimited(path: Path, lines: list[str], layout: Layout | None, separato
     before = 0  # lines before the first row
     if match := re.fullmatch(r'"?sep=(.+?)"?', lines[0], re.IGNORECASE):  # Excel's own line before the header
         separator, before, lines = separator or match[1], 1, lines[1:]
-    separator = separator or (layout.separator if layout else None) or find_separator(lines)
+    separator = TYPED.get(separator or "", separator) or (layout.separator if layout else None) or find_separator(lines)
     if layout and layout.header:
         names, before = list(layout.header), before + layout.header_lines
     else:
@@ -51,7 +53,7 @@ def open_delimited(path: Path, lines: list[str], layout: Layout | None, separato
         content = source if isinstance(source, bytes) else source.read_bytes()
         source = content.replace(separator.encode(), UNUSED.encode())
     text = Text(path, source, names, separator if len(separator.encode()) == 1 else UNUSED, before)
-    rows = Rows(path, names, text.read, text.place, decimal_comma=separator != ",")
+    rows = Rows(path, names, text.read, text.place, decimal_comma=separator != ",", notes=text.notes)
     if not layout and separator != EXPECTED.get(endings(path)[0], ","):
         rows.notes.append(f"{path} has {SEPARATORS.get(separator, repr(separator))} between its cells.")
     return rows
@@ -93,8 +95,9 @@ class Text:
 
     def __init__(self, path: Path, source: Path | bytes, names: list[str], separator: str, before: int):
         self.path, self.source, self.names, self.separator, self.before = path, source, names, separator, before
-        self.num_lines = 0
-        self.blank = np.empty(0, np.int64)  # rows of blank lines, which are left out
+        self.notes: list[str] = []
+        self.blank: list[int] = []  # rows of blank lines, which are left out
+        self.lines: list[int] = []  # line of each row, if rows may have several
 
     def read(self, columns: Sequence[str], limit: int | None = None) -> pl.DataFrame:
         """Read some columns, cells as text and null where they are empty.
@@ -104,36 +107,32 @@ class Text:
             limit: Number of rows; all of them if None.
 
         Raises:
-            ValueError: If the text is not UTF-8, a line has more or fewer cells than the header, or a quote never
-                closes.
+            ValueError: If the text is not UTF-8, a row has not as many cells as the header, or a quote never closes.
         """
         with reading(self.path):
             try:
                 facts = self._facts()
-                if facts["num_uneven"] and not facts["num_quoted"]:
-                    self._refuse_uneven_line()
-                if facts["num_short"]:  # or a cell of several lines; polars would fill a short line up with nulls
-                    self._diagnose()
-                if facts["num_stray"] and not facts["num_uneven"]:
-                    frame = self._scan(columns, limit, None).with_columns(
-                        pl.all().map_batches(_without_enclosing_quotes)
-                    )
-                else:
-                    frame = self._scan(columns, limit, '"' if facts["num_quoted"] else None)
             except pl.exceptions.PolarsError:
                 check_utf8(self.path, self.source)
-                self._diagnose()
                 raise
-        self.num_lines = facts["num_lines"] + self.before
-        if facts["num_blank"]:
-            is_blank = frame.select(pl.all_horizontal(pl.all().is_null())).to_series()
-            self.blank, frame = is_blank.arg_true().to_numpy(), frame.filter(~is_blank)
-        return frame
+            if facts["num_stray"] and facts["num_uneven"]:
+                return self._read_slowly(columns, limit)
+            if facts["num_ragged"] and not facts["num_stray"]:
+                self._refuse_ragged_line()
+            if facts["num_stray"]:
+                self._note(f"double quotes in {facts['num_stray']} lines enclose no cell and are read as they are.")
+                frame = self._scan(columns, limit, None)
+                frame = frame.with_columns(map(_without_enclosing_quotes, frame.get_columns()))
+            else:
+                frame = self._scan(columns, limit, '"' if facts["num_quoted"] else None)
+        if limit is None and frame.height != facts["num_lines"]:
+            return self._read_slowly(columns, limit)
+        return self._without_blank_lines(frame) if facts["num_blank"] else frame
 
     def place(self, row: int, height: int) -> str:
-        """Line of a row if every line is one, else the number of the row, from 1."""
-        if self.num_lines - self.before != height + len(self.blank):
-            return f"row {row + 1}"
+        """Line in which a row begins."""
+        if len(self.lines):
+            return f"line {self.lines[row]}"
         for blank in self.blank:
             row += int(blank <= row)
         return f"line {row + self.before + 1}"
@@ -142,8 +141,9 @@ class Text:
         return self.source if isinstance(self.source, Path) else io.BytesIO(self.source)
 
     def _lines(self) -> pl.LazyFrame:
-        """Lines after the header, and the number of separators in each."""
-        count = pl.col(LINE).str.count_matches(self.separator, literal=True).alias(COUNT)
+        """Lines after the header, and the number of separators in each that are not within quotes."""
+        bare = pl.col(LINE).str.replace_all('"(?:[^"]|"")*"', "")
+        count = bare.str.count_matches(self.separator, literal=True).alias(COUNT)
         return pl.scan_lines(self._input(), name=LINE, glob=False).slice(self.before).with_columns(count)
 
     def _facts(self) -> dict[str, int]:
@@ -152,14 +152,13 @@ class Text:
         blank, quoted = line.str.strip_chars() == "", line.str.contains('"', literal=True)
         separator = re.escape(self.separator)
         cell = f'(?:[^"{separator}]*|"(?:[^"]|"")*")'
-        outside = line.str.replace_all('"(?:[^"]|"")*"', "").str.count_matches(self.separator, literal=True)
         stray = quoted & ~line.str.contains(f"^{cell}(?:{separator}{cell})*$")
         counted = {
             "num_blank": blank,
             "num_quoted": quoted,
             "num_stray": stray,
-            "num_uneven": (count != expected) & ~blank,
-            "num_short": (outside < expected) & ~blank,
+            "num_ragged": (count != expected) & ~blank,
+            "num_uneven": (line.str.count_matches(self.separator, literal=True) != expected) & ~blank,
         }
         sums = [kind.sum().alias(name) for name, kind in counted.items()]
         return self._lines().select(pl.len().alias("num_lines"), *sums).collect(engine="streaming").row(0, named=True)
@@ -173,50 +172,75 @@ class Text:
             separator=self.separator,
             quote_char=quote,
             n_rows=limit,
+            missing_columns="insert",  # of an empty line; no other is short here
             glob=False,
         )
         return rows.select(columns).collect(engine="streaming")
 
-    def _refuse_uneven_line(self) -> None:
-        expected = len(self.names) - 1
-        row, cells = (
-            self._lines()
-            .with_row_index()
-            .filter((pl.col(COUNT) != expected) & (pl.col(LINE).str.strip_chars() != ""))
-            .select("index", COUNT)
-            .head(1)
-            .collect(engine="streaming")
-            .row(0)
-        )
-        self._refuse_cells(row + self.before + 1, cells + 1)
+    def _read_slowly(self, columns: Sequence[str], limit: int | None) -> pl.DataFrame:
+        """Read rows with Python's csv, which is strict about quotes and tells the line of each row.
 
-    def _refuse_cells(self, line: int, cells: int) -> None:
-        raise ValueError(
-            f"{self.path}: line {line} has {cells} cells, but there are {len(self.names)} columns; "
-            + (
-                "enclose a cell that contains the separator in double quotes."
-                if cells > len(self.names)
-                else "was it cut? Complete it, or drop it."
-            )
-        )
-
-    def _diagnose(self) -> None:
-        """Find the line that polars could not read, which only a slow reader can tell."""
+        It serves files with line ends in cells; polars reads some broken quotes without an error.
+        """
         content = self.source if isinstance(self.source, bytes) else self.source.read_bytes()
         lines = io.StringIO(content.decode(), newline="")
         for _ in range(self.before):
             lines.readline()
-        rows, begin = csv.reader(lines, delimiter=self.separator, strict=True), self.before + 1
+        places = [self.names.index(name) for name in columns]
+        found, parts = [], []
+        self.lines.clear()
+        for line, cells in islice(self._rows(lines), limit):
+            self.lines.append(line)
+            found.append([cells[place] or None for place in places])
+            if len(found) == CHUNK:
+                parts.append(_frame(found, columns))
+                found = []
+        return pl.concat([*parts, _frame(found, columns)])
+
+    def _rows(self, lines: io.StringIO) -> Iterator[tuple[int, list[str]]]:
+        rows, line = csv.reader(lines, delimiter=self.separator, strict=True), self.before + 1
         try:
             for cells in rows:
-                if len(cells) != len(self.names) and any(map(str.strip, cells)):
-                    self._refuse_cells(begin, len(cells))
-                begin = rows.line_num + self.before + 1
+                if len(cells) > 1 or any(map(str.strip, cells)):
+                    if len(cells) != len(self.names):
+                        self._refuse_cells(line, len(cells))
+                    yield line, cells
+                line = rows.line_num + self.before + 1
         except csv.Error:
             raise ValueError(
-                f"{self.path}: a double quote in line {begin} is not closed, or stands within a cell; "
-                'write it twice ("") in a cell that is enclosed in quotes.'
+                f"{self.path}: a double quote in the cells from line {line} on is not closed, or does not enclose a "
+                "whole cell; enclose such a cell in quotes, and write the quote in it twice."
             ) from None
+
+    def _without_blank_lines(self, frame: pl.DataFrame) -> pl.DataFrame:
+        blank = self._lines().with_row_index("row").filter(pl.col(LINE).str.strip_chars() == "").select("row")
+        self.blank = blank.collect(engine="streaming").to_series().to_list()
+        frame = frame.filter(~pl.int_range(pl.len()).is_in(self.blank))
+        if self.blank and self.blank[0] < frame.height:
+            self._note("empty lines between others are left out.")
+        return frame
+
+    def _refuse_ragged_line(self) -> None:
+        is_ragged = (pl.col(COUNT) != len(self.names) - 1) & (pl.col(LINE).str.strip_chars() != "")
+        ragged = self._lines().with_row_index().filter(is_ragged).head(1)
+        row, _, separators = ragged.collect(engine="streaming").row(0)
+        self._refuse_cells(row + self.before + 1, separators + 1)
+
+    def _note(self, sentence: str) -> None:
+        if f"{self.path}: {sentence}" not in self.notes:
+            self.notes.append(f"{self.path}: {sentence}")
+
+    def _refuse_cells(self, line: int, cells: int) -> None:
+        remedy = "was it cut? Complete it, or drop it."
+        if cells > len(self.names):
+            remedy = "enclose a cell that contains the separator in double quotes."
+        raise ValueError(
+            f"{self.path}: line {line} has {cells} cells, but there are {len(self.names)} columns; {remedy}"
+        )
+
+
+def _frame(rows: list[list[str | None]], columns: Sequence[str]) -> pl.DataFrame:
+    return pl.DataFrame(rows, dict.fromkeys(columns, pl.String), orient="row")
 
 
 def _without_enclosing_quotes(cells: pl.Series) -> pl.Series:

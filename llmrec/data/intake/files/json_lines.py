@@ -48,7 +48,7 @@ def open_json_lines(path: Path) -> Rows:
         ValueError: If it is not UTF-8, or a line is no JSON object; the message has the line.
     """
     records = Records(path)
-    return Rows(path, records.names, records.read, records.place)
+    return Rows(path, records.names, records.read, records.place, nested=records.nested)
 
 
 class Records:
@@ -59,12 +59,14 @@ class Records:
 
     Attributes:
         names: Keys of all objects, in the order in which they appear.
+        nested: Columns that were read and hold a list or an object -> place of the first one.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self._source = text_of(path)
         self._lines: list[int] = []
+        self.nested: dict[str, str] = {}
         self.names = list(dict.fromkeys(name for _, record in self._records() for name in record))
 
     def read(self, columns: Sequence[str], limit: int | None = None) -> pl.DataFrame:
@@ -78,7 +80,11 @@ class Records:
         parts, rows = [], []
         for line, record in islice(self._records(), limit):
             self._lines.append(line)
-            rows.append([cell(record.get(name)) for name in columns])
+            values = [record.get(name) for name in columns]
+            rows.append([cell(value) for value in values])
+            for name, value in zip(columns, values, strict=True):
+                if isinstance(value, list | dict):
+                    self.nested.setdefault(name, f"line {line}")
             if len(rows) == CHUNK:
                 parts.append(self._frame(rows, columns))
                 rows = []

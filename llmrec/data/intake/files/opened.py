@@ -52,6 +52,8 @@ def open_rows(path: str | Path, separator: str | None = None) -> Rows:
     if not path.exists():
         raise ValueError(f"'{path}' does not exist; check the path.")
     rows = _open_directory(path, separator) if path.is_dir() else _open_file(path, separator)
+    if not rows.names:
+        raise ValueError(f"{path} has no rows; give a file with at least one.")
     unnamed = [name for name in rows.names if name.startswith((UNNAMED, INDEX))]
     if unnamed:
         rows.names = [name for name in rows.names if name not in unnamed]
@@ -65,6 +67,8 @@ def _open_file(path: Path, separator: str | None) -> Rows:
     if ending in PARQUET:
         return _open_parquet(path)
     lines = first_lines(path)
+    if not any(map(str.strip, lines)):
+        raise ValueError(f"'{path}' is empty; give a file with a header and rows.")
     layout = of_lines(path.name.removesuffix(endings(path)[1]), lines)
     if layout is not None and layout.rows is not None:
         source = text_of(path, layout.encoding)
@@ -114,12 +118,18 @@ def _open_directory(path: Path, separator: str | None) -> Rows:
         frames: list[pl.DataFrame] = []
         for part, values in zip(parts, folders, strict=True):
             left = None if limit is None else limit - sum(frame.height for frame in frames)
-            frame = part.read([name for name in columns if name in part.names], left)
+            frame = part.read([name for name in columns if name in part.names] or part.names[:1], left)
             given = [pl.lit(values[name], pl.String).alias(name) for name in columns if name in values]
             frames.append(frame.with_columns(given))
         heights[:] = [frame.height for frame in frames]
-        with reading(path):
+        for part, file in zip(parts, files, strict=True):
+            first.nested.update({name: f"{place} of {file.relative_to(path)}" for name, place in part.nested.items()})
+        try:
             return pl.concat(frames, how="diagonal_relaxed").select(columns)
+        except pl.exceptions.PolarsError as error:
+            raise ValueError(
+                f"The parts of '{path}' have different types in one column ({error}); export them again."
+            ) from None
 
     def place(row: int, height: int) -> str:
         ends = list(accumulate(heights))
@@ -128,7 +138,7 @@ def _open_directory(path: Path, separator: str | None) -> Rows:
         return f"{parts[number].place(row - begin, heights[number])} of {files[number].relative_to(path)}"
 
     first = parts[0]
-    notes = [f"{path} has {len(parts)} parts.", *first.notes]
+    notes = [f"{path} has {len(parts)} part{'s'[: len(parts) > 1]}.", *first.notes]
     return replace(first, path=path, names=names, read=read, place=place, notes=notes)
 
 

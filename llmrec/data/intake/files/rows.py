@@ -35,6 +35,7 @@ class Rows:
         columns: Name of llmrec -> name of the column, where the layout has another.
         order_only: True if the layout has no times and the rows of each user are in order.
         decimal_comma: True if numbers may have a comma before their fraction, because the separator is none.
+        nested: Columns of JSON that hold a list or an object -> place of the first one, once they are read.
         notes: Sentences for the terminal about how the file was read.
     """
 
@@ -46,6 +47,7 @@ class Rows:
     columns: Mapping[str, str] = field(default_factory=dict)
     order_only: bool = False
     decimal_comma: bool = False
+    nested: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
