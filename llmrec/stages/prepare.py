@@ -57,10 +57,32 @@ def show(result: JsonObject) -> None:
 
 
 def build(config: PrepareConfig, files: dict[str, Path], directory: Path) -> JsonObject:
-    """Read, filter, split, check and write.
+    """Make the catalogue, and describe it.
 
     Returns:
         Counts for the manifest.
+
+    Raises:
+        ValueError: If the files or their split cannot be used.
+    """
+    report = make(config, files, directory)
+    report |= held_out_facts(directory, config.seed)  # now that the tables that `make` read are out of the memory
+    report["verdicts"] = verdicts(report)
+    (directory / PAGE).write_text(render(report, Path(config.out).name), encoding="utf-8")
+    return {
+        "users": report["behaviour"]["users"],
+        "items": report["fields"]["items"],
+        "interactions": report["behaviour"]["interactions"],
+        **{name: report["split"][name]["examples"] for name in SPLITS},
+        "report": report,
+    }
+
+
+def make(config: PrepareConfig, files: dict[str, Path], directory: Path) -> JsonObject:
+    """Read, filter, split, check and write.
+
+    Returns:
+        The report, without what it says of the held-out examples.
 
     Raises:
         ValueError: If the files or their split cannot be used.
@@ -78,17 +100,7 @@ def build(config: PrepareConfig, files: dict[str, Path], directory: Path) -> Jso
     rows = split(config, dataset, interactions)
     splits.check_no_leak(rows, interactions, by_time=config.split == "temporal")
     write(directory, splits.shuffle_items(items, config.seed), interactions, rows)
-    report["notes"] = list(dataset.notes)
-    report |= data_facts(dataset, interactions, items) | held_out_facts(directory, config.seed)
-    report["verdicts"] = verdicts(report)
-    (directory / PAGE).write_text(render(report, Path(config.out).name), encoding="utf-8")
-    return {
-        "users": interactions[USER_ID].n_unique(),
-        "items": items.height,
-        "interactions": interactions.height,
-        **{name: report["split"][name]["examples"] for name in SPLITS},
-        "report": report,
-    }
+    return report | {"notes": list(dataset.notes)} | data_facts(dataset, interactions, items)
 
 
 def keep(config: PrepareConfig, dataset: Dataset) -> tuple[pl.DataFrame, JsonObject]:

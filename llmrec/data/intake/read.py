@@ -21,6 +21,7 @@ from llmrec.data.intake.table import Table
 from llmrec.data.intake.times import to_time
 from llmrec.data.intake.values import to_ids, to_number
 from llmrec.data.public_formats import Dataset
+from llmrec.data.report.ids import known_look_alike
 
 RATINGS = ("rating", "ratings", "stars", "score", "overall", "playcount", "plays", "count", "quantity")
 
@@ -150,7 +151,9 @@ def _check_log(log: Table, items: Table | None, order_only: bool) -> None:
     if items is not None and has_ids and items.frame.schema[ITEM_ID] == pl.String:
         known = items.frame[ITEM_ID].unique().drop_nulls()
         unknown = log.frame[ITEM_ID].is_not_null() & ~log.frame[ITEM_ID].is_in(known.implode())
-        log.report(unknown, f"name an item that {items.path} lacks", "add the item or drop the rows.", ITEM_ID)
+        alike = known_look_alike(log.frame[ITEM_ID].filter(unknown), known)
+        remedy = f"{alike}. Write ids in one form in both files." if alike else "add the item or drop the rows."
+        log.report(unknown, f"name an item that {items.path} lacks", remedy, ITEM_ID)
 
 
 def _items_of_log(

@@ -8,7 +8,6 @@ different ids, because only the owner of the data knows whether they are.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
 
 import polars as pl
 
@@ -98,17 +97,19 @@ def names_of_nothing(ids: pl.Series) -> list[str]:
     return ids.filter(nothing).sort().to_list()
 
 
-def known_look_alike(unknown: Iterable[str], known: pl.Series) -> str | None:
+def known_look_alike(unknown: pl.Series, known: pl.Series) -> str | None:
     """Sentence about unknown ids that look like known ones; None if none does.
 
     Args:
-        unknown: Ids that a table lacks; at most some thousand of them are looked up.
+        unknown: Ids that a table lacks, each any number of times; the first million different ones are looked up.
         known: Ids of the table.
 
-    >>> known_look_alike(["3.0", "zebra"], pl.Series(["3", "4"]))
+    >>> known_look_alike(pl.Series(["3.0", "zebra"]), pl.Series(["3", "4"]))
     "'3.0' looks like '3' there, the same number in another form"
     """
-    asked = pl.Series("unknown", list(unknown), pl.String)
+    if unknown.is_empty():
+        return None
+    asked = unknown.unique(maintain_order=True).head(COMPARED)
     table = pl.DataFrame({"known": known, "folded": folded(known)}).unique("folded", keep="first", maintain_order=True)
     found = pl.DataFrame({"unknown": asked, "folded": folded(asked)}).join(table, on="folded", maintain_order="left")
     if found.is_empty():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import re
 
 import polars as pl
 import pytest
@@ -164,3 +165,19 @@ def test_bad_paths(put, tmp_path):
         read_tables(put("log.parquet", LOG))
     with pytest.raises(ValueError, match="name one column twice"):
         read_tables(put("log.csv", LOG), user_column="item_id")
+
+
+@pytest.mark.parametrize(
+    ("written", "listed", "said"),
+    [
+        ("p3 ", "p3", "'p3 ' looks like 'p3' there, equal but for blanks"),
+        ("3.0", "3", "'3.0' looks like '3' there, the same number in another form"),
+        ("0104", "104", "'0104' looks like '104' there, the same number"),
+        ("B00X", "b00x", "'B00X' looks like 'b00x' there, equal but for upper and lower case"),
+    ],
+)
+def test_an_unknown_item_that_looks_like_a_known_one_is_told_so(tmp_path, written, listed, said):
+    (tmp_path / "items.csv").write_text(f"item_id,title\n{listed},Saw\nother,Jaws\n")
+    (tmp_path / "log.csv").write_text(f'user_id,item_id,timestamp\nu,"{written}",1\nu,other,2\n')
+    with pytest.raises(ValueError, match=re.escape(said) + ".*Write ids in one form in both files"):
+        read_tables(tmp_path / "log.csv", tmp_path / "items.csv")

@@ -75,8 +75,8 @@ def test_names_of_nothing_are_whole_ids():
     ],
 )
 def test_unknown_ids_are_told_from_known_ones(unknown, sentence):
-    assert (known_look_alike(unknown, pl.Series(["3", "p3", "4"])) or "").startswith(sentence)
+    assert (known_look_alike(pl.Series(unknown), pl.Series(["3", "p3", "4"])) or "").startswith(sentence)
 
 
 def test_an_id_that_looks_like_none_gets_no_sentence():
-    assert known_look_alike(["zebra"], pl.Series(["3", "p3"])) is None
+    assert known_look_alike(pl.Series(["zebra"]), pl.Series(["3", "p3"])) is None
