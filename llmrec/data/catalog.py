@@ -186,7 +186,7 @@ class Catalog:
                 f"'{path}' does not exist, so no histories of users are known; run `llmrec prepare` again."
             )
         table = _read(path)
-        _require(table, (columns.USER_ID, columns.ITEM_ID), str(path))
+        _require(table, {columns.USER_ID: _is_id, columns.ITEM_ID: _is_id}, str(path))
         table = table.filter(pc.is_in(table[columns.USER_ID], pa.array(user_ids, pa.string())))
         found: dict[str, list[str]] = {}
         pairs = (table[name].to_pylist() for name in (columns.USER_ID, columns.ITEM_ID))
