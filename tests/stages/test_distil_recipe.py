@@ -45,7 +45,13 @@ def test_the_recipe_runs_as_its_readme_has_it(tmp_path, monkeypatch, capsys):
     assert run == {path.name for path in RECIPE.glob("*.yaml")}
 
     metrics = json.loads(Path("runs/distil/test/metrics.json").read_text())
-    assert set(metrics["systems"]) == {"ours", "sasrec", "item_knn", "graph", "teacher"}  # under the names of their directories
+    assert set(metrics["systems"]) == {
+        "ours",
+        "sasrec",
+        "item_knn",
+        "graph",
+        "teacher",
+    }  # under the names of their directories
     has_item_rows = {
         out: "mixture_weight" in json.loads(Path(f"runs/distil/{out}/llmrec.json").read_text())
         for out in ("sft", "sft-full", "sft-item-rows", "sft-decoder")
