@@ -50,7 +50,7 @@ def choose(rows: Rows, wanted: Mapping[str, str | None], options: Mapping[str, s
     known = rows.columns
     chosen, missing, problems = {}, [], []
     for name, given in wanted.items():
-        if given is not None and given not in rows.names:
+        if given is not None and given not in (*rows.names, *rows.others):
             given = re.sub(TYPE, "", given)
         found = [given] if given is not None else [each for each in (known.get(name), name) if each in rows.names][:1]
         if not found:
@@ -60,7 +60,7 @@ def choose(rows: Rows, wanted: Mapping[str, str | None], options: Mapping[str, s
                 rows.notes.append(f"{rows.path}: {read_as}")
         if len(found) > 1:
             problems.append(f"needs {options[name]}, because {' and '.join(map(repr, found))} may be meant")
-        elif not found or found[0] not in rows.names:
+        elif not found or found[0] not in (*rows.names, *rows.others):
             missing.append((given or name, options[name]))
         else:
             chosen[name] = found[0]

@@ -95,6 +95,7 @@ def _read(rows: Rows, chosen: dict[str, str], every_column: bool = False) -> Tab
     if len(names) < len(chosen):
         raise ValueError(f"{rows.path}: {chosen} name one column twice; give each its own.")
     columns = [name for name in rows.names if name in names or (every_column and name not in chosen)]
+    columns += [name for name in rows.others if name in names]
     frame = rows.read(columns).rename(names)
     if frame.is_empty():
         raise ValueError(f"{rows.path} has no rows; give a file with at least one.")

@@ -21,7 +21,10 @@ from llmrec.data.public_formats import TEXT_FIELDS, compose_text, joined
 NOT_FIELDS = (ITEM_ID, LAT, LON)
 PROSE = (TITLE, TEXT)
 FREE_TEXT = ("description",)  # `[sic]` is no list and 2.0 no year here
-SPLIT_AT_BARS = ("genres", "genre", "categories", "category", "tags", "keywords")
+SPLIT_AT = {  # names of categories have commas of their own: Clothing, Shoes & Jewelry
+    **dict.fromkeys(("genres", "genre", "tags", "keywords"), ("|", ";", ",")),
+    **dict.fromkeys(("categories", "category"), ("|", ";")),
+}
 
 
 class Fields:
@@ -67,22 +70,29 @@ class Fields:
             self.items = self.items.with_columns(cells.alias(name))
         except PolarsError:
             if name in PROSE:
-                self.problems.append(f"column {name} holds {given.dtype}; a {name} is text, so convert it.")
+                self._refuse(name, str(given.dtype))
                 return
             self.items = self.items.drop(name)
             self.notes.append(
                 f"column '{name}' holds {given.dtype}, which is neither text nor numbers: it is left out."
             )
 
+    def _refuse(self, name: str, what: str) -> None:
+        self.problems.append(f"column {name} holds {what}; a {name} is text, so convert it.")
+
     def _prose(self, name: str, cells: pl.Series) -> pl.Series:
         """Text of `title` or `text`; a list is joined."""
         if holds_records(cells.dtype):
-            raise pl.exceptions.InvalidOperationError("records are no text")
+            self._refuse(name, str(cells.dtype))
+            return cells
         if isinstance(cells.dtype, pl.List):
             return joined(lists.clean_values(cells.cast(pl.List(pl.String))))
         if cells.dtype.is_float():
             cells = whole_if_all_are(cells)
-        return self._clean(name, cells.cast(pl.String))
+        cells = cells.cast(pl.String)
+        if 2 * lists.are_records(cells).sum() > cells.count():
+            self._refuse(name, "records that are written as text")
+        return self._clean(name, cells)
 
     def _field(self, name: str, cells: pl.Series) -> pl.Series:
         """Values of any other column."""
@@ -98,13 +108,18 @@ class Fields:
 
     def _text_field(self, name: str, given: pl.Series) -> pl.Series:
         cells = self._without_missing(name, given)
-        half = max(1, (cells.count() + 1) // 2)
-        as_lists = lists.read_lists(cells, words=name.lower() not in FREE_TEXT)
-        if as_lists.count() >= half:
-            return self._as_lists(name, as_lists, cells)
-        if lists.are_records(cells).sum() >= half:
+        values = lists.read_lists(cells, words=name.lower() not in FREE_TEXT)
+        sizes = values.list.len()
+        cells = cells.set((sizes == 0).fill_null(False), None)
+        is_record = lists.are_records(cells) & values.is_null()
+        if is_record.any() and 2 * is_record.sum() >= cells.count():
             self._records.append(name)
             return cells
+        if values.count() and 2 * (sizes > 0).sum() >= cells.count():
+            return self._as_lists(name, values, cells.set(is_record, None))
+        if is_record.any():
+            self.notes.append(f"{is_record.sum():,} cells of column '{name}' hold records and count as missing.")
+            cells = cells.set(is_record, None)
         numbers = read_numbers(cells, self._decimal_comma)
         if numbers is not None:
             self._numbers.append(name)
@@ -113,8 +128,9 @@ class Fields:
         prices = self._prices(name, cleaned)
         if prices is not None:
             return prices
-        if name.lower() in SPLIT_AT_BARS and cleaned.str.contains("|", literal=True).any():
-            return self._as_lists(name, cleaned.str.split("|"), cleaned)
+        for sign in SPLIT_AT.get(name.lower(), ()):
+            if cleaned.str.contains(sign, literal=True).any():
+                return self._as_lists(name, cleaned.str.split(sign), cleaned)
         return cleaned if name.lower() in FREE_TEXT else _without_point_zero(cleaned)
 
     def _as_lists(self, name: str, values: pl.Series, cells: pl.Series) -> pl.Series:

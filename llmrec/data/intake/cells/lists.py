@@ -21,9 +21,8 @@ TOKEN = re.compile(
     | (?P<word>[^\s\[\](){},'"][^\s\[\](){},'"]*))\s*""",
     re.VERBOSE | re.DOTALL,
 )
-JAVA = re.compile(
-    r"\[([^\[\](){}'\"]*[^\[\](){}'\",\s\d.][^\[\](){}'\"]*)\]"
-)  # [Beauty, Hair & Nails]: no quotes, but commas
+JAVA = re.compile(r"\[([^\[\](){}'\"]*)\]")  # [Beauty, Hair & Nails]: values between commas, without quotes
+LETTER = re.compile(r"[^\s\d.,+-]")
 LIST_LIKE = r"(?s)^\s*(?:array\s*\(\s*\[.*\)|\[.*\]|\(.*\)|\{.*\})\s*$"
 DECIMALS = re.compile(r"[\s\[\](),\deE+-]*\d\.\d*[\s\[\](),\deE+.-]*")  # a vector, not a list of values
 NOTHING = ("None", "nan", "null")
@@ -46,7 +45,7 @@ def parse(cell: str, words: bool = True) -> list[str] | None:
     if DECIMALS.fullmatch(cell):
         return None
     plain = JAVA.fullmatch(cell.strip())
-    if plain:
+    if plain and LETTER.search(plain[1]):
         return [value.strip() for value in plain[1].split(",")] if words else None
     values, depth, deepest, position = [], 0, 0, 0
     while position < len(cell):

@@ -27,6 +27,7 @@ PRICE = re.compile(
     rf"(?:\s?(?:-|–|—|to|bis)\s?(?P<top>{CURRENCY})?\s?{AMOUNT}\s?(?P<last>{CURRENCY})?)?",
     re.IGNORECASE,
 )
+LONGEST = 80  # characters of a price
 FREE = re.compile(r"free(?: to (?:play|use|try)| demo| mod)?|gratis|kostenlos", re.IGNORECASE)
 WHOLE = re.compile(r"\d+|\d{1,3}(?:[.,]\d{2,3})*[.,]\d{3}")  # 1299, 1.299, 12,99,000
 LIKE_THOUSANDS = re.compile(r"[1-9]\d{0,2}[.,]\d{3}")
@@ -58,7 +59,7 @@ def read_prices(cells: pl.Series) -> Prices:
     [1299.0, 5.0, 5.0, 1299.0, None]
     """
     distinct = cells.drop_nulls().unique(maintain_order=True)
-    found = {cell: match for cell in distinct if (match := PRICE.fullmatch(cell))}
+    found = {cell: match for cell in distinct if len(cell) <= LONGEST and (match := PRICE.fullmatch(cell))}
     written = {cell: re.sub(r"[ '’](?=\d{3})", "", match["amount"]) for cell, match in found.items()}
     signs = {sign for text in written.values() if (sign := _decimal_sign(text))}
     amounts = {cell: _amount(text, signs) for cell, text in written.items()}

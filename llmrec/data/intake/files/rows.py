@@ -33,6 +33,7 @@ class Rows:
         place: Function from the number of a row, from 0, and the number of rows to what a message calls it: "line 7".
         layout: Name of the public layout of the file, if it has one.
         columns: Name of llmrec -> name of the column, where the layout has another.
+        others: Columns that the layout leaves out, which are read if an option names them.
         order_only: True if the layout has no times and the rows of each user are in order.
         decimal_comma: True if numbers may have a comma before their fraction, because the separator is none.
         nested: Columns of JSON that hold a list or an object -> place of the first one, once they are read.
@@ -45,6 +46,7 @@ class Rows:
     place: Callable[[int, int], str]
     layout: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
+    others: Sequence[str] = ()
     order_only: bool = False
     decimal_comma: bool = False
     nested: dict[str, str] = field(default_factory=dict)

@@ -27,34 +27,34 @@ def arrange(rows: Rows, layout: Layout) -> Rows:
     Raises:
         ValueError: When they are read, if the file is not what the layout says.
     """
-    kept = [name for name in rows.names if layout.keep is None or name in layout.keep]
-    given = {layout.rename.get(name, name): name for name in kept}
+    given = {layout.rename.get(name, name): name for name in rows.names}
+    kept = [name for name in given if layout.keep is None or name in layout.keep]
+    change = layout.reshape or pl.DataFrame.clone
+    heights: set[int] = set()
 
     def renamed(columns: Sequence[str], limit: int | None = None) -> pl.DataFrame:
         table = rows.read([given[name] for name in columns], limit)
         return table.rename(dict(zip(table.columns, columns, strict=True)))
 
-    arranged = replace(rows, names=list(given), read=renamed, notes=[*rows.notes])
-    _tell(arranged, layout)
-    if layout.reshape is None:
-        return arranged
-    reshape, heights = layout.reshape, set()
-
     @cache
-    def whole() -> pl.DataFrame:
-        table = renamed(list(given))
+    def reshaped(columns: tuple[str, ...]) -> pl.DataFrame:
+        table = renamed(columns)
         heights.add(table.height)
-        return shaped(rows.path, layout, lambda: reshape(table))
+        return shaped(rows.path, layout, lambda: change(table))
 
     def read(columns: Sequence[str], limit: int | None = None) -> pl.DataFrame:
-        table = whole().select(columns)
+        if layout.reshape is None:
+            return renamed(columns, limit)
+        table = reshaped(tuple(kept if set(columns) <= set(names) else given)).select(columns)
         return table if limit is None else table.head(limit)
 
     def place(row: int, height: int) -> str:
-        return rows.place(row, height) if height in heights else numbered(row, height)
+        return rows.place(row, height) if layout.reshape is None or height in heights else numbered(row, height)
 
-    empty = pl.DataFrame(schema=dict.fromkeys(given, pl.String))
-    arranged.names, arranged.read, arranged.place = reshape(empty).columns, read, place
+    names, everything = (change(pl.DataFrame(schema=dict.fromkeys(part, pl.String))).columns for part in (kept, given))
+    others = [name for name in everything if name not in names]
+    arranged = replace(rows, names=names, others=others, read=read, place=place, notes=[*rows.notes])
+    _tell(arranged, layout)
     return arranged
 
 

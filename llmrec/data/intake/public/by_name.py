@@ -59,7 +59,7 @@ LAYOUTS = (
     Layout(
         "Amazon-2023 reviews",  # https://amazon-reviews-2023.github.io
         has=frozenset({"user_id", "parent_asin", "rating", "timestamp"}),
-        keep=("user_id", "parent_asin", "asin", "timestamp", "rating"),
+        keep=("user_id", "parent_asin", "timestamp", "rating"),
         columns={USER_ID: "user_id", ITEM_ID: "parent_asin", TIMESTAMP: "timestamp", WEIGHT: "rating"},
         limit="Items are parent_asin, as in the item file. The words and images of reviews are left out.",
     ),
@@ -130,7 +130,7 @@ LAYOUTS = (
     Layout(
         "Steam reviews",  # https://cseweb.ucsd.edu/~jmcauley/datasets.html#steam_data
         has=frozenset({"username", "product_id", "date"}),
-        keep=("username", "user_id", "product_id", "date"),
+        keep=("username", "product_id", "date"),
         columns={USER_ID: "username", ITEM_ID: "product_id", TIMESTAMP: "date"},
         limit="Users are user names, because many reviews lack user_id. Times are days. Hours and words are left out.",
     ),

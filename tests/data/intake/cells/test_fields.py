@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import time
 
 import numpy as np
 import polars as pl
@@ -319,3 +320,54 @@ def test_an_item_that_stands_twice_with_other_cells_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"1 rows repeat an item_id, first at line 5 \('b'\)") as error:
         read_tables(tmp_path / "log.csv", tmp_path / "items.csv")
     assert "no number, first at line 6 ('north')" in str(error.value)
+
+
+def test_records_that_are_written_as_text_are_no_text():
+    """TMDB and JSON lines: most cells may be empty lists, and some may be words."""
+    some = fields(
+        genres=["[]", "[]", "[]", "[{'id': 1}]", '{"id": 2}'], category=["Tea", "Jam", '{"id": 2}', None, "x"]
+    )
+    assert some.items["text"].to_list() == ["t. Tea", "t. Jam", "t", "t", "t. x"]
+    assert any("'genres' holds records" in note for note in some.notes)
+    assert "1 cells of column 'category' hold records and count as missing." in some.notes
+    lists = fields(tags=["[]", "[]", "['a']", "['b']", '{"id": 2}'])
+    assert lists.items["tags"].to_list() == [None, None, ["a"], ["b"], None]
+
+
+@pytest.mark.parametrize("title", ["{'name': 'Tea'}", '[{"name": "Tea"}]', "{name=Tea}"])
+def test_titles_that_are_records_as_text_are_refused(title):
+    found = Fields(pl.DataFrame({"item_id": ["a", "b"], "title": [title, None]}))
+    assert found.problems == ["column title holds records that are written as text; a title is text, so convert it."]
+
+
+def test_empty_lists_are_missing_in_every_column():
+    found = fields(year=["1999", "[]", "2001.0"], price=["$5", "[]", "()"], brand=["Acme", "[]", "[[]]"], x=["[]"] * 3)
+    assert found.items["year"].to_list() == [1999, None, 2001] and found.items["price"].to_list() == [5.0, None, None]
+    assert found.items["brand"].to_list() == ["Acme", None, None] and found.items["x"].to_list() == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "lists"),
+    [
+        ("genres", ["Drama, War", "Crime"], [["Drama", "War"], ["Crime"]]),
+        ("Tags", ["big;red", "a, b"], [["big", "red"], ["a, b"]]),
+        ("keywords", ["a|b, c", None], [["a", "b, c"], None]),
+        ("categories", ["Clothing, Shoes & Jewelry|Men", "Home"], [["Clothing, Shoes & Jewelry", "Men"], ["Home"]]),
+    ],
+)
+def test_columns_of_several_values_are_split(name, cells, lists):
+    assert fields(**{name: cells}).items[name].to_list() == lists
+
+
+def test_categories_with_commas_stay_text():
+    cells = ["Clothing, Shoes & Jewelry", "Home"]
+    assert fields(categories=cells).items["categories"].to_list() == cells
+
+
+@pytest.mark.parametrize(
+    "cell", ["[" + "a" * 200_000 + "'b']", "$" + "1 " * 100_000, "[" * 100_000 + "]", "&amp;" * 50_000]
+)
+def test_long_cells_take_no_long_time(cell):
+    begin = time.process_time()
+    fields(brand=[cell, "x"], price=[cell, "x"])
+    assert time.process_time() - begin < 5

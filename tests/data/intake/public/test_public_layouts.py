@@ -193,6 +193,10 @@ def test_pairs_out_of_order_are_refused(tmp_path):
 def test_an_option_goes_before_the_layout(tmp_path):
     log, _ = samples.amazon_2023(tmp_path)
     assert set(read_tables(log, item_column="asin").interactions["item_id"]) == {f"V{item}" for item in range(8)}
+    log, items = samples.yelp(tmp_path)
+    dataset = read_tables(log, items, weight_column="useful", title_column="address", timestamp_column="stars")
+    assert set(dataset.interactions["weight"]) == {0.0} and set(dataset.items["title"]) == {"1 Road"}
+    assert set(dataset.interactions["timestamp"]) == {1.0, 2.0, 3.0, 4.0, 5.0}
     log, items = samples.recbole(tmp_path)
     swapped = read_tables(log, items, user_column="item_id:token", item_column="user_id", item_file_column="item_id")
     assert set(swapped.interactions["user_id"]) == {str(item + 1) for items in SEQUENCES for item in items}
