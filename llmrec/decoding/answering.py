@@ -144,21 +144,26 @@ class Answerer:
                 f"{asked_for}, but the checkpoint does not tell how often items were trained on, because an earlier "
                 "llmrec wrote it. Train again, or give every user at least one item, and no min_new."
             )
-        allow = self._within(asked.allow, self.is_shown, self.shown)
-        best = self._rank(asked, allow, size, size.k)
+        best = self._rank(asked, self._within(asked, self.is_shown, self.shown), size, size.k)
         if not size.min_new:
             return best
-        allow = self._within(asked.allow, self.is_new, self.new)
-        new = self._rank(asked, allow, size, size.min_new)
+        new = self._rank(asked, self._within(asked, self.is_new, self.new), size, size.min_new)
         return [reserve(*both, self.is_new, size.k, size.min_new) for both in zip(best, new, strict=True)]
 
     def _within(
-        self, lists: Sequence[np.ndarray | None], mask: np.ndarray, everything: AllowList | None
+        self, asked: ItemRequests, is_permitted: np.ndarray, permitted: AllowList | None
     ) -> list[AllowList | None]:
-        """Allow-lists of users, cut to some items; each is resolved once, however many users were given it."""
-        distinct = {id(rows): rows for rows in lists if rows is not None}
-        resolved = {key: AllowList(self.ranker.trie, rows[mask[rows]]) for key, rows in distinct.items()}
-        return [everything if rows is None else resolved[id(rows)] for rows in lists]
+        """Allow-lists of users, cut to permitted items that are not barred for all users.
+
+        Each is resolved once, however many users were given it.
+        """
+        if len(asked.exclude_all):
+            is_permitted = is_permitted.copy()
+            is_permitted[asked.exclude_all] = False
+            permitted = AllowList(self.ranker.trie, np.flatnonzero(is_permitted))
+        distinct = {id(rows): rows for rows in asked.allow if rows is not None}
+        resolved = {key: AllowList(self.ranker.trie, rows[is_permitted[rows]]) for key, rows in distinct.items()}
+        return [permitted if rows is None else resolved[id(rows)] for rows in asked.allow]
 
     def _rank(
         self, asked: ItemRequests, allow: Sequence[AllowList | None], size: AnswerSize, k: int

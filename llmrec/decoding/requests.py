@@ -26,6 +26,7 @@ class ItemRequests:
     Attributes:
         histories: B arrays of item rows, oldest first.
         exclude: B arrays of item rows that are barred, those of the history included if they are to be.
+        exclude_all: Item rows that are barred for all users.
         allow: B arrays of item rows that answers are restricted to, None for any; users who were given one list share
             one array.
         unknown: B lists of the unknown item_ids of each history.
@@ -34,6 +35,7 @@ class ItemRequests:
 
     histories: list[np.ndarray]
     exclude: list[np.ndarray]
+    exclude_all: np.ndarray
     allow: list[np.ndarray | None]
     unknown: list[list[str]]
     unknown_filters: list[str]
@@ -61,13 +63,19 @@ def read_requests(table: SidTable, histories: object, exclude: object, allow: ob
     rows = [known for known, _ in found]
     barred = _UserLists.read("exclude", [] if _is_seen(exclude) else exclude, len(rows), table, unknown)
     allowed = _UserLists.read("allow", allow, len(rows), table, unknown)
-    excluded = [NO_ROWS if own is None else own for own in barred.rows]
-    if barred.is_for_all:
-        excluded = [np.concatenate(pair) if len(pair[1]) else pair[0] for pair in zip(rows, excluded, strict=True)]
+    excluded = rows if barred.is_for_all else [NO_ROWS if own is None else own for own in barred.rows]
+    for_all = barred.rows[0] if barred.is_for_all and barred.rows else None
     if allowed.is_for_all and not len(allowed.given):
         raise ValueError("allow is empty, so that no item can be recommended; leave it out to allow every item.")
     strangers = dict.fromkeys(barred.unknown + allowed.unknown)
-    return ItemRequests(rows, excluded, allowed.rows, [ids for _, ids in found], list(strangers))
+    return ItemRequests(
+        rows,
+        excluded,
+        NO_ROWS if for_all is None else for_all,
+        allowed.rows,
+        [ids for _, ids in found],
+        list(strangers),
+    )
 
 
 def _is_seen(exclude: object) -> bool:

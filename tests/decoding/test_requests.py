@@ -43,7 +43,7 @@ def asked(table, histories, exclude="seen", allow=None, unknown="error"):
 def test_a_list_may_be_of_any_library(sid_table, given):
     found = asked(sid_table, [given], allow=given, exclude=given)
     assert found.histories[0].tolist() == [3, 1] == found.allow[0].tolist()
-    assert found.exclude[0].tolist() == [3, 1, 3, 1]
+    assert found.exclude[0].tolist() == [3, 1] == found.exclude_all.tolist()
 
 
 @pytest.mark.parametrize("given", SEVERAL_LISTS.values(), ids=SEVERAL_LISTS)
@@ -61,14 +61,14 @@ def test_rows_of_a_table_of_ids_do_not_mix(sid_table):
 
 
 def test_seen_items_and_a_list_for_all_are_barred_together(sid_table):
-    histories = [["item-1"], ["item-2", "item-2"]]
-    exclude = {
-        "seen": [[1], [2, 2]], ("item-5",): [[1, 5], [2, 2, 5]], (): [[1], [2, 2]], None: [[], []],
-        (("item-5",), None): [[5], []],
+    """For each form of `exclude`, the rows that are barred for each user, and for all."""
+    forms = {
+        "seen": ([[1], [2, 2]], []), ("item-5",): ([[1], [2, 2]], [5]), (): ([[1], [2, 2]], []), None: ([[], []], []),
+        (("item-5",), None): ([[5], []], []), frozenset({"item-5"}): ([[1], [2, 2]], [5]),
     }  # fmt: skip
-    for given, expected in exclude.items():
-        assert [rows.tolist() for rows in asked(sid_table, histories, given).exclude] == expected
-    assert asked(sid_table, histories, {"item-5"}).exclude[0].tolist() == [1, 5]
+    for given, expected in forms.items():
+        found = asked(sid_table, [["item-1"], ["item-2", "item-2"]], given)
+        assert ([rows.tolist() for rows in found.exclude], found.exclude_all.tolist()) == expected
 
 
 def test_lists_given_once_are_converted_once(sid_table):
@@ -82,7 +82,8 @@ def test_lists_given_once_are_converted_once(sid_table):
 def test_unknown_items_are_left_out_if_told_so_and_named(sid_table):
     found = asked(sid_table, [["x", "item-1", "x"], ["y"]], ["z", "item-2"], [["v"], None], "skip")
     assert [rows.tolist() for rows in found.histories] == [[1], []] and found.unknown == [["x", "x"], ["y"]]
-    assert [rows.tolist() for rows in found.exclude] == [[1, 2], [2]] and found.unknown_filters == ["z", "v"]
+    assert [rows.tolist() for rows in found.exclude] == [[1], []] and found.exclude_all.tolist() == [2]
+    assert found.unknown_filters == ["z", "v"]
     assert found.allow[0].tolist() == [] and found.allow[1] is None  # nothing is left of a restriction: no item
 
 
