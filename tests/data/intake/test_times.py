@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 from decimal import Decimal
 from fractions import Fraction
 
@@ -159,5 +160,5 @@ def test_any_two_times_keep_their_order(moments, as_dates):
     exact = [Fraction(seconds) + Fraction(nanos, 10**9) for seconds, nanos in moments]
     assert not problems
     order = sorted(range(len(moments)), key=exact.__getitem__)
-    for one, other in zip(order, order[1:], strict=False):
+    for one, other in itertools.pairwise(order):
         assert (times[one] < times[other]) == (exact[one] < exact[other])
