@@ -104,7 +104,10 @@ def _missing(rows: Rows, missing: list[tuple[str, str]]) -> str:
         parts.append(f"'{name}' ({option}{f' {near[close[0]]}?' if close else ''})")
     found = f"lacks the columns {', '.join(parts)}; it has {shown(rows.names)}."
     if rows.layout:
-        return f"{found} Its layout is known, so leave these options out."
+        are_own = {name for name, _ in missing} <= OPTIONS.keys()
+        return (
+            f"{found} It is read as {rows.layout}; {'is it the right file?' if are_own else 'leave these options out.'}"
+        )
     if any(looks_like_a_row([name]) for name in rows.names):
         return f"{found} If that is a row, put a line with the names of the columns before it."
     if len(rows.names) == 1:

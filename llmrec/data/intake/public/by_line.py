@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import polars as pl
 
 from llmrec.data.columns import ITEM_ID, LAT, LON, TIMESTAMP, TITLE, USER_ID, WEIGHT
 from llmrec.data.intake.public.layout import Layout
-from llmrec.data.intake.public.shapes import first_entry, histories, keyed_histories, keyed_items
+from llmrec.data.intake.public.shapes import columns, first_entry, histories, keyed_histories, keyed_items
 
 ISO_TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 TWITTER_TIME = r"\w{3} \w{3} \d\d \d\d:\d\d:\d\d \+0000 \d{4}"
@@ -181,6 +182,11 @@ KEYED_HISTORIES = Layout(
     limit="It has no times, only the order of each history.",
 )
 KEYED_ITEMS = Layout("LC-Rec's items", rows=keyed_items)
+COLUMNS = Layout("a table by columns, as pandas writes it", rows=columns)
+# Names of columns, which are no ids of users or items.
+COLUMN = (
+    r"(?i)(?:user|item|product|movie|business|parent)?[_ ]?(?:id|asin)|user|item|time(?:stamp)?|rating|title|name|price"
+)
 
 
 def of_lines(file_name: str, lines: Sequence[str]) -> Layout | None:
@@ -198,8 +204,12 @@ def of_lines(file_name: str, lines: Sequence[str]) -> Layout | None:
         return found
     if _are_histories(file_name, lines):
         return HISTORIES
-    entry = first_entry(lines) if file_name.endswith(".json") else None
-    return KEYED_HISTORIES if isinstance(entry, list) else KEYED_ITEMS if isinstance(entry, dict) else None
+    key, value = first_entry(lines) if file_name.endswith(".json") else ("", None)
+    if not isinstance(value, list | dict):
+        return None
+    if re.fullmatch(COLUMN, key):
+        return COLUMNS
+    return KEYED_HISTORIES if isinstance(value, list) else KEYED_ITEMS
 
 
 def _are_histories(file_name: str, lines: Sequence[str]) -> bool:

@@ -61,7 +61,7 @@ LAYOUTS = (
         has=frozenset({"user_id", "parent_asin", "rating", "timestamp"}),
         keep=("user_id", "parent_asin", "timestamp", "rating"),
         columns={USER_ID: "user_id", ITEM_ID: "parent_asin", TIMESTAMP: "timestamp", WEIGHT: "rating"},
-        limit="Items are parent_asin, as in the item file. The words and images of reviews are left out.",
+        limit="Items are parent_asin; --item-column asin tells variants apart. Words and images are left out.",
     ),
     Layout(
         "Amazon-2023 items",

@@ -39,7 +39,7 @@ def histories(text: str) -> pl.DataFrame:
 def keyed_histories(text: str) -> pl.DataFrame:
     """Rows of a JSON object `{user: [item, …]}`, oldest item first."""
     users = _object(text)
-    bad = next((user for user, items in users.items() if not isinstance(items, list)), None)
+    bad = next((user for user, items in users.items() if not _is_list_of_ids(items)), None)
     if bad is not None:
         raise ValueError(f"the value of {bad!r} is no list of items; give user -> items, oldest first")
     table = pl.DataFrame(
@@ -47,6 +47,21 @@ def keyed_histories(text: str) -> pl.DataFrame:
         {USER_ID: pl.String, ITEM_ID: pl.List(pl.String)},
     )
     return table.filter(pl.col(ITEM_ID).list.len() > 0).explode(ITEM_ID)
+
+
+def _is_list_of_ids(value: object) -> bool:
+    return isinstance(value, list) and not any(isinstance(each, list | dict) for each in value)
+
+
+def columns(text: str) -> pl.DataFrame:
+    """Rows of a JSON object `{column: [cell, …]}` or `{column: {row: cell}}`, as pandas writes it."""
+    table = _object(text)
+    cells = {name: list(column.values()) if isinstance(column, dict) else column for name, column in table.items()}
+    if not all(isinstance(column, list) for column in cells.values()) or len(set(map(len, cells.values()))) > 1:
+        raise ValueError("its columns have different numbers of cells; give one object per row")
+    return pl.DataFrame(
+        {name: [cell(each) for each in column] for name, column in cells.items()}, dict.fromkeys(cells, pl.String)
+    )
 
 
 def keyed_items(text: str) -> pl.DataFrame:
@@ -70,27 +85,27 @@ def _object(text: str) -> dict[str, Any]:
     return found
 
 
-def first_entry(lines: Sequence[str]) -> object:
-    """First value of one JSON object that holds a whole file; None if the lines begin no such file.
+def first_entry(lines: Sequence[str]) -> tuple[str, object]:
+    """First key and value of one JSON object that holds a whole file; ("", None) if the lines begin no such file.
 
     JSON lines also begin with `{`; they are told apart by a second line that does, or a second value of another kind.
     """
     head = "\n".join(lines).lstrip()
     if not head.startswith("{") or sum(line.startswith("{") for line in lines) > 1:
-        return None
+        return "", None
     decoder, position = json.JSONDecoder(), 1
-    values: list[object] = []
-    while key := re.compile(r'\s*"(?:[^"\\]|\\.)*"\s*:\s*').match(head, position):
+    entries: list[tuple[str, object]] = []
+    while key := re.compile(r'\s*"((?:[^"\\]|\\.)*)"\s*:\s*').match(head, position):
         try:
             value, position = decoder.raw_decode(head, key.end())
         except (ValueError, RecursionError):  # the first lines end here
-            values += [{"[": [], "{": {}}.get(head[key.end() : key.end() + 1])]
+            entries.append((key[1], {"[": [], "{": {}}.get(head[key.end() : key.end() + 1])))
             break
-        values.append(value)
+        entries.append((key[1], value))
         comma = re.compile(r"\s*,").match(head, position)
         position = comma.end() if comma else len(head)
-    same = values and all(type(value) is type(values[0]) for value in values)
-    return values[0] if same else None
+    are_alike = len({type(value) for _, value in entries}) == 1
+    return entries[0] if are_alike else ("", None)
 
 
 def pairs(table: pl.DataFrame, history: str, target: str) -> pl.DataFrame:

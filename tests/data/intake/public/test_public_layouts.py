@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import polars as pl
 import pytest
 
@@ -240,3 +242,31 @@ def test_half_a_json_history_is_one_clear_line(tmp_path):
     with pytest.raises(ValueError, match=r"inter.json: it is not JSON") as error:
         read_tables(log)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("orient", ["lists", "rows by number"])
+def test_a_table_by_columns_is_no_history(tmp_path, orient):
+    """`DataFrame.to_json()` writes column -> row -> cell, which looks like item -> field -> value."""
+    table = {"user_id": ["u", "u"], "item_id": ["a", "b"], "timestamp": [1, 2], "weight": [0.5, None]}
+    if orient != "lists":
+        table = {name: {str(row): cell for row, cell in enumerate(cells)} for name, cells in table.items()}
+    dataset = read_tables(put(tmp_path / "log.json", json.dumps(table)))
+    assert dataset.interactions.rows() == [("u", "a", 1, 0.5), ("u", "b", 2, None)]
+
+
+def test_users_may_be_called_users(tmp_path):
+    log = put(tmp_path / "inter.json", json.dumps({"user_1": ["item_2", "item_1"], "user_2": ["item_1"]}))
+    assert read_tables(log).interactions.rows()[:2] == [("user_1", "item_2", 0, 1.0), ("user_1", "item_1", 1, 1.0)]
+
+
+@pytest.mark.parametrize("content", [{"0": [[1, 5], [2, 6]]}, {"0": [{"item": 1}]}, {"0": [1], "1": [[2]]}])
+def test_histories_of_anything_but_items_are_refused(tmp_path, content):
+    with pytest.raises(ValueError, match=r"inter.json: the value of '\d' is no list of items") as error:
+        read_tables(put(tmp_path / "inter.json", json.dumps(content)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_of_another_kind_is_named(tmp_path):
+    log, items = samples.movielens_25m(tmp_path)
+    with pytest.raises(ValueError, match=r"movies.csv lacks .* It is read as MovieLens movies; is it the right file\?"):
+        read_tables(items, log)
