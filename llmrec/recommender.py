@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.configs.recommend import RankBy
 from llmrec.data.catalog import Catalog
-from llmrec.data.item_lists import Unknown
+from llmrec.data.requests.item_lists import Unknown
 from llmrec.decoding.answering import Answerer, Answers, AnswerSize
 from llmrec.decoding.ranker import SidRanker
 from llmrec.decoding.requests import read_requests

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmrec.data.item_lists import Unknown, entries, find_rows, shown
+from llmrec.data.requests.item_lists import Unknown, entries, find_rows, shown
 from llmrec.sid.table import SidTable
 
 UNKNOWN = ("error", "skip")

@@ -1,8 +1,9 @@
 """The catalogue that a checkpoint is given when it answers: of the same items, or refused; it says what may be shown.
 
 item_ids of two catalogues may overlap by chance: rows numbered from 1 do. So ids prove nothing. A catalogue is accepted
-if it is the one that the checkpoint was made on (by its hash), or if its items have the titles that the checkpoint has
-seen (by the hash of each title). Then items may be gone, others new, and a few titles corrected.
+if it is the one that the checkpoint was made on or was appended to that one (by hashes of the files), or if its items
+have the titles that the checkpoint has seen (by the hash of each title). Then items may be gone, others new, and a few
+titles corrected.
 
 Shapes: N items of the checkpoint.
 """
@@ -15,11 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from llmrec.data.catalog import Catalog
-from llmrec.data.item_lists import shown
-from llmrec.runtime.manifest import MANIFEST, JsonObject, content_hash
+from llmrec.data.requests.item_lists import shown
+from llmrec.runtime.manifest import MANIFEST, JsonObject, content_hash, read_manifest
 from llmrec.sid.catalog_record import NOTHING_KNOWN, CatalogRecord, title_hashes
 from llmrec.sid.table import SidTable
 
+APPEND_TO = "append_to"  # input of `llmrec prepare`
 LEAST_AGREEMENT = 0.9  # of the items that both have must have the title that the checkpoint was trained on
 
 
@@ -87,18 +89,25 @@ def match_catalog(catalog: Catalog, table: SidTable, record: CatalogRecord | Non
             f"catalogue '{catalog.source}' has none of the {table.num_items} items that the model knows, such as "
             f"{shown(table.item_ids[0])}. Give the catalogue that the model was trained on, or one made from it."
         )
-    own = is_own(catalog, details)
-    retitled = [] if own else find_retitled(catalog, table, record)
+    own_hash = details.get("catalog_sha256")
+    lineage = lineage_of(catalog.source)
+    retitled = [] if own_hash in lineage else find_retitled(catalog, table, record)
     gone = [item_id for item_id, is_here in zip(table.item_ids, is_shown, strict=True) if not is_here]
     new = [item_id for item_id in catalog.item_ids if item_id not in table.row_of]
-    own_record = CatalogRecord.of(catalog) if own and catalog.item_ids == table.item_ids else None
+    own_record = CatalogRecord.of(catalog) if own_hash in lineage[:1] and catalog.item_ids == table.item_ids else None
     return GivenCatalog(catalog.source, is_shown, gone, new, retitled, own_record)
 
 
-def is_own(catalog: Catalog, details: JsonObject) -> bool:
-    """True if a catalogue is the one that a checkpoint was made on, by the hash of its files."""
-    own = details.get("catalog_sha256")
-    return own is not None and (Path(catalog.source) / MANIFEST).is_file() and content_hash(catalog.source) == own
+def lineage_of(source: str | Path) -> list[str]:
+    """Hash of a catalogue, and of those that it was appended to, as far as they are here and unchanged."""
+    if not (Path(source) / MANIFEST).is_file():
+        return []
+    manifest = read_manifest(source)
+    older, hash_then = manifest.get("inputs", {}).get(APPEND_TO), manifest["identity"].get("inputs", {}).get(APPEND_TO)
+    if older is None or hash_then is None:
+        return [content_hash(source)]
+    before = lineage_of(older)
+    return [content_hash(source), *(before if before[:1] == [hash_then] else [hash_then])]
 
 
 def find_retitled(catalog: Catalog, table: SidTable, record: CatalogRecord | None) -> list[str]:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmrec.data import columns
-from llmrec.data.item_lists import find_rows
+from llmrec.data.requests.item_lists import find_rows
 from llmrec.runtime.reading import reading
 from llmrec.sid.groups import buckets, ordinals
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmrec.configs import RecommendConfig
-from llmrec.data.answer_file import check_place, write_answers
 from llmrec.data.catalog import Catalog
 from llmrec.data.columns import FALLBACK, HISTORY, HISTORY_TITLES, ITEM_ID, ITEMS, SCORE, TITLE, UNKNOWN, USER_ID
-from llmrec.data.item_lists import find_rows, shown
-from llmrec.data.request_file import LISTS, UserRequest, read_requests
+from llmrec.data.requests.answer_file import check_place, write_answers
+from llmrec.data.requests.item_lists import find_rows, shown
+from llmrec.data.requests.request_file import LISTS, UserRequest, read_requests
 from llmrec.runtime.console import say, tell
 from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.table import SidTable

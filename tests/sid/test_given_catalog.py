@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from llmrec.data.catalog import Catalog
-from llmrec.runtime.manifest import content_hash
+from llmrec.runtime.manifest import content_hash, read_manifest
 from llmrec.sid.catalog_record import CatalogRecord, title_hash
 from llmrec.sid.given_catalog import match_catalog
 from llmrec.sid.table import SidTable
@@ -101,6 +103,30 @@ def test_the_hash_of_its_own_catalogue_is_enough(tmp_path):
     assert found.is_shown.all() and found.record.train_counts.tolist() == [1, 1, *[0] * 9, 1]
     with pytest.raises(ValueError, match="is not the one"):
         match_catalog(own, table, None, {"catalog_sha256": "0" * 64})
+
+
+def test_a_catalogue_that_was_appended_to_is_of_the_same_items(tmp_path):
+    """Untitled, so the hashes alone tell; of the one in between only the hash is left."""
+    catalogs = []
+    for name, ids in (("first", IDS[:4]), ("second", IDS[:6]), ("third", IDS)):
+        items = pa.table({"item_id": ids, "title": pa.nulls(len(ids), pa.string())})
+        earlier = {"append_to": catalogs[-1].source} if catalogs else {}
+        catalogs.append(write_catalog(tmp_path / name, items, split_of(ids), earlier))
+    first, second, third = catalogs
+    table = SidTable(IDS[:4], np.arange(4)[:, None])
+    for given in catalogs:
+        found = match_catalog(given, table, None, {"catalog_sha256": content_hash(first.source)})
+        assert found.is_shown.all() and len(found.new) == given.num_items - 4
+    with pytest.raises(ValueError, match="is not the one"):
+        match_catalog(second, table, None, {"catalog_sha256": content_hash(third.source)})
+    shutil.rmtree(second.source)
+    assert match_catalog(third, table, None, {"catalog_sha256": hash_of_inputs(third)}).is_shown.all()
+    with pytest.raises(ValueError, match="is not the one"):
+        match_catalog(third, table, None, {"catalog_sha256": content_hash(first.source)})
+
+
+def hash_of_inputs(catalog: Catalog) -> str:
+    return read_manifest(catalog.source)["identity"]["inputs"]["append_to"]
 
 
 @pytest.mark.parametrize(

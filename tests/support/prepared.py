@@ -14,12 +14,12 @@ from llmrec.data.catalog import Catalog
 from llmrec.runtime.stage_directory import run_stage
 
 
-def write_catalog(path: Path, items: pa.Table, split: pa.Table) -> Catalog:
+def write_catalog(path: Path, items: pa.Table, split: pa.Table, inputs: dict[str, str] | None = None) -> Catalog:
     def build(workdir: Path) -> None:
         pq.write_table(items, workdir / "items.parquet")
         pq.write_table(split, workdir / "split.parquet")
 
-    run_stage("prepare", PrepareConfig(out=str(path)), {}, build)
+    run_stage("prepare", PrepareConfig(out=str(path)), inputs or {}, build)
     return Catalog.load(path)
 
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from llmrec.data.columns import ALLOW, EXCLUDE, FALLBACK, HISTORY, HISTORY_TITLES, ITEMS, UNKNOWN
 from llmrec.data.intake.files.content import PARQUET, check_kind, check_utf8, endings, reading, text_of
-from llmrec.data.item_lists import shown
+from llmrec.data.requests.item_lists import shown
 from llmrec.runtime.manifest import JsonObject
 
 LISTS = (HISTORY, EXCLUDE, ALLOW)

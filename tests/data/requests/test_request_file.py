@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llmrec.data.answer_file import check_place, write_answers
-from llmrec.data.request_file import UserRequest, read_requests
+from llmrec.data.requests.answer_file import check_place, write_answers
+from llmrec.data.requests.request_file import UserRequest, read_requests
 
 BOM = b"\xef\xbb\xbf"
 TWO = b'{"user_id": "c1", "history": ["a", "b"]}\n{"history": [], "exclude": null, "allow": ["b"], "n": 1.5}\n'
@@ -158,7 +158,7 @@ def test_an_older_file_of_answers_is_replaced_only_by_a_whole_one(tmp_path, monk
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("llmrec.data.answer_file.os.fsync", fail)
+    monkeypatch.setattr("llmrec.data.requests.answer_file.os.fsync", fail)
     with pytest.raises(OSError, match="No space left"):
         write_answers(place, requests, answers_of(requests, titled=True))
     assert place.read_bytes() == before and len(list(tmp_path.iterdir())) == 1

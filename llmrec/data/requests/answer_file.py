@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmrec.data.columns import FALLBACK, HISTORY, HISTORY_TITLES, ITEM_ID, ITEMS, SCORE, TITLE, UNKNOWN
-from llmrec.data.item_lists import shown
-from llmrec.data.request_file import UserRequest
+from llmrec.data.requests.item_lists import shown
+from llmrec.data.requests.request_file import UserRequest
 from llmrec.runtime import disk
 from llmrec.runtime.manifest import JsonObject
 
