@@ -8,6 +8,7 @@ a grammar of their own and never evaluated: Python would join the words of NumPy
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import re
 
@@ -72,11 +73,10 @@ def parse(cell: str, words: bool = True) -> list[str] | None:
 def _unquote(token: str) -> str:
     """Text of a string of Python or JSON; halves of a UTF-16 pair, which JSON writes, become one character."""
     token = token.lstrip("uUbB")
-    try:
-        value = json.loads(token) if token[0] == '"' else ast.literal_eval(token)
-    except (ValueError, SyntaxError):
-        value = token[1:-1]
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    for read in (json.loads, ast.literal_eval) if token[0] == '"' else (ast.literal_eval,):
+        with contextlib.suppress(ValueError, SyntaxError):
+            return str(read(token)).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return token[1:-1]
 
 
 def read_lists(cells: pl.Series, words: bool = True) -> pl.Series:
