@@ -28,6 +28,11 @@ class PrepareConfig(StageConfig, Config):
         None,
     )
     items: str | None = option("The same, of the items in `interactions`.", None)
+    append_to: str | None = option(
+        "Catalogue that `interactions`, `items` or both are added to. Its items keep their rows; new items follow and "
+        "are kept, however few interactions they have. k_core counts for new users only.",
+        None,
+    )
     user_column: str | None = option(
         "Name of the user column in `interactions`; by default `user_id`, or another common name if there is one.", None
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llmrec.data.report.steps import whole
 from llmrec.evaluation.protocol import COLUMNS
 from llmrec.reports.pages import Estimate, Figure, Table, render_page
 from llmrec.reports.svg import COLOURS, Line, plot, short
@@ -55,11 +56,11 @@ def _opening(verdicts: Sequence[JsonObject]) -> str:
     return f"{points} may make results wrong or worse: read {'it' if warnings == 1 else 'them'} before you train."
 
 
-def _steps(steps: Sequence[JsonObject]) -> Table:
+def _steps(steps: list[JsonObject]) -> Table:
     """Users, items and interactions after each step, with the share of what was read."""
-    first, lines = steps[0], []
+    most, lines = whole(steps), []
     for step in steps:
-        cells = [f"{step[key]:,} ({step[key] / first[key]:.0%})" for key in ("users", "items", "interactions")]
+        cells = [f"{step[key]:,} ({step[key] / most[key]:.0%})" for key in ("users", "items", "interactions")]
         lines.append([step["name"], *cells])
     return Table(["step", "users", "items", "interactions"], lines)
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
 from llmrec.configs import PrepareConfig
 from llmrec.data import split as splits
+from llmrec.data.append import SETTLED, Published
 from llmrec.data.catalog import SPLITS, Catalog
 from llmrec.data.columns import HISTORY, ITEM_ID, SPLIT, TARGET, TIMESTAMP, USER_ID, WEIGHT
-from llmrec.data.intake.read import read_tables
+from llmrec.data.filters import keep
+from llmrec.data.intake.read import read_items, read_tables
 from llmrec.data.known_datasets import known_source, locate
 from llmrec.data.public_formats import Dataset
 from llmrec.data.report.facts import data_facts
 from llmrec.data.report.held_out import split_facts
-from llmrec.data.report.steps import ROUND, Steps, summary
+from llmrec.data.report.steps import summary
 from llmrec.data.report.times import refuse_mixed_units
 from llmrec.data.report.verdicts import verdicts
 from llmrec.data.simulator import simulate, simulated_size
@@ -26,6 +28,7 @@ from llmrec.runtime.console import say, table, tell
 from llmrec.runtime.manifest import JsonObject, read_manifest
 from llmrec.runtime.stage_directory import run_stage
 
+APPEND_TO = "append_to"
 METHODS = {"leave_one_out": splits.leave_one_out, "temporal": splits.temporal}
 
 
@@ -87,50 +90,54 @@ def make(config: PrepareConfig, files: dict[str, Path], directory: Path) -> Json
     Raises:
         ValueError: If the files or their split cannot be used.
     """
-    dataset = read(config, files)
+    published = Published.load(files[APPEND_TO]) if APPEND_TO in files else None
+    config = settled(config, published) if published else config
+    dataset = read(config, files, published)
     check_split(config, dataset)
-    for note in dataset.notes:
-        say(note)
     if not dataset.order_only:
         refuse_mixed_units(dataset.interactions, config.dataset or str(config.interactions))
-    interactions, report = keep(config, dataset)
-    items = dataset.items
-    if config.k_core or config.min_weight is not None:
-        items = items.filter(pl.col(ITEM_ID).is_in(interactions[ITEM_ID].unique().implode()))
+    dataset, interactions, report = keep(config, dataset, published)
+    notes, items = list(dataset.notes), dataset.items
+    if published:
+        notes.append(new_items(published, items, interactions, config.k_core))
+        old, added = items[: published.num_items], items[published.num_items :]
+        items = pl.concat([old, splits.shuffle_items(added, config.seed)])
+    else:
+        if config.k_core or config.min_weight is not None:
+            items = items.filter(pl.col(ITEM_ID).is_in(interactions[ITEM_ID].unique().implode()))
+        items = splits.shuffle_items(items, config.seed)
+    for note in notes:
+        say(note)
     rows = split(config, dataset, interactions)
     splits.check_no_leak(rows, interactions, by_time=config.split == "temporal")
-    write(directory, splits.shuffle_items(items, config.seed), interactions, rows)
-    return report | {"notes": list(dataset.notes)} | data_facts(dataset, interactions, items)
+    write(directory, items, interactions, rows)
+    return report | {"notes": notes} | data_facts(dataset, interactions, items)
 
 
-def keep(config: PrepareConfig, dataset: Dataset) -> tuple[pl.DataFrame, JsonObject]:
-    """Apply the filters to the log of a dataset.
-
-    Returns:
-        The interactions that are kept, in sequence, and the beginning of the report: `steps` and `exact_repeats`.
+def settled(config: PrepareConfig, published: Published) -> PrepareConfig:
+    """Options with those that the catalogue has decided already.
 
     Raises:
-        ValueError: If nothing is left.
+        ValueError: If another value was given for one of them.
     """
-    steps = Steps()
-    log = steps.note("read", splits.in_order(dataset.interactions))
-    if config.min_weight is not None:
-        log = steps.note(f"weight of at least {config.min_weight:g}", at_least(config.min_weight, log))
-    repeats = splits.exact_repeats(log)
-    is_dropped = config.duplicates == "drop" and repeats.any()
-    if is_dropped:
-        log = steps.note("without exact repeats", log.filter(~repeats))
-    rows, users, items = np.arange(log.height), splits.numbers(log[USER_ID]), splits.numbers(log[ITEM_ID])
-    for number, left in enumerate(splits.k_core_rounds(users, items, config.k_core), start=1):
-        rows = left
-        steps.note_numbers(f"{config.k_core}-core{ROUND}{number}", users[rows], items[rows])
-    log = log[rows] if len(rows) < log.height else log
-    if log.is_empty():
-        raise ValueError(f"No user and item have {config.k_core} interactions each; lower --k-core.")
-    if config.num_users is not None:
-        log = steps.note(f"sample of {config.num_users} users", splits.sample_users(log, config.num_users, config.seed))
-    counted = {"rows": int(repeats.sum()), "dropped": is_dropped}
-    return splits.with_positions(log), {"steps": steps.facts(), "exact_repeats": counted}
+    default = {field.name: field.default for field in dataclasses.fields(config)}
+    kept = {name: published.config[name] for name in SETTLED if name in published.config}
+    wrong = [name for name, value in kept.items() if getattr(config, name) not in (default[name], value)]
+    if wrong:
+        said = ", ".join(f"{name} is {getattr(config, name)!r}, there {kept[name]!r}" for name in wrong)
+        raise ValueError(f"'{published.source}' was prepared with other options, which stay: {said}. Leave these out.")
+    return dataclasses.replace(config, **kept)
+
+
+def new_items(published: Published, items: pl.DataFrame, interactions: pl.DataFrame, k: int) -> str:
+    """Sentence on the items that were not in the catalogue."""
+    added = items[published.num_items :][ITEM_ID]
+    counts = interactions.filter(pl.col(ITEM_ID).is_in(added.implode()))[ITEM_ID].value_counts()["count"]
+    few = len(added) - int((counts >= k).sum())
+    return (
+        f"{len(added):,} new items follow the {published.num_items:,} of '{published.source}', whose rows stay. "
+        f"{few:,} of the new ones have fewer than {k} interactions and are kept all the same."
+    )
 
 
 def held_out_facts(directory: Path, seed: int) -> JsonObject:
@@ -149,15 +156,18 @@ def check(config: PrepareConfig) -> None:
         ValueError: If the options name no source of data, two sources, or items without interactions.
     """
     problems = []
-    if (config.dataset is None) == (config.interactions is None):
+    own = config.interactions or (config.append_to and config.items)
+    if (config.dataset is None) == (own is None):
         problems.append("give either --dataset (a known name) or --interactions (a file), not both or neither")
-    if config.items is not None and config.interactions is None:
+    if config.items is not None and not own:
         problems.append("--items goes with --interactions; a known dataset brings its own items")
-    own = ("weight_column", "item_file_column", "separator", "order_only")
+    if config.append_to is not None and (config.dataset is not None or config.num_users is not None):
+        problems.append("--append-to goes with your own files and all users, not with --dataset or --num-users")
+    of_a_file = ("weight_column", "item_file_column", "separator", "order_only")
     problems += [
         f"--{name.replace('_', '-')} goes with --interactions"
-        for name in own
-        if getattr(config, name) and config.interactions is None
+        for name in of_a_file
+        if getattr(config, name) and not own
     ]
     if config.item_file_column is not None and config.items is None:
         problems.append("--item-file-column goes with --items")
@@ -194,16 +204,24 @@ def find_files(config: PrepareConfig) -> dict[str, Path]:
         return {}
     if config.dataset is not None:
         return locate(known_source(config.dataset))
-    return {name: Path(path) for name in ("interactions", "items") if (path := getattr(config, name)) is not None}
+    named = ("interactions", "items", APPEND_TO)
+    return {name: Path(path) for name in named if (path := getattr(config, name)) is not None}
 
 
-def read(config: PrepareConfig, files: dict[str, Path]) -> Dataset:
+def read(config: PrepareConfig, files: dict[str, Path], published: Published | None) -> Dataset:
     """Read the raw dataset: simulated, a known one, or the user's own files."""
     size = simulated_size(config.dataset)
     if size:
         return simulate(*size, config.seed).dataset
     if config.dataset is not None:
         return known_source(config.dataset).read(*files.values())
+    if "interactions" not in files:
+        return read_items(
+            files["items"],
+            item_column=config.item_file_column or config.item_column,
+            title_column=config.title_column,
+            separator=config.separator,
+        )
     return read_tables(
         files["interactions"],
         files.get("items"),
@@ -215,27 +233,8 @@ def read(config: PrepareConfig, files: dict[str, Path]) -> Dataset:
         item_file_column=config.item_file_column,
         separator=config.separator,
         order_only=config.order_only,
+        known_items=published.items[ITEM_ID] if published else None,
     )
-
-
-def at_least(min_weight: float, interactions: pl.DataFrame) -> pl.DataFrame:
-    """Drop interactions with a smaller weight, and say how many.
-
-    Raises:
-        ValueError: If an interaction has no weight, or none is left.
-    """
-    unknown = interactions[WEIGHT].null_count()
-    if unknown:
-        raise ValueError(
-            f"{unknown} interactions have no weight, so --min-weight can neither keep nor drop them; fill it in, or "
-            "drop these rows."
-        )
-    kept = interactions.filter(pl.col(WEIGHT) >= min_weight)
-    dropped = interactions.height - kept.height
-    say(f"Dropped {dropped:,} of {interactions.height:,} interactions, whose weight is below {min_weight:g}.")
-    if kept.is_empty():
-        raise ValueError(f"No interaction has a weight of at least {min_weight:g}; lower --min-weight.")
-    return kept
 
 
 def split(config: PrepareConfig, dataset: Dataset, interactions: pl.DataFrame) -> pl.DataFrame:

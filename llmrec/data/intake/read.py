@@ -38,6 +38,7 @@ def read_tables(
     item_file_column: str | None = None,
     separator: str | None = None,
     order_only: bool = False,
+    known_items: pl.Series | None = None,
 ) -> Dataset:
     """Read a log of interactions and its item file, if there is one.
 
@@ -54,6 +55,7 @@ def read_tables(
         item_file_column: Name of the item column in `items`, where it is not `item_column`.
         separator: Text between the cells of delimited text; if None, it is found from the first lines.
         order_only: Read no times; the rows of each user are in order, and the position is the timestamp.
+        known_items: Ids that the log may name although `items` lacks them, such as those of an earlier catalogue.
 
     Raises:
         ValueError: With every problem of both files: unreadable, no rows, missing columns, empty or repeated ids,
@@ -66,12 +68,8 @@ def read_tables(
     log = _read(log_rows, chosen)
     catalogue = None
     if items is not None:
-        item_rows = open_rows(items, separator)
-        wanted = {ITEM_ID: item_file_column or item_column, TITLE: title_column}
-        named = choose(item_rows, wanted, OPTIONS | {ITEM_ID: "--item-file-column"})
-        catalogue = _read(item_rows, named, every_column=True)
-        _check_items(catalogue)
-    _check_log(log, catalogue, order_only)
+        catalogue = _read_items(items, item_file_column or item_column, title_column, separator)
+    _check_log(log, catalogue, order_only, known_items)
     unused = [name for name in log_rows.names if name not in chosen.values()]
     if catalogue is None:
         catalogue, unused = _items_of_log(log, unused, title_column, order_only)
@@ -84,6 +82,26 @@ def read_tables(
     return Dataset(
         catalogue.frame, log.frame.select(USER_ID, ITEM_ID, TIMESTAMP, WEIGHT), order_only, notes=tuple(notes)
     )
+
+
+def read_items(
+    items: str | Path, *, item_column: str | None = None, title_column: str | None = None, separator: str | None = None
+) -> Dataset:
+    """Read an item file without a log; arguments and errors as in `read_tables`."""
+    table = _read_items(items, item_column, title_column, separator)
+    if table.problems:
+        raise ValueError("\n".join(table.problems))
+    none = pl.DataFrame(schema={USER_ID: pl.String, ITEM_ID: pl.String, TIMESTAMP: pl.Int64, WEIGHT: pl.Float64})
+    return Dataset(table.frame, none, notes=tuple(dict.fromkeys(table.rows.notes)))
+
+
+def _read_items(items: str | Path, item_column: str | None, title_column: str | None, separator: str | None) -> Table:
+    """Read and check an item file; every column is kept."""
+    rows = open_rows(items, separator)
+    named = choose(rows, {ITEM_ID: item_column, TITLE: title_column}, OPTIONS | {ITEM_ID: "--item-file-column"})
+    table = _read(rows, named, every_column=True)
+    _check_items(table)
+    return table
 
 
 def _read(rows: Rows, chosen: dict[str, str], every_column: bool = False) -> Table:
@@ -138,7 +156,7 @@ def _read_fields(items: Table) -> None:
     items.rows.notes += [f"{items.path}: {note}" for note in fields.notes]
 
 
-def _check_log(log: Table, items: Table | None, order_only: bool) -> None:
+def _check_log(log: Table, items: Table | None, order_only: bool, known_items: pl.Series | None) -> None:
     to_ids(log, USER_ID)
     has_ids = to_ids(log, ITEM_ID)
     if order_only:
@@ -151,6 +169,8 @@ def _check_log(log: Table, items: Table | None, order_only: bool) -> None:
         log.frame = log.frame.with_columns(pl.lit(1.0).alias(WEIGHT))
     if items is not None and has_ids and items.frame.schema[ITEM_ID] == pl.String:
         known = items.frame[ITEM_ID].unique().drop_nulls()
+        if known_items is not None:
+            known = pl.concat([known, known_items]).unique()
         unknown = log.frame[ITEM_ID].is_not_null() & ~log.frame[ITEM_ID].is_in(known.implode())
         alike = known_look_alike(log.frame[ITEM_ID].filter(unknown), known)
         remedy = f"{alike}. Write ids in one form in both files." if alike else "add the item or drop the rows."

@@ -42,6 +42,11 @@ def summary(steps: list[JsonObject]) -> list[list[str]]:
     return [[step["name"], *(f"{step[key]:,}" for key in ("users", "items", "interactions"))] for step in last.values()]
 
 
+def whole(steps: list[JsonObject]) -> JsonObject:
+    """The step with the most interactions: all that was read, with those of a catalogue that it was appended to."""
+    return max(steps, key=lambda step: step["interactions"])
+
+
 @dataclass
 class Steps:
     """Record of the filters that a log passes, in their order."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from llmrec.data.report.ids import SAYS
-from llmrec.data.report.steps import ROUND
+from llmrec.data.report.steps import ROUND, whole
 from llmrec.runtime.manifest import JsonObject
 
 # Shares from which a fact is told, and from which it is a warning. They are judgements: what a reader would act on.
@@ -50,7 +50,7 @@ def verdicts(report: JsonObject) -> list[JsonObject]:
 
 
 def _kept(report: JsonObject) -> Iterator[Verdict]:
-    first, last = report["steps"][0], report["steps"][-1]
+    first, last = whole(report["steps"]), report["steps"][-1]
     shares = {name: last[name] / first[name] for name in ("users", "items", "interactions")}
     said = ", ".join(f"{last[name]:,} of {first[name]:,} {name} ({shares[name]:.0%})" for name in shares)
     core = [step for step in report["steps"] if ROUND in step["name"]]
@@ -68,7 +68,7 @@ def _kept(report: JsonObject) -> Iterator[Verdict]:
 
 def _repeats(report: JsonObject) -> Iterator[Verdict]:
     rows, dropped = report["exact_repeats"]["rows"], report["exact_repeats"]["dropped"]
-    all_rows = report["steps"][0]["interactions"]
+    all_rows = whole(report["steps"])["interactions"]
     if rows and dropped:
         yield Verdict(
             "note" if rows < all_rows * 0.01 else "warning",

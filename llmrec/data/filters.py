@@ -1,0 +1,91 @@
+"""Filters of `prepare`: weight, exact repeats, k-core, sample of users; each step is counted for the data report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+
+from llmrec.configs import PrepareConfig
+from llmrec.data import split as splits
+from llmrec.data.append import Published
+from llmrec.data.columns import ITEM_ID, USER_ID, WEIGHT
+from llmrec.data.public_formats import Dataset
+from llmrec.data.report.steps import ROUND, Steps
+from llmrec.runtime.console import say
+from llmrec.runtime.manifest import JsonObject
+
+
+def keep(
+    config: PrepareConfig, dataset: Dataset, published: Published | None = None
+) -> tuple[Dataset, pl.DataFrame, JsonObject]:
+    """Apply the filters to the log of a dataset, after it has joined a catalogue if there is one.
+
+    Args:
+        config: Options of the stage.
+        dataset: As it was read.
+        published: Catalogue that it is appended to.
+
+    Returns:
+        The dataset before its filters, with all of the catalogue's; the interactions that are kept, in sequence; and
+        the beginning of the report: `steps` and `exact_repeats`.
+
+    Raises:
+        ValueError: If nothing is left, or the dataset does not go together with the catalogue.
+    """
+    steps = Steps()
+    log = steps.note("read", splits.in_order(dataset.interactions))
+    if config.min_weight is not None:
+        log = steps.note(f"weight of at least {config.min_weight:g}", at_least(config.min_weight, log))
+    if published:
+        dataset = published.join(replace(dataset, interactions=log))
+        log = steps.note("joined with the catalogue", splits.in_order(dataset.interactions))
+    repeats = splits.exact_repeats(log)
+    is_dropped = config.duplicates == "drop" and bool(repeats.any())
+    if is_dropped:
+        log = steps.note("without exact repeats", log.filter(~repeats))
+    log = core_of_new_users(log, published, config.k_core, steps) if published else core(log, config.k_core, steps)
+    if log.is_empty():
+        raise ValueError(f"No user and item have {config.k_core} interactions each; lower --k-core.")
+    if config.num_users is not None:
+        log = steps.note(f"sample of {config.num_users} users", splits.sample_users(log, config.num_users, config.seed))
+    counted = {"rows": int(repeats.sum()), "dropped": is_dropped}
+    return dataset, splits.with_positions(log), {"steps": steps.facts(), "exact_repeats": counted}
+
+
+def at_least(min_weight: float, interactions: pl.DataFrame) -> pl.DataFrame:
+    """Drop interactions with a smaller weight, and say how many.
+
+    Raises:
+        ValueError: If an interaction has no weight, or none is left.
+    """
+    unknown = interactions[WEIGHT].null_count()
+    if unknown:
+        raise ValueError(
+            f"{unknown} interactions have no weight, so --min-weight can neither keep nor drop them; fill it in, or "
+            "drop these rows."
+        )
+    kept = interactions.filter(pl.col(WEIGHT) >= min_weight)
+    dropped = interactions.height - kept.height
+    say(f"Dropped {dropped:,} of {interactions.height:,} interactions, whose weight is below {min_weight:g}.")
+    if kept.is_empty():
+        raise ValueError(f"No interaction has a weight of at least {min_weight:g}; lower --min-weight.")
+    return kept
+
+
+def core(log: pl.DataFrame, k: int, steps: Steps) -> pl.DataFrame:
+    """Keep the k-core of a log, every round counted."""
+    rows, users, items = np.arange(log.height), splits.numbers(log[USER_ID]), splits.numbers(log[ITEM_ID])
+    for number, left in enumerate(splits.k_core_rounds(users, items, k), start=1):
+        rows = left
+        steps.note_numbers(f"{k}-core{ROUND}{number}", users[rows], items[rows])
+    return log[rows] if len(rows) < log.height else log
+
+
+def core_of_new_users(log: pl.DataFrame, published: Published, k: int, steps: Steps) -> pl.DataFrame:
+    """Keep the users of a catalogue, and new ones with at least k interactions; items are kept in any case."""
+    before = published.interactions[USER_ID].unique()
+    enough = (pl.len().over(USER_ID) >= k) | pl.col(USER_ID).is_in(before.implode())
+    kept = log.filter(enough)
+    return steps.note(f"new users with {k} or more", kept) if kept.height < log.height else log
