@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 
 from llmrec.configs import PrepareConfig
 from llmrec.data import split as splits
-from llmrec.data.append import SETTLED, Published
 from llmrec.data.catalog import SPLITS, Catalog
 from llmrec.data.columns import HISTORY, ITEM_ID, SPLIT, TARGET, TIMESTAMP, USER_ID, WEIGHT
-from llmrec.data.filters import keep
+from llmrec.data.filters.append import SETTLED, Published
+from llmrec.data.filters.keep import keep
 from llmrec.data.intake.read import read_items, read_tables
 from llmrec.data.known_datasets import known_source, locate
 from llmrec.data.public_formats import Dataset

@@ -10,8 +10,8 @@ import pytest
 
 from llmrec.cli import main as cli
 from llmrec.configs import PrepareConfig
-from llmrec.data.append import joined_items
 from llmrec.data.catalog import Catalog
+from llmrec.data.filters.append import joined_items
 from llmrec.model.append_items import count_lost_training_pairs
 from llmrec.stages.prepare import main
 

@@ -9,8 +9,8 @@ import polars as pl
 
 from llmrec.configs import PrepareConfig
 from llmrec.data import split as splits
-from llmrec.data.append import Published
 from llmrec.data.columns import ITEM_ID, USER_ID, WEIGHT
+from llmrec.data.filters.append import Published
 from llmrec.data.public_formats import Dataset
 from llmrec.data.report.steps import ROUND, Steps
 from llmrec.runtime.console import say
