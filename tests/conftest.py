@@ -138,9 +138,10 @@ def tiny_llm(vocab_size: int, architecture: str = "qwen3", tied: bool = True, se
 
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
              "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128}  # fmt: skip
+    given = {name: value for name, value in {**sizes, **options}.items() if value is not None}
     config = CONFIG_MAPPING[architecture](
         vocab_size=vocab_size, tie_word_embeddings=tied, initializer_range=0.2, pad_token_id=0, bos_token_id=2,
-        eos_token_id=3, **{**sizes, **options},
+        eos_token_id=3, **given,
     )  # fmt: skip
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config).eval()

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmrec.decoding.tree_attention import check_attention
+from llmrec.decoding.trial import check_search
 from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.leaf_mask import LeafMask
 from llmrec.decoding.trie.lookups import ROOT
@@ -174,6 +175,7 @@ class SearchProblem:
         self.vocabulary.check_table(self.trie)
         check_attention(self.model)
         check_rows(self.model, self.vocabulary.added_range.stop)
+        check_search(self.model)
 
     def check_batch(self, input_ids: Tensor, leaf_filter: LeafFilter | None, prefix_ids: Tensor | None) -> None:
         """Refuse a batch whose shapes do not fit.

@@ -29,6 +29,14 @@ NAME = "llmrec_tree"
 ALIGNMENT = 16  # columns; CUDA's masked kernel copies a mask whose rows start elsewhere
 LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}  # that mix tokens by attention alone
 
+CACHED = "use `generate()` with SidLogitsProcessor"
+# Where transformers' own cache gives other beams than no cache (RecurrentGemma, MiniMax), or padding acts on a state.
+UNCACHED = "use `generate(use_cache=False)` with SidLogitsProcessor, for prompts of one length"
+
+
+class NotSearchable(ValueError):
+    """A model whose beams cannot share a prompt; the message says what to use instead."""
+
 
 class AttentionLayer(Protocol):
     """Attention module of a decoder layer, as transformers hands it to an attention function."""
@@ -64,12 +72,12 @@ class TreeCache:
             (B, G, S, D) keys and values, block included.
 
         Raises:
-            ValueError: If the layer has written this block before; the keys of the first time would be lost.
+            NotSearchable: If the layer has written this block before; the keys of the first time would be lost.
         """
         if layer in self._written:
-            raise ValueError(
+            raise NotSearchable(
                 f"Layer {layer} attends more than once per token, but tree beam search keeps one set of keys per "
-                "layer; use `generate()` with SidLogitsProcessor."
+                f"layer; {CACHED}."
             )
         self._written.add(layer)
         if layer not in self.layers:
@@ -137,18 +145,19 @@ def check_attention(model: PreTrainedModel) -> None:
     """Refuse a model whose attention cannot be replaced, or whose layers do not see all keys.
 
     Raises:
-        ValueError: If the model takes no attention function, has recurrent, convolutional or sparse layers, or shares
-            keys between layers.
+        NotSearchable: If the model takes no attention function, has recurrent, convolutional or sparse layers, or
+            shares keys between layers.
     """
-    remedy = "use `generate()` with SidLogitsProcessor."
     config = model.config.get_text_config()
     if model._is_stateful or not LAYER_TYPES.issuperset(getattr(config, "layer_types", None) or ()):
-        raise ValueError(
+        raise NotSearchable(
             f"{type(model).__name__} has recurrent, convolutional or sparse layers, through which beams cannot share a "
-            f"prompt; {remedy}"
+            f"prompt; {UNCACHED}."
         )
     if not model._supports_attention_backend or getattr(config, "num_kv_shared_layers", None):
-        raise ValueError(f"{type(model).__name__} does not let its attention be replaced layer by layer; {remedy}")
+        raise NotSearchable(
+            f"{type(model).__name__} does not let its attention be replaced layer by layer; {UNCACHED}."
+        )
 
 
 @torch.compiler.disable
@@ -165,13 +174,13 @@ def attend(
     """Attend as `AttentionInterface` asks for it; (B, H, T, D) query -> (B, T, H, D).
 
     Raises:
-        ValueError: If the model's attention has an ingredient that this one does not know.
+        NotSearchable: If the model's attention has an ingredient that this one does not know.
     """
     unknown = [name for name, value in kwargs.items() if isinstance(value, Tensor) and name != "position_ids"]
     if unknown:
-        raise ValueError(
+        raise NotSearchable(
             f"The attention of {type(module).__name__} reads {', '.join(unknown)}, which tree beam search does not; "
-            "use `generate()` with SidLogitsProcessor."
+            f"{CACHED}."
         )
     # Under autocast, rotation leaves float32 behind. SDPA casts it, but the causal mask compares types before that.
     query, key = query.to(value.dtype), key.to(value.dtype)

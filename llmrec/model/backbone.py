@@ -129,6 +129,23 @@ def scale_logits(scores: Tensor, factor: float, cap: float | None) -> Tensor:
     return torch.tanh(scores / cap) * cap if cap else scores
 
 
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off inside the context, and put every module back into its mode afterwards.
+
+    4-bit layers, which drop nothing out, stay in their mode: for inference on a CPU bitsandbytes changes the layout of
+    their weights, and there is no way back to training.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    for module, was_training in modes:
+        module.training = was_training and type(module).__module__.startswith("bitsandbytes")
+    try:
+        yield
+    finally:
+        for module, was_training in modes:
+            module.training = was_training
+
+
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """List the layers of a causal LM or of a PEFT model over one, first to last."""
     kinds = set(causal_lm(model)._no_split_modules or ())

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, set_seed
 from llmrec.configs import DpoConfig
 from llmrec.decoding.ranker import SidRanker
 from llmrec.decoding.trie.trie import SidTrie
+from llmrec.model.backbone import evaluation_mode
 from llmrec.model.prompts import HistoryEncoder
 from llmrec.runtime import processes
 from llmrec.runtime.console import say, tell
@@ -37,7 +38,7 @@ from llmrec.training.preference.policy import (
 from llmrec.training.preference.shared_prompt import sibling_scores_in_forward
 from llmrec.training.start import RunInputs, make_validation
 from llmrec.training.trainer import train
-from llmrec.training.validation import best_step, evaluation_mode, tell_best_step
+from llmrec.training.validation import best_step, tell_best_step
 
 DIFFICULTY = "hardness.json"
 

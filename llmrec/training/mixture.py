@@ -15,9 +15,10 @@ from llmrec.evaluation.ensemble.shortlist import shortlist
 from llmrec.evaluation.learning import CUTOFF
 from llmrec.evaluation.protocol import COLUMNS
 from llmrec.evaluation.ranking import default_num_beams
+from llmrec.model.backbone import evaluation_mode
 from llmrec.runtime.console import say
 from llmrec.runtime.manifest import JsonObject
-from llmrec.training.validation import Validation, evaluation_mode
+from llmrec.training.validation import Validation
 
 MEMBERS: tuple[RankBy, RankBy] = ("sid", "items")
 WAY = "probabilities"

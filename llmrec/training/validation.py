@@ -11,7 +11,6 @@ been interrupted.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,7 +30,7 @@ from llmrec.evaluation.learning import CUTOFF, ITEMS_NDCG, NDCG, RECALL, SECONDS
 from llmrec.evaluation.metrics import ndcg, recall
 from llmrec.evaluation.protocol import COLUMNS, Outcome, evaluate
 from llmrec.evaluation.ranking import UNFILLED, Ranking, ScoresNotFinite
-from llmrec.model.backbone import causal_lm
+from llmrec.model.backbone import causal_lm, evaluation_mode
 from llmrec.model.checkpoint import SidConfig
 from llmrec.runtime.console import say, tell
 from llmrec.runtime.manifest import JsonObject
@@ -207,20 +206,3 @@ def rank_or_nothing(ranker: SidRanker, batches: Iterable[Batch], k: int) -> Iter
         for histories, *_ in waiting[answered:]:
             empty = np.full((len(histories), k), UNFILLED)
             yield Ranking(empty, np.zeros_like(empty), np.full(empty.shape, -np.inf))
-
-
-@contextlib.contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off inside the context, and put every module back into its mode afterwards.
-
-    4-bit layers, which drop nothing out, stay in their mode: for inference on a CPU bitsandbytes changes the layout of
-    their weights, and there is no way back to training.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    for module, was_training in modes:
-        module.training = was_training and type(module).__module__.startswith("bitsandbytes")
-    try:
-        yield
-    finally:
-        for module, was_training in modes:
-            module.training = was_training

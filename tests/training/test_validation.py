@@ -19,6 +19,7 @@ from transformers import Trainer
 from llmrec.configs import EvaluateConfig
 from llmrec.data.catalog import Catalog
 from llmrec.evaluation.learning import ITEMS_NDCG, NDCG, SECONDS, VALIDATION_SECONDS, points_of_log
+from llmrec.model.backbone import evaluation_mode
 from llmrec.model.checkpoint import SidConfig, load_tokenizer
 from llmrec.runtime.manifest import read_manifest
 from llmrec.runtime.stage_directory import SCRATCH
@@ -27,7 +28,6 @@ from llmrec.stages import sft as stage
 from llmrec.training import validation
 from llmrec.training.checkpoints import corruption, numbered
 from llmrec.training.trainer import SidTrainer
-from llmrec.training.validation import evaluation_mode
 from tests.support.extended import extended, fine_tune, losses, same_weights
 
 # A step is an epoch, of two forward passes.

@@ -23,6 +23,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from llmrec.model.backbone import evaluation_mode
 from llmrec.runtime.console import say
 from llmrec.training.alternate.alignment import Alignment, Losses, mean_losses
 from llmrec.training.alternate.current_sids import CurrentSids
@@ -32,7 +33,6 @@ from llmrec.training.alternate.retokenize import code_metrics
 from llmrec.training.alternate.schedule import Progress
 from llmrec.training.alternate.tokenizer_training import TokenizerTraining, clip_gradients, pass_examples
 from llmrec.training.checkpoints import corruption, numbered
-from llmrec.training.validation import evaluation_mode
 
 
 class TurnsState(TypedDict):

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from llmrec.model.backbone import evaluation_mode
 from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.table import SidTable
 from llmrec.training.dpo.preferences import PreferenceCollator, Preferences
-from llmrec.training.validation import evaluation_mode
 
 MAX_SCORED = 2000  # prompts
 

@@ -33,6 +33,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments, default_dat
 
 from llmrec.configs import GrpoConfig
 from llmrec.evaluation.learning import NDCG
+from llmrec.model.backbone import evaluation_mode
 from llmrec.runtime import processes
 from llmrec.sid.table import EMPTY
 from llmrec.training.arguments import split_batch
@@ -40,7 +41,7 @@ from llmrec.training.grpo.groups import Group, GroupSampler
 from llmrec.training.preference.averages import Averages
 from llmrec.training.preference.policy import reference_log_probs
 from llmrec.training.trainer import SidTrainer
-from llmrec.training.validation import Validation, evaluation_mode
+from llmrec.training.validation import Validation
 
 
 def deal(num_prompts: int, micro_batch_size: int, num_passes: int, num_processes: int) -> list[int]:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from llmrec.configs import PreferenceConfig
 from llmrec.data.catalog import Catalog
+from llmrec.model.backbone import evaluation_mode
 from llmrec.model.checkpoint import TRAINING, SidConfig, load_model, load_tokenizer
 from llmrec.model.code_scores import NormalizeOver
 from llmrec.model.prompts import most_prompt_tokens
@@ -28,7 +29,6 @@ from llmrec.runtime import processes
 from llmrec.runtime.manifest import JsonObject, verify
 from llmrec.runtime.stage_directory import SCRATCH
 from llmrec.training.start import RunInputs, check, check_length, save_checkpoint
-from llmrec.training.validation import evaluation_mode
 from llmrec.training.weights import lora_config, merge, without_renaming_warning
 
 
