@@ -21,8 +21,10 @@ MARKS = st.sampled_from(
 )
 HOSTILE = st.lists(st.one_of(TEXT, MARKS), max_size=6).map("".join)
 AMOUNTS = st.lists(st.integers(0, 10**9), min_size=1, max_size=6)
+LIGHT = settings(derandomize=True, max_examples=50, deadline=None)
 
 
+@LIGHT
 @given(st.lists(TEXT, max_size=6))
 @example(["It's", '"', "\\", "\\n", "\x00", "😀", "]", "', '"])
 def test_lists_that_programs_write_are_read_back(values):
@@ -31,12 +33,14 @@ def test_lists_that_programs_write_are_read_back(values):
     assert parse(json.dumps(values, ensure_ascii=False, indent=1), words=False) == values
 
 
+@LIGHT
 @given(st.lists(TEXT.filter(lambda value: "..." not in value), min_size=1, max_size=6))
 def test_arrays_that_numpy_writes_are_read_back(values):
     array = np.array(values, dtype=object)
     assert parse(str(array), words=False) == values and parse(repr(array), words=False) == values
 
 
+@LIGHT
 @given(st.lists(st.lists(TEXT, max_size=3), min_size=1, max_size=4))
 def test_inner_lists_are_flattened_with_each_value_once(lists):
     assert parse(repr(lists), words=False) == list(dict.fromkeys(value for values in lists for value in values))
@@ -54,7 +58,7 @@ def french(cents: int) -> str:
     return f"{cents / 100:,.2f} €".translate({ord(","): "\u202f", ord("."): ","})
 
 
-@settings(deadline=None)
+@LIGHT
 @given(AMOUNTS)
 def test_prices_of_every_country_are_read_back(amounts):
     for write in (lambda cents: f"${cents / 100:,.2f}", german, french, swiss, lambda cents: f"USD {cents / 100:.2f}"):
@@ -62,7 +66,7 @@ def test_prices_of_every_country_are_read_back(amounts):
         assert read_prices(cells).amounts.to_list() == [cents / 100 for cents in amounts]
 
 
-@settings(deadline=None)
+@LIGHT
 @given(HOSTILE)
 def test_cleaned_text_has_no_invisible_character_and_single_blanks(cell):
     cleaned = clean(pl.Series([cell]))[0]
@@ -71,7 +75,7 @@ def test_cleaned_text_has_no_invisible_character_and_single_blanks(cell):
         assert not any(unicodedata.category(letter) == "Cc" or letter in "\u202e\u200b\ufeff" for letter in cleaned)
 
 
-@settings(deadline=None)
+@LIGHT
 @given(st.text("abc <>&;/b\x1b[m\u0301é", max_size=30).filter(lambda cell: "&" not in cell))
 def test_plain_text_stays(cell):
     """Without markup, entities and codes, only blanks change."""
@@ -80,7 +84,7 @@ def test_plain_text_stays(cell):
         assert clean(pl.Series([cell])).to_list() == [expected]
 
 
-@settings(max_examples=50, deadline=None)
+@LIGHT
 @given(st.lists(st.tuples(*[st.one_of(st.none(), HOSTILE)] * 5), min_size=1, max_size=5), st.booleans())
 def test_any_table_of_text_is_read(rows, decimal_comma):
     names = ("title", "price", "genres", "description", "year")
