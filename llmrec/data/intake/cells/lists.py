@@ -73,6 +73,8 @@ def parse(cell: str, words: bool = True) -> list[str] | None:
 def _unquote(token: str) -> str:
     """Text of a string of Python or JSON; halves of a UTF-16 pair, which JSON writes, become one character."""
     token = token.lstrip("uUbB")
+    if "\\" not in token:
+        return token[1:-1]
     for read in (json.loads, ast.literal_eval) if token[0] == '"' else (ast.literal_eval,):
         with contextlib.suppress(ValueError, SyntaxError):
             return str(read(token)).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
