@@ -43,6 +43,11 @@ class EmbedConfig(StageConfig, Config):
         [],
         identity=False,
     )
+    append: str | None = option(
+        "Views of the catalogue before `prepare --append-to` added items. Items that it had keep their vectors. New "
+        "ones get theirs by the encoder of `text`, by `geographic` or from `external`; other views lack them.",
+        None,
+    )
     batch_size: int = option("Number of texts per batch of the text encoder.", 128, identity=False, least=1)
     device: str = option(
         "Device of the text encoder, sasrec, lightgcn and famae: auto, cpu, cuda.", "auto", identity=False

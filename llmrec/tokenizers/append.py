@@ -177,8 +177,8 @@ def _check_agreement(codes_PL: np.ndarray, published: PublishedSids, views: Item
         return
     fitted = [name for name, view in views.items() if view.provenance.get("encoder") in FITTED]
     cause = (
-        f"{fitted} are fitted to a catalogue and are other vectors on another one: pass the old catalogue's vectors in "
-        "the new order with new items missing; tokenized on text views of a sentence encoder, a catalogue can grow"
+        f"{fitted} are fitted to a catalogue and are other vectors on another one: let the views of the old one grow "
+        "by `llmrec embed --append`, which keeps its vectors"
         if fitted
         else "They come from another encoder or template than those it was fitted on, or its codebooks.safetensors is "
         "not the table's: run `llmrec embed` with the old options on the new catalogue"

@@ -97,7 +97,11 @@ class ItemViews(dict[str, View]):
         Raises:
             ValueError: If a view is absent, unreadable, from another catalogue, of another size or not finite.
         """
-        return cls({name: _read(path, catalog) for name, path in view_files(directory, names).items()})
+        files = view_files(directory, names)
+        views = cls({name: read_view(path, catalog.item_ids) for name, path in files.items()})
+        for name, path in files.items():
+            _check(views[name], catalog, path)
+        return views
 
     @property
     def known(self) -> np.ndarray:
@@ -153,7 +157,16 @@ def scatter(vectors: np.ndarray, rows: np.ndarray, num_items: int, facts: dict[s
     return View(full, missing, facts)
 
 
-def _read(path: Path, catalog: Catalog) -> View:
+def read_view(path: Path, item_ids: Sequence[str]) -> View:
+    """Read a view file; `ItemViews.load` also checks that it is of a catalogue.
+
+    Args:
+        path: The file.
+        item_ids: Ids of the items, which errors name.
+
+    Raises:
+        ValueError: If it cannot be read, or its vectors cannot be used.
+    """
     try:
         with safe_open(path, framework="numpy") as file:
             tensors = {name: _tensor(file, name, path) for name in file.keys()}  # noqa: SIM118 (no iterator)
@@ -165,11 +178,10 @@ def _read(path: Path, catalog: Catalog) -> View:
     try:
         view = View(tensors["vectors"], tensors["missing"], provenance)
     except VectorError as error:
-        item = f" (item_id '{catalog.item_ids[error.row]}')" if error.row < catalog.num_items else ""
+        item = f" (item_id '{item_ids[error.row]}')" if error.row < len(item_ids) else ""
         raise ValueError(f"{path} has {error.problem}, first at item row {error.row}{item}. {error.remedy}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    _check(view, catalog, path)
     return view
 
 

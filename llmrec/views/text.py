@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from llmrec.data.catalog import Catalog
 from llmrec.runtime import disk, processes
@@ -24,6 +22,7 @@ from llmrec.runtime.console import progress, say
 from llmrec.runtime.device import resolve_device
 from llmrec.sid.ordinary_text import break_markers
 from llmrec.views import View, describe, scatter
+from llmrec.views.tfidf import Tfidf
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -116,9 +115,15 @@ def load_encoder(name: str, device: str) -> SentenceTransformer:
 
 
 def encoder_view(
-    catalog: Catalog, encoder: SentenceTransformer, name: str, template: str, batch_size: int, scratch: Path
+    catalog: Catalog,
+    encoder: SentenceTransformer,
+    name: str,
+    template: str,
+    batch_size: int,
+    scratch: Path,
+    first: int = 0,
 ) -> View | None:
-    """Embed the text of every item that has one.
+    """Embed the text of every item that has one, from row `first` on.
 
     Args:
         catalog: Catalogue of the items.
@@ -127,12 +132,13 @@ def encoder_view(
         template: Text with columns of items.parquet in braces.
         batch_size: Texts that the model reads together.
         scratch: Directory for finished chunks; the stage uses it for this encoder and template alone.
+        first: First item row to be embedded; the others are missing.
 
     Returns:
-        The view, or None in a process that is not the first of an `accelerate launch`.
+        The view, or None if no item has text, or in a process that is not the first of an `accelerate launch`.
     """
     texts = render_texts(catalog, template)
-    rows = np.flatnonzero([bool(text) for text in texts])
+    rows = np.flatnonzero([bool(text) and row >= first for row, text in enumerate(texts)])
     chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
     files = [scratch / f"text-{i:06d}.npy" for i in range(len(chunks))]
     scratch.mkdir(parents=True, exist_ok=True)
@@ -142,7 +148,7 @@ def encoder_view(
             batch = break_markers([texts[row] for row in chunk], markers_of(encoder))
             _save_chunk(file, encoder.encode(batch, batch_size=batch_size, show_progress_bar=False))
     processes.wait()
-    if not processes.is_main():
+    if not processes.is_main() or not files:
         return None
     embedded = np.concatenate([np.load(file, allow_pickle=False) for file in files])
     facts = describe("text", catalog, encoder=name, template=template)
@@ -160,7 +166,7 @@ def _save_chunk(path: Path, vectors: np.ndarray) -> None:
         np.save(file, vectors.astype(np.float32))
 
 
-def tfidf_view(catalog: Catalog, template: str, dim: int, seed: int) -> View:
+def tfidf_view(catalog: Catalog, template: str, dim: int, seed: int, keep: Path | None = None) -> View:
     """Compute TF-IDF of words, reduced by a truncated SVD.
 
     Args:
@@ -168,22 +174,36 @@ def tfidf_view(catalog: Catalog, template: str, dim: int, seed: int) -> View:
         template: Text with columns of items.parquet in braces.
         dim: Dimension of the vectors; smaller if there are fewer texts or words.
         seed: Seed of the truncated SVD.
+        keep: Directory that takes words, weights and axes, for the items of a later catalogue.
 
     Raises:
         ValueError: If no text has a word.
     """
     texts = render_texts(catalog, template)
-    # The default token pattern drops one-letter words, which are whole titles ("M", "Z").
-    vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b", dtype=np.float32)
     try:
-        weights = vectorizer.fit_transform(texts)
+        model, rows, vectors = Tfidf.fit(texts, dim, seed)
     except ValueError as error:
         raise ValueError(f"No text of {catalog.source}/items.parquet has a word to count ({error}).") from error
-    rows = np.flatnonzero(np.diff(weights.indptr))  # a text without any word says nothing either
-    weights = weights[rows]
-    rank = min(dim, *weights.shape)
+    rank = vectors.shape[1]
     if rank < dim:
-        say(f"{weights.shape[0]} texts with {weights.shape[1]} words allow {rank} TF-IDF dimensions, not {dim}.")
-    svd = TruncatedSVD(rank, random_state=seed)
+        say(f"{len(rows)} texts with {len(model.words)} words allow {rank} TF-IDF dimensions, not {dim}.")
+    if keep is not None:
+        model.save(keep)
     facts = describe("text", catalog, encoder=TFIDF, template=template, dim=rank, seed=seed)
-    return scatter(svd.fit_transform(weights), rows, catalog.num_items, facts)
+    return scatter(vectors, rows, catalog.num_items, facts)
+
+
+def new_tfidf_view(catalog: Catalog, template: str, model: Tfidf, first: int) -> View:
+    """Compute TF-IDF of the items from row `first` on, by the words, weights and axes of an earlier catalogue.
+
+    Args:
+        catalog: Catalogue of the items.
+        template: Text with columns of items.parquet in braces.
+        model: Fitted to the earlier catalogue.
+        first: First item row to be embedded; the others are missing.
+    """
+    rows, vectors = model.transform(render_texts(catalog, template)[first:])
+    lost = catalog.num_items - first - len(rows)
+    if lost:
+        say(f"text: {lost} new items have no word that the old ones have, and are missing.")
+    return scatter(vectors.astype(np.float32), rows + first, catalog.num_items, {})
