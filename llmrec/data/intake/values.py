@@ -6,7 +6,7 @@ import contextlib
 
 import polars as pl
 
-from llmrec.data.intake.cells.prices import read_numbers
+from llmrec.data.intake.cells.prices import with_points
 from llmrec.data.intake.cells.text import is_missing
 from llmrec.data.intake.cells.types import plain
 from llmrec.data.intake.table import Table
@@ -41,8 +41,7 @@ def to_number(table: Table, name: str) -> None:
         cells = cells.fill_nan(None)
     numbers = cells.cast(pl.Float64, strict=False)
     if cells.dtype == pl.String and numbers.null_count() > cells.null_count():
-        with_commas = read_numbers(cells, decimal_comma=True)
-        numbers = numbers if with_commas is None else with_commas.cast(pl.Float64)
+        numbers = with_points(cells).cast(pl.Float64, strict=False)
     given = cells.is_not_null()
     table.report(given & ~numbers.is_finite().fill_null(False), f"have a {name} that is no number", "correct it.", name)
     table.frame = table.frame.with_columns(numbers.alias(name))

@@ -111,20 +111,27 @@ def read_numbers(cells: pl.Series, decimal_comma: bool = False) -> pl.Series | N
         0104257), or all commas may as well part thousands.
     """
     cells = cells.str.strip_chars()
+    cells = with_points(cells) if decimal_comma else cells
     given = cells.drop_nulls()
     if given.is_empty() or given.str.contains(r"^[+-]?0\d").any():
         return None
     if given.str.contains(r"^[+-]?\d+$").all():
         whole = cells.cast(pl.Int64, strict=False)
         return whole if whole.null_count() == cells.null_count() else None
-    if given.str.contains(NUMBER).all():
-        return whole_if_all_are(cells.cast(pl.Float64))
-    is_comma = given.str.contains(WITH_COMMA + r"|^[+-]?\d+$").all()
-    is_thousands = given.str.contains(r"^[+-]?(?:[1-9]\d{0,2},\d{3}|\d{1,3})$").all()
-    if not decimal_comma or not is_comma or is_thousands:
-        return None
-    points = cells.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
-    return whole_if_all_are(points.cast(pl.Float64))
+    return whole_if_all_are(cells.cast(pl.Float64)) if given.str.contains(NUMBER).all() else None
+
+
+def with_points(cells: pl.Series) -> pl.Series:
+    """Write decimal commas as points: `1.299,5` becomes `1299.5`.
+
+    The cells stay as they are if others have decimal points, or if all commas may as well part thousands (`1,299`).
+    """
+    commas = cells.str.contains(WITH_COMMA).fill_null(False)
+    points, thousands = cells.str.contains(r"^[+-]?\d+\.\d+$"), cells.str.contains(r"^[+-]?[1-9]\d{0,2},\d{3}$")
+    if points.any() or thousands.filter(commas).all():
+        return cells
+    plain = cells.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
+    return plain.zip_with(commas, cells)
 
 
 def whole_if_all_are(numbers: pl.Series) -> pl.Series:
