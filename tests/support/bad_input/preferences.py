@@ -28,7 +28,7 @@ CASES = {
                                          {"pairs.jsonl": text('{"chosen": "item-1"}')}),
     "preferences with one oracle for all": Case(GIVEN_FILE, ("oracle is of type double, but lists numbers",),
                                                 pairs(oracle=0.7)),
-    "preferences that are no JSON": Case(GIVEN_FILE, ("pairs.jsonl' is not a file of",), {"pairs.jsonl": text("hello")}),
+    "preferences that are no JSON": Case(GIVEN_FILE, ("pairs.jsonl' is not a file",), {"pairs.jsonl": text("hello")}),
     "oracle for a softmax": Case(GIVEN_FILE, ("pairs.jsonl' has an oracle column", "set loss to dpo"),
                                  pairs(oracle=[0.7])),
     "start that was not fine-tuned": Case("dpo --model @base", ("was written by `llmrec extend`", "llmrec sft")),
