@@ -23,7 +23,7 @@ if SHARED_DATA.is_dir():
 
 # Whole stages, trainings and processes; `pytest -m fast` runs everything else, within two minutes on two cores.
 NOT_FAST = (
-    "stages", "scripts", "views", "baselines", "test_bad_input.py", "test_kill.py", "test_launch.py",
+    "stages", "scripts", "views", "baselines", "test_bad_input.py", "faults", "test_launch.py",
     "test_notebook.py",
     "test_readme.py",
     *(f"training/test_{name}.py" for name in ("checkpoints", "divergence", "validation", "weights")),

@@ -42,11 +42,13 @@ def explain(error: BaseException, argv: Sequence[str], out: str | None, lighter:
         return OF_INPUT, inert(f"{error.filename}: {error.strerror}. {disk.remedy(error.errno)}")
     if isinstance(error, ValueError | OSError | ModuleNotFoundError) and is_ours(error):
         return OF_INPUT, text
-    log = write_log(error, argv, out)
     shown = text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    try:
+        log = f"with {inert(str(write_log(error, argv, out)))}, which has its traceback"
+    except OSError:  # no file can be written
+        log = "with its traceback, which LLMREC_TRACEBACK=1 shows"
     return OF_LLMREC, (
-        f"{type(error).__name__}: {shown} (llmrec did not foresee this error; please report it at {ISSUES} with "
-        f"{inert(str(log))}, which has its traceback.)"
+        f"{type(error).__name__}: {shown} (llmrec did not foresee this error; please report it at {ISSUES} {log}.)"
     )
 
 

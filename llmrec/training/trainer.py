@@ -5,7 +5,7 @@ Each stage uses `SidTrainer`, or a subclass that computes its loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,11 @@ from llmrec.runtime.quiet import without_tensor_bars
 from llmrec.runtime.stage_directory import SCRATCH
 from llmrec.training.callbacks import Divergence, LogLines
 from llmrec.training.checkpoints import check_best, newest_whole, saved_whole
+from llmrec.training.preference.averages import Averages
 from llmrec.training.regime import STOPPED_AT, rate_at_stop, warning_of_rate
 from llmrec.training.validation import Validation
 
-LOSSES = "llmrec_losses.json"  # in a checkpoint
+LOSSES = "llmrec_losses_{}.json"  # of each process, in a checkpoint
 SID_ROWS = "trainable_tokens"  # in the name of PEFT's parameter for trained token rows
 
 
@@ -64,6 +65,7 @@ class SidTrainer(Trainer):
     model: PreTrainedModel | PeftModel
     train_dataset: Dataset
     shown: tuple[str, ...] = ("loss",)
+    averages: Averages | None = None  # of the stages that log more than a loss
 
     def __init__(
         self,
@@ -133,19 +135,30 @@ class SidTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: dict[str, object] | None) -> None:
         # The Trainer starts its sums of losses anew when it resumes: every mean would be of the steps since then.
-        shares = processes.gather([[self._tr_loss.item(), self._total_loss_scalar]])
-        of_all = [sum(each) / len(shares) for each in zip(*shares, strict=True)]
+        sums: JsonObject = {
+            "since_log": self._tr_loss.item(),
+            "before_log": self._total_loss_scalar,
+            "logged_at": self._globalstep_last_logged,
+            "averages": None if self.averages is None else self.averages.state(),
+        }
         with saved_whole(self.args, self.state) as aside:
             super()._save_checkpoint(model, trial)
-            if processes.is_main():
-                sums = {"since_log": of_all[0], "before_log": of_all[1], "logged_at": self._globalstep_last_logged}
-                write_json(aside / LOSSES, sums)
+            aside.mkdir(parents=True, exist_ok=True)  # the first process may not have made it yet
+            write_json(aside / LOSSES.format(processes.rank()), sums)
 
-    def continue_losses(self, sums: Mapping[str, float]) -> None:
-        """Take up the sums of losses of a checkpoint, so that means are of all steps; call it as training begins."""
+    def continue_sums(self, sums: JsonObject) -> None:
+        """Take up the sums of a checkpoint, so that means are of all steps; call it as training begins."""
         self._tr_loss += sums["since_log"]
         self._total_loss_scalar = sums["before_log"]
         self._globalstep_last_logged = int(sums["logged_at"])
+        if self.averages is not None:
+            self.averages.restore(sums["averages"])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log an entry; the mean loss of the whole training, which the last one has, is of all steps."""
+        if "train_loss" in logs:  # transformers divides by the steps of this call
+            logs = logs | {"train_loss": self._total_loss_scalar / max(self.state.global_step, 1)}
+        super().log(logs, start_time)
 
     def _load_best_model(self) -> None:
         if not self.state.best_metric:
@@ -173,14 +186,14 @@ class EarlierLosses(TrainerCallback):
     """
 
     def __init__(self, trainer: SidTrainer, checkpoint: Path):
-        self.trainer, self.file = trainer, checkpoint / LOSSES
+        self.trainer, self.file = trainer, checkpoint / LOSSES.format(processes.rank())
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Read the sums; a checkpoint of an earlier version of llmrec has none."""
+        """Read the sums; a checkpoint of an earlier version, or of fewer processes, may have none."""
         if self.file.is_file():
-            self.trainer.continue_losses(read_json(self.file))
+            self.trainer.continue_sums(read_json(self.file))
 
 
 def train(trainer: SidTrainer, directory: Path) -> tuple[JsonObject, float]:

@@ -18,7 +18,9 @@ from pathlib import Path
 
 LIBRARIES = ("llmrec.stages.prepare", "llmrec.stages.sft", "llmrec.stages.alternate", "llmrec.stages.dpo",
              "llmrec.stages.grpo",
-             "llmrec.stages.extend", "llmrec.stages.embed", "llmrec.stages.tokenize", "llmrec.stages.evaluate",
+             "llmrec.stages.teach", "llmrec.stages.ensemble", "llmrec.stages.compare", "llmrec.stages.recommend",
+             "llmrec.stages.quickstart", "llmrec.stages.extend", "llmrec.stages.embed",
+             "llmrec.stages.tokenize", "llmrec.stages.evaluate",
              "llmrec.recommender", "peft")  # fmt: skip
 
 
@@ -27,8 +29,9 @@ class Forks:
 
     def __init__(self):
         self.server = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-m", "tests.support.forks"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env={**os.environ, "LLMREC_QUIET": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+            cwd=Path(__file__).parents[2],
         )  # fmt: skip
 
     def start(
@@ -38,6 +41,7 @@ class Forks:
         file_size_limit: int | None = None,
         environment: dict[str, str] | None = None,
         die_in: tuple[str, int] | None = None,
+        fault: dict | None = None,
     ) -> int:
         """Process id of a new child that runs the command.
 
@@ -47,8 +51,9 @@ class Forks:
             file_size_limit: Bytes its files may grow to.
             environment: Variables for it alone.
             die_in: A function by its dotted name, and the call of it (from 1) in which the child kills itself.
+            fault: Failure of system calls, as `tests.faults.failures.install` takes it.
         """
-        request = {"argv": argv, "stderr": str(stderr), "limit": file_size_limit}
+        request = {"argv": argv, "stderr": str(stderr), "limit": file_size_limit, "fault": fault}
         return int(self._ask({**request, "environment": environment or {}, "die_in": die_in}))
 
     def wait(self, pid: int | None = None) -> int:
@@ -83,7 +88,12 @@ def serve() -> None:
 
 
 def run(
-    argv: list[str], stderr: str, limit: int | None, environment: dict[str, str], die_in: tuple[str, int] | None
+    argv: list[str],
+    stderr: str,
+    limit: int | None,
+    fault: dict | None,
+    environment: dict[str, str],
+    die_in: tuple[str, int] | None,
 ) -> None:
     import resource
 
@@ -97,6 +107,10 @@ def run(
     os.environ.update(environment)
     if die_in is not None:
         kill_at_call(*die_in)
+    if fault is not None:
+        from tests.faults.failures import install
+
+        install(**fault)
     status = 1
     try:
         status = main(argv)

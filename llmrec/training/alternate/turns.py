@@ -47,6 +47,7 @@ class TurnsState(TypedDict):
     cycle: int
     settled: int
     is_frozen: bool
+    losses: Tensor
 
 
 class Turns:
@@ -177,6 +178,7 @@ class Turns:
             "cycle": self.progress.cycle,
             "settled": self.progress.settled,
             "is_frozen": self.progress.is_frozen,
+            "losses": torch.stack([torch.stack(losses) for losses in self._losses]) if self._losses else torch.empty(0),
         }
 
     def load_state_dict(self, state: TurnsState) -> None:
@@ -188,4 +190,5 @@ class Turns:
         self.sids.restore(state["codes"].cpu().numpy(), state["codebooks"])
         self.progress.cycle, self.progress.settled = state["cycle"], state["settled"]
         self.progress.is_frozen = state["is_frozen"]
+        self._losses = [Losses(*losses) for losses in state["losses"]]
         self.training.enable(self.progress.trains_jointly)

@@ -88,6 +88,7 @@ class SidDPOTrainer(SidTrainer):
 
     config: DpoConfig
     shown = ("loss", "nll_loss", "rewards/accuracies", "rewards/margins", "drift")
+    averages: Averages
 
     def __init__(
         self,

@@ -126,6 +126,7 @@ class SidGRPOTrainer(SidTrainer):
 
     config: GrpoConfig
     shown = ("loss", "expected_reward", "idle_share", "entropy", "kl")
+    averages: Averages
 
     def __init__(
         self,

@@ -30,6 +30,15 @@ class Averages:
         sums = torch.stack([(values * weights).sum(), weights.expand_as(values).sum()])
         self.sums.setdefault(name, []).append(sums.to(self.accelerator.device, torch.float32))
 
+    def state(self) -> dict[str, list[list[float]]]:
+        """Sums of this process since the last call of `take`, for a checkpoint."""
+        return {name: [part.tolist() for part in parts] for name, parts in self.sums.items()}
+
+    def restore(self, state: dict[str, list[list[float]]]) -> None:
+        """Return to a state of `state`."""
+        device = self.accelerator.device
+        self.sums = {name: [torch.tensor(part, device=device) for part in parts] for name, parts in state.items()}
+
     def take(self) -> dict[str, float]:
         """Return the averages since the last call, each a mean over processes first and then over micro-batches.
 

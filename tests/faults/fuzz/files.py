@@ -263,7 +263,7 @@ def reread(given: Input, content: bytes, separator: str) -> None:
 
 def text_of(rng: random.Random, given: Input, separator: str) -> bytes:
     text = delimited(rng, given.columns, given.rows, separator)
-    if rng.random() < 0.2:
+    if rng.random() < 0.2 and text.count("\n") == len(given.rows) + 1:
         text = text.replace("\n", "\r\n")
     encoding = rng.choices(("utf-8", "utf-8-sig", "utf-16"), (80, 15, 5))[0]
     return text.encode(encoding, "surrogatepass")

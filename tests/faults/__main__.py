@@ -1,0 +1,45 @@
+"""Kills and failing calls by hand: `python -m tests.faults kills --first 100 --count 15`, seeds of every stage."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import traceback
+from collections import Counter
+from pathlib import Path
+
+from tests.faults.line import STAGES, Line, fail, kill, random_fault
+from tests.support.forks import Forks
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("kind", choices=("kills", "failures"))
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--count", type=int, default=15)
+    parser.add_argument("--stages", nargs="*", choices=STAGES, default=STAGES)
+    arguments = parser.parse_args()
+    outcomes, forks = Counter[str](), Forks()
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        (root / "line").mkdir()
+        line = Line(forks, root / "line")
+        for seed in range(arguments.first, arguments.first + arguments.count):
+            for stage in arguments.stages:
+                try:
+                    if arguments.kind == "kills":
+                        outcome = kill(line, stage, seed, root / "run")
+                    else:
+                        outcome = fail(line, stage, random_fault(line, stage, seed), root / "run")
+                except AssertionError:
+                    outcome = "DEFECT"
+                    print(f"--- {stage} {seed}\n{traceback.format_exc()[-3000:]}", flush=True)
+                outcomes[outcome] += 1
+    forks.close()
+    print(f"{arguments.kind}, seeds {arguments.first}..{arguments.first + arguments.count - 1} of "
+          f"{len(arguments.stages)} stages: {dict(outcomes)}")  # fmt: skip
+    raise SystemExit("DEFECT" in outcomes)
+
+
+if __name__ == "__main__":
+    main()
