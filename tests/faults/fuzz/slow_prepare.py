@@ -26,7 +26,7 @@ class Row:
 
 def time_of(text: str | None) -> Fraction | None:
     """Value of a time, exactly; None if it is neither a finite number nor an ISO date."""
-    text = (text or "").strip()
+    text = re.sub(r"\s+", " ", (text or "").strip())
     if NUMBER.fullmatch(text):
         return Fraction(text) if "e" not in text.lower() or len(text) < 12 else None
     if ISO.fullmatch(text):

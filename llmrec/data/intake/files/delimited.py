@@ -115,7 +115,7 @@ class Text:
             except pl.exceptions.PolarsError:
                 check_utf8(self.path, self.source)
                 raise
-            if facts["num_stray"] and facts["num_uneven"]:
+            if facts["num_returns"] or (facts["num_stray"] and facts["num_uneven"]):
                 return self._read_slowly(columns, limit)
             if facts["num_ragged"] and not facts["num_stray"]:
                 self._refuse_ragged_line()
@@ -157,6 +157,7 @@ class Text:
             "num_blank": blank,
             "num_quoted": quoted,
             "num_stray": stray,
+            "num_returns": line.str.strip_suffix("\r").str.contains("\r", literal=True),  # polars drops some of them
             "num_ragged": (count != expected) & ~blank,
             "num_uneven": (line.str.count_matches(self.separator, literal=True) != expected) & ~blank,
         }
@@ -206,7 +207,12 @@ class Text:
                         self._refuse_cells(line, len(cells))
                     yield line, cells
                 line = rows.line_num + self.before + 1
-        except csv.Error:
+        except csv.Error as error:
+            if "new-line" in str(error):
+                raise ValueError(
+                    f"{self.path}: line {line} has a carriage return within a cell; remove it, or enclose the cell in "
+                    "double quotes."
+                ) from None
             raise ValueError(
                 f"{self.path}: a double quote in the cells from line {line} on is not closed, or does not enclose a "
                 "whole cell; enclose such a cell in quotes, and write the quote in it twice."
