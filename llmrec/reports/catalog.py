@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmrec.data.report.steps import whole
+from llmrec.data.report.steps import ROUND, whole
 from llmrec.evaluation.protocol import COLUMNS
 from llmrec.reports.pages import Estimate, Figure, Table, render_page
 from llmrec.reports.svg import COLOURS, Line, plot, short
@@ -13,7 +13,10 @@ from llmrec.runtime.manifest import JsonObject
 PAGE = "report.html"
 HEADINGS = {"warning": "Look at this", "note": "Good to know", "good": "In order"}
 COLUMN_NAMES = {"plain": "any item may be shown", "seen_excluded": "items of the history are left out"}
-SYSTEM_NAMES = {"popularity": "the most popular items", "markov": "the items that most often followed the last one"}
+SYSTEM_NAMES = {
+    "popularity": "the most popular items",
+    "markov": "the items that most often followed the last one (Markov)",
+}
 SPLIT_NAMES = {"train": "training", "valid": "validation", "test": "test"}
 
 
@@ -37,6 +40,7 @@ def render(report: JsonObject, name: str) -> str:
         ],
         notes=report.get("notes", ()),
         steps=_steps(report["steps"]),
+        has_core=any(ROUND in step["name"] for step in report["steps"]),
         histories=_histories(behaviour["histories"]),
         popularity=_popularity(behaviour["popularity"]),
         over_time=_over_time(times),

@@ -175,15 +175,16 @@ def _fields(report: JsonObject) -> Iterator[Verdict]:
         yield Verdict(
             "warning",
             "No item has a title or text, so nothing can be learned from words, and answers show ids alone.",
-            "Give --items, a file with a title for each item, or build item vectors from behaviour (--views sasrec).",
+            "With files of your own, give --items, a file with a title for each item. Or build item vectors from "
+            "behaviour: llmrec embed --views sasrec.",
         )
     elif without >= NO_TITLE * every:
         yield Verdict(
             "note",
             f"{without:,} of {every:,} items ({without / every:.0%}) have no title; answers show their ids alone.",
         )
-    elif not without:
-        yield Verdict("good", "Every item has a title.")
+    else:
+        yield Verdict("good", f"All but {without:,} items have a title." if without else "Every item has a title.")
 
 
 def _held_out(report: JsonObject) -> Iterator[Verdict]:

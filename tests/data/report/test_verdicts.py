@@ -55,7 +55,7 @@ FAULTS = {
     "wrong times": ("times/outside", 4, "4 times are no dates", "Correct them"),
     "ties": ("ties/last", 0.4, "40% of the users", "finer times"),
     "one user": ("behaviour/histories/share_of_longest", 0.3, "One user has 30%", "robot"),
-    "no titles": ("fields", {"items": 300, "no_title": 300, "no_text": 300}, "No item has a title", "Give --items"),
+    "no titles": ("fields", {"items": 300, "no_title": 300, "no_text": 300}, "No item has a title", "give --items"),
     "cold targets": ("split/test/cold", 0.2, "20% of the test targets", "text"),
     "too good": ("baselines/systems/markov/plain/recall@10/mean", 0.99, "Counting finds nearly", "repeated rows"),
 }  # fmt: skip
