@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -65,9 +66,13 @@ class Records:
     def __init__(self, path: Path):
         self.path = path
         self._source = text_of(path)
-        self._lines: list[int] = []
+        self._lines = array("q")
         self.nested: dict[str, str] = {}
-        self.names = list(dict.fromkeys(name for _, record in self._records() for name in record))
+        names: dict[str, None] = {}
+        for _, record in self._records():
+            if not record.keys() <= names.keys():
+                names |= dict.fromkeys(record)
+        self.names = list(names)
 
     def read(self, columns: Sequence[str], limit: int | None = None) -> pl.DataFrame:
         """Read some columns, cells as text and null where they are absent or null.
@@ -76,30 +81,32 @@ class Records:
             columns: Names of the columns.
             limit: Number of rows; all of them if None.
         """
-        self._lines.clear()
-        parts, rows = [], []
+        self._lines = array("q")
+        parts: list[pl.DataFrame] = []
+        cells: dict[str, list[str | None]] = {name: [] for name in columns}
         for line, record in islice(self._records(), limit):
             self._lines.append(line)
-            values = [record.get(name) for name in columns]
-            rows.append([cell(value) for value in values])
-            for name, value in zip(columns, values, strict=True):
+            for name, column in cells.items():
+                value = record.get(name)
                 if isinstance(value, list | dict):
                     self.nested.setdefault(name, f"line {line}")
-            if len(rows) == CHUNK:
-                parts.append(self._frame(rows, columns))
-                rows = []
-        return pl.concat([*parts, self._frame(rows, columns)])
+                column.append(value if isinstance(value, str) else cell(value))
+            if len(self._lines) % CHUNK == 0:
+                parts.append(self._frame(cells))
+                cells = {name: [] for name in columns}
+        return pl.concat([*parts, self._frame(cells)])
 
     def place(self, row: int, height: int) -> str:
         """Line of a row."""
         return f"line {self._lines[row]}"
 
-    def _frame(self, rows: list[list[str | None]], columns: Sequence[str]) -> pl.DataFrame:
+    def _frame(self, cells: dict[str, list[str | None]]) -> pl.DataFrame:
+        """Rows of the lines that were read last."""
         try:
-            return pl.DataFrame(rows, dict.fromkeys(columns, pl.String), orient="row")
+            return pl.DataFrame(cells, dict.fromkeys(cells, pl.String))
         except UnicodeEncodeError as error:
-            bad = next(row for row, cells in enumerate(rows) if error.object in cells)
-            line = self._lines[len(self._lines) - len(rows) + bad]
+            column = next(column for column in cells.values() if error.object in column)
+            line = self._lines[len(self._lines) - len(column) + column.index(error.object)]
             raise ValueError(
                 f"{self.path}: line {line} has half of a surrogate pair (\\ud800 to \\udfff), which is no character; "
                 "remove it."
