@@ -1,5 +1,6 @@
 """The benchmarks run at a small size, and stop where the fast path and the slow one differ."""
 
+import csv
 import json
 import runpy
 import sys
@@ -35,6 +36,7 @@ SMALL = {
     "balanced.py": ["--device", "cpu", "--items", "1500", "--flow-items", "700", "--dim", "8", "--codes", "16",
                     "--levels", "2", "--iterations", "3"],
     "encode.py": ["--device", "cpu", "--items", "3000", "--dim", "8", "--codes", "16"],
+    "prepare.py": ["--interactions", "3000", "--formats", "csv", "jsonl", "parquet"],
 }  # fmt: skip
 
 
@@ -85,6 +87,18 @@ def test_siblings_that_see_one_another_are_not_timed(monkeypatch, capsys):
     monkeypatch.setattr(siblings, "siblings_mask", everyone)
     with pytest.raises(SystemExit, match="shared and repeated prompts differ"):
         run("preference.py", monkeypatch, capsys)
+
+
+def test_examples_that_differ_are_not_timed(monkeypatch, capsys):
+    class OneRowLess(csv.DictReader):
+        def __init__(self, file):
+            file.readline()
+            file.readline()
+            super().__init__(file, fieldnames=["user_id", "item_id", "timestamp"])
+
+    monkeypatch.setattr(csv, "DictReader", OneRowLess)
+    with pytest.raises(SystemExit, match="make different examples"):
+        run("prepare.py", monkeypatch, capsys)
 
 
 def wrong_codes(codebooks, points, codes=ResidualCodebooks.codes):
