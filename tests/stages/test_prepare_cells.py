@@ -100,7 +100,7 @@ def test_markup_and_terminal_codes_reach_neither_titles_nor_texts(prepare, tmp_p
     titles = ["Tom &amp;amp; Jerry", "\x1b[31mRed\x1b[0m", "A<br>B", "line\nforged", "nan"]
     pl.DataFrame({"item_id": [f"p{k}" for k in range(5)], "title": titles}).write_csv(tmp_path / "items.csv")
     status, said = prepare("--items", "items.csv")
-    assert status == 0 and "3 cells were cleaned" in said and "1 cells hold a word" in said
+    assert status == 0 and "invisible characters: 3 cells (title 3)" in said and "a word such as 'nan'" in said
     found = {item: (row["title"], row["text"]) for item, row in items(tmp_path).items()}
     assert found == {
         "p0": ("Tom & Jerry", "Tom & Jerry"),

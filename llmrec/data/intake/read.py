@@ -138,7 +138,7 @@ def _check_items(items: Table) -> None:
             to_number(items, name)
     if same.any():  # after all reports, which count the rows of the file
         items.frame = items.frame.filter(~same)
-        items.note(f"{same.sum():,} rows repeat another row exactly; each item is read once.")
+        items.note(f"exact repeats of another row: {same.sum():,}; each item is read once.")
 
 
 def _repeats_a_row(frame: pl.DataFrame) -> pl.Series:

@@ -118,7 +118,7 @@ class Fields:
         if values.count() and 2 * (sizes > 0).sum() >= cells.count():
             return self._as_lists(name, values, cells.set(is_record, None))
         if is_record.any():
-            self.notes.append(f"{is_record.sum():,} cells of column '{name}' hold records and count as missing.")
+            self.notes.append(f"records, and so missing: {_cells(int(is_record.sum()))} of column '{name}'.")
             cells = cells.set(is_record, None)
         numbers = read_numbers(cells, self._decimal_comma)
         if numbers is not None:
@@ -162,9 +162,8 @@ class Fields:
         self._numbers.append(name)
         lost = cells.filter(~is_price).drop_nulls()
         if len(lost):
-            self.notes.append(
-                f"{len(lost)} cells of column '{name}' are no price and count as missing, the first is {lost[0]!r}."
-            )
+            first = f"of column '{name}', the first is {lost[0]!r}"
+            self.notes.append(f"no price, and so missing: {_cells(len(lost))} {first}.")
         if len(prices.currencies) > 1:
             signs = " and ".join(prices.currencies)
             self.notes.append(f"column '{name}' has amounts in {signs}; they are not converted into one currency.")
@@ -180,12 +179,16 @@ class Fields:
             if names:
                 self.notes.append(f"read from text as {what}: {', '.join(names)}.")
         for counts, what in (
-            (self._missing, "cells hold a word such as 'nan' or 'None' and count as missing"),
-            (self._cleaned, "cells were cleaned of markup, entities or invisible characters"),
+            (self._missing, "missing by a word such as 'nan' or 'None'"),
+            (self._cleaned, "cleaned of markup, entities or invisible characters"),
         ):
             if counts.total():
                 columns = ", ".join(f"{name} {count:,}" for name, count in counts.items() if count)
-                self.notes.append(f"{counts.total():,} {what}: {columns}.")
+                self.notes.append(f"{what}: {_cells(counts.total())} ({columns}).")
+
+
+def _cells(count: int) -> str:
+    return "1 cell" if count == 1 else f"{count:,} cells"
 
 
 def _is_price(name: str) -> bool:

@@ -21,7 +21,7 @@ from llmrec.data.intake.files.rows import Rows, clean_names
 from llmrec.data.intake.public.layout import Layout
 
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars", "::": "'::'", " ": "blanks"}
-EXPECTED = {".tsv": "\t", ".tab": "\t", ".psv": "|"}
+EXPECTED = {".tsv": "\t", ".tab": "\t", ".inter": "\t", ".item": "\t", ".psv": "|"}
 TYPED = {"\\t": "\t", "tab": "\t"}  # as one types it
 UNUSED = "\x1f"  # ASCII's unit separator takes the place of a separator of several characters
 LINE, COUNT = "line", "count"

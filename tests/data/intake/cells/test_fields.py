@@ -143,7 +143,7 @@ def test_words_for_missing_are_missing_and_counted():
     found = fields(brand=["nan", "Acme", " None ", "N/A", "Nan's"], year=["1999.0", "nan", "2001.0", None, ""])
     assert found.items["brand"].to_list() == [None, "Acme", None, None, "Nan's"]
     assert found.items["year"].to_list() == [1999, None, 2001, None, None]
-    assert "4 cells hold a word such as 'nan' or 'None' and count as missing: brand 3, year 1." in found.notes
+    assert "missing by a word such as 'nan' or 'None': 4 cells (brand 3, year 1)." in found.notes
 
 
 def test_whole_decimals_are_integers_but_prices_are_not():
@@ -157,10 +157,10 @@ def test_what_was_cleaned_and_lost_is_said():
     assert found.items["price"].to_list() == [5.0, 6.0, None, 7.0]
     assert found.items["brand"].to_list() == ["A & B", "C D", "E", "F"]
     assert found.notes == [
-        "1 cells of column 'price' are no price and count as missing, the first is 'ask us'.",
+        "no price, and so missing: 1 cell of column 'price', the first is 'ask us'.",
         "column 'price' has amounts in $ and €; they are not converted into one currency.",
         "read from text as numbers: price.",
-        "2 cells were cleaned of markup, entities or invisible characters: brand 2.",
+        "cleaned of markup, entities or invisible characters: 2 cells (brand 2).",
     ]
 
 
@@ -311,7 +311,7 @@ def test_an_item_that_stands_twice_with_the_same_cells_is_read_once(tmp_path, ki
     pq.write_table(pa.table({"user_id": ["u"], "item_id": ["a"], "timestamp": [1]}), tmp_path / "log.parquet")
     dataset = read_tables(tmp_path / "log.parquet", tmp_path / "items.parquet")
     assert dataset.items["item_id"].to_list() == ["a", "b"]
-    assert any("1 rows repeat another row exactly" in note for note in dataset.notes)
+    assert any("exact repeats of another row: 1" in note for note in dataset.notes)
 
 
 def test_an_item_that_stands_twice_with_other_cells_is_refused(tmp_path):
@@ -329,7 +329,7 @@ def test_records_that_are_written_as_text_are_no_text():
     )
     assert some.items["text"].to_list() == ["t. Tea", "t. Jam", "t", "t", "t. x"]
     assert any("'genres' holds records" in note for note in some.notes)
-    assert "1 cells of column 'category' hold records and count as missing." in some.notes
+    assert "records, and so missing: 1 cell of column 'category'." in some.notes
     lists = fields(tags=["[]", "[]", "['a']", "['b']", '{"id": 2}'])
     assert lists.items["tags"].to_list() == [None, None, ["a"], ["b"], None]
 
