@@ -10,7 +10,7 @@ import polars as pl
 from llmrec.data.columns import ITEM_ID, LAT, LON, TIMESTAMP, TITLE, USER_ID, WEIGHT
 from llmrec.data.intake.public.by_line import movies
 from llmrec.data.intake.public.layout import Layout
-from llmrec.data.intake.public.shapes import pairs
+from llmrec.data.intake.public.shapes import pairs, renamed
 
 TYPED = r":(?:token|float)(?:_seq)?$"
 RECBOLE_NAMES = {"class": "genres", "release_year": "year"}  # of MovieLens, under the names that make up `text`
@@ -23,12 +23,12 @@ def businesses(table: pl.DataFrame) -> pl.DataFrame:
     """Businesses of Yelp, whose categories are one text with commas."""
     if table.schema["categories"] == pl.String:
         table = table.with_columns(pl.col("categories").str.split(", "))
-    return table.rename({"name": "title", "latitude": LAT, "longitude": LON})
+    return renamed(table, {"name": "title", "latitude": LAT, "longitude": LON})
 
 
 def places(table: pl.DataFrame) -> pl.DataFrame:
     """Check-ins of Foursquare with a header."""
-    return table.rename({"venueCategory": "category", "latitude": LAT, "longitude": LON}, strict=False)
+    return renamed(table, {"venueCategory": "category", "latitude": LAT, "longitude": LON})
 
 
 def games(table: pl.DataFrame) -> pl.DataFrame:
@@ -40,8 +40,8 @@ def games(table: pl.DataFrame) -> pl.DataFrame:
 
 def products(table: pl.DataFrame) -> pl.DataFrame:
     """Products of Amazon 2014 and 2018, whose lists have names in the singular, and which may lack a title."""
-    renamed = table.rename({"feature": "features", "main_cat": "main_category"}, strict=False)
-    return renamed if "title" in renamed.columns else renamed.with_columns(pl.lit(None, pl.String).alias("title"))
+    table = renamed(table, {"feature": "features", "main_cat": "main_category"})
+    return table if "title" in table.columns else table.with_columns(pl.lit(None, pl.String).alias("title"))
 
 
 LAYOUTS = (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -16,12 +16,13 @@ from llmrec.data.columns import ITEM_ID, TIMESTAMP, TITLE, USER_ID
 from llmrec.data.intake.cells.lists import read_lists
 from llmrec.data.intake.files.json_lines import cell
 
-# What may stand beside the items of a pair: its name, its column of histories, and that of the next item.
-BESIDE = [(TIMESTAMP, "history_timestamp", TIMESTAMP), (TITLE, "history_item_title", "item_title")]
-
-
 # Columns that may stand beside the items of a pair: llmrec's name, that of the histories, that of the next items.
 BESIDE = [(TIMESTAMP, "history_timestamp", TIMESTAMP), (TITLE, "history_item_title", "item_title")]
+
+
+def renamed(table: pl.DataFrame, names: Mapping[str, str]) -> pl.DataFrame:
+    """Rename columns, old name -> new name; a column that is absent, or whose new name is taken, stays."""
+    return table.rename({old: new for old, new in names.items() if old in table.columns and new not in table.columns})
 
 
 def histories(text: str) -> pl.DataFrame:
