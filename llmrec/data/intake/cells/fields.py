@@ -120,7 +120,8 @@ class Fields:
         if is_record.any():
             self.notes.append(f"records, and so missing: {_cells(int(is_record.sum()))} of column '{name}'.")
             cells = cells.set(is_record, None)
-        numbers = read_numbers(cells, self._decimal_comma)
+        # Where decimals have commas, 1.299 in a column of prices is no number with a fraction.
+        numbers = None if _is_price(name) and self._decimal_comma else read_numbers(cells, self._decimal_comma)
         if numbers is not None:
             self._numbers.append(name)
             return numbers.cast(pl.Float64) if _is_price(name) else numbers

@@ -371,3 +371,17 @@ def test_long_cells_take_no_long_time(cell):
     begin = time.process_time()
     fields(brand=[cell, "x"], price=[cell, "x"])
     assert time.process_time() - begin < 5
+
+
+@pytest.mark.parametrize(
+    ("decimal_comma", "cells", "prices"),
+    [
+        (False, ["1.299", "899"], [1.299, 899.0]),
+        (True, ["1.299", "899"], [1299.0, 899.0]),
+        (True, ["1.299", "12,50"], [1299.0, 12.5]),
+        (True, ["12.99", "899"], [12.99, 899.0]),
+    ],
+)
+def test_points_in_prices_of_a_file_with_decimal_commas(decimal_comma, cells, prices):
+    items = pl.DataFrame({"item_id": ["a", "b"], "title": ["t", "t"], "price": cells})
+    assert Fields(items, decimal_comma).items["price"].to_list() == prices
