@@ -28,6 +28,7 @@ from llmrec.model.card import write_card
 from llmrec.model.checkpoint import SidConfig, load_model, load_tokenizer, resolve, save_model
 from llmrec.runtime.device import resolve_device, resolve_dtype
 from llmrec.runtime.manifest import JsonObject
+from llmrec.runtime.model_files import check_prompt
 from llmrec.sid.catalog_record import CatalogRecord
 from llmrec.sid.given_catalog import GivenCatalog, match_catalog
 from llmrec.sid.item_tokens import ItemTokens
@@ -127,7 +128,9 @@ class Recommender:
             record = record or given.record
         where = resolve_device(device)
         model = moved(load_model(path, dtype=resolve_dtype(precision, where)), where)
-        return cls(model, load_tokenizer(path), table, sid_config, details, compiled, rank, record, given)
+        tokenizer = load_tokenizer(path)
+        check_prompt(path, sid_config.prompt.prefix(tokenizer))
+        return cls(model, tokenizer, table, sid_config, details, compiled, rank, record, given)
 
     def recommend(
         self,
@@ -222,5 +225,5 @@ class Recommender:
         Path(directory).mkdir(parents=True, exist_ok=True)
         save_model(self.model, self.tokenizer, directory)
         details = self.details | (self.record.save(directory) if self.record else {})
-        self.sid_config.save(directory, self.table, details)
+        self.sid_config.save(directory, self.table, details, self.tokenizer)
         write_card(directory, name, None if metrics is None else json.loads(Path(metrics).read_text(encoding="utf-8")))

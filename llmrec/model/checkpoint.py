@@ -6,9 +6,7 @@ are safetensors, the rest is JSON and parquet, and `trust_remote_code` stays off
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -29,8 +26,9 @@ from transformers import (
 from llmrec.model.code_scores import NormalizeOver, check_normalize_over
 from llmrec.model.prompts import HistoryEncoder, Prompt
 from llmrec.runtime.finite import check_weights
-from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, verify, write_json
-from llmrec.runtime.quiet import without_load_report, without_tensor_bars
+from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, read_json, verify, write_json
+from llmrec.runtime.model_files import BINDING, binding, check_binding, check_sizes
+from llmrec.runtime.quiet import first_line, loading, without_tensor_bars
 from llmrec.sid import table as sid
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
@@ -107,13 +105,21 @@ class SidConfig:
         ids, mask = encoder.pad_prompts(self.prompt.prefix(tokenizer), shown, tokenizer.pad_token_id)
         return torch.from_numpy(ids), torch.from_numpy(mask)
 
-    def save(self, directory: str | Path, table: SidTable, details: JsonObject | None = None) -> None:
+    def save(
+        self,
+        directory: str | Path,
+        table: SidTable,
+        details: JsonObject | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
         """Write llmrec.json and the SID table into a directory; a hash binds the two.
 
         Args:
             directory: Existing directory, which has the weights or will have them.
             table: Semantic IDs of the items.
             details: Facts about the making of the checkpoint, for the model card.
+            tokenizer: Tokenizer that was saved there with the weights. With it, llmrec.json binds all of their files;
+                `llmrec.model.bind` does so later.
 
         Examples:
             `table` and `sid_config` belong to a checkpoint; see `SidConfig.load`.
@@ -126,7 +132,7 @@ class SidConfig:
             True
         """
         table.save(directory)
-        values = {
+        values: JsonObject = {
             "schema_version": SCHEMA_VERSION,
             "sid_table_sha256": table.sha256,
             "vocabulary": self.vocabulary.to_dict(),
@@ -136,6 +142,8 @@ class SidConfig:
             **({} if self.vocabulary.items is None else {"mixture_weight": self.mixture_weight}),
             "details": details or {},
         }
+        if tokenizer is not None:
+            values[BINDING] = binding(directory, values, self.prompt.prefix(tokenizer))
         write_json(Path(directory) / FILE, values)
 
     @classmethod
@@ -168,7 +176,7 @@ class SidConfig:
                 f"'{directory}' has no {FILE}: it is not a checkpoint of llmrec. `llmrec extend` makes one."
             )
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
             if values["schema_version"] != SCHEMA_VERSION:
                 raise ValueError(f"schema version {values['schema_version']}, this llmrec reads {SCHEMA_VERSION}")
             vocabulary, prompt = SidVocabulary.from_dict(values["vocabulary"]), Prompt(**values["prompt"])
@@ -199,16 +207,26 @@ def resolve(source: str | Path) -> Path:
     """
     path = Path(source)
     if path.is_dir():
-        return verify(path, "extend", *TRAINING) if (path / MANIFEST).is_file() else path
+        if (path / MANIFEST).is_file():
+            return verify(path, "extend", *TRAINING)
+        return _bound(path)
     if path.with_name(path.name + PARTIAL).is_dir():
         return verify(path)
     try:
-        return Path(snapshot_download(str(source)))
+        downloaded = Path(snapshot_download(str(source)))
     except Exception as error:
         raise ValueError(
             f"'{source}' is neither a checkpoint directory nor a model that could be fetched from the Hub "
-            f"({_first_line(error)})."
+            f"({first_line(error)})."
         ) from error
+    return _bound(downloaded)
+
+
+def _bound(path: Path) -> Path:
+    """Check the files of a checkpoint without a manifest by its llmrec.json, if there is one."""
+    if (path / FILE).is_file():
+        check_binding(path)
+    return path
 
 
 def load_tokenizer(source: str | Path, **options: object) -> PreTrainedTokenizerBase:
@@ -217,7 +235,7 @@ def load_tokenizer(source: str | Path, **options: object) -> PreTrainedTokenizer
     Raises:
         ValueError: If it cannot be loaded.
     """
-    with _loading(source, "AutoTokenizer"):
+    with loading(source, "AutoTokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False, **options)
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one up if there are no files
         raise ValueError(f"'{source}' has no tokenizer; save the tokenizer of the model next to its weights.")
@@ -233,8 +251,10 @@ def load_model(source: str | Path, **options: object) -> PreTrainedModel:
         ValueError: If it cannot be loaded, lacks weights, which transformers would draw at random, or has NaN or
             infinity among them.
     """
+    if Path(source).is_dir():
+        check_sizes(source)
     options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    with _loading(source, "AutoModelForCausalLM"):
+    with loading(source, "AutoModelForCausalLM"):
         # Any: with output_loading_info it is a pair, which the types of transformers do not say.
         loaded: Any = AutoModelForCausalLM.from_pretrained(str(source), trust_remote_code=False, **options)
     model, info = loaded
@@ -272,20 +292,3 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
     with without_tensor_bars():
         model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-
-
-@contextlib.contextmanager
-def _loading(source: str | Path, loader: str) -> Iterator[None]:
-    """Keep transformers quiet while a model loads, and name the model that could not be loaded."""
-    try:
-        with without_tensor_bars(), without_load_report():
-            yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ValueError(
-            f"'{source}' cannot be loaded by {loader} ({_first_line(error)}). Give a Hub id that this machine can "
-            "reach, or the path of a causal LM saved as safetensors."
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

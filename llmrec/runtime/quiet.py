@@ -1,9 +1,10 @@
-"""Keeping transformers' own output off the terminal while models load and save."""
+"""Loading and saving with transformers: its own output is kept off the terminal, and its errors are one line."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
@@ -21,7 +22,7 @@ def without_tensor_bars() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def without_load_report() -> Iterator[None]:
+def _without_load_report() -> Iterator[None]:
     """Keep transformers' table of missing weights off the terminal; `load_model` refuses them itself."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
@@ -29,3 +30,25 @@ def without_load_report() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
+
+
+@contextlib.contextmanager
+def loading(source: str | Path, loader: str) -> Iterator[None]:
+    """Keep transformers quiet while a model loads, and name the model that could not be loaded.
+
+    Raises:
+        ValueError: If the block fails, whatever the library raises.
+    """
+    try:
+        with without_tensor_bars(), _without_load_report():
+            yield
+    except Exception as error:  # tokenizers raises a bare one, and deep nesting a RecursionError
+        raise ValueError(
+            f"'{source}' cannot be loaded by {loader} ({first_line(error)}). Give a Hub id that this machine can "
+            "reach, or the path of a causal LM saved as safetensors."
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """First line of an error's message, or the name of its type."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmrec.sid.template import fields_of
+
 DEFAULT_TEMPLATE = "<|item_{row}|>"
 STAND_IN = "<|item|>"
 
@@ -26,7 +28,7 @@ class ItemTokens:
         template: Text of a token, with `{row}`, the item row.
 
     Raises:
-        ValueError: If there is no item.
+        ValueError: If there is no item, or the template names anything but the row.
 
     Examples:
         >>> from llmrec.sid.item_tokens import ItemTokens
@@ -40,8 +42,13 @@ class ItemTokens:
     template: str = DEFAULT_TEMPLATE
 
     def __post_init__(self) -> None:
-        if self.num_items < 1:
-            raise ValueError(f"num_items is {self.num_items}; item tokens need at least one item.")
+        if not (type(self.num_items) is int and type(self.start) is int and self.num_items >= 1 and self.start >= 1):
+            raise ValueError(
+                f"item tokens: num_items {self.num_items!r} and start {self.start!r} are needed as integers from 1; "
+                "item tokens need at least one item."
+            )
+        if fields_of(self.template) != ["row"]:
+            raise ValueError(f"item tokens: template {self.template!r} must name {{row}} once, and nothing else.")
 
     @property
     def stand_in(self) -> int:

@@ -11,6 +11,7 @@ Shapes: S SIDs, N items, L levels.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 from llmrec.data import columns
 from llmrec.data.requests.item_lists import find_rows
 from llmrec.runtime.reading import reading
+from llmrec.sid.bounds import LARGEST, MOST_LEVELS, check_parquet
 from llmrec.sid.groups import buckets, ordinals
 
 FILE = "sid_table.parquet"
@@ -71,7 +73,14 @@ class SidTable:
         rows = np.arange(len(codes)) if item_rows is None else np.asarray(item_rows, dtype=np.int64)
         _check_codes(self.item_ids, codes, rows)
         sizes = list(level_sizes) if level_sizes is not None else (codes.max(axis=0) + 1).tolist()
-        codes, self.level_sizes = _make_prefix_free(codes, [int(size) for size in sizes])
+        if not 0 < codes.shape[1] == len(sizes) <= MOST_LEVELS or max(sizes) > LARGEST:
+            raise ValueError(
+                f"SIDs of {codes.shape[1]} levels were given with {len(sizes)} level_sizes, the largest "
+                f"{max(sizes, default=0)}; there are 1 to {MOST_LEVELS} levels, of at most {LARGEST} codes."
+            )
+        codes, sizes = _make_prefix_free(codes, [int(size) for size in sizes])
+        used = max(level + 1 for level, size in enumerate(sizes) if size)  # a level without a code is none
+        codes, self.level_sizes = codes[:, :used], sizes[:used]
         too_large = np.argwhere(codes >= np.asarray(self.level_sizes))
         if len(too_large):
             sid, level = too_large[0]
@@ -176,7 +185,10 @@ class SidTable:
     @cached_property
     def sha256(self) -> str:
         """Hash of item ids, codes and level sizes; a checkpoint has it, to refuse another table."""
-        digest = hashlib.sha256("\n".join(self.item_ids).encode())
+        lines = "\n".join(self.item_ids).encode()
+        if any("\n" in item_id for item_id in self.item_ids):  # no text begins with this byte
+            lines = b"\xff" + json.dumps(self.item_ids).encode()
+        digest = hashlib.sha256(lines)
         for array in (self.all_codes, self.item_rows, np.asarray(self.level_sizes)):
             digest.update(f"{array.shape}".encode() + np.ascontiguousarray(array, dtype="<i8").tobytes())
         return digest.hexdigest()
@@ -219,6 +231,7 @@ class SidTable:
         if not path.is_file():
             raise ValueError(f"'{path}' does not exist; `llmrec tokenize` writes it.")
         with reading(path, "a parquet file", "run `llmrec tokenize` again"):
+            check_parquet(path)
             table = pq.read_table(path, partitioning=None)
         levels = [columns.code(level) for level in range(sum(n.startswith("code_") for n in table.column_names))]
         needed = [columns.ITEM_ID, *levels]
@@ -254,6 +267,8 @@ def _check_codes(item_ids: list[str], codes: np.ndarray, rows: np.ndarray) -> No
         raise ValueError(f"{len(without)} items have no SID; first: '{item_ids[without[0]]}'.")
     if len(rows) and (rows.min() < 0 or rows.max() >= len(item_ids)):
         raise ValueError(f"item rows must lie in [0, {len(item_ids)}); found {rows.min()} … {rows.max()}.")
+    if codes.size and codes.max() > LARGEST:
+        raise ValueError(f"a SID has the code {codes.max()}; the largest is {LARGEST}.")
     filled = codes != EMPTY
     bad = np.flatnonzero((codes < EMPTY).any(axis=1) | ~filled[:, 0] | (filled[:, 1:] & ~filled[:, :-1]).any(axis=1))
     if len(bad):

@@ -18,19 +18,29 @@ def check_template(template: str, num_levels: int) -> None:
     Raises:
         ValueError: If the level or the code is not part of the token.
     """
-    try:
-        parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
-    except ValueError as error:
-        raise ValueError(f"template '{template}' has unbalanced braces ({error}).") from error
-    fields = {name for name, _, _ in parts}
-    is_plain = all(not spec and not conversion for _, spec, conversion in parts)
-    if not is_plain or "code" not in fields or not {"letter", "level"} & fields or fields - {"letter", "level", "code"}:
+    fields = set(fields_of(template))
+    if "code" not in fields or not {"letter", "level"} & fields or fields - {"letter", "level", "code"}:
         raise ValueError(
             f"template '{template}' must contain {{code}} and {{letter}} or {{level}}, and nothing else in braces: the "
             f"level is part of the token. Example: '{DEFAULT_TEMPLATE}'."
         )
     if num_levels > 26 and "level" not in fields:
         raise ValueError(f"{num_levels} levels need {{level}} in the template; {{letter}} names 26.")
+
+
+def fields_of(template: object) -> list[str]:
+    """List the names in braces; one with a format, conversion, attribute or index counts with it, as no name.
+
+    Raises:
+        ValueError: If the template is no text, or its braces are unbalanced.
+    """
+    if not isinstance(template, str):
+        raise ValueError(f"template {template!r} is no text.")
+    try:
+        parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"template '{template}' has unbalanced braces ({error}).") from error
+    return [f"{name}:{spec}!{conversion}" if spec or conversion else str(name) for name, spec, conversion in parts]
 
 
 def check_delimiters(tokens: Sequence[str]) -> None:

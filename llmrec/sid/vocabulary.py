@@ -16,28 +16,15 @@ import operator
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from transformers import AddedToken, PreTrainedTokenizerBase
 
 from llmrec.runtime.manifest import JsonObject
+from llmrec.sid.bounds import HasLevels, check_layout
 from llmrec.sid.item_tokens import ItemTokens
 from llmrec.sid.table import EMPTY
 from llmrec.sid.template import DEFAULT_TEMPLATE, LONG_TEMPLATE, check_delimiters, check_template
-
-
-class HasLevels(Protocol):
-    """A SidTable, or a trie of one."""
-
-    @property
-    def num_levels(self) -> int: ...
-
-    @property
-    def level_sizes(self) -> Sequence[int]: ...
-
-    @property
-    def num_items(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -69,6 +56,10 @@ class SidVocabulary:
     eos_token_id: int
     template: str = DEFAULT_TEMPLATE
     items: ItemTokens | None = None
+
+    def __post_init__(self) -> None:
+        check_layout(self.level_sizes, self.starts, self.block_sizes, self.eos_token_id, self.added_range.stop)
+        check_template(self.template, self.num_levels)
 
     @classmethod
     def add_to(
@@ -107,10 +98,9 @@ class SidVocabulary:
         """
         if template is None:
             template = DEFAULT_TEMPLATE if len(level_sizes) <= len(string.ascii_lowercase) else LONG_TEMPLATE
-        check_template(template, len(level_sizes))
         if tokenizer.eos_token_id is None:
             raise ValueError("The tokenizer has no eos_token; `generate()` could not end an answer. Set one first.")
-        block_sizes = tuple(int(size) + spare_codes for size in level_sizes)
+        block_sizes = tuple(int(size) + int(spare_codes) for size in level_sizes)
         starts = tuple(len(tokenizer) + int(before) for before in np.cumsum((0, *block_sizes[:-1])))
         items = ItemTokens(len(tokenizer) + sum(block_sizes) + 1, num_items) if num_items else None
         vocabulary = cls(tuple(map(int, level_sizes)), starts, block_sizes, tokenizer.eos_token_id, template, items)
@@ -231,6 +221,12 @@ class SidVocabulary:
         Raises:
             ValueError: If a token is absent, has another id, or is not read as itself among others.
         """
+        if self.added_range.stop > len(tokenizer):  # before so many names are made
+            raise ValueError(
+                f"The tokenizer has {len(tokenizer)} tokens, the SID and item tokens end at {self.added_range.stop}: "
+                "it does not belong to this checkpoint. Load the tokenizer that was saved with it, or run "
+                "`llmrec extend` again."
+            )
         tokens = self.all_tokens()
         ids = [tokenizer.convert_tokens_to_ids(token) for token in tokens]
         wrong = next((pair for pair in zip(tokens, self.added_range, ids, strict=True) if pair[1] != pair[2]), None)
@@ -280,7 +276,7 @@ class SidVocabulary:
             values: Arguments of the vocabulary, as JSON has them.
 
         Raises:
-            ValueError: If the lists are not of one length.
+            ValueError: If the lists are not of one length, or a number is out of bounds.
             TypeError, KeyError: If a value is of another type, or absent.
 
         Examples:
@@ -290,7 +286,5 @@ class SidVocabulary:
             True
         """
         lists = {key: tuple(map(operator.index, values[key])) for key in ("level_sizes", "starts", "block_sizes")}
-        if len({len(part) for part in lists.values()}) > 1:
-            raise ValueError(f"vocabulary: {lists} must have one number per level")
         items = ItemTokens(**values["items"]) if "items" in values else None
         return cls(**{**values, **lists, "items": items})

@@ -48,7 +48,7 @@ def append_items(config: ExtendConfig, table: SidTable) -> JsonObject:
             vocabulary = dataclasses.replace(vocabulary, items=items)
         save_model(model, tokenizer, directory)
         kept = record.grown(old.row_of, table.item_ids, catalog).save(directory) if record else {}
-        dataclasses.replace(sid_config, vocabulary=vocabulary).save(directory, table, details | kept)
+        dataclasses.replace(sid_config, vocabulary=vocabulary).save(directory, table, details | kept, tokenizer)
         if "counts" in details:
             write_card(directory, Path(config.out).name)
         return {

@@ -63,7 +63,8 @@ def main(config: ExtendConfig) -> JsonObject:
         sid_config = SidConfig(vocabulary, Prompt(), longest_history(model, vocabulary), "vocabulary")
         learned_on = read_manifest(config.sid)["identity"].get("inputs", {}).get("catalog")  # none of adopted SIDs
         record = {} if catalog is None else CatalogRecord.of(catalog).save(directory)
-        sid_config.save(directory, table, {**origin, "catalog_sha256": learned_on, **record})
+        details = {**origin, "catalog_sha256": learned_on, **record}
+        sid_config.save(directory, table, details, tokenizer)
         return {
             "sid_tokens": vocabulary.num_tokens,
             **({"item_tokens": num_items} if num_items else {}),

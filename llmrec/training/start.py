@@ -171,7 +171,7 @@ def save_checkpoint(
         "counts": counts,
         **CatalogRecord.of(start.catalog).save(directory),
     }
-    start.sid_config.save(directory, start.table, recipe)
+    start.sid_config.save(directory, start.table, recipe, start.tokenizer)
     write_json(directory / LOG, log)
     write_card(directory, Path(config.out).name)
 

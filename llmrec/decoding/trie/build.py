@@ -122,6 +122,8 @@ def check_entries(
     device = codes.device if isinstance(codes, Tensor) else None
     if codes.dtype.is_floating_point if isinstance(codes, Tensor) else codes.dtype.kind not in "iu":
         raise ValueError(f"codes are {codes.dtype}; integers are needed.")
+    if min(level_sizes, default=0) < 1:
+        raise ValueError(f"level_sizes is {level_sizes}; a level without a code is none, so leave it out.")
     if codes.ndim != 2 or codes.shape[1] != len(level_sizes):
         raise ValueError(f"codes have the shape {tuple(codes.shape)}; one row per SID, {len(level_sizes)} codes wide.")
     if len(codes) == 0:

@@ -1,0 +1,78 @@
+"""Bounds of what a checkpoint says about its tokens and semantic IDs, checked before anything is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow.parquet as pq
+
+MOST_LEVELS = 64
+LARGEST = 2**31 - 1  # token id, or number of codes of a level
+LARGEST_FILE, LARGEST_RATIO = 2**30, 1000  # bytes that a file may unfold to whatever its size; else times its size
+
+
+class HasLevels(Protocol):
+    """A SidTable, or a trie of one."""
+
+    @property
+    def num_levels(self) -> int: ...
+
+    @property
+    def level_sizes(self) -> Sequence[int]: ...
+
+    @property
+    def num_items(self) -> int: ...
+
+
+def check_layout(
+    level_sizes: Sequence[int], starts: Sequence[int], block_sizes: Sequence[int], eos_token_id: int, end: int
+) -> None:
+    """Refuse blocks of tokens that `SidVocabulary.add_to` does not make.
+
+    Args:
+        level_sizes: Number of codes of each level.
+        starts: Token id of code 0 of each level.
+        block_sizes: Number of tokens of each level.
+        eos_token_id: Token that ends an answer.
+        end: Token id behind all tokens.
+
+    Raises:
+        ValueError: If there are too many levels, a number is no integer or out of bounds, or blocks are not next to one
+            another.
+    """
+    shown = f"level_sizes {_short(level_sizes)}, starts {_short(starts)}, block_sizes {_short(block_sizes)}"
+    if not 0 < len(level_sizes) == len(starts) == len(block_sizes) <= MOST_LEVELS:
+        raise ValueError(f"vocabulary: {shown} must have one number per level, of 1 to {MOST_LEVELS} levels")
+    numbers = (*level_sizes, *starts, *block_sizes, eos_token_id, end)
+    if not all(type(number) is int and 0 <= number <= LARGEST for number in numbers):
+        raise ValueError(f"vocabulary: {shown}, eos_token_id {eos_token_id!r}; integers from 0 to 2^31 - 1 are needed")
+    if not all(0 < size <= block for size, block in zip(level_sizes, block_sizes, strict=True)):
+        raise ValueError(f"vocabulary: {shown}; each level needs a code, and a token for each of its codes")
+    ends = [start + block for start, block in zip(starts, block_sizes, strict=True)]
+    if any(start != before for before, (_, start) in zip(ends, pairwise(starts), strict=False)):
+        raise ValueError(f"vocabulary: {shown}; the blocks of tokens must lie next to one another")
+
+
+def check_parquet(path: str | Path) -> None:
+    """Refuse a parquet file that unfolds to far more than its size, before it is read.
+
+    Raises:
+        ValueError: If its cells would take more than 1 GiB and 1,000 times its size.
+    """
+    metadata = pq.read_metadata(path)
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    cells = 8 * metadata.num_rows * metadata.num_columns
+    unfolded = max(cells, sum(group.total_byte_size for group in groups))
+    if unfolded > max(LARGEST_FILE, LARGEST_RATIO * Path(path).stat().st_size):
+        raise ValueError(
+            f"its {metadata.num_rows:,} rows of {metadata.num_columns} columns would take {unfolded / 2**30:.1f} GiB, "
+            f"far more than its {Path(path).stat().st_size:,} bytes can hold"
+        )
+
+
+def _short(numbers: Sequence[int]) -> str:
+    text = str(list(numbers[:8]))
+    return text if len(text) < 100 else f"{text[:100]}…"
