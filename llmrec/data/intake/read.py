@@ -14,11 +14,12 @@ import polars as pl
 from llmrec.data.columns import ITEM_ID, LAT, LON, TIMESTAMP, TITLE, USER_ID, WEIGHT
 from llmrec.data.intake.cells.fields import Fields
 from llmrec.data.intake.choose import OPTIONS, choose, choose_optional, plain, shown
+from llmrec.data.intake.files.content import reading
 from llmrec.data.intake.files.opened import open_rows
 from llmrec.data.intake.files.rows import Rows
 from llmrec.data.intake.item_columns import add_item_columns, items_of_log
 from llmrec.data.intake.table import Table
-from llmrec.data.intake.times import to_time
+from llmrec.data.intake.times import refuse_far_dates, to_time
 from llmrec.data.intake.values import to_ids, to_number
 from llmrec.data.public_formats import Dataset
 from llmrec.data.report.ids import known_look_alike
@@ -150,7 +151,12 @@ def _repeats_a_row(frame: pl.DataFrame) -> pl.Series:
 
 
 def _read_fields(items: Table) -> None:
-    fields = Fields(items.frame, items.rows.decimal_comma)
+    problems = len(items.problems)
+    refuse_far_dates(items)
+    if len(items.problems) > problems:
+        return
+    with reading(items.path):
+        fields = Fields(items.frame, items.rows.decimal_comma)
     items.frame = fields.items
     items.problems += [f"{items.path}: {problem}" for problem in fields.problems]
     items.rows.notes += [f"{items.path}: {note}" for note in fields.notes]

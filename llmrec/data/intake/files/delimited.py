@@ -184,7 +184,7 @@ class Text:
         It serves files with line ends in cells; polars reads some broken quotes without an error.
         """
         content = self.source if isinstance(self.source, bytes) else self.source.read_bytes()
-        lines = io.StringIO(content.decode(), newline="")
+        lines = io.StringIO(content.decode(), newline="\n")
         for _ in range(self.before):
             lines.readline()
         places = [self.names.index(name) for name in columns]

@@ -139,3 +139,21 @@ def test_ids_in_other_types_of_parquet_keep_every_digit(put):
     frame = pl.DataFrame({"user_id": [b"\xff", b"1"], "item_id": ["a", "b"], "timestamp": [1, 2]})
     with pytest.raises(ValueError, match="user_id holds Binary"):
         read_tables(put({"bad.parquet": packed(frame)}) / "bad.parquet")
+
+
+FAR = {
+    "a day that no Datetime holds": pl.Series([0, 2**31 - 1, 5], dtype=pl.Int32).cast(pl.Date),
+    "a year beyond 9999": pl.Series([0, 2**62, 5]).cast(pl.Datetime("us")),
+    "a year before 1": pl.Series([0, -(2**62), 5]).cast(pl.Datetime("ms")),
+}
+
+
+@pytest.mark.parametrize("case", FAR)
+@pytest.mark.parametrize("name", ["released", "year", "title"])
+def test_dates_that_polars_panics_on_are_named(put, case, name):
+    items = pl.DataFrame({"item_id": ["1", "2", "3"], "title": ["a", "b", "c"]}).with_columns(FAR[case].alias(name))
+    folder = put({"log.parquet": packed(LOG), "items.parquet": packed(items)})
+    with pytest.raises(
+        ValueError, match=rf"items.parquet: 1 rows have a {name} outside the years 1 to 9999, first at row 2"
+    ):
+        read_tables(folder / "log.parquet", folder / "items.parquet")
