@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+NONE = -1  # in the place of an item row
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -47,6 +49,16 @@ class Examples:
             (history length + 1,) int64.
         """
         return np.append(self.history(i), self.targets[i])
+
+    def last_items(self) -> np.ndarray:
+        """Last item row of each history, NONE where it is empty.
+
+        Returns:
+            (num_examples,) int64.
+        """
+        last, is_filled = np.full(len(self), NONE), np.diff(self.offsets) > 0
+        last[is_filled] = self.values[self.offsets[1:][is_filled] - 1]
+        return last
 
     def sequences(self) -> list[np.ndarray]:
         """`sequence(i)` of every example, in order.

@@ -25,11 +25,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llmrec.data.examples import Examples
+from llmrec.data.examples import NONE, Examples
 from llmrec.evaluation.bootstrap import interval
 from llmrec.evaluation.metrics import MISS, SHOWN
 from llmrec.evaluation.ranking import UNFILLED
-from llmrec.evaluation.transitions import NONE, Transitions, last_items
+from llmrec.evaluation.transitions import Transitions
 from llmrec.runtime.manifest import JsonObject
 
 DECILES = 10
@@ -102,7 +102,7 @@ def find_strata(
 
 def transition_bin(examples: Examples, transitions: Transitions) -> tuple[np.ndarray, np.ndarray]:
     """(n,) position in TRANSITIONS of each example, and (n,) times that its transition was seen in training."""
-    last = last_items(examples)
+    last = examples.last_items()
     bins, times = np.full(len(examples), TRANSITIONS.index("no history")), np.zeros(len(examples), np.int64)
     filled = np.flatnonzero(last != NONE)
     times[filled] = transitions.counts(last[filled], examples.targets[filled])

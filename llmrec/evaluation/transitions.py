@@ -17,9 +17,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-from llmrec.data.examples import Examples
+from llmrec.data.examples import NONE, Examples
 
-NONE = -1  # last item of an empty history
 ENTRIES = 2**22  # neighbours that are compared at a time, which bounds the memory
 
 
@@ -32,7 +31,7 @@ class Transitions:
     """
 
     def __init__(self, train: Examples, num_items: int):
-        owner, last = np.repeat(np.arange(len(train)), np.diff(train.offsets)), last_items(train)
+        owner, last = np.repeat(np.arange(len(train)), np.diff(train.offsets)), train.last_items()
         inside, at_end = owner[1:] == owner[:-1], last != NONE
         before = np.concatenate([train.values[:-1][inside], last[at_end]])
         after = np.concatenate([train.values[1:][inside], train.targets[at_end]])
@@ -59,10 +58,3 @@ class Transitions:
             between = self.following[before[part]].multiply(self.preceding[after[part]])
             found[part] = between.sum(axis=1) > 0
         return found
-
-
-def last_items(examples: Examples) -> np.ndarray:
-    """(n,) last item row of each history, NONE where it is empty."""
-    last, is_filled = np.full(len(examples), NONE), np.diff(examples.offsets) > 0
-    last[is_filled] = examples.values[examples.offsets[1:][is_filled] - 1]
-    return last

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec.data.examples import Examples
+from llmrec.data.examples import NONE, Examples
 from llmrec.evaluation import transitions as file
-from llmrec.evaluation.transitions import NONE, Transitions, last_items
+from llmrec.evaluation.transitions import Transitions
 
 
 def examples_of(*sequences: list[int]) -> Examples:
@@ -33,8 +33,8 @@ def test_by_hand():
 
 
 def test_the_last_item_of_each_history():
-    assert last_items(examples_of([4, 2, 0], [3], [1, 0])).tolist() == [2, NONE, 1]
-    assert last_items(examples_of()).tolist() == []
+    assert examples_of([4, 2, 0], [3], [1, 0]).last_items().tolist() == [2, NONE, 1]
+    assert examples_of().last_items().tolist() == []
 
 
 @pytest.mark.parametrize("sequences", [[], [[2]], [[1], [2]]], ids=str)

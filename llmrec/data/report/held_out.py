@@ -19,7 +19,8 @@ def split_facts(catalog: Catalog) -> JsonObject:
 
     Returns:
         Split -> examples and users; of valid and test also cold (share of the targets without a training interaction),
-        in_history (share of the targets that stand in their own history) and median_history.
+        in_history (share of the targets that stand in their own history), last_again (share of the targets that are the
+        last item of it) and median_history.
     """
     facts: JsonObject = {}
     for name in SPLITS:
@@ -29,6 +30,7 @@ def split_facts(catalog: Catalog) -> JsonObject:
             facts[name] |= {
                 "cold": float((catalog.training_counts[examples.targets] == 0).mean()),
                 "in_history": float(in_history(examples).mean()),
+                "last_again": float((examples.last_items() == examples.targets).mean()),
                 "median_history": float(np.median(np.diff(examples.offsets))),
             }
     return facts

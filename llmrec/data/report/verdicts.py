@@ -16,6 +16,7 @@ from llmrec.runtime.manifest import JsonObject
 
 # Shares from which a fact is told, and from which it is a warning. They are judgements: what a reader would act on.
 LOST, MANY_TIES, COMES_BACK, NO_TITLE, COLD, ONE_USER, CONCENTRATED = 0.5, 0.05, 0.2, 0.05, 0.05, 0.05, 0.5
+LAST_AGAIN = 0.2
 LONG_GAP = 0.1  # of the span of the log
 FEW_EXAMPLES = 500  # test examples; a recall of .1 is known to .026 then
 SUSPICIOUS = 0.9  # recall of a baseline
@@ -196,6 +197,13 @@ def _held_out(report: JsonObject) -> Iterator[Verdict]:
             f"There are only {test['examples']:,} test examples of {test['users']:,} users. A recall of .10 is "
             f"uncertain by ± {width:.2f}, so most differences between models cannot be seen.",
             "Give more data or lower --k-core, and read intervals before means.",
+        )
+    if test["last_again"] >= LAST_AGAIN:
+        yield Verdict(
+            "warning",
+            f"For {test['last_again']:.0%} of the test examples, the item to be found is the one just before it, as "
+            "where a page was reloaded or two exports were joined. Whoever repeats the last item is right.",
+            "If these are no events of their own, drop all but the first of them from the log.",
         )
     if test["cold"] >= COLD:
         yield Verdict(

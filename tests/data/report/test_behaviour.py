@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmrec.data.catalog import Catalog
 from llmrec.data.report.behaviour import behaviour_facts, coded, history_facts, popularity_facts
 from llmrec.data.report.fields import field_facts
 from llmrec.data.report.held_out import split_facts
@@ -93,3 +95,14 @@ def test_splits_tell_cold_targets_and_returns(catalog):
         assert facts[name]["cold"] == pytest.approx(np.mean([target not in train for target in targets]))
         returns = [target in examples.history(i).tolist() for i, target in enumerate(targets)]
         assert facts[name]["in_history"] == pytest.approx(np.mean(returns))
+        assert facts[name]["last_again"] == 0
+
+
+def test_a_target_that_repeats_the_last_item_is_counted():
+    items = pa.table({"item_id": ["a", "b"], "title": ["A", "B"]})
+    rows = [("u", "train", [], "a"), ("u", "valid", ["a"], "b"), ("u", "test", ["a", "b"], "b"), ("v", "test", [], "a")]
+    split = pa.Table.from_pylist(
+        [dict(zip(("user_id", "split", "history", "target"), row, strict=True)) for row in rows]
+    )
+    facts = split_facts(Catalog(items, split))
+    assert (facts["valid"]["last_again"], facts["test"]["last_again"]) == (0, 0.5)

@@ -18,7 +18,7 @@ GOOD = {
     "behaviour": {"users": 900, "items": 300, "interactions": 9000, "repeats": {"share": 0.0},
                   "histories": {"share_of_longest": 0.01}, "popularity": {"top_1": 0.1}},
     "fields": {"items": 300, "no_title": 0, "no_text": 0},
-    "split": {"test": {"examples": 900, "users": 900, "cold": 0.0}},
+    "split": {"test": {"examples": 900, "users": 900, "cold": 0.0, "last_again": 0.0}},
     "baselines": {"k": 10, "systems": {name: {"plain": {"recall@10": {"mean": mean}}}
                                        for name, mean in (("popularity", 0.1), ("markov", 0.2))}},
 }  # fmt: skip
@@ -57,6 +57,7 @@ FAULTS = {
     "one user": ("behaviour/histories/share_of_longest", 0.3, "One user has 30%", "robot"),
     "no titles": ("fields", {"items": 300, "no_title": 300, "no_text": 300}, "No item has a title", "give --items"),
     "cold targets": ("split/test/cold", 0.2, "20% of the test targets", "text"),
+    "reloads": ("split/test/last_again", 0.5, "For 50% of the test examples, the item to be found is", "but the first"),
     "too good": ("baselines/systems/markov/plain/recall@10/mean", 0.99, "Counting finds nearly", "repeated rows"),
 }  # fmt: skip
 
