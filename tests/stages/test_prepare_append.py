@@ -179,3 +179,9 @@ def test_columns_of_either_side_are_joined():
         "text": ["B", "A", "C"],
         "colour": [None, "blue", "red"],
     }
+
+
+def test_a_value_joins_a_column_of_lists_as_a_list_of_itself():
+    old = pl.DataFrame({"item_id": ["a"], "genres": [["x", "y"]]})
+    new = pl.DataFrame({"item_id": ["b", "c"], "genres": ["x", None]})
+    assert joined_items(old, new, "cat")["genres"].to_list() == [["x", "y"], ["x"], None]

@@ -128,6 +128,9 @@ def _typed(column: pl.Series, dtype: pl.DataType, source: str) -> pl.Series:
     both_numbers = column.dtype.is_numeric() and dtype.is_numeric()
     if column.dtype == dtype or both_numbers:
         return column
+    # What a text means is judged by the cells of its column, which may be few: without a list, none is a list.
+    if isinstance(dtype, pl.List) and dtype.inner == column.dtype == pl.String:
+        return pl.DataFrame([column]).select(pl.when(pl.first().is_not_null()).then(pl.concat_list(pl.first())))[:, 0]
     if missing(column).all():
         return pl.repeat(None, len(column), eager=True).cast(dtype).alias(column.name)
     raise ValueError(
