@@ -12,10 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec.decoding.ranker import MAX_DECODERS
+from llmrec.model.checkpoint import SidConfig
+from llmrec.model.prompts import Prompt
 from llmrec.recommender import Recommender
+from llmrec.sid.catalog_record import CatalogRecord
 from llmrec.sid.table import SidTable
+from llmrec.sid.vocabulary import SidVocabulary
+from tests.conftest import CODES, tiny_llm, word_tokenizer
 
 IDS = [f"item-{row}" for row in range(12)]
+NEW = set(IDS[:3])
 items = st.sampled_from(IDS)
 item_lists = st.lists(items, max_size=14)
 histories = st.lists(st.lists(items, min_size=1, max_size=12), max_size=6)
@@ -30,6 +36,17 @@ junk = st.one_of(
 @pytest.fixture(scope="module")
 def recommender(tuned):
     return Recommender.from_pretrained(tuned, device="cpu")
+
+
+@pytest.fixture(scope="module", params=["sid", "items", "mixture"])
+def ranked(request, tuned) -> Recommender:
+    """A random model with item rows, which ranks in each of the three ways, and of whose items a quarter is new."""
+    tokenizer = word_tokenizer()
+    table = SidTable(IDS, CODES, level_sizes=[4, 4, 4])
+    vocabulary = SidVocabulary.add_to(tokenizer, table.level_sizes, num_items=12)
+    record = CatalogRecord(np.arange(12, dtype=np.uint64), np.arange(12) // 3)
+    sid_config = SidConfig(vocabulary, Prompt(), 5, "vocabulary")
+    return Recommender(tiny_llm(len(tokenizer)), tokenizer, table, sid_config, rank=request.param, record=record)
 
 
 @st.composite
@@ -72,6 +89,19 @@ def test_an_answer_has_k_items_where_k_are_permitted_and_no_other(recommender, a
     for answer, points, allowed in zip(found, scores, permitted(asked), strict=True):
         assert set(answer) <= allowed and len(set(answer)) == len(answer) == min(asked["k"], len(allowed))
         assert points == sorted(points, reverse=True) and np.isfinite(points).all() and len(points) == len(answer)
+
+
+@settings(max_examples=60, deadline=None)
+@given(asked=requests(), min_new=st.integers(0, 4))
+def test_new_items_get_their_places_by_every_ranking(ranked, asked, min_new):
+    """As many as are permitted, among k permitted items that are sorted by score; users without a history included."""
+    asked["histories"] = [history[1:] for history in asked["histories"]]
+    min_new = min(min_new, asked["k"])
+    found, scores = ranked.recommend(**asked, min_new=min_new)
+    for answer, points, allowed in zip(found, scores, permitted(asked), strict=True):
+        assert set(answer) <= allowed and len(set(answer)) == len(answer) == min(asked["k"], len(allowed))
+        assert points == sorted(points, reverse=True) and np.isfinite(points).all()
+        assert len(NEW.intersection(answer)) >= min(min_new, len(NEW & allowed))
 
 
 @settings(max_examples=300, deadline=None)

@@ -398,3 +398,14 @@ def test_cold_items_are_measured_by_every_ranking(grid, tmp_path, monkeypatch, c
     ]  # fmt: skip
     new = Catalog.load(tmp_path / "work" / "new" / "catalog")
     assert (new.training_counts[new.examples("test").targets] == 0).all() and len(new.examples("test")) > 0
+
+    import new_item_places
+
+    monkeypatch.setattr(sys, "argv", ["new_item_places.py", *words[:4], "--users", "20"])
+    new_item_places.main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [line["min_new"] for line in lines] == [0, 1, 2] * 3
+    assert all(line["share of the catalogue"] == 0.1 and line["shown"] <= line["of"] == 3 for line in lines)
+    shares = [line["share of the places"] for line in lines]
+    for start in (0, 3, 6):  # users who have seen all new items keep no place for one
+        assert shares[start] <= shares[start + 1] < shares[start + 2]

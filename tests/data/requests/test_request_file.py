@@ -11,6 +11,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from llmrec.data.requests.answer_file import check_place, write_answers
 from llmrec.data.requests.request_file import UserRequest, read_requests
@@ -97,6 +99,31 @@ def test_requests_that_cannot_be_meant_are_refused_with_their_line(tmp_path, con
     with pytest.raises(ValueError) as caught:
         read_requests(written(tmp_path / "u.jsonl", content))
     assert message in str(caught.value) and "u.jsonl" in str(caught.value) and "\n" not in str(caught.value)
+
+
+LINES = b"\n".join(
+    json.dumps(request, ensure_ascii=False).encode()
+    for request in (
+        {"user_id": "c1", "history": ["a", "b", "\u6771\u4eac"]},
+        {"user_id": 2, "history": [], "exclude": ["b"], "allow": None, "note": {"x": [1.5, None, "\U0001f34f"]}},
+        {"history": [104257, "c"], "allow": ["a", "c"]},
+    )
+)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, len(LINES) - 1), cut=st.integers(0, 6), put=st.binary(max_size=4))
+def test_one_damaged_place_is_read_or_refused_with_the_file(tmp_path, place, cut, put):
+    """Whatever stands there: lists of text, the lines that are whole, or one sentence."""
+    path = written(tmp_path / "u.jsonl", LINES[:place] + put + LINES[place + cut :])
+    try:
+        requests = read_requests(path)
+    except ValueError as error:
+        assert "u.jsonl" in str(error) and "\n" not in str(error) and len(str(error)) < 2000
+        return
+    assert 0 < len(requests) <= 3 + put.count(b"\n")
+    for request in requests:
+        assert all(isinstance(item_id, str) for item_id in request.history + request.exclude + (request.allow or []))
 
 
 @pytest.mark.parametrize(
