@@ -132,7 +132,30 @@ def successor(new: str) -> str:
 
 
 def suggestion(name: str, known: Iterable[str], otherwise: str = "choose from") -> str:
-    """Sentence that names the nearest known name, or all of them if none is near."""
-    known = list(known)
-    near = difflib.get_close_matches(str(name), known, n=1)  # a key may be of any type
-    return f"did you mean '{near[0]}'?" if near else f"{otherwise} {', '.join(known)}"
+    """Sentence that names the nearest known name, or all of them if none is near.
+
+    A name is near if three quarters of its letters stand in the same order, or if it differs by one slip of the finger.
+
+    >>> suggestion("Learning-rate", ["learning_rate", "epochs"]), suggestion("stf", ["sft", "dpo"])
+    ("did you mean 'learning_rate'?", "did you mean 'sft'?")
+    >>> suggestion("rate", ["rank", "learning_rate"])
+    'choose from rank, learning_rate'
+    """
+    plain = {_plain(each): each for each in known}
+    typed = _plain(str(name))  # a key may be of any type
+    near = difflib.get_close_matches(typed, plain, n=1, cutoff=0.75) or [one for one in plain if _one_slip(typed, one)]
+    return f"did you mean '{plain[near[0]]}'?" if near else f"{otherwise} {', '.join(plain.values())}"
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def _one_slip(typed: str, meant: str) -> bool:
+    """True if two neighbouring letters are exchanged, or one is wrong in a word of three or more."""
+    if len(typed) != len(meant) or len(meant) < 3:
+        return False
+    wrong = [i for i, (one, other) in enumerate(zip(typed, meant, strict=True)) if one != other]
+    if len(wrong) == 2 and wrong[1] == wrong[0] + 1:
+        return typed[wrong[0]] == meant[wrong[1]] and typed[wrong[1]] == meant[wrong[0]]
+    return len(wrong) == 1

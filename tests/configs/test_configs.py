@@ -23,7 +23,7 @@ from llmrec.configs import (
     TokenizeConfig,
 )
 from llmrec.configs.file import load_config
-from llmrec.configs.options import Config, option
+from llmrec.configs.options import Config, option, suggestion
 from llmrec.data.known_datasets import KNOWN
 from llmrec.tokenizers import TOKENIZERS
 
@@ -233,3 +233,16 @@ def test_what_configs_repeat_to_stay_light_is_what_the_library_says():
     assert TokenizeConfig.method in TOKENIZERS
     known = PrepareConfig.__dataclass_fields__["dataset"].metadata["help"]
     assert [name for name in KNOWN if name not in known] == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("epohcs", "epochs"), ("Batch-Size", "batch_size"), ("batchsize", "batch_size"), ("stf", "sft"), ("rul", "rule"),
+     ("amazon14_beuty", "amazon14-beauty"), ("learning_rte", "learning_rate"), ("rate", None), ("lr", None),
+     ("seed", None), ("images", None), (7, None), ("k", None), ("", None), ("atch", None)],
+    ids=str,
+)  # fmt: skip
+def test_only_a_near_name_is_suggested(typed, meant):
+    known = ["epochs", "learning_rate", "batch_size", "k_core", "sft", "rank", "rule", "amazon14-beauty"]
+    expected = "choose from epochs, " if meant is None else f"did you mean '{meant}'?"
+    assert suggestion(typed, known).startswith(expected)
