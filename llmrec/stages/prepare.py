@@ -153,7 +153,8 @@ def check(config: PrepareConfig) -> None:
     """Refuse options that do not go together, before any file is read.
 
     Raises:
-        ValueError: If the options name no source of data, two sources, or items without interactions.
+        ValueError: If the options name no source of data, two sources, or items without interactions, or the result
+            would lie in its input.
     """
     problems = []
     own = config.interactions or (config.append_to and config.items)
@@ -171,6 +172,14 @@ def check(config: PrepareConfig) -> None:
     ]
     if config.item_file_column is not None and config.items is None:
         problems.append("--item-file-column goes with --items")
+    if config.separator is not None and (not config.separator or set(config.separator) & set('"\r\n')):
+        problems.append(f"--separator is {config.separator!r}; give the text between two cells, without quotes")
+    out = Path(config.out).resolve()
+    problems += [
+        f"--out '{out}' lies in the directory '{source}', of which it would become a part; choose another --out"
+        for source in (config.interactions, config.items)
+        if source is not None and Path(source).is_dir() and Path(source).resolve() in out.parents
+    ]
     if problems:
         raise ValueError("; ".join(problems))
 

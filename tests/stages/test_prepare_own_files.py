@@ -147,8 +147,12 @@ def test_iso_times(prepare, kind):
         (("--dataset", "simulated", "--separator", ";"), "--separator goes with --interactions"),
         (("--dataset", "simulated", "--weight-column", "x"), "--weight-column goes with --interactions"),
         (("--interactions", "log.csv", "--item-file-column", "x"), "--item-file-column goes with --items"),
+        (("--interactions", "log.csv", "--separator", '"'), "--separator is"),
+        (("--interactions", "log.csv", "--separator", ""), "give the text between two cells"),
+        (("--interactions", "."), "lies in the directory '.', of which it would become a part"),
     ],
 )
-def test_options_that_do_not_go_together(flags, message, tmp_path, capsys):
+def test_options_that_do_not_go_together(flags, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert cli(["prepare", "--out", str(tmp_path / "cat"), *flags]) == 2
     assert message in capsys.readouterr().err
