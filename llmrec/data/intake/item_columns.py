@@ -20,19 +20,21 @@ MOST = 0.9  # share of the repeated items that need one value, where the name sa
 REPEATS = 10  # repeated items that another column needs, so that one value for each is no accident
 
 
-def add_item_columns(log: Table, columns: Sequence[str], title: str | None, is_sure: bool) -> list[str]:
+def add_item_columns(log: Table, columns: Sequence[str], title: str | None, is_sure: bool) -> dict[str, str]:
     """Read the columns of the items into the frame of a log.
 
     Args:
         log: Log whose ids are converted.
-        columns: Columns of the file that have no other use.
+        columns: Columns of the file that have no other use. Those that bear a name of llmrec's, but were not chosen for
+            it, are left out.
         title: The one that holds titles, if there is one.
         is_sure: True if the user named it.
 
     Returns:
-        Names of the columns that were added, under llmrec's names.
+        Column of the file -> name under which it was added.
     """
-    found, needed = list(columns), dict.fromkeys((TEXT, *TEXT_FIELDS), MOST) | {LAT: 0.0, LON: 0.0}
+    found = [name for name in columns if name not in log.frame.columns and (name != TITLE or title in (None, TITLE))]
+    needed = dict.fromkeys((TEXT, *TEXT_FIELDS), MOST) | {LAT: 0.0, LON: 0.0}
     if title is not None:
         needed[title] = 0.0 if is_sure else MOST
     for limit in (SAMPLE, None):
@@ -43,7 +45,7 @@ def add_item_columns(log: Table, columns: Sequence[str], title: str | None, is_s
             break
     names = {name: TITLE if name == title else name for name in found}
     log.frame = log.frame.with_columns(rows[name].alias(new) for name, new in names.items())
-    return list(names.values())
+    return names
 
 
 def _belongs(ids: pl.Series, cells: pl.Series, needed: float) -> bool:

@@ -133,6 +133,8 @@ def _check_items(items: Table) -> None:
         repeated = ~items.frame[ITEM_ID].is_first_distinct() & items.frame[ITEM_ID].is_not_null()
         same = repeated & _repeats_a_row(items.frame) if repeated.any() else repeated
         items.report(repeated & ~same, "repeat an item_id", "keep one row per item.", ITEM_ID)
+    if refuse_far_dates(items):
+        return
     _read_fields(items)
     for name in (LAT, LON):
         if name in items.frame.columns:
@@ -151,10 +153,6 @@ def _repeats_a_row(frame: pl.DataFrame) -> pl.Series:
 
 
 def _read_fields(items: Table) -> None:
-    problems = len(items.problems)
-    refuse_far_dates(items)
-    if len(items.problems) > problems:
-        return
     with reading(items.path):
         fields = Fields(items.frame, items.rows.decimal_comma)
     items.frame = fields.items
@@ -190,16 +188,20 @@ def _items_of_log(
     title = choose_optional(log.rows, TITLE, title_column, columns).get(TITLE)
     if log.problems:  # ids or times are bad, so nothing can be said about items
         return Table(log.rows, log.frame), columns
-    names = add_item_columns(log, columns, title, is_sure=title_column is not None)
+    added = add_item_columns(log, columns, title, is_sure=title_column is not None)
+    names = list(added.values())
+    refuse_far_dates(log)
     for name in (LAT, LON):
         if name in names:
             to_number(log, name)
+    if log.problems:
+        return Table(log.rows, log.frame), columns
     items = Table(log.rows, items_of_log(log, names, order_only))
     _read_fields(items)
     log.problems += items.problems
     if names:
         log.note(f"columns of the items: {', '.join(names)}.")
-    return items, [name for name in columns if name not in names and not (name == title and TITLE in names)]
+    return items, [name for name in columns if name not in added]
 
 
 def _weight_remedy(chosen: dict[str, str], unused: list[str]) -> str:

@@ -35,14 +35,16 @@ DAYS = (-719_162, 2_932_896)  # since 1970, of 0001-01-01 and 9999-12-31
 FLOAT_DIGITS = 15  # decimal digits that a float64 always keeps
 
 
-def refuse_far_dates(table: Table) -> None:
-    """Report dates that no calendar prints: polars panics on those that other writers leave in a parquet file."""
+def refuse_far_dates(table: Table) -> bool:
+    """Report dates that no calendar prints; True if there are any. Polars panics on them, but other writers do not."""
+    num_problems = len(table.problems)
     for name in table.frame.select(pl.col(pl.Date, pl.Datetime)).columns:
         dates = table.frame[name]
         a_day = 1 if dates.dtype == pl.Date else 86_400 * PER_SECOND[dates.dtype.time_unit]  # type: ignore[attr-defined]
         days = dates.to_physical().cast(pl.Int64) // a_day
         is_far = ~days.is_between(*DAYS).fill_null(True)
         table.report(is_far, f"have a {name} outside the years 1 to 9999", "correct it.")
+    return len(table.problems) > num_problems
 
 
 def to_time(table: Table) -> None:

@@ -165,3 +165,19 @@ def test_columns_of_the_log_are_left_to_the_item_file(put):
     items = put("items.csv", "item_id,title\n" + "".join(f"i{item},Item {item}\n" for item in range(25)))
     dataset = read_tables(log, items)
     assert dataset.items["title"][0] == "Item 0" and dataset.notes[0].endswith("not read: 'title'.")
+
+
+def test_item_columns_never_take_the_place_of_chosen_ones(put):
+    log = check_ins(
+        100,
+        rating=lambda row, item: row % 5 + row % 2,
+        weight=lambda row, item: item + 100,
+        title=lambda row, item: f"Mr {item}",
+        label=lambda row, item: f"L{item}",
+    )
+    dataset = read_tables(put("log.csv", log), weight_column="rating", title_column="label")
+    assert dataset.interactions["weight"].to_list()[:4] == [0.0, 2.0, 2.0, 4.0]
+    assert dataset.items.row(3) == ("i3", "L3", "L3")
+    assert "not read: 'weight', 'title'." in dataset.notes[-1]
+    times = read_tables(put("log.csv", log.replace("timestamp", "when")), timestamp_column="when", title_column="label")
+    assert times.interactions["weight"].to_list()[:2] == [100.0, 101.0]
