@@ -23,7 +23,7 @@ from llmrec.configs import STAGES
 from llmrec.configs.file import load_config, read_yaml
 from llmrec.configs.options import Config, suggestion
 from llmrec.runtime import errors, processes
-from llmrec.runtime.console import inert, libraries_kept_quiet, say
+from llmrec.runtime.terminal import inert, libraries_kept_quiet
 
 CLOSED_PIPE = 128 + 13  # as a shell says of SIGPIPE, a signal that Windows does not have
 # Stage -> the option that names a method, which has options of its own, and the module that knows them.
@@ -196,7 +196,7 @@ def run(argv: Sequence[str]) -> None:
     flags = vars(known)
     stage, path, as_json = flags.pop("stage"), flags.pop("config"), flags.pop("json")
     if processes.is_cut_to_one():
-        say("accelerate started one process; for several on the CPU, give --multi_gpu, not --cpu.")
+        print("accelerate started one process; for several on the CPU, give --multi_gpu, not --cpu.", file=sys.stderr)
     blocks = option_blocks(stage, argv)
     keys = {field.name for kind in (STAGES[stage], *blocks.values()) for field in dataclasses.fields(kind)}
     given = flags | unknown_flags(stage, unknown, keys - blocks.keys())

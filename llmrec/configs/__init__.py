@@ -18,6 +18,7 @@ from llmrec.configs.options import Config
 from llmrec.configs.prepare import PrepareConfig
 from llmrec.configs.quickstart import QuickstartConfig
 from llmrec.configs.recommend import RecommendConfig
+from llmrec.configs.run import RunConfig
 from llmrec.configs.sft import SftConfig
 from llmrec.configs.teach import TeachConfig
 from llmrec.configs.tokenize import TokenizeConfig
@@ -37,6 +38,7 @@ __all__ = [
     "PrepareConfig",
     "QuickstartConfig",
     "RecommendConfig",
+    "RunConfig",
     "SftConfig",
     "TeachConfig",
     "TokenizeConfig",
@@ -45,6 +47,8 @@ __all__ = [
 PreferenceConfig: TypeAlias = DpoConfig | GrpoConfig
 
 STAGES: dict[str, type[Config]] = {
+    "run": RunConfig,
+    "quickstart": QuickstartConfig,
     "prepare": PrepareConfig,
     "embed": EmbedConfig,
     "tokenize": TokenizeConfig,
@@ -58,5 +62,4 @@ STAGES: dict[str, type[Config]] = {
     "compare": CompareConfig,
     "ensemble": EnsembleConfig,
     "recommend": RecommendConfig,
-    "quickstart": QuickstartConfig,
 }

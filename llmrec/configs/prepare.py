@@ -60,8 +60,11 @@ class PrepareConfig(StageConfig, Config):
     separator: str | None = option(
         "Text between the cells of delimited text; by default it is found from the first lines.", None
     )
-    k_core: int = option(
-        "Drop users and items with fewer interactions than this, again and again; 0 keeps all.", 5, least=0
+    k_core: int | None = option(
+        "Drop users and items with fewer interactions than this, again and again; 0 keeps all, and null takes the "
+        "largest up to 5 that keeps half of the users with three interactions or more.",
+        5,
+        least=0,
     )
     duplicates: Literal["drop", "keep"] = option(
         "Rows that repeat the user, item and time of an earlier row. drop: they are counted and dropped, because logs "

@@ -72,6 +72,25 @@ def in_order(interactions: pl.DataFrame) -> pl.DataFrame:
     return interactions[np.lexsort((interactions[TIMESTAMP].to_numpy(), numbers(interactions[USER_ID])))]
 
 
+def suited_k_core(users: np.ndarray, items: np.ndarray) -> int:
+    """Largest k of 5, 4, 3 and 2 whose k-core keeps half of the users that can be tested; 0 if none does.
+
+    Items and users with few interactions are hard to learn and to judge, which is why 5 is usual; but a k-core of
+    sparse data may drop nearly all of it. A user can be tested with three interactions.
+
+    Args:
+        users: `numbers` of the users.
+        items: As many `numbers` of the items.
+    """
+
+    def testable(k: int) -> int:
+        last = deque(k_core_rounds(users, items, k), maxlen=1)
+        return int((np.bincount(users[last[0]] if last else users) >= 3).sum())
+
+    enough = max(testable(0) / 2, 1)
+    return next((k for k in (5, 4, 3, 2) if testable(k) >= enough), 0)
+
+
 def in_sequence(interactions: pl.DataFrame) -> pl.DataFrame:
     """Sort by user and time, ties in the order of the source, and add the 0-based `position` in the user's sequence."""
     return with_positions(in_order(interactions))

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import length_hint
 from typing import NoReturn, TypeVar
@@ -36,17 +34,10 @@ from rich.table import Table
 from rich.text import Text
 
 from llmrec.runtime import processes
+from llmrec.runtime.terminal import inert
 
 T = TypeVar("T")
-# Read by the libraries when they are imported.
-QUIET_LIBRARIES = {
-    "TRANSFORMERS_VERBOSITY": "error",
-    "DATASETS_VERBOSITY": "error",
-    "HF_HUB_VERBOSITY": "error",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-}
-# Controls of C0 and C1, ends of lines, lone surrogates, and characters that turn the direction of what follows.
-UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_display: Progress | None = None  # the bars that are on the screen
 
 
 class PlainConsole(Console):
@@ -72,15 +63,6 @@ def is_quiet() -> bool:
 def has_screen() -> bool:
     """True if a person may watch stderr; a log gets no progress bars."""
     return not is_quiet() and sys.stderr.isatty()
-
-
-def inert(text: str) -> str:
-    r"""Text that cannot do anything to a terminal: unsafe characters are written out.
-
-    >>> print(inert("Saw\x1b[2J\n   1  0.0  Jaws"))
-    Saw\x1b[2J\n   1  0.0  Jaws
-    """
-    return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def say(text: str) -> None:
@@ -109,26 +91,53 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -
     console.print(grid)
 
 
-@contextlib.contextmanager
-def libraries_kept_quiet() -> Iterator[None]:
-    """Keep what libraries print off stdout, and their warnings, log lines and bars off the terminal.
-
-    Variables of the environment and Python's `-W` that somebody has set hold all the same.
-    """
-    for name, value in QUIET_LIBRARIES.items():
-        os.environ.setdefault(name, value)
-    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
-        if not sys.warnoptions:
-            warnings.simplefilter("ignore")
-        yield
-
-
 class Speed(ProgressColumn):
     """Units per second in the latest time."""
 
     def render(self, task: Task) -> Text:
         """Return the speed of a task as text, empty while it is unknown."""
         return Text(f"{task.speed:,.1f}/s" if task.speed else "")
+
+
+@contextlib.contextmanager
+def bar(description: str, total: int | None, unit: str = "", done: int = 0) -> Iterator[Callable[..., None]]:
+    """Show a bar with speed, elapsed and remaining time, which vanishes at the end; a log gets none.
+
+    A bar within another one is a second line of the same display.
+
+    Args:
+        description: Text before the bar.
+        total: Units at the end; None if unknown.
+        unit: Name of the units.
+        done: Units at the start.
+
+    Yields:
+        Function that takes `advance` (a number of units) or `description` (a new text).
+    """
+    global _display
+    outer, display = _display, _display or _new_display()
+    if outer is None:
+        display.start()
+        _display = display
+    task = display.add_task(inert(description), total=total, completed=done, unit=unit)
+
+    def update(advance: float | None = None, description: str | None = None) -> None:
+        display.update(task, advance=advance, description=None if description is None else inert(description))
+
+    try:
+        yield update
+    finally:
+        if outer is None:
+            display.stop()
+            _display = None
+        else:
+            display.remove_task(task)
+
+
+def _new_display() -> Progress:
+    label, unit = (TextColumn(field, markup=False) for field in ("{task.description}", "{task.fields[unit]}"))
+    columns = (label, BarColumn(), MofNCompleteColumn(), unit, Speed(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=PlainConsole(stderr=True), transient=True, disable=not has_screen())
 
 
 def progress(
@@ -138,7 +147,7 @@ def progress(
     unit: str = "",
     size: Callable[[T], int] = lambda item: 1,
 ) -> Iterator[T]:
-    """Yield the items under a progress bar with speed, elapsed and remaining time; a log gets no bar.
+    """Yield the items under a `bar`.
 
     Args:
         items: Items to yield.
@@ -147,11 +156,7 @@ def progress(
         unit: Name of the units.
         size: Function that gives the units of an item.
     """
-    label = TextColumn("{task.description}", markup=False)
-    counted = (label, BarColumn(), MofNCompleteColumn(), TextColumn(unit, markup=False), Speed())
-    columns = (*counted, TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=PlainConsole(stderr=True), transient=True, disable=not has_screen()) as bar:
-        task = bar.add_task(inert(description), total=total if total is not None else length_hint(items) or None)
+    with bar(description, total if total is not None else length_hint(items) or None, unit) as update:
         for item in items:
             yield item
-            bar.advance(task, size(item))
+            update(advance=size(item))

@@ -76,6 +76,7 @@ def build(config: PrepareConfig, files: dict[str, Path], directory: Path) -> Jso
         "users": report["behaviour"]["users"],
         "items": report["fields"]["items"],
         "interactions": report["behaviour"]["interactions"],
+        "k_core": report["k_core"],
         **{name: report["split"][name]["examples"] for name in SPLITS},
         "report": report,
     }
@@ -99,11 +100,11 @@ def make(config: PrepareConfig, files: dict[str, Path], directory: Path) -> Json
     dataset, interactions, report = keep(config, dataset, published)
     notes, items = list(dataset.notes), dataset.items
     if published:
-        notes.append(new_items(published, items, interactions, config.k_core))
+        notes.append(new_items(published, items, interactions, report["k_core"]))
         old, added = items[: published.num_items], items[published.num_items :]
         items = pl.concat([old, splits.shuffle_items(added, config.seed)])
     else:
-        if config.k_core or config.min_weight is not None:
+        if report["k_core"] or config.min_weight is not None:
             items = items.filter(pl.col(ITEM_ID).is_in(interactions[ITEM_ID].unique().implode()))
         items = splits.shuffle_items(items, config.seed)
     for note in notes:

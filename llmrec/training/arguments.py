@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from transformers import TrainingArguments
 from llmrec.configs import FineTuneConfig
 from llmrec.evaluation.learning import NDCG
 from llmrec.runtime import processes
-from llmrec.runtime.console import is_quiet, say
+from llmrec.runtime.console import say
 from llmrec.runtime.stage_directory import SCRATCH
 from llmrec.training.weights import without_renaming_warning
 
@@ -78,7 +77,7 @@ def training_arguments(
             seed=config.seed,
             remove_unused_columns=False,
             use_cache=True,  # in the saved config: training does not use the cache, but decoding without it is slow
-            disable_tqdm=is_quiet() or not sys.stderr.isatty(),
+            disable_tqdm=True,  # its bars print every log entry as a dict; `TrainingBar` shows one instead
             dataloader_pin_memory=device.type == "cuda",
             accelerator_config={"non_blocking": device.type == "cuda"},
         )

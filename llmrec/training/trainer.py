@@ -5,6 +5,7 @@ Each stage uses `SidTrainer`, or a subclass that computes its loss.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from llmrec.runtime.console import say
 from llmrec.runtime.manifest import JsonObject, read_json, write_json
 from llmrec.runtime.quiet import without_tensor_bars
 from llmrec.runtime.stage_directory import SCRATCH
-from llmrec.training.callbacks import Divergence, LogLines
+from llmrec.training.callbacks import Divergence, LogLines, TrainingBar
 from llmrec.training.checkpoints import check_best, newest_whole, saved_whole
 from llmrec.training.preference.averages import Averages
 from llmrec.training.regime import STOPPED_AT, rate_at_stop, warning_of_rate
@@ -79,7 +80,7 @@ class SidTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
         validation: Validation | None = None,
     ):
-        self.config, self.validation = config, validation
+        self.config, self.validation, self.training_bar = config, validation, TrainingBar(config.stage)
         super().__init__(
             model=model,
             args=args,
@@ -93,6 +94,7 @@ class SidTrainer(Trainer):
                 *([] if validation is None else [validation]),
                 Divergence(config.stage),
                 LogLines(config.stage, self.shown),
+                self.training_bar,
                 *([EarlyStoppingCallback(config.patience)] if config.patience else []),
             ],
         )
@@ -128,10 +130,11 @@ class SidTrainer(Trainer):
         return model
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **options: Any) -> TrainOutput:
-        """Train, from a checkpoint if one is given; the sums of its losses go on."""
+        """Train, from a checkpoint if one is given; the sums of its losses go on. The bar vanishes whatever happens."""
         if isinstance(resume_from_checkpoint, str):
             self.add_callback(EarlierLosses(self, Path(resume_from_checkpoint)))
-        return super().train(resume_from_checkpoint, *arguments, **options)
+        with contextlib.closing(self.training_bar):
+            return super().train(resume_from_checkpoint, *arguments, **options)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: dict[str, object] | None) -> None:
         # The Trainer starts its sums of losses anew when it resumes: every mean would be of the steps since then.

@@ -152,7 +152,7 @@ def test_integers_are_not_rounded(load):
         ("k_core: 2.5", "is '2.5'; an integer is needed"),
         ("k_core: true", "is 'true'; an integer is needed"),
         ("k_core: [1]", r"is \['1'\]; an integer is needed"),
-        ("k_core: null", "is None; an integer is needed"),
+        ("max_history: null", "is None; an integer is needed"),
         ("k_core: 1e999", "is '1e999'; an integer is needed"),
         ("dataset: [a]", r"is \['a'\]; text is needed"),
         ("dataset: {a: b}", r"is \{'a': 'b'\}; text is needed"),

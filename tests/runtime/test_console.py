@@ -10,7 +10,8 @@ import unicodedata
 
 import pytest
 
-from llmrec.runtime.console import inert, libraries_kept_quiet, progress, say, table, tell
+from llmrec.runtime.console import bar, progress, say, table, tell
+from llmrec.runtime.terminal import inert, libraries_kept_quiet
 
 ODD = "runs/[/b][dim]:smile:"
 
@@ -123,3 +124,31 @@ def test_what_a_library_prints_and_warns_stays_off_stdout(capsys, recwarn):
         warnings.warn("nothing that a user can act on", UserWarning, stacklevel=1)
     shown = capsys.readouterr()
     assert shown.out == "" and "loss" in shown.err and not recwarn
+
+
+def test_a_bar_within_a_bar_is_a_line_of_the_same_display(monkeypatch):
+    """Validation in the middle of training; two displays would overwrite one another."""
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", "120")
+    with bar("sft", 4, "steps", done=2) as update:
+        for _ in progress([1, 2], "valid examples"):
+            time.sleep(0.15)  # the display is drawn ten times a second
+        update(advance=1, description="sft, loss 1.5000")
+        time.sleep(0.15)
+        say("a message")
+    shown = re.sub(r"\x1b\[[\d;?]*\w", "", screen.getvalue())
+    assert re.search(r"sft +[━╸╺]+ 2/4 steps.*\r?\n?valid examples .* 1/2", shown)
+    assert re.search(r"sft, loss 1.5000 [━╸╺]+ 3/4 steps", shown) and "a message" in shown
+    assert screen.getvalue().count("\x1b[?25h") == screen.getvalue().count("\x1b[?25l") == 1, "the cursor is back"
+
+
+def test_a_failure_gives_the_cursor_back(monkeypatch):
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with pytest.raises(KeyboardInterrupt), bar("sft", 4):
+        raise KeyboardInterrupt
+    assert screen.getvalue().count("\x1b[?25h") == screen.getvalue().count("\x1b[?25l") == 1
+    for _ in progress(range(2), "again"):
+        pass
+    assert "again" in screen.getvalue(), "a new display"

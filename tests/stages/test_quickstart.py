@@ -1,6 +1,7 @@
 """The first command a user runs: every stage in one minute on 200 users, resumed after an interruption."""
 
 import json
+import shlex
 from pathlib import Path
 
 from llmrec.baselines.config import with_defaults as ranker_defaults
@@ -79,7 +80,10 @@ def test_without_data_and_network_it_runs_on_the_simulator_and_says_so(monkeypat
     assert main(["quickstart", "--out", str(tmp_path / "q"), "--num-users", "60", "--epochs", "0.3"]) == 0
     shown = capsys.readouterr()
     assert "SIMULATED" in shown.err.splitlines()[1]  # first …
-    assert shown.out.rindex("SIMULATED") > shown.out.rindex("latest history")  # … and last
+    *_, done, following = shown.out.splitlines()
+    assert done.startswith("Done: The data is SIMULATED")  # … and last
+    assert main(shlex.split(following.removeprefix("Next: llmrec "))) == 0
+    assert capsys.readouterr().out.startswith("history: ")
 
 
 def test_run_again_it_repeats_nothing_and_gives_the_same(tmp_path, capsys):
@@ -91,6 +95,6 @@ def test_run_again_it_repeats_nothing_and_gives_the_same(tmp_path, capsys):
     second = run(capsys, *flags)
     del hashes["eval"]
     assert {name: content_hash(tmp_path / "q" / name) for name in hashes} == hashes
-    assert second["examples"] == first["examples"]
+    assert second["metrics"]["examples"] == first["metrics"]["examples"]
     assert second["metrics"]["differences"] == first["metrics"]["differences"]
     assert second["comparison"] == first["comparison"] == quickstart.verdict(first["metrics"])

@@ -56,7 +56,8 @@ class Published:
             raise ValueError(f"'{path}' has a published split, which new interactions would change; prepare it anew.")
         order_only = manifest["counts"].get("report", {"times": 0})["times"] is None
         items = pl.read_parquet(directory / "items.parquet")
-        return cls(str(path), items, pl.read_parquet(log), order_only, manifest["config"])
+        chosen = {name: value for name, value in manifest["counts"].items() if name == "k_core"}  # if by the data
+        return cls(str(path), items, pl.read_parquet(log), order_only, manifest["config"] | chosen)
 
     @property
     def num_items(self) -> int:

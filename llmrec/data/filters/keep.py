@@ -29,7 +29,7 @@ def keep(
 
     Returns:
         The dataset before its filters, with all of the catalogue's; the interactions that are kept, in sequence; and
-        the beginning of the report: `steps` and `exact_repeats`.
+        the beginning of the report: `k_core`, `steps` and `exact_repeats`.
 
     Raises:
         ValueError: If nothing is left, or the dataset does not go together with the catalogue.
@@ -45,13 +45,16 @@ def keep(
     is_dropped = config.duplicates == "drop" and bool(repeats.any())
     if is_dropped:
         log = steps.note("without exact repeats", log.filter(~repeats))
-    log = core_of_new_users(log, published, config.k_core, steps) if published else core(log, config.k_core, steps)
+    k = config.k_core
+    if k is None:
+        k = splits.suited_k_core(splits.numbers(log[USER_ID]), splits.numbers(log[ITEM_ID]))
+    log = core_of_new_users(log, published, k, steps) if published else core(log, k, steps)
     if log.is_empty():
-        raise ValueError(f"No user and item have {config.k_core} interactions each; lower --k-core.")
+        raise ValueError(f"No user and item have {k} interactions each; lower --k-core.")
     if config.num_users is not None:
         log = steps.note(f"sample of {config.num_users} users", splits.sample_users(log, config.num_users, config.seed))
     counted = {"rows": int(repeats.sum()), "dropped": is_dropped}
-    return dataset, splits.with_positions(log), {"steps": steps.facts(), "exact_repeats": counted}
+    return dataset, splits.with_positions(log), {"k_core": k, "steps": steps.facts(), "exact_repeats": counted}
 
 
 def at_least(min_weight: float, interactions: pl.DataFrame) -> pl.DataFrame:
