@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.configs.recommend import RankBy
@@ -204,22 +205,37 @@ class Recommender:
         """
         self._save(directory, Path(directory).name, metrics)
 
-    def push_to_hub(self, repo_id: str, metrics: str | Path | None = None, private: bool = False) -> str:
+    def push_to_hub(self, repo_id: str, metrics: str | Path | None = None, private: bool = True) -> str:
         """Upload weights, tokenizer, SID table, llmrec.json and model card as one commit.
 
         Args:
             repo_id: owner/name on the Hub.
             metrics: Path of metrics.json of `llmrec evaluate`, for the model card.
-            private: Visibility of a repository that is created.
+            private: Visibility of a repository that is created; False shows the item ids and the model to everybody. A
+                repository that exists keeps its own.
 
         Returns:
             Address of the commit.
+
+        Raises:
+            ConnectionError: If the Hub cannot be reached, or refuses.
+            ValueError: If `repo_id` is no name of a repository, or metrics.json cannot be read.
         """
         api = HfApi()
-        api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as directory:
             self._save(directory, repo_id, metrics)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=directory, commit_message="Upload with llmrec"))
+            try:
+                api.create_repo(repo_id, private=private, exist_ok=True)
+                commit = api.upload_folder(repo_id=repo_id, folder_path=directory, commit_message="Upload with llmrec")
+            except HFValidationError:  # says itself what a name looks like
+                raise
+            except Exception as error:  # of the HTTP library of the client, which is another in every version
+                said = " ".join(str(error).split()) or type(error).__name__
+                raise ConnectionError(
+                    f"'{repo_id}' was not uploaded to the Hugging Face Hub: {said}. Check the network, that you are "
+                    "logged in (`hf auth login`), and that you may write to this repository."
+                ) from error
+        return str(commit)
 
     def _save(self, directory: str | Path, name: str, metrics: str | Path | None) -> None:
         Path(directory).mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import HfApi
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmrec.decoding.beam_search import tree_beam_search
@@ -265,10 +266,8 @@ def test_push_to_hub_uploads_the_checkpoint_and_nothing_else(recommender, tmp_pa
             return f"https://hub/{repo_id}/commit/1"
 
     monkeypatch.setattr("llmrec.recommender.HfApi", FakeApi)
-    assert (
-        recommender.push_to_hub("someone/shop-recommender", private=True)
-        == "https://hub/someone/shop-recommender/commit/1"
-    )
+    address = recommender.push_to_hub("someone/shop-recommender")
+    assert address == "https://hub/someone/shop-recommender/commit/1"
     assert calls == [("create", "someone/shop-recommender", True, True)]
     assert sorted(path.name for path in (tmp_path / "hub").iterdir()) == [
         "README.md", "catalog_record.parquet", "config.json", "generation_config.json", "llmrec.json",
@@ -280,6 +279,31 @@ def test_push_to_hub_uploads_the_checkpoint_and_nothing_else(recommender, tmp_pa
     assert Recommender.from_pretrained(tmp_path / "hub", device="cpu").recommend(HISTORIES) == recommender.recommend(
         HISTORIES
     )
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_repository_is_private_unless_told_otherwise(recommender, monkeypatch, private):
+    given = []
+
+    class FakeApi:
+        def create_repo(self, repo_id, private, exist_ok):
+            given.append(private)
+
+        def upload_folder(self, **options):
+            return "commit"
+
+    monkeypatch.setattr("llmrec.recommender.HfApi", FakeApi)
+    recommender.push_to_hub("someone/shop", **({} if private else {"private": False}))
+    assert given == [private]
+
+
+def test_a_hub_that_cannot_be_reached_is_named_in_one_line(recommender, monkeypatch):
+    monkeypatch.setattr("llmrec.recommender.HfApi", lambda: HfApi(endpoint="http://127.0.0.1:9", token="hf_none"))
+    with pytest.raises(ConnectionError, match="'someone/shop' was not uploaded to the Hugging Face Hub: ") as caught:
+        recommender.push_to_hub("someone/shop")
+    assert "\n" not in str(caught.value) and "hf auth login" in str(caught.value)
+    with pytest.raises(ValueError, match="Repo id"):
+        recommender.push_to_hub("no such/name/at all")
 
 
 def test_several_sids_of_an_item_count_at_the_best_one(recommender):

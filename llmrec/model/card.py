@@ -66,7 +66,12 @@ def write_card(directory: str | Path, name: str, metrics: JsonObject | None = No
         "A causal LM that recommends items of one catalogue as semantic IDs, made with llmrec.",
         _list(facts),
         "## Data\n\n" + (_list(details["data"]) if "data" in details else "Not recorded."),
-        "## Training\n\n" + (_training(details) if "counts" in details else "Not fine-tuned: extended only."),
+        "## Training\n\n"
+        + (
+            _training(details, sid_config.vocabulary.items is not None)
+            if "counts" in details
+            else "Not fine-tuned: extended only."
+        ),
         "## Measured\n\n" + (_measured(metrics) if metrics else "Nothing was measured for this card."),
         "## Load\n\n" + LOADING.format(name=_quoted(name), item=_quoted(table.item_ids[0]), sid=_quoted(sid)),
     ]
@@ -82,17 +87,42 @@ def _list(values: JsonObject) -> str:
     return "\n".join(f"- {key}: {value}" for key, value in values.items())
 
 
-def _training(details: JsonObject) -> str:
+def _training(details: JsonObject, has_items: bool) -> str:
     """List recipe and counts of every phase, under headings if there are several."""
-    phases = [_phase(phase) for phase in [*details.get("earlier", []), details]]
+    phases = [_phase(phase, has_items) for phase in [*details.get("earlier", []), details]]
     if len(phases) == 1:
         return phases[0]
     return "\n\n".join(f"### Phase {number} of {len(phases)}\n\n{text}" for number, text in enumerate(phases, 1))
 
 
-def _phase(phase: JsonObject) -> str:
+def _phase(phase: JsonObject, has_items: bool) -> str:
     stage = next(stage for stage in TRAINING if stage in phase)
-    return _list({"stage": stage, **phase[stage], **phase["counts"]})
+    return _list({"stage": stage, **applicable(phase[stage], has_items), **phase["counts"]})
+
+
+def applicable(options: JsonObject, has_items: bool) -> JsonObject:
+    """Options of a training stage that had an effect on the weights.
+
+    Args:
+        options: Identity of the stage, as llmrec.json has it.
+        has_items: True if the model has item rows.
+    """
+    given = {name: value for name, value in options.items() if value not in (None, [], "none")}
+    without = {
+        "lora_": given.get("train") in ("full", "sid_tokens"),
+        "sid_learning_rate": given.get("train") == "full",
+        "patience": "eval_steps" not in given,
+        "eval_": "eval_steps" not in given,
+        "teacher_": "teacher" not in given,
+        "drawn_answers": "teacher" not in given,
+        "item_": not has_items,
+        "max_steps": given.get("max_steps", 0) <= 0,
+        "epochs": given.get("max_steps", 0) > 0,
+    }
+    left_out = tuple(start for start, has_none in without.items() if has_none)
+    if "teacher" in given:
+        given["teacher"] = ", ".join(Path(path).name for path in given["teacher"])  # where they lay concerns nobody
+    return {name: value for name, value in given.items() if not name.startswith(left_out)}
 
 
 def _measured(metrics: JsonObject) -> str:

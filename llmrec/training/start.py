@@ -182,7 +182,8 @@ def describe_data(catalog: str) -> JsonObject:
     settings = {key: manifest["config"].get(key) for key in ("dataset", "k_core", "split", "max_history", "seed")}
     if settings["dataset"] is None and manifest["config"].get("interactions"):
         settings["dataset"] = Path(manifest["config"]["interactions"]).name
-    return {**settings, "counts": manifest["counts"]}
+    counts = {name: value for name, value in manifest["counts"].items() if isinstance(value, int)}  # not the report
+    return {**settings, "k_core": counts.get("k_core", settings["k_core"]), "counts": counts}
 
 
 def describe_recipe(config: FineTuneConfig | AlternateConfig) -> JsonObject:

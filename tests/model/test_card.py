@@ -11,7 +11,7 @@ import shutil
 import pytest
 
 from llmrec.cli import main
-from llmrec.model.card import write_card
+from llmrec.model.card import applicable, write_card
 from llmrec.model.checkpoint import SidConfig
 from llmrec.model.prompts import Prompt
 from llmrec.recommender import Recommender
@@ -44,6 +44,28 @@ def test_the_card_of_a_training_stage(tuned):
         "Nothing was measured for this card.",
     ):
         assert fact in card, fact
+    assert not re.findall("^- (lora_|teacher|item_|eval_|patience|drawn|quantization).*", card, flags=re.MULTILINE)
+
+
+OPTIONS = {"train": "lora", "lora_rank": 16, "sid_learning_rate": 1e-3, "quantization": "none", "epochs": 3.0,
+           "max_steps": -1, "eval_steps": None, "eval_examples": 2000, "patience": None, "teacher": [],
+           "teacher_weight": 0.5, "drawn_answers": False, "item_weight": 1.0, "tasks": []}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "has_items", "shown"),
+    [
+        ({}, False, "train lora_rank sid_learning_rate epochs"),
+        ({"train": "full"}, True, "train epochs item_weight"),
+        ({"max_steps": 20, "eval_steps": 5}, False,
+         "train lora_rank sid_learning_rate max_steps eval_steps eval_examples"),
+        ({"train": "sid_tokens", "teacher": ["/home/ann/run/sasrec"], "tasks": ["titles"]}, False,
+         "train sid_learning_rate epochs teacher teacher_weight drawn_answers tasks"),
+    ],
+)  # fmt: skip
+def test_only_options_with_an_effect_are_on_the_card(changes, has_items, shown):
+    found = applicable(OPTIONS | changes, has_items)
+    assert " ".join(found) == shown and "/home" not in str(found)
 
 
 def test_measured_numbers_are_those_of_the_evaluation(tuned, metrics, tmp_path):
