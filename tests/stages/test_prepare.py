@@ -266,3 +266,21 @@ def test_the_baselines_of_the_report_are_those_of_evaluate(tmp_path):
 def test_public_data_holds_no_exact_repeat(data_dir, tmp_path, name):
     """So the default of --duplicates moves none of the published numbers."""
     assert main(PrepareConfig(dataset=name, out=str(tmp_path / "catalog")))["report"]["exact_repeats"]["rows"] == 0
+
+
+def test_columns_that_are_not_read_are_named_in_the_report(tmp_path):
+    """Beside an item file, further columns of the log have no use: the terminal says so, and so do report and page."""
+    log, items = tmp_path / "log.csv", tmp_path / "items.csv"
+    rows = [f"c{u},p{(u + step) % 5},{step},web,<b>{step}</b>" for u in range(3) for step in range(6)]
+    log.write_text("\n".join(["user_id,item_id,timestamp,channel,<i>price</i>", *rows, ""]))
+    items.write_text(
+        "\n".join(["item_id,title,colour", *(f"p{n},thing {n},{'red' if n else ''}" for n in range(5)), ""])
+    )
+    out = tmp_path / "catalog"
+    report = main(PrepareConfig(out=str(out), interactions=str(log), items=str(items), k_core=0))["report"]
+    (note,) = [note for note in report["notes"] if "not read" in note]
+    assert "channel" in note and "<i>price</i>" in note
+    colour = next(column for column in report["fields"]["columns"] if column["name"] == "colour")
+    assert (colour["missing"], colour["different"]) == (1, 1)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "channel" in page and "<i>" not in page and "&lt;i&gt;price" in page and "colour" in page
