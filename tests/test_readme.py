@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from llmrec.cli import build_parser, main
@@ -49,10 +50,11 @@ def test_the_tutorial_runs_as_it_stands(tmp_path, monkeypatch, capsys):
         for command in block.splitlines():
             capsys.readouterr()
             assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
-            if command.startswith("llmrec recommend"):
+            if "--history" in command:
                 shown = re.search(r"```\n(history: .*?)```", OWN_DATA, flags=re.DOTALL)[1]
                 answers = [line.split()[2:] for line in capsys.readouterr().out.splitlines()[1:]]
                 assert answers[0] == shown.splitlines()[1].split()[2:]
+    assert pq.read_table(tmp_path / "answers.parquet")["user_id"].to_pylist() == ["user-7", "user-8"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

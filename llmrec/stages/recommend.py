@@ -219,16 +219,17 @@ def notes_of(users: Sequence[JsonObject], strangers: Sequence[str]) -> list[str]
     notes = []
     unknown = [user[UNKNOWN] for user in users if UNKNOWN in user]
     if unknown:
-        notes.append(f"{len(unknown)} histories name unknown items, which were left out, first {shown(unknown[0][:3])}")
+        counted = f"{len(unknown)} of {len(users)}"
+        notes.append(f"unknown items were left out of {counted} histories, first {shown(unknown[0])}")
     if strangers:
         ids = list(dict.fromkeys(strangers))
-        notes.append(f"{len(ids)} item_ids to exclude or allow are unknown, first {shown(ids[:3])}")
+        notes.append(f"unknown items were left out of what to exclude or allow: {len(ids)}, first {shown(ids[:3])}")
     cold = sum(FALLBACK in user for user in users)
     if cold:
-        notes.append(f"{cold} of {len(users)} users have no known item and get the most popular ones")
+        notes.append(f"{cold} of {len(users)} users got the most popular items, as no known item is in their history")
     short = sum(not user[ITEMS] for user in users)
     if short:
-        notes.append(f"{short} of {len(users)} users get no item: their filters leave none")
+        notes.append(f"{short} of {len(users)} users got no item, as their filters leave none")
     return notes
 
 

@@ -85,8 +85,8 @@ def test_one_delisted_item_does_not_cost_the_batch(tuned, tmp_path, capsys):
     assert kept == [requests[0], requests[1] | {"unknown": ["gone"]}, requests[2] | {"unknown": ["gone"]} | cold,
                     requests[3] | cold]  # fmt: skip
     assert result["counts"] == {"users": 4, "fallback": 2, "unknown": 2}
-    assert "2 histories name unknown items, which were left out, first ['gone']" in printed.err
-    assert "2 of 4 users have no known item and get the most popular ones" in printed.err
+    assert "unknown items were left out of 2 of 4 histories, first ['gone']" in printed.err
+    assert "2 of 4 users got the most popular items" in printed.err
 
 
 def test_answers_are_written_to_a_file(tuned, tmp_path, capsys):
