@@ -243,6 +243,15 @@ def test_the_log_goes_where_it_can_be_written(failing, capsys):
     log.unlink()
 
 
+def test_without_a_place_for_the_log_the_traceback_can_be_asked_for(failing, capsys, monkeypatch):
+    def full(*arguments) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("llmrec.runtime.errors.write_log", full)
+    assert main(failing(KeyError("row"))) == 1
+    assert "report it at" in (said := capsys.readouterr().err) and "LLMREC_TRACEBACK=1 shows" in said
+
+
 def test_control_characters_of_a_message_do_not_reach_the_terminal(failing, capsys):
     assert main(failing(OSError(2, "No such file or directory", "log\x1b[2J\x07.csv"))) == 2
     assert r"log\x1b[2J\x07.csv: No such file" in capsys.readouterr().err

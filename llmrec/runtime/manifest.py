@@ -131,8 +131,14 @@ def verify(path: str | Path, *stages: str) -> Path:
         )
     for name, expected in manifest["files"].items():
         file = path / name
-        problem = "is missing" if not file.is_file() else "was changed" if sha256_file(file) != expected else None
-        if problem:
+        try:
+            is_same = file.is_file() and sha256_file(file) == expected
+        except OSError as error:
+            raise ValueError(
+                f"{file} cannot be read ({error.strerror}); check the disk and its permissions."
+            ) from error
+        if not is_same:
+            problem = "was changed" if file.is_file() else "is missing"
             raise ValueError(
                 f"{file} {problem} since `llmrec {manifest['stage']}` wrote it; "
                 f"run `llmrec {manifest['stage']} --out {path} --overwrite` with its config to repair it."

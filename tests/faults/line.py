@@ -9,7 +9,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -78,13 +78,21 @@ class Line:
         """Result of a stage in a directory."""
         return directory / COMMANDS[stage][0]
 
-    def start(self, stage: str, directory: Path, fault: Mapping | None = None, **options: object) -> int:
-        """Start a stage with its result in a directory, and return its process id."""
+    def start(
+        self,
+        stage: str,
+        directory: Path,
+        fault: Mapping | None = None,
+        more: Sequence[str] = (),
+        said: str = "stderr",
+        **options: object,
+    ) -> int:
+        """Start a stage with its result, and what it says, in a directory, and return its process id."""
         name, command = COMMANDS[stage]
         places = {f"@{each}": self.root / each for each, _ in COMMANDS.values()} | {f"@{name}": directory / name}
         flags = [str(places.get(word, word)) for word in command.split()]
         flags += [] if f"@{name}" in command.split() else ["--out", str(directory / name)]
-        return self.forks.start(flags, directory / "stderr", fault=dict(fault) if fault else None, **options)
+        return self.forks.start([*flags, *more], directory / said, fault=dict(fault) if fault else None, **options)
 
     def finish(self, stage: str, directory: Path) -> None:
         """Run a stage, after a fault of it, and check that it ends as it did without one."""
@@ -113,7 +121,8 @@ class Line:
             assert self.normal(out, directory) == self.normal(expected, directory)
             return
         verify(out)
-        left = {path.name for path in directory.iterdir()} - {out.name, "stderr"}
+        left = {path.name for path in directory.iterdir()} - {out.name}
+        left = {name for name in left if not name.startswith("stderr")}
         assert not left, f"left behind: {left}"
         files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
         assert files == {path.relative_to(expected).as_posix() for path in expected.rglob("*") if path.is_file()}

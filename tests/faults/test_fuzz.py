@@ -15,4 +15,5 @@ def test_fuzz(kind, tmp_path, monkeypatch):
     tally = fuzz(kind, first=0, count=100, directory=tmp_path)
     assert tally.defects == {}
     assert tally.mutations["1"] >= 50
-    assert tally.outcomes[FINISHED] + tally.outcomes[ACCEPTED] >= 30
+    # Of options, most changes are refused: that is what they are for.
+    assert tally.outcomes[FINISHED] + tally.outcomes[ACCEPTED] >= (15 if kind == "options" else 30)

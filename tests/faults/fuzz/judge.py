@@ -25,8 +25,8 @@ class Wrong(AssertionError):
     """A result that does not follow from the input: an invalid item, or a repair that nobody was told of."""
 
 
-class Accepted(BaseException):
-    """Raised in the place of long work, once the input has passed every check before it."""
+class Accepted(SystemExit):
+    """Raised in the place of long work, once the input has passed every check before it; the command lets it pass."""
 
 
 class Refused(Exception):
@@ -109,6 +109,8 @@ def command(argv: list[str]) -> str:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             status = main(argv)
+        except Accepted:
+            raise
         except SystemExit as stop:  # argparse
             status = stop.code
     if status == 0:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.faults.fuzz.judge import Case
 
-KINDS = ("files", "requests", "tables")
+KINDS = ("files", "requests", "tables", "options")
 
 
 def prepared(kind: str, directory: Path) -> Callable[[int], Case]:
