@@ -1,6 +1,6 @@
-"""Tables and sentences that show a report on semantic IDs, on the terminal and on the page.
+"""Tables and sentences that show a report on semantic IDs: a judgement on the terminal, all of it on the page.
 
-Every table fits into 100 columns.
+What is printed fits into 80 columns.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from llmrec.diagnostics.judgements import judgements, suffix_level
 from llmrec.runtime.console import table, tell
 from llmrec.runtime.manifest import JsonObject
 
@@ -33,11 +34,13 @@ class ReportTable(NamedTuple):
 
 
 def show(report: JsonObject) -> None:
-    """Print the report of `llmrec tokenize` as tables; sections that it lacks are left out."""
-    for part in tables(report):
-        table(part.title, part.header, [["-" if cell is None else cell for cell in row] for row in part.rows])
-    for line in facts(report):
+    """Print a judgement of the semantic IDs and the use of their levels; the page has every table."""
+    for judgement in judgements(report):
+        tell(f"{judgement.kind}: {judgement.says}" if judgement.kind else judgement.says)
+    for line in report.get("notes", []):
         tell(line)
+    part = _levels(report)
+    table(part.title, part.header, [["-" if cell is None else cell for cell in row] for row in part.rows])
 
 
 def tables(report: JsonObject) -> list[ReportTable]:
@@ -70,6 +73,11 @@ def facts(report: JsonObject) -> list[str]:
     return [*lines, *report.get("notes", [])]
 
 
+def level_name(report: JsonObject, level: JsonObject) -> str:
+    """Number of a level; the suffix is named as such."""
+    return f"{level['level']} (suffix)" if level["level"] == suffix_level(report) else str(level["level"])
+
+
 def _collisions(report: JsonObject) -> ReportTable:
     keys = ("collision_rate", "shared_items", "max_bucket", "expected_bucket", "gini")
     return ReportTable(
@@ -85,9 +93,9 @@ def _levels(report: JsonObject) -> ReportTable:
     return ReportTable(
         "Codes per level",
         "The codes of uniformly drawn items. Perplexity is 2^entropy, the number of equally frequent codes that would "
-        "be as varied.",
-        ("level", "codes", "used", "usage", "entropy (bits)", "perplexity / codes", "KL to uniform (bits)"),
-        [[str(of["level"]), *map(of.get, LEVEL_KEYS)] for of in report["levels"]],
+        "be as varied. Entropy and KL are in bits.",
+        ("level", "codes", "used", "usage", "entropy", "perplexity / codes", "KL to uniform"),
+        [[level_name(report, of), *map(of.get, LEVEL_KEYS)] for of in report["levels"]],
     )
 
 

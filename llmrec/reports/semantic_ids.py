@@ -10,7 +10,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from llmrec.data.catalog import Catalog
-from llmrec.diagnostics.tables import Cell, ReportTable, facts, tables
+from llmrec.diagnostics.judgements import judgements
+from llmrec.diagnostics.tables import Cell, ReportTable, facts, level_name, tables
 from llmrec.reports.pages import Figure, Table, render_page
 from llmrec.reports.svg import COLOURS, Line, plot
 from llmrec.reports.tokenizer_training import trainings
@@ -34,8 +35,9 @@ def render(report: JsonObject, catalog: Catalog, sid_table: SidTable, name: str)
     return render_page(
         "semantic_ids.html.jinja",
         f"Semantic IDs of {name}",
+        judgements=judgements(report),
         facts=facts(report),
-        levels=_levels(report["levels"], codes_NL),
+        levels=_levels(report, codes_NL),
         tables=[_table(part) for part in tables(report)],
         trainings=trainings(report.get("training")),
         prefixes=_prefixes(catalog, codes_NL),
@@ -55,9 +57,10 @@ def _text(value: Cell) -> str:
     return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
 
 
-def _levels(levels: list[JsonObject], codes_NL: np.ndarray) -> list[Figure]:
+def _levels(report: JsonObject, codes_NL: np.ndarray) -> list[Figure]:
     """Use of the codes, conditional entropy, and the share of the items under the most frequent codes."""
-    ticks = [f"level {of['level']}\n{of['codebook_size']} codes" for of in levels]
+    levels = report["levels"]
+    ticks = [f"level {level_name(report, of)}\n{of['codebook_size']} codes" for of in levels]
     x = range(len(levels))
     use = [
         Line("codes used", x, [of["usage"] for of in levels], COLOURS[1]),

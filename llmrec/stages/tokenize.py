@@ -151,6 +151,7 @@ def write_report(
         reconstruction, config.seed,
     )  # fmt: skip
     report |= {"method": result.tokenizer.method, "collision": result.policy, "sid_sha256": result.table.sha256}
+    report["learned_levels"] = len(result.tokenizer.level_sizes)  # without that of a suffix
     report["notes"] = result.notes
     report["training"] = result.tokenizer.training_log or None
     report |= result.tokenizer.counts
