@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from llmrec.decoding.tree_attention import UNCACHED, NotSearchable
 from llmrec.decoding.tree_forward import TreeForward
 from llmrec.model.backbone import evaluation_mode, logits
+from llmrec.model.trained_rows import matrix_of
 
 # Two prompts, one of which is padded; then a block of two beams, and one of three, two of which share a parent.
 PROMPTS, LENGTHS = ((1, 2, 3), (4, 5, 0)), (3, 2)
@@ -69,12 +70,12 @@ def check_search(model: PreTrainedModel) -> None:
 
 def _as_search(model: PreTrainedModel) -> Tensor:
     """(B * (1 + M + M'), V) logits of the prompts' last tokens and of the beams of each block, by the search."""
-    ids, lengths = _on(model, PROMPTS), _on(model, LENGTHS)
+    ids, lengths = _tokens(model, PROMPTS), _on(model, LENGTHS)
     forward = TreeForward(model, sum(len(tokens) for tokens, _ in BLOCKS))
     states = [forward.prefill(ids, lengths)]
     for tokens, parents in BLOCKS:
-        both = (_on(model, each).expand(len(PROMPTS), -1) for each in (tokens, parents))
-        states.append(forward.advance(*both))
+        block = _tokens(model, [tokens] * len(PROMPTS)), _on(model, [parents] * len(PROMPTS))
+        states.append(forward.advance(*block))
     return logits(model, torch.cat(states, dim=1)).flatten(0, 1)
 
 
@@ -93,8 +94,13 @@ def _as_model(model: PreTrainedModel) -> Tensor:
         leaf_of = [next(i for i, leaf in enumerate(beams) if leaf[: len(path)] == path) for path in paths]
         places += [(first + leaf, len(path) - 1) for leaf, path in zip(leaf_of, paths, strict=True)]
     row, place = _on(model, places).unbind(dim=1)
-    return model(input_ids=_on(model, rows), use_cache=False).logits[row, place].float()
+    return model(input_ids=_tokens(model, rows), use_cache=False).logits[row, place].float()
 
 
 def _on(model: PreTrainedModel, values: object) -> Tensor:
     return torch.tensor(values, device=model.device)
+
+
+def _tokens(model: PreTrainedModel, values: object) -> Tensor:
+    """Tokens on the device of a model, which may have fewer rows than there are tokens here."""
+    return _on(model, values) % len(matrix_of(model.get_input_embeddings()))

@@ -167,6 +167,8 @@ def test_a_ranking_that_needs_item_rows_is_refused_before_the_weights_are_read(c
     own = {"evaluate": ["--catalog", toy[0], "--out", str(tmp_path / "out")], "recommend": ["--history", "item-3"]}
     plain = tmp_path / "plain"
     shutil.copytree(tuned, plain, ignore=shutil.ignore_patterns("model.safetensors", "manifest.json"))
+    values = json.loads((plain / "llmrec.json").read_text())
+    (plain / "llmrec.json").write_text(json.dumps({**values, "binding": None}))  # which would miss the weights
     assert main([stage, "--model", str(plain), "--rank", "items", *own[stage]]) == 2
     assert "has no item rows, so it ranks by 'sid' only; `llmrec extend --item-rows`" in capsys.readouterr().err
 

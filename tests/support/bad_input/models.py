@@ -36,8 +36,8 @@ def plain(*steps) -> dict:
 
 
 def bound(*steps) -> dict:
-    """A checkpoint without a manifest, as the Hub gives it, damaged."""
-    return {"plain": without_manifest(*steps)}
+    """A checkpoint without a manifest, of an earlier version whose llmrec.json binds no files, damaged."""
+    return {"plain": without_manifest(json_values("llmrec.json", binding=None), *steps)}
 
 
 CASES = {
@@ -105,6 +105,10 @@ CASES = {
                                       plain(inside("tokenizer.json", "{}"))),
     "tokenizer_config.json that is garbled": Case(EXTEND, ("plain' cannot be loaded by AutoTokenizer",),
                                                   plain(inside("tokenizer_config.json", "{"))),
+    "checkpoint without a manifest, damaged": Case(
+        "recommend --model @plain --history item-1", ("plain' is not as it was saved: tokenizer_config.json is missing",
+                                                     "llmrec.model.bind"),
+        {"plain": without_manifest(removed("tokenizer_config.json"))}),
     "history length of no number": Case("recommend --model @plain --history item-1",
                                         ("llmrec.json cannot be read", "max_history"),
                                         bound(json_values("llmrec.json", max_history="many"))),
@@ -179,7 +183,7 @@ CASES = {
     "checkpoint without SIDs": Case("evaluate --model @plain", ("sid_table.parquet' does not exist",),
                                     plain(removed("sid_table.parquet"))),
     "checkpoint as a pickle": Case("evaluate --model @plain", ("cannot be loaded", "saved as safetensors"),
-                                   plain(replaced_by("checkpoint"), pickled)),
+                                   plain(replaced_by("checkpoint"), json_values("llmrec.json", binding=None), pickled)),
     "no history and no file": Case("recommend", ("either --history", "--input", "not both or neither")),
     "history and file": Case(REQUESTS + " --history item-1", ("not both or neither",), {"users.jsonl": text("")}),
     "empty history": Case("recommend --history", ("--history is empty", "at least one item")),
