@@ -66,6 +66,12 @@ class PrepareConfig(StageConfig, Config):
         5,
         least=0,
     )
+    unknown_items: Literal["error", "keep", "drop"] = option(
+        "Items that `interactions` name and `items` lacks. error: they are refused, because their ids are often those "
+        "of other items in another form. keep: they join the catalogue without title and text. drop: their "
+        "interactions are left out.",
+        "error",
+    )
     duplicates: Literal["drop", "keep"] = option(
         "Rows that repeat the user, item and time of an earlier row. drop: they are counted and dropped, because logs "
         "are often written or joined twice. keep: each counts as an event of its own.",

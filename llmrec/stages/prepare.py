@@ -173,6 +173,8 @@ def check(config: PrepareConfig) -> None:
     ]
     if config.item_file_column is not None and config.items is None:
         problems.append("--item-file-column goes with --items")
+    if config.unknown_items != "error" and not (config.interactions and config.items):
+        problems.append("--unknown-items goes with --interactions and --items")
     if config.separator is not None and (not config.separator or set(config.separator) & set('"\r\n')):
         problems.append(f"--separator is {config.separator!r}; give the text between two cells, without quotes")
     out = Path(config.out).resolve()
@@ -244,6 +246,7 @@ def read(config: PrepareConfig, files: dict[str, Path], published: Published | N
         separator=config.separator,
         order_only=config.order_only,
         known_items=published.items[ITEM_ID] if published else None,
+        allow_unknown=config.unknown_items != "error",
     )
 
 

@@ -1,4 +1,4 @@
-"""Filters of `prepare`: weight, exact repeats, k-core, sample of users; each step is counted for the data report."""
+"""Filters of `prepare`: unknown items, weight, exact repeats, k-core, sample of users; the report counts each step."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from llmrec.configs import PrepareConfig
 from llmrec.data import split as splits
 from llmrec.data.columns import ITEM_ID, USER_ID, WEIGHT
 from llmrec.data.filters.append import Published
+from llmrec.data.filters.unknown_items import settle_unknown_items
 from llmrec.data.public_formats import Dataset
 from llmrec.data.report.steps import ROUND, Steps
 from llmrec.runtime.console import say
@@ -29,13 +30,15 @@ def keep(
 
     Returns:
         The dataset before its filters, with all of the catalogue's; the interactions that are kept, in sequence; and
-        the beginning of the report: `k_core`, `steps` and `exact_repeats`.
+        the beginning of the report: `k_core`, `steps`, `unknown_items` and `exact_repeats`.
 
     Raises:
         ValueError: If nothing is left, or the dataset does not go together with the catalogue.
     """
     steps = Steps()
-    log = steps.note("read", splits.in_order(dataset.interactions))
+    dataset = replace(dataset, interactions=steps.note("read", splits.in_order(dataset.interactions)))
+    dataset, unknown = settle_unknown_items(config, dataset, published, steps)
+    log = dataset.interactions
     if config.min_weight is not None:
         log = steps.note(f"weight of at least {config.min_weight:g}", at_least(config.min_weight, log))
     if published:
@@ -54,7 +57,8 @@ def keep(
     if config.num_users is not None:
         log = steps.note(f"sample of {config.num_users} users", splits.sample_users(log, config.num_users, config.seed))
     counted = {"rows": int(repeats.sum()), "dropped": is_dropped}
-    return dataset, splits.with_positions(log), {"k_core": k, "steps": steps.facts(), "exact_repeats": counted}
+    facts = {"k_core": k, "steps": steps.facts(), "unknown_items": unknown, "exact_repeats": counted}
+    return dataset, splits.with_positions(log), facts
 
 
 def at_least(min_weight: float, interactions: pl.DataFrame) -> pl.DataFrame:

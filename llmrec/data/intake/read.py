@@ -40,6 +40,7 @@ def read_tables(
     separator: str | None = None,
     order_only: bool = False,
     known_items: pl.Series | None = None,
+    allow_unknown: bool = False,
 ) -> Dataset:
     """Read a log of interactions and its item file, if there is one.
 
@@ -57,6 +58,7 @@ def read_tables(
         separator: Text between the cells of delimited text; if None, it is found from the first lines.
         order_only: Read no times; the rows of each user are in order, and the position is the timestamp.
         known_items: Ids that the log may name although `items` lacks them, such as those of an earlier catalogue.
+        allow_unknown: True if the log may name any item that `items` lacks; what becomes of it is left to the caller.
 
     Raises:
         ValueError: With every problem of both files: unreadable, no rows, missing columns, empty or repeated ids,
@@ -70,7 +72,7 @@ def read_tables(
     catalogue = None
     if items is not None:
         catalogue = _read_items(items, item_file_column or item_column, title_column, separator)
-    _check_log(log, catalogue, order_only, known_items)
+    _check_log(log, None if allow_unknown else catalogue, order_only, known_items)
     unused = [name for name in log_rows.names if name not in chosen.values()]
     if catalogue is None:
         catalogue, unused = _items_of_log(log, unused, title_column, order_only)
@@ -177,7 +179,8 @@ def _check_log(log: Table, items: Table | None, order_only: bool, known_items: p
             known = pl.concat([known, known_items]).unique()
         unknown = log.frame[ITEM_ID].is_not_null() & ~log.frame[ITEM_ID].is_in(known.implode())
         alike = known_look_alike(log.frame[ITEM_ID].filter(unknown), known)
-        remedy = f"{alike}. Write ids in one form in both files." if alike else "add the item or drop the rows."
+        remedy = f"{alike}. Write ids in one form in both files" if alike else "add the items"
+        remedy += ", or give --unknown-items keep or drop."
         log.report(unknown, f"name an item that {items.path} lacks", remedy, ITEM_ID)
 
 

@@ -45,8 +45,8 @@ def verdicts(report: JsonObject) -> list[JsonObject]:
     Returns:
         kind, says and remedy of each verdict.
     """
-    found = [*_kept(report), *_repeats(report), *_ids(report), *_times(report), *_users(report), *_fields(report)]
-    found += [*_held_out(report), *_baselines(report)]
+    found = [*_kept(report), *_unknown_items(report), *_repeats(report), *_ids(report), *_times(report)]
+    found += [*_users(report), *_fields(report), *_held_out(report), *_baselines(report)]
     return [verdict._asdict() for kind in ("warning", "note", "good") for verdict in found if verdict.kind == kind]
 
 
@@ -65,6 +65,23 @@ def _kept(report: JsonObject) -> Iterator[Verdict]:
         yield Verdict("note", f"The filters keep {said}.")
     else:
         yield Verdict("good", "All interactions that were read are kept.")
+
+
+def _unknown_items(report: JsonObject) -> Iterator[Verdict]:
+    unknown, read = report["unknown_items"], report["steps"][0]["interactions"]
+    if unknown["interactions"] >= LOST * max(read, 1):
+        yield Verdict(
+            "warning",
+            f"{unknown['interactions']:,} of {read:,} interactions that were read are with items that the item file "
+            f"lacks, and are {'dropped' if unknown['dropped'] else 'kept'}.",
+            "Check that both files have the same ids in their columns of items (--item-column, --item-file-column).",
+        )
+    if unknown["dropped"] and unknown["look_alike"]:  # kept ones are among the ids that look alike
+        yield Verdict(
+            "warning",
+            f"Interactions are dropped although their items may be known: {unknown['look_alike']}.",
+            "If they are the same, write them in one form in both files and run prepare again.",
+        )
 
 
 def _repeats(report: JsonObject) -> Iterator[Verdict]:

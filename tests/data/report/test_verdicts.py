@@ -10,6 +10,7 @@ from llmrec.data.report.verdicts import shown, verdicts
 
 GOOD = {
     "steps": [{"name": "read", "users": 900, "items": 300, "interactions": 9000}],
+    "unknown_items": {"items": 0, "interactions": 0, "dropped": False, "look_alike": None},
     "exact_repeats": {"rows": 0, "dropped": False},
     "ids": {kind: {"look_alikes": {"groups": 0, "ids": 0, "kinds": {}}, "nothing": {}} for kind in ("users", "items")},
     "times": {"unit": "seconds", "first": "2020-01-01", "last": "2020-12-30", "outside": 0, "days": 365,
@@ -48,6 +49,10 @@ CORE = [*GOOD["steps"], {"name": "5-core, round 1", "users": 90, "items": 30, "i
 LOOK_ALIKES = {"groups": 7, "ids": 14, "kinds": {"number": {"groups": 7, "examples": [["3", "3.0"]]}}}
 FAULTS = {
     "k-core": ("steps", CORE, "keep 90 of 900 users (10%)", "Lower --k-core"),
+    "unknown items": ("unknown_items", {"items": 9, "interactions": 6000, "dropped": False, "look_alike": "'3'"},
+                      "6,000 of 9,000 interactions that were read", "--item-file-column"),
+    "dropped look-alikes": ("unknown_items", {"items": 1, "interactions": 5, "dropped": True,
+                            "look_alike": "'p3 ' looks like 'p3' there"}, "'p3 ' looks like 'p3' there", "in one form"),
     "dropped repeats": ("exact_repeats", {"rows": 900, "dropped": True}, "900 of 9,000 rows (10.0%)", "keep"),
     "kept repeats": ("exact_repeats", {"rows": 2, "dropped": False}, "2 of 9,000 rows", "--duplicates drop"),
     "look-alikes": ("ids/items/look_alikes", LOOK_ALIKES, "look alike 7 times: '3' and '3.0'", "in one form"),

@@ -18,8 +18,18 @@ CASES = {
     "duplicate item id": Case("prepare", ("items.csv", "repeat an item_id", "line 3 ('a')", "keep one row per item"),
                               {"items.csv": replaced("b,", "a,")}),
     "interaction with an unknown item": Case(
-        "prepare", ("log.csv", "name an item that", "items.csv lacks", "line 2 ('ghost')", "add the item or drop"),
+        "prepare",
+        ("log.csv", "name an item that", "items.csv lacks", "line 2 ('ghost')", "give --unknown-items keep or"),
         {"log.csv": replaced("u,a,", "u,ghost,")}),
+    "unknown items that are no more than another form": Case(
+        "prepare", ("line 2 ('a ')", "'a ' looks like 'a' there", "in one form in both files", "--unknown-items"),
+        {"log.csv": replaced("u,a,", 'u,"a ",')}),
+    "nothing left without unknown items": Case(
+        "prepare --unknown-items drop", ("2 of 2 interactions", "Nothing is left", "--item-file-column"),
+        {"log.csv": text(LOG + "u,ghost,1\nu,spook,2\n")}),
+    "unknown items without an item file": Case(
+        "prepare --interactions @log.csv --unknown-items drop --out @out",
+        ("--unknown-items goes with --interactions and --items",), given=False),
     "interaction without a user": Case("prepare", ("log.csv", "empty user_id", "line 2", "drop the rows"),
                                        {"log.csv": replaced("u,a,", ",a,")}),
     "time that is none": Case("prepare", ("log.csv", "no readable timestamp", "line 2 ('soon')", "ISO date"),
