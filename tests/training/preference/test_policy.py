@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llmrec.model.checkpoint import load_model
-from llmrec.runtime.manifest import MANIFEST, content_hash
+from llmrec.runtime.manifest import MANIFEST, content_hash, sha256_file
 from tests.conftest import tiny_llm, word_tokenizer
 from tests.stages.test_dpo import log_of, optimise
 from tests.support.extended import fine_tune, losses, weights_of
@@ -75,20 +75,25 @@ def test_a_base_that_was_never_fine_tuned_is_no_start(tmp_path, toy):
         optimise(tmp_path / "dpo", *toy)
 
 
+def seal(directory):
+    """Let a manifest have the hashes of its files as they are now."""
+    manifest = json.loads((directory / "manifest.json").read_text())
+    manifest["files"] = {name: sha256_file(directory / name) for name in manifest["files"]}
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+
+
 def test_a_reference_on_another_vocabulary(tmp_path, toy, tuned):
     """A tokenizer that reads the tokens otherwise, and a model that has no rows for them."""
     shutil.copytree(tuned, tmp_path / "sft")
     word_tokenizer().save_pretrained(tmp_path / "sft")
     with pytest.raises(ValueError, match="was changed since `llmrec sft` wrote it"):
         optimise(tmp_path / "dpo", toy[0], tmp_path / "sft")
-    (tmp_path / "sft" / "manifest.json").write_text(
-        json.dumps({**json.loads((tuned / "manifest.json").read_text()), "files": {}})
-    )
+    seal(tmp_path / "sft")
     with pytest.raises(ValueError, match="it does not belong to this checkpoint"):
         optimise(tmp_path / "dpo", toy[0], tmp_path / "sft")
     shutil.copytree(tuned, tmp_path / "rows")
     tiny_llm(20).save_pretrained(tmp_path / "rows")
-    shutil.copy(tmp_path / "sft" / "manifest.json", tmp_path / "rows" / "manifest.json")
+    seal(tmp_path / "rows")
     with pytest.raises(ValueError, match="The model has 20 token rows but the SID tokens end at"):
         optimise(tmp_path / "dpo", toy[0], tmp_path / "rows")
     assert not (tmp_path / "dpo").exists() and not (tmp_path / "dpo.partial").exists()
