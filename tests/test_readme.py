@@ -32,6 +32,22 @@ def test_the_first_block_makes_what_it_loads(quickstart_200, monkeypatch, capsys
     assert len(history.split(" | ")) == len(answers.split(" | ")) == 3
 
 
+def test_the_first_block_runs_without_data_and_network(tmp_path, monkeypatch, capsys):
+    """On the simulator, whose items are others; at a small size."""
+
+    def unreachable(source):
+        raise ValueError("movietweetings is not on this machine.")
+
+    monkeypatch.setattr("llmrec.stages.quickstart.locate", unreachable)
+    monkeypatch.chdir(tmp_path)
+    small = 'QuickstartConfig(out="llmrec-quickstart", num_users=60, epochs=0.3)'
+    block = BLOCKS[0].replace('QuickstartConfig(out="llmrec-quickstart")', small)
+    assert small in block
+    exec(compile(block, "README.md", "exec"), {})
+    shown = capsys.readouterr()
+    assert "SIMULATED" in shown.err and len(shown.out.strip().split(" -> ")) == 2
+
+
 def test_own_data_in_python(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(PYTHON.findall(OWN_DATA)[0], "own-data.md", "exec"), {})  # writes log.csv and items.csv

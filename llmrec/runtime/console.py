@@ -116,15 +116,15 @@ def bar(description: str, total: int | None, unit: str = "", done: int = 0) -> I
     """
     global _display
     outer, display = _display, _display or _new_display()
-    if outer is None:
-        display.start()
-        _display = display
     task = display.add_task(inert(description), total=total, completed=done, unit=unit)
 
     def update(advance: float | None = None, description: str | None = None) -> None:
         display.update(task, advance=advance, description=None if description is None else inert(description))
 
     try:
+        if outer is None:
+            _display = display
+            display.start()  # Ctrl-C may come while it draws for the first time
         yield update
     finally:
         if outer is None:

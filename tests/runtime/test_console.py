@@ -9,6 +9,7 @@ import time
 import unicodedata
 
 import pytest
+from rich.progress import Progress
 
 from llmrec.runtime.console import bar, progress, say, table, tell
 from llmrec.runtime.terminal import inert, libraries_kept_quiet
@@ -141,6 +142,21 @@ def test_a_bar_within_a_bar_is_a_line_of_the_same_display(monkeypatch):
     assert re.search(r"sft +[━╸╺]+ 2/4 steps.*\r?\n?valid examples .* 1/2", shown)
     assert re.search(r"sft, loss 1.5000 [━╸╺]+ 3/4 steps", shown) and "a message" in shown
     assert screen.getvalue().count("\x1b[?25h") == screen.getvalue().count("\x1b[?25l") == 1, "the cursor is back"
+
+
+def test_an_interrupt_while_a_bar_is_first_drawn_gives_the_cursor_back(monkeypatch):
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    started = Progress.start
+
+    def interrupted(self):
+        started(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Progress, "start", interrupted)
+        list(progress(range(3), "counting"))
+    assert screen.getvalue().count("\x1b[?25h") == screen.getvalue().count("\x1b[?25l") == 1
 
 
 def test_a_failure_gives_the_cursor_back(monkeypatch):

@@ -77,6 +77,16 @@ def test_its_last_line_runs_as_printed_and_answers_with_titles(whole, capsys):
     assert answer[0].startswith("history: [red]film") and len(answer) == 11 and "[red]film" in answer[1]
 
 
+def test_a_catalogue_with_a_chosen_k_core_can_be_appended_to(whole, tmp_path, capsys):
+    """The k that the data chose stays; new users with fewer interactions are left out."""
+    log = "\n".join(f"{user},item-{n},1800000000" for user, count in (("new", 5), ("few", 4)) for n in range(count))
+    (tmp_path / "more.csv").write_text(f"user_id,item_id,timestamp\n{log}\n")
+    given = ["--append-to", str(whole[0] / "catalog"), "--interactions", str(tmp_path / "more.csv")]
+    assert main(["prepare", *given, "--out", str(tmp_path / "more"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["users"], result["k_core"], result["items"]) == (41, 5, 20)
+
+
 def test_what_it_chose_is_said_with_reasons_and_kept_in_the_result(whole, capsys):
     out, flags = whole
     assert main([*flags, "--json"]) == 0
