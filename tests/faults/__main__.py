@@ -35,9 +35,9 @@ def main() -> None:
                     outcome = "DEFECT"
                     print(f"--- {stage} {seed}\n{traceback.format_exc()[-3000:]}", flush=True)
                 outcomes[outcome] += 1
+            print(f"{arguments.kind}, seeds {arguments.first}..{seed} of {len(arguments.stages)} stages: {dict(outcomes)}",
+                  flush=True)  # fmt: skip
     forks.close()
-    print(f"{arguments.kind}, seeds {arguments.first}..{arguments.first + arguments.count - 1} of "
-          f"{len(arguments.stages)} stages: {dict(outcomes)}")  # fmt: skip
     raise SystemExit("DEFECT" in outcomes)
 
 
