@@ -35,8 +35,8 @@ def main() -> None:
                     outcome = "DEFECT"
                     print(f"--- {stage} {seed}\n{traceback.format_exc()[-3000:]}", flush=True)
                 outcomes[outcome] += 1
-            print(f"{arguments.kind}, seeds {arguments.first}..{seed} of {len(arguments.stages)} stages: {dict(outcomes)}",
-                  flush=True)  # fmt: skip
+            seeds = f"{arguments.first}..{seed} of {len(arguments.stages)} stages"
+            print(f"{arguments.kind}, seeds {seeds}: {dict(outcomes)}", flush=True)
     forks.close()
     raise SystemExit("DEFECT" in outcomes)
 
