@@ -93,7 +93,7 @@ BAD_LOGS = {
         "user_id,item_id,timestamp,device\nu,01,1,tv\nu,02,2\n", "line 3 has 3 cells, but there are 4 columns"),
     "short line after a cell of two lines": (
         "user_id,item_id,timestamp,note\nu,01,1,\"a\nb,c\"\nu,02,2\n", "line 4 has 3 cells"),
-    "carriage return in a cell": (HEADER + "u,01,1\nu\r,02,2\nv,01,3\n", "line 3 has 1 cells, but there are 3 columns"),
+    "carriage return in a cell": (HEADER + "u,01,1\nu\r,02,2\nv,01,3\n", "line 3 has a carriage return within a cell"),
     "ragged line": (HEADER + "u,01,1\nu,01,2,3,4\n", "line 3 has 5 cells, but there are 3 columns"),
 }  # fmt: skip
 

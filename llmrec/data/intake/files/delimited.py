@@ -207,7 +207,12 @@ class Text:
                         self._refuse_cells(line, len(cells))
                     yield line, cells
                 line = rows.line_num + self.before + 1
-        except csv.Error:
+        except csv.Error as error:
+            if "new-line" in str(error):
+                raise ValueError(
+                    f"{self.path}: line {line} has a carriage return within a cell; remove it, or enclose the cell in "
+                    "double quotes."
+                ) from None
             raise ValueError(
                 f"{self.path}: a double quote in the cells from line {line} on is not closed, or does not enclose a "
                 "whole cell; enclose such a cell in quotes, and write the quote in it twice."
