@@ -44,6 +44,19 @@ class ExtendConfig(StageConfig, Config):
         "the item without beams.",
         False,
     )
+    head: Literal["none", "codes", "vectors"] = option(
+        "Head that answers in one forward pass, without beams; an item of a history is then one vector, the mean of "
+        "its codes. 'codes' predicts the codes of all levels at once, as RPG does, and 'vectors' compares with the "
+        "vectors of the items, as VQ-Rec does. With 'none' the model writes semantic IDs.",
+        "none",
+    )
+    head_temperature: float = option("Divisor of the cosines that `head` compares by.", 0.07, above=0)
     micro_layers: int = option("Number of layers of 'micro'.", 2, least=1)
     micro_hidden: int = option("Hidden size of 'micro'; a multiple of 32.", 128, least=32)
     micro_words: int = option("Largest number of words in the vocabulary of 'micro'.", 8000, least=64)
+
+    def problems(self) -> list[str]:
+        """List the options that contradict each other."""
+        both = self.item_rows and self.head != "none"
+        found = ["item_rows and head both read and score items; leave one of them out"] if both else []
+        return found + super().problems()

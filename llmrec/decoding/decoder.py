@@ -1,39 +1,30 @@
 """SidDecoder: tree beam search at the speed of the device, for one model and trie that answer many requests.
 
-On a GPU the whole search becomes one CUDA graph for each size of batch and prompt that comes up repeatedly. Sizes are
-rounded up so that there are few of them: prompts are repeated and padded, which changes no answer. `compiled` joins the
-projections that read the same input (`llmrec.model.fused_projections`) and fuses the operations between the matrix
-products of a layer.
+The whole search runs as `llmrec.decoding.prompt_reader` runs a prompt: on a GPU as one CUDA graph of each size.
 
 Shapes: B prompts, T prompt tokens, P prefix tokens.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from llmrec.decoding.beam_search import beam_widths, search_beams
+from llmrec.decoding.prompt_reader import PromptReader
 from llmrec.decoding.search import Beams, SearchProblem
-from llmrec.decoding.tree_forward import TreeForward, pad_right
 from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.leaf_mask import LeafMask
 from llmrec.decoding.trie.trie import SidTrie
-from llmrec.model.backbone import causal_lm, compile_layers
+from llmrec.model.backbone import causal_lm
 from llmrec.model.code_scores import NormalizeOver
-from llmrec.model.fused_projections import join_projections
-from llmrec.runtime.cuda_graphs import CudaGraphs
 from llmrec.sid.vocabulary import SidVocabulary
 
-LEAST_STEP, ROWS_STEP = 8, 16
 
-
-class SidDecoder:
+class SidDecoder(PromptReader):
     """Tree beam search for one model and trie; the answers are those of `tree_beam_search`.
 
     Args:
@@ -82,13 +73,8 @@ class SidDecoder:
         compiled: bool = False,
     ):
         self.problem = SearchProblem(causal_lm(model), trie, vocabulary, normalize_over, compiled=compiled)
-        if compiled:
-            join_projections(self.problem.model)
-            compile_layers(self.problem.model)
         self.widths = beam_widths(num_beams, trie.num_levels)
-        self.prefix_ids = prefix_ids
-        capture = trie.device.type == "cuda" if capture is None else capture
-        self._graphs = CudaGraphs() if capture else None
+        super().__init__(model, prefix_ids, capture, compiled)
 
     @torch.no_grad()
     def __call__(
@@ -133,72 +119,9 @@ class SidDecoder:
         codes, scores, leaves, states = self._run(self._search, input_ids, attention_mask, mask)
         return Beams(codes, scores, leaves), states
 
-    @torch.no_grad()
-    def read(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Run the prompts without a search.
-
-        Args:
-            input_ids: See a call.
-            attention_mask: See a call.
-
-        Returns:
-            (B, hidden) state of each prompt's last token.
-
-        Raises:
-            ValueError: If a prompt does not fit the model's context.
-        """
-        self.problem.check_batch(input_ids, None, self.prefix_ids)
-        return self._run(self._read, input_ids, attention_mask, None)[0]
-
-    def _run(
-        self,
-        function: Callable[..., list[Tensor]],
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        mask: LeafMask | None,
-    ) -> list[Tensor]:
-        """Call a function of a mask, ids padded on the right, and lengths, as a CUDA graph if there are any."""
-        ids, lengths = pad_right(input_ids, attention_mask)
-        if len(ids) == 1 and self.prefix_ids is not None:  # nothing to share: one pass is faster than two
-            ids, lengths = torch.cat([self.prefix_ids.unsqueeze(0), ids], dim=1), lengths + len(self.prefix_ids)
-        if self._graphs is None:
-            return function(mask, ids, lengths)
-        num_rows = len(ids)
-        rows = torch.arange(_round_up(num_rows, ROWS_STEP), device=ids.device).clamp(max=num_rows - 1)
-        inputs = [pad(ids, (0, _padded_length(ids.shape[1]) - ids.shape[1]))[rows], lengths[rows]]
-        mask = None if mask is None else mask.rounded(rows)
-        mask_tensors = {} if mask is None else mask.tensors()
-        outputs = self._graphs.run(
-            functools.partial(function, mask),
-            [*inputs, *mask_tensors.values()],
-            (function.__name__, *mask_tensors),
-        )
-        return [tensor[:num_rows] for tensor in outputs]
-
     def _search(self, mask: LeafMask | None, input_ids: Tensor, lengths: Tensor, *mask_tensors: Tensor) -> list[Tensor]:
         if mask is not None and mask_tensors:
             mask = mask.with_tensors(mask_tensors)
         prefix_ids = self._shared_prefix(input_ids)
         beams, states = search_beams(self.problem, input_ids, lengths, self.widths, mask, prefix_ids)
         return [beams.codes, beams.scores, beams.leaves, states]
-
-    def _read(self, mask: None, input_ids: Tensor, lengths: Tensor) -> list[Tensor]:
-        forward = TreeForward(self.problem.model, 0, self._shared_prefix(input_ids))
-        return [forward.prefill(input_ids, lengths).squeeze(1)]
-
-    def _shared_prefix(self, input_ids: Tensor) -> Tensor | None:
-        return self.prefix_ids if len(input_ids) > 1 else None
-
-
-def _padded_length(length: int) -> int:
-    """Round a length up to a multiple of an eighth of the power of two below, and of LEAST_STEP.
-
-    The steps are coarse on purpose: the batches of an evaluation fall into few lengths, and each is captured once.
-    """
-    step = max(LEAST_STEP, (1 << (length - 1).bit_length()) // 16)
-    return -(-length // step) * step
-
-
-def _round_up(count: int, step: int) -> int:
-    """Round a count below `step` up to a power of two, and one above it to a multiple of `step`."""
-    return 1 << (count - 1).bit_length() if count < step else -(-count // step) * step

@@ -1,4 +1,5 @@
-"""Rankings by item rows: every item scored at once, alone or mixed with the beams of a search.
+"""Rankings by a head: every item scored at once, by item rows alone or mixed with the beams of a search, or by the head
+that answers instead of beams.
 
 `items` ranks by p(item) = softmax over all items of the state before the answer times the item rows. It needs one pass
 over the prompt and no beams, and it is exact. `mixture` ranks by
@@ -22,11 +23,12 @@ from transformers import PreTrainedModel
 
 from llmrec.decoding.search import Beams
 from llmrec.decoding.trie.allow_list import AllowList
+from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.evaluation.ranking import UNFILLED
 from llmrec.model.backbone import causal_lm
 from llmrec.model.checkpoint import SidConfig
-from llmrec.model.item_scores import item_logits
+from llmrec.model.heads.item_rows import ItemRows
 from llmrec.runtime.device import from_host
 from llmrec.sid.item_tokens import ItemTokens
 
@@ -44,7 +46,7 @@ class ItemScorer:
     """
 
     def __init__(self, model: PreTrainedModel, trie: SidTrie, sid_config: SidConfig):
-        self.model, self.items = causal_lm(model), ItemTokens.required(sid_config.vocabulary.items)
+        self.model, self.head = causal_lm(model), ItemRows(ItemTokens.required(sid_config.vocabulary.items))
         self.weight = sid_config.mixture_weight
         self.num_leaves, owners = trie.num_leaves, trie.owners
         ranks = np.arange(self.num_leaves)
@@ -55,7 +57,7 @@ class ItemScorer:
     @torch.no_grad()
     def log_probs(self, states: Tensor) -> Tensor:
         """Score all items by their rows; (B, hidden) states before the answer -> (B, N) float32."""
-        return item_logits(self.model, states, self.items).log_softmax(dim=-1)
+        return self.head.log_probs(self.model, states)
 
     def mixture(self, states: Tensor, beams: Beams) -> Tensor:
         """Score all items by the mixture.
@@ -75,8 +77,29 @@ class ItemScorer:
         num_rows = len(beams.leaves)
         leaves = torch.where(beams.leaves < 0, self.num_leaves, beams.leaves)  # unfilled beams go to a place behind
         by_leaf = beams.scores.new_zeros(num_rows, self.num_leaves + 1).scatter_(1, leaves, beams.scores.exp())
-        by_item = by_leaf.new_zeros(num_rows, self.items.num_items)
+        by_item = by_leaf.new_zeros(num_rows, self.head.num_items)
         return by_item.scatter_reduce_(1, self.items_E.expand(num_rows, -1), by_leaf[:, self.leaves_E], "amax")
+
+
+def best_leaves(scores_BN: Tensor, trie: SidTrie, leaf_filter: LeafFilter | None, width: int) -> tuple[Tensor, Tensor]:
+    """Select the best permitted semantic IDs of each prompt by the scores of their items, which share one.
+
+    Args:
+        scores_BN: (B, N) scores of the items.
+        trie: Trie of the items, each of which has one semantic ID.
+        leaf_filter: Leaves that each prompt may get; all when left out.
+        width: Largest number of semantic IDs.
+
+    Returns:
+        (B, R) int64 leaves, best first, and (B, R) their scores; -1 and -inf where none is left.
+    """
+    starts = trie.leaf_starts
+    first_U = trie.leaf_items if starts is None else trie.leaf_items[starts[:-1]]
+    scores_BU = scores_BN[:, from_host(np.asarray(first_U, dtype=np.int64), trie.device)]
+    if leaf_filter is not None:
+        leaves_BU = torch.arange(trie.num_leaves, device=trie.device).expand_as(scores_BU)
+        scores_BU = scores_BU.masked_fill(~leaf_filter.permits(leaves_BU, leaves_BU + 1), -torch.inf)
+    return best_items(scores_BU, None, width)
 
 
 def best_items(scores_BN: Tensor, barred_BN: Tensor | None, width: int) -> tuple[Tensor, Tensor]:

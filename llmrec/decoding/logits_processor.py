@@ -22,6 +22,7 @@ from llmrec.decoding.grammar import NO_TOKEN, check_prompt_end, child_of, last_s
 from llmrec.decoding.trie.lookups import ROOT
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.model.code_scores import NormalizeOver, check_normalize_over, normalize_codes
+from llmrec.sid.answer_head import refuse_head
 from llmrec.sid.vocabulary import SidVocabulary
 
 
@@ -43,8 +44,8 @@ class SidLogitsProcessor(LogitsProcessor):
         free_text: Allow ordinary tokens outside SIDs.
 
     Raises:
-        ValueError: If the vocabulary lacks codes of the trie, or `free_text` is combined with another `normalize_over`
-            than `vocabulary`.
+        ValueError: If the vocabulary lacks codes of the trie or has a head, or `free_text` is combined with another
+            `normalize_over` than `vocabulary`.
 
     Source: constrained decoding by a prefix trie as in GENRE (arXiv:2010.00904).
 
@@ -73,6 +74,7 @@ class SidLogitsProcessor(LogitsProcessor):
         free_text: bool = False,
     ):
         vocabulary.check_table(trie)
+        refuse_head(vocabulary.head, "SidLogitsProcessor")
         check_normalize_over(normalize_over)
         if free_text and normalize_over != "vocabulary":
             raise ValueError(

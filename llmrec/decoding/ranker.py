@@ -16,12 +16,15 @@ from transformers import PreTrainedModel
 
 from llmrec.configs.recommend import RankBy
 from llmrec.decoding.decoder import SidDecoder
-from llmrec.decoding.item_ranking import ItemScorer, barred_items, best_items
+from llmrec.decoding.item_ranking import ItemScorer, barred_items, best_items, best_leaves
+from llmrec.decoding.prompt_reader import PromptReader
 from llmrec.decoding.trie.allow_list import AllowList, ItemRows, resolve_allow_lists
 from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.evaluation.ranking import UNFILLED, Ranking, check_scores, default_num_beams
+from llmrec.model.backbone import causal_lm
 from llmrec.model.checkpoint import SidConfig
+from llmrec.model.heads.choice import make_head
 from llmrec.model.prompts import HistoryEncoder
 from llmrec.runtime.device import from_host, to_host
 from llmrec.sid.table import SidTable
@@ -53,7 +56,7 @@ class Requests(NamedTuple):
 
 
 class SidRanker:
-    """Rankings of the whole catalogue by tree beam search, by item rows, or by both.
+    """Rankings of the whole catalogue by tree beam search, by item rows or both, or by the head of the checkpoint.
 
     Args:
         model: Extended causal LM, on the device that it runs on.
@@ -62,10 +65,10 @@ class SidRanker:
         prefix_ids: Tokens before every history.
         compiled: Fuse the model's layers by `torch.compile`; see `llmrec.decoding.decoder`.
         capture: Capture searches as CUDA graphs; by default on a GPU.
-        rank: Scores to rank by; see `llmrec.decoding.item_ranking`.
+        rank: Scores to rank by; see `llmrec.decoding.item_ranking`. A head gives those of `sid`.
 
     Raises:
-        ValueError: If `rank` needs item rows, and the checkpoint has none.
+        ValueError: If `rank` needs item rows, and the checkpoint has none, or the weights of its head are absent.
     """
 
     def __init__(
@@ -86,6 +89,8 @@ class SidRanker:
         self._decoders: dict[int, SidDecoder] = {}  # by num_beams, the latest last
         self._one_at_a_time = threading.Lock()  # a server's threads share the decoders and the device
         self._item_scorer = None if rank == "sid" else ItemScorer(model, self.trie, sid_config)
+        self._head = make_head(model, self.encoder, sid_config.vocabulary, model.device)
+        self._reader = PromptReader(model, self.prefix_ids, capture, compiled) if self._head else None
         self._is_one_to_one = self.trie.leaf_starts is None and self.trie.num_leaves == table.num_items
 
     def rank(
@@ -132,7 +137,7 @@ class SidRanker:
         if num_beams is not None and num_beams < min(k, self.trie.num_leaves):
             raise ValueError(f"num_beams is {num_beams}, fewer than k = {k}; give {k} or more, or leave it out.")
         num_beams = num_beams or default_num_beams(self.table.num_items, [k], self.table)
-        decoder = self._decoder(min(num_beams, self.trie.num_leaves))
+        decoder = self._reader or self._decoder(min(num_beams, self.trie.num_leaves))
         answer = None
         for batch in batches:
             with self._one_at_a_time:
@@ -161,7 +166,7 @@ class SidRanker:
                 del self._decoders[next(iter(self._decoders))]
         return decoder
 
-    def _start(self, decoder: SidDecoder, requests: Requests, num_beams: int) -> Callable[[], Ranking]:
+    def _start(self, decoder: PromptReader, requests: Requests, num_beams: int) -> Callable[[], Ranking]:
         """Queue a batch on the device, and return a function that waits for its ranking."""
         exclude = requests.exclude
         allow = None if requests.allow is None else resolve_allow_lists(self.trie, requests.allow)
@@ -172,6 +177,11 @@ class SidRanker:
                 scores_BN, torch.zeros(len(scores_BN), dtype=torch.int64), exclude, allow, num_beams
             )
         leaf_filter = LeafFilter(self.trie, exclude, allow) if exclude is not None or allow is not None else None
+        if self._head is not None:
+            scores_BN = self._head.log_probs(causal_lm(self.model), decoder.read(*prompts))
+            leaves_BR, scores_BR = best_leaves(scores_BN, self.trie, leaf_filter, num_beams)
+            return self._read_off(leaves_BR, scores_BR, torch.zeros_like(leaves_BR[:, 0]), exclude, allow)
+        assert isinstance(decoder, SidDecoder), "only a head answers without a search"
         beams, states = decoder.search(*prompts, leaf_filter)
         # Read off the codes that were decoded, so that a leaf which does not own them would show in the metrics.
         is_item = (beams.codes == self.trie.codes_of(beams.leaves)).all(dim=2) & (beams.leaves >= 0)
@@ -179,7 +189,18 @@ class SidRanker:
         if self._item_scorer is not None:
             scores_BN = self._item_scorer.mixture(states, beams)
             return self._rank_items(scores_BN, invalid, exclude, allow, num_beams)
-        arrays = to_host([beams.leaves, beams.scores, invalid])
+        return self._read_off(beams.leaves, beams.scores, invalid, exclude, allow)
+
+    def _read_off(
+        self,
+        leaves_BM: Tensor,
+        scores_BM: Tensor,
+        invalid: Tensor,
+        exclude: Sequence[np.ndarray] | None,
+        allow: Sequence[AllowList | None] | None,
+    ) -> Callable[[], Ranking]:
+        """Return a function that waits for the best leaves, and lists their items."""
+        arrays = to_host([leaves_BM, scores_BM, invalid])
 
         def wait() -> Ranking:
             leaves, scores, num_invalid = arrays()

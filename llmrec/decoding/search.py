@@ -23,6 +23,7 @@ from llmrec.decoding.trie.trie import SidTrie
 from llmrec.evaluation.ranking import ScoresNotFinite
 from llmrec.model.backbone import check_context, check_rows
 from llmrec.model.code_scores import NormalizeOver, check_normalize_over, code_log_probs
+from llmrec.sid.answer_head import refuse_head
 from llmrec.sid.table import EMPTY
 from llmrec.sid.vocabulary import SidVocabulary
 
@@ -160,7 +161,8 @@ class SearchProblem:
         compiled: Fuse operations by `torch.compile`.
 
     Raises:
-        ValueError: If the model cannot attend along a tree, or model or vocabulary lack codes of the trie.
+        ValueError: If the model answers by a head or cannot attend along a tree, or model or vocabulary lack codes of
+            the trie.
     """
 
     model: PreTrainedModel
@@ -172,6 +174,7 @@ class SearchProblem:
 
     def __post_init__(self) -> None:
         check_normalize_over(self.normalize_over)
+        refuse_head(self.vocabulary.head, "A search over codes")
         self.vocabulary.check_table(self.trie)
         check_attention(self.model)
         check_rows(self.model, self.vocabulary.added_range.stop)

@@ -22,9 +22,8 @@ from llmrec import Recommender
 
 recommender = Recommender.from_pretrained("{name}")
 item_ids, scores = recommender.recommend([["{item}"]], k=5)
-```
-
-With plain transformers, under the trie:
+```"""
+GENERATING = """With plain transformers, under the trie:
 
 ```python
 from llmrec import SidConfig, SidLogitsProcessor, SidTrie, sid_generation_config
@@ -53,6 +52,9 @@ def write_card(directory: str | Path, name: str, metrics: JsonObject | None = No
     """
     sid_config, table, details = SidConfig.load(directory)
     sid = sid_config.vocabulary.text(table.codes([0]))
+    head = sid_config.vocabulary.head
+    how = "as semantic IDs" if head is None else f"in one forward pass, by the head '{head.kind}'"
+    loading = LOADING if head is not None else f"{LOADING}\n\n{GENERATING}"
     facts = {
         "base model": details.get("base_model", "unknown"),
         "items": table.num_items,
@@ -63,7 +65,7 @@ def write_card(directory: str | Path, name: str, metrics: JsonObject | None = No
     parts = [
         HEADER,
         f"# {name.rsplit('/', 1)[-1]}",
-        "A causal LM that recommends items of one catalogue as semantic IDs, made with llmrec.",
+        f"A causal LM that recommends items of one catalogue {how}, made with llmrec.",
         _list(facts),
         "## Data\n\n" + (_list(details["data"]) if "data" in details else "Not recorded."),
         "## Training\n\n"
@@ -73,7 +75,7 @@ def write_card(directory: str | Path, name: str, metrics: JsonObject | None = No
             else "Not fine-tuned: extended only."
         ),
         "## Measured\n\n" + (_measured(metrics) if metrics else "Nothing was measured for this card."),
-        "## Load\n\n" + LOADING.format(name=_quoted(name), item=_quoted(table.item_ids[0]), sid=_quoted(sid)),
+        "## Load\n\n" + loading.format(name=_quoted(name), item=_quoted(table.item_ids[0]), sid=_quoted(sid)),
     ]
     Path(directory, FILE).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 

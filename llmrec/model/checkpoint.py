@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from llmrec.model.code_scores import NormalizeOver, check_normalize_over
+from llmrec.model.heads.codes import NAME, load_heads, save_heads
 from llmrec.model.prompts import HistoryEncoder, Prompt
 from llmrec.runtime.finite import check_weights
 from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, read_json, verify, write_json
@@ -264,6 +265,7 @@ def load_model(source: str | Path, **options: object) -> PreTrainedModel:
             f"'{source}' lacks {len(wrong)} weights of the {type(model).__name__} in its config, or has them in "
             f"another shape, first: {wrong[:3]}; give a causal LM with all of its weights."
         )
+    load_heads(model, source)
     check_weights(
         model,
         f"in '{source}', read as {model.dtype}",
@@ -289,6 +291,10 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
     )
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     model.generation_config = GenerationConfig(**{name: getattr(tokenizer, name) for name in names})
+    heads = model._modules.pop(NAME, None)  # into a file of their own: plain transformers then loads the weights alone
     with without_tensor_bars():
         model.save_pretrained(directory)
+    if heads is not None:
+        model.add_module(NAME, heads)
+        save_heads(heads, directory)
     tokenizer.save_pretrained(directory)

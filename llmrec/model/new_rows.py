@@ -64,6 +64,25 @@ def item_rows(old_VD: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return (torch.randn(count, old_VD.shape[1], generator=generator) * std).to(old_VD)
 
 
+def part_rows(old_VD: Tensor, count: int, num_levels: int, generator: torch.Generator) -> Tensor:
+    """Draw distinct vectors of codes whose mean over the levels is an item's vector, around zero.
+
+    Their mean has the scale of the old vectors. With the mean of the old vectors in them the items of a head with many
+    levels would hardly differ at the start: noise averages out, and the mean does not.
+
+    Args:
+        old_VD: (V, D) vectors of ordinary tokens.
+        count: Number of vectors to draw.
+        num_levels: Number of vectors that an item's is the mean of.
+        generator: CPU generator.
+
+    Returns:
+        (count, D), in the type and on the device of the old vectors.
+    """
+    std = float(old_VD.float().std()) * num_levels**0.5
+    return (torch.randn(count, old_VD.shape[1], generator=generator) * std).to(old_VD)
+
+
 @dataclass(frozen=True)
 class TitleTokens:
     """Tokens of the items' titles, one entry for each.
@@ -191,6 +210,9 @@ def add_rows(
         if vocabulary.items is not None:
             rows = slice(vocabulary.items.stand_in, vocabulary.items.block.stop)
             weight[rows] = item_rows(old_VD, rows.stop - rows.start, generator)
+        if vocabulary.head is not None:
+            sids = slice(vocabulary.token_range.start, vocabulary.token_range.stop)
+            weight[sids] = part_rows(old_VD, vocabulary.num_tokens, vocabulary.num_levels, generator)
         for level, initial in enumerate(initial_vectors(old_VD) if initial_vectors else ()):
             block = vocabulary.block(level)
             weight[block] = leaning_rows(old_VD, weight[block], initial)

@@ -5,7 +5,8 @@ and every item of a history is trained in the place where it will be asked for. 
 instruction only.
 
 An item of a prompt is its SID, followed by its own token if items have one. An answer is the SID alone, so item tokens
-are read and never written.
+are read and never written. For a model that answers by a head, prompt and answer have one id for each item
+(`llmrec.sid.answer_head`).
 
 Every prompt is put together here: `Prompt` makes the tokens before a history, `HistoryEncoder.encode_prompts` adds the
 history. Training, evaluation and serving call these two, so a change of the prompt is a change of this file.
@@ -111,15 +112,23 @@ class HistoryEncoder:
         vocabulary: Token ids of their codes, and of the items if they have tokens of their own.
 
     Attributes:
-        tokens_NL: (N, L) int64 token ids of each item's SID, the answer; -1 beyond its length.
-        token_range: Token ids of SIDs.
+        sid_tokens_NL: (N, L) int64 token ids of each item's SID; -1 beyond its length.
+        tokens_NL: (N, L) int64 token ids of each item's answer, which is the SID; with a head (N, 1) ids of the items.
+        token_range: Token ids of answers.
         items: Tokens of the items; None if they have none.
+
+    Raises:
+        ValueError: If the table needs codes that the vocabulary lacks, or a head cannot read it.
     """
 
     def __init__(self, table: SidTable, vocabulary: SidVocabulary):
         vocabulary.check_table(table)
-        self.tokens_NL = vocabulary.token_ids(table.codes(np.arange(table.num_items)))
-        self.token_range = vocabulary.token_range
+        self.sid_tokens_NL = vocabulary.token_ids(table.codes(np.arange(table.num_items)))
+        self.tokens_NL, self.token_range = self.sid_tokens_NL, vocabulary.token_range
+        if vocabulary.head is not None:
+            check_readable(table)
+            self.token_range = range(vocabulary.added_range.stop, vocabulary.added_range.stop + table.num_items)
+            self.tokens_NL = np.array(self.token_range)[:, np.newaxis]
         self.is_fixed_length = bool((self.tokens_NL != EMPTY).all())
         self.items, self._in_prompt = vocabulary.items, self.tokens_NL
         if vocabulary.items is not None:
@@ -207,6 +216,21 @@ class HistoryEncoder:
         ids = np.full(is_token.shape, pad_token_id)
         ids[is_token] = prompts.tokens
         return ids, is_token.astype(np.int64)
+
+
+def check_readable(table: SidTable) -> None:
+    """Refuse semantic IDs that a head cannot read, which makes one vector of one SID with a code at each level.
+
+    Raises:
+        ValueError: If an item has several SIDs, or SIDs differ in length.
+    """
+    several = "items with several semantic IDs" if table.sids_per_item is not None else ""
+    wrong = several or ("semantic IDs of different lengths" if len(np.unique(table.lengths)) > 1 else "")
+    if wrong:
+        raise ValueError(
+            f"The SID table has {wrong}; a head reads one semantic ID of each item, with a code at every level. Run "
+            "`llmrec tokenize` with tokenizer opq, or leave `head` out."
+        )
 
 
 def most_prompt_tokens(prefix: Sequence[int], num_items: int, tokens_per_item: int) -> int:

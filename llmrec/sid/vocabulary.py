@@ -21,6 +21,7 @@ import numpy as np
 from transformers import AddedToken, PreTrainedTokenizerBase
 
 from llmrec.runtime.manifest import JsonObject
+from llmrec.sid.answer_head import AnswerHead
 from llmrec.sid.bounds import HasLevels, check_layout
 from llmrec.sid.item_tokens import ItemTokens
 from llmrec.sid.table import EMPTY
@@ -38,6 +39,7 @@ class SidVocabulary:
         eos_token_id: Token that ends an answer in `generate()`.
         template: Text of a token; `{letter}` (a, b, …) or `{level}` (0, 1, …), and `{code}`.
         items: Tokens of the items, right behind the blocks; None if items have none.
+        head: Head that answers; None if answers are semantic IDs.
 
     Source: token scheme `<a_12><b_3>` of LC-Rec (arXiv:2311.09049) and MiniOneRec (arXiv:2510.24431).
 
@@ -56,6 +58,7 @@ class SidVocabulary:
     eos_token_id: int
     template: str = DEFAULT_TEMPLATE
     items: ItemTokens | None = None
+    head: AnswerHead | None = None
 
     def __post_init__(self) -> None:
         check_layout(self.level_sizes, self.starts, self.block_sizes, self.eos_token_id, self.added_range.stop)
@@ -141,7 +144,7 @@ class SidVocabulary:
     @property
     def tokens_per_item(self) -> int:
         """Largest number of tokens of an item in a prompt."""
-        return self.num_levels + (self.items is not None)
+        return 1 if self.head else self.num_levels + (self.items is not None)
 
     def block(self, level: int) -> slice:
         """Slice the tokens of the codes in use at a level out of the embedding or output matrix.
@@ -259,13 +262,11 @@ class SidVocabulary:
                 "Run `llmrec extend` on the new table."
             )
         if self.items is not None and table.num_items != self.items.num_items:
-            raise ValueError(
-                f"The SID table has {table.num_items} items, and {self.items.num_items} items have a token of their "
-                "own. Run `llmrec extend` on the new table."
-            )
+            have = f"{self.items.num_items} items have a token of their own"
+            raise ValueError(f"The SID table has {table.num_items} items, and {have}. Run `llmrec extend` on it.")
 
     def to_dict(self) -> JsonObject:
-        """Convert the vocabulary to its arguments, for llmrec.json; `items` is absent if there are no item tokens."""
+        """Convert the vocabulary to its arguments, for llmrec.json; `items` and `head` are absent if there are none."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
     @classmethod
@@ -287,4 +288,5 @@ class SidVocabulary:
         """
         lists = {key: tuple(map(operator.index, values[key])) for key in ("level_sizes", "starts", "block_sizes")}
         items = ItemTokens(**values["items"]) if "items" in values else None
-        return cls(**{**values, **lists, "items": items})
+        head = AnswerHead(**values["head"]) if "head" in values else None
+        return cls(**{**values, **lists, "items": items, "head": head})

@@ -22,6 +22,7 @@ from llmrec.runtime import processes
 from llmrec.runtime.console import tell
 from llmrec.runtime.manifest import JsonObject, read_manifest, verify
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
+from llmrec.sid.answer_head import refuse_head
 from llmrec.sid.table import SidTable
 from llmrec.stages import sft
 from llmrec.stages.tokenize import TokenizeResult, write_report
@@ -124,6 +125,7 @@ def load(config: AlternateConfig) -> AlternateInputs:
             f"'{config.model}' has a token for each item (`llmrec extend --item-rows`), which alternate cannot train; "
             "extend the original model without item_rows."
         )
+    refuse_head(sid_config.vocabulary.head, "alternate")
     prompt = sid_config.prompt
     llm = config.llm(prompt.instruction, prompt.chat_template)
     start = sft.load(llm)

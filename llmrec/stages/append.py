@@ -20,7 +20,14 @@ from llmrec.runtime.stage_directory import run_stage
 from llmrec.sid.catalog_record import CatalogRecord
 from llmrec.sid.table import SidTable
 
-SETTLED = ("catalog", "sid_init", "spare_codes", "item_rows")  # options that a checkpoint has decided already
+SETTLED = (
+    "catalog",
+    "sid_init",
+    "spare_codes",
+    "item_rows",
+    "head",
+    "head_temperature",
+)  # options that a checkpoint has decided already
 
 
 def append_items(config: ExtendConfig, table: SidTable) -> JsonObject:

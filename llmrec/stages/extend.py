@@ -6,6 +6,7 @@ checkpoint of llmrec instead of a causal LM, the stage appends items to it (`llm
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +17,15 @@ from llmrec.configs import ExtendConfig
 from llmrec.data.catalog import Catalog
 from llmrec.model.backbone import check_halves
 from llmrec.model.checkpoint import FILE, SidConfig, load_model, load_tokenizer, save_model
+from llmrec.model.heads.choice import add_head
 from llmrec.model.micro import micro_model, word_tokenizer
 from llmrec.model.new_rows import InitialVectors, TitleTokens, add_rows, title_vectors
 from llmrec.model.origin import BASE_IS_RANDOM, is_untrained
-from llmrec.model.prompts import Prompt
+from llmrec.model.prompts import Prompt, check_readable
 from llmrec.runtime.console import tell
 from llmrec.runtime.manifest import JsonObject, read_manifest, verify
 from llmrec.runtime.stage_directory import run_stage
+from llmrec.sid.answer_head import AnswerHead
 from llmrec.sid.catalog_record import CatalogRecord
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
@@ -44,6 +47,8 @@ def main(config: ExtendConfig) -> JsonObject:
     table = SidTable.load(config.sid)
     if (Path(config.model) / FILE).is_file():
         return append_items(config, table)
+    if config.head != "none":
+        check_readable(table)
     catalog = load_catalog(config, table)
     titles = None if catalog is None else catalog.titles
     inputs: dict[str, str | Path] = {"sid": config.sid}
@@ -58,7 +63,9 @@ def main(config: ExtendConfig) -> JsonObject:
         origin = {"base_model": public_name(config.model), BASE_IS_RANDOM: is_untrained(model)}
         num_items = table.num_items if config.item_rows else 0
         vocabulary = SidVocabulary.add_to(tokenizer, table.level_sizes, config.spare_codes, num_items=num_items)
+        vocabulary = dataclasses.replace(vocabulary, head=answer_head(config))
         add_rows(model, vocabulary, config.seed, initial_vectors(config, titles, table, tokenizer))
+        add_head(model, vocabulary)
         save_model(model, tokenizer, directory)
         sid_config = SidConfig(vocabulary, Prompt(), longest_history(model, vocabulary), "vocabulary")
         learned_on = read_manifest(config.sid)["identity"].get("inputs", {}).get("catalog")  # none of adopted SIDs
@@ -137,6 +144,11 @@ def initial_vectors(
             f"sid_init 'titles' needs titles, and no item of '{config.catalog}' has one; set sid_init to noise."
         )
     return functools.partial(title_vectors, tokens, table)
+
+
+def answer_head(config: ExtendConfig) -> AnswerHead | None:
+    """Return the head that the options ask for; None for answers that are semantic IDs."""
+    return None if config.head == "none" else AnswerHead(config.head, config.head_temperature)
 
 
 def public_name(source: str) -> str:

@@ -20,12 +20,15 @@ from llmrec.configs import SftConfig
 from llmrec.data.catalog import Catalog
 from llmrec.model.backbone import compile_layers
 from llmrec.model.checkpoint import TRAINING, SidConfig, load_tokenizer
+from llmrec.model.heads.choice import make_head
 from llmrec.model.prompts import HistoryEncoder, Prompt, most_prompt_tokens
 from llmrec.runtime import processes
 from llmrec.runtime.console import say, tell
 from llmrec.runtime.device import resolve_device, resolve_dtype
 from llmrec.runtime.manifest import JsonObject, read_manifest, verify
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
+from llmrec.sid.answer_head import AnswerHead
+from llmrec.sid.table import EMPTY
 from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.training.distil.distillation import Distillation
 from llmrec.training.distil.query_collator import QueryCollator
@@ -124,7 +127,7 @@ class TrainingParts:
         device: Device to train on.
         dtype: Type of matrix products and of frozen weights.
         distillation: Teacher that the model learns from, if there is one.
-        item_loss: Loss of item rows, if there are any.
+        item_loss: Loss of item rows or of a head, if there are any.
     """
 
     examples: Dataset
@@ -146,10 +149,11 @@ def fine_tune(config: SftConfig, start: RunInputs, directory: Path) -> tuple[Sid
     examples, tasks = make_examples(config, start.catalog, start.tokenizer, start.sid_config.vocabulary)
     parts = make_parts(config, start, examples, tasks)
     fills = (start.tokenizer.pad_token_id, 0, IGNORED)
-    captured = CapturedLoss.of(config, parts.model, int(start.table.lengths.min()), fills, parts.device)
+    shortest = int((parts.collator.encoder.tokens_NL != EMPTY).sum(axis=1).min())
+    captured = CapturedLoss.of(config, parts.model, shortest, fills, parts.device)
     with open_trainer(config, start, parts, directory, captured=captured) as trainer:
         counts = {**train(trainer, parts.collator, directory), **best_step(trainer.state)}
-        if parts.item_loss is not None and trainer.validation is not None:
+        if start.sid_config.vocabulary.items is not None and parts.item_loss and trainer.validation is not None:
             counts |= choose_mixture(trainer.validation, trainer.accelerator)
     return trainer, {**counts, "task_examples": sum(task.num_draws for task in tasks.values())}
 
@@ -169,13 +173,14 @@ def make_parts(config: SftConfig, start: RunInputs, examples: Dataset, tasks: di
     pad_token_id = start.tokenizer.pad_token_id
     options = (start.prefix, encoder, pad_token_id, config.packing, tasks, config.seed)
     distillation = Distillation.of(config, start, encoder, device)
-    item_loss = ItemLoss.of(config, start.sid_config.vocabulary)
+    validation = make_validation(config, start, num_targets(examples))
+    model = make_model(config, start.sid_config, dtype)
+    head = make_head(model, encoder, start.sid_config.vocabulary, device)
+    item_loss = ItemLoss.of(config, start.sid_config.vocabulary, head)
     if distillation is None and item_loss is None:
         collator = HistoryCollator(*options, item_dropout=config.item_dropout)
     else:
         collator = QueryCollator(*options, item_dropout=config.item_dropout, drawn_answers=config.drawn_answers)
-    validation = make_validation(config, start, num_targets(examples))
-    model = make_model(config, start.sid_config, dtype)
     return TrainingParts(examples, collator, validation, model, device, dtype, distillation, item_loss)
 
 
@@ -248,11 +253,26 @@ def problems(config: SftConfig, catalog: Catalog, vocabulary: SidVocabulary) -> 
         )
     if processes.sharding() == "FSDP" and config.item_decay:
         found.append("item_decay needs whole rows in each process, which FSDP shards; leave it out")
+    if vocabulary.head is not None:
+        found += head_problems(config, vocabulary.head)
     if vocabulary.items is not None and config.normalize_over == "vocabulary":
         found.append(
             f"'{config.model}' has item tokens, which are never written but would compete with codes in the softmax; "
             "set normalize_over to level"
         )
+    return found
+
+
+def head_problems(config: SftConfig, head: AnswerHead) -> list[str]:
+    """List the options that a model cannot be trained with that answers by a head."""
+    name = f"'{config.model}' answers by the head '{head.kind}'"
+    found = []
+    if config.tasks:
+        found.append(f"{name}, which writes no semantic IDs or words that tasks ask for; leave tasks out")
+    if config.drawn_answers:
+        found.append(f"{name}, which learns the teacher's whole distribution at once; leave drawn_answers out")
+    if processes.sharding() == "FSDP":
+        found.append(f"{name}, which reads rows of the embedding by itself; launch with recipes/accelerate/ddp.yaml")
     return found
 
 

@@ -25,6 +25,7 @@ from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 from llmrec.configs import FineTuneConfig, SftConfig
 from llmrec.model.backbone import causal_lm, moved
 from llmrec.model.checkpoint import load_model
+from llmrec.model.heads.codes import NAME as HEADS
 from llmrec.model.trained_rows import look_up_apart
 from llmrec.sid.vocabulary import SidVocabulary
 
@@ -51,7 +52,10 @@ def load_trainable(config: SftConfig, vocabulary: SidVocabulary, dtype: torch.dt
         ValueError: If 4-bit weights are asked for without bitsandbytes.
     """
     if config.train == "full":
-        return load_model(config.model, dtype=torch.float32)
+        model = load_model(config.model, dtype=torch.float32)
+        if vocabulary.head is not None and not is_tied(model):
+            model.get_output_embeddings().requires_grad_(False)  # a head answers, so nothing reads it
+        return model
     return add_adapter(load_frozen(config, dtype), config, vocabulary)
 
 
@@ -85,6 +89,8 @@ def add_adapter(model: PreTrainedModel, config: SftConfig, vocabulary: SidVocabu
     # LoRA's do, whose `weight` shows them as they were before training.
     targets = DUMMY_TARGET_MODULES if config.train == "sid_tokens" else "all-linear"
     lora = lora_config(config, targets, trained_rows(model, vocabulary))
+    if hasattr(model, HEADS):
+        lora.modules_to_save = [HEADS]
     torch.manual_seed(config.seed)
     with without_renaming_warning():
         adapted = get_peft_model(model, lora)
@@ -117,10 +123,15 @@ def trained_rows(model: PreTrainedModel, vocabulary: SidVocabulary) -> dict[str,
     """Token ids whose rows train, by the name of the embedding and of an output matrix that is not tied to it."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     names = {id(module): name.rsplit(".", 1)[-1] for name, module in model.named_modules()}
-    matrices = [embedding] if head.weight is embedding.weight else [embedding, head]
+    matrices = [embedding] if is_tied(model) or vocabulary.head is not None else [embedding, head]
     # Items are scored by their rows in the embedding; the output matrix needs those of the codes alone.
     rows = {id(head): vocabulary.token_range, id(embedding): vocabulary.added_range}
     return {names[id(matrix)]: list(rows[id(matrix)]) for matrix in matrices}
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Tell whether the embedding is also the output matrix."""
+    return bool(model.get_output_embeddings().weight is model.get_input_embeddings().weight)
 
 
 @contextlib.contextmanager

@@ -40,7 +40,8 @@ class Distillation:
 
     Args:
         teacher: Ranker that answers queries, on the device of training.
-        targets: Sums of its probabilities along the trie, on the same device.
+        targets: Sums of its probabilities along the trie, on the same device; None for a head, which learns the
+            distribution over items itself (`llmrec.training.sft.item_loss`).
         tokens_NL: (N, L) int64 token ids of each item, -1 beyond the end of its semantic ID, on the same device.
         weight: Weight w of the teacher, between 0 and 1.
         temperature: Temperature of the teacher's distribution.
@@ -49,7 +50,7 @@ class Distillation:
     """
 
     teacher: Teacher
-    targets: CodeTargets
+    targets: CodeTargets | None
     tokens_NL: Tensor
     weight: float
     temperature: float
@@ -76,9 +77,10 @@ class Distillation:
         teacher = load_teacher(config.teacher, start.catalog, device)
         exclude_seen = {"auto": teacher.exclude_seen, "exclude": True, "keep": False}[config.teacher_seen]
         say(f"sft: the teacher {'leaves seen items out' if exclude_seen else 'may recommend seen items'}")
+        vocabulary = start.sid_config.vocabulary
         return cls(
             teacher,
-            CodeTargets(start.table, start.sid_config.vocabulary.level_sizes, device),
+            None if vocabulary.head else CodeTargets(start.table, vocabulary.level_sizes, device),
             from_host(encoder.tokens_NL, device),
             config.teacher_weight,
             config.teacher_temperature,
@@ -110,7 +112,8 @@ class Distillation:
             input_ids = _put(input_ids, queries.drawn_places, tokens_DL, self.pad_token_id)
             labels = _put(labels, queries.drawn_places, tokens_DL, IGNORED)
             weights_Q[num_targets:] *= num_targets / num_drawn
-        levels = [level * weights_Q.unsqueeze(1) for level in self.targets(probabilities_QN, answers)]
+        shares = [] if self.targets is None else self.targets(probabilities_QN, answers)
+        levels = [level * weights_Q.unsqueeze(1) for level in shares]
         is_drawn_Q = torch.arange(len(answers), device=answers.device) >= num_targets
         codes = TaughtCodes(queries.query_of, is_drawn_Q, levels)
         return TaughtBatch(input_ids, labels, codes, answers, probabilities_QN)

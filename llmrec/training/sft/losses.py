@@ -128,16 +128,18 @@ class NextItemLoss:
         targets = pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
         if taught is not None:
             taught = taught._replace(query_of=pad(taught.query_of[:, 1:], (0, 1), value=NO_QUERY))
-        total = sid_cross_entropy(
-            self.base,
-            states.flatten(0, 1),
-            targets,
-            self.vocabulary,
-            self.normalize_over,
-            self.label_smoothing,
-            most,
-            taught,
-        )
+        total = states.new_zeros(())
+        if self.vocabulary.head is None:
+            total = sid_cross_entropy(
+                self.base,
+                states.flatten(0, 1),
+                targets,
+                self.vocabulary,
+                self.normalize_over,
+                self.label_smoothing,
+                most,
+                taught,
+            )
         if items is not None and self.item_loss is not None:
             total = total + self.item_loss.sum(self.base, states.flatten(0, 1), items)
         if pools is None or self.extra_loss is None:

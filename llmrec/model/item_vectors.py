@@ -1,0 +1,81 @@
+"""One vector for each item: the mean of the embeddings of its codes' tokens.
+
+A model with a head reads items so. `read_items` lets the embedding of a model take the ids that
+`llmrec.model.prompts.HistoryEncoder` gives items; everything behind the embedding (dropout, positions, layers) sees
+ordinary input. No vector of an item is stored, so an item that is appended is read at once.
+
+Source: VQ-Rec (arXiv:2210.12316) and RPG (arXiv:2506.05781), which read items alike.
+
+Shapes: N items, L levels, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding_bag
+
+from llmrec.model.backbone import causal_lm
+from llmrec.model.trained_rows import with_trained_rows
+
+
+def mean_rows(embedding: nn.Module, sids: range, tokens_nL: Tensor) -> Tensor:
+    """Average the rows of the codes of some items.
+
+    Args:
+        embedding: Embedding of a causal LM, or PEFT's wrapper of it.
+        sids: Token ids of all codes, beyond which no row is read.
+        tokens_nL: (n, L) int64 token ids of the items' SIDs.
+
+    Returns:
+        (n, D).
+    """
+    rows = with_trained_rows(embedding, slice(sids.start, sids.stop))
+    return embedding_bag(tokens_nL - sids.start, rows, mode="mean")
+
+
+class ItemReader:
+    """Forward pass of an embedding that also takes the ids of items.
+
+    Args:
+        embedding: Embedding of a causal LM, or PEFT's wrapper of it.
+        sids: Token ids of all codes.
+        tokens_NL: (N, L) int64 token ids of each item's SID.
+        start: Id of item row 0; that of row r is `start + r`.
+    """
+
+    def __init__(self, embedding: nn.Module, sids: range, tokens_NL: Tensor, start: int):
+        earlier = vars(embedding).get("forward")
+        self.words: Callable[[Tensor], Tensor] = earlier.words if isinstance(earlier, ItemReader) else embedding.forward
+        self.embedding, self.sids, self.tokens_NL, self.start = embedding, sids, tokens_NL, start
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """(…) token ids, or ids of items -> (…, D)."""
+        if self.tokens_NL.device != ids.device:
+            self.tokens_NL = self.tokens_NL.to(ids.device)  # once: the Trainer moves the model after it was made
+        vectors = self.words(ids.clamp(max=self.start - 1))
+        rows = (ids - self.start).clamp(min=0)
+        items = mean_rows(self.embedding, self.sids, self.tokens_NL[rows.flatten()])
+        items = items.view_as(vectors).to(vectors.dtype)
+        scale = getattr(getattr(self.embedding, "original_module", self.embedding), "embed_scale", None)  # Gemma's
+        if scale is not None:
+            items = items * scale.to(items.dtype)
+        return torch.where((ids >= self.start).unsqueeze(-1), items, vectors)
+
+
+def read_items(model: nn.Module, sids: range, tokens_NL: np.ndarray, start: int) -> None:
+    """Let a model read items as the means of their codes, in place; a later call changes the semantic IDs.
+
+    Args:
+        model: Causal LM or a PEFT model over one.
+        sids: Token ids of all codes.
+        tokens_NL: (N, L) int64 token ids of each item's SID.
+        start: Id of item row 0.
+    """
+    base = causal_lm(model)
+    embedding = base.get_input_embeddings()
+    tokens = torch.from_numpy(tokens_NL).to(base.device)
+    vars(embedding)["forward"] = ItemReader(embedding, sids, tokens, start)
