@@ -166,6 +166,7 @@ class SidRanker:
                 del self._decoders[next(iter(self._decoders))]
         return decoder
 
+    @torch.no_grad()
     def _start(self, decoder: PromptReader, requests: Requests, num_beams: int) -> Callable[[], Ranking]:
         """Queue a batch on the device, and return a function that waits for its ranking."""
         exclude = requests.exclude

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llmrec.model.checkpoint import TRAINING, SidConfig
 from llmrec.runtime.manifest import JsonObject
+from llmrec.sid.answer_head import AnswerHead
 
 FILE = "README.md"
 HEADER = """---
@@ -74,7 +75,7 @@ def write_card(directory: str | Path, name: str, metrics: JsonObject | None = No
             if "counts" in details
             else "Not fine-tuned: extended only."
         ),
-        "## Measured\n\n" + (_measured(metrics) if metrics else "Nothing was measured for this card."),
+        "## Measured\n\n" + (_measured(metrics, head) if metrics else "Nothing was measured for this card."),
         "## Load\n\n" + loading.format(name=_quoted(name), item=_quoted(table.item_ids[0]), sid=_quoted(sid)),
     ]
     Path(directory, FILE).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -127,9 +128,13 @@ def applicable(options: JsonObject, has_items: bool) -> JsonObject:
     return {name: value for name, value in given.items() if not name.startswith(left_out)}
 
 
-def _measured(metrics: JsonObject) -> str:
+def _measured(metrics: JsonObject, head: AnswerHead | None) -> str:
     by = {"items": "item rows", "mixture": f"beam {metrics['num_beams']} and item rows"}
-    ranked = by.get(metrics.get("rank", "sid"), f"beam {metrics['num_beams']}")
+    ranked = (
+        f"head '{head.kind}'"
+        if head is not None
+        else by.get(metrics.get("rank", "sid"), f"beam {metrics['num_beams']}")
+    )
     lines = [f"Split: {metrics['split']}, full ranking, {ranked}.", ""]
     names: list[str] = []
     for system, by_column in metrics["systems"].items():

@@ -1,4 +1,4 @@
-"""Heads that answer in one pass: scores and losses against their definitions, and against themselves by other routes."""
+"""Heads that answer in one pass: scores and losses against their definitions, and by other routes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`extend --head` and what follows it: sft in full and with LoRA, evaluate, recommend, Recommender, append, refusals."""
+"""`extend --head` and what follows it: sft in full and with LoRA, evaluate, recommend, append, and refusals."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_what_trains(tmp_path, toy, sid_table, kind, train, tied):
 
 @pytest.mark.parametrize("train", ["lora", "full"])
 def test_an_interrupted_run_ends_as_if_it_had_not_been(monkeypatch, tmp_path, toy, tuned_head, kind, train):
-    ours = {"train": train, "eval_steps": 2, "dropout": 0.1}
+    ours = {"train": train, "eval_steps": 2}
     fine_tune(tmp_path / "whole", toy[0], tuned_head, **OPTIONS, **ours)
     start_and_kill(monkeypatch, tmp_path / "sft", (toy[0], tuned_head), 4, **ours)
     fine_tune(tmp_path / "sft", toy[0], tuned_head, **OPTIONS, **ours)
@@ -146,12 +146,17 @@ def test_an_appended_item_is_read_and_found_at_once(tmp_path, tuned_head, toy):
         extend.main(dataclasses.replace(config, head="codes", out=str(tmp_path / "other")))
 
 
-@pytest.mark.parametrize("option, said", [({"tasks": ["title_to_sid"]}, "leave tasks out"),
-                                          ({"teacher": ["t"], "drawn_answers": True}, "leave drawn_answers out")])  # fmt: skip
-def test_sft_refuses_what_a_head_cannot_learn(monkeypatch, tmp_path, toy, tuned_head, option, said):
+REFUSED = {
+    "leave tasks out": {"tasks": ["title_to_sid"]},
+    "leave drawn_answers out": {"teacher": ["t"], "drawn_answers": True},
+}
+
+
+@pytest.mark.parametrize("said", REFUSED)
+def test_sft_refuses_what_a_head_cannot_learn(monkeypatch, tmp_path, toy, tuned_head, said):
     monkeypatch.setattr("llmrec.stages.sft.verify", lambda *a: None)
     with pytest.raises(ValueError, match=f"answers by the head '.*', which .*{said}"):
-        fine_tune(tmp_path / "sft", toy[0], tuned_head, **option)
+        fine_tune(tmp_path / "sft", toy[0], tuned_head, **REFUSED[said])
 
 
 def test_what_writes_semantic_ids_is_refused(tmp_path, toy, tuned_head, kind):
