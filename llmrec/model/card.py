@@ -130,11 +130,8 @@ def applicable(options: JsonObject, has_items: bool) -> JsonObject:
 
 def _measured(metrics: JsonObject, head: AnswerHead | None) -> str:
     by = {"items": "item rows", "mixture": f"beam {metrics['num_beams']} and item rows"}
-    ranked = (
-        f"head '{head.kind}'"
-        if head is not None
-        else by.get(metrics.get("rank", "sid"), f"beam {metrics['num_beams']}")
-    )
+    otherwise = f"beam {metrics['num_beams']}" if head is None else f"head '{head.kind}'"
+    ranked = by.get(metrics.get("rank", "sid"), otherwise)
     lines = [f"Split: {metrics['split']}, full ranking, {ranked}.", ""]
     names: list[str] = []
     for system, by_column in metrics["systems"].items():

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding_bag
+from torch.nn import functional
 
 from llmrec.model.backbone import causal_lm
 from llmrec.model.trained_rows import with_trained_rows
@@ -34,7 +34,10 @@ def mean_rows(embedding: nn.Module, sids: range, tokens_nL: Tensor) -> Tensor:
         (n, D).
     """
     rows = with_trained_rows(embedding, slice(sids.start, sids.stop))
-    return embedding_bag(tokens_nL - sids.start, rows, mode="mean")
+    total = torch.zeros(len(tokens_nL), rows.shape[1], dtype=rows.dtype, device=rows.device)
+    for tokens_n in (tokens_nL - sids.start).unbind(1):  # one after another: all at once would take L times the memory
+        total = total + functional.embedding(tokens_n, rows)
+    return total / tokens_nL.shape[1]
 
 
 class ItemReader:

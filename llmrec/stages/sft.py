@@ -28,7 +28,6 @@ from llmrec.runtime.device import resolve_device, resolve_dtype
 from llmrec.runtime.manifest import JsonObject, read_manifest, verify
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
 from llmrec.sid.answer_head import AnswerHead
-from llmrec.sid.table import EMPTY
 from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.training.distil.distillation import Distillation
 from llmrec.training.distil.query_collator import QueryCollator
@@ -149,8 +148,8 @@ def fine_tune(config: SftConfig, start: RunInputs, directory: Path) -> tuple[Sid
     examples, tasks = make_examples(config, start.catalog, start.tokenizer, start.sid_config.vocabulary)
     parts = make_parts(config, start, examples, tasks)
     fills = (start.tokenizer.pad_token_id, 0, IGNORED)
-    shortest = int((parts.collator.encoder.tokens_NL != EMPTY).sum(axis=1).min())
-    captured = CapturedLoss.of(config, parts.model, shortest, fills, parts.device)
+    shortest, has_head = int(start.table.lengths.min()), start.sid_config.vocabulary.head is not None
+    captured = CapturedLoss.of(config, parts.model, shortest, fills, parts.device, has_head)
     with open_trainer(config, start, parts, directory, captured=captured) as trainer:
         counts = {**train(trainer, parts.collator, directory), **best_step(trainer.state)}
         if start.sid_config.vocabulary.items is not None and parts.item_loss and trainer.validation is not None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from llmrec.decoding.beam_search import beam_widths, search_beams, tree_beam_search
-from llmrec.decoding.decoder import LEAST_STEP, ROWS_STEP, SidDecoder, _padded_length, _round_up
+from llmrec.decoding.decoder import SidDecoder
+from llmrec.decoding.prompt_reader import LEAST_STEP, ROWS_STEP, _padded_length, _round_up
 from llmrec.decoding.search import SearchProblem
 from llmrec.decoding.tree_forward import pad_right
 from llmrec.decoding.trie.filter import LeafFilter

@@ -48,7 +48,13 @@ class CapturedLoss:
 
     @classmethod
     def of(
-        cls, config: SftConfig, model: nn.Module, shortest_sid: int, fills: tuple[int, int, int], device: torch.device
+        cls,
+        config: SftConfig,
+        model: nn.Module,
+        shortest_sid: int,
+        fills: tuple[int, int, int],
+        device: torch.device,
+        has_head: bool = False,
     ) -> CapturedLoss | None:
         """Capture steps if they have few shapes and the host need not wait for the device; else return None.
 
@@ -58,8 +64,11 @@ class CapturedLoss:
             shortest_sid: Number of tokens of the shortest SID.
             fills: Values of empty rows, as above.
             device: Device that the model will be on.
+            has_head: The model answers by a head, whose loss is not tried in a graph yet.
         """
-        is_plain = config.packing and config.quantization == "none" and not config.gradient_checkpointing
+        is_plain = (
+            config.packing and config.quantization == "none" and not config.gradient_checkpointing and not has_head
+        )
         is_small = sum(p.numel() for p in model.parameters() if p.requires_grad) <= MOST_TRAINED
         is_whole = device.type == "cuda" and processes.sharding() is None
         takes_masks = causal_lm(model).config._attn_implementation == "sdpa"
