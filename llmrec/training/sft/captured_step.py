@@ -66,13 +66,15 @@ class CapturedLoss:
             device: Device that the model will be on.
             has_head: The model answers by a head, whose loss is not tried in a graph yet.
         """
-        is_plain = (
-            config.packing and config.quantization == "none" and not config.gradient_checkpointing and not has_head
-        )
+        is_plain = config.packing and config.quantization == "none" and not config.gradient_checkpointing
         is_small = sum(p.numel() for p in model.parameters() if p.requires_grad) <= MOST_TRAINED
         is_whole = device.type == "cuda" and processes.sharding() is None
         takes_masks = causal_lm(model).config._attn_implementation == "sdpa"
-        if config.normalize_over == "vocabulary" or not (is_plain and is_small and is_whole and takes_masks):
+        if (
+            config.normalize_over == "vocabulary"
+            or has_head
+            or not (is_plain and is_small and is_whole and takes_masks)
+        ):
             return None
         return cls(model, shortest_sid, fills)
 
