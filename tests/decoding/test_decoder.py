@@ -102,7 +102,7 @@ def test_padding_to_the_size_of_a_graph_changes_no_answer(llm, sid_table, vocabu
             shapes.add(tuple(inputs[0].shape))
             return search(*inputs)
 
-    monkeypatch.setattr("llmrec.decoding.decoder.CudaGraphs", Uncaptured)
+    monkeypatch.setattr("llmrec.decoding.prompt_reader.CudaGraphs", Uncaptured)
     trie = SidTrie(sid_table)
     padded, plain = (SidDecoder(llm, trie, vocabulary, 5, "level", prefix_ids, capture=on) for on in (True, False))
     for seed, lengths in enumerate([(7, 4, 1), (6, 5, 5), (5,), (9,) * 5, (3,) * 17]):

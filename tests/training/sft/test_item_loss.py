@@ -8,6 +8,7 @@ import torch
 
 from llmrec.baselines.queries import Queries
 from llmrec.model.backbone import causal_lm, run_backbone
+from llmrec.model.heads.item_rows import ItemRows
 from llmrec.model.prompts import HistoryEncoder
 from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.training.distil.batch import BatchQueries
@@ -156,14 +157,14 @@ def test_without_item_rows_or_weight_there_is_no_loss(vocabulary):
     assert ItemLoss.of(sft_config("", "", ""), vocabulary) is None
     assert ItemLoss.of(sft_config("", "", "", item_weight=0.0), with_items) is None
     found = ItemLoss.of(sft_config("", "", "", item_weight=0.5), with_items)
-    assert found == ItemLoss(with_items.items, 1.5, 0.0, 0.5)
+    assert found == ItemLoss(ItemRows(with_items.items), 1.5, 0.0, 0.5)
 
 
 def test_a_teacher_without_weight_changes_nothing(tokenizer, sid_table, with_items):
     """The distribution that a teacher of weight 0 leaves is the smoothed next item."""
     model, values = tiny_llm(len(tokenizer)), []
     batch = collator_of(sid_table, with_items)(examples_of())
-    item_loss = ItemLoss(with_items.items, 1.0, SMOOTHING, 0.0)
+    item_loss = ItemLoss(ItemRows(with_items.items), 1.0, SMOOTHING, 0.0)
     for teach in (None, distillation_of(sid_table, with_items, 0.0).teach):
         with (
             torch.no_grad(),
