@@ -21,6 +21,7 @@ from llmrec.model.prompts import HistoryEncoder, Prompt
 from llmrec.sid.answer_head import AnswerHead
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
+from llmrec.training.distil.batch import BatchQueries
 from llmrec.training.sft.item_loss import ItemLoss
 from llmrec.training.sft.losses import sid_loss_in_forward
 from llmrec.training.weights import add_adapter
@@ -180,6 +181,24 @@ def test_one_pass_equals_a_row_for_each_target(kind, packing):
             batch = collator(examples_of(targets=targets))
             totals.append(float(one.model(**batch, num_items_in_batch=1).loss))
     assert totals[0] == pytest.approx(totals[1], rel=1e-5) and totals[0] > 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["codes", "vectors"])
+def test_a_teacher_is_mixed_with_the_next_item_by_the_definition(kind):
+    """(1 - w) of the next item, smoothed over items, and w of the teacher's distribution, each times the scores."""
+    one, weight = scene(kind), 0.4
+    config = sft_config("", "", "", label_smoothing=0.1, teacher_weight=weight)
+    item_loss = ItemLoss.of(config, one.vocabulary, one.head)
+    answers, taught = torch.tensor([5, 31, 0]), torch.rand(3, ITEMS).softmax(dim=1)
+    nothing = torch.zeros(0, LEVELS, dtype=torch.long)
+    queries = BatchQueries(*([answers] * 5), answers=answers, query_of=answers, drawn_places=nothing,
+                           places=torch.arange(1, 4))  # fmt: skip
+    loss = item_loss.sum(one.model, one.states, item_loss.targets(queries, taught))
+    scores = one.head.log_probs(one.model, one.states)
+    own = 0.9 * scores[torch.arange(3), answers] + 0.1 * scores.mean(dim=1)
+    expected = -((1 - weight) * own + weight * (taught * scores).sum(dim=1)).sum()
+    assert float(loss) == pytest.approx(float(expected), abs=1e-4)
 
 
 def ranker_of(one) -> SidRanker:

@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from llmrec.cli import main
@@ -117,6 +118,21 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(monkeypatch, tmp_path, to
         assert (tmp_path / "sft" / FILE).read_bytes() == (tmp_path / "whole" / FILE).read_bytes()
 
 
+def test_it_learns_a_teachers_distribution(capsys, tmp_path, toy, tuned_head):
+    """Weight 1 follows the teacher alone, and weight 0 is bit-equal to training without one."""
+    flags = ["--catalog", toy[0], "--ranker", "item_knn", "--device", "cpu", "--out", str(tmp_path / "knn")]
+    run_json(capsys, "teach", *flags)
+    shared = {"train": "full", "max_steps": 3, "label_smoothing": 0.1}
+    runs = {"none": {}, "off": {"teacher_weight": 0.0}, "on": {"teacher_weight": 1.0}}
+    for name, options in runs.items():
+        teacher = {} if name == "none" else {"teacher": [str(tmp_path / "knn")]}
+        fine_tune(tmp_path / name, toy[0], tuned_head, **shared, **teacher, **options)
+    assert losses(tmp_path / "none") == losses(tmp_path / "off")
+    assert same_weights(tmp_path / "none", tmp_path / "off") and not same_weights(tmp_path / "none", tmp_path / "on")
+    curve = losses(tmp_path / "on")
+    assert curve[-1] < curve[0] and np.isfinite(curve).all()
+
+
 def test_packed_and_padded_runs_have_one_loss_curve(tmp_path, toy, tuned_head):
     for packing in (True, False):
         fine_tune(tmp_path / str(packing), toy[0], tuned_head, train="full", label_smoothing=0.1, packing=packing)
@@ -187,12 +203,18 @@ def test_absent_and_foreign_weights_of_a_head_are_refused(tmp_path, tuned_head, 
         pytest.skip("no weights")
     copy = tmp_path / "copy"
     shutil.copytree(tuned_head, copy, ignore=shutil.ignore_patterns("manifest.json"))
+    values = json.loads((copy / "llmrec.json").read_text())
     (copy / FILE).unlink()
+    with pytest.raises(ValueError, match=r"is not as it was saved: head\.safetensors is missing"):
+        Recommender.from_pretrained(copy, device="cpu")
+    values.pop("binding")
+    (copy / "llmrec.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match=r"whose weights are absent: head\.safetensors has to lie beside"):
         Recommender.from_pretrained(copy, device="cpu")
     other = dict(getattr(load_model(tuned_head), NAME).state_dict())
-    from safetensors.torch import save_file
-
     save_file({"weight": other["weight"][:, :5].contiguous()}, copy / FILE)
     with pytest.raises(ValueError, match="does not belong to the weights beside it"):
+        Recommender.from_pretrained(copy, device="cpu")
+    (copy / FILE).write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match=r"head\.safetensors cannot be read"):
         Recommender.from_pretrained(copy, device="cpu")

@@ -5,8 +5,8 @@
     score     = mean over the levels of log p_l(code of the item)
 
 The codes of an item count as independent, so their order means nothing and opq makes the semantic IDs. The ranking is
-exact: one look-up per level and item. RPG's own decoding walks over a graph of similar items, which finds most of the
-best ones; it pays beyond a million items, and is left out.
+exact: one look-up per level and item. RPG's own decoding, a walk over a graph of similar items, is approximate, and left
+out.
 
 The loss of an item is its negative score. Of a distribution over items it is the mean of these losses, which is one
 cross-entropy per level with the distribution of the codes.
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, silu
@@ -71,20 +72,23 @@ def load_heads(model: PreTrainedModel, source: str | Path) -> None:
     """Put the residual heads of a checkpoint, if it has any, into its causal LM, in the type of the model.
 
     Raises:
-        ValueError: If their shapes do not belong to the model.
+        ValueError: If their file cannot be read, or their shapes do not belong to the model.
     """
     path = Path(source) / FILE
     if not path.is_file():
         return
-    tensors = load_file(path)
+    remedy = "Restore it, or run `llmrec sft` again."
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read ({error}). {remedy}") from error
     num_levels = len(tensors["weight"]) if "weight" in tensors else 0
     heads = ResidualHeads(num_levels, model.config.get_text_config().hidden_size)
     expected = {name: tensor.shape for name, tensor in heads.state_dict().items()}
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if found != expected:
         raise ValueError(
-            f"{path} does not belong to the weights beside it: it has {found}, {expected} is needed. Restore it, or "
-            "run `llmrec sft` again."
+            f"{path} does not belong to the weights beside it: it has {found}, {expected} is needed. {remedy}"
         )
     heads.load_state_dict(tensors)
     model.add_module(NAME, heads.to(model.device, model.dtype))
