@@ -1,6 +1,6 @@
 """SidDecoder: tree beam search at the speed of the device, for one model and trie that answer many requests.
 
-The whole search runs as `llmrec.decoding.prompt_reader` runs a prompt: on a GPU as one CUDA graph of each size.
+The whole search runs as `llmrec.decoding.tree_forward` reads a prompt: on a GPU as one CUDA graph of each size.
 
 Shapes: B prompts, T prompt tokens, P prefix tokens.
 """
@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmrec.decoding.beam_search import beam_widths, search_beams
-from llmrec.decoding.prompt_reader import PromptReader
 from llmrec.decoding.search import Beams, SearchProblem
+from llmrec.decoding.tree_forward import PromptReader
 from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.leaf_mask import LeafMask
 from llmrec.decoding.trie.trie import SidTrie

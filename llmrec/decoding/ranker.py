@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from llmrec.configs.recommend import RankBy
 from llmrec.decoding.decoder import SidDecoder
 from llmrec.decoding.item_ranking import ItemScorer, barred_items, best_items, best_leaves
-from llmrec.decoding.prompt_reader import PromptReader
+from llmrec.decoding.tree_forward import PromptReader
 from llmrec.decoding.trie.allow_list import AllowList, ItemRows, resolve_allow_lists
 from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.trie import SidTrie

@@ -8,9 +8,8 @@ import torch
 
 from llmrec.decoding.beam_search import beam_widths, search_beams, tree_beam_search
 from llmrec.decoding.decoder import SidDecoder
-from llmrec.decoding.prompt_reader import LEAST_STEP, ROWS_STEP, _padded_length, _round_up
 from llmrec.decoding.search import SearchProblem
-from llmrec.decoding.tree_forward import pad_right
+from llmrec.decoding.tree_forward import LEAST_STEP, ROWS_STEP, _padded_length, _round_up, pad_right
 from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.model.backbone import compile_layers
@@ -102,7 +101,7 @@ def test_padding_to_the_size_of_a_graph_changes_no_answer(llm, sid_table, vocabu
             shapes.add(tuple(inputs[0].shape))
             return search(*inputs)
 
-    monkeypatch.setattr("llmrec.decoding.prompt_reader.CudaGraphs", Uncaptured)
+    monkeypatch.setattr("llmrec.decoding.tree_forward.CudaGraphs", Uncaptured)
     trie = SidTrie(sid_table)
     padded, plain = (SidDecoder(llm, trie, vocabulary, 5, "level", prefix_ids, capture=on) for on in (True, False))
     for seed, lengths in enumerate([(7, 4, 1), (6, 5, 5), (5,), (9,) * 5, (3,) * 17]):

@@ -144,7 +144,7 @@ def test_padding_to_the_size_of_a_graph_changes_no_answer(sid_table, rank, monke
             kinds.add(kind)
             return function(*inputs)
 
-    monkeypatch.setattr("llmrec.decoding.prompt_reader.CudaGraphs", Uncaptured)
+    monkeypatch.setattr("llmrec.decoding.tree_forward.CudaGraphs", Uncaptured)
     padded, plain = (ranker_of(sid_table, rank, capture=on).rank(HISTORIES, k=12) for on in (True, False))
     np.testing.assert_allclose(padded.scores, plain.scores, atol=1e-5)
     assert np.array_equal(padded.items, plain.items)

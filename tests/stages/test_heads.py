@@ -25,7 +25,7 @@ from llmrec.sid.table import EMPTY, SidTable
 from llmrec.stages import dpo, extend
 from tests.conftest import CODES
 from tests.support.extended import extended, fine_tune, losses, same_weights, write_sid
-from tests.training.test_checkpoints import OPTIONS, start_and_kill
+from tests.training.test_checkpoints import OPTIONS, start_and_kill, start_two
 
 HISTORY = ["item-3", "item-6", "item-1"]
 LEARNING = {"train": "full", "max_steps": 60, "learning_rate": 5e-3, "batch_size": 24, "max_history": 10}
@@ -131,6 +131,16 @@ def test_it_learns_a_teachers_distribution(capsys, tmp_path, toy, tuned_head):
     assert same_weights(tmp_path / "none", tmp_path / "off") and not same_weights(tmp_path / "none", tmp_path / "on")
     curve = losses(tmp_path / "on")
     assert curve[-1] < curve[0] and np.isfinite(curve).all()
+
+
+def test_two_processes_train_the_same_model(tmp_path, toy, sid_table, forks, kind):
+    """DDP wants a gradient of everything that trains, which an output matrix that nothing reads would not have."""
+    base = extended(tmp_path, sid_table, tied=False, head=kind)
+    ours = (toy[0], base)
+    pids = start_two(forks, tmp_path / "two", ours, "--train", "full", "--dropout", "0")
+    assert [forks.wait(pid) for pid in pids] == [0, 0], (tmp_path / "stderr-0").read_text()
+    fine_tune(tmp_path / "one", *ours, **{**OPTIONS, "train": "full", "dropout": 0.0})
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
 
 
 def test_packed_and_padded_runs_have_one_loss_curve(tmp_path, toy, tuned_head):

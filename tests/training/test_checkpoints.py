@@ -323,14 +323,15 @@ def test_a_full_disk_keeps_the_checkpoint_before(monkeypatch, capsys, tmp_path, 
         assert same_weights(tmp_path / "sft", uninterrupted / "lora")
 
 
-def start_two(forks: Forks, out: Path, toy, **first_or_second) -> tuple[int, int]:
-    """Process ids of the two ranks of one run."""
+def start_two(forks: Forks, out: Path, toy, *flags: str, **first_or_second) -> tuple[int, int]:
+    """Process ids of the two ranks of one run, with further flags."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **ALOUD}
     return tuple(
-        forks.start(command(out, toy), out.with_name(f"stderr-{rank}"), die_in=first_or_second.get(f"rank_{rank}"),
+        forks.start([*command(out, toy), *flags], out.with_name(f"stderr-{rank}"),
+                    die_in=first_or_second.get(f"rank_{rank}"),
                     environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "CUDA_VISIBLE_DEVICES": ""})
         for rank in range(2)
     )  # fmt: skip

@@ -5,8 +5,7 @@
     score     = mean over the levels of log p_l(code of the item)
 
 The codes of an item count as independent, so their order means nothing and opq makes the semantic IDs. The ranking is
-exact: one look-up per level and item. RPG's own decoding, a walk over a graph of similar items, is approximate, and left
-out.
+exact: one look-up per level and item. RPG itself walks over a graph of similar items, which is approximate; left out.
 
 The loss of an item is its negative score. Of a distribution over items it is the mean of these losses, which is one
 cross-entropy per level with the distribution of the codes.
