@@ -86,7 +86,7 @@ def slots_line(metrics: JsonObject, column: str) -> str:
         + (f"SID-level recall@{k} {values[f'sid_recall@{k}']:.4f}, " if is_ours else "")
         + f"coverage@{k} {values[f'coverage@{k}']:.3f}, unfilled slots {values[f'unfilled@{k}']:.2%}, "
         f"invalid answers {values['invalid_rate']:.2%}, {values['examples_per_s']:.1f} examples/s"
-        + (f" at {metrics['num_beams']} beams" if is_ours else "")
+        + (f" at {metrics['num_beams']} beams" if is_ours and metrics["num_beams"] else "")
     )
     if column == "seen_excluded" and metrics["target_in_history"]:
         line += f"; {metrics['target_in_history']:.2%} of targets are in the history and count as misses"

@@ -76,6 +76,9 @@ def main(config: EvaluateConfig) -> JsonObject:
             metrics = measured(outcomes, examples, catalog, table, config, num_beams)
             metrics["learning"] = learning_curves(config, workdir)
             metrics["exact"] = exact
+            head = head_of(config.model)
+            if head is not None:
+                metrics |= {"head": head, "num_beams": None}
             write_json(workdir / METRICS, metrics)
             pq.write_table(per_user(outcomes, places, examples, catalog), workdir / PER_USER)
             name = f"{config.model or 'baselines'} on {config.catalog}"
@@ -159,6 +162,16 @@ def check_catalog_of(model: str, catalog: Catalog) -> None:
             "may contain the targets that are tested here. Evaluate on the catalogue that it was made on, or run "
             "`llmrec embed`, `tokenize`, `extend` and `sft` on this one."
         )
+
+
+def head_of(model: str | None) -> str | None:
+    """Kind of the head that a checkpoint answers by; None without one, or without a model."""
+    if model is None:
+        return None
+    from llmrec.model.checkpoint import SidConfig
+
+    head = SidConfig.load(model)[0].vocabulary.head
+    return None if head is None else head.kind
 
 
 def check_item_rows(model: str) -> None:

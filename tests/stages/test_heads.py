@@ -50,11 +50,14 @@ def run_json(capsys, *arguments) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_it_learns_what_comes_next(capsys, tmp_path, toy, tuned_head):
+def test_it_learns_what_comes_next(capsys, tmp_path, toy, tuned_head, kind):
     """In the toy catalogue the next item follows from the last one."""
     flags = ["--model", tuned_head, "--device", "cpu", "--baselines", "popularity", "--k", "3"]
     metrics = run_json(capsys, "evaluate", *flags, "--catalog", toy[0], "--out", tmp_path / "test")
     assert metrics["systems"]["ours"]["plain"]["ndcg@3"] > 0.8
+    assert metrics["head"] == kind and metrics["num_beams"] is None
+    page = (tmp_path / "test" / "report.html").read_text()
+    assert f"are ranked, in one pass by the head {kind}." in page and "None beams" not in page
 
 
 def test_the_command_and_python_answer_alike_without_beams(capsys, tuned_head):
