@@ -181,7 +181,7 @@ def _known_places(lines: pl.DataFrame, catalog: Catalog, path: str) -> pl.DataFr
 def _lines(path: str | Path) -> pl.DataFrame:
     """The columns of the file, in their order and types."""
     with reading(path, "a parquet file", f"give a parquet file of scores, with {', '.join(COLUMNS)}"):
-        table: pl.DataFrame = pl.from_arrow(pq.read_table(path, partitioning=None))  # a damaged file panics in polars
+        table = pl.DataFrame(pq.read_table(path, partitioning=None))  # a damaged file panics in polars
     missing = [name for name in COLUMNS if name not in table.columns]
     if missing:
         raise ValueError(f"{path} lacks the columns {missing}; it has {table.columns}.")
