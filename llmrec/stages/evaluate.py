@@ -33,7 +33,7 @@ from llmrec.evaluation.transitions import Transitions
 from llmrec.reports.evaluation import render
 from llmrec.runtime import processes
 from llmrec.runtime.console import tell
-from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, content_hash, read_manifest, write_json
+from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, content_hash, read_manifest, verify, write_json
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
 from llmrec.sid.item_tokens import ItemTokens
 from llmrec.sid.table import SidTable
@@ -133,6 +133,8 @@ def check_model(model: str, catalog: Catalog) -> SidTable:
             f"model '{model}' is not a directory; give the output of `llmrec sft` or `llmrec extend`, "
             "or download a Hub model first with `hf download`."
         )
+    if (Path(model) / MANIFEST).is_file():
+        verify(model)  # before any file of it is read
     table = SidTable.load(model)
     item_ids = table.item_ids
     if item_ids == catalog.item_ids:
