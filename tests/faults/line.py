@@ -212,7 +212,7 @@ def random_fault(line: Line, stage: str, seed: int) -> dict:
     rng = random.Random(f"{stage} {seed}")
     what = rng.random()
     if what < 0.15:
-        return {"bytes": rng.choice((100, 500, 1_500, 5_000, 20_000, 60_000))}
+        return {"bytes": rng.choice((2_000, 3_000, 5_000, 20_000, 60_000))}  # the message needs some, too
     fault = {"errno": rng.choice((errno.ENOSPC, errno.EACCES, errno.EIO, errno.EMFILE, errno.EROFS))}
     if what < 0.6 or not CAN_FILTER:
         return {**fault, "call": rng.choice(CALLS), "number": rng.choice((1, 1, 2, 3, 4, 5, 7, 9, 12, 16, 24))}
