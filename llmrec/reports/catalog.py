@@ -1,4 +1,4 @@
-"""The page of `llmrec prepare`: what was read and kept, what it means, and what counting reaches."""
+"""The page of `llmrec prepare`: what was read and kept, what it means, and what a model has to beat."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from llmrec.data.report.steps import ROUND, whole
 from llmrec.evaluation.protocol import COLUMNS
 from llmrec.reports.pages import Estimate, Figure, Table, render_page
-from llmrec.reports.svg import COLOURS, Line, plot, short
+from llmrec.reports.svg import COLOURS, Line, plot
 from llmrec.runtime.manifest import JsonObject
 
 PAGE = "report.html"
-HEADINGS = {"warning": "Look at this", "note": "Good to know", "good": "In order"}
-COLUMN_NAMES = {"plain": "any item may be shown", "seen_excluded": "items of the history are left out"}
+HEADINGS = {"warning": "Look at this", "note": "Good to know", "good": "Fine"}
+COLUMN_NAMES = {"plain": "may be shown", "seen_excluded": "are left out"}
 SYSTEM_NAMES = {
     "popularity": "the most popular items",
     "markov": "the items that most often followed the last one (Markov)",
@@ -55,7 +55,7 @@ def render(report: JsonObject, name: str) -> str:
 def _opening(verdicts: Sequence[JsonObject]) -> str:
     warnings = sum(verdict["kind"] == "warning" for verdict in verdicts)
     if not warnings:
-        return "Nothing here stands against training on this data."
+        return "No warnings: nothing was found that makes results wrong or worse."
     points = "One point" if warnings == 1 else f"{warnings} points"
     return f"{points} may make results wrong or worse: read {'it' if warnings == 1 else 'them'} before you train."
 
@@ -94,14 +94,14 @@ def _over_time(times: JsonObject | None) -> Figure | None:
     last = len(over["date"]) - 1
     ticks = [date if i % (last // 4 + 1) == last // 8 else "" for i, date in enumerate(over["date"])]
     line = Line("interactions", range(last + 1), over["count"], COLOURS[1])
-    return Figure(f"interactions, each of {last + 1} equal parts of the time", plot([line], "", ticks))
+    return Figure(f"interactions in each of {last + 1} equal parts of the time", plot([line], "", ticks))
 
 
 def _splits(splits: JsonObject) -> Table:
     lines = []
     for name, facts in splits.items():
         line = [SPLIT_NAMES[name], f"{facts['examples']:,}", f"{facts['users']:,}"]
-        shares = [f"{facts[key]:.1%}" if key in facts else "" for key in ("in_history", "cold")]
+        shares = [f"{facts[key]:.1%}" if key in facts else "-" for key in ("in_history", "cold")]
         lines.append([*line, *shares])
     return Table(["part", "examples", "users", "target was in the history", "target never seen in training"], lines)
 
@@ -113,7 +113,7 @@ def _baselines(reached: JsonObject) -> Table:
         for system, of in reached["systems"].items()
         for column in COLUMNS
     ]
-    return Table(["shown", "", *metrics], lines)
+    return Table(["shown", "items of the history", *metrics], lines)
 
 
 def _fields(fields: JsonObject) -> Table:
@@ -122,7 +122,7 @@ def _fields(fields: JsonObject) -> Table:
         [
             column["name"],
             f"{column['missing']:,} ({column['missing'] / every:.1%})",
-            "-" if column["different"] is None else short(column["different"]),
+            "-" if column["different"] is None else f"{column['different']:,}",
         ]
         for column in fields["columns"]
     ]

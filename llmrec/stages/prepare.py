@@ -56,7 +56,7 @@ def show(result: JsonObject) -> None:
     table("Kept at each step", ["", "users", "items", "interactions"], summary(result["report"]["steps"]))
     examples = ", ".join(f"{result[name]:,} {name}" for name in SPLITS)
     tell(f"Examples: {examples}. Items in the catalogue: {result['items']:,}.")
-    tell(f"Written to {result['out']}; {Path(result['out']) / PAGE} shows the data, and what counting reaches on it.")
+    tell(f"Written to {result['out']}; {Path(result['out']) / PAGE} shows the data, and what a model has to beat.")
 
 
 def build(config: PrepareConfig, files: dict[str, Path], directory: Path) -> JsonObject:
@@ -142,7 +142,7 @@ def new_items(published: Published, items: pl.DataFrame, interactions: pl.DataFr
 
 
 def held_out_facts(directory: Path, seed: int) -> JsonObject:
-    """Facts about the split that was written, and what counting reaches on it."""
+    """Facts about the split that was written, and what a model has to beat."""
     from llmrec.baselines.reach import reach  # torch, whose import takes seconds
 
     items, examples = (pq.read_table(directory / name) for name in ("items.parquet", "split.parquet"))

@@ -47,8 +47,8 @@ def missing(column: pl.Series) -> pl.Series:
 
 
 def different(column: pl.Series) -> int | None:
-    """Number of different values that are not null; None for values that cannot be compared."""
+    """Number of different values that say something; None for values that cannot be compared."""
     try:
-        return int(column.drop_nulls().n_unique())
+        return int(column.filter(~missing(column)).n_unique())
     except pl.exceptions.PolarsError:
         return None

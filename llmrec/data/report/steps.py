@@ -36,10 +36,10 @@ def summary(steps: list[JsonObject]) -> list[list[str]]:
     >>> names = ("read", "2-core, round 1", "2-core, round 2")
     >>> steps = [{"name": name, "users": 3, "items": 2, "interactions": 9} for name in names]
     >>> summary(steps)
-    [['read', '3', '2', '9'], ['2-core, round 2', '3', '2', '9']]
+    [['read', '3', '2', '9'], ['2-core', '3', '2', '9']]
     """
     last = {step["name"].partition(ROUND)[0]: step for step in steps}
-    return [[step["name"], *(f"{step[key]:,}" for key in ("users", "items", "interactions"))] for step in last.values()]
+    return [[name, *(f"{step[key]:,}" for key in ("users", "items", "interactions"))] for name, step in last.items()]
 
 
 def whole(steps: list[JsonObject]) -> JsonObject:

@@ -56,10 +56,11 @@ def _kept(report: JsonObject) -> Iterator[Verdict]:
     said = ", ".join(f"{last[name]:,} of {first[name]:,} {name} ({shares[name]:.0%})" for name in shares)
     core = [step for step in report["steps"] if ROUND in step["name"]]
     if min(shares["users"], shares["interactions"]) < LOST and core:
+        k = core[0]["name"].partition("-core")[0]
         yield Verdict(
             "warning",
-            f"The filters keep {said}. Results speak of these users only.",
-            "Lower --k-core to keep users and items with fewer interactions; --k-core 0 keeps all.",
+            f"The filters keep {said}. Results speak of these users and items only.",
+            f"A --k-core below {k} keeps users and items with fewer interactions; --k-core 0 keeps all.",
         )
     elif min(shares.values()) < 1:
         yield Verdict("note", f"The filters keep {said}.")
@@ -107,7 +108,8 @@ def _repeats(report: JsonObject) -> Iterator[Verdict]:
             "note",
             f"Users come back to the same item: {share:.0%} of the interactions are with an item that the user had "
             "before.",
-            "In evaluations, read the column plain; seen_excluded counts every return as a miss.",
+            "In evaluations, read the results where items of the history may be returned (plain). Where they are left "
+            "out (seen_excluded), every return counts as a miss.",
         )
 
 
@@ -115,10 +117,10 @@ def _ids(report: JsonObject) -> Iterator[Verdict]:
     for name, facts in report["ids"].items():
         for kind, groups in facts["look_alikes"]["kinds"].items():
             pairs = "; ".join(" and ".join(map(shown, group)) for group in groups["examples"])
-            times = "once" if groups["groups"] == 1 else f"{groups['groups']:,} times"
+            cases = "one case" if groups["groups"] == 1 else f"{groups['groups']:,} cases"
             yield Verdict(
                 "warning",
-                f"Ids of {name} look alike {times}: {pairs}. They are {SAYS[kind]}, and count as different {name}.",
+                f"Ids of {name} look alike in {cases}: {pairs}. They are {SAYS[kind]}, and count as different {name}.",
                 "If they are the same, write them in one form in all files and run prepare again.",
             )
         if facts["nothing"]:
@@ -166,11 +168,17 @@ def _times(report: JsonObject) -> Iterator[Verdict]:
     elif ties["users"] >= MANY_TIES:
         yield Verdict(
             "note",
-            f"{ties['users']:.0%} of the users have different items at one time; their order there is that of the "
-            f"file. It decides what is tested for {ties['last']:.1%}.",
+            f"{ties['users']:.0%} of the users have different items at the same time. These stay in the order of the "
+            f"file, which decides for {ties['last']:.1%} of the users what is tested.",
+        )
+    elif ties["users"]:
+        percent = f"{100 * ties['users']:.2g}%"
+        yield Verdict(
+            "good",
+            f"Times put nearly every history in order; {percent} of the users have different items at the same time.",
         )
     else:
-        yield Verdict("good", f"Times put nearly every history in order; {ties['users']:.1%} of the users have ties.")
+        yield Verdict("good", "Times put every history in order.")
 
 
 def _users(report: JsonObject) -> Iterator[Verdict]:
@@ -183,7 +191,10 @@ def _users(report: JsonObject) -> Iterator[Verdict]:
             "Drop a user who is a robot, a test account or the name of a missing value.",
         )
     if top >= CONCENTRATED and behaviour["items"] >= 100:
-        yield Verdict("note", f"One in a hundred items has {top:.0%} of the interactions; popularity is hard to beat.")
+        yield Verdict(
+            "note",
+            f"The most popular 1% of the items have {top:.0%} of the interactions; popularity is hard to beat.",
+        )
 
 
 def _fields(report: JsonObject) -> Iterator[Verdict]:
@@ -237,8 +248,8 @@ def _baselines(report: JsonObject) -> Iterator[Verdict]:
     popular, markov = (reached["systems"][name]["plain"][f"recall@{k}"]["mean"] for name in ("popularity", "markov"))
     yield Verdict(
         "note",
-        f"A model has to beat this: the {k} most popular items hold the next item of {popular:.1%} of the histories, "
-        f"and the {k} items that most often followed the last one (Markov) hold that of {markov:.1%}.",
+        f"For {popular:.1%} of the histories, the next item is one of the {k} most popular items. For {markov:.1%}, it "
+        f"is one of the {k} that most often followed the last item (Markov). A model has to beat both.",
     )
     if max(popular, markov) >= SUSPICIOUS and report["fields"]["items"] > 5 * k:
         yield Verdict(

@@ -85,6 +85,11 @@ def test_fields_that_say_nothing_are_missing():
     assert (facts["items"], facts["no_title"], facts["no_text"], facts["same_title"]) == (4, 2, 1, 2)
 
 
+def test_empty_text_is_no_value():
+    (column,) = field_facts(pl.DataFrame({"item_id": ["a", "b", "c"], "text": ["", " ", "x"]}))["columns"]
+    assert column == {"name": "text", "missing": 2, "different": 1}
+
+
 def test_splits_tell_cold_targets_and_returns(catalog):
     facts = split_facts(catalog)
     train = {row for sequence in catalog.train.sequences() for row in sequence.tolist()}

@@ -48,14 +48,14 @@ def test_good_data_brings_no_warning():
 CORE = [*GOOD["steps"], {"name": "5-core, round 1", "users": 90, "items": 30, "interactions": 3000}]
 LOOK_ALIKES = {"groups": 7, "ids": 14, "kinds": {"number": {"groups": 7, "examples": [["3", "3.0"]]}}}
 FAULTS = {
-    "k-core": ("steps", CORE, "keep 90 of 900 users (10%)", "Lower --k-core"),
+    "k-core": ("steps", CORE, "keep 90 of 900 users (10%)", "A --k-core below 5"),
     "unknown items": ("unknown_items", {"items": 9, "interactions": 6000, "dropped": False, "look_alike": "'3'"},
                       "6,000 of 9,000 interactions that were read", "--item-file-column"),
     "dropped look-alikes": ("unknown_items", {"items": 1, "interactions": 5, "dropped": True,
                             "look_alike": "'p3 ' looks like 'p3' there"}, "'p3 ' looks like 'p3' there", "in one form"),
     "dropped repeats": ("exact_repeats", {"rows": 900, "dropped": True}, "900 of 9,000 rows (10.0%)", "keep"),
     "kept repeats": ("exact_repeats", {"rows": 2, "dropped": False}, "2 of 9,000 rows", "--duplicates drop"),
-    "look-alikes": ("ids/items/look_alikes", LOOK_ALIKES, "look alike 7 times: '3' and '3.0'", "in one form"),
+    "look-alikes": ("ids/items/look_alikes", LOOK_ALIKES, "look alike in 7 cases: '3' and '3.0'", "in one form"),
     "no id": ("ids/users/nothing", {"nan": 3}, "'nan' in 3 of the interactions", "drop these rows"),
     "wrong times": ("times/outside", 4, "4 times are no dates", "Correct them"),
     "ties": ("ties/last", 0.4, "40% of the users", "finer times"),
@@ -88,7 +88,15 @@ def test_returns_gaps_and_concentration_are_notes():
         report = changed(path, value)
         report["times"] |= {"gap_from": "2020-02-01", "gap_to": "2020-04-21"}
         notes = [verdict for verdict in verdicts(report) if verdict["kind"] == "note"]
-        assert warnings(report) == [] and len(notes) == 2  # and what counting reaches
+        assert warnings(report) == [] and len(notes) == 2  # and what a model has to beat
+
+
+def test_few_ties_are_told_as_few_and_none_as_none():
+    for share, says in (
+        (0.0, "every history in order."),
+        (0.0004, "nearly every history in order; 0.04% of the users"),
+    ):
+        assert sum(says in verdict["says"] for verdict in verdicts(changed("ties/users", share))) == 1
 
 
 def test_without_times_nothing_is_said_of_ties():
