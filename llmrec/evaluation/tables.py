@@ -59,7 +59,10 @@ def show_systems(systems: JsonObject, differences: JsonObject, k: int, measured_
         return
     table(measured_on, header, rows)
     reference = next(iter(systems[COLUMNS[0]]))
-    tell(f"Lead: {names[-1]} of {reference} less that of the system. Ahead: is {reference} ahead? Open if 0 is inside.")
+    tell(
+        f"Lead: {names[-1]} of {reference} minus that of the system in the line; below 0, that system is better. "
+        f"Ahead: is {reference} ahead of it? Open if 0 is inside the interval."
+    )
 
 
 def _ahead(difference: JsonObject) -> str:
