@@ -27,7 +27,10 @@ class PrepareConfig(StageConfig, Config):
         "text, JSON lines (text also as .gz, .xz, .zst or .bz2), or parquet.",
         None,
     )
-    items: str | None = option("The same, of the items in `interactions`.", None)
+    items: str | None = option(
+        "File of the items that `interactions` name, with a title for each; the same kinds of files, or a directory.",
+        None,
+    )
     append_to: str | None = option(
         "Catalogue that `interactions`, `items` or both are added to. Its items keep their rows; new items follow and "
         "are kept, however few interactions they have. k_core counts for new users only.",

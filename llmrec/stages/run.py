@@ -120,7 +120,8 @@ def carry_out(config: RunConfig, prepared: JsonObject, plan: Plan) -> JsonObject
 def _kept(config: RunConfig, counts: JsonObject) -> str:
     what = f"{counts['users']:,} users, {counts['items']:,} items and {counts['interactions']:,} interactions"
     k = counts["k_core"]
-    why = "as asked for" if config.k_core is not None else "the largest up to 5 that keeps half of the testable users"
+    suited = "the largest up to 5 that keeps half of the users with three interactions or more"
+    why = "as asked for" if config.k_core is not None else suited
     return f"prepare: {what} are left by k-core {k}, {why}." if k else f"prepare: {what}; none was dropped (k-core 0)."
 
 

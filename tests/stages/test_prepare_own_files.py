@@ -114,7 +114,7 @@ def test_a_log_without_times(prepare):
     rows = [line.rsplit(",", 1)[0] for line in log().splitlines()]
     files = {"log.csv": "\n".join(reversed([*rows[1:], rows[0]])) + "\n"}
     status, said = prepare(files)
-    assert status == 2 and "--order-only reads it" in said
+    assert status == 2 and "give --order-only" in said
     assert prepare(files, "--order-only")[0] == 0
     assert Catalog.load("cat").histories("test")[0] == ["p3", "p2", "p1"]
     status, said = prepare(files, "--order-only", "--split", "temporal")

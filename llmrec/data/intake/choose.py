@@ -112,7 +112,7 @@ def _missing(rows: Rows, missing: list[tuple[str, str]]) -> str:
         return f"{found} If that is a row, put a line with the names of the columns before it."
     if len(rows.names) == 1:
         return f"{found} If that is a whole line, give the text between its cells with --separator."
-    without_times = " Is it in the order of time, and without times? --order-only reads it."
+    without_times = " If it has no times, but the rows of each user are in their order, give --order-only."
     return f"{found} Name yours with these options.{without_times if TIMESTAMP in dict(missing) else ''}"
 
 

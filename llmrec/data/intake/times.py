@@ -71,7 +71,8 @@ def to_time(table: Table) -> None:
         return
     bad = ~time.is_finite().fill_null(False)
     first = given.filter(bad).head(1).cast(pl.String, strict=False) if dtype == pl.String else pl.Series([""])
-    remedy = f"day and month can be either; {REMEDY}" if first.str.contains(AMBIGUOUS).any() else REMEDY
+    either = f"in dates of this form, the day or the month may come first, so they are refused; {REMEDY}"
+    remedy = either if first.str.contains(AMBIGUOUS).any() else REMEDY
     table.report(bad, "have no readable timestamp", remedy, TIMESTAMP if dtype == pl.String else None)
     table.frame = table.frame.with_columns(time.alias(TIMESTAMP))
 

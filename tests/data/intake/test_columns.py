@@ -59,7 +59,7 @@ REFUSED = {
     ),
     "a slip in the file": ("usr_id,item_id,timestamp,d", {}, r"'user_id' \(--user-column usr_id\?\)"),
     "a slip in the option": ("who,item_id,timestamp,d", {"user_column": "whoo"}, r"'whoo' \(--user-column who\?\)"),
-    "no times": ("user_id,item_id,b,c", {}, r"'timestamp' \(--timestamp-column\).*--order-only reads it"),
+    "no times": ("user_id,item_id,b,c", {}, r"'timestamp' \(--timestamp-column\).*give --order-only"),
     "one column twice": ("user_id,item_id,timestamp,c", {"weight_column": "timestamp"}, "name one column twice"),
     "no such weight": ("user_id,item_id,timestamp,c", {"weight_column": "rating"}, r"'rating' \(--weight-column\)"),
     "no such title": ("user_id,item_id,timestamp,c", {"title_column": "label"}, r"'label' \(--title-column\)"),

@@ -108,9 +108,12 @@ def test_times_that_a_float_would_merge_become_integers(case):
 REFUSED = {
     "day or month": (
         texts("2020-01-01", "03/04/2012"),
-        r"1 rows .*row 2 \('03/04/2012'\); day and month can be either",
+        r"1 rows .*row 2 \('03/04/2012'\); in dates of this form, the day or the month may come first",
     ),
-    "day or month, with points": (texts("03.04.2012 10:00"), "day and month can be either"),
+    "day or month, with points": (
+        texts("03.04.2012 10:00"),
+        "the day or the month may come first, so they are refused; use a number",
+    ),
     "no such day": (texts("2020-01-01", "2020-02-30"), r"row 2 \('2020-02-30'\)"),
     "no such hour": (texts("2020-01-01 24:30:00"), "no readable timestamp"),
     "year of five digits": (texts("2020-01-01", "12020-01-01"), "row 2"),
