@@ -76,7 +76,7 @@ class Distillation:
             return None
         teacher = load_teacher(config.teacher, start.catalog, device)
         exclude_seen = {"auto": teacher.exclude_seen, "exclude": True, "keep": False}[config.teacher_seen]
-        say(f"sft: the teacher {'leaves seen items out' if exclude_seen else 'may recommend seen items'}")
+        say(f"sft: the teacher {'leaves out' if exclude_seen else 'may recommend'} items that a user had before.")
         vocabulary = start.sid_config.vocabulary
         return cls(
             teacher,
