@@ -1,8 +1,9 @@
 """The time column: numbers stay as they are, dates become unix seconds, and no two times lose their order.
 
 Dates are ISO 8601 (`2012-04-03`, `2012-04-03 14:04:01.25`, `…Z`, `… UTC`, `…+02:00`) or name the month (`Tue Apr 03
-18:00:09 +0000 2012`, `3 April 2012`). Other orders of day and month are ambiguous and refused. A time without a zone is
-UTC, so zones of UTC may stand in some rows only; another zone must stand in all.
+18:00:09 +0000 2012`, `3 April 2012`). Dates that begin with the day or the month (`26.11.2023 14:04`) are read if some
+row of the column shows which of both it is, and refused otherwise. A time without a zone is UTC, so zones of UTC may
+stand in some rows only; another zone must stand in all.
 
 Whole numbers and whole seconds are int64. Fractions are float64, unless two different times would become one float64:
 then they are int64 of a smaller unit, in which they are whole.
@@ -28,6 +29,8 @@ NAMED_MONTH = (
     "%B %d, %Y",
     "%d-%b-%Y",
 )
+YEAR_LAST = r"^(?<first>\d{1,2})[/.-](?<second>\d{1,2})[/.-](?<year>\d{4})(?:,?(?<rest>[Tt ].*))?$"
+MONTHS = 12
 AMBIGUOUS = r"^\s*\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4}\b"
 NANOS = 10**9
 PER_SECOND = {"ms": 10**3, "us": 10**6, "ns": NANOS}
@@ -71,7 +74,7 @@ def to_time(table: Table) -> None:
         return
     bad = ~time.is_finite().fill_null(False)
     first = given.filter(bad).head(1).cast(pl.String, strict=False) if dtype == pl.String else pl.Series([""])
-    either = f"in dates of this form, the day or the month may come first, so they are refused; {REMEDY}"
+    either = f"in these dates, the day or the month may come first, and no row shows which; {REMEDY}"
     remedy = either if first.str.contains(AMBIGUOUS).any() else REMEDY
     table.report(bad, "have no readable timestamp", remedy, TIMESTAMP if dtype == pl.String else None)
     table.frame = table.frame.with_columns(time.alias(TIMESTAMP))
@@ -83,12 +86,28 @@ def _of_text(table: Table, text: pl.Series) -> pl.Series:
     if not integers.has_nulls():
         return integers
     numbers = text.cast(pl.Float64, strict=False)
+    text = _year_first(table, text)
     dates = text.str.contains(ISO)
     if dates.sum() > len(text) - numbers.null_count():
         return _of_iso(table, text)
     if numbers.null_count() < len(text):
         return _of_decimals(table, text)
     return min((_of_named_month(text, form) for form in NAMED_MONTH), key=pl.Series.null_count)
+
+
+def _year_first(table: Table, text: pl.Series) -> pl.Series:
+    """Rewrite dates that end with the year as ISO dates, if a number above 12 in the column tells day from month."""
+    found = text.str.extract_groups(YEAR_LAST).struct.unnest()
+    first, second = (found[name].cast(pl.Int64) for name in ("first", "second"))
+    first_is_day, second_is_day = (first > MONTHS).any(), (second > MONTHS).any()
+    if first_is_day == second_is_day:  # no row tells, or they contradict each other
+        return text
+    day, month = ("first", "second") if first_is_day else ("second", "first")
+    table.note(f"dates such as {text.drop_nulls()[0]} are read with the {'day' if first_is_day else 'month'} first.")
+    parts = [pl.col("year"), pl.col(month).str.zfill(2), pl.col(day).str.zfill(2)]
+    rest = pl.col("rest").str.replace(r"^([Tt ])(\d:)", "${1}0${2}").fill_null("")
+    iso = pl.concat_str(parts, separator="-") + rest
+    return found.select(iso).to_series().fill_null(text)
 
 
 def _of_decimals(table: Table, text: pl.Series) -> pl.Series:

@@ -97,6 +97,31 @@ EXACT = {
 }
 
 
+YEAR_LAST = {
+    "a German shop": (("01.02.2023 09:30", "26.11.2023 9:05:01"), "day", ("2023-02-01 09:30", "2023-11-26 09:05:01")),
+    "a French export": (("03/04/2012", "13/04/2012"), "day", ("2012-04-03", "2012-04-13")),
+    "an American export": (("4/3/2012 23:59", "4/13/2012 1:00"), "month", ("2012-04-03 23:59", "2012-04-13 01:00")),
+    "with a zone, and a comma": (("13-04-2012, 10:00:00Z",), "day", ("2012-04-13 10:00:00Z",)),
+}
+
+
+@pytest.mark.parametrize("case", YEAR_LAST)
+def test_dates_that_end_with_the_year_are_read_if_a_row_shows_the_order(case):
+    written, first, iso = YEAR_LAST[case]
+    times, problems, notes = convert(texts(*written, *["03.04.2012"][: first == "day"]))
+    assert not problems and times.to_list()[: len(iso)] == convert(texts(*iso))[0].to_list()
+    assert any(f"are read with the {first} first" in note for note in notes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.datetimes(dt.datetime(1971, 1, 1), dt.datetime(2100, 1, 1)), min_size=1), st.sampled_from("./-"))
+def test_a_column_of_days_is_read_as_it_was_written_or_refused(days, sign):
+    times, problems, _ = convert(texts(*(day.strftime(f"%d{sign}%m{sign}%Y") for day in days)))
+    shown = any(day.day > 12 for day in days)
+    midnights = [int(dt.datetime(d.year, d.month, d.day, tzinfo=dt.UTC).timestamp()) for d in days]
+    assert (times.to_list() == midnights and not problems) if shown else problems
+
+
 @pytest.mark.parametrize("case", EXACT)
 def test_times_that_a_float_would_merge_become_integers(case):
     given_times, expected = EXACT[case]
@@ -108,12 +133,14 @@ def test_times_that_a_float_would_merge_become_integers(case):
 REFUSED = {
     "day or month": (
         texts("2020-01-01", "03/04/2012"),
-        r"1 rows .*row 2 \('03/04/2012'\); in dates of this form, the day or the month may come first",
+        r"1 rows .*row 2 \('03/04/2012'\); in these dates, the day or the month may come first",
     ),
     "day or month, with points": (
         texts("03.04.2012 10:00"),
-        "the day or the month may come first, so they are refused; use a number",
+        "the day or the month may come first, and no row shows which; use a number",
     ),
+    "day and month both above 12": (texts("26.11.2023", "11.26.2023"), "2 rows have no readable timestamp"),
+    "a month above 12 for a column of days": (texts("26.11.2023", "01.02.2023", "x"), "row 3"),
     "no such day": (texts("2020-01-01", "2020-02-30"), r"row 2 \('2020-02-30'\)"),
     "no such hour": (texts("2020-01-01 24:30:00"), "no readable timestamp"),
     "year of five digits": (texts("2020-01-01", "12020-01-01"), "row 2"),
