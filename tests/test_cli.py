@@ -25,7 +25,7 @@ from llmrec.configs import STAGES
 ROOT = Path(__file__).parents[1]
 QUICK_S = 0.3
 TRAINING_LINE = ("prepare", "embed", "tokenize", "extend", "teach", "sft", "dpo", "evaluate", "ensemble")
-SIMULATED = ["prepare", "--dataset", "simulated:60x30", "--k-core", "3"]
+SIMULATED = ["prepare", "--dataset", "simulated:60x60", "--k-core", "3"]
 
 
 @pytest.mark.parametrize("arguments", [["-c", "import llmrec"], ["-m", "llmrec", "--help"]])
@@ -104,7 +104,7 @@ def test_version(capsys):
 def test_json_stands_alone_on_stdout(capsys, tmp_path):
     assert main([*SIMULATED, "--out", str(tmp_path / "catalog"), "--json"]) == 0
     shown = capsys.readouterr()
-    assert json.loads(shown.out)["items"] == 30
+    assert json.loads(shown.out)["items"] == 57
     assert shown.err == ""
 
 
@@ -151,7 +151,7 @@ def test_json_can_be_read_by_other_programs(tmp_path):
                "main = prepare.main\nprepare.main = lambda config: print({'loss': 1.0}) or main(config)\n"
                "sys.exit(cli.main(sys.argv[1:]))", *SIMULATED, "--out", tmp_path / "catalog", "--json"]  # fmt: skip
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(ran.stdout)["items"] == 30 and "loss" in ran.stderr
+    assert json.loads(ran.stdout)["items"] == 57 and "loss" in ran.stderr
 
 
 @pytest.mark.parametrize(

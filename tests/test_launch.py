@@ -84,7 +84,7 @@ def test_sft_gives_the_losses_and_weights_of_one_process(toy, one, tmp_path, pro
     assert ended.returncode == 0, ended.stderr
     assert read_manifest(out)["processes"] == processes
     assert ("accelerate started one process" in ended.stderr) == (processes == 1)
-    assert ended.stderr.count("sft: 6 steps") == 1
+    assert ended.stdout.count("sft: 6 steps") == 1
     assert losses(out) == pytest.approx(losses(one / "sft"), rel=1e-4)
     ours, theirs = weights_of(out), weights_of(one / "sft")
     for name in theirs:
