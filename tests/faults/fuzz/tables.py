@@ -115,7 +115,13 @@ def change(rng: random.Random, table: pa.Table, told: list[str]) -> pa.Table:
         return table.replace_schema_metadata({b"level_sizes": sizes})
     rows = list(range(table.num_rows))
     rng.choice(
-        (rows.reverse, lambda: rng.shuffle(rows), rows.clear, lambda: rows.extend(rows[:1]), lambda: rows.__delitem__(slice(1)))
+        (
+            rows.reverse,
+            lambda: rng.shuffle(rows),
+            rows.clear,
+            lambda: rows.extend(rows[:1]),
+            lambda: rows.__delitem__(slice(1)),
+        )
     )()
     return table.take(pa.array(rows, pa.int64()))
 

@@ -41,6 +41,8 @@ def open_delimited(path: Path, lines: list[str], layout: Layout | None, separato
         ValueError: If it is not UTF-8 or of an encoding that a byte-order mark names, or repeats a column.
     """
     source = text_of(path, layout.encoding if layout else "utf-8")
+    if lines and "\ufffd" in lines[0]:  # only columns that are read are checked later
+        check_utf8(path, source)
     before = 0  # lines before the first row
     if match := re.fullmatch(r'"?sep=(.+?)"?', lines[0], re.IGNORECASE):  # Excel's own line before the header
         separator, before, lines = separator or match[1], 1, lines[1:]

@@ -138,6 +138,11 @@ def test_refused(put, case):
     assert "\n" not in str(error.value) and name in str(error.value)
 
 
+def test_a_header_in_another_encoding_is_refused_whatever_is_read(put):
+    with pytest.raises(ValueError, match="is not UTF-8: line 1, byte 18"):
+        open_rows(put("log.csv", "user_id,item_id,größe\nc0,01,x\n".encode("latin1")))
+
+
 def test_quotes_that_enclose_no_cell_are_characters(put):
     rows = open_rows(put("log.tsv", 'artist\titem_id\nDeep "Dish\t1\n"Heroes\t2\n"Low"\t3\n"12"" mix"\t4\n'))
     cells = [cell for cell, _ in rows.read(rows.names).rows()]
