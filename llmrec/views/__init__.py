@@ -182,6 +182,10 @@ def read_view(path: Path, item_ids: Sequence[str]) -> View:
         raise ValueError(f"{path} has {error.problem}, first at item row {error.row}{item}. {error.remedy}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    if (view.missing.view(np.uint8) > 1).any() or view.vectors[view.missing].any():
+        raise ValueError(
+            f"{path}: the missing flags do not fit the vectors, which are zero for missing items; write it again."
+        )
     return view
 
 

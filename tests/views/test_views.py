@@ -50,10 +50,17 @@ def split_table(**rows_of_split: list[list[str]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=pa.schema(fields))
 
 
+@pytest.mark.parametrize("flags", [np.arange(12) == 4, np.full(12, 4, np.uint8).view(bool)])
+def test_a_file_whose_missing_items_have_vectors_is_refused(tmp_path, catalog, flags):
+    save_file({"vectors": np.ones((12, 2), np.float32), "missing": flags}, tmp_path / "mine.safetensors")
+    with pytest.raises(ValueError, match=r"mine\.safetensors: the missing flags do not fit the vectors"):
+        ItemViews.load(tmp_path, catalog)
+
+
 def test_round_trip_keeps_order_values_missing_and_provenance(tmp_path, catalog):
     rng = np.random.default_rng(0)
     views = ItemViews(b=view_of(rng.normal(size=(12, 3))), a=view_of(rng.normal(size=(12, 2)), encoder="mine"))
-    views["a"].missing[4] = True
+    views["a"].missing[4], views["a"].vectors[4] = True, 0
     views.save(tmp_path)
     loaded = ItemViews.load(tmp_path, catalog)
     assert list(loaded) == ["a", "b"]

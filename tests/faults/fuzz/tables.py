@@ -89,6 +89,8 @@ def written(rng: random.Random, table: pa.Table, path: Path) -> tuple[int, list[
 def change(rng: random.Random, table: pa.Table, told: list[str]) -> pa.Table:
     """Change a cell, a column or the rows of a table."""
     what = rng.choice(("cell", "cell", "cell", "type", "drop", "rename", "add", "rows", "rows", "metadata"))
+    if not table.num_columns:
+        return table
     at = rng.randrange(table.num_columns)
     name = table.column_names[at]
     told.append(f"{what} {name}")
