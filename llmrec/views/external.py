@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from llmrec.data import columns
 from llmrec.data.catalog import Catalog
 from llmrec.runtime.console import say
 from llmrec.runtime.manifest import sha256_file
+from llmrec.runtime.parquet import parquet_table
 from llmrec.runtime.reading import reading
 from llmrec.views import VectorError, View, describe, scatter
 
@@ -104,8 +104,7 @@ def _read_parquet(path: Path, catalog: Catalog) -> tuple[np.ndarray, np.ndarray]
 
 
 def _open(path: Path) -> pa.Table:
-    with reading(path, "a parquet file", "write it again"):
-        table = pq.read_table(path, partitioning=None)
+    table = parquet_table(path, "write it again")
     lacking = [name for name in (columns.ITEM_ID, VECTOR) if name not in table.column_names]
     if lacking:
         raise ValueError(f"{path} lacks the columns {lacking}; it has {table.column_names}. Rename yours.")

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from llmrec.data.columns import ALLOW, EXCLUDE, FALLBACK, HISTORY, HISTORY_TITLES, ITEMS, UNKNOWN
-from llmrec.data.intake.files.content import PARQUET, check_kind, check_utf8, endings, reading, text_of
+from llmrec.data.intake.files.content import PARQUET, check_kind, check_utf8, endings, text_of
 from llmrec.data.requests.item_lists import shown
 from llmrec.runtime.manifest import JsonObject
+from llmrec.runtime.parquet import parquet_table
 
 LISTS = (HISTORY, EXCLUDE, ALLOW)
 ANSWERED = (ITEMS, HISTORY_TITLES, UNKNOWN, FALLBACK)  # keys that answers add
@@ -145,8 +145,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
-    with reading(path):
-        table = pq.read_table(path)
+    table = parquet_table(path, "write it again")
     repeated = next((name for name in table.column_names if table.column_names.count(name) > 1), None)
     if repeated is not None:
         raise ValueError(f"input '{path}' has two columns '{repeated}'; rename one.")

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from llmrec.data import columns
 from llmrec.data.catalog import Catalog
 from llmrec.runtime import disk
+from llmrec.runtime.parquet import parquet_table
 from llmrec.runtime.reading import reading
 from llmrec.sid.table import SidTable
 from llmrec.training.dpo.preferences import Preferences
@@ -95,9 +96,12 @@ def read_preferences(path: str | Path, catalog: Catalog, table: SidTable) -> Pre
 def _read_table(path: Path) -> pa.Table:
     if not path.is_file():
         raise ValueError(f"preferences '{path}' does not exist; give a parquet or JSONL file.")
-    is_parquet = path.suffix == ".parquet"
-    with reading(path, "a parquet file" if is_parquet else "a file of JSON lines", "write it again"):
-        table = pq.read_table(path, partitioning=None) if is_parquet else pj.read_json(path)
+    if path.suffix == ".parquet":
+        table = parquet_table(path, "write it again")
+    else:
+        with reading(path, "a file of JSON lines", "write it again"):
+            table = pj.read_json(path)
+            table = table.rename_columns(table.column_names)  # which are decoded only when they are asked for
     if len(table) == 0:
         raise ValueError(f"'{path}' has no lines; there is nothing to train on.")
     return table
