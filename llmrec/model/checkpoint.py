@@ -29,7 +29,8 @@ from llmrec.model.prompts import HistoryEncoder, Prompt
 from llmrec.runtime.finite import check_weights
 from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, read_json, verify, write_json
 from llmrec.runtime.model_files import BINDING, binding, check_binding, check_sizes
-from llmrec.runtime.quiet import first_line, loading, without_tensor_bars
+from llmrec.runtime.quiet import loading, without_tensor_bars
+from llmrec.runtime.reading import first_line
 from llmrec.sid import table as sid
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
@@ -208,9 +209,7 @@ def resolve(source: str | Path) -> Path:
     """
     path = Path(source)
     if path.is_dir():
-        if (path / MANIFEST).is_file():
-            return verify(path, "extend", *TRAINING)
-        return _bound(path)
+        return verify(path, "extend", *TRAINING) if (path / MANIFEST).is_file() else _bound(path)
     if path.with_name(path.name + PARTIAL).is_dir():
         return verify(path)
     try:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
+from llmrec.runtime.reading import first_line
+
 
 @contextlib.contextmanager
 def without_tensor_bars() -> Iterator[None]:
@@ -47,8 +49,3 @@ def loading(source: str | Path, loader: str) -> Iterator[None]:
             f"'{source}' cannot be loaded by {loader} ({first_line(error)}). Give a Hub id that this machine can "
             "reach, or the path of a causal LM saved as safetensors."
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """First line of an error's message, or the name of its type."""
-    return next(iter(str(error).splitlines()), type(error).__name__)

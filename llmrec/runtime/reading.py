@@ -42,4 +42,9 @@ def _reason(error: Exception) -> str:
         return "it is nested too deeply"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return error.strerror
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+    return first_line(error)[:300]
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's message, or the name of its type."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

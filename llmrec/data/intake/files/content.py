@@ -19,6 +19,8 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
+from llmrec.runtime.reading import first_line
+
 COMPRESSIONS = {
     ".gz": b"\x1f\x8b",
     ".xz": b"\xfd7zXZ\x00",
@@ -106,8 +108,7 @@ def reading(path: Path) -> Iterator[None]:
     except pl.exceptions.NoDataError:
         raise ValueError(f"'{path}' is empty; give a file with a header and rows.") from None
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"'{path}' cannot be read ({reason}); export it again.") from None
+        raise ValueError(f"'{path}' cannot be read ({first_line(error)}); export it again.") from None
     except OSError as error:
         raise ValueError(f"'{path}' cannot be read ({error.strerror or error}); check it and its rights.") from None
     except MemoryError:
