@@ -22,12 +22,10 @@ from llmrec.model.backbone import compile_layers
 from llmrec.model.checkpoint import TRAINING, SidConfig, load_tokenizer
 from llmrec.model.heads.choice import make_head
 from llmrec.model.prompts import HistoryEncoder, Prompt, most_prompt_tokens
-from llmrec.runtime import processes
 from llmrec.runtime.console import say, tell
 from llmrec.runtime.device import resolve_device, resolve_dtype
 from llmrec.runtime.manifest import JsonObject, read_manifest, verify
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
-from llmrec.sid.answer_head import AnswerHead
 from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.training.distil.distillation import Distillation
 from llmrec.training.distil.query_collator import QueryCollator
@@ -39,10 +37,10 @@ from llmrec.training.sft.examples import HistoryCollator, add_draws, build_datas
 from llmrec.training.sft.item_loss import ItemLoss
 from llmrec.training.sft.losses import IGNORED, ExtraLoss, sid_loss_in_forward
 from llmrec.training.sft.packing import check_packing
+from llmrec.training.sft.problems import problems
 from llmrec.training.sft.trainer import make_trainer, train
 from llmrec.training.start import RunInputs, check, check_length, context_of, make_validation, phases, save_checkpoint
 from llmrec.training.tasks.examples import TaskExamples, build_tasks
-from llmrec.training.tasks.item_texts import task_problems
 from llmrec.training.trainer import SidTrainer
 from llmrec.training.validation import Validation, best_step, tell_best_step
 from llmrec.training.weights import load_trainable, merge
@@ -240,39 +238,6 @@ def save(
         sid_config = dataclasses.replace(start.sid_config, mixture_weight=counts["mixture_weight"])
         start = dataclasses.replace(start, sid_config=sid_config)
     save_checkpoint(config, start, merged, trainer.state.log_history, counts, directory)
-
-
-def problems(config: SftConfig, catalog: Catalog, vocabulary: SidVocabulary) -> list[str]:
-    """List what is wrong with the options of this stage."""
-    found = task_problems(config, catalog)
-    if processes.sharding() == "FSDP" and (config.train != "full" or config.eval_steps or config.compile):
-        found.append(
-            "under FSDP train must be 'full', without eval_steps and compile, which need all weights in each process; "
-            "launch with recipes/accelerate/ddp.yaml"
-        )
-    if processes.sharding() == "FSDP" and config.item_decay:
-        found.append("item_decay needs whole rows in each process, which FSDP shards; leave it out")
-    if vocabulary.head is not None:
-        found += head_problems(config, vocabulary.head)
-    if vocabulary.items is not None and config.normalize_over == "vocabulary":
-        found.append(
-            f"'{config.model}' has item tokens, which are never written but would compete with codes in the softmax; "
-            "set normalize_over to level"
-        )
-    return found
-
-
-def head_problems(config: SftConfig, head: AnswerHead) -> list[str]:
-    """List the options that a model cannot be trained with that answers by a head."""
-    name = f"'{config.model}' answers by the head '{head.kind}'"
-    found = []
-    if config.tasks:
-        found.append(f"{name}, which writes no semantic IDs or words that tasks ask for; leave tasks out")
-    if config.drawn_answers:
-        found.append(f"{name}, which learns the teacher's whole distribution at once; leave drawn_answers out")
-    if processes.sharding() == "FSDP":
-        found.append(f"{name}, which reads rows of the embedding by itself; launch with recipes/accelerate/ddp.yaml")
-    return found
 
 
 def make_examples(

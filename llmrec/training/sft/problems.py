@@ -1,0 +1,46 @@
+"""What is wrong with the options of `llmrec sft` for the catalogue and the checkpoint that they name.
+
+Options that contradict each other whatever they name are refused by `SftConfig.problems`.
+"""
+
+from __future__ import annotations
+
+from llmrec.configs import SftConfig
+from llmrec.data.catalog import Catalog
+from llmrec.runtime import processes
+from llmrec.sid.answer_head import AnswerHead
+from llmrec.sid.vocabulary import SidVocabulary
+from llmrec.training.tasks.item_texts import task_problems
+
+
+def problems(config: SftConfig, catalog: Catalog, vocabulary: SidVocabulary) -> list[str]:
+    """List what is wrong with the options of this stage."""
+    found = task_problems(config, catalog)
+    if processes.sharding() == "FSDP" and (config.train != "full" or config.eval_steps or config.compile):
+        found.append(
+            "under FSDP train must be 'full', without eval_steps and compile, which need all weights in each process; "
+            "launch with recipes/accelerate/ddp.yaml"
+        )
+    if processes.sharding() == "FSDP" and config.item_decay:
+        found.append("item_decay needs whole rows in each process, which FSDP shards; leave it out")
+    if vocabulary.head is not None:
+        found += head_problems(config, vocabulary.head)
+    if vocabulary.items is not None and config.normalize_over == "vocabulary":
+        found.append(
+            f"'{config.model}' has item tokens, which are never written but would compete with codes in the softmax; "
+            "set normalize_over to level"
+        )
+    return found
+
+
+def head_problems(config: SftConfig, head: AnswerHead) -> list[str]:
+    """List the options that a model cannot be trained with that answers by a head."""
+    name = f"'{config.model}' answers by the head '{head.kind}'"
+    found = []
+    if config.tasks:
+        found.append(f"{name}, which writes no semantic IDs or words that tasks ask for; leave tasks out")
+    if config.drawn_answers:
+        found.append(f"{name}, which learns the teacher's whole distribution at once; leave drawn_answers out")
+    if processes.sharding() == "FSDP":
+        found.append(f"{name}, which reads rows of the embedding by itself; launch with recipes/accelerate/ddp.yaml")
+    return found
