@@ -1,4 +1,4 @@
-"""What is wrong with the options of `llmrec sft` for the catalogue and the checkpoint that they name.
+"""Refusals of `llmrec sft`: options that do not go with the catalogue and the checkpoint that they name.
 
 Options that contradict each other whatever they name are refused by `SftConfig.problems`.
 """
