@@ -25,7 +25,7 @@ from llmrec.evaluation.ranking import UNFILLED, Ranking, check_scores, default_n
 from llmrec.model.backbone import causal_lm
 from llmrec.model.checkpoint import SidConfig
 from llmrec.model.heads.choice import make_head
-from llmrec.model.prompts import HistoryEncoder
+from llmrec.model.history.choice import make_history_encoder
 from llmrec.runtime.device import from_host, to_host
 from llmrec.sid.table import SidTable
 
@@ -83,7 +83,7 @@ class SidRanker:
     ):
         self.model, self.table, self.sid_config = model, table, sid_config
         self.compiled, self.capture, self.rank_by = compiled, capture, rank
-        self.encoder = HistoryEncoder(table, sid_config.vocabulary)
+        self.encoder = make_history_encoder(table, sid_config.vocabulary)
         self.trie = SidTrie(table, device=model.device)
         self.prefix_ids = torch.tensor(prefix_ids, device=model.device)
         self._decoders: dict[int, SidDecoder] = {}  # by num_beams, the latest last

@@ -25,7 +25,8 @@ from transformers import (
 
 from llmrec.model.code_scores import NormalizeOver, check_normalize_over
 from llmrec.model.heads.codes import NAME, load_heads, save_heads
-from llmrec.model.prompts import HistoryEncoder, Prompt
+from llmrec.model.history.choice import make_history_encoder
+from llmrec.model.prompts import Prompt
 from llmrec.runtime.finite import check_weights
 from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, read_json, verify, write_json
 from llmrec.runtime.model_files import BINDING, binding, check_binding, check_sizes
@@ -103,7 +104,7 @@ class SidConfig:
             True
         """
         shown = [history[-self.max_history :] for history in histories]
-        encoder = HistoryEncoder(table, self.vocabulary)
+        encoder = make_history_encoder(table, self.vocabulary)
         ids, mask = encoder.pad_prompts(self.prompt.prefix(tokenizer), shown, tokenizer.pad_token_id)
         return torch.from_numpy(ids), torch.from_numpy(mask)
 

@@ -1,7 +1,7 @@
 """One vector for each item: the mean of the embeddings of its codes' tokens.
 
 A model with a head reads items so. `read_items` lets the embedding of a model take the ids that
-`llmrec.model.prompts.HistoryEncoder` gives items; everything behind the embedding (dropout, positions, layers) sees
+`llmrec.model.history` gives items; everything behind the embedding (dropout, positions, layers) sees
 ordinary input. No vector of an item is stored, so an item that is appended is read at once.
 
 Source: VQ-Rec (arXiv:2210.12316) and RPG (arXiv:2506.05781), which read items alike.

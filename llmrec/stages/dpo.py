@@ -15,7 +15,7 @@ from llmrec.configs import DpoConfig
 from llmrec.decoding.ranker import SidRanker
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.model.backbone import evaluation_mode
-from llmrec.model.prompts import HistoryEncoder
+from llmrec.model.history.choice import make_history_encoder
 from llmrec.runtime import processes
 from llmrec.runtime.console import say, tell
 from llmrec.runtime.device import resolve_device, resolve_dtype
@@ -104,7 +104,7 @@ def optimise(
     dtype = resolve_dtype(config.precision, device)
     sid_config, table, pad_token_id = start.sid_config, start.table, start.tokenizer.pad_token_id
     collator = PreferenceCollator(
-        start.prefix, HistoryEncoder(table, sid_config.vocabulary), sid_config.max_history, pad_token_id
+        start.prefix, make_history_encoder(table, sid_config.vocabulary), sid_config.max_history, pad_token_id
     )
     set_seed(config.seed)
     model = load_policy(config, device, dtype)

@@ -18,10 +18,11 @@ from llmrec.data.catalog import Catalog
 from llmrec.model.backbone import check_halves
 from llmrec.model.checkpoint import FILE, SidConfig, load_model, load_tokenizer, save_model
 from llmrec.model.heads.choice import add_head
+from llmrec.model.history.sids import check_readable
 from llmrec.model.micro import micro_model, word_tokenizer
 from llmrec.model.new_rows import InitialVectors, TitleTokens, add_rows, title_vectors
 from llmrec.model.origin import BASE_IS_RANDOM, is_untrained
-from llmrec.model.prompts import Prompt, check_readable
+from llmrec.model.prompts import Prompt
 from llmrec.runtime.console import tell
 from llmrec.runtime.manifest import JsonObject, read_manifest, verify
 from llmrec.runtime.stage_directory import run_stage

@@ -21,7 +21,8 @@ from llmrec.data.catalog import Catalog
 from llmrec.model.backbone import compile_layers
 from llmrec.model.checkpoint import TRAINING, SidConfig, load_tokenizer
 from llmrec.model.heads.choice import make_head
-from llmrec.model.prompts import HistoryEncoder, Prompt, most_prompt_tokens
+from llmrec.model.history.choice import make_history_encoder
+from llmrec.model.prompts import Prompt, most_prompt_tokens
 from llmrec.runtime.console import say, tell
 from llmrec.runtime.device import resolve_device, resolve_dtype
 from llmrec.runtime.manifest import JsonObject, read_manifest, verify
@@ -166,7 +167,7 @@ def make_parts(config: SftConfig, start: RunInputs, examples: Dataset, tasks: di
     """
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.precision, device)
-    encoder = HistoryEncoder(start.table, start.sid_config.vocabulary)
+    encoder = make_history_encoder(start.table, start.sid_config.vocabulary)
     pad_token_id = start.tokenizer.pad_token_id
     options = (start.prefix, encoder, pad_token_id, config.packing, tasks, config.seed)
     distillation = Distillation.of(config, start, encoder, device)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from llmrec.configs import DpoConfig
 from llmrec.model.backbone import causal_lm, logits, run_backbone
-from llmrec.model.prompts import HistoryEncoder
+from llmrec.model.history.sids import SidHistoryEncoder
 from llmrec.sid.table import SidTable
 from llmrec.training.dpo.preferences import PreferenceCollator
 from llmrec.training.dpo.trainer import preference_loss
@@ -60,7 +60,7 @@ class Bench:
         self.dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
         codes = np.random.default_rng(0).integers(0, CODEBOOK_SIZE, (NUM_ITEMS, NUM_LEVELS))
         table = SidTable(list(map(str, range(NUM_ITEMS))), codes, level_sizes=SIZES)
-        self.collator = PreferenceCollator(list(PREFIX), HistoryEncoder(table, self.vocabulary), 50, PAD)
+        self.collator = PreferenceCollator(list(PREFIX), SidHistoryEncoder(table, self.vocabulary), 50, PAD)
 
     def batch(self, completions: int, size: int) -> dict[str, Tensor]:
         rng = np.random.default_rng(size)  # the same rows for both routes

@@ -31,7 +31,7 @@ from trl import SFTTrainer
 
 from llmrec.configs import SftConfig
 from llmrec.model.backbone import compile_layers
-from llmrec.model.prompts import HistoryEncoder
+from llmrec.model.history.sids import SidHistoryEncoder
 from llmrec.sid.table import SidTable
 from llmrec.training.sft.captured_step import CapturedLoss
 from llmrec.training.sft.examples import HistoryCollator, build_dataset
@@ -89,7 +89,7 @@ class Bench:
         self.dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
         rng = np.random.default_rng(0)
         codes = rng.integers(0, CODEBOOK_SIZE, (NUM_ITEMS, NUM_LEVELS))
-        self.encoder = HistoryEncoder(
+        self.encoder = SidHistoryEncoder(
             SidTable(list(map(str, range(NUM_ITEMS))), codes, level_sizes=SIZES), self.vocabulary
         )
         lengths = np.minimum(rng.geometric(1 / args.mean_items, args.batch_size * args.steps), 50)

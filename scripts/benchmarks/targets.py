@@ -18,7 +18,7 @@ from models import CODEBOOK_SIZE, NUM_LEVELS, SHAPES, SIZES, random_model, vocab
 from torch import Tensor, nn
 
 from llmrec.configs import SftConfig
-from llmrec.model.prompts import HistoryEncoder
+from llmrec.model.history.sids import SidHistoryEncoder
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.training.sft.examples import HistoryCollator, build_dataset
@@ -49,7 +49,7 @@ def compare(args: argparse.Namespace, length: int) -> None:
     vocabulary, rates = vocabulary_of(args.shape), {}
     codes = rng.integers(0, CODEBOOK_SIZE, (NUM_ITEMS, NUM_LEVELS))
     table = SidTable(list(map(str, range(NUM_ITEMS))), codes, level_sizes=SIZES)
-    encoder = HistoryEncoder(table, vocabulary)
+    encoder = SidHistoryEncoder(table, vocabulary)
     sequences = [rng.integers(0, NUM_ITEMS, length) for _ in range(args.users)]
     ways = {way: build_dataset(sequences, length, way).to_list() for way in ("every_item", "last_item")}
     collators = {way: HistoryCollator(list(PREFIX), encoder, PAD, packing=way == "every_item") for way in ways}

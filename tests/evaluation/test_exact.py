@@ -14,7 +14,7 @@ from llmrec.evaluation.exact import compare_with_beam, draw_examples, share_foun
 from llmrec.evaluation.metrics import Position
 from llmrec.evaluation.protocol import Outcome
 from llmrec.model.checkpoint import SidConfig, load_model, load_tokenizer
-from llmrec.model.prompts import HistoryEncoder
+from llmrec.model.history.sids import SidHistoryEncoder
 from llmrec.recommender import Recommender
 
 
@@ -52,7 +52,7 @@ def test_examples_are_drawn_by_the_seed():
 def every_score(directory, history) -> np.ndarray:
     """(12,) log-probability of each item's SID, one forward pass for each."""
     sid_config, table, _ = SidConfig.load(directory)
-    model, encoder = load_model(directory).eval(), HistoryEncoder(table, sid_config.vocabulary)
+    model, encoder = load_model(directory).eval(), SidHistoryEncoder(table, sid_config.vocabulary)
     prefix = sid_config.prompt.prefix(load_tokenizer(directory))
     scores = []
     for row in range(table.num_items):

@@ -16,8 +16,9 @@ from llmrec.model.backbone import run_backbone
 from llmrec.model.checkpoint import SidConfig
 from llmrec.model.heads.choice import add_head, make_head
 from llmrec.model.heads.codes import NAME, CodeHeads, ResidualHeads
+from llmrec.model.history.sids import SidHistoryEncoder
 from llmrec.model.new_rows import add_rows
-from llmrec.model.prompts import HistoryEncoder, Prompt
+from llmrec.model.prompts import Prompt
 from llmrec.sid.answer_head import AnswerHead
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
@@ -47,7 +48,7 @@ def scene(kind: str, architecture: str = "qwen3", tied: bool = True, temperature
     add_head(model, vocabulary)
     for parameter in getattr(model, NAME, torch.nn.Module()).parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    encoder = HistoryEncoder(table, vocabulary)
+    encoder = SidHistoryEncoder(table, vocabulary)
     head = make_head(model, encoder, vocabulary, CPU)
     return SimpleNamespace(
         table=table, codes=codes, tokenizer=tokenizer, vocabulary=vocabulary, model=model, encoder=encoder, head=head,
@@ -90,7 +91,7 @@ def test_the_order_of_levels_means_nothing(kind):
     for parameter in getattr(one.model, NAME, torch.nn.Module()).parameters():
         parameter.copy_(parameter[order])
     table = SidTable(one.table.item_ids, one.codes[:, order], level_sizes=[CODES] * LEVELS)
-    head = make_head(one.model, HistoryEncoder(table, one.vocabulary), one.vocabulary, CPU)
+    head = make_head(one.model, SidHistoryEncoder(table, one.vocabulary), one.vocabulary, CPU)
     torch.testing.assert_close(head.log_probs(one.model, one.states), before, atol=1e-6, rtol=1e-6)
 
 

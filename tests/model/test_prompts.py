@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec.model.prompts import DEFAULT_INSTRUCTION, NO_ITEM, HistoryEncoder, Prompt, most_prompt_tokens
+from llmrec.model.history.encoder import NO_ITEM
+from llmrec.model.history.sids import SidHistoryEncoder
+from llmrec.model.prompts import DEFAULT_INSTRUCTION, Prompt, most_prompt_tokens
 from llmrec.sid.table import EMPTY, SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 from tests.conftest import word_tokenizer
@@ -21,7 +23,7 @@ CHAT_TEMPLATE = (
 @given(tables(), st.data())
 def test_the_answer_follows_the_history_at_once(table, data):
     tokenizer = word_tokenizer()
-    encoder = HistoryEncoder(table, SidVocabulary.add_to(tokenizer, table.level_sizes))
+    encoder = SidHistoryEncoder(table, SidVocabulary.add_to(tokenizer, table.level_sizes))
     history = data.draw(st.lists(st.integers(0, table.num_items - 1), min_size=1, max_size=6))
     *shown, answer = history
     prefix = Prompt().prefix(tokenizer)
@@ -33,7 +35,7 @@ def test_the_answer_follows_the_history_at_once(table, data):
 def test_ids_are_those_of_the_text(tokenizer, vocabulary, sid_table, chat_template):
     tokenizer.chat_template = CHAT_TEMPLATE
     prompt = Prompt(chat_template=chat_template)
-    ids = [*prompt.prefix(tokenizer), *HistoryEncoder(sid_table, vocabulary).encode_history([3, 6])]
+    ids = [*prompt.prefix(tokenizer), *SidHistoryEncoder(sid_table, vocabulary).encode_history([3, 6])]
     before = f"<bos> user {DEFAULT_INSTRUCTION} <eos> green tea" if chat_template else DEFAULT_INSTRUCTION
     text = before + "<a_0><b_3><c_2><a_1><b_2><c_3>"  # items 3 and 6
     assert ids == tokenizer.encode(text, add_special_tokens=False)
@@ -43,13 +45,13 @@ def test_histories_of_sids_of_different_lengths(tokenizer):
     table = SidTable(["long", "short"], [[1, 0, 1], [0, 1, EMPTY]])
     vocabulary = SidVocabulary.add_to(tokenizer, table.level_sizes)
     a, b, c = vocabulary.starts
-    encoder = HistoryEncoder(table, vocabulary)
+    encoder = SidHistoryEncoder(table, vocabulary)
     assert encoder.encode_history([1, 0, 1]).tolist() == [a, b + 1, a + 1, b, c + 1, a, b + 1]
     assert encoder.encode_history([]).tolist() == []
 
 
 def test_histories_do_not_depend_on_rng(sid_table, vocabulary):
-    encoder = HistoryEncoder(sid_table, vocabulary)
+    encoder = SidHistoryEncoder(sid_table, vocabulary)
     assert encoder.encode_history([0, 5], np.random.default_rng(0)).tolist() == encoder.encode_history([0, 5]).tolist()
 
 
@@ -76,7 +78,7 @@ def test_a_chat_template_that_is_not_there_is_refused(tokenizer):
 
 def test_a_table_that_needs_more_codes_is_refused(vocabulary):
     with pytest.raises(ValueError, match="Run `llmrec extend` on the new table"):
-        HistoryEncoder(SidTable(["a"], [[0, 0, 7]]), vocabulary)
+        SidHistoryEncoder(SidTable(["a"], [[0, 0, 7]]), vocabulary)
 
 
 def test_a_dictionary_keeps_the_prompt():
@@ -87,7 +89,7 @@ def test_a_dictionary_keeps_the_prompt():
 @settings(max_examples=25)
 @given(tables(), st.data())
 def test_prompts_in_one_gather_are_prefix_and_history_of_each(table, data):
-    encoder = HistoryEncoder(table, SidVocabulary.add_to(word_tokenizer(), table.level_sizes))
+    encoder = SidHistoryEncoder(table, SidVocabulary.add_to(word_tokenizer(), table.level_sizes))
     prefix = data.draw(st.lists(st.integers(4, 9), max_size=3))
     histories = data.draw(st.lists(st.lists(st.integers(0, table.num_items - 1), max_size=4), min_size=1, max_size=4))
     rows = [row for history in histories for row in history]
@@ -102,7 +104,7 @@ def test_prompts_in_one_gather_are_prefix_and_history_of_each(table, data):
 
 
 def test_padded_prompts_by_hand(sid_table, vocabulary):
-    ids, mask = HistoryEncoder(sid_table, vocabulary).pad_prompts([4, 5], [[3], [6, 3]], 0)
+    ids, mask = SidHistoryEncoder(sid_table, vocabulary).pad_prompts([4, 5], [[3], [6, 3]], 0)
     a, b, c = vocabulary.starts  # item 3 is (0, 3, 2), item 6 is (1, 2, 3)
     assert ids.tolist() == [[4, 5, a, b + 3, c + 2, 0, 0, 0], [4, 5, a + 1, b + 2, c + 3, a, b + 3, c + 2]]
     assert mask.tolist() == [[1] * 5 + [0] * 3, [1] * 8]

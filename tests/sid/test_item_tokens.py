@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from llmrec.decoding.logits_processor import SidLogitsProcessor
 from llmrec.decoding.trie.trie import SidTrie
-from llmrec.model.prompts import HistoryEncoder, most_prompt_tokens
+from llmrec.model.history.sids import SidHistoryEncoder
+from llmrec.model.prompts import most_prompt_tokens
 from llmrec.sid.item_tokens import ItemTokens
 from llmrec.sid.table import EMPTY, SidTable
 from llmrec.sid.vocabulary import SidVocabulary
@@ -74,7 +75,7 @@ def test_what_does_not_belong_together_is_refused(tokenizer, sid_table, with_ite
 
 
 def test_prompts_and_answers_by_hand(sid_table, with_items):
-    encoder = HistoryEncoder(sid_table, with_items)
+    encoder = SidHistoryEncoder(sid_table, with_items)
     (a, b, c), item = with_items.starts, with_items.items.start  # item 3 is (0, 3, 2), item 6 is (1, 2, 3)
     assert encoder.encode_history([3, 6]).tolist() == [a, b + 3, c + 2, item + 3, a + 1, b + 2, c + 3, item + 6]
     assert encoder.encode_answer([3, 6]).tolist() == [a, b + 3, c + 2, a + 1, b + 2, c + 3]
@@ -87,7 +88,7 @@ def test_prompts_and_answers_by_hand(sid_table, with_items):
 def test_an_item_is_its_sid_and_then_its_token(table, data):
     tokenizer = word_tokenizer()
     vocabulary = SidVocabulary.add_to(tokenizer, table.level_sizes, num_items=table.num_items)
-    encoder = HistoryEncoder(table, vocabulary)
+    encoder = SidHistoryEncoder(table, vocabulary)
     history = data.draw(st.lists(st.integers(0, table.num_items - 1), max_size=6))
     expected = [token for row in history for token in [*encoder.encode_answer([row]), vocabulary.items.start + row]]
     assert encoder.encode_history(history).tolist() == expected
@@ -97,7 +98,7 @@ def test_an_item_is_its_sid_and_then_its_token(table, data):
 
 
 def test_labels_of_sft_are_sids_alone(sid_table, with_items):
-    collator = HistoryCollator([4, 5], HistoryEncoder(sid_table, with_items), 0)
+    collator = HistoryCollator([4, 5], SidHistoryEncoder(sid_table, with_items), 0)
     (a, b, c), item = with_items.starts, with_items.items.start
     batch = collator([{"rows": [3, 6], "num_context": 1}])
     assert batch["input_ids"].tolist() == [[4, 5, a, b + 3, c + 2, item + 3, a + 1, b + 2, c + 3, item + 6]]
@@ -105,7 +106,7 @@ def test_labels_of_sft_are_sids_alone(sid_table, with_items):
 
 
 def test_completions_of_dpo_are_sids_alone(sid_table, with_items):
-    collator = PreferenceCollator([4], HistoryEncoder(sid_table, with_items), 10, 0)
+    collator = PreferenceCollator([4], SidHistoryEncoder(sid_table, with_items), 10, 0)
     batch = collator([{"history": [3], "items": [6, 0], "smoothing": [0.0]}])
     (a, b, c), item = with_items.starts, with_items.items.start
     assert batch["input_ids"].tolist() == [[4, a, b + 3, c + 2, item + 3]]
@@ -116,7 +117,7 @@ def test_item_tokens_are_never_written(sid_table, with_items):
     """Neither as an answer nor in text, after a prompt that ends with one."""
     items = with_items.items
     size = with_items.added_range.stop
-    prompt = torch.tensor([[4, *HistoryEncoder(sid_table, with_items).encode_history([6])]])
+    prompt = torch.tensor([[4, *SidHistoryEncoder(sid_table, with_items).encode_history([6])]])
     for free_text in (False, True):
         processor = SidLogitsProcessor(SidTrie(sid_table), with_items, prompt.shape[1], free_text=free_text)
         masked = processor(prompt, torch.zeros(1, size))
@@ -128,6 +129,6 @@ def test_prompts_of_short_sids_have_the_item_token_behind_them(tokenizer):
     table = SidTable(["long", "short"], [[1, 0, 1], [0, 1, EMPTY]])
     vocabulary = SidVocabulary.add_to(tokenizer, table.level_sizes, num_items=2)
     (a, b, c), item = vocabulary.starts, vocabulary.items.start
-    encoder = HistoryEncoder(table, vocabulary)
+    encoder = SidHistoryEncoder(table, vocabulary)
     assert encoder.encode_history([1, 0]).tolist() == [a, b + 1, item + 1, a + 1, b, c + 1, item]
-    assert encoder.encode_histories(np.array([1, 0]))[1].tolist() == [3, 4]
+    assert np.bincount(encoder.encode_prompts([], [1, 0], [2]).items).tolist() == [3, 4]

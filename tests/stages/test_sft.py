@@ -17,7 +17,7 @@ from llmrec.cli import main
 from llmrec.configs import AlternateConfig, SftConfig
 from llmrec.configs.file import load_config
 from llmrec.model.checkpoint import SidConfig, load_tokenizer
-from llmrec.model.prompts import HistoryEncoder
+from llmrec.model.history.sids import SidHistoryEncoder
 from llmrec.recommender import Recommender
 from llmrec.runtime.device import resolve_dtype
 from llmrec.runtime.manifest import read_manifest, verify
@@ -211,7 +211,7 @@ def test_contract_hooks_of_the_trainer(tmp_path, toy):
     sid_config, table, _ = SidConfig.load(toy[1])
     tokenizer = load_tokenizer(toy[1])
     examples = build_dataset([np.arange(5)] * 8, 5, "every_item")
-    collator = HistoryCollator([4], HistoryEncoder(table, sid_config.vocabulary), 0)
+    collator = HistoryCollator([4], SidHistoryEncoder(table, sid_config.vocabulary), 0)
     device = torch.device("cpu")
     dtype = resolve_dtype(config.precision, device)
     model = weights.load_trainable(config, sid_config.vocabulary, dtype)
@@ -242,7 +242,7 @@ def test_a_bias_of_the_output_matrix_is_scored(tokenizer, sid_table, vocabulary)
                        num_attention_heads=4, max_position_embeddings=128)  # fmt: skip
     model = PhiForCausalLM(config).eval()
     torch.nn.init.normal_(model.lm_head.bias)
-    batch = HistoryCollator([4], HistoryEncoder(sid_table, vocabulary), 0)(
+    batch = HistoryCollator([4], SidHistoryEncoder(sid_table, vocabulary), 0)(
         list(build_dataset([np.arange(9)], 20, "every_item"))
     )
     expected = model(**batch).loss

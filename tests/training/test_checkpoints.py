@@ -22,7 +22,7 @@ import torch
 from datasets import Dataset
 
 from llmrec.configs import SftConfig
-from llmrec.model.prompts import HistoryEncoder
+from llmrec.model.history.sids import SidHistoryEncoder
 from llmrec.runtime.manifest import read_manifest
 from llmrec.runtime.stage_directory import SCRATCH
 from llmrec.sid.table import SidTable
@@ -370,7 +370,7 @@ def test_counts_of_a_resumed_run_by_hand(monkeypatch, tmp_path, item_ids):
     table = SidTable(item_ids[:4], np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, -1, -1]]))
     vocabulary = SidVocabulary(tuple(table.level_sizes), (10, 12, 14), tuple(table.level_sizes), 3)
     examples = Dataset.from_dict({"rows": [[0, 1, 2], [3, 0], []], "num_context": [0, 1, 0]})
-    collator = HistoryCollator([5] * 4, HistoryEncoder(table, vocabulary), 0)
+    collator = HistoryCollator([5] * 4, SidHistoryEncoder(table, vocabulary), 0)
     stand_in = SimpleNamespace(
         config=SftConfig(out="", catalog="", model=""),
         train=lambda resume_from_checkpoint: SimpleNamespace(metrics={"train_runtime": 2.0}),

@@ -14,7 +14,7 @@ import torch
 
 from llmrec.model.backbone import causal_lm
 from llmrec.model.checkpoint import SidConfig, load_model
-from llmrec.model.prompts import HistoryEncoder
+from llmrec.model.history.sids import SidHistoryEncoder
 from llmrec.runtime.stage_directory import SCRATCH
 from llmrec.stages import sft as stage
 from llmrec.training import weights
@@ -68,7 +68,7 @@ def quantised(base) -> dict[str, torch.Tensor]:
 
 def two_steps(model, config, sid_config, table) -> tuple[set[str], set[str]]:
     """Names of the parameters that a gradient reaches, and of those that changed; of LoRA's A only in the second."""
-    collator = HistoryCollator([4, 5], HistoryEncoder(table, sid_config.vocabulary), 0)
+    collator = HistoryCollator([4, 5], SidHistoryEncoder(table, sid_config.vocabulary), 0)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer, reached = build_optimizer(model, config), set()
     with sid_loss_in_forward(model, sid_config.vocabulary, config.normalize_over):
@@ -173,7 +173,7 @@ def test_sid_embeddings_get_gradients_if_embeddings_are_scaled_and_logits_capped
 ):
     config = sft_config("", "", "", train=train)
     model = weights.add_adapter(tiny_llm(len(tokenizer), "gemma2", tied), config, vocabulary)
-    collator = HistoryCollator([4, 5], HistoryEncoder(sid_table, vocabulary), 0)
+    collator = HistoryCollator([4, 5], SidHistoryEncoder(sid_table, vocabulary), 0)
     with sid_loss_in_forward(model, vocabulary, "level"):
         model(**collator(list(build_dataset([np.arange(9)], 20, "every_item")))).loss.backward()
     rows = [parameter for name, parameter in model.named_parameters() if SID_ROWS in name]

@@ -13,8 +13,8 @@ from llmrec.model.backbone import causal_lm
 from llmrec.model.heads.codes import FILE, NAME, CodeHeads, add_heads
 from llmrec.model.heads.head import Head
 from llmrec.model.heads.vectors import ItemVectors
+from llmrec.model.history.encoder import HistoryEncoder
 from llmrec.model.item_vectors import read_items
-from llmrec.model.prompts import HistoryEncoder
 from llmrec.runtime.device import from_host
 from llmrec.sid.vocabulary import SidVocabulary
 

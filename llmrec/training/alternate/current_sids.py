@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llmrec.model.prompts import HistoryEncoder
+from llmrec.model.history.sids import SidHistoryEncoder
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.tokenizers.etegrec import EndToEnd
@@ -82,9 +82,9 @@ class CurrentSids:
         """
         table = SidTable(self.table.item_ids, codes_NL, level_sizes=self.table.level_sizes)
         self.codebooks = codebooks
-        self._use(table, HistoryEncoder(table, self.vocabulary))
+        self._use(table, SidHistoryEncoder(table, self.vocabulary))
 
-    def _use(self, table: SidTable, encoder: HistoryEncoder) -> None:
+    def _use(self, table: SidTable, encoder: SidHistoryEncoder) -> None:
         self.table, self.collator.encoder = table, encoder
         if self.validation is not None:
             self.validation.use(table)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmrec.model.prompts import NO_ITEM
+from llmrec.model.history.encoder import NO_ITEM
 from llmrec.training.sft.examples import Example, HistoryCollator, flatten
 
 

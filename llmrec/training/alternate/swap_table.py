@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmrec.model.backbone import causal_lm
+from llmrec.model.history.sids import SidHistoryEncoder
 from llmrec.model.new_rows import new_rows
-from llmrec.model.prompts import HistoryEncoder
 from llmrec.sid.table import EMPTY, SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 
@@ -32,7 +32,7 @@ def swap_table(
     table: SidTable,
     old_codes: Sequence[Sequence[int] | np.ndarray],
     seed: int = 0,
-) -> HistoryEncoder:
+) -> SidHistoryEncoder:
     """Rename the codes of a model that is being trained.
 
     Args:
@@ -50,7 +50,7 @@ def swap_table(
     Raises:
         ValueError: If the table does not fit the vocabulary, or `old_codes` names a code that has no row.
     """
-    encoder = HistoryEncoder(table, vocabulary)
+    encoder = SidHistoryEncoder(table, vocabulary)
     base = causal_lm(model)
     source_R = torch.from_numpy(_sources(vocabulary, old_codes))
     generator = torch.Generator().manual_seed(seed)

@@ -24,7 +24,7 @@ from torch import Tensor
 from llmrec.baselines.queries import Queries, Teacher
 from llmrec.baselines.taught import load_teacher
 from llmrec.configs import SftConfig
-from llmrec.model.prompts import HistoryEncoder
+from llmrec.model.history.encoder import HistoryEncoder
 from llmrec.runtime.console import say
 from llmrec.runtime.device import from_host
 from llmrec.sid.table import EMPTY

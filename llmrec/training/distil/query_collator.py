@@ -41,7 +41,8 @@ class QueryCollator(HistoryCollator):
         place = np.arange(len(items)) - np.repeat(np.cumsum(num_items) - num_items, num_items)
         targets = np.flatnonzero(is_target)
         cuts = self._draw_cuts(examples, targets[place[targets] > 0], window)
-        sequences = [*self.draw(examples), *self._with_room(items, cuts, place[cuts])]
+        cut_windows = [windows[each] for each in window[cuts]]
+        sequences = [*self.draw(examples), *self._with_room(cut_windows, items, cuts, place[cuts])]
         batch: dict[str, Any] = {**self.batch(sequences)}
 
         lengths = np.array([len(ids) for ids, _ in sequences])
@@ -79,12 +80,14 @@ class QueryCollator(HistoryCollator):
         shuffled = rng.permutation(candidates)
         return shuffled[np.unique(window[shuffled], return_index=True)[1]]
 
-    def _with_room(self, items: np.ndarray, cuts: np.ndarray, sizes: np.ndarray) -> list[tuple[Tensor, Tensor]]:
+    def _with_room(
+        self, windows: list[Example], items: np.ndarray, cuts: np.ndarray, sizes: np.ndarray
+    ) -> list[tuple[Tensor, Tensor]]:
         """Token ids and labels of the window before each cut, with room for the longest semantic ID."""
         if len(cuts) == 0:
             return []
         before = np.concatenate([items[cut - size : cut] for cut, size in zip(cuts, sizes, strict=True)])
-        prompts = self.encode_prompts(before, sizes)
+        prompts = self.encode_prompts(windows, before, sizes)
         room = torch.full((self.encoder.tokens_NL.shape[1],), self.pad_token_id)
         ids = [torch.cat([each, room]) for each in torch.from_numpy(prompts.tokens).split(prompts.lengths.tolist())]
         return [(each, torch.full_like(each, IGNORED)) for each in ids]

@@ -14,7 +14,7 @@ from datasets import Dataset, Features, Value
 from datasets import List as ListOf
 from torch import Tensor
 
-from llmrec.model.prompts import HistoryEncoder
+from llmrec.model.history.encoder import HistoryEncoder
 from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.table import EMPTY
 from llmrec.training.preference.policy import Prompts, check_batch

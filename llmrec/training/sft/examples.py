@@ -20,7 +20,7 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 from torch import Tensor
 
 from llmrec.data.windows import windows
-from llmrec.model.prompts import EncodedPrompts, HistoryEncoder
+from llmrec.model.history.encoder import EncodedPrompts, HistoryEncoder
 from llmrec.training.sft.losses import IGNORED
 from llmrec.training.sft.packing import first_fit, pack, row_length
 from llmrec.training.tasks.examples import TaskExamples
@@ -202,26 +202,35 @@ class HistoryCollator:
         if not examples:
             return iter(())
         rows, is_target, num_items = flatten(examples)
-        prompts = self.encode_prompts(rows, num_items)
-        is_label = np.append(is_target, False)[prompts.items]  # tokens of no item have item -1: the appended entry
-        is_label &= prompts.tokens < self.encoder.token_range.stop  # an item's own token is read, and never written
+        prompts = self.encode_prompts(examples, rows, num_items, is_target)
+        is_label = np.append(is_target, False)[prompts.items] & prompts.is_answer  # item -1 is the appended entry
         labels = torch.from_numpy(np.where(is_label, prompts.tokens, IGNORED))
         lengths = prompts.lengths.tolist()
         return zip(torch.from_numpy(prompts.tokens).split(lengths), labels.split(lengths), strict=True)
 
-    def encode_prompts(self, rows: np.ndarray, num_items: np.ndarray) -> EncodedPrompts:
-        """Encode prompts of histories that lie one behind another, with hidden item tokens.
+    def encode_prompts(
+        self, examples: list[Example], rows: np.ndarray, num_items: np.ndarray, is_target: np.ndarray | None = None
+    ) -> EncodedPrompts:
+        """Encode prompts of histories that lie one behind another, as this epoch draws them, with hidden item tokens.
 
         Args:
+            examples: Example that each history is of, or begins.
             rows: (n,) item rows of all histories.
             num_items: (B,) number of items of each history.
+            is_target: (n,) bool, items whose answers are learned; none when left out.
         """
-        prompts, items = self.encoder.encode_prompts(self.prefix, rows, num_items), self.encoder.items
+        rngs = (np.random.default_rng((self.seed, self.epoch, *self._place(each))) for each in examples)
+        prompts, items = self.encoder.encode_prompts(self.prefix, rows, num_items, is_target, rngs), self.encoder.items
         if self.item_dropout == 0 or items is None:
             return prompts
         rng = np.random.default_rng((self.seed, self.epoch, len(rows), *rows[:RNG_ROWS].tolist()))
         is_hidden = (prompts.tokens >= items.start) & (rng.random(len(prompts.tokens)) < self.item_dropout)
         return prompts._replace(tokens=np.where(is_hidden, items.stand_in, prompts.tokens))
+
+    @staticmethod
+    def _place(example: Example) -> tuple[int, int, int]:
+        """Numbers that tell a history from all others of an epoch."""
+        return example["user"], example["start"], len(example["rows"])
 
     def _draw_task(self, example: Example) -> tuple[Tensor, Tensor]:
         """Encode a question and its answer; the labels are the answer."""

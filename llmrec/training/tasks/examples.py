@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from llmrec.configs import SftConfig
 from llmrec.configs.tasks import SLOT, TASKS, Task
 from llmrec.data.catalog import Catalog
-from llmrec.model.prompts import HistoryEncoder, Prompt
+from llmrec.model.history.encoder import HistoryEncoder
+from llmrec.model.prompts import Prompt
 from llmrec.runtime.console import say
 from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.training.tasks.cases import CATEGORY_ITEMS, Cases, CategoryCases, HistoryCases, ItemCases, Texts

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec.model.backbone import run_backbone
-from llmrec.model.prompts import HistoryEncoder
+from llmrec.model.history.sids import SidHistoryEncoder
 from llmrec.sid.table import SidTable
 from llmrec.training.alternate.pools import PoolingCollator, Pools, pool_states
 from llmrec.training.alternate.trainer import keep_examples
@@ -26,7 +26,7 @@ def collate(sid_table, vocabulary):
 
 def collator_of(table, vocabulary, packing=True, unknown=()) -> PoolingCollator:
     known = ~np.isin(np.arange(12), unknown)
-    return PoolingCollator(HistoryCollator(PREFIX, HistoryEncoder(table, vocabulary), 0, packing), known)
+    return PoolingCollator(HistoryCollator(PREFIX, SidHistoryEncoder(table, vocabulary), 0, packing), known)
 
 
 def example(*rows: int, context: int = 0) -> dict:
@@ -131,7 +131,7 @@ def test_a_batch_has_the_semantic_ids_of_the_moment(collate, sid_table, vocabula
     collator, drawn = collate(), keep_examples([example(1, 2), example(3)])
     before = collator.batch(drawn["examples"], with_pools=False)["input_ids"]
     turned = SidTable(sid_table.item_ids, CODES[::-1], level_sizes=[4, 4, 4])
-    collator.histories.encoder = HistoryEncoder(turned, vocabulary)
+    collator.histories.encoder = SidHistoryEncoder(turned, vocabulary)
     after = collator.batch(drawn["examples"], with_pools=False)["input_ids"]
     assert before.shape == after.shape and not torch.equal(before, after)
 

@@ -8,7 +8,7 @@ import torch
 
 from llmrec.baselines.queries import Queries
 from llmrec.model.backbone import logits, run_backbone
-from llmrec.model.prompts import HistoryEncoder
+from llmrec.model.history.sids import SidHistoryEncoder
 from llmrec.sid.table import EMPTY, SidTable
 from llmrec.training.distil.batch import NO_QUERY, BatchQueries
 from llmrec.training.distil.code_targets import CodeTargets
@@ -56,12 +56,12 @@ def ragged() -> SidTable:
 
 def collator_of(table, vocabulary, packing=True, drawn_answers=False) -> QueryCollator:
     return QueryCollator(
-        PREFIX, HistoryEncoder(table, vocabulary), PAD, packing=packing, seed=1, drawn_answers=drawn_answers
+        PREFIX, SidHistoryEncoder(table, vocabulary), PAD, packing=packing, seed=1, drawn_answers=drawn_answers
     )
 
 
 def distillation_of(table, vocabulary, weight=0.4) -> Distillation:
-    tokens = torch.from_numpy(HistoryEncoder(table, vocabulary).tokens_NL)
+    tokens = torch.from_numpy(SidHistoryEncoder(table, vocabulary).tokens_NL)
     targets = CodeTargets(table, vocabulary.level_sizes, CPU)
     return Distillation(Table(table.num_items), targets, tokens, weight, 1.5, True, PAD)
 
@@ -149,7 +149,7 @@ def test_draws_differ_between_epochs_and_repeat_within_one(sid_table, vocabulary
 @torch.no_grad()
 def slow_loss(model, table, vocabulary, distillation, examples, normalize_over) -> float:
     """The loss of the data's targets, one code after another, by the definition."""
-    encoder, total, count = HistoryEncoder(table, vocabulary), 0.0, 0
+    encoder, total, count = SidHistoryEncoder(table, vocabulary), 0.0, 0
     for example in examples:
         rows = example["rows"]
         for place in range(example["num_context"], len(rows)):

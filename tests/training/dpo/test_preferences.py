@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llmrec.model.prompts import HistoryEncoder
+from llmrec.model.history.sids import SidHistoryEncoder
 from llmrec.sid.table import EMPTY
 from llmrec.training.dpo.negative_difficulty import difficulty
 from llmrec.training.dpo.preference_file import read_preferences, write_preferences
@@ -126,7 +126,7 @@ def test_files_that_are_none(tmp_path, catalog, sid_table):
 
 def test_a_batch_by_hand(sid_table, vocabulary, preferences):
     """Prompt of two tokens, histories cut to their last item, completions of three codes, the target's first."""
-    encoder = HistoryEncoder(sid_table, vocabulary)
+    encoder = SidHistoryEncoder(sid_table, vocabulary)
     unsure = dataclasses.replace(preferences, oracle=[np.array([0.75, 0.75]), np.array([0.75])])
     batch = PreferenceCollator([4, 5], encoder, 1, 0)(unsure.examples().to_list())
     tokens = [encoder.encode_history([row]).tolist() for row in range(12)]

@@ -12,7 +12,7 @@ from llmrec.decoding.beam_search import tree_beam_search
 from llmrec.decoding.ranker import SidRanker
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.model.checkpoint import SidConfig, load_model, load_tokenizer
-from llmrec.model.prompts import HistoryEncoder
+from llmrec.model.history.sids import SidHistoryEncoder
 from llmrec.sid.table import SidTable
 from llmrec.training.grpo.advantages import group_advantages
 from llmrec.training.grpo.groups import GroupSampler
@@ -52,7 +52,7 @@ def sids(group) -> list[tuple[int, ...]]:
 def test_every_roll_out_is_an_item_after_the_prompt_of_its_example(ranker, way):
     found = sampler(ranker, way)
     groups = draw(found)
-    tokens = HistoryEncoder(ranker.table, ranker.sid_config.vocabulary).tokens_NL
+    tokens = SidHistoryEncoder(ranker.table, ranker.sid_config.vocabulary).tokens_NL
     legal = {tuple(sid) for sid in tokens.tolist()}
     for group, sequence in zip(groups, SEQUENCES, strict=True):
         assert len(group.completions) == 5 and set(sids(group)) <= legal

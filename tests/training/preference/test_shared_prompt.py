@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llmrec.decoding.trie.trie import SidTrie
-from llmrec.model.prompts import HistoryEncoder
+from llmrec.model.history.sids import SidHistoryEncoder
 from llmrec.sid.table import EMPTY, SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.training.preference.shared_prompt import sibling_scores_in_forward
@@ -21,7 +21,7 @@ NORMALIZATIONS = ["vocabulary", "level", "children"]
 @pytest.fixture
 def batch(sid_table, vocabulary):
     """Two prompts of 10 and 4 tokens, three completions of the first and two of the second."""
-    encoder = HistoryEncoder(sid_table, vocabulary)
+    encoder = SidHistoryEncoder(sid_table, vocabulary)
     prompts = [[4, *encoder.encode_history([0, 3, 7]).tolist()], [4, *encoder.encode_history([9]).tolist()]]
     completions = torch.from_numpy(encoder.tokens_NL[np.array([[1, 6, 11], [2, 8, 0]])])
     completions[1, 2] = EMPTY
@@ -97,7 +97,7 @@ def test_every_architecture_and_attention(tokenizer, batch, vocabulary, trie, ar
 def test_sids_of_one_level_and_of_several_lengths(item_ids, codes):
     tokenizer, table = word_tokenizer(), SidTable(item_ids, codes)
     vocabulary = SidVocabulary.add_to(tokenizer, table.level_sizes)
-    model, encoder = tiny_llm(len(tokenizer)), HistoryEncoder(table, vocabulary)
+    model, encoder = tiny_llm(len(tokenizer)), SidHistoryEncoder(table, vocabulary)
     completions = torch.from_numpy(encoder.tokens_NL[np.array([[0, 5, 7]])])
     prompts = [[4, *encoder.encode_history([2, 3]).tolist()]]
     assert_same(model, padded(prompts, "right"), prompts, completions, vocabulary, SidTrie(table), "children")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from llmrec.data.windows import windows
 from llmrec.model.backbone import causal_lm
-from llmrec.model.prompts import HistoryEncoder, Prompt
+from llmrec.model.history.sids import SidHistoryEncoder
+from llmrec.model.prompts import Prompt
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.training.sft.examples import HistoryCollator, add_draws, build_dataset, fill_last_batch
@@ -98,7 +99,7 @@ def test_blank_examples_fill_the_last_batch():
 
 
 def make_collator(tokenizer, sid_table, vocabulary) -> HistoryCollator:
-    return HistoryCollator(Prompt().prefix(tokenizer), HistoryEncoder(sid_table, vocabulary), tokenizer.pad_token_id)
+    return HistoryCollator(Prompt().prefix(tokenizer), SidHistoryEncoder(sid_table, vocabulary), tokenizer.pad_token_id)
 
 
 def test_a_batch_by_hand(tokenizer, sid_table, vocabulary):
@@ -122,7 +123,7 @@ def test_a_batch_by_hand(tokenizer, sid_table, vocabulary):
 def test_labels_begin_with_the_first_target_where_semantic_ids_differ_in_length(tokenizer):
     """Items have 2, 3 and 1 codes: behind one item of context, targets begin after 5 tokens and after 6."""
     table = SidTable(["x", "y", "z"], np.array([[0, 0, -1], [0, 1, 0], [1, -1, -1]]), level_sizes=[2, 2, 1])
-    encoder = HistoryEncoder(table, SidVocabulary.add_to(tokenizer, table.level_sizes))
+    encoder = SidHistoryEncoder(table, SidVocabulary.add_to(tokenizer, table.level_sizes))
     collator = HistoryCollator([4, 5, 6], encoder, tokenizer.pad_token_id)
     examples = [{"rows": [0, 1, 2], "num_context": 1}, {"rows": [1, 2], "num_context": 1}]
     for (ids, labels), rows, ignored in zip(collator.draw(examples), ([0, 1, 2], [1, 2]), (5, 6), strict=True):

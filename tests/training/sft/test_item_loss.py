@@ -9,7 +9,7 @@ import torch
 from llmrec.baselines.queries import Queries
 from llmrec.model.backbone import causal_lm, run_backbone
 from llmrec.model.heads.item_rows import ItemRows
-from llmrec.model.prompts import HistoryEncoder
+from llmrec.model.history.sids import SidHistoryEncoder
 from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.training.distil.batch import BatchQueries
 from llmrec.training.sft.captured_step import CapturedLoss
@@ -54,7 +54,7 @@ def loss_of(vocabulary, **options) -> ItemLoss:
 @torch.no_grad()
 def slow_loss(model, table, vocabulary, distillation, examples) -> float:
     """Sum over the targets of the item's cross-entropy, one prompt after another, by the definition."""
-    encoder, items, total = HistoryEncoder(table, vocabulary), vocabulary.items, 0.0
+    encoder, items, total = SidHistoryEncoder(table, vocabulary), vocabulary.items, 0.0
     rows_ND = model.get_input_embeddings().weight[items.start : items.start + items.num_items]
     for example in examples:
         rows = example["rows"]

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from llmrec.configs.tasks import SLOT, TASKS
 from llmrec.data.catalog import Catalog
-from llmrec.model.prompts import HistoryEncoder, Prompt
+from llmrec.model.history.sids import SidHistoryEncoder
+from llmrec.model.prompts import Prompt
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.training.sft.examples import HistoryCollator, add_draws, build_dataset
@@ -55,8 +56,8 @@ def tokenizer():
 
 
 @pytest.fixture
-def encoder(sid_table, vocabulary) -> HistoryEncoder:
-    return HistoryEncoder(sid_table, vocabulary)
+def encoder(sid_table, vocabulary) -> SidHistoryEncoder:
+    return SidHistoryEncoder(sid_table, vocabulary)
 
 
 def built(catalog, tokenizer, *names: str, num_histories: int = 12, **options) -> dict:
@@ -95,7 +96,7 @@ def test_task_examples_by_hand(rich, tokenizer, encoder, name, given, answer):
 @pytest.mark.parametrize("name", ["sid_to_title", "title_to_sid", "sids_to_title", "titles_to_sid", "category_to_sids"])
 def test_items_are_shown_with_their_own_tokens_and_answered_without(rich, tokenizer, sid_table, name):
     vocabulary = SidVocabulary.add_to(tokenizer, sid_table.level_sizes, num_items=12)
-    encoder, task = HistoryEncoder(sid_table, vocabulary), built(rich, tokenizer, name)[name]
+    encoder, task = SidHistoryEncoder(sid_table, vocabulary), built(rich, tokenizer, name)[name]
     for prompt, answer in asked(task, tokenizer, encoder):
         assert "<|item_" not in answer and ("<a_" in prompt) == ("<|item_" in prompt) == name.startswith("sid")
         for row in map(int, re.findall(r"<\|item_(\d+)\|>", prompt)):
@@ -200,7 +201,7 @@ def test_law_1_no_held_out_item_in_a_drawn_history(data, seed):
     catalog = Catalog(pa.table({"item_id": ids, "title": titles, "text": titles}), pa.Table.from_pylist(rows))
     tokenizer = word_tokenizer(titles)
     vocabulary = SidVocabulary.add_to(tokenizer, [12])
-    encoder = HistoryEncoder(SidTable(ids, np.arange(12)[:, None], level_sizes=[12]), vocabulary)
+    encoder = SidHistoryEncoder(SidTable(ids, np.arange(12)[:, None], level_sizes=[12]), vocabulary)
     held_out = set(tokenizer.convert_tokens_to_ids(["t9", "t10", "t11"]))
     held_out |= set(encoder.encode_history([9, 10, 11]).tolist())
     for task in built(catalog, tokenizer, "titles_to_sid", "sids_to_title").values():
@@ -375,7 +376,7 @@ def test_titles_texts_and_categories_with_markers_are_inert(catalog, sid_table, 
     items = pa.table({"item_id": catalog.item_ids, "title": titles, "text": [f"{title}. {title}" for title in titles],
                       "genres": [[HOSTILE[row % 3], "fruit"] for row in range(12)]})  # fmt: skip
     task = built(Catalog(items, catalog._split), tokenizer, name)[name]
-    encoder, sids = HistoryEncoder(sid_table, vocabulary), set(vocabulary.added_range)
+    encoder, sids = SidHistoryEncoder(sid_table, vocabulary), set(vocabulary.added_range)
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     for index in range(task.num_draws):
         given, answer = task.cases.case(task.case_of(0, 0, index), np.random.default_rng([0, 0, task.number, index]))

@@ -1,0 +1,1 @@
+"""Ways of writing the items of a history as tokens."""

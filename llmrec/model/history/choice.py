@@ -1,0 +1,21 @@
+"""The history encoder of a vocabulary: how its model reads and writes items."""
+
+from __future__ import annotations
+
+from llmrec.model.history.encoder import HistoryEncoder
+from llmrec.model.history.sids import SidHistoryEncoder
+from llmrec.sid.table import SidTable
+from llmrec.sid.vocabulary import SidVocabulary
+
+
+def make_history_encoder(table: SidTable, vocabulary: SidVocabulary) -> HistoryEncoder:
+    """Make what writes histories and answers as tokens.
+
+    Args:
+        table: Semantic IDs of the catalogue.
+        vocabulary: Tokens of the model, which say how it reads items.
+
+    Raises:
+        ValueError: If the table needs codes that the vocabulary lacks, or a head cannot read it.
+    """
+    return SidHistoryEncoder(table, vocabulary)
