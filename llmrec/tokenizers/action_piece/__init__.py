@@ -1,0 +1,1 @@
+"""ActionPiece: features of items, and pieces of them learned from histories."""
