@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the names below, for type checkers and editors
     from llmrec.decoding.sampling import tree_sample as tree_sample
     from llmrec.decoding.trie.allow_list import AllowList as AllowList
     from llmrec.decoding.trie.filter import LeafFilter as LeafFilter
+    from llmrec.decoding.trie.token_trie import TokenTrie as TokenTrie
     from llmrec.decoding.trie.trie import SidTrie as SidTrie
     from llmrec.model.checkpoint import SidConfig as SidConfig
     from llmrec.recommender import Recommender as Recommender
@@ -36,6 +37,7 @@ _PUBLIC = {
     "SidTable": "llmrec.sid.table",
     "SidTrie": "llmrec.decoding.trie.trie",
     "SidVocabulary": "llmrec.sid.vocabulary",
+    "TokenTrie": "llmrec.decoding.trie.token_trie",
     "sid_generate": "llmrec.decoding.generate",
     "sid_generation_config": "llmrec.decoding.generate",
     "tree_beam_search": "llmrec.decoding.beam_search",

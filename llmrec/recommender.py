@@ -76,7 +76,7 @@ class Recommender:
         given: GivenCatalog | None = None,
     ):
         sid_config.vocabulary.check(tokenizer)
-        check_rows(model, sid_config.vocabulary.added_range.stop)
+        check_rows(model, sid_config.vocabulary.num_rows)
         self.model, self.tokenizer, self.table = model.eval(), tokenizer, table
         self.sid_config, self.details = sid_config, details or {}
         self.record, self.given = record, given

@@ -22,6 +22,8 @@ def check_prompt_end(
 ) -> None:
     """Refuse prompts that end inside a SID, because the first code of an answer would be wrong there.
 
+    Where codes are words, a word of a prompt may as well belong to its text, so no prompt is refused.
+
     A SID that the trie leaves out counts as complete at the last level and, if the trie's SIDs differ in length, at
     every level.
 
@@ -40,6 +42,8 @@ def check_prompt_end(
     end = (attention_mask * places).amax(dim=1)
     if bool((end == 0).any()):
         raise ValueError(f"The prompt of row {int((end == 0).nonzero()[0])} is all padding; it needs a token.")
+    if vocabulary.words is not None:
+        return
     padded = pad(input_ids.masked_fill(attention_mask == 0, NO_TOKEN), (size, 0), value=NO_TOKEN)
     window = padded.gather(1, end.unsqueeze(1) + torch.arange(size, device=input_ids.device))
     level, nodes, is_leaf = last_sid(window, trie, vocabulary)
@@ -83,8 +87,4 @@ def last_sid(window: Tensor, trie: SidTrie, vocabulary: SidVocabulary) -> tuple[
 
 def child_of(nodes: Tensor, tokens: Tensor, level: int, trie: SidTrie, vocabulary: SidVocabulary) -> Tensor:
     """(R,) node that each row goes to by its token; -1 if the trie has no such prefix."""
-    size = trie.level_sizes[level]
-    code = tokens - vocabulary.starts[level]
-    known = (code >= 0) & (code < size)
-    child = trie.children(nodes, level).gather(1, code.clamp(0, size - 1).unsqueeze(1)).squeeze(1)
-    return child.masked_fill(~known, -1)
+    return trie.child(nodes, vocabulary.codes_at(level, tokens), level)

@@ -44,8 +44,8 @@ class SidLogitsProcessor(LogitsProcessor):
         free_text: Allow ordinary tokens outside SIDs.
 
     Raises:
-        ValueError: If the vocabulary lacks codes of the trie or has a head, or `free_text` is combined with another
-            `normalize_over` than `vocabulary`.
+        ValueError: If the vocabulary lacks codes of the trie or has a head, or `free_text` is combined with words or
+            another `normalize_over` than `vocabulary`.
 
     Source: constrained decoding by a prefix trie as in GENRE (arXiv:2010.00904).
 
@@ -76,6 +76,8 @@ class SidLogitsProcessor(LogitsProcessor):
         vocabulary.check_table(trie)
         refuse_head(vocabulary.head, "SidLogitsProcessor")
         check_normalize_over(normalize_over)
+        if free_text and vocabulary.words is not None:
+            raise ValueError("free_text tells codes from text by their tokens, but here codes are words; leave it out.")
         if free_text and normalize_over != "vocabulary":
             raise ValueError(
                 f"normalize_over is '{normalize_over}', but with free_text codes compete with words; only 'vocabulary' "
@@ -112,10 +114,11 @@ class SidLogitsProcessor(LogitsProcessor):
         """
         if input_ids.shape[1] < self.prompt_length:
             raise ValueError(f"prompt_length is {self.prompt_length} but the rows have {input_ids.shape[1]} tokens.")
-        if scores.shape[1] < self.vocabulary.token_range.stop:
+        end = self.vocabulary.token_range.stop if self.vocabulary.words is None else self.vocabulary.num_rows
+        if scores.shape[1] < end:
             raise ValueError(
-                f"The model scores {scores.shape[1]} tokens but the last SID token is "
-                f"{self.vocabulary.token_range.stop - 1}; run `llmrec extend` on it, or load the checkpoint it wrote."
+                f"The model scores {scores.shape[1]} tokens but the last SID token is {end - 1}; run `llmrec extend` "
+                "on it, or load the checkpoint it wrote."
             )
         if input_ids.shape[1] == self.prompt_length:
             check_prompt_end(input_ids, self.trie, self.vocabulary)
@@ -128,10 +131,12 @@ class SidLogitsProcessor(LogitsProcessor):
         masked = torch.full_like(scores, -torch.inf)
         level, stuck = generated.shape[1], torch.zeros_like(complete)
         if level < self.trie.num_levels:
-            block, legal = self.vocabulary.block(level), self.trie.allowed(nodes, level)
-            codes = slice(block.start, block.start + legal.shape[1])  # the table may use fewer than the vocabulary has
-            masked[:, codes] = normalize_codes(scores[:, block], legal, self.normalize_over)
-            stuck = ~complete & _without_finite(masked[:, codes])
+            rows, legal = self.vocabulary.rows(level, scores.device), self.trie.allowed(nodes, level)
+            normalized = normalize_codes(scores[:, rows], legal, self.normalize_over)
+            if isinstance(rows, slice):  # the table may use fewer codes than the vocabulary has
+                rows = slice(rows.start, rows.start + legal.shape[1])
+            masked[:, rows] = normalized
+            stuck = ~complete & _without_finite(normalized)
         eos = self.vocabulary.eos_token_id
         fault = f"neither the beginning of a SID of the trie nor one and end-of-sequence ({eos})"
         self._check(stray, stuck, scores, generated, fault)

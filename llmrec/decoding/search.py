@@ -177,7 +177,7 @@ class SearchProblem:
         refuse_head(self.vocabulary.head, "A search over codes")
         self.vocabulary.check_table(self.trie)
         check_attention(self.model)
-        check_rows(self.model, self.vocabulary.added_range.stop)
+        check_rows(self.model, self.vocabulary.num_rows)
         check_search(self.model)
 
     def check_batch(self, input_ids: Tensor, leaf_filter: LeafFilter | None, prefix_ids: Tensor | None) -> None:
@@ -221,4 +221,4 @@ class SearchProblem:
 
     def tokens(self, paths: Paths, level: int) -> Tensor:
         """(B, M) tokens of the codes at a level; of a prefix without a code, any token of the level."""
-        return paths.codes[:, :, level].clamp(min=0) + self.vocabulary.starts[level]
+        return self.vocabulary.tokens_at(level, paths.codes[:, :, level].clamp(min=0))

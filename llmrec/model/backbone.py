@@ -67,12 +67,12 @@ def forward_replaced(model: PreTrainedModel, forward: Callable[..., object]) -> 
             model.forward = own
 
 
-def output_rows(model: PreTrainedModel, rows: slice | None = None) -> tuple[Tensor, Tensor | None]:
+def output_rows(model: PreTrainedModel, rows: slice | Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Slice the output matrix, and its bias if there is one.
 
     Args:
         model: Causal LM.
-        rows: Token ids, as a slice; the whole vocabulary when left out.
+        rows: Token ids, as a slice or (n,) int64; the whole vocabulary when left out.
 
     Returns:
         (rows, hidden) weight and (rows,) bias.
@@ -89,13 +89,13 @@ def output_rows(model: PreTrainedModel, rows: slice | None = None) -> tuple[Tens
     return with_trained_rows(head, rows), None if bias is None else bias[rows]
 
 
-def logits(model: PreTrainedModel, hidden: Tensor, rows: slice | None = None) -> Tensor:
+def logits(model: PreTrainedModel, hidden: Tensor, rows: slice | Tensor | None = None) -> Tensor:
     """Compute the logits of some tokens, as the model itself would.
 
     Args:
         model: Causal LM.
         hidden: (…, hidden) last hidden states.
-        rows: Token ids, as a slice; the whole vocabulary when left out.
+        rows: Token ids, as a slice or (n,) int64; the whole vocabulary when left out.
 
     Returns:
         (…, rows) float32.
@@ -103,7 +103,7 @@ def logits(model: PreTrainedModel, hidden: Tensor, rows: slice | None = None) ->
     return finish_logits(model, project(model, hidden, rows))
 
 
-def project(model: PreTrainedModel, hidden: Tensor, rows: slice | None = None) -> Tensor:
+def project(model: PreTrainedModel, hidden: Tensor, rows: slice | Tensor | None = None) -> Tensor:
     """Multiply hidden states by rows of the output matrix, without `finish_logits`; (…, hidden) -> (…, rows)."""
     weight, bias = output_rows(model, rows)
     return nn.functional.linear(hidden.to(weight.dtype), weight, bias)

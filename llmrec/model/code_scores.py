@@ -2,7 +2,8 @@
 
 The score of a code is its log-probability, normalised over one of
     vocabulary  the whole vocabulary, as Hugging Face beam search scores,
-    level       the codes of its level; for models trained like that, whose other logits mean nothing,
+    level       the codes of its level, or the words that items have there; for models trained like that, whose other
+                logits mean nothing,
     children    the legal continuations of its prefix; this is GRPO's policy.
 
 Shapes: K codes of a level that a table uses.
@@ -63,8 +64,7 @@ def code_log_probs(
     Returns:
         (…, W) float32, -inf for codes that are not legal.
     """
-    block = vocabulary.block(level)
-    scores = logits(model, hidden, block)
+    scores = logits(model, hidden, vocabulary.rows(level, hidden.device))
     if temperature != 1:
         scores = scores / temperature
     if normalize_over == "vocabulary":

@@ -63,12 +63,14 @@ def matrix_of(module: nn.Module) -> Tensor:
     return weight
 
 
-def with_trained_rows(module: nn.Module, rows: slice) -> Tensor:
+def with_trained_rows(module: nn.Module, rows: slice | Tensor) -> Tensor:
     """(rows, hidden) of an embedding or output matrix with its trained rows; a copy unless all of them are trained."""
     block, adapter = trained_block(module), token_adapter(module)
     if block is None or adapter is None:
         return matrix_of(module)[rows]
     frozen = matrix_of(adapter.base_layer)
+    if isinstance(rows, Tensor):
+        return _with_own(frozen[rows], rows, *block)
     (first, last), (start, stop) = (block[0].start, block[0].stop), rows.indices(len(frozen))[:2]
     trained = block[1][max(start - first, 0) : max(stop - first, 0)].to(frozen.dtype)
     if first <= start and stop <= last:
@@ -89,11 +91,14 @@ def _look_up(wrapper: nn.Module, adapter: TokenAdapter, original: Callable[[Tens
     block = trained_block(wrapper)
     if block is None:
         return original(ids)
-    rows, trained_RD = block
     frozen = adapter.base_layer
     vectors = frozen(ids)
+    return _with_own(vectors, ids, *block, scale=getattr(frozen, "embed_scale", None))  # Gemma's
+
+
+def _with_own(vectors: Tensor, ids: Tensor, rows: slice, trained_RD: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Put the trained rows into the (…, hidden) vectors of (…) token ids."""
     own = embedding((ids - rows.start).clamp(0, len(trained_RD) - 1), trained_RD).to(vectors.dtype)
-    scale = getattr(frozen, "embed_scale", None)  # Gemma's
     if scale is not None:
         own = own * scale.to(own.dtype)
     is_trained = (ids >= rows.start) & (ids < rows.stop)

@@ -5,26 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
 
 import pyarrow.parquet as pq
 
 MOST_LEVELS = 64
 LARGEST = 2**31 - 1  # token id, or number of codes of a level
 LARGEST_FILE, LARGEST_RATIO = 2**30, 1000  # bytes that a file may unfold to whatever its size; else times its size
-
-
-class HasLevels(Protocol):
-    """A SidTable, or a trie of one."""
-
-    @property
-    def num_levels(self) -> int: ...
-
-    @property
-    def level_sizes(self) -> Sequence[int]: ...
-
-    @property
-    def num_items(self) -> int: ...
 
 
 def check_layout(

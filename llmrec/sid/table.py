@@ -5,6 +5,9 @@ published tables), and an item may have several SIDs, numbered by `alias`. SIDs 
 prefix-free, so that a SID is complete exactly at the leaves of the trie: a SID that is a prefix of another one gets a
 terminal code.
 
+An identifier may be written in words, tokens that an LLM has already (`llmrec.sid.words`); its codes number the words
+of each level.
+
 Shapes: S SIDs, N items, L levels.
 """
 
@@ -15,6 +18,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -24,10 +28,16 @@ from llmrec.data import columns
 from llmrec.data.requests.item_lists import find_rows
 from llmrec.runtime.reading import reading
 from llmrec.sid.bounds import LARGEST, MOST_LEVELS, check_parquet
-from llmrec.sid.groups import buckets, ordinals
+from llmrec.sid.codes import EMPTY as EMPTY
+from llmrec.sid.codes import check_codes, check_columns, make_prefix_free
+from llmrec.sid.groups import ordinals
+from llmrec.sid.words import LevelWords
+
+if TYPE_CHECKING:  # it takes a second to import
+    from transformers import PreTrainedTokenizerBase
 
 FILE = "sid_table.parquet"
-EMPTY = -1  # code in the levels beyond a SID's length
+WORDS = "words"  # key of the file's metadata
 
 
 class SidTable:
@@ -38,6 +48,7 @@ class SidTable:
         codes: (S, L) integers from 0; -1 fills the levels beyond a SID's length.
         item_rows: (S,) item row of each SID; row i of `codes` belongs to item i when left out.
         level_sizes: Number of codes of each level; one more than the largest code when left out.
+        words: Tokens of an LLM that the codes stand for; None for semantic IDs, which get tokens of their own.
 
     Attributes:
         all_codes: (S, L) int64 codes, sorted by item row.
@@ -47,7 +58,8 @@ class SidTable:
         level_sizes: Number of codes of each level, terminal codes included.
 
     Raises:
-        ValueError: If an item has no SID, a code is outside its level, or a code follows the end of a SID.
+        ValueError: If an item has no SID, a code is outside its level, a code follows the end of a SID, or the words
+            are not one for each code, or those of an item are the beginning of another's.
 
     Examples:
         >>> from llmrec import SidTable
@@ -67,18 +79,24 @@ class SidTable:
         codes: np.ndarray | Sequence[Sequence[int]],
         item_rows: np.ndarray | Sequence[int] | None = None,
         level_sizes: Sequence[int] | None = None,
+        words: LevelWords | None = None,
     ):
-        self.item_ids = list(item_ids)
+        self.item_ids, self.words = list(item_ids), words
         codes = np.atleast_2d(np.asarray(codes, dtype=np.int64))
         rows = np.arange(len(codes)) if item_rows is None else np.asarray(item_rows, dtype=np.int64)
-        _check_codes(self.item_ids, codes, rows)
+        check_codes(self.item_ids, codes, rows)
+        if words is not None:
+            level_sizes = words.level_sizes
         sizes = list(level_sizes) if level_sizes is not None else (codes.max(axis=0) + 1).tolist()
         if not 0 < codes.shape[1] == len(sizes) <= MOST_LEVELS or max(sizes) > LARGEST:
             raise ValueError(
                 f"SIDs of {codes.shape[1]} levels were given with {len(sizes)} level_sizes, the largest "
                 f"{max(sizes, default=0)}; there are 1 to {MOST_LEVELS} levels, of at most {LARGEST} codes."
             )
-        codes, sizes = _make_prefix_free(codes, [int(size) for size in sizes])
+        given = [int(size) for size in sizes]
+        codes, sizes = make_prefix_free(codes, given)
+        if words is not None and sizes != given:
+            raise ValueError("The words of an item are the beginning of another's; end all items with the same token.")
         used = max(level + 1 for level, size in enumerate(sizes) if size)  # a level without a code is none
         codes, self.level_sizes = codes[:, :used], sizes[:used]
         too_large = np.argwhere(codes >= np.asarray(self.level_sizes))
@@ -92,6 +110,34 @@ class SidTable:
         self.all_codes, self.item_rows = codes[order], rows[order]
         self.lengths = (self.all_codes != EMPTY).sum(axis=1)
         self.first = np.searchsorted(self.item_rows, np.arange(len(self.item_ids)))
+
+    @classmethod
+    def of_tokens(
+        cls,
+        item_ids: Sequence[str],
+        sequences: Sequence[Sequence[int] | np.ndarray],
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        item_rows: np.ndarray | Sequence[int] | None = None,
+    ) -> SidTable:
+        """Make a table of identifiers written in tokens that an LLM has.
+
+        Args:
+            item_ids: N distinct external ids in catalogue order.
+            sequences: S lists of token ids, each ended by the same token.
+            tokenizer: Tokenizer of the LLM, whose names of the tokens are kept to recognise it by.
+            item_rows: (S,) item row of each list; its position when left out.
+
+        Raises:
+            ValueError: As the class, or if a list is empty.
+
+        Examples:
+            >>> from llmrec import SidTable
+            >>> table = SidTable.of_tokens(["ring", "ring 2"], [[7, 1], [7, 5, 1]])  # 1 ends an item
+            >>> table.all_codes.tolist(), [level.tolist() for level in table.words.ids]
+            ([[0, 0, -1], [0, 1, 0]], [[7], [1, 5], [1]])
+        """
+        words, codes = LevelWords.of(sequences, tokenizer)
+        return cls(item_ids, codes, item_rows, words=words)
 
     @property
     def num_items(self) -> int:
@@ -191,6 +237,7 @@ class SidTable:
         digest = hashlib.sha256(lines)
         for array in (self.all_codes, self.item_rows, np.asarray(self.level_sizes)):
             digest.update(f"{array.shape}".encode() + np.ascontiguousarray(array, dtype="<i8").tobytes())
+        digest.update(b"" if self.words is None else self.words.sha256.encode())
         return digest.hexdigest()
 
     def save(self, directory: str | Path) -> None:
@@ -206,6 +253,8 @@ class SidTable:
             **{columns.code(level): self.all_codes[:, level] for level in range(self.num_levels)},
         }
         metadata = {"level_sizes": ",".join(map(str, self.level_sizes))}
+        if self.words is not None:
+            metadata[WORDS] = json.dumps(self.words.to_dict())
         pq.write_table(pa.table(data).replace_schema_metadata(metadata), Path(directory) / FILE)
 
     @classmethod
@@ -233,63 +282,17 @@ class SidTable:
         with reading(path, "a parquet file", "run `llmrec tokenize` again"):
             check_parquet(path)
             table = pq.read_table(path, partitioning=None)
-        levels = [columns.code(level) for level in range(sum(n.startswith("code_") for n in table.column_names))]
-        needed = [columns.ITEM_ID, *levels]
-        if not levels or any(table.column_names.count(name) != 1 for name in needed):
-            raise ValueError(f"'{path}' needs the columns item_id and code_0 …, once; it has {table.column_names}.")
-        if not pa.types.is_string(table[columns.ITEM_ID].type) or table[columns.ITEM_ID].null_count:
-            raise ValueError(f"'{path}' has item_ids that are no text, or empty. Run `llmrec tokenize` again.")
-        for name in levels:
-            if not pa.types.is_integer(table[name].type) or table[name].null_count:
-                raise ValueError(
-                    f"'{path}' has {table[name].type} with {table[name].null_count} empty cells in {name}; codes are "
-                    "integers, and -1 beyond the end of a SID. Run `llmrec tokenize` again."
-                )
+        levels = check_columns(path, table)
         item_ids = table[columns.ITEM_ID].to_pylist()
         unique = list(dict.fromkeys(item_ids))
         row_of = {item_id: row for row, item_id in enumerate(unique)}
-        codes = np.stack([table[columns.code(level)].to_numpy() for level in range(len(levels))], axis=1)
-        sizes = (table.schema.metadata or {}).get(b"level_sizes")
+        codes = np.stack([table[name].to_numpy() for name in levels], axis=1)
+        metadata = table.schema.metadata or {}
+        sizes, words = metadata.get(b"level_sizes"), metadata.get(WORDS.encode())
         rows = np.asarray([row_of[item_id] for item_id in item_ids])
         try:
-            return cls(unique, codes, rows, [int(size) for size in sizes.decode().split(",")] if sizes else None)
-        except ValueError as error:
+            level_sizes = [int(size) for size in sizes.decode().split(",")] if sizes else None
+            level_words = LevelWords.from_dict(json.loads(words)) if words else None
+            return cls(unique, codes, rows, level_sizes, level_words)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"'{path}' holds no SIDs: {error} Run `llmrec tokenize` again.") from error
-
-
-def _check_codes(item_ids: list[str], codes: np.ndarray, rows: np.ndarray) -> None:
-    if len(codes) != len(rows):
-        raise ValueError(f"{len(codes)} SIDs were given for {len(rows)} item rows.")
-    if len(set(item_ids)) < len(item_ids):
-        raise ValueError("item_ids of a SidTable must be unique.")
-    without = np.setdiff1d(np.arange(len(item_ids)), rows)
-    if len(without):
-        raise ValueError(f"{len(without)} items have no SID; first: '{item_ids[without[0]]}'.")
-    if len(rows) and (rows.min() < 0 or rows.max() >= len(item_ids)):
-        raise ValueError(f"item rows must lie in [0, {len(item_ids)}); found {rows.min()} … {rows.max()}.")
-    if codes.size and codes.max() > LARGEST:
-        raise ValueError(f"a SID has the code {codes.max()}; the largest is {LARGEST}.")
-    filled = codes != EMPTY
-    bad = np.flatnonzero((codes < EMPTY).any(axis=1) | ~filled[:, 0] | (filled[:, 1:] & ~filled[:, :-1]).any(axis=1))
-    if len(bad):
-        raise ValueError(
-            f"item '{item_ids[rows[bad[0]]]}' has the codes {codes[bad[0]].tolist()}; -1 may only end a SID."
-        )
-
-
-def _make_prefix_free(codes: np.ndarray, level_sizes: list[int]) -> tuple[np.ndarray, list[int]]:
-    """Give each SID that is a proper prefix of another one a terminal code, one past the codes of the next level."""
-    lengths = (codes != EMPTY).sum(axis=1)
-    if (lengths == codes.shape[1]).all():
-        return codes, level_sizes
-    order, starts, counts = buckets(codes)
-    distinct = codes[order[starts]]
-    # Sorted, with -1 before every code, a SID stands right before the first of those that it is a prefix of.
-    goes_on = ((distinct[:-1] == distinct[1:]) | (distinct[:-1] == EMPTY)).all(axis=1)
-    is_prefix = np.empty(len(codes), bool)
-    is_prefix[order] = np.repeat(np.append(goes_on, False), counts)
-    codes, sizes = codes.copy(), list(level_sizes)
-    for level in np.unique(lengths[is_prefix]):
-        codes[is_prefix & (lengths == level), level] = level_sizes[level]
-        sizes[level] = level_sizes[level] + 1
-    return codes, sizes

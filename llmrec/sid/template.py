@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedTokenizerBase
 
 DEFAULT_TEMPLATE = "<{letter}_{code}>"
 LONG_TEMPLATE = "<{level}_{code}>"  # for more levels than there are letters
@@ -55,3 +57,52 @@ def check_delimiters(tokens: Sequence[str]) -> None:
                 f"the template makes tokens such as '{token}', which ordinary text may contain; a token has to stand "
                 f"in brackets ({OPENS} … {CLOSES}), without spaces. Example: '{DEFAULT_TEMPLATE}'."
             )
+
+
+def check_new(tokens: Sequence[str], template: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse tokens that cannot be added to a tokenizer.
+
+    Raises:
+        ValueError: If ordinary text may contain one, two are the same, or the tokenizer has one.
+    """
+    check_delimiters(tokens)
+    if len(set(tokens)) < len(tokens):
+        raise ValueError(f"template '{template}' gives two codes the same token; try '{DEFAULT_TEMPLATE}'.")
+    present = set(tokenizer.get_vocab()).intersection(tokens)
+    if present:
+        raise ValueError(
+            f"The tokenizer already has the token '{min(present)}'. Extend the original model instead of an "
+            "extended one, or give `SidVocabulary.add_to` another template."
+        )
+
+
+def check_tokens(names: Callable[[], list[str]], ids: range, template: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that does not read tokens as themselves; see `SidVocabulary.check`.
+
+    Args:
+        names: Function that lists the text of every token, in the order of their ids.
+        ids: Ids of the tokens.
+        template: Template of the tokens, for the message.
+        tokenizer: Tokenizer of the checkpoint.
+
+    Raises:
+        ValueError: If a token is absent, has another id, or is not read as itself among others.
+    """
+    if ids.stop > len(tokenizer):  # before so many names are made
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens, the SID and item tokens end at {ids.stop}: it does not belong "
+            "to this checkpoint. Load the tokenizer that was saved with it, or run `llmrec extend` again."
+        )
+    tokens = names()
+    read = [tokenizer.convert_tokens_to_ids(token) for token in tokens]
+    wrong = next((pair for pair in zip(tokens, ids, read, strict=True) if pair[1] != pair[2]), None)
+    if wrong is not None:
+        raise ValueError(
+            f"The tokenizer reads '{wrong[0]}' as token {wrong[2]}, not {wrong[1]}: it does not belong to this "
+            "checkpoint. Load the tokenizer that was saved with it, or run `llmrec extend` again."
+        )
+    if tokenizer.encode("".join(tokens), add_special_tokens=False) != list(ids):
+        raise ValueError(
+            f"The tokenizer splits or merges neighbouring tokens of the template '{template}'; use another one, such "
+            f"as '{DEFAULT_TEMPLATE}'."
+        )

@@ -1,7 +1,8 @@
 """SidVocabulary: the tokens of semantic IDs in an LLM's vocabulary.
 
 Every (level, code) is one token. The tokens of a level are one contiguous block, so that a level's logits are a slice
-of the output matrix. Blocks may hold spare tokens for codes of items that are appended later.
+of the output matrix. Blocks may hold spare tokens for codes of items that are appended later. Identifiers written in
+words need no new tokens: there a code is the token that `llmrec.sid.words` says, and the blocks are empty.
 
 Tokens are added as ordinary ones (special=False, normalized=False): `decode(skip_special_tokens=True)`, which TRL and
 most serving code call, deletes special tokens.
@@ -22,14 +23,16 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 
 from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.answer_head import AnswerHead
-from llmrec.sid.bounds import HasLevels, check_layout
+from llmrec.sid.bounds import check_layout
+from llmrec.sid.device_tokens import DeviceTokens, HasLevels
 from llmrec.sid.item_tokens import ItemTokens
 from llmrec.sid.table import EMPTY
-from llmrec.sid.template import DEFAULT_TEMPLATE, LONG_TEMPLATE, check_delimiters, check_template
+from llmrec.sid.template import DEFAULT_TEMPLATE, LONG_TEMPLATE, check_new, check_template, check_tokens
+from llmrec.sid.words import LevelWords
 
 
 @dataclass(frozen=True)
-class SidVocabulary:
+class SidVocabulary(DeviceTokens):
     """Token ids of all codes.
 
     Args:
@@ -40,6 +43,7 @@ class SidVocabulary:
         template: Text of a token; `{letter}` (a, b, …) or `{level}` (0, 1, …), and `{code}`.
         items: Tokens of the items, right behind the blocks; None if items have none.
         head: Head that answers; None if answers are semantic IDs.
+        words: Tokens of the codes where they are words of the LLM, which have no blocks; None otherwise.
 
     Source: token scheme `<a_12><b_3>` of LC-Rec (arXiv:2311.09049) and MiniOneRec (arXiv:2510.24431).
 
@@ -59,10 +63,29 @@ class SidVocabulary:
     template: str = DEFAULT_TEMPLATE
     items: ItemTokens | None = None
     head: AnswerHead | None = None
+    words: LevelWords | None = None
 
     def __post_init__(self) -> None:
-        check_layout(self.level_sizes, self.starts, self.block_sizes, self.eos_token_id, self.added_range.stop)
-        check_template(self.template, self.num_levels)
+        if self.words is None:
+            check_layout(self.level_sizes, self.starts, self.block_sizes, self.eos_token_id, self.added_range.stop)
+            check_template(self.template, self.num_levels)
+
+    @classmethod
+    def of_words(cls, words: LevelWords, eos_token_id: int) -> SidVocabulary:
+        """Make the vocabulary of identifiers that are written in words of the LLM.
+
+        Args:
+            words: Tokens of the codes, as a SidTable or a TokenTrie has them.
+            eos_token_id: See the class.
+
+        Examples:
+            >>> from llmrec import SidTable, SidVocabulary
+            >>> table = SidTable.of_tokens(["ring", "ring 2"], [[7, 1], [7, 5, 1]])
+            >>> vocabulary = SidVocabulary.of_words(table.words, eos_token_id=2)
+            >>> vocabulary.token_ids(table.codes([1, 0])).tolist(), vocabulary.num_tokens
+            ([[7, 5, 1], [7, 1, -1]], 0)
+        """
+        return cls(words.level_sizes, (), (), eos_token_id, words=words)
 
     @classmethod
     def add_to(
@@ -108,15 +131,7 @@ class SidVocabulary:
         items = ItemTokens(len(tokenizer) + sum(block_sizes) + 1, num_items) if num_items else None
         vocabulary = cls(tuple(map(int, level_sizes)), starts, block_sizes, tokenizer.eos_token_id, template, items)
         tokens = vocabulary.all_tokens()
-        check_delimiters(tokens)
-        if len(set(tokens)) < len(tokens):
-            raise ValueError(f"template '{template}' gives two codes the same token; try '{DEFAULT_TEMPLATE}'.")
-        present = set(tokenizer.get_vocab()).intersection(tokens)
-        if present:
-            raise ValueError(
-                f"The tokenizer already has the token '{min(present)}'. Extend the original model instead of an "
-                "extended one, or give `SidVocabulary.add_to` another template."
-            )
+        check_new(tokens, template, tokenizer)
         tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens])
         vocabulary.check(tokenizer)
         return vocabulary
@@ -133,31 +148,25 @@ class SidVocabulary:
 
     @property
     def token_range(self) -> range:
-        """Token ids of all blocks, which are next to one another."""
-        return range(self.starts[0], self.starts[0] + self.num_tokens)
+        """Token ids of all blocks, which are next to one another; none of identifiers that are words."""
+        first = self.starts[0] if self.starts else 0
+        return range(first, first + self.num_tokens)
 
     @property
     def added_range(self) -> range:
         """Token ids of all blocks and of the items behind them: all that `add_to` adds."""
-        return range(self.starts[0], self.token_range.stop if self.items is None else self.items.block.stop)
+        end = self.token_range.stop if self.items is None else self.items.block.stop
+        return range(self.token_range.start, end)
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows that the embedding of a model needs to have all these tokens."""
+        return self.added_range.stop if self.words is None else self.words.num_rows
 
     @property
     def tokens_per_item(self) -> int:
         """Largest number of tokens of an item in a prompt."""
         return 1 if self.head else self.num_levels + (self.items is not None)
-
-    def block(self, level: int) -> slice:
-        """Slice the tokens of the codes in use at a level out of the embedding or output matrix.
-
-        Args:
-            level: Level, 0-based.
-
-        Examples:
-            >>> from llmrec import SidVocabulary
-            >>> SidVocabulary(level_sizes=(3, 4), starts=(100, 105), block_sizes=(5, 5), eos_token_id=2).block(0)
-            slice(100, 103, None)
-        """
-        return slice(self.starts[level], self.starts[level] + self.level_sizes[level])
 
     def token(self, level: int, code: int) -> str:
         """Write the token of a code.
@@ -194,6 +203,8 @@ class SidVocabulary:
             >>> vocabulary.text(np.array([[0, 3], [2, -1]]))
             '<a_0><b_3><a_2>'
         """
+        if self.words is not None:
+            return self.words.text(codes)
         return "".join(self.token(level, code) for sid in codes for level, code in enumerate(sid) if code != EMPTY)
 
     def token_ids(self, codes: np.ndarray) -> np.ndarray:
@@ -212,6 +223,8 @@ class SidVocabulary:
             >>> vocabulary.token_ids(np.array([[0, 3], [2, -1]])).tolist()
             [[100, 107], [102, -1]]
         """
+        if self.words is not None:
+            return self.words.token_ids(codes)
         codes = np.asarray(codes)
         return np.where(codes == EMPTY, EMPTY, codes + np.asarray(self.starts)[: codes.shape[-1]])
 
@@ -222,27 +235,12 @@ class SidVocabulary:
             tokenizer: Tokenizer of the checkpoint.
 
         Raises:
-            ValueError: If a token is absent, has another id, or is not read as itself among others.
+            ValueError: If a token is absent, has another id or name, or is not read as itself among others.
         """
-        if self.added_range.stop > len(tokenizer):  # before so many names are made
-            raise ValueError(
-                f"The tokenizer has {len(tokenizer)} tokens, the SID and item tokens end at {self.added_range.stop}: "
-                "it does not belong to this checkpoint. Load the tokenizer that was saved with it, or run "
-                "`llmrec extend` again."
-            )
-        tokens = self.all_tokens()
-        ids = [tokenizer.convert_tokens_to_ids(token) for token in tokens]
-        wrong = next((pair for pair in zip(tokens, self.added_range, ids, strict=True) if pair[1] != pair[2]), None)
-        if wrong is not None:
-            raise ValueError(
-                f"The tokenizer reads '{wrong[0]}' as token {wrong[2]}, not {wrong[1]}: it does not belong to this "
-                "checkpoint. Load the tokenizer that was saved with it, or run `llmrec extend` again."
-            )
-        if tokenizer.encode("".join(tokens), add_special_tokens=False) != list(self.added_range):
-            raise ValueError(
-                f"The tokenizer splits or merges neighbouring tokens of the template '{self.template}'; use another "
-                f"one, such as '{DEFAULT_TEMPLATE}'."
-            )
+        if self.words is not None:
+            self.words.check(tokenizer)
+        else:
+            check_tokens(self.all_tokens, self.added_range, self.template, tokenizer)
 
     def check_table(self, table: HasLevels) -> None:
         """Refuse a table, or a trie of one, that needs tokens this vocabulary does not have.
@@ -251,9 +249,10 @@ class SidVocabulary:
             table: SidTable or SidTrie.
 
         Raises:
-            ValueError: If it has another number of levels, more codes at a level, or another number of items than have
-                tokens.
+            ValueError: If it has another number of levels, more codes at a level, other words, or another number of
+                items than have tokens.
         """
+        self.check_words(table)
         if table.num_levels != self.num_levels or any(
             need > have for need, have in zip(table.level_sizes, self.level_sizes, strict=True)
         ):
@@ -266,18 +265,21 @@ class SidVocabulary:
             raise ValueError(f"The SID table has {table.num_items} items, and {have}. Run `llmrec extend` on it.")
 
     def to_dict(self) -> JsonObject:
-        """Convert the vocabulary to its arguments, for llmrec.json; `items` and `head` are absent if there are none."""
+        """Convert the vocabulary to its arguments, for llmrec.json; words stand in the SID table."""
+        if self.words is not None:
+            return {"eos_token_id": self.eos_token_id, "words": True}
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
     @classmethod
-    def from_dict(cls, values: JsonObject) -> SidVocabulary:
+    def from_dict(cls, values: JsonObject, words: LevelWords | None = None) -> SidVocabulary:
         """Make a vocabulary of the output of `to_dict`.
 
         Args:
             values: Arguments of the vocabulary, as JSON has them.
+            words: Words of the SID table, if it has any.
 
         Raises:
-            ValueError: If the lists are not of one length, or a number is out of bounds.
+            ValueError: If the lists are not of one length, a number is out of bounds, or words are absent.
             TypeError, KeyError: If a value is of another type, or absent.
 
         Examples:
@@ -286,6 +288,10 @@ class SidVocabulary:
             >>> SidVocabulary.from_dict(vocabulary.to_dict()) == vocabulary
             True
         """
+        if "words" in values:
+            if words is None:
+                raise ValueError("identifiers are words, but the SID table has none")
+            return cls.of_words(words, operator.index(values["eos_token_id"]))
         lists = {key: tuple(map(operator.index, values[key])) for key in ("level_sizes", "starts", "block_sizes")}
         items = ItemTokens(**values["items"]) if "items" in values else None
         head = AnswerHead(**values["head"]) if "head" in values else None

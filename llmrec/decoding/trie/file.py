@@ -1,4 +1,5 @@
-"""A SidTrie as one safetensors file: `first_<level>` and `codes_<level>` of every level, `leaf_items`, `leaf_starts`.
+"""A SidTrie as one safetensors file: `first_<level>`, `codes_<level>` and, where codes are words, `words_<level>` of
+every level; `leaf_items`, `leaf_starts`.
 
 The metadata says how to read the arrays. Nothing is packed or derived at loading, so a trie of 10^8 items is mapped
 in milliseconds and read as it is used. Loading therefore checks only what the header shows: format, presence, types
@@ -20,13 +21,14 @@ from llmrec.decoding.trie.leaf_items import LeafItems
 from llmrec.decoding.trie.level import BYTE, TrieLevel
 from llmrec.runtime import disk
 from llmrec.runtime.manifest import JsonObject
+from llmrec.sid.words import LevelWords
 
 FORMAT, VERSION = "llmrec SidTrie", 1
 KEY = "llmrec_trie"
 
 
-def write(path: str | Path, parts: Parts, table_sha256: str | None) -> None:
-    """Write the parts of a trie and the hash of the table that it was built from."""
+def write(path: str | Path, parts: Parts, table_sha256: str | None, words: LevelWords | None) -> None:
+    """Write the parts of a trie, the hash of the table that it was built from, and the token ids of its words."""
     header = {"format": FORMAT, "version": VERSION, "table_sha256": table_sha256, "num_items": parts.owners.num_items}
     header["level_sizes"] = [level.size for level in parts.levels]
     header["num_ends"] = [level.num_ends for level in parts.levels]
@@ -36,17 +38,19 @@ def write(path: str | Path, parts: Parts, table_sha256: str | None) -> None:
         arrays["leaf_starts"] = torch.from_numpy(parts.owners.starts)
     for i, level in enumerate(parts.levels):
         arrays[f"first_{i}"], arrays[f"codes_{i}"] = level.first, level.codes
+    for i, ids in enumerate(words.ids if words is not None else ()):
+        arrays[f"words_{i}"] = torch.from_numpy(ids)
     # One metadata key: safetensors writes several in any order, and equal tries must be equal files.
     # Aside first: the file may be the one that the arrays are mapped from.
     with disk.replacing(path) as temporary:
         save_file(arrays, temporary, metadata={KEY: json.dumps(header)})
 
 
-def read(path: str | Path) -> tuple[Parts, str | None]:
+def read(path: str | Path) -> tuple[Parts, str | None, LevelWords | None]:
     """Map a trie's parts into memory.
 
     Returns:
-        The parts, and the hash of the table that the trie was built from.
+        The parts, the hash of the table that the trie was built from, and its words, without names.
 
     Raises:
         ValueError: If the file is absent, of another format, or its arrays do not fit together.
@@ -64,9 +68,10 @@ def read(path: str | Path) -> tuple[Parts, str | None]:
         raise ValueError(f"'{path}' has {stated}, not {FORMAT}, version {VERSION}; save the trie again.")
     try:
         parts = _parts(arrays, header)
+        words = _words(arrays, header["level_sizes"]) if "words_0" in arrays else None
     except (KeyError, ValueError) as error:
         raise ValueError(f"'{path}' is damaged: {error}. Save the trie again.") from error
-    return parts, header["table_sha256"]
+    return parts, header["table_sha256"], words
 
 
 def _parts(arrays: dict[str, Tensor], header: JsonObject) -> Parts:
@@ -94,3 +99,7 @@ def _array(arrays: dict[str, Tensor], name: str, *shape: int) -> Tensor:
     if arrays[name].shape != shape or arrays[name].dtype.is_floating_point:
         raise ValueError(f"{name} is {arrays[name].dtype} {tuple(arrays[name].shape)} instead of integers {shape}")
     return arrays[name]
+
+
+def _words(arrays: dict[str, Tensor], level_sizes: list[int]) -> LevelWords:
+    return LevelWords([_array(arrays, f"words_{i}", size).numpy() for i, size in enumerate(level_sizes)])

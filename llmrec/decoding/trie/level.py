@@ -122,6 +122,11 @@ class TrieLevel:
             codes, children = codes.masked_fill_(is_end, 0), children.masked_fill_(is_end, -1)
         return codes, children
 
+    def child(self, nodes: Tensor, codes: Tensor) -> Tensor:
+        """(…) child of each node under its code, -1 if it has none."""
+        listed, children = self.expand(nodes)
+        return children.masked_fill(listed != codes.unsqueeze(-1), -1).amax(dim=-1)
+
     def ends(self, nodes: Tensor) -> Tensor:
         """(…) bool, nodes whose SID ended before this level."""
         if self.num_ends == 0:

@@ -100,6 +100,29 @@ class TrieLookups:
         """
         return self._level(level).children(nodes)
 
+    def child(self, nodes: Tensor, codes: Tensor, level: int) -> Tensor:
+        """Find the child of each node under a code of its own.
+
+        Args:
+            nodes: (…) int64 nodes at depth `level`; -1 is outside the catalogue, 0 at depth 0 the root.
+            codes: (…) int64 codes; there is no child under -1.
+            level: Level of the codes, 0-based.
+
+        Returns:
+            (…) int64 nodes of the next depth, -1 if the catalogue has no such prefix.
+
+        Raises:
+            ValueError: If `level` is not below `num_levels`.
+
+        Examples:
+            >>> import torch
+            >>> from llmrec import SidTable, SidTrie
+            >>> trie = SidTrie(SidTable(["red", "green", "blue"], [[0, 1], [1, 0], [0, 2]]))
+            >>> trie.child(torch.tensor([0, 1]), torch.tensor([2, 2]), level=1).tolist()
+            [1, -1]
+        """
+        return self._level(level).child(nodes, codes)
+
     def allowed(self, nodes: Tensor, level: int) -> Tensor:
         """Find the codes that extend each prefix to at least one item.
 

@@ -30,6 +30,7 @@ from llmrec.decoding.trie.leaf_items import LeafItems
 from llmrec.decoding.trie.level import TrieLevel
 from llmrec.decoding.trie.lookups import TrieLookups
 from llmrec.sid.table import SidTable
+from llmrec.sid.words import LevelWords
 
 
 class SidTrie(TrieLookups):
@@ -47,6 +48,7 @@ class SidTrie(TrieLookups):
         owners: Items of the leaves.
         leaf_items: (E,) item rows in the order of the leaves.
         leaf_starts: (U + 1,) begin of each leaf's part of `leaf_items`; None if every leaf has one item.
+        words: Tokens of an LLM that the codes stand for; None for semantic IDs.
 
     Raises:
         ValueError: If no item is included.
@@ -74,16 +76,19 @@ class SidTrie(TrieLookups):
             keep = np.isin(item_rows, rows)
             codes, item_rows = codes[keep], item_rows[keep]
         built = self.from_codes(codes, table.level_sizes, item_rows, table.num_items, device)
-        self._assemble(built._levels, built.owners, table)
+        self._assemble(built._levels, built.owners, table, table.words)
 
-    def _assemble(self, levels: list[TrieLevel], owners: LeafItems, source: SidTable | str | None) -> SidTrie:
+    def _assemble(
+        self, levels: list[TrieLevel], owners: LeafItems, source: SidTable | str | None, words: LevelWords | None
+    ) -> SidTrie:
         super().__init__(levels, owners.num_leaves)
         self.owners, self.leaf_items, self.leaf_starts, self._source = owners, owners.rows, owners.starts, source
+        self.words = words
         return self
 
-    @classmethod
-    def _from_parts(cls, parts: Parts, source: SidTable | str | None) -> SidTrie:
-        return cls.__new__(cls)._assemble(parts.levels, parts.owners, source)
+    @staticmethod
+    def _from_parts(parts: Parts, source: SidTable | str | None, words: LevelWords | None = None) -> SidTrie:
+        return SidTrie.__new__(SidTrie)._assemble(parts.levels, parts.owners, source, words)
 
     @classmethod
     def from_codes(
@@ -213,7 +218,8 @@ class SidTrie(TrieLookups):
         num_items = max(self.num_items, int(rows.max()) + 1)
         if self.device.type != "cpu":
             codes, rows = torch.as_tensor(codes, device=self.device), rows.to(self.device)
-        return self._from_parts(trie_build.append(Parts(self._levels, self.owners), codes, rows, num_items), None)
+        parts = trie_build.append(Parts(self._levels, self.owners), codes, rows, num_items)
+        return self._from_parts(parts, None, self.words)
 
     def to(self, device: torch.device | str) -> SidTrie:
         """Copy the trie to a device.
@@ -221,7 +227,8 @@ class SidTrie(TrieLookups):
         Args:
             device: Device of the levels; the items stay on the host.
         """
-        return self._from_parts(Parts([level.to(device) for level in self._levels], self.owners), self._source)
+        parts = Parts([level.to(device) for level in self._levels], self.owners)
+        return self._from_parts(parts, self._source, self.words)
 
     @property
     def table_sha256(self) -> str | None:
@@ -247,7 +254,7 @@ class SidTrie(TrieLookups):
         Args:
             path: Path of the file.
         """
-        trie_file.write(path, Parts(self._levels, self.owners), self.table_sha256)
+        trie_file.write(path, Parts(self._levels, self.owners), self.table_sha256, self.words)
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> SidTrie:
@@ -274,4 +281,5 @@ class SidTrie(TrieLookups):
     def _select(self, is_kept: np.ndarray) -> SidTrie:
         if not is_kept.any():
             raise ValueError("A trie needs at least one item; none of its items would be left.")
-        return self._from_parts(trie_build.select(Parts(self._levels, self.owners), is_kept), self._source)
+        parts = trie_build.select(Parts(self._levels, self.owners), is_kept)
+        return self._from_parts(parts, self._source, self.words)

@@ -213,7 +213,7 @@ def _check(
     """
     check_normalize_over(normalize_over)
     check_attention(base)
-    check_rows(base, vocabulary.added_range.stop)
+    check_rows(base, vocabulary.num_rows)
     if trie is not None:
         vocabulary.check_table(trie)
     elif normalize_over == "children":

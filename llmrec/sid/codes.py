@@ -1,0 +1,81 @@
+"""Codes that a SidTable is made of: checks of what is given, and terminal codes that make semantic IDs prefix-free.
+
+Shapes: S SIDs, L levels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from llmrec.data import columns
+from llmrec.sid.bounds import LARGEST
+from llmrec.sid.groups import buckets
+
+EMPTY = -1  # code in the levels beyond a SID's length
+
+
+def check_codes(item_ids: list[str], codes: np.ndarray, rows: np.ndarray) -> None:
+    """Refuse codes and item rows that do not fit one another.
+
+    Raises:
+        ValueError: If an item has no SID or is unknown, or a code is out of bounds or follows the end of a SID.
+    """
+    if len(codes) != len(rows):
+        raise ValueError(f"{len(codes)} SIDs were given for {len(rows)} item rows.")
+    if len(set(item_ids)) < len(item_ids):
+        raise ValueError("item_ids of a SidTable must be unique.")
+    without = np.setdiff1d(np.arange(len(item_ids)), rows)
+    if len(without):
+        raise ValueError(f"{len(without)} items have no SID; first: '{item_ids[without[0]]}'.")
+    if len(rows) and (rows.min() < 0 or rows.max() >= len(item_ids)):
+        raise ValueError(f"item rows must lie in [0, {len(item_ids)}); found {rows.min()} … {rows.max()}.")
+    if codes.size and codes.max() > LARGEST:
+        raise ValueError(f"a SID has the code {codes.max()}; the largest is {LARGEST}.")
+    filled = codes != EMPTY
+    bad = np.flatnonzero((codes < EMPTY).any(axis=1) | ~filled[:, 0] | (filled[:, 1:] & ~filled[:, :-1]).any(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"item '{item_ids[rows[bad[0]]]}' has the codes {codes[bad[0]].tolist()}; -1 may only end a SID."
+        )
+
+
+def make_prefix_free(codes: np.ndarray, level_sizes: list[int]) -> tuple[np.ndarray, list[int]]:
+    """Give each SID that is a proper prefix of another one a terminal code, one past the codes of the next level."""
+    lengths = (codes != EMPTY).sum(axis=1)
+    if (lengths == codes.shape[1]).all():
+        return codes, level_sizes
+    order, starts, counts = buckets(codes)
+    distinct = codes[order[starts]]
+    # Sorted, with -1 before every code, a SID stands right before the first of those that it is a prefix of.
+    goes_on = ((distinct[:-1] == distinct[1:]) | (distinct[:-1] == EMPTY)).all(axis=1)
+    is_prefix = np.empty(len(codes), bool)
+    is_prefix[order] = np.repeat(np.append(goes_on, False), counts)
+    codes, sizes = codes.copy(), list(level_sizes)
+    for level in np.unique(lengths[is_prefix]):
+        codes[is_prefix & (lengths == level), level] = level_sizes[level]
+        sizes[level] = level_sizes[level] + 1
+    return codes, sizes
+
+
+def check_columns(path: Path, table: pa.Table) -> list[str]:
+    """Return the names of the columns of codes, in order.
+
+    Raises:
+        ValueError: If columns are absent or twice, or their cells are of another type.
+    """
+    levels = [columns.code(level) for level in range(sum(n.startswith("code_") for n in table.column_names))]
+    needed = [columns.ITEM_ID, *levels]
+    if not levels or any(table.column_names.count(name) != 1 for name in needed):
+        raise ValueError(f"'{path}' needs the columns item_id and code_0 …, once; it has {table.column_names}.")
+    if not pa.types.is_string(table[columns.ITEM_ID].type) or table[columns.ITEM_ID].null_count:
+        raise ValueError(f"'{path}' has item_ids that are no text, or empty. Run `llmrec tokenize` again.")
+    for name in levels:
+        if not pa.types.is_integer(table[name].type) or table[name].null_count:
+            raise ValueError(
+                f"'{path}' has {table[name].type} with {table[name].null_count} empty cells in {name}; codes are "
+                "integers, and -1 beyond the end of a SID. Run `llmrec tokenize` again."
+            )
+    return levels
