@@ -117,11 +117,12 @@ def drawn_examples(outcomes: Outcomes, examples: Examples, catalog: Catalog, see
     ]
 
 
-def sid_usage(table: SidTable, outcomes: Outcomes) -> list[JsonObject]:
+def sid_usage(table: SidTable, table_rows: np.ndarray, outcomes: Outcomes) -> list[JsonObject]:
     """Number of codes of each level in the catalogue, and in what the LLM shows.
 
     Args:
-        table: SIDs of the model, in catalogue order.
+        table: SIDs of the model.
+        table_rows: (N,) item row of each item of the catalogue in the table.
         outcomes: Outcomes, with those of `ours`.
 
     Returns:
@@ -129,8 +130,8 @@ def sid_usage(table: SidTable, outcomes: Outcomes) -> list[JsonObject]:
         number, 2^entropy.
     """
     shown = {column: outcomes[OURS, column].items for column in COLUMNS}
-    rows = {"catalog": np.arange(table.num_items), **{name: items[items != UNFILLED] for name, items in shown.items()}}
-    codes = {name: table.codes(of) for name, of in rows.items()}  # (…, L) each
+    rows = {"catalog": np.arange(len(table_rows)), **{name: items[items != UNFILLED] for name, items in shown.items()}}
+    codes = {name: table.codes(table_rows[of]) for name, of in rows.items()}  # (…, L) each
     levels = []
     for level, size in enumerate(table.level_sizes):
         entry: JsonObject = {"level": level, "codebook_size": size}

@@ -26,7 +26,7 @@ def show(metrics: JsonObject, ours: str = MODEL) -> None:
         metrics: Content of metrics.json.
         ours: What `ours` is called in the verdict.
     """
-    for sentence in of_evaluation(metrics, ours):
+    for sentence in [*of_evaluation(metrics, ours), *overlap_notes(metrics)]:
         tell(sentence)
     show_systems(
         {column: {name: of[column] for name, of in metrics["systems"].items()} for column in COLUMNS},
@@ -68,6 +68,12 @@ def show_systems(systems: JsonObject, differences: JsonObject, k: int, measured_
 def _ahead(difference: JsonObject) -> str:
     """Answer to the question whether the reference is ahead."""
     return "open" if not excludes_zero(difference) else "yes" if difference["low"] > 0 else "no"
+
+
+def overlap_notes(metrics: JsonObject) -> list[str]:
+    """Sentences on what was left out, if the catalogue is not the one that the checkpoint was trained on."""
+    overlap = metrics.get("overlap")  # absent from older evaluations
+    return overlap["notes"] if overlap else []
 
 
 def reference_of(metrics: JsonObject) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.data.catalog import Catalog
+from llmrec.data.pairs import numbered_pairs
 from llmrec.model.new_rows import add_rows
 from llmrec.runtime.manifest import MANIFEST, JsonObject, content_hash, read_manifest
 from llmrec.sid.table import SidTable
@@ -127,14 +128,5 @@ def unchanged_catalog(directory: str | Path) -> str | None:
 def count_lost_training_pairs(old: Catalog, new: Catalog) -> int:
     """Count pairs of user and item that train in `old` but not in `new`, which may hold them out."""
     users: dict[str, int] = {}
-    trained, trainable = _training_pairs(old, new, users), _training_pairs(new, new, users)
+    trained, trainable = (numbered_pairs(catalog, "train", new, users) for catalog in (old, new))
     return len(np.setdiff1d(trained, trainable))
-
-
-def _training_pairs(catalog: Catalog, numbered: Catalog, users: dict[str, int]) -> np.ndarray:
-    """Encode each training interaction as one integer, of the user's number and the item's row in `numbered`."""
-    train = catalog.train
-    user = np.array([users.setdefault(user_id, len(users)) for user_id in train.user_ids], dtype=np.int64)
-    row_of = np.array([numbered.row_of[item_id] for item_id in catalog.item_ids])
-    pairs = [(np.repeat(user, np.diff(train.offsets)), train.values), (user, train.targets)]
-    return np.concatenate([who * numbered.num_items + row_of[what] for who, what in pairs])

@@ -68,7 +68,7 @@ def append_items(config: ExtendConfig, table: SidTable) -> JsonObject:
 
     out = run_stage("extend", config, {"sid": config.sid, "model": config.model}, build)
     if reason:
-        say(f"extend: the new items can be recommended, but not evaluated or trained on yet: {reason}.")
+        say(f"extend: the new items can be recommended, but not trained on yet: {reason}.")
     return {"out": str(out), **read_manifest(out)["counts"]}
 
 

@@ -41,14 +41,8 @@ from llmrec.runtime.console import tell
 from llmrec.runtime.device import resolve_device
 from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, content_hash, verify, write_json
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
-from llmrec.stages.evaluate import (
-    METRICS,
-    REPORT,
-    check_catalog_of,
-    check_item_rows,
-    check_model,
-    sample,
-)
+from llmrec.stages.evaluate import METRICS, REPORT, held_out, sample
+from llmrec.stages.evaluated_model import check_item_rows, check_own
 
 ENSEMBLE = "ensemble.json"
 CHECKPOINTS = ("extend", "sft", "alternate", "dpo", "grpo")
@@ -67,8 +61,8 @@ def main(config: EnsembleConfig) -> JsonObject:
     """
     catalog = Catalog.load(config.catalog)
     check_members(config, catalog)
-    drawn = {split: sample(catalog, split, config.max_examples, config.seed) for split in (CHOICE, RESULT)}
-    examples = {split: of_split for split, (_, of_split) in drawn.items()}
+    drawn = {split: sample(*held_out(catalog, split), config.max_examples, config.seed) for split in (CHOICE, RESULT)}
+    examples = {split: of_split for split, (of_split, _) in drawn.items()}
 
     def build(workdir: Path) -> JsonObject:
         depth = min(config.depth or default_num_beams(catalog.num_items, config.k), catalog.num_items)
@@ -81,7 +75,7 @@ def main(config: EnsembleConfig) -> JsonObject:
             metrics = measured(config, outcomes, examples[RESULT], catalog, depth)
             write_json(workdir / ENSEMBLE, chosen)
             write_json(workdir / METRICS, metrics)
-            pq.write_table(per_user(outcomes, drawn[RESULT][0], examples[RESULT], catalog), workdir / PER_USER)
+            pq.write_table(per_user(outcomes, drawn[RESULT][1], examples[RESULT], catalog), workdir / PER_USER)
             page = render(metrics, [], f"an ensemble on {config.catalog}", chosen)
             (workdir / REPORT).write_text(page, encoding="utf-8")
         return {name: len(of_split) for name, of_split in examples.items()}
@@ -119,8 +113,7 @@ def check_members(config: EnsembleConfig, catalog: Catalog) -> None:
                     f"member '{path}' is a ranker of `llmrec teach`, which has no rank_by; give sid for it."
                 )
         else:
-            check_model(path, catalog)
-            check_catalog_of(path, catalog)
+            check_own(path, catalog)
             if rank_by != "sid":
                 check_item_rows(path)
         found = content_hash(path), rank_by

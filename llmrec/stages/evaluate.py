@@ -7,9 +7,10 @@ Each system in each column is saved when it is done, so that an interrupted run 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from llmrec.evaluation import tables
 from llmrec.evaluation.bootstrap import RESAMPLES
 from llmrec.evaluation.exact import EXACT, compare_with_beam, draw_examples
 from llmrec.evaluation.learning import ITEMS_NDCG, NDCG, learning, points_of_epochs, points_of_log
+from llmrec.evaluation.overlap import Overlap
 from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, evaluate, per_batch, resumed
 from llmrec.evaluation.ranking import default_num_beams
 from llmrec.evaluation.runs import PER_USER, per_user
@@ -32,15 +34,22 @@ from llmrec.evaluation.summary import OURS, Outcomes, drawn_examples, sid_usage,
 from llmrec.evaluation.transitions import Transitions
 from llmrec.reports.evaluation import render
 from llmrec.runtime import processes
-from llmrec.runtime.console import tell
-from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, content_hash, read_manifest, verify, write_json
+from llmrec.runtime.console import say, tell
+from llmrec.runtime.manifest import JsonObject, write_json
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
-from llmrec.sid.item_tokens import ItemTokens
 from llmrec.sid.table import SidTable
+from llmrec.stages.evaluated_model import (
+    check_item_rows,
+    find_overlap,
+    head_of,
+    load_table,
+    shared_ranking,
+    trained,
+    training_log,
+)
 
 METRICS = "metrics.json"
 REPORT = "report.html"
-TRAINING_LOG = "training_log.json"
 CURVE = "curve.json"
 
 
@@ -51,40 +60,31 @@ def main(config: EvaluateConfig) -> JsonObject:
         `out`, and the content of metrics.json.
     """
     check(config)
-    catalog = Catalog.load(config.catalog)
-    table = check_model(config.model, catalog) if config.model else None
-    places, examples = sample(catalog, config.split, config.max_examples, config.seed)
-    if config.model:
-        check_catalog_of(config.model, catalog)
-        if config.rank != "sid":
-            check_item_rows(config.model)
-    check_baselines(config.named, catalog)
+    trial = Trial.find(config)
     systems = [*([OURS] if config.model else []), *rows_of(config.named)]
-    num_beams = config.num_beams or default_num_beams(catalog.num_items, config.k, table)
+    num_beams = config.num_beams or default_num_beams(trial.catalog.num_items, config.k, trial.table)
 
     def build(workdir: Path) -> JsonObject:
         outcomes: Outcomes = {}
         for system in systems:
-            load = functools.cache(functools.partial(ranker, system, config, catalog, num_beams, workdir))
+            load = functools.cache(functools.partial(ranker, system, trial, num_beams, workdir))
             for column in COLUMNS:
                 part = workdir / SCRATCH / f"{system}-{column}.npz"
-                outcomes[system, column] = outcome_of(part, load, examples, config, system, column)
-        exact = None
-        if table and config.exact_examples:
-            exact = exact_ranking(outcomes, examples, catalog, table, config, workdir)
+                outcomes[system, column] = outcome_of(part, load, trial.examples, config, system, column)
+        exact = exact_ranking(outcomes, trial, trial.table, workdir) if trial.table and config.exact_examples else None
         if processes.is_main():
-            metrics = measured(outcomes, examples, catalog, table, config, num_beams)
+            metrics = measured(outcomes, trial, num_beams)
             metrics["learning"] = learning_curves(config, workdir)
             metrics["exact"] = exact
             head = head_of(config.model)
             if head is not None:
                 metrics |= {"head": head, "num_beams": None}
             write_json(workdir / METRICS, metrics)
-            pq.write_table(per_user(outcomes, places, examples, catalog), workdir / PER_USER)
+            pq.write_table(per_user(outcomes, trial.places, trial.examples, trial.catalog), workdir / PER_USER)
             name = f"{config.model or 'baselines'} on {config.catalog}"
             page = render(metrics, training_log(config.model), name)
             (workdir / REPORT).write_text(page, encoding="utf-8")
-        return {"num_examples": len(examples), "num_items": catalog.num_items}
+        return {"num_examples": len(trial.examples), "num_items": trial.catalog.num_items}
 
     inputs = {"catalog": config.catalog} | ({"model": config.model} if config.model else {})
     kept = {row: name for row, name in rows_of(config.named).items() if name not in BASELINES}
@@ -115,86 +115,61 @@ def check(config: EvaluateConfig) -> None:
         raise ValueError("; ".join(problems))
 
 
-def check_model(model: str, catalog: Catalog) -> SidTable:
-    """Refuse a checkpoint whose SID table does not have the items of the catalogue in their order.
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """Catalogue, examples and checkpoint of an evaluation.
 
-    The check comes before the weights are read.
+    Attributes:
+        config: Options of the stage.
+        catalog: Items that are ranked, and what the baselines learn from.
+        examples: The n examples.
+        places: (n,) their ascending positions in the split.
+        table: SIDs of the checkpoint, if there is one.
+        overlap: What the catalogue has in common with the checkpoint, if it is not its own.
+    """
+
+    config: EvaluateConfig
+    catalog: Catalog
+    examples: Examples
+    places: np.ndarray
+    table: SidTable | None = None
+    overlap: Overlap | None = None
+
+    @classmethod
+    def find(cls, config: EvaluateConfig) -> Trial:
+        """Read the inputs, and refuse what cannot be evaluated before weights are read.
+
+        Raises:
+            ValueError: If the catalogue, the checkpoint or a baseline cannot be used, or do not go together.
+        """
+        catalog = Catalog.load(config.catalog)
+        table = load_table(config.model) if config.model else None
+        examples, places = held_out(catalog, config.split)
+        overlap = find_overlap(config.model, table, catalog, config.split) if config.model and table else None
+        if config.model and config.rank != "sid":
+            check_item_rows(config.model)
+        if overlap:
+            check_kept_baselines(config.named, catalog, overlap)
+            for note in overlap.facts["notes"]:
+                say(f"evaluate: {note}")
+            catalog, examples, places = overlap.catalog, overlap.examples, overlap.places
+        check_baselines(config.named, catalog)
+        return cls(config, catalog, *sample(examples, places, config.max_examples, config.seed), table, overlap)
+
+    @property
+    def table_rows(self) -> np.ndarray:
+        """(num_items,) item row of each item of the catalogue in the SID table."""
+        return self.overlap.rows if self.overlap else np.arange(self.catalog.num_items)
+
+
+def held_out(catalog: Catalog, split: str) -> tuple[Examples, np.ndarray]:
+    """Held-out examples of a split.
 
     Returns:
-        The SID table.
+        The n examples, and their (n,) positions in the split.
 
     Raises:
-        ValueError: If `model` is no directory, or has other items than the catalogue, or another order of them.
-    """
-    if not Path(model).is_dir():
-        if Path(f"{model}{PARTIAL}").is_dir():
-            read_manifest(model)  # raises an error that says that it is unfinished
-        raise ValueError(
-            f"model '{model}' is not a directory; give the output of `llmrec sft` or `llmrec extend`, "
-            "or download a Hub model first with `hf download`."
-        )
-    if (Path(model) / MANIFEST).is_file():
-        verify(model)  # before any file of it is read
-    table = SidTable.load(model)
-    item_ids = table.item_ids
-    if item_ids == catalog.item_ids:
-        return table
-    known = set(item_ids)
-    missing = [item_id for item_id in catalog.item_ids if item_id not in known][:3]
-    difference = f"first missing: {missing}" if missing else "in another order or with items that the catalogue lacks"
-    raise ValueError(
-        f"model '{model}' has SIDs for {len(item_ids)} items, catalogue '{catalog.source}' has {catalog.num_items} "
-        f"({difference}). Evaluate on the catalogue that it was trained on, or run `llmrec tokenize`, `extend` and "
-        "`sft` again on this one."
-    )
-
-
-def check_catalog_of(model: str, catalog: Catalog) -> None:
-    """Refuse a checkpoint that was made on another split of the same items, which may have trained on test targets.
-
-    Raises:
-        ValueError: If it was, or the llmrec.json of the checkpoint is absent or does not belong to its SID table.
-    """
-    from llmrec.model.checkpoint import SidConfig  # transformers, whose import takes seconds
-
-    _, _, details = SidConfig.load(model)
-    if details.get("catalog_sha256") not in (None, content_hash(catalog.source)):
-        raise ValueError(
-            f"model '{model}' was made on another split of the items of '{catalog.source}', whose training examples "
-            "may contain the targets that are tested here. Evaluate on the catalogue that it was made on, or run "
-            "`llmrec embed`, `tokenize`, `extend` and `sft` on this one."
-        )
-
-
-def head_of(model: str | None) -> str | None:
-    """Kind of the head that a checkpoint answers by; None without one, or without a model."""
-    if model is None:
-        return None
-    from llmrec.model.checkpoint import SidConfig
-
-    head = SidConfig.load(model)[0].vocabulary.head
-    return None if head is None else head.kind
-
-
-def check_item_rows(model: str) -> None:
-    """Refuse a checkpoint without item rows, before its weights are read.
-
-    Raises:
-        ValueError: If it has none.
-    """
-    from llmrec.model.checkpoint import SidConfig
-
-    ItemTokens.required(SidConfig.load(model)[0].vocabulary.items)
-
-
-def sample(catalog: Catalog, split: str, max_examples: int | None, seed: int) -> tuple[np.ndarray, Examples]:
-    """Draw the examples to evaluate, all of them if `max_examples` is None.
-
-    Returns:
-        (n,) ascending positions in the split, and the n examples.
-
-    Raises:
-        ValueError: If the split has no examples.
+        ValueError: If there are none.
     """
     examples = catalog.examples(split)
     if len(examples) == 0:
@@ -203,16 +178,36 @@ def sample(catalog: Catalog, split: str, max_examples: int | None, seed: int) ->
             f"{catalog.source}/split.parquet has no '{split}' examples (examples per split: {counts}). "
             "Choose another --split, or run `llmrec prepare` with more users or a smaller k_core."
         )
+    return examples, np.arange(len(examples))
+
+
+def sample(examples: Examples, places: np.ndarray, max_examples: int | None, seed: int) -> tuple[Examples, np.ndarray]:
+    """Draw examples with their (n,) positions, all of them if `max_examples` is None."""
     if max_examples is None:
-        return np.arange(len(examples)), examples
+        return examples, places
     drawn = examples.sample(max_examples, seed)
-    return drawn, examples.take(drawn)
+    return examples.take(drawn), places[drawn]
 
 
-def ranker(system: str, config: EvaluateConfig, catalog: Catalog, num_beams: int, workdir: Path) -> Rank:
+def check_kept_baselines(baselines: Sequence[str], catalog: Catalog, overlap: Overlap) -> None:
+    """Refuse baselines that `llmrec teach` has kept and that rank items which the checkpoint does not know.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    kept = [name for name in baselines if name not in BASELINES]
+    if kept and overlap.catalog.num_items < catalog.num_items:
+        raise ValueError(
+            f"'{kept[0]}' ranks all {catalog.num_items} items of '{catalog.source}', of which the model knows "
+            f"{overlap.catalog.num_items}. Evaluate it without --model, or name a baseline, which is fitted to these."
+        )
+
+
+def ranker(system: str, trial: Trial, num_beams: int, workdir: Path) -> Rank:
     """Load the checkpoint or a baseline that was kept, or fit one, and save the learning curve of a baseline."""
+    config = trial.config
     if system not in (OURS, EXACT):
-        fitted = named_baseline(rows_of(config.named)[system], catalog, config.seed, config.device)
+        fitted = named_baseline(rows_of(config.named)[system], trial.catalog, config.seed, config.device)
         if fitted.log and processes.is_main():
             (workdir / SCRATCH).mkdir(exist_ok=True)
             write_json(workdir / SCRATCH / f"{system}-{CURVE}", points_of_epochs(fitted.log))
@@ -220,6 +215,8 @@ def ranker(system: str, config: EvaluateConfig, catalog: Catalog, num_beams: int
     from llmrec.recommender import Recommender  # torch and transformers, whose imports take seconds
 
     recommender = Recommender.from_pretrained(config.model or "", device=config.device, rank=config.rank)
+    if trial.overlap:
+        return shared_ranking(recommender.ranker, trial.overlap, num_beams)
     return functools.partial(recommender.ranker.rank_batches, num_beams=num_beams)
 
 
@@ -235,27 +232,25 @@ def outcome_of(
     return resumed(part, Outcome.load, rank, len(examples), f"evaluate: {system}, {column}")
 
 
-def exact_ranking(
-    outcomes: Outcomes, examples: Examples, catalog: Catalog, table: SidTable, config: EvaluateConfig, workdir: Path
-) -> JsonObject:
+def exact_ranking(outcomes: Outcomes, trial: Trial, table: SidTable, workdir: Path) -> JsonObject:
     """Rank a sample exactly, one example at a time as memory grows with N squared, and compare with the beam."""
-    drawn = draw_examples(len(examples), config.exact_examples, config.seed)
-    load = functools.cache(functools.partial(ranker, EXACT, config, catalog, len(table.all_codes), workdir))
-    result: JsonObject = {"num_examples": len(drawn), "num_beams": len(table.all_codes)}
+    config, num_beams = trial.config, len(table.all_codes)
+    drawn = draw_examples(len(trial.examples), config.exact_examples, config.seed)
+    load = functools.cache(functools.partial(ranker, EXACT, trial, num_beams, workdir))
+    result: JsonObject = {"num_examples": len(drawn), "num_beams": num_beams}
     for column in COLUMNS:
         part = workdir / SCRATCH / f"{EXACT}-{column}.npz"
-        outcome = outcome_of(part, load, examples.take(drawn), config, EXACT, column)
+        outcome = outcome_of(part, load, trial.examples.take(drawn), config, EXACT, column)
         result[column] = compare_with_beam(outcome, outcomes[OURS, column], drawn, config.k)
     return result
 
 
-def measured(
-    outcomes: Outcomes, examples: Examples, catalog: Catalog, table: SidTable | None, config: EvaluateConfig, beams: int
-) -> JsonObject:
+def measured(outcomes: Outcomes, trial: Trial, num_beams: int) -> JsonObject:
     """Content of metrics.json, except the learning curves and the exact ranking; without a model some is None."""
+    config, catalog, examples, table = trial.config, trial.catalog, trial.examples, trial.table
     return {
         "split": config.split,
-        "num_beams": beams if config.model else None,
+        "num_beams": num_beams if config.model else None,
         "rank": config.rank if config.model else None,
         "bootstrap_samples": RESAMPLES,
         **summarise(
@@ -266,9 +261,10 @@ def measured(
             Transitions(catalog.train, catalog.num_items),
             config.seed,
         ),
-        "sid_usage": sid_usage(table, outcomes) if table else None,
+        "sid_usage": sid_usage(table, trial.table_rows, outcomes) if table else None,
         "examples": drawn_examples(outcomes, examples, catalog, config.seed),
         "trained": trained(config.model) if config.model else None,
+        "overlap": trial.overlap.facts if trial.overlap else None,
     }
 
 
@@ -284,14 +280,3 @@ def learning_curves(config: EvaluateConfig, workdir: Path) -> JsonObject:
         if curve.is_file():
             points[system] = json.loads(curve.read_text(encoding="utf-8"))
     return {system: learning(of) for system, of in points.items()}
-
-
-def trained(model: str) -> JsonObject | None:
-    """The stage, config and input hashes that made the checkpoint; None for a copy without a manifest."""
-    return read_manifest(model)["identity"] if (Path(model) / MANIFEST).is_file() else None
-
-
-def training_log(model: str | None) -> list[JsonObject]:
-    """The log of the training of a checkpoint, step by step; empty if it has none, or there is no model."""
-    path = Path(model or "") / TRAINING_LOG
-    return json.loads(path.read_text(encoding="utf-8")) if model and path.is_file() else []

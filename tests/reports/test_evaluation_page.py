@@ -66,7 +66,7 @@ def metrics(sid_table) -> dict:
         "split": "test",
         "num_beams": 12,
         "bootstrap_samples": 1000,
-        "sid_usage": sid_usage(sid_table, outcomes),
+        "sid_usage": sid_usage(sid_table, np.arange(sid_table.num_items), outcomes),
     } | found
 
 
@@ -137,7 +137,7 @@ def test_sid_usage_by_hand(sid_table):
     """Items 0, 4 and 9 are shown, the first twice as often: the codes 0, 1 and 3 of level 0; 0, 0 and 1 of level 1."""
     nowhere, items = np.full(2, -1), np.array([[0, 4, -1], [9, 0, -1]])
     outcome = Outcome(Position(nowhere, np.ones(2, int), nowhere), items, np.zeros(2, int), 1.0)
-    levels = sid_usage(sid_table, {("ours", column): outcome for column in COLUMNS})
+    levels = sid_usage(sid_table, np.arange(sid_table.num_items), {("ours", column): outcome for column in COLUMNS})
     assert [(level["level"], level["codebook_size"]) for level in levels] == [(0, 4), (1, 4), (2, 4)]
     assert [level["catalog"]["used"] for level in levels] == [4, 4, 4]
     share = np.array([4, 3, 2, 3]) / 12  # of the twelve items, on the four codes of level 0

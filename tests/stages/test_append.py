@@ -22,7 +22,7 @@ from llmrec.runtime.manifest import content_hash
 from llmrec.runtime.stage_directory import run_stage
 from llmrec.sid.table import SidTable
 from llmrec.stages import extend
-from llmrec.stages.evaluate import check_catalog_of
+from llmrec.stages.evaluated_model import check_own
 from tests.conftest import CODES
 from tests.support.extended import extended, fine_tune, same_weights, write_llm, write_sid, write_toy_catalog
 from tests.support.prepared import write_catalog
@@ -177,10 +177,10 @@ def test_law_1_a_checkpoint_is_of_the_new_catalogue_only_if_that_tests_nothing_i
         said = capsys.readouterr().err
         if name == "same":
             assert (
-                SidConfig.load(out)[2]["catalog_sha256"] == content_hash(grown.source) and "not evaluated" not in said
+                SidConfig.load(out)[2]["catalog_sha256"] == content_hash(grown.source) and "not trained on" not in said
             )
-            check_catalog_of(out, grown)
+            check_own(out, grown)
         else:
             assert "7 interactions that the checkpoint was trained on are not training data" in said
-            with pytest.raises(ValueError, match="was made on another split"):
-                check_catalog_of(out, grown)
+            with pytest.raises(ValueError, match="another catalogue or another split"):
+                check_own(out, grown)

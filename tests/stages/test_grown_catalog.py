@@ -112,7 +112,16 @@ def test_from_a_catalogue_to_a_model_of_the_grown_one(root, tmp_path, capsys):
     assert grown["new_items"] == 3
     result = llmrec("evaluate", *new, "--model", tmp_path / "more-model", "--device", "cpu", "--baselines",
                     "popularity", "--out", tmp_path / "eval")  # fmt: skip
-    assert result["num_items"] == 27
+    assert result["num_items"] == 27 and result["overlap"] is None
+    before = llmrec("evaluate", *new, "--model", model, "--device", "cpu", "--baselines", "popularity", "--out",
+                    tmp_path / "eval-before")  # fmt: skip
+    assert before["num_items"] == 24 and before["overlap"]["items"] == {
+        "shown": 24, "gone": 0, "new": 3, "retitled": 0,
+    }  # fmt: skip
+    # Six users went on to a new item, which the model from before does not know.
+    assert before["overlap"]["examples"] == {
+        "tested": 34, "unknown_target": 6, "no_known_history": 0, "target_may_be_learned": 0,
+    }  # fmt: skip
     recommender = Recommender.from_pretrained(tmp_path / "more-model", device="cpu")
     assert {"n0", "n1", "n2"} <= set(recommender.recommend([["i0", "n1"]], k=27, exclude=None)[0][0])
 

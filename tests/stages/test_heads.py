@@ -24,6 +24,7 @@ from llmrec.sid.answer_head import AnswerHead
 from llmrec.sid.table import EMPTY, SidTable
 from llmrec.stages import dpo, extend
 from tests.conftest import CODES
+from tests.stages.test_evaluate_overlap import check_places
 from tests.support.extended import extended, fine_tune, losses, same_weights, write_sid
 from tests.training.test_checkpoints import OPTIONS, start_and_kill, start_two
 
@@ -58,6 +59,10 @@ def test_it_learns_what_comes_next(capsys, tmp_path, toy, tuned_head, kind):
     assert metrics["head"] == kind and metrics["num_beams"] is None
     page = (tmp_path / "test" / "report.html").read_text()
     assert f"are ranked, in one pass by the head {kind}." in page and "None beams" not in page
+
+
+def test_a_later_catalogue_is_evaluated(capsys, tmp_path, tuned_head):
+    check_places(capsys, tuned_head, tmp_path)
 
 
 def test_the_command_and_python_answer_alike_without_beams(capsys, tuned_head):

@@ -22,6 +22,7 @@ from llmrec.recommender import Recommender
 from llmrec.sid.table import SidTable
 from llmrec.stages import dpo
 from tests.conftest import CODES
+from tests.stages.test_evaluate_overlap import check_places
 from tests.support.extended import extended, fine_tune, losses, same_weights, write_llm, write_sid
 from tests.support.reinforced import reinforce
 from tests.training.test_checkpoints import OPTIONS, start_and_kill
@@ -153,6 +154,11 @@ def test_evaluate_and_recommend_take_the_ranking(capsys, tmp_path, toy, tuned_it
     for item_id, score in shown["mixture"].items():
         expected = math.log(0.5 * math.exp(shown["sid"][item_id]) + 0.5 * math.exp(shown["items"][item_id]))
         assert score == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("rank", ["items", "mixture"])
+def test_a_later_catalogue_is_evaluated_in_every_ranking(capsys, tmp_path, tuned_items, rank):
+    check_places(capsys, tuned_items, tmp_path, rank=rank)
 
 
 def test_the_mixture_weight_is_saved(tmp_path, tuned_items):

@@ -37,7 +37,7 @@ CASES = {
     "the same member twice": Case("ensemble --members @base @base", ("'members' repeats", "each counts once")),
     "a catalogue as a member": Case("ensemble --members @base @catalog", ("written by `llmrec prepare`",
                                                                           "`llmrec sft`", "is needed here")),
-    "members of another catalogue": Case("ensemble --catalog @other", ("has SIDs for", "Evaluate on the catalogue")),
+    "members of another catalogue": Case("ensemble --catalog @other", ("has SIDs for", "Give the catalogue")),
     "an unfinished member": Case("ensemble", ("checkpoint' is unfinished",), {"checkpoint": unfinished}),
     "a changed member": Case("ensemble", ("config.json was changed", "llmrec sft"),
                              {"checkpoint": inside("config.json", "{}")}),

@@ -178,7 +178,7 @@ CASES = {
     "nothing to evaluate on": Case("evaluate", ("split.parquet has no 'test' examples", "Choose another --split"),
                                    {"catalog": resealed(parquet(SPLIT, column("split", "train")))}),
     "checkpoint of another catalogue": Case("evaluate --catalog @other",
-                                            ("has SIDs for 30 items", "in another order", "llmrec tokenize")),
+                                            ("is of other items than the model knows", "Give the catalogue")),
     "checkpoint that is nowhere": Case("evaluate --model @absent", ("absent' is not a directory", "llmrec sft")),
     "checkpoint without SIDs": Case("evaluate --model @plain", ("sid_table.parquet' does not exist",),
                                     plain(removed("sid_table.parquet"))),
