@@ -182,5 +182,5 @@ def test_law_1_a_checkpoint_is_of_the_new_catalogue_only_if_that_tests_nothing_i
             check_own(out, grown)
         else:
             assert "7 interactions that the checkpoint was trained on are not training data" in said
-            with pytest.raises(ValueError, match="another catalogue or another split"):
+            with pytest.raises(ValueError, match="another catalogue, or another split"):
                 check_own(out, grown)
