@@ -90,6 +90,23 @@ class SftConfig(FineTuneConfig):
         0.0,
         least=0,
     )
+    content_passes: int = option(
+        "Passes over the items' texts at the beginning of each epoch, which train a second row of every item "
+        "(CLLM4Rec). They need one token for each item, as tokenizer atomic makes them.",
+        0,
+        least=0,
+    )
+    content_weight: float = option(
+        "Weight of the mean squared difference of an item's two rows, wherever one of them is read. Without "
+        "content_passes it has no effect.",
+        100.0,
+        least=0,
+    )
+    masked_epochs: int = option(
+        "Number of the last epochs that leave up to half of a history out at random and predict its last item only.",
+        0,
+        least=0,
+    )
     packing: bool = option(
         "Pack several sequences into one row, with separate attention, instead of padding all to the longest.",
         True,
@@ -124,7 +141,7 @@ class SftConfig(FineTuneConfig):
 
     def problems(self) -> list[str]:
         """List the options that contradict each other."""
-        problems = self._task_problems() + self._teacher_problems() + super().problems()
+        problems = self._task_problems() + self._teacher_problems() + self._content_problems() + super().problems()
         if self.train == "full" and self.quantization != "none":
             problems.append(
                 "quantization 'nf4' needs train 'lora' or 'sid_tokens': 4-bit weights cannot be trained in full"
@@ -141,6 +158,26 @@ class SftConfig(FineTuneConfig):
             problems.append("drawn_answers has no effect with teacher_weight 0; leave one of them out")
         return problems
 
+    def _content_problems(self) -> list[str]:
+        problems = []
+        if self.content_passes and self.normalize_over == "vocabulary":
+            problems.append("content_passes scores words and items apart; set normalize_over to level")
+        if self.content_passes and self.quantization != "none":
+            problems.append(
+                "content_passes trains rows beside the weights, which are not merged from 4 bits; set "
+                "quantization to none"
+            )
+        if self.masked_epochs > self.epochs:
+            problems.append(
+                f"masked_epochs is {self.masked_epochs}, of {self.epochs:g} epochs; it counts the last of them"
+            )
+        if self.masked_epochs and self.teacher:
+            problems.append(
+                "masked_epochs leaves items out of histories that a teacher is asked about by their places; "
+                "leave teacher out, or masked_epochs"
+            )
+        return problems
+
     def _task_problems(self) -> list[str]:
         unknown = [name for name in self.tasks if name not in TASKS]
         problems = [f"unknown task '{name}'; {suggestion(name, TASKS)}" for name in unknown]
@@ -154,6 +191,8 @@ class SftConfig(FineTuneConfig):
                 f"task_weights is {weights}; every weight must be above 0 (leave the task out) and at most "
                 f"{MAX_TASK_WEIGHT}"
             )
-        if not self.histories and not self.tasks:
-            problems.append("nothing to train on: histories is false and tasks is empty; set one of them")
+        if not (self.histories or self.tasks or self.content_passes):
+            problems.append(
+                "nothing to train on: histories is false and tasks is empty; set one of them, or content_passes"
+            )
         return problems

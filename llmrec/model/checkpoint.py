@@ -24,7 +24,8 @@ from transformers import (
 )
 
 from llmrec.model.code_scores import NormalizeOver, check_normalize_over
-from llmrec.model.heads.codes import NAME, load_heads, save_heads
+from llmrec.model.heads.codes import load_heads
+from llmrec.model.heads.own_files import saved_apart
 from llmrec.model.history.choice import make_history_encoder
 from llmrec.model.prompts import Prompt
 from llmrec.runtime.finite import check_weights
@@ -291,10 +292,6 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
     )
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     model.generation_config = GenerationConfig(**{name: getattr(tokenizer, name) for name in names})
-    heads = model._modules.pop(NAME, None)  # into a file of their own: plain transformers then loads the weights alone
-    with without_tensor_bars():
+    with saved_apart(model, directory), without_tensor_bars():
         model.save_pretrained(directory)
-    if heads is not None:
-        model.add_module(NAME, heads)
-        save_heads(heads, directory)
     tokenizer.save_pretrained(directory)

@@ -12,11 +12,13 @@ Shapes: N items, L levels, D hidden.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from llmrec.model.backbone import causal_lm
 from llmrec.model.trained_rows import with_trained_rows
@@ -40,33 +42,49 @@ def mean_rows(embedding: nn.Module, sids: range, tokens_nL: Tensor) -> Tensor:
     return total / tokens_nL.shape[1]
 
 
-class ItemReader:
-    """Forward pass of an embedding that also takes the ids of items.
+@dataclass
+class MeansOfCodes:
+    """Vectors of items that are the means of the rows of their codes.
 
     Args:
         embedding: Embedding of a causal LM, or PEFT's wrapper of it.
         sids: Token ids of all codes.
         tokens_NL: (N, L) int64 token ids of each item's SID.
+    """
+
+    embedding: nn.Module
+    sids: range
+    tokens_NL: Tensor
+
+    def __call__(self, rows_n: Tensor) -> Tensor:
+        """(n,) item rows -> (n, D)."""
+        if self.tokens_NL.device != rows_n.device:
+            self.tokens_NL = self.tokens_NL.to(rows_n.device)  # once: the Trainer moves the model after it was made
+        return mean_rows(self.embedding, self.sids, self.tokens_NL[rows_n])
+
+
+class ItemReader:
+    """Forward pass of an embedding that also takes the ids of items.
+
+    Args:
+        embedding: Embedding of a causal LM, or PEFT's wrapper of it.
+        vectors: Function of (n,) item rows that returns their (n, D) vectors.
         start: Id of item row 0; that of row r is `start + r`.
     """
 
-    def __init__(self, embedding: nn.Module, sids: range, tokens_NL: Tensor, start: int):
+    def __init__(self, embedding: nn.Module, vectors: Callable[[Tensor], Tensor], start: int):
         earlier = vars(embedding).get("forward")
         self.words: Callable[[Tensor], Tensor] = earlier.words if isinstance(earlier, ItemReader) else embedding.forward
-        self.embedding, self.sids, self.tokens_NL, self.start = embedding, sids, tokens_NL, start
+        self.embedding, self.vectors, self.start = embedding, vectors, start
 
     def __call__(self, ids: Tensor) -> Tensor:
         """(…) token ids, or ids of items -> (…, D)."""
-        if self.tokens_NL.device != ids.device:
-            self.tokens_NL = self.tokens_NL.to(ids.device)  # once: the Trainer moves the model after it was made
-        vectors = self.words(ids.clamp(max=self.start - 1))
-        rows = (ids - self.start).clamp(min=0)
-        items = mean_rows(self.embedding, self.sids, self.tokens_NL[rows.flatten()])
-        items = items.view_as(vectors).to(vectors.dtype)
+        words = self.words(ids.clamp(max=self.start - 1))
+        items = self.vectors((ids - self.start).clamp(min=0).flatten()).view_as(words).to(words.dtype)
         scale = getattr(getattr(self.embedding, "original_module", self.embedding), "embed_scale", None)  # Gemma's
         if scale is not None:
             items = items * scale.to(items.dtype)
-        return torch.where((ids >= self.start).unsqueeze(-1), items, vectors)
+        return torch.where((ids >= self.start).unsqueeze(-1), items, words)
 
 
 def read_items(model: nn.Module, sids: range, tokens_NL: np.ndarray, start: int) -> None:
@@ -79,6 +97,11 @@ def read_items(model: nn.Module, sids: range, tokens_NL: np.ndarray, start: int)
         start: Id of item row 0.
     """
     base = causal_lm(model)
-    embedding = base.get_input_embeddings()
     tokens = torch.from_numpy(tokens_NL).to(base.device)
-    vars(embedding)["forward"] = ItemReader(embedding, sids, tokens, start)
+    read_vectors(base, MeansOfCodes(base.get_input_embeddings(), sids, tokens), start)
+
+
+def read_vectors(base: PreTrainedModel, vectors: Callable[[Tensor], Tensor], start: int) -> None:
+    """Let a causal LM read ids from `start` on as vectors of items, in place; see `ItemReader`."""
+    embedding = base.get_input_embeddings()
+    vars(embedding)["forward"] = ItemReader(embedding, vectors, start)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from llmrec.configs import SftConfig
 from llmrec.data.catalog import Catalog
-from llmrec.model.backbone import compile_layers
+from llmrec.model.backbone import causal_lm, compile_layers
 from llmrec.model.checkpoint import TRAINING, SidConfig, load_tokenizer
 from llmrec.model.heads.choice import make_head
+from llmrec.model.heads.content_rows import read_content
 from llmrec.model.history.choice import make_history_encoder
 from llmrec.model.prompts import Prompt, most_prompt_tokens
 from llmrec.runtime.console import say, tell
@@ -33,10 +35,12 @@ from llmrec.training.distil.query_collator import QueryCollator
 from llmrec.training.mixture import choose_mixture
 from llmrec.training.regime import warnings_of
 from llmrec.training.sft.captured_step import CapturedLoss
+from llmrec.training.sft.content import CONTENT, ContentExamples, ContentTrainer
 from llmrec.training.sft.dropout import residual_dropout
 from llmrec.training.sft.examples import HistoryCollator, add_draws, build_dataset, fill_last_batch, num_targets
 from llmrec.training.sft.item_loss import ItemLoss
 from llmrec.training.sft.losses import IGNORED, ExtraLoss, sid_loss_in_forward
+from llmrec.training.sft.mutual import MutualTerm
 from llmrec.training.sft.packing import check_packing
 from llmrec.training.sft.problems import problems
 from llmrec.training.sft.trainer import make_trainer, train
@@ -113,6 +117,9 @@ def load(config: SftConfig) -> RunInputs:
     return RunInputs(catalog, sid_config, table, details, tokenizer, prefix)
 
 
+Tasks = dict[str, TaskExamples | ContentExamples]
+
+
 @dataclass(frozen=True)
 class TrainingParts:
     """Data and model of a run.
@@ -126,6 +133,7 @@ class TrainingParts:
         dtype: Type of matrix products and of frozen weights.
         distillation: Teacher that the model learns from, if there is one.
         item_loss: Loss of item rows or of a head, if there are any.
+        mutual: Term that holds content rows and the rows of the items' tokens together, with content passes.
     """
 
     examples: Dataset
@@ -136,6 +144,7 @@ class TrainingParts:
     dtype: torch.dtype
     distillation: Distillation | None
     item_loss: ItemLoss | None
+    mutual: MutualTerm | None
 
 
 def fine_tune(config: SftConfig, start: RunInputs, directory: Path) -> tuple[SidTrainer, JsonObject]:
@@ -149,21 +158,22 @@ def fine_tune(config: SftConfig, start: RunInputs, directory: Path) -> tuple[Sid
     fills = (start.tokenizer.pad_token_id, 0, IGNORED)
     shortest, has_head = int(start.table.lengths.min()), start.sid_config.vocabulary.head is not None
     captured = CapturedLoss.of(config, parts.model, shortest, fills, parts.device, has_head)
-    with open_trainer(config, start, parts, directory, captured=captured) as trainer:
+    trainer_class = SidTrainer if parts.mutual is None else functools.partial(ContentTrainer, parts.mutual)
+    with open_trainer(config, start, parts, directory, captured, trainer_class=trainer_class) as trainer:
         counts = {**train(trainer, parts.collator, directory), **best_step(trainer.state)}
         if start.sid_config.vocabulary.items is not None and parts.item_loss and trainer.validation is not None:
             counts |= choose_mixture(trainer.validation, trainer.accelerator)
     return trainer, {**counts, "task_examples": sum(task.num_draws for task in tasks.values())}
 
 
-def make_parts(config: SftConfig, start: RunInputs, examples: Dataset, tasks: dict[str, TaskExamples]) -> TrainingParts:
+def make_parts(config: SftConfig, start: RunInputs, examples: Dataset, tasks: Tasks) -> TrainingParts:
     """Load the model, and make what draws and validates its examples.
 
     Args:
         config: Options of the stage.
         start: Inputs of the run.
         examples: Examples of `make_examples`.
-        tasks: Tasks of `make_examples`.
+        tasks: Tasks of `make_examples`, with the content of items.
     """
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.precision, device)
@@ -179,7 +189,12 @@ def make_parts(config: SftConfig, start: RunInputs, examples: Dataset, tasks: di
         collator = HistoryCollator(*options, item_dropout=config.item_dropout)
     else:
         collator = QueryCollator(*options, item_dropout=config.item_dropout, drawn_answers=config.drawn_answers)
-    return TrainingParts(examples, collator, validation, model, device, dtype, distillation, item_loss)
+    if config.masked_epochs:
+        collator.masked_from = int(config.epochs) - config.masked_epochs
+    mutual = MutualTerm.of(config, start.sid_config.vocabulary)
+    if mutual is not None:
+        read_content(causal_lm(model), start.sid_config.vocabulary)
+    return TrainingParts(examples, collator, validation, model, device, dtype, distillation, item_loss, mutual)
 
 
 @contextlib.contextmanager
@@ -205,7 +220,9 @@ def open_trainer(
     """
     model, vocabulary = parts.model, start.sid_config.vocabulary
     teach = None if parts.distillation is None else parts.distillation.teach
-    loss_options = (config.normalize_over, config.label_smoothing, captured, extra_loss, teach, parts.item_loss)
+    loss_options = (
+        config.normalize_over, config.label_smoothing, captured, extra_loss, teach, parts.item_loss, parts.mutual
+    )  # fmt: skip
     with residual_dropout(model, config.dropout), sid_loss_in_forward(model, vocabulary, *loss_options):
         yield make_trainer(
             config, model, start.tokenizer, parts.examples, parts.collator, directory, parts.device, parts.dtype,
@@ -243,16 +260,18 @@ def save(
 
 def make_examples(
     config: SftConfig, catalog: Catalog, tokenizer: PreTrainedTokenizerBase, vocabulary: SidVocabulary
-) -> tuple[Dataset, dict[str, TaskExamples]]:
-    """Make the examples of an epoch, and the tasks that draw some of them.
+) -> tuple[Dataset, Tasks]:
+    """Make the examples of an epoch, and what draws some of them: tasks, and the content of items.
 
     Raises:
         ValueError: If a task has nothing to draw, or does not fit the model's context.
     """
     histories = build_dataset(catalog.train.sequences(), config.max_history, config.targets)
     tasks = build_tasks(config, catalog, tokenizer, len(histories))
+    content = ContentExamples.of(config, catalog, tokenizer, vocabulary) if config.content_passes else None
+    drawn: Tasks = {**tasks} if content is None else {**tasks, CONTENT: content}
     context = context_of(config.model)
-    for name, task in tasks.items():
+    for name, task in drawn.items():
         if context and task.longest(vocabulary) > context:
             raise ValueError(
                 f"An example of task '{name}' takes up to {task.longest(vocabulary)} tokens but the model's context is "
@@ -260,4 +279,5 @@ def make_examples(
             )
     num_draws = {name: task.num_draws for name, task in tasks.items()}
     examples = add_draws(histories if config.histories else histories.select([]), num_draws)
-    return fill_last_batch(examples, config.batch_size), tasks
+    examples = fill_last_batch(examples, config.batch_size)
+    return examples if content is None else content.add_to(examples), drawn

@@ -29,6 +29,7 @@ from transformers.trainer_utils import TrainOutput
 from llmrec.configs import FineTuneConfig
 from llmrec.evaluation.learning import VALIDATION_SECONDS
 from llmrec.model.checkpoint import load_model
+from llmrec.model.heads.own_files import CONTENT_ROWS
 from llmrec.runtime import processes
 from llmrec.runtime.console import say
 from llmrec.runtime.manifest import JsonObject, read_json, write_json
@@ -42,6 +43,7 @@ from llmrec.training.validation import Validation
 
 LOSSES = "llmrec_losses_{}.json"  # of each process, in a checkpoint
 SID_ROWS = "trainable_tokens"  # in the name of PEFT's parameter for trained token rows
+ROWS = (SID_ROWS, f"{CONTENT_ROWS}.modules_to_save")  # in the names of all rows that train alone
 
 
 class SidTrainer(Trainer):
@@ -247,10 +249,10 @@ def build_optimizer(model: torch.nn.Module, config: FineTuneConfig, fused: bool 
         config: Options of the stage.
         fused: Update many parameters in one kernel.
     """
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    rows = [p for name, p in trained if SID_ROWS in name]
-    decayed = [p for name, p in trained if SID_ROWS not in name and p.dim() > 1]
-    others = [p for name, p in trained if SID_ROWS not in name and p.dim() <= 1]
+    trained = [(any(kind in name for kind in ROWS), p) for name, p in model.named_parameters() if p.requires_grad]
+    rows = [p for is_row, p in trained if is_row]
+    decayed = [p for is_row, p in trained if not is_row and p.dim() > 1]
+    others = [p for is_row, p in trained if not is_row and p.dim() <= 1]
     groups: list[dict[str, object]] = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},

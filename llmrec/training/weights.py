@@ -25,7 +25,8 @@ from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 from llmrec.configs import FineTuneConfig, SftConfig
 from llmrec.model.backbone import causal_lm, moved
 from llmrec.model.checkpoint import load_model
-from llmrec.model.heads.codes import NAME as HEADS
+from llmrec.model.heads.content_rows import add_content_rows
+from llmrec.model.heads.own_files import FILES
 from llmrec.model.trained_rows import look_up_apart
 from llmrec.sid.vocabulary import SidVocabulary
 
@@ -53,10 +54,15 @@ def load_trainable(config: SftConfig, vocabulary: SidVocabulary, dtype: torch.dt
     """
     if config.train == "full":
         model = load_model(config.model, dtype=torch.float32)
+        if config.content_passes:
+            add_content_rows(model, vocabulary, config.model)
         if vocabulary.head is not None and not is_tied(model):
             model.get_output_embeddings().requires_grad_(False)  # a head answers, so nothing reads it
         return model
-    return add_adapter(load_frozen(config, dtype), config, vocabulary)
+    model = load_frozen(config, dtype)
+    if config.content_passes:
+        add_content_rows(model, vocabulary, config.model)
+    return add_adapter(model, config, vocabulary)
 
 
 def load_frozen(config: FineTuneConfig, dtype: torch.dtype) -> PreTrainedModel:
@@ -89,8 +95,7 @@ def add_adapter(model: PreTrainedModel, config: SftConfig, vocabulary: SidVocabu
     # LoRA's do, whose `weight` shows them as they were before training.
     targets = DUMMY_TARGET_MODULES if config.train == "sid_tokens" else "all-linear"
     lora = lora_config(config, targets, trained_rows(model, vocabulary))
-    if hasattr(model, HEADS):
-        lora.modules_to_save = [HEADS]
+    lora.modules_to_save = [name for name in FILES if hasattr(model, name)] or None
     torch.manual_seed(config.seed)
     with without_renaming_warning():
         adapted = get_peft_model(model, lora)

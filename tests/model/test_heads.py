@@ -15,7 +15,8 @@ from llmrec.decoding.ranker import SidRanker
 from llmrec.model.backbone import run_backbone
 from llmrec.model.checkpoint import SidConfig
 from llmrec.model.heads.choice import add_head, make_head
-from llmrec.model.heads.codes import NAME, CodeHeads, ResidualHeads
+from llmrec.model.heads.codes import CodeHeads, ResidualHeads
+from llmrec.model.heads.own_files import HEAD
 from llmrec.model.history.sids import SidHistoryEncoder
 from llmrec.model.new_rows import add_rows
 from llmrec.model.prompts import Prompt
@@ -46,7 +47,7 @@ def scene(kind: str, architecture: str = "qwen3", tied: bool = True, temperature
     model = tiny_llm(len(word_tokenizer()), architecture, tied)
     add_rows(model, vocabulary, seed=0)
     add_head(model, vocabulary)
-    for parameter in getattr(model, NAME, torch.nn.Module()).parameters():
+    for parameter in getattr(model, HEAD, torch.nn.Module()).parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     encoder = SidHistoryEncoder(table, vocabulary)
     head = make_head(model, encoder, vocabulary, CPU)
@@ -58,7 +59,7 @@ def scene(kind: str, architecture: str = "qwen3", tied: bool = True, temperature
 
 def scores_by_hand(one, state: torch.Tensor) -> list[float]:
     """Score of each item by the definition, one item, level and code after another."""
-    rows, heads, head = one.model.get_input_embeddings().weight, getattr(one.model, NAME, None), one.vocabulary.head
+    rows, heads, head = one.model.get_input_embeddings().weight, getattr(one.model, HEAD, None), one.vocabulary.head
     if head.kind == "vectors":
         means = [rows[[one.vocabulary.starts[level] + c for level, c in enumerate(sid)]].mean(0) for sid in one.codes]
         return torch.stack([cosine_similarity(state, mean, dim=0) / head.temperature for mean in means]).log_softmax(0)
@@ -88,7 +89,7 @@ def test_the_order_of_levels_means_nothing(kind):
     blocks = [rows[one.vocabulary.block(level)].clone() for level in order]
     for level, block in enumerate(blocks):
         rows[one.vocabulary.block(level)] = block
-    for parameter in getattr(one.model, NAME, torch.nn.Module()).parameters():
+    for parameter in getattr(one.model, HEAD, torch.nn.Module()).parameters():
         parameter.copy_(parameter[order])
     table = SidTable(one.table.item_ids, one.codes[:, order], level_sizes=[CODES] * LEVELS)
     head = make_head(one.model, SidHistoryEncoder(table, one.vocabulary), one.vocabulary, CPU)
@@ -160,12 +161,12 @@ def test_under_lora_items_are_read_and_scored_by_the_rows_that_train(architectur
     states = run_backbone(one.model, input_ids=ids).last_hidden_state[0]
     head.loss(one.model, states, torch.tensor([2, 3, 4])).backward()
     trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
-    kinds = {next(kind for kind in ("lora", "trainable_tokens", NAME) if kind in name) for name in trained}
-    assert kinds == {"lora", "trainable_tokens", NAME}
+    kinds = {next(kind for kind in ("lora", "trainable_tokens", HEAD) if kind in name) for name in trained}
+    assert kinds == {"lora", "trainable_tokens", HEAD}
     rows = next(p for name, p in trained.items() if "trainable_tokens" in name)
     assert rows.shape == (one.vocabulary.num_tokens, 32) and rows.grad.abs().sum() > 0
     assert sum("trainable_tokens" in name for name in trained) == 1, "the output matrix, which nothing reads"
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for name, p in trained.items() if NAME in name)
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for name, p in trained.items() if HEAD in name)
 
 
 @torch.no_grad()

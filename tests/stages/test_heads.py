@@ -18,7 +18,7 @@ from llmrec.decoding.logits_processor import SidLogitsProcessor
 from llmrec.decoding.search import SearchProblem
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.model.checkpoint import SidConfig, load_model
-from llmrec.model.heads.codes import FILE, NAME
+from llmrec.model.heads.own_files import FILES, HEAD
 from llmrec.recommender import Recommender
 from llmrec.sid.answer_head import AnswerHead
 from llmrec.sid.table import EMPTY, SidTable
@@ -86,8 +86,8 @@ def test_a_checkpoint_of_its_own_and_a_backbone_for_transformers(tmp_path, tuned
     assert again.recommend([HISTORY], k=12) == recommender.recommend([HISTORY], k=12)
     _, info = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    assert (tmp_path / "saved" / FILE).is_file() == (kind == "codes")
-    assert hasattr(load_model(tuned_head), NAME) == (kind == "codes")
+    assert (tmp_path / "saved" / FILES[HEAD]).is_file() == (kind == "codes")
+    assert hasattr(load_model(tuned_head), HEAD) == (kind == "codes")
     card = (tmp_path / "saved" / "README.md").read_text()
     assert "Recommender.from_pretrained" in card and "SidLogitsProcessor" not in card
 
@@ -111,7 +111,7 @@ def test_what_trains(tmp_path, toy, sid_table, kind, train, tied):
     layer = "model.layers.0.self_attn.q_proj.weight"
     assert torch.equal(before.state_dict()[layer], after.state_dict()[layer]) == (train == "sid_tokens")
     if kind == "codes":
-        assert getattr(before, NAME).weight.abs().max() == 0 < getattr(after, NAME).weight.abs().max()
+        assert getattr(before, HEAD).weight.abs().max() == 0 < getattr(after, HEAD).weight.abs().max()
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
@@ -123,7 +123,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(monkeypatch, tmp_path, to
     assert losses(tmp_path / "sft") == losses(tmp_path / "whole")
     assert same_weights(tmp_path / "sft", tmp_path / "whole")
     if kind == "codes":
-        assert (tmp_path / "sft" / FILE).read_bytes() == (tmp_path / "whole" / FILE).read_bytes()
+        assert (tmp_path / "sft" / FILES[HEAD]).read_bytes() == (tmp_path / "whole" / FILES[HEAD]).read_bytes()
 
 
 def test_it_learns_a_teachers_distribution(capsys, tmp_path, toy, tuned_head):
@@ -222,17 +222,17 @@ def test_absent_and_foreign_weights_of_a_head_are_refused(tmp_path, tuned_head, 
     copy = tmp_path / "copy"
     shutil.copytree(tuned_head, copy, ignore=shutil.ignore_patterns("manifest.json"))
     values = json.loads((copy / "llmrec.json").read_text())
-    (copy / FILE).unlink()
+    (copy / FILES[HEAD]).unlink()
     with pytest.raises(ValueError, match=r"is not as it was saved: head\.safetensors is missing"):
         Recommender.from_pretrained(copy, device="cpu")
     values.pop("binding")
     (copy / "llmrec.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match=r"whose weights are absent: head\.safetensors has to lie beside"):
         Recommender.from_pretrained(copy, device="cpu")
-    other = dict(getattr(load_model(tuned_head), NAME).state_dict())
-    save_file({"weight": other["weight"][:, :5].contiguous()}, copy / FILE)
+    other = dict(getattr(load_model(tuned_head), HEAD).state_dict())
+    save_file({"weight": other["weight"][:, :5].contiguous()}, copy / FILES[HEAD])
     with pytest.raises(ValueError, match="does not belong to the weights beside it"):
         Recommender.from_pretrained(copy, device="cpu")
-    (copy / FILE).write_bytes(b"no tensors")
+    (copy / FILES[HEAD]).write_bytes(b"no tensors")
     with pytest.raises(ValueError, match=r"head\.safetensors cannot be read"):
         Recommender.from_pretrained(copy, device="cpu")

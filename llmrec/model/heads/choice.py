@@ -10,8 +10,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llmrec.model.backbone import causal_lm
-from llmrec.model.heads.codes import FILE, NAME, CodeHeads, add_heads
+from llmrec.model.heads.codes import CodeHeads, add_heads
 from llmrec.model.heads.head import Head
+from llmrec.model.heads.own_files import FILES, HEAD
 from llmrec.model.heads.vectors import ItemVectors
 from llmrec.model.history.encoder import HistoryEncoder
 from llmrec.model.item_vectors import read_items
@@ -47,10 +48,10 @@ def make_head(
     tokens_NL = from_host(encoder.sid_tokens_NL, device)
     if head.kind == "vectors":
         return ItemVectors(vocabulary.token_range, tokens_NL, head.temperature)
-    if not hasattr(base, NAME):
+    if not hasattr(base, HEAD):
         raise ValueError(
-            f"The model answers by the head 'codes', whose weights are absent: {FILE} has to lie beside the weights of "
-            "the checkpoint. Restore it, or run `llmrec extend` and `llmrec sft` again."
+            f"The model answers by the head 'codes', whose weights are absent: {FILES[HEAD]} has to lie beside the "
+            "weights of the checkpoint. Restore it, or run `llmrec extend` and `llmrec sft` again."
         )
     codes_NL = tokens_NL - tokens_NL.new_tensor(vocabulary.starts)
     return CodeHeads(codes_NL.T.contiguous(), vocabulary, head.temperature)

@@ -22,18 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, silu
 from transformers import PreTrainedModel
 
 from llmrec.model.heads.head import cosines
+from llmrec.model.heads.own_files import FILES, HEAD, fill, read_tensors
 from llmrec.model.trained_rows import with_trained_rows
 from llmrec.sid.vocabulary import SidVocabulary
 
-FILE = "head.safetensors"  # beside the weights, which plain transformers loads without it
-NAME = "item_head"  # of the module within the causal LM
 IGNORED = -100
 
 
@@ -59,12 +56,7 @@ class ResidualHeads(nn.Module):
 def add_heads(model: PreTrainedModel, num_levels: int) -> None:
     """Put residual heads that change nothing yet into a causal LM, in its type and on its device."""
     heads = ResidualHeads(num_levels, model.config.get_text_config().hidden_size)
-    model.add_module(NAME, heads.to(model.device, model.dtype))
-
-
-def save_heads(heads: nn.Module, directory: str | Path) -> None:
-    """Write residual heads into a file of their own."""
-    save_file({name: tensor.contiguous() for name, tensor in heads.state_dict().items()}, Path(directory) / FILE)
+    model.add_module(HEAD, heads.to(model.device, model.dtype))
 
 
 def load_heads(model: PreTrainedModel, source: str | Path) -> None:
@@ -73,24 +65,14 @@ def load_heads(model: PreTrainedModel, source: str | Path) -> None:
     Raises:
         ValueError: If their file cannot be read, or their shapes do not belong to the model.
     """
-    path = Path(source) / FILE
+    path = Path(source) / FILES[HEAD]
     if not path.is_file():
         return
-    remedy = "Restore it, or run `llmrec sft` again."
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read ({error}). {remedy}") from error
+    tensors = read_tensors(path)
     num_levels = len(tensors["weight"]) if "weight" in tensors else 0
     heads = ResidualHeads(num_levels, model.config.get_text_config().hidden_size)
-    expected = {name: tensor.shape for name, tensor in heads.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    if found != expected:
-        raise ValueError(
-            f"{path} does not belong to the weights beside it: it has {found}, {expected} is needed. {remedy}"
-        )
-    heads.load_state_dict(tensors)
-    model.add_module(NAME, heads.to(model.device, model.dtype))
+    fill(heads, tensors, path)
+    model.add_module(HEAD, heads.to(model.device, model.dtype))
 
 
 @dataclass(frozen=True)
@@ -132,7 +114,7 @@ class CodeHeads:
 
     def logits(self, model: PreTrainedModel, states_QH: Tensor) -> list[Tensor]:
         """Compute the logits of the codes of each level; (Q, H) -> L tensors (Q, K) float32."""
-        heads, embedding = getattr(model, NAME), model.get_input_embeddings()
+        heads, embedding = getattr(model, HEAD), model.get_input_embeddings()
         rows = with_trained_rows(embedding, slice(self.vocabulary.token_range.start, self.vocabulary.token_range.stop))
         first = self.vocabulary.token_range.start
         blocks = [self.vocabulary.block(level) for level in range(len(self.codes_LN))]

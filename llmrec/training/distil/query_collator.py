@@ -34,6 +34,7 @@ class QueryCollator(HistoryCollator):
 
     def __call__(self, examples: list[Example]) -> dict[str, Any]:  # as transformers types batches
         """Make a batch; see `HistoryCollator.__call__`. The labels of answers to draw are IGNORED."""
+        examples = self.shown(examples)
         is_window = np.array([not each.get("task") for each in examples])
         windows = [each for each in examples if not each.get("task")]
         items, is_target, num_items = flatten(windows)

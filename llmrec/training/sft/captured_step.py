@@ -73,6 +73,7 @@ class CapturedLoss:
         if (
             config.normalize_over == "vocabulary"
             or has_head
+            or config.content_passes  # whose steps leave one of two sets of rows without a gradient
             or not (is_plain and is_small and is_whole and takes_masks)
         ):
             return None

@@ -10,9 +10,9 @@ The dataset holds item rows and no token, so that another SidTable needs only an
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict
+from typing import Literal, Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -23,9 +23,9 @@ from llmrec.data.windows import windows
 from llmrec.model.history.encoder import EncodedPrompts, HistoryEncoder
 from llmrec.training.sft.losses import IGNORED
 from llmrec.training.sft.packing import first_fit, pack, row_length
-from llmrec.training.tasks.examples import TaskExamples
 
 HISTORY_COLUMNS = ("rows", "num_context", "user", "start")
+MOST_MASKED = 0.5  # largest share of a history that masked epochs leave out
 RNG_ROWS = 8  # item rows of a batch that its random numbers depend on, so that they differ between batches
 WORDS_STEP = 64  # label counts of words are rounded up to a multiple of this, so that they have few values
 
@@ -48,6 +48,14 @@ class Example(TypedDict, total=False):
     start: int
     task: str
     index: int
+
+
+class DrawnExamples(Protocol):
+    """Examples that are drawn anew in every epoch, as those of a task."""
+
+    def draw(self, seed: int, epoch: int, index: int, encoder: HistoryEncoder) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids of a prompt and of its answer; `llmrec.training.tasks.examples` explains the arguments."""
+        ...
 
 
 BLANK = Example(rows=[], num_context=0, user=0, start=0, task="", index=0)
@@ -131,16 +139,18 @@ class HistoryCollator:
         seed: Seed of all draws.
         epoch: Epoch of all draws; the trainer sets it (`llmrec.training.sft.trainer.EpochOfCollator`).
         item_dropout: Share of the item tokens in histories that are hidden, by the one that stands in for any item.
+        masked_from: Epoch from which on histories are masked; None for never.
     """
 
     prefix: list[int]
     encoder: HistoryEncoder
     pad_token_id: int
     packing: bool = False
-    tasks: dict[str, TaskExamples] = field(default_factory=dict)
+    tasks: Mapping[str, DrawnExamples] = field(default_factory=dict)
     seed: int = 0
     epoch: int = 0
     item_dropout: float = 0.0
+    masked_from: int | None = None
 
     def __call__(self, examples: list[Example]) -> dict[str, Tensor | int]:
         """Make a batch.
@@ -149,7 +159,13 @@ class HistoryCollator:
             `input_ids` and `labels`, (B, T) each, with `attention_mask`; if packed, (R, T) with `position_ids`. A
             packed batch with tasks also has `most_words`, an int: at most that many labels are not SID tokens.
         """
-        return self.batch(self.draw(examples))
+        return self.batch(self.draw(self.shown(examples)))
+
+    def shown(self, examples: list[Example]) -> list[Example]:
+        """Examples as this epoch shows them, masked or whole."""
+        if self.masked_from is None or self.epoch < self.masked_from:
+            return examples
+        return [masked(each, self.seed, self.epoch) for each in examples]
 
     def batch(self, sequences: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor | int]:
         """Make the batch of some token ids and labels, as `draw` returns them; see `__call__`."""
@@ -194,8 +210,8 @@ class HistoryCollator:
     def num_tokens(self, examples: Dataset) -> int:
         """Count the tokens of all examples in this epoch, without padding and the examples of `fill_last_batch`."""
         parts = (examples.select(range(i, min(i + 4096, len(examples)))) for i in range(0, len(examples), 4096))
-        drawn = (self.draw([each for each in part.to_list() if each["rows"] or each.get("task")]) for part in parts)
-        return sum(len(ids) for part in drawn for ids, _ in part)
+        real = ([each for each in part.to_list() if each["rows"] or each.get("task")] for part in parts)
+        return sum(len(ids) for part in real for ids, _ in self.draw(self.shown(part)))
 
     def _draw_histories(self, examples: list[Example]) -> Iterator[tuple[Tensor, Tensor]]:
         """Encode all histories in one gather; the labels are the SIDs of the targets."""
@@ -251,3 +267,24 @@ def flatten(examples: list[Example]) -> tuple[np.ndarray, np.ndarray, np.ndarray
     num_items = np.array([len(each["rows"]) for each in examples])
     first_targets = np.cumsum(num_items) - num_items + [each["num_context"] for each in examples]
     return rows, np.arange(len(rows)) >= np.repeat(first_targets, num_items), num_items
+
+
+def masked(example: Example, seed: int, epoch: int) -> Example:
+    """Leave items of a history out at random, and ask for its last item alone; tasks and blanks stay as they are.
+
+    Args:
+        example: Window of a training sequence.
+        seed: Seed of the run.
+        epoch: Epoch of the draw.
+
+    Source: fine-tuning of CLLM4Rec (arXiv:2311.01343, section 4.5). Departures: the share that is left out is drawn
+    for each history, where the released code leaves out a fifth; the target is the item after the history, as one item
+    is held out for each user here, where the paper takes the items that are left out.
+    """
+    rows = example["rows"]
+    if not rows:
+        return example
+    rng = np.random.default_rng((seed, epoch, example["user"], example["start"]))
+    is_kept = np.append(rng.random(len(rows) - 1) >= rng.uniform(0, MOST_MASKED), True)
+    kept = [row for row, keep in zip(rows, is_kept, strict=True) if keep]
+    return {**example, "rows": kept, "num_context": len(kept) - 1}

@@ -26,6 +26,7 @@ from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.training.distil.batch import NO_QUERY, BatchQueries, TaughtBatch, TaughtCodes
 from llmrec.training.sft.captured_step import CapturedLoss
 from llmrec.training.sft.item_loss import ItemLoss, ItemTargets
+from llmrec.training.sft.mutual import MutualTerm
 from llmrec.training.sft.packing import separate
 
 IGNORED = -100
@@ -43,6 +44,7 @@ def sid_cross_entropy(
     label_smoothing: float = 0.0,
     most: tuple[int, int] | None = None,
     taught: TaughtCodes | None = None,
+    words: slice = slice(None),
 ) -> Tensor:
     """Sum of the cross-entropies of supervised tokens.
 
@@ -56,6 +58,7 @@ def sid_cross_entropy(
         most: Upper bounds of the number of positions of one level, and of words. With them the host does not wait for
             the device; possible only with `level`.
         taught: Distributions of a teacher over the codes of the labels.
+        words: Tokens that the softmax of a word runs over; the labels among them have the same ids.
 
     Returns:
         Scalar float32.
@@ -87,7 +90,7 @@ def sid_cross_entropy(
     if most_words != 0:
         sids = vocabulary.token_range
         is_word = supervised & ((labels_P < sids.start) | (labels_P >= sids.stop))
-        losses.append(loss_over(slice(None), is_word, most_words))
+        losses.append(loss_over(words, is_word, most_words))
     return torch.stack(losses).sum()
 
 
@@ -112,11 +115,13 @@ class NextItemLoss:
     label_smoothing: float
     extra_loss: ExtraLoss | None
     item_loss: ItemLoss | None
+    mutual: MutualTerm | None
 
     def mean(
         self,
         labels: Tensor,
         count: Tensor | int,
+        input_ids: Tensor | None,
         most: tuple[int, int] | None = None,
         pools: dict[str, Tensor] | None = None,
         taught: TaughtCodes | None = None,
@@ -124,7 +129,8 @@ class NextItemLoss:
         **inputs: object,
     ) -> Tensor:
         """Loss of (B, T) labels, divided by `count`."""
-        states = run_backbone(self.base, **{**inputs, "use_cache": False}).last_hidden_state
+        inputs |= {"input_ids": input_ids, "use_cache": False}
+        states = run_backbone(self.base, **inputs).last_hidden_state
         targets = pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
         if taught is not None:
             taught = taught._replace(query_of=pad(taught.query_of[:, 1:], (0, 1), value=NO_QUERY))
@@ -139,9 +145,12 @@ class NextItemLoss:
                 self.label_smoothing,
                 most,
                 taught,
+                slice(None) if self.mutual is None else self.mutual.words,
             )
         if items is not None and self.item_loss is not None:
             total = total + self.item_loss.sum(self.base, states.flatten(0, 1), items)
+        if self.mutual is not None and input_ids is not None:
+            total = total + self.mutual.sum(self.base, input_ids)
         if pools is None or self.extra_loss is None:
             return total / count
         return total / count + self.extra_loss(states, pools)
@@ -165,8 +174,8 @@ class NextItemLoss:
             taught = TaughtCodes(query_of, is_drawn, levels)
         most, mask = (captured.most_of_level(labels), most_words), separate(position_ids)
         return self.mean(
-            labels, count, most, taught=taught, items=items,
-            input_ids=input_ids, position_ids=position_ids, attention_mask=mask,
+            labels, count, input_ids, most, taught=taught, items=items,
+            position_ids=position_ids, attention_mask=mask,
         )  # fmt: skip
 
 
@@ -180,6 +189,7 @@ def sid_loss_in_forward(
     extra_loss: ExtraLoss | None = None,
     teach: Teach | None = None,
     item_loss: ItemLoss | None = None,
+    mutual: MutualTerm | None = None,
 ) -> Iterator[None]:
     """Inside the context, `model(input_ids, attention_mask, labels=…)` returns the loss and computes no other logits.
 
@@ -196,10 +206,11 @@ def sid_loss_in_forward(
             the loss of batches that have `pools`.
         teach: `Distillation.teach`, which answers the `queries` of a batch.
         item_loss: Loss of item rows, for batches that have `queries`.
+        mutual: Term that holds the two rows of each item together, with content passes.
     """
     base = causal_lm(model)
     original = base.forward
-    loss = NextItemLoss(base, vocabulary, normalize_over, label_smoothing, extra_loss, item_loss)
+    loss = NextItemLoss(base, vocabulary, normalize_over, label_smoothing, extra_loss, item_loss, mutual)
 
     @functools.wraps(original)
     def forward(
@@ -223,7 +234,7 @@ def sid_loss_in_forward(
             rows = [input_ids, inputs["position_ids"], labels]
             function = functools.partial(loss.packed, captured)
             return CausalLMOutput(loss=captured(function, rows, torch.as_tensor(count), most_words, taught, items))
-        return CausalLMOutput(loss=loss.mean(labels, count, taught=taught, items=items, input_ids=input_ids, **inputs))
+        return CausalLMOutput(loss=loss.mean(labels, count, input_ids, taught=taught, items=items, **inputs))
 
     with forward_replaced(base, forward), captured.stream() if captured is not None else contextlib.nullcontext():
         yield

@@ -30,6 +30,23 @@ def problems(config: SftConfig, catalog: Catalog, vocabulary: SidVocabulary) -> 
             f"'{config.model}' has item tokens, which are never written but would compete with codes in the softmax; "
             "set normalize_over to level"
         )
+    if config.content_passes:
+        found += content_problems(config, catalog, vocabulary)
+    return found
+
+
+def content_problems(config: SftConfig, catalog: Catalog, vocabulary: SidVocabulary) -> list[str]:
+    """List the reasons why content rows cannot be trained."""
+    found = []
+    if vocabulary.level_sizes != (catalog.num_items,) or vocabulary.items is not None or vocabulary.head is not None:
+        sizes = " x ".join(map(str, vocabulary.level_sizes))
+        found.append(
+            f"content_passes needs one token for each of {catalog.num_items} items, and '{config.model}' has codes of "
+            f"{sizes}; run `llmrec tokenize --method atomic`, and `llmrec extend` on its result without item_rows and "
+            "head"
+        )
+    if processes.sharding() == "FSDP":
+        found.append("content_passes reads rows by itself, which FSDP shards; launch with recipes/accelerate/ddp.yaml")
     return found
 
 
