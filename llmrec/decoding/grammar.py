@@ -22,7 +22,8 @@ def check_prompt_end(
 ) -> None:
     """Refuse prompts that end inside a SID, because the first code of an answer would be wrong there.
 
-    Where codes are words, a word of a prompt may as well belong to its text, so no prompt is refused.
+    Where codes are words, a word of a prompt may as well belong to its text, and where they are pieces, a history may
+    end with any; so no prompt is refused.
 
     A SID that the trie leaves out counts as complete at the last level and, if the trie's SIDs differ in length, at
     every level.
@@ -42,7 +43,7 @@ def check_prompt_end(
     end = (attention_mask * places).amax(dim=1)
     if bool((end == 0).any()):
         raise ValueError(f"The prompt of row {int((end == 0).nonzero()[0])} is all padding; it needs a token.")
-    if vocabulary.words is not None:
+    if not vocabulary.tells_level:
         return
     padded = pad(input_ids.masked_fill(attention_mask == 0, NO_TOKEN), (size, 0), value=NO_TOKEN)
     window = padded.gather(1, end.unsqueeze(1) + torch.arange(size, device=input_ids.device))

@@ -44,8 +44,8 @@ class SidLogitsProcessor(LogitsProcessor):
         free_text: Allow ordinary tokens outside SIDs.
 
     Raises:
-        ValueError: If the vocabulary lacks codes of the trie or has a head, or `free_text` is combined with words or
-            another `normalize_over` than `vocabulary`.
+        ValueError: If the vocabulary lacks codes of the trie or has a head, or `free_text` is combined with words,
+            pieces or another `normalize_over` than `vocabulary`.
 
     Source: constrained decoding by a prefix trie as in GENRE (arXiv:2010.00904).
 
@@ -76,8 +76,10 @@ class SidLogitsProcessor(LogitsProcessor):
         vocabulary.check_table(trie)
         refuse_head(vocabulary.head, "SidLogitsProcessor")
         check_normalize_over(normalize_over)
-        if free_text and vocabulary.words is not None:
-            raise ValueError("free_text tells codes from text by their tokens, but here codes are words; leave it out.")
+        if free_text and not vocabulary.tells_level:
+            raise ValueError(
+                "free_text tells codes from text by their tokens, but here codes are words or pieces; leave it out."
+            )
         if free_text and normalize_over != "vocabulary":
             raise ValueError(
                 f"normalize_over is '{normalize_over}', but with free_text codes compete with words; only 'vocabulary' "

@@ -14,7 +14,12 @@ LARGEST_FILE, LARGEST_RATIO = 2**30, 1000  # bytes that a file may unfold to wha
 
 
 def check_layout(
-    level_sizes: Sequence[int], starts: Sequence[int], block_sizes: Sequence[int], eos_token_id: int, end: int
+    level_sizes: Sequence[int],
+    starts: Sequence[int],
+    block_sizes: Sequence[int],
+    eos_token_id: int,
+    end: int,
+    one_block: bool = False,
 ) -> None:
     """Refuse blocks of tokens that `SidVocabulary.add_to` does not make.
 
@@ -24,10 +29,11 @@ def check_layout(
         block_sizes: Number of tokens of each level.
         eos_token_id: Token that ends an answer.
         end: Token id behind all tokens.
+        one_block: All levels have the same block, instead of one each.
 
     Raises:
         ValueError: If there are too many levels, a number is no integer or out of bounds, or blocks are not next to one
-            another.
+            another, or not the same.
     """
     shown = f"level_sizes {_short(level_sizes)}, starts {_short(starts)}, block_sizes {_short(block_sizes)}"
     if not 0 < len(level_sizes) == len(starts) == len(block_sizes) <= MOST_LEVELS:
@@ -38,7 +44,10 @@ def check_layout(
     if not all(0 < size <= block for size, block in zip(level_sizes, block_sizes, strict=True)):
         raise ValueError(f"vocabulary: {shown}; each level needs a code, and a token for each of its codes")
     ends = [start + block for start, block in zip(starts, block_sizes, strict=True)]
-    if any(start != before for before, (_, start) in zip(ends, pairwise(starts), strict=False)):
+    if one_block:
+        if len(set(zip(level_sizes, starts, block_sizes, strict=True))) > 1:
+            raise ValueError(f"vocabulary: {shown}; all levels need the same codes and the same block of tokens")
+    elif any(start != before for before, (_, start) in zip(ends, pairwise(starts), strict=False)):
         raise ValueError(f"vocabulary: {shown}; the blocks of tokens must lie next to one another")
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from llmrec.data import columns
-from llmrec.sid.bounds import LARGEST
+from llmrec.runtime.reading import reading
+from llmrec.sid.bounds import LARGEST, check_parquet
 from llmrec.sid.groups import buckets
 
 EMPTY = -1  # code in the levels beyond a SID's length
@@ -60,12 +62,20 @@ def make_prefix_free(codes: np.ndarray, level_sizes: list[int]) -> tuple[np.ndar
     return codes, sizes
 
 
-def check_columns(path: Path, table: pa.Table) -> list[str]:
-    """Return the names of the columns of codes, in order.
+def read_codes(path: Path) -> tuple[pa.Table, list[str]]:
+    """Read the file of a SidTable.
+
+    Returns:
+        The table, and the names of its columns of codes, in order.
 
     Raises:
-        ValueError: If columns are absent or twice, or their cells are of another type.
+        ValueError: If the file is absent or unreadable, or columns are absent, twice or of another type.
     """
+    if not path.is_file():
+        raise ValueError(f"'{path}' does not exist; `llmrec tokenize` writes it.")
+    with reading(path, "a parquet file", "run `llmrec tokenize` again"):
+        check_parquet(path)
+        table = pq.read_table(path, partitioning=None)
     levels = [columns.code(level) for level in range(sum(n.startswith("code_") for n in table.column_names))]
     needed = [columns.ITEM_ID, *levels]
     if not levels or any(table.column_names.count(name) != 1 for name in needed):
@@ -78,4 +88,4 @@ def check_columns(path: Path, table: pa.Table) -> list[str]:
                 f"'{path}' has {table[name].type} with {table[name].null_count} empty cells in {name}; codes are "
                 "integers, and -1 beyond the end of a SID. Run `llmrec tokenize` again."
             )
-    return levels
+    return table, levels

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from llmrec.sid.codes import EMPTY
+from llmrec.sid.item_tokens import ItemTokens
 from llmrec.sid.words import LevelWords
 
 
@@ -37,12 +38,45 @@ class DeviceTokens:
     Attributes:
         level_sizes: Number of codes per level that a SidTable may use.
         starts: Token id of code 0 of each level, where codes have tokens of their own.
+        block_sizes: Number of tokens per level, spare ones included.
+        items: Tokens of the items, behind the blocks; None if items have none.
+        segmentations: See SidVocabulary; None unless codes are pieces, which all levels share.
         words: Tokens of the codes where they are words of the LLM.
     """
 
     level_sizes: tuple[int, ...]
     starts: tuple[int, ...]
+    block_sizes: tuple[int, ...]
+    items: ItemTokens | None
+    segmentations: int | None
     words: LevelWords | None
+
+    @property
+    def has_one_block(self) -> bool:
+        """All levels have the same tokens, as pieces have; else each has its own."""
+        return self.segmentations is not None
+
+    @property
+    def tells_level(self) -> bool:
+        """A token says which level it is of, and that it is no text."""
+        return self.words is None and not self.has_one_block
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens of all levels, spare ones included."""
+        return self.block_sizes[0] if self.has_one_block else sum(self.block_sizes)
+
+    @property
+    def token_range(self) -> range:
+        """Token ids of all blocks, which are next to one another; none of identifiers that are words."""
+        first = self.starts[0] if self.starts else 0
+        return range(first, first + self.num_tokens)
+
+    @property
+    def added_range(self) -> range:
+        """Token ids of all blocks and of the items behind them: all that `add_to` adds."""
+        end = self.token_range.stop if self.items is None else self.items.block.stop
+        return range(self.token_range.start, end)
 
     def block(self, level: int) -> slice:
         """Slice the tokens of the codes in use at a level out of the embedding or output matrix.

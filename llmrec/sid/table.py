@@ -26,18 +26,18 @@ import pyarrow.parquet as pq
 
 from llmrec.data import columns
 from llmrec.data.requests.item_lists import find_rows
-from llmrec.runtime.reading import reading
-from llmrec.sid.bounds import LARGEST, MOST_LEVELS, check_parquet
+from llmrec.sid.bounds import LARGEST, MOST_LEVELS
 from llmrec.sid.codes import EMPTY as EMPTY
-from llmrec.sid.codes import check_codes, check_columns, make_prefix_free
+from llmrec.sid.codes import check_codes, make_prefix_free, read_codes
 from llmrec.sid.groups import ordinals
+from llmrec.sid.pieces.pieces import Pieces
 from llmrec.sid.words import LevelWords
 
 if TYPE_CHECKING:  # it takes a second to import
     from transformers import PreTrainedTokenizerBase
 
 FILE = "sid_table.parquet"
-WORDS = "words"  # key of the file's metadata
+WORDS, PIECES = "words", "pieces"  # keys of the file's metadata
 
 
 class SidTable:
@@ -49,6 +49,7 @@ class SidTable:
         item_rows: (S,) item row of each SID; row i of `codes` belongs to item i when left out.
         level_sizes: Number of codes of each level; one more than the largest code when left out.
         words: Tokens of an LLM that the codes stand for; None for semantic IDs, which get tokens of their own.
+        pieces: Pieces that the codes of all levels stand for; None for codes of a level each.
 
     Attributes:
         all_codes: (S, L) int64 codes, sorted by item row.
@@ -59,7 +60,7 @@ class SidTable:
 
     Raises:
         ValueError: If an item has no SID, a code is outside its level, a code follows the end of a SID, or the words
-            are not one for each code, or those of an item are the beginning of another's.
+            are not one for each code, those of an item are the beginning of another's, or pieces are of no item.
 
     Examples:
         >>> from llmrec import SidTable
@@ -80,13 +81,17 @@ class SidTable:
         item_rows: np.ndarray | Sequence[int] | None = None,
         level_sizes: Sequence[int] | None = None,
         words: LevelWords | None = None,
+        pieces: Pieces | None = None,
     ):
-        self.item_ids, self.words = list(item_ids), words
+        self.item_ids, self.words, self.pieces = list(item_ids), words, pieces
         codes = np.atleast_2d(np.asarray(codes, dtype=np.int64))
         rows = np.arange(len(codes)) if item_rows is None else np.asarray(item_rows, dtype=np.int64)
         check_codes(self.item_ids, codes, rows)
         if words is not None:
             level_sizes = words.level_sizes
+        if pieces is not None:
+            pieces.items(codes)
+            level_sizes = [len(pieces)] * pieces.num_kinds
         sizes = list(level_sizes) if level_sizes is not None else (codes.max(axis=0) + 1).tolist()
         if not 0 < codes.shape[1] == len(sizes) <= MOST_LEVELS or max(sizes) > LARGEST:
             raise ValueError(
@@ -237,7 +242,8 @@ class SidTable:
         digest = hashlib.sha256(lines)
         for array in (self.all_codes, self.item_rows, np.asarray(self.level_sizes)):
             digest.update(f"{array.shape}".encode() + np.ascontiguousarray(array, dtype="<i8").tobytes())
-        digest.update(b"" if self.words is None else self.words.sha256.encode())
+        for meaning in (self.words, self.pieces):
+            digest.update(b"" if meaning is None else meaning.sha256.encode())
         return digest.hexdigest()
 
     def save(self, directory: str | Path) -> None:
@@ -253,8 +259,8 @@ class SidTable:
             **{columns.code(level): self.all_codes[:, level] for level in range(self.num_levels)},
         }
         metadata = {"level_sizes": ",".join(map(str, self.level_sizes))}
-        if self.words is not None:
-            metadata[WORDS] = json.dumps(self.words.to_dict())
+        for name, meaning in ((WORDS, self.words), (PIECES, self.pieces)):
+            metadata |= {} if meaning is None else {name: json.dumps(meaning.to_dict())}
         pq.write_table(pa.table(data).replace_schema_metadata(metadata), Path(directory) / FILE)
 
     @classmethod
@@ -277,22 +283,18 @@ class SidTable:
             True
         """
         path = Path(path) / FILE if Path(path).is_dir() else Path(path)
-        if not path.is_file():
-            raise ValueError(f"'{path}' does not exist; `llmrec tokenize` writes it.")
-        with reading(path, "a parquet file", "run `llmrec tokenize` again"):
-            check_parquet(path)
-            table = pq.read_table(path, partitioning=None)
-        levels = check_columns(path, table)
+        table, levels = read_codes(path)
         item_ids = table[columns.ITEM_ID].to_pylist()
         unique = list(dict.fromkeys(item_ids))
         row_of = {item_id: row for row, item_id in enumerate(unique)}
         codes = np.stack([table[name].to_numpy() for name in levels], axis=1)
         metadata = table.schema.metadata or {}
-        sizes, words = metadata.get(b"level_sizes"), metadata.get(WORDS.encode())
+        sizes, words, pieces = (metadata.get(name.encode()) for name in ("level_sizes", WORDS, PIECES))
         rows = np.asarray([row_of[item_id] for item_id in item_ids])
         try:
             level_sizes = [int(size) for size in sizes.decode().split(",")] if sizes else None
             level_words = LevelWords.from_dict(json.loads(words)) if words else None
-            return cls(unique, codes, rows, level_sizes, level_words)
+            level_pieces = Pieces.from_dict(json.loads(pieces)) if pieces else None
+            return cls(unique, codes, rows, level_sizes, level_words, level_pieces)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"'{path}' holds no SIDs: {error} Run `llmrec tokenize` again.") from error

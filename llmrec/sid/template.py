@@ -9,18 +9,34 @@ from transformers import PreTrainedTokenizerBase
 
 DEFAULT_TEMPLATE = "<{letter}_{code}>"
 LONG_TEMPLATE = "<{level}_{code}>"  # for more levels than there are letters
-
+PIECE_TEMPLATE = "<p_{code}>"  # for codes that are the same at every level
 
 OPENS, CLOSES = "<[{|", ">]}|"
 
 
-def check_template(template: str, num_levels: int) -> None:
+def default_template(num_levels: int, one_block: bool) -> str:
+    """Return the template of so many levels, or of codes that are the same at every level."""
+    if one_block:
+        return PIECE_TEMPLATE
+    return DEFAULT_TEMPLATE if num_levels <= len(string.ascii_lowercase) else LONG_TEMPLATE
+
+
+def check_template(template: str, num_levels: int, one_block: bool = False) -> None:
     """Refuse a template under which two codes would be the same token.
+
+    Args:
+        template: Text of a token.
+        num_levels: Number of levels.
+        one_block: Codes are the same at every level, so a token does not name its level.
 
     Raises:
         ValueError: If the level or the code is not part of the token.
     """
     fields = set(fields_of(template))
+    if one_block:
+        if fields != {"code"}:
+            raise ValueError(f"template '{template}' must contain {{code}} alone. Example: '{PIECE_TEMPLATE}'.")
+        return
     if "code" not in fields or not {"letter", "level"} & fields or fields - {"letter", "level", "code"}:
         raise ValueError(
             f"template '{template}' must contain {{code}} and {{letter}} or {{level}}, and nothing else in braces: the "

@@ -26,8 +26,9 @@ from llmrec.sid.answer_head import AnswerHead
 from llmrec.sid.bounds import check_layout
 from llmrec.sid.device_tokens import DeviceTokens, HasLevels
 from llmrec.sid.item_tokens import ItemTokens
+from llmrec.sid.pieces.pieces import check_segmentations
 from llmrec.sid.table import EMPTY
-from llmrec.sid.template import DEFAULT_TEMPLATE, LONG_TEMPLATE, check_new, check_template, check_tokens
+from llmrec.sid.template import DEFAULT_TEMPLATE, check_new, check_template, check_tokens, default_template
 from llmrec.sid.words import LevelWords
 
 
@@ -44,6 +45,8 @@ class SidVocabulary(DeviceTokens):
         items: Tokens of the items, right behind the blocks; None if items have none.
         head: Head that answers; None if answers are semantic IDs.
         words: Tokens of the codes where they are words of the LLM, which have no blocks; None otherwise.
+        segmentations: Where codes are pieces, the number of ways in which a history is written, whose rankings are
+            merged; 0 for its one fixed way. All levels then have the same block. None where codes are no pieces.
 
     Source: token scheme `<a_12><b_3>` of LC-Rec (arXiv:2311.09049) and MiniOneRec (arXiv:2510.24431).
 
@@ -64,11 +67,14 @@ class SidVocabulary(DeviceTokens):
     items: ItemTokens | None = None
     head: AnswerHead | None = None
     words: LevelWords | None = None
+    segmentations: int | None = None
 
     def __post_init__(self) -> None:
         if self.words is None:
-            check_layout(self.level_sizes, self.starts, self.block_sizes, self.eos_token_id, self.added_range.stop)
-            check_template(self.template, self.num_levels)
+            layout = (self.level_sizes, self.starts, self.block_sizes, self.eos_token_id, self.added_range.stop)
+            check_layout(*layout, self.has_one_block)
+            check_template(self.template, self.num_levels, self.has_one_block)
+        check_segmentations(self.segmentations, self.words or self.items or self.head)
 
     @classmethod
     def of_words(cls, words: LevelWords, eos_token_id: int) -> SidVocabulary:
@@ -95,6 +101,7 @@ class SidVocabulary(DeviceTokens):
         spare_codes: int = 0,
         template: str | None = None,
         num_items: int = 0,
+        segmentations: int | None = None,
     ) -> SidVocabulary:
         """Add one token per (level, code) to a tokenizer, in contiguous blocks, and one per item behind them.
 
@@ -104,6 +111,7 @@ class SidVocabulary(DeviceTokens):
             spare_codes: Tokens per level that are added for codes of later items.
             template: Text of a token; `<a_12>`, or `<0_12>` for more than 26 levels, when left out.
             num_items: Number of items to add a token for.
+            segmentations: See the class; with it, one token per code is added, which all levels share.
 
         Returns:
             The vocabulary of the new tokens.
@@ -123,13 +131,17 @@ class SidVocabulary(DeviceTokens):
             True
         """
         if template is None:
-            template = DEFAULT_TEMPLATE if len(level_sizes) <= len(string.ascii_lowercase) else LONG_TEMPLATE
+            template = default_template(len(level_sizes), segmentations is not None)
         if tokenizer.eos_token_id is None:
             raise ValueError("The tokenizer has no eos_token; `generate()` could not end an answer. Set one first.")
         block_sizes = tuple(int(size) + int(spare_codes) for size in level_sizes)
-        starts = tuple(len(tokenizer) + int(before) for before in np.cumsum((0, *block_sizes[:-1])))
+        before = np.cumsum((0, *block_sizes[:-1])) if segmentations is None else [0] * len(block_sizes)
+        starts = tuple(len(tokenizer) + int(number) for number in before)
         items = ItemTokens(len(tokenizer) + sum(block_sizes) + 1, num_items) if num_items else None
-        vocabulary = cls(tuple(map(int, level_sizes)), starts, block_sizes, tokenizer.eos_token_id, template, items)
+        vocabulary = cls(
+            tuple(map(int, level_sizes)), starts, block_sizes, tokenizer.eos_token_id, template, items,
+            segmentations=segmentations,
+        )  # fmt: skip
         tokens = vocabulary.all_tokens()
         check_new(tokens, template, tokenizer)
         tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens])
@@ -140,23 +152,6 @@ class SidVocabulary(DeviceTokens):
     def num_levels(self) -> int:
         """Number of levels, L."""
         return len(self.level_sizes)
-
-    @property
-    def num_tokens(self) -> int:
-        """Number of tokens of all levels, spare ones included."""
-        return sum(self.block_sizes)
-
-    @property
-    def token_range(self) -> range:
-        """Token ids of all blocks, which are next to one another; none of identifiers that are words."""
-        first = self.starts[0] if self.starts else 0
-        return range(first, first + self.num_tokens)
-
-    @property
-    def added_range(self) -> range:
-        """Token ids of all blocks and of the items behind them: all that `add_to` adds."""
-        end = self.token_range.stop if self.items is None else self.items.block.stop
-        return range(self.token_range.start, end)
 
     @property
     def num_rows(self) -> int:
@@ -184,7 +179,8 @@ class SidVocabulary(DeviceTokens):
 
     def tokens(self) -> list[str]:
         """List the text of every SID token, in the order of their ids."""
-        return [self.token(level, code) for level, size in enumerate(self.block_sizes) for code in range(size)]
+        blocks = self.block_sizes[:1] if self.has_one_block else self.block_sizes
+        return [self.token(level, code) for level, size in enumerate(blocks) for code in range(size)]
 
     def all_tokens(self) -> list[str]:
         """List the text of every SID token and item token, in the order of their ids."""

@@ -1,13 +1,18 @@
 """Pieces: values of the released code of ActionPiece, whose numbers start at 1; here they start at 0."""
 
 import itertools
+import json
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from llmrec.sid.feature_sets import Node, flatten, merge_everywhere, places
-from llmrec.sid.pieces import FILE, Pieces
+from llmrec.model.micro import word_tokenizer
+from llmrec.sid.item_tokens import ItemTokens
+from llmrec.sid.pieces.feature_sets import Node, Place, flatten, merge_everywhere, places
+from llmrec.sid.pieces.pieces import Pieces
+from llmrec.sid.table import SidTable
+from llmrec.sid.vocabulary import SidVocabulary
 
 CODES = {"A": (0, 0, 0), "B": (1, 1, 0), "C": (0, 1, 1)}
 RELEASED = [(4, 5), (2, 5), (2, 4), (1, 3), (7, 8), (7, 10), (10, 11)]
@@ -20,10 +25,16 @@ def features(items: str) -> np.ndarray:
 
 def weights(nodes: list[Node]) -> dict[tuple[int, int], Fraction]:
     found: dict[tuple[int, int], Fraction] = {}
-    for place in places(nodes):
+    for place in every_place(nodes):
         pair = (place.pair[0] + 1, place.pair[1] + 1)
         found[pair] = found.get(pair, Fraction(0)) + 1 / Fraction(place.cells)
     return found
+
+
+def every_place(nodes: list[Node]) -> list[Place]:
+    return [
+        place for node, following in zip(nodes, [*nodes[1:], None], strict=True) for place in places(node, following)
+    ]
 
 
 def nodes_of(items: str) -> list[Node]:
@@ -50,7 +61,7 @@ def test_each_merge_lowers_the_weights_by_the_pieces_that_it_saves():
         rng = np.random.default_rng(seed)
         nodes = [Node(tuple(item)) for item in (rng.integers(0, 4, (12, 5)) + 4 * np.arange(5)).tolist()]
         for piece in range(20, 60):
-            pair = rng.choice([place.pair for place in places(nodes)])
+            pair = rng.choice([place.pair for place in every_place(nodes)])
             nodes = merge_everywhere(nodes, tuple(pair.tolist()), piece)
             if not all(node.pieces for node in nodes):
                 break  # an empty set keeps its neighbours apart
@@ -91,18 +102,63 @@ def test_the_same_generator_draws_the_same():
     assert draws[0] == draws[1] != draws[2]
 
 
-def test_saved_pieces(tmp_path):
-    PIECES.save(tmp_path)
-    loaded = Pieces.load(tmp_path)
+def test_saved_pieces():
+    loaded = Pieces.from_dict(json.loads(json.dumps(PIECES.to_dict())))
     assert loaded.sha256 == PIECES.sha256 and loaded.kind_sizes == (2, 2, 2)
-    (tmp_path / FILE).write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match="is not pieces"):
-        Pieces.load(tmp_path)
-    with pytest.raises(ValueError, match="method action_piece writes it"):
-        Pieces.load(tmp_path / "nowhere")
+    assert loaded.segment_fixed(features("AB")) == PIECES.segment_fixed(features("AB"))
+
+
+def test_answers():
+    answers = PIECES.answers(features("ABC"))
+    assert (answers + 1).tolist() == [[10, 5, 0], [8, 4, 0], [1, 4, 6]]
+    assert (PIECES.items(answers) == features("ABC")).all()
+    with pytest.raises(ValueError, match="row 1 has the pieces"):
+        PIECES.items(np.array([[9, 4, -1], [9, 3, -1]]))  # the second has two features of a kind, and one of none
 
 
 @pytest.mark.parametrize("pairs", [[(5, 3)], [(0, 6)], [(0, 1), (0, 1)], [(-1, 0)]])
 def test_merges_that_cannot_be(pairs):
     with pytest.raises(ValueError, match="two earlier pieces"):
         Pieces((2, 2, 2), np.array(pairs), np.ones(len(pairs)))
+
+
+def test_a_table_of_pieces(tmp_path):
+    table = SidTable(list("ABC"), PIECES.answers(features("ABC")), pieces=PIECES)
+    assert table.level_sizes == [len(PIECES)] * 3 and table.lengths.tolist() == [2, 2, 3]
+    table.save(tmp_path)
+    loaded = SidTable.load(tmp_path)
+    assert loaded.sha256 == table.sha256 and loaded.pieces.sha256 == PIECES.sha256
+    other = Pieces(PIECES.kind_sizes, PIECES.pairs, PIECES.weights * 2)  # another order of merges, perhaps
+    assert SidTable(list("ABC"), table.all_codes, pieces=other).sha256 != table.sha256
+    with pytest.raises(ValueError, match="not those of one item"):
+        SidTable(list("AB"), [[9, 4, -1], [9, 3, -1]], pieces=PIECES)
+    with pytest.raises(ValueError, match="there is a piece 99"):
+        SidTable(["A"], [[99, 4, -1]], pieces=PIECES)
+
+
+def test_tokens_of_pieces_are_the_same_at_every_level():
+    tokenizer = word_tokenizer(["red apple"], max_words=64)
+    before = len(tokenizer)
+    vocabulary = SidVocabulary.add_to(tokenizer, [len(PIECES)] * 3, segmentations=5)
+    assert vocabulary.token_range == vocabulary.added_range == range(before, before + len(PIECES))
+    assert vocabulary.token_ids(np.array([[9, 4, -1]])).tolist() == [[before + 9, before + 4, -1]]
+    assert tokenizer.tokenize("red <p_9><p_4>") == ["red", "<p_9>", "<p_4>"]
+    assert vocabulary.text(np.array([[9, 4, -1]])) == "<p_9><p_4>"
+    assert SidVocabulary.from_dict(json.loads(json.dumps(vocabulary.to_dict()))) == vocabulary
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"segmentations": -1}, "an integer from 0 to 64"),
+        ({"starts": (100, 113, 126)}, "the same block"),
+        ({"items": ItemTokens(114, 3)}, "neither words, item tokens nor a head"),
+        ({"template": "<{letter}_{code}>"}, "alone"),
+    ],
+)
+def test_vocabularies_of_pieces_that_cannot_be(change, message):
+    values = {"level_sizes": (13, 13, 13), "starts": (100,) * 3, "block_sizes": (13, 13, 13), "eos_token_id": 2,
+              "template": "<p_{code}>", "segmentations": 5}  # fmt: skip
+    SidVocabulary(**values)
+    with pytest.raises(ValueError, match=message):
+        SidVocabulary(**(values | change))

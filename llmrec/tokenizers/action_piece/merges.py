@@ -1,6 +1,6 @@
 """Learning of merges: which pairs of pieces stand side by side most often, in a corpus of histories.
 
-Weights are whole numbers, a common multiple of the weights of `llmrec.sid.feature_sets`, so that they stay exact
+Weights are whole numbers, a common multiple of the weights of `llmrec.sid.pieces.feature_sets`, so that they stay exact
 however often they are changed. A merge changes the histories that have its pair, and of these only the sets around it
 are counted again. The heap is updated lazily: it is told of weights that rise, and an entry whose weight has fallen is
 put back where it belongs when it comes to the top.
@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llmrec.runtime.console import progress
-from llmrec.sid.feature_sets import NO_PIECE, Node, merge_everywhere
+from llmrec.sid.pieces.feature_sets import NO_PIECE, Node, merge_everywhere
 
 SHIFT = 32  # a pair is one integer, the smaller piece before these bits
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from llmrec.sid.feature_sets import Node, merge_everywhere, places
+from llmrec.sid.pieces.feature_sets import Node, merge_everywhere, places
 from llmrec.tokenizers.action_piece.merges import learn_merges
 
 A, B, C = (1, 3, 5), (2, 4, 5), (1, 4, 6)  # the released code numbers features from 1
@@ -14,8 +14,9 @@ A, B, C = (1, 3, 5), (2, 4, 5), (1, 4, 6)  # the released code numbers features 
 
 def weights(nodes: list[Node]) -> Counter:
     found: Counter = Counter()
-    for place in places(nodes):
-        found[place.pair] += 1 / Fraction(place.cells)
+    for node, following in zip(nodes, [*nodes[1:], None], strict=True):
+        for place in places(node, following):
+            found[place.pair] += 1 / Fraction(place.cells)
     return found
 
 

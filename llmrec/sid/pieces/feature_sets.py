@@ -33,18 +33,16 @@ class Node(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A pair of pieces that may be merged, and where they stand.
+    """A pair of pieces of a node that may be merged, and where they stand.
 
     Attributes:
         pair: The pieces.
-        node: Position of the node whose set or slot is concerned.
         side: `set` for two pieces of the set; `sets` for one of it and one of the next set; `left` or `right` for the
             piece of the slot and one of the set on that side of it.
         cells: Number of pairs that share the weight of this place: it is 2 / n in a set of n, else 1 / cells.
     """
 
     pair: Pair
-    node: int
     side: str
     cells: float
 
@@ -54,43 +52,47 @@ def ordered(one: int, other: int) -> Pair:
     return (one, other) if one < other else (other, one)
 
 
-def places(nodes: Sequence[Node]) -> Iterator[Place]:
-    """List the pairs of a history that may be merged, in the order in which ties are broken."""
-    for i, (pieces, slot) in enumerate(nodes):
-        for j, one in enumerate(pieces):
-            for other in pieces[j + 1 :]:
-                yield Place(ordered(one, other), i, "set", len(pieces) / 2)
-        if i + 1 == len(nodes):
-            return
-        following = nodes[i + 1].pieces
-        if slot == NO_PIECE:
-            for one in pieces:
-                for other in following:
-                    yield Place(ordered(one, other), i, "sets", len(pieces) * len(following))
-            continue
-        for side, neighbours in (("left", pieces), ("right", following)):
-            for one in neighbours:
-                yield Place(ordered(one, slot), i, side, len(neighbours))
+def places(node: Node, following: Node | None) -> Iterator[Place]:
+    """List the pairs of a node that may be merged, in the order in which ties are broken.
+
+    Args:
+        node: Node of a history.
+        following: Node behind it; None if it is the last.
+    """
+    pieces, slot = node
+    for j, one in enumerate(pieces):
+        for other in pieces[j + 1 :]:
+            yield Place(ordered(one, other), "set", len(pieces) / 2)
+    if following is None:
+        return
+    if slot == NO_PIECE:
+        for one in pieces:
+            for other in following.pieces:
+                yield Place(ordered(one, other), "sets", len(pieces) * len(following.pieces))
+        return
+    for side, neighbours in (("left", pieces), ("right", following.pieces)):
+        for one in neighbours:
+            yield Place(ordered(one, slot), side, len(neighbours))
 
 
-def merge_place(nodes: list[Node], place: Place, piece: int) -> list[Node]:
+def merge_place(nodes: list[Node], i: int, place: Place, piece: int) -> list[Node]:
     """Merge one pair at one place.
 
     Args:
         nodes: History; changed.
-        place: One of `places(nodes)`.
+        i: Position of a node.
+        place: One of its `places`.
         piece: Id of the merged piece.
 
     Returns:
         The history, without sets that have become empty.
     """
-    pair, i = place.pair, place.node
     if place.side == "set":
-        _merge_set(nodes, i, pair, piece)
+        _merge_set(nodes, i, place.pair, piece)
     elif place.side == "sets":
-        _merge_sets(nodes, i, pair, piece)
+        _merge_sets(nodes, i, place.pair, piece)
     else:
-        _merge_slot(nodes, i, i if place.side == "left" else i + 1, pair, piece)
+        _merge_slot(nodes, i, i if place.side == "left" else i + 1, place.pair, piece)
     return fill_empty(nodes)
 
 

@@ -23,17 +23,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from llmrec.runtime.reading import reading
-from llmrec.sid.bounds import LARGEST, check_parquet
-from llmrec.sid.feature_sets import Node, flatten, merge_place, ordered, places
+from llmrec.runtime.manifest import JsonObject
+from llmrec.sid.bounds import LARGEST
+from llmrec.sid.codes import EMPTY
+from llmrec.sid.pieces.feature_sets import Node, Place, flatten, merge_place, ordered, places
 
-FILE = "pieces.parquet"
+MOST_SEGMENTATIONS = 64
 NO_RANK = float("inf")  # of a pair that is never merged
 
 
@@ -51,7 +49,7 @@ class Pieces:
 
     Examples:
         >>> import numpy as np
-        >>> from llmrec.sid.pieces import Pieces
+        >>> from llmrec.sid.pieces.pieces import Pieces
         >>> pieces = Pieces((2, 2), np.array([[0, 3]]), np.array([2.0]))  # codes 0 and 1 of an item are one piece
         >>> pieces.segment_fixed(pieces.features(np.array([[0, 1], [1, 1]])))
         [4, 1, 3]
@@ -106,15 +104,40 @@ class Pieces:
         return np.asarray(codes) + np.cumsum((0, *self.kind_sizes[:-1]))
 
     def features_of(self, pieces: Sequence[int]) -> list[int]:
-        """List the features that pieces stand for, ascending."""
-        found, rest = [], list(pieces)
-        while rest:
-            piece = rest.pop()
-            if piece < self.num_features:
-                found.append(piece)
-            else:
-                rest += self.pairs[piece - self.num_features].tolist()
-        return sorted(found)
+        """List the features that pieces stand for, ascending and so kind after kind."""
+        return sorted(feature for piece in pieces for feature in self._expanded[piece])
+
+    @cached_property
+    def _expanded(self) -> list[tuple[int, ...]]:
+        """Features of each piece."""
+        features: list[tuple[int, ...]] = [(feature,) for feature in range(self.num_features)]
+        for one, other in self.pairs.tolist():
+            features.append(features[one] + features[other])
+        return features
+
+    def answers(self, features: np.ndarray) -> np.ndarray:
+        """Write items alone, as answers: (N, m) features -> (N, m) int64 pieces, -1 behind the last."""
+        answers = np.full(features.shape, EMPTY)
+        for row, item in enumerate(features):
+            pieces = self.segment_fixed(item[np.newaxis])
+            answers[row, : len(pieces)] = pieces
+        return answers
+
+    def items(self, answers: np.ndarray) -> np.ndarray:
+        """Read answers, (N, m) pieces with -1 behind the last, as (N, m) features.
+
+        Raises:
+            ValueError: If the pieces of an answer are not those of one item, with one feature of each kind.
+        """
+        if answers.max(initial=0) >= len(self):
+            raise ValueError(f"there is a piece {answers.max()}, but {len(self)} pieces.")
+        kinds = np.repeat(np.arange(self.num_kinds), self.kind_sizes)
+        found = [self.features_of([piece for piece in answer if piece != EMPTY]) for answer in answers.tolist()]
+        whole = list(range(self.num_kinds))
+        wrong = next((row for row, features in enumerate(found) if kinds[features].tolist() != whole), None)
+        if wrong is not None:
+            raise ValueError(f"row {wrong} has the pieces {answers[wrong].tolist()}, which are not those of one item.")
+        return np.array(found, dtype=np.int64)
 
     def segment(self, features: np.ndarray, rng: np.random.Generator) -> list[int]:
         """Write a history with every set in a random order.
@@ -157,36 +180,56 @@ class Pieces:
             Pieces.
         """
         nodes = [Node(tuple(item)) for item in np.asarray(features).tolist()]
+        seen: dict[tuple[Node, Node | None], tuple[float, Place | None]] = {}  # most nodes stay as they are
         while True:
-            best, largest = None, 0.0
-            for place in places(nodes):
-                piece = self.rank_of.get(place.pair)
-                weight = 0.0 if piece is None else self.weights[piece - self.num_features] / place.cells
-                if weight > largest:
-                    best, largest = place, weight
+            largest, best, at = 0.0, None, 0
+            for i, pair in enumerate(zip(nodes, [*nodes[1:], None], strict=True)):
+                if pair not in seen:
+                    seen[pair] = self._heaviest(*pair)
+                if seen[pair][0] > largest:
+                    (largest, best), at = seen[pair], i
             if best is None:
                 return flatten(nodes)
-            nodes = merge_place(nodes, best, self.rank_of[best.pair])
+            nodes = merge_place(nodes, at, best, self.rank_of[best.pair])
 
-    def save(self, directory: str | Path) -> None:
-        """Write `pieces.parquet` (first, second, weight) into a directory."""
-        data = {"first": self.pairs[:, 0], "second": self.pairs[:, 1], "weight": self.weights}
-        metadata = {"kind_sizes": ",".join(map(str, self.kind_sizes))}
-        pq.write_table(pa.table(data).replace_schema_metadata(metadata), Path(directory) / FILE)
+    def _heaviest(self, node: Node, following: Node | None) -> tuple[float, Place | None]:
+        """Weight of the heaviest pair of a node that is a piece, and its place; 0 and None if there is none."""
+        largest, best = 0.0, None
+        for place in places(node, following):
+            piece = self.rank_of.get(place.pair)
+            weight = 0.0 if piece is None else float(self.weights[piece - self.num_features]) / place.cells
+            if weight > largest:
+                largest, best = weight, place
+        return largest, best
+
+    def to_dict(self) -> JsonObject:
+        """Convert the pieces to their arguments, for JSON."""
+        return {"kind_sizes": list(self.kind_sizes), "pairs": self.pairs.tolist(), "weights": self.weights.tolist()}
 
     @classmethod
-    def load(cls, directory: str | Path) -> Pieces:
-        """Read `pieces.parquet` of a directory.
+    def from_dict(cls, values: JsonObject) -> Pieces:
+        """Make pieces of the output of `to_dict`.
 
         Raises:
-            ValueError: If the file is absent or unreadable, or its merges do not fit together.
+            ValueError, KeyError, TypeError: If the values are of another form, or merges do not fit together.
         """
-        path = Path(directory) / FILE
-        if not path.is_file():
-            raise ValueError(f"'{path}' does not exist; `llmrec tokenize` with method action_piece writes it.")
-        with reading(path, "pieces", "run `llmrec tokenize` again"):
-            check_parquet(path)
-            table = pq.read_table(path, partitioning=None)
-            sizes = tuple(map(int, table.schema.metadata[b"kind_sizes"].decode().split(",")))
-            pairs = np.stack([table[name].to_numpy().astype(np.int64) for name in ("first", "second")], axis=1)
-            return cls(sizes, pairs, table["weight"].to_numpy().astype(np.float64))
+        pairs = np.asarray(values["pairs"], dtype=np.int64).reshape(-1, 2)
+        return cls(tuple(map(int, values["kind_sizes"])), pairs, np.asarray(values["weights"], dtype=np.float64))
+
+
+def check_segmentations(segmentations: int | None, other: object) -> None:
+    """Refuse a number of segmentations that cannot be.
+
+    Args:
+        segmentations: Of a SidVocabulary.
+        other: What the vocabulary has that does not go with pieces; None if nothing.
+
+    Raises:
+        ValueError: If it is no integer from 0 to MOST_SEGMENTATIONS, or there is something else.
+    """
+    if segmentations is None:
+        return
+    if type(segmentations) is not int or not 0 <= segmentations <= MOST_SEGMENTATIONS:
+        raise ValueError(f"segmentations is {segmentations!r}; an integer from 0 to {MOST_SEGMENTATIONS} is needed")
+    if other is not None:
+        raise ValueError("pieces go with neither words, item tokens nor a head")

@@ -1,0 +1,1 @@
+"""Pieces of item features, and how a history is written in them."""
