@@ -22,7 +22,7 @@ from llmrec.training.sft.mutual import MutualTerm
 from tests.conftest import TITLES
 from tests.support.extended import extended, fine_tune, losses, same_weights, weights_of
 from tests.support.prepared import write_catalog
-from tests.training.test_checkpoints import OPTIONS, start_and_kill
+from tests.training.test_checkpoints import OPTIONS, start_and_kill, start_two
 
 ROWS = {"train": "sid_tokens", "scheduler": "constant", "learning_rate": 0.01, "sid_learning_rate": 0.01,
         "max_steps": -1, "batch_size": 9, "micro_batch_size": 9}  # fmt: skip
@@ -158,6 +158,18 @@ def test_the_result_ranks_and_is_plain_transformers(tmp_path, atomic):
     assert read_json(tmp_path / "sft" / "llmrec.json")["details"]["sft"]["content_passes"] == 1
 
 
+def test_two_processes_train_the_same_rows(tmp_path, atomic, forks):
+    """Both get a share of each step, which is of one kind: two steps of content, then three of histories."""
+    pids = start_two(
+        forks, tmp_path / "two", atomic, "--train", "sid_tokens", "--content-passes", "1", "--dropout", "0"
+    )
+    assert [forks.wait(pid) for pid in pids] == [0, 0], (tmp_path / "stderr-0").read_text()
+    ours = {**OPTIONS, "train": "sid_tokens", "content_passes": 1, "dropout": 0.0}
+    fine_tune(tmp_path / "one", *atomic, **ours)
+    for read in (rows_of, content_of):
+        torch.testing.assert_close(read(tmp_path / "two"), read(tmp_path / "one"), atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -176,8 +188,8 @@ def test_other_identifiers_are_refused_in_one_line(capsys, tmp_path, toy):
     flags = ["--catalog", str(toy[0]), "--model", str(toy[1]), "--out", str(tmp_path / "sft")]
     assert main(["sft", *flags, "--content-passes", "1"]) == 2
     error = capsys.readouterr().err
-    assert "needs one token for each of 12 items" in error and "has codes of 4 x 4 x 4" in error
-    assert "llmrec tokenize --method atomic" in error and "Traceback" not in error
+    assert "needs one new token for each of 12 items" in error and "has 4 x 4 x 4 codes" in error
+    assert "`llmrec tokenize --method atomic --collision accept`" in error and "Traceback" not in error
 
 
 def test_a_catalogue_without_known_words_is_refused(tmp_path, atomic):

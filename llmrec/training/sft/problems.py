@@ -38,12 +38,12 @@ def problems(config: SftConfig, catalog: Catalog, vocabulary: SidVocabulary) -> 
 def content_problems(config: SftConfig, catalog: Catalog, vocabulary: SidVocabulary) -> list[str]:
     """List the reasons why content rows cannot be trained."""
     found = []
-    if vocabulary.level_sizes != (catalog.num_items,) or vocabulary.items is not None or vocabulary.head is not None:
-        sizes = " x ".join(map(str, vocabulary.level_sizes))
+    has_others = (vocabulary.items, vocabulary.head, vocabulary.words) != (None, None, None)
+    if has_others or vocabulary.level_sizes != (catalog.num_items,):
         found.append(
-            f"content_passes needs one token for each of {catalog.num_items} items, and '{config.model}' has codes of "
-            f"{sizes}; run `llmrec tokenize --method atomic`, and `llmrec extend` on its result without item_rows and "
-            "head"
+            f"content_passes needs one new token for each of {catalog.num_items} items, and nothing beside it, but "
+            f"'{config.model}' has {' x '.join(map(str, vocabulary.level_sizes))} codes or was extended by more; run "
+            "`llmrec tokenize --method atomic --collision accept`, and `llmrec extend` on its result"
         )
     if processes.sharding() == "FSDP":
         found.append("content_passes reads rows by itself, which FSDP shards; launch with recipes/accelerate/ddp.yaml")
