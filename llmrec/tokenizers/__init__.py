@@ -18,6 +18,7 @@ from llmrec.tokenizers.rq_kmeans_plus import RQKMeansPlus
 from llmrec.tokenizers.rq_vae import RQVAE
 from llmrec.tokenizers.rvq import RVQ
 from llmrec.tokenizers.simcit import SimCIT
+from llmrec.tokenizers.token_rec import TokenRec
 
 TOKENIZERS: dict[str, type[ItemTokenizer]] = {
     "rq_kmeans": RQKMeans,
@@ -29,6 +30,7 @@ TOKENIZERS: dict[str, type[ItemTokenizer]] = {
     "simcit": SimCIT,
     "etegrec": ETEGRec,
     "opq": OPQ,
+    "token_rec": TokenRec,
     "fsq": FSQ,
     "hierarchical_kmeans": HierarchicalKMeans,
     "gaoq": GAOQ,
