@@ -44,10 +44,11 @@ class ExtendConfig(StageConfig, Config):
         "the item without beams.",
         False,
     )
-    head: Literal["none", "codes", "vectors"] = option(
-        "Head that answers in one forward pass, without beams; an item of a history is then one vector, the mean of "
-        "its codes. 'codes' predicts the codes of all levels at once, as RPG does, and 'vectors' compares with the "
-        "vectors of the items, as VQ-Rec does. With 'none' the model writes semantic IDs.",
+    head: Literal["none", "codes", "vectors", "projection"] = option(
+        "Head that answers in one forward pass, without beams. 'codes' predicts the codes of all levels at once, as "
+        "RPG does, and 'vectors' compares with the vectors of the items, as VQ-Rec does; an item of a history is then "
+        "one vector, the mean of its codes. 'projection' compares with the vectors that the item tokenizer quantised, "
+        "as TokenRec does. With 'none' the model writes semantic IDs.",
         "none",
     )
     head_temperature: float = option("Divisor of the cosines that `head` compares by.", 0.07, above=0)

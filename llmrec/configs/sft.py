@@ -74,6 +74,11 @@ class SftConfig(FineTuneConfig):
     drawn_answers: bool = option(
         "Train on one more answer per sequence, which the teacher draws at a random place of it.", False
     )
+    head_loss: Literal["softmax", "cosine"] = option(
+        "Loss of head 'projection' (`llmrec extend`): cross-entropy over all items, or the cosine loss of TokenRec, "
+        "with one other item per target.",
+        "softmax",
+    )
     item_weight: float = option(
         "Weight of the loss of item rows against that of SIDs; without item rows (`llmrec extend`) it has no effect.",
         1.0,
@@ -142,6 +147,11 @@ class SftConfig(FineTuneConfig):
     def problems(self) -> list[str]:
         """List the options that contradict each other."""
         problems = self._task_problems() + self._teacher_problems() + self._content_problems() + super().problems()
+        if self.head_loss == "cosine" and (self.label_smoothing or (self.teacher and self.teacher_weight)):
+            problems.append(
+                "head_loss 'cosine' knows one item as the answer, so it cannot learn label_smoothing or a teacher's "
+                "distribution; leave these out"
+            )
         if self.train == "full" and self.quantization != "none":
             problems.append(
                 "quantization 'nf4' needs train 'lora' or 'sid_tokens': 4-bit weights cannot be trained in full"

@@ -90,6 +90,7 @@ class SidRanker:
         self._one_at_a_time = threading.Lock()  # a server's threads share the decoders and the device
         self._item_scorer = None if rank == "sid" else ItemScorer(model, self.trie, sid_config)
         self._head = make_head(model, self.encoder, sid_config.vocabulary, model.device)
+        self._knows_by_codes = sid_config.vocabulary.head is None or sid_config.vocabulary.head.by_codes
         self._reader = PromptReader(model, self.prefix_ids, capture, compiled) if self._head else None
         self._is_one_to_one = self.trie.leaf_starts is None and self.trie.num_leaves == table.num_items
 
@@ -171,15 +172,15 @@ class SidRanker:
         """Queue a batch on the device, and return a function that waits for its ranking."""
         exclude = requests.exclude
         allow = None if requests.allow is None else resolve_allow_lists(self.trie, requests.allow)
-        prompts = self.encode(requests.histories)
+        prompts, none_invalid = self.encode(requests.histories), torch.zeros(len(requests.histories), dtype=torch.int64)
         if self._item_scorer is not None and self.rank_by == "items":
             scores_BN = self._item_scorer.log_probs(decoder.read(*prompts))
-            return self._rank_items(
-                scores_BN, torch.zeros(len(scores_BN), dtype=torch.int64), exclude, allow, num_beams
-            )
+            return self._rank_items(scores_BN, none_invalid, exclude, allow, num_beams)
         leaf_filter = LeafFilter(self.trie, exclude, allow) if exclude is not None or allow is not None else None
         if self._head is not None:
             scores_BN = self._head.log_probs(causal_lm(self.model), decoder.read(*prompts))
+            if not self._knows_by_codes:
+                return self._rank_items(scores_BN, none_invalid, exclude, allow, num_beams)
             leaves_BR, scores_BR = best_leaves(scores_BN, self.trie, leaf_filter, num_beams)
             return self._read_off(leaves_BR, scores_BR, torch.zeros_like(leaves_BR[:, 0]), exclude, allow)
         assert isinstance(decoder, SidDecoder), "only a head answers without a search"

@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from llmrec.model.code_scores import NormalizeOver, check_normalize_over
-from llmrec.model.heads.codes import load_heads
 from llmrec.model.heads.own_files import saved_apart
+from llmrec.model.heads.weights import load_head
 from llmrec.model.history.choice import make_history_encoder
 from llmrec.model.prompts import Prompt
 from llmrec.runtime.finite import check_weights
@@ -266,7 +266,7 @@ def load_model(source: str | Path, **options: object) -> PreTrainedModel:
             f"'{source}' lacks {len(wrong)} weights of the {type(model).__name__} in its config, or has them in "
             f"another shape, first: {wrong[:3]}; give a causal LM with all of its weights."
         )
-    load_heads(model, source)
+    load_head(model, source)
     check_weights(
         model,
         f"in '{source}', read as {model.dtype}",

@@ -210,7 +210,7 @@ def add_rows(
         if vocabulary.items is not None:
             rows = slice(vocabulary.items.stand_in, vocabulary.items.block.stop)
             weight[rows] = item_rows(old_VD, rows.stop - rows.start, generator)
-        if vocabulary.head is not None:
+        if vocabulary.head is not None and vocabulary.head.by_codes:
             sids = slice(vocabulary.token_range.start, vocabulary.token_range.stop)
             weight[sids] = part_rows(old_VD, vocabulary.num_tokens, vocabulary.num_levels, generator)
         for level, initial in enumerate(initial_vectors(old_VD) if initial_vectors else ()):

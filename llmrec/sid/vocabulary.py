@@ -161,7 +161,8 @@ class SidVocabulary(DeviceTokens):
     @property
     def tokens_per_item(self) -> int:
         """Largest number of tokens of an item in a prompt."""
-        return 1 if self.head else self.num_levels + (self.items is not None)
+        reads_vectors = self.head is not None and self.head.by_codes
+        return 1 if reads_vectors else self.num_levels + (self.items is not None)
 
     def token(self, level: int, code: int) -> str:
         """Write the token of a code.

@@ -14,11 +14,13 @@ from llmrec.model.append_item_rows import append_item_rows
 from llmrec.model.append_items import carry_details_over, check_appended, grow_vocabulary, unchanged_catalog
 from llmrec.model.card import write_card
 from llmrec.model.checkpoint import SidConfig, load_model, load_tokenizer, resolve, save_model
+from llmrec.model.heads.weights import grow_vectors
 from llmrec.runtime.console import say, tell
 from llmrec.runtime.manifest import JsonObject, read_manifest
 from llmrec.runtime.stage_directory import run_stage
 from llmrec.sid.catalog_record import CatalogRecord
 from llmrec.sid.table import SidTable
+from llmrec.stages.quantized import quantized_vectors
 
 SETTLED = (
     "catalog",
@@ -45,6 +47,8 @@ def append_items(config: ExtendConfig, table: SidTable) -> JsonObject:
     record = CatalogRecord.load(resolve(config.model), details, old.num_items)
     source = unchanged_catalog(config.sid)
     catalog = Catalog.load(source) if source else None
+    head = sid_config.vocabulary.head
+    vectors_ND = quantized_vectors(config.sid, table) if head is not None and head.kind == "projection" else None
     details, reason = carry_details_over(details, config.model, config.sid)
 
     def build(directory: Path) -> JsonObject:
@@ -53,6 +57,8 @@ def append_items(config: ExtendConfig, table: SidTable) -> JsonObject:
         if vocabulary.items is not None:
             items = append_item_rows(vocabulary.items, old, table, tokenizer, model)
             vocabulary = dataclasses.replace(vocabulary, items=items)
+        if vectors_ND is not None:
+            grow_vectors(model, [table.row_of[item_id] for item_id in old.item_ids], vectors_ND)
         save_model(model, tokenizer, directory)
         kept = record.grown(old.row_of, table.item_ids, catalog).save(directory) if record else {}
         dataclasses.replace(sid_config, vocabulary=vocabulary).save(directory, table, details | kept, tokenizer)

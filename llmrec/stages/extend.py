@@ -17,7 +17,7 @@ from llmrec.configs import ExtendConfig
 from llmrec.data.catalog import Catalog
 from llmrec.model.backbone import check_halves
 from llmrec.model.checkpoint import FILE, SidConfig, load_model, load_tokenizer, save_model
-from llmrec.model.heads.choice import add_head
+from llmrec.model.heads.weights import add_head
 from llmrec.model.history.sids import check_readable
 from llmrec.model.micro import micro_model, word_tokenizer
 from llmrec.model.new_rows import InitialVectors, TitleTokens, add_rows, title_vectors
@@ -31,6 +31,7 @@ from llmrec.sid.catalog_record import CatalogRecord
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.stages.append import append_items, show_appended
+from llmrec.stages.quantized import quantized_vectors
 
 MICRO = "micro"
 
@@ -48,9 +49,10 @@ def main(config: ExtendConfig) -> JsonObject:
     table = SidTable.load(config.sid)
     if (Path(config.model) / FILE).is_file():
         return append_items(config, table)
-    if config.head != "none":
+    if config.head in ("codes", "vectors"):
         check_readable(table)
     catalog = load_catalog(config, table)
+    vectors_ND = quantized_vectors(config.sid, table) if config.head == "projection" else None
     titles = None if catalog is None else catalog.titles
     inputs: dict[str, str | Path] = {"sid": config.sid}
     if config.model != MICRO:  # a directory of that name is not meant
@@ -66,7 +68,7 @@ def main(config: ExtendConfig) -> JsonObject:
         vocabulary = SidVocabulary.add_to(tokenizer, table.level_sizes, config.spare_codes, num_items=num_items)
         vocabulary = dataclasses.replace(vocabulary, head=answer_head(config))
         add_rows(model, vocabulary, config.seed, initial_vectors(config, titles, table, tokenizer))
-        add_head(model, vocabulary)
+        add_head(model, vocabulary, vectors_ND, config.seed)
         save_model(model, tokenizer, directory)
         sid_config = SidConfig(vocabulary, Prompt(), longest_history(model, vocabulary), "vocabulary")
         learned_on = read_manifest(config.sid)["identity"].get("inputs", {}).get("catalog")  # none of adopted SIDs

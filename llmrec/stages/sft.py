@@ -183,7 +183,7 @@ def make_parts(config: SftConfig, start: RunInputs, examples: Dataset, tasks: Ta
     distillation = Distillation.of(config, start, encoder, device)
     validation = make_validation(config, start, num_targets(examples))
     model = make_model(config, start.sid_config, dtype)
-    head = make_head(model, encoder, start.sid_config.vocabulary, device)
+    head = make_head(model, encoder, start.sid_config.vocabulary, device, config.head_loss)
     item_loss = ItemLoss.of(config, start.sid_config.vocabulary, head)
     if distillation is None and item_loss is None:
         collator = HistoryCollator(*options, item_dropout=config.item_dropout)

@@ -9,14 +9,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import cosine_similarity, silu
+from torch.nn.functional import cosine_similarity, relu, silu
 
 from llmrec.decoding.ranker import SidRanker
 from llmrec.model.backbone import run_backbone
 from llmrec.model.checkpoint import SidConfig
-from llmrec.model.heads.choice import add_head, make_head
+from llmrec.model.heads.choice import make_head
 from llmrec.model.heads.codes import CodeHeads, ResidualHeads
 from llmrec.model.heads.own_files import HEAD
+from llmrec.model.heads.weights import add_head
 from llmrec.model.history.sids import SidHistoryEncoder
 from llmrec.model.new_rows import add_rows
 from llmrec.model.prompts import Prompt
@@ -32,6 +33,8 @@ from tests.support.extended import sft_config
 from tests.training.distil.test_distillation import collator_of, examples_of
 
 LEVELS, CODES, ITEMS = 4, 5, 40
+UNKNOWN = 12  # an item without a vector for `projection`
+KINDS = ("codes", "vectors", "projection")
 CPU = torch.device("cpu")
 
 
@@ -46,13 +49,16 @@ def scene(kind: str, architecture: str = "qwen3", tied: bool = True, temperature
     vocabulary = dataclasses.replace(vocabulary, head=AnswerHead(kind, temperature))
     model = tiny_llm(len(word_tokenizer()), architecture, tied)
     add_rows(model, vocabulary, seed=0)
-    add_head(model, vocabulary)
+    vectors = torch.randn(ITEMS, 6, generator=torch.Generator().manual_seed(2))
+    vectors[UNKNOWN] = 0
+    add_head(model, vocabulary, vectors)
     for parameter in getattr(model, HEAD, torch.nn.Module()).parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     encoder = SidHistoryEncoder(table, vocabulary)
     head = make_head(model, encoder, vocabulary, CPU)
     return SimpleNamespace(
-        table=table, codes=codes, tokenizer=tokenizer, vocabulary=vocabulary, model=model, encoder=encoder, head=head,
+        table=table, codes=codes, vectors=vectors, tokenizer=tokenizer, vocabulary=vocabulary, model=model,
+        encoder=encoder, head=head,
         states=torch.randn(3, 32, generator=torch.Generator().manual_seed(1)),
     )  # fmt: skip
 
@@ -63,6 +69,11 @@ def scores_by_hand(one, state: torch.Tensor) -> list[float]:
     if head.kind == "vectors":
         means = [rows[[one.vocabulary.starts[level] + c for level, c in enumerate(sid)]].mean(0) for sid in one.codes]
         return torch.stack([cosine_similarity(state, mean, dim=0) / head.temperature for mean in means]).log_softmax(0)
+    if head.kind == "projection":
+        asked = heads.outer.weight @ relu(heads.inner.weight @ state + heads.inner.bias) + heads.outer.bias
+        cosines = [cosine_similarity(asked, vector, dim=0) for vector in one.vectors]
+        cosines[UNKNOWN] = torch.tensor(-1.0)
+        return (torch.stack(cosines) / head.temperature).log_softmax(0)
     log_probs = []
     for level, start in enumerate(one.vocabulary.starts):
         own = state + silu(heads.weight[level] @ state + heads.bias[level, 0])
@@ -72,7 +83,7 @@ def scores_by_hand(one, state: torch.Tensor) -> list[float]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["codes", "vectors"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_scores_of_forty_items_by_hand(kind):
     one = scene(kind)
     by_hand = torch.stack([scores_by_hand(one, state) for state in one.states])
@@ -113,7 +124,7 @@ def test_equal_logits_cost_the_logarithm_of_the_codes():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["codes", "vectors"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_is_the_negative_score_of_the_targets(kind):
     one, targets = scene(kind), torch.tensor([5, 31, 0])
     scores = one.head.log_probs(one.model, one.states)
@@ -171,7 +182,7 @@ def test_under_lora_items_are_read_and_scored_by_the_rows_that_train(architectur
 
 @torch.no_grad()
 @pytest.mark.parametrize("packing", [True, False])
-@pytest.mark.parametrize("kind", ["codes", "vectors"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_one_pass_equals_a_row_for_each_target(kind, packing):
     """Law 9."""
     one = scene(kind)
@@ -186,7 +197,7 @@ def test_one_pass_equals_a_row_for_each_target(kind, packing):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["codes", "vectors"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_teacher_is_mixed_with_the_next_item_by_the_definition(kind):
     """(1 - w) of the next item, smoothed over items, and w of the teacher's distribution, each times the scores."""
     one, weight = scene(kind), 0.4
@@ -200,7 +211,8 @@ def test_a_teacher_is_mixed_with_the_next_item_by_the_definition(kind):
     scores = one.head.log_probs(one.model, one.states)
     own = 0.9 * scores[torch.arange(3), answers] + 0.1 * scores.mean(dim=1)
     expected = -((1 - weight) * own + weight * (taught * scores).sum(dim=1)).sum()
-    assert float(loss) == pytest.approx(float(expected), abs=1e-4)
+    labels_per_item = LEVELS if kind == "projection" else 1  # the trainer divides by the number of labels
+    assert float(loss) == pytest.approx(labels_per_item * float(expected), abs=1e-4)
 
 
 def ranker_of(one) -> SidRanker:
@@ -227,7 +239,7 @@ def test_the_ranking_is_exact_and_colliding_items_share_credit(kind):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["codes", "vectors"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_filters_bar_items_and_not_those_that_share_their_codes(kind):
     one, history = scene(kind), [np.array([3])] * 3
     exclude = [np.array([31]), np.array([7, 31, 2]), np.array([], int)]
@@ -237,7 +249,7 @@ def test_filters_bar_items_and_not_those_that_share_their_codes(kind):
 
 
 @pytest.mark.parametrize("values", [{"kind": "beams", "temperature": 0.1}, {"kind": "codes", "temperature": 0.0},
-                                    {"kind": "vectors", "temperature": math.nan}])  # fmt: skip
+                                    {"kind": "projection", "temperature": math.nan}])  # fmt: skip
 def test_a_wrong_head_is_refused(values):
     with pytest.raises(ValueError, match="head"):
         AnswerHead(**values)

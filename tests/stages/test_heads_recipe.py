@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from pathlib import Path
 
 from llmrec.cli import main
+from tests.support.recipes import commands_of, files_of
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "beauty-heads"
 # Data, sizes and steps; every other option is the recipe's.
 SMALLER = {
     "tokenize": "--num-levels 4 --codebook-size 8 --pca-dim 16",
@@ -19,23 +18,16 @@ SMALLER = {
 }
 
 
-def commands() -> list[list[str]]:
-    """Words of the README's commands."""
-    block = re.search(r"```bash\n(.*?)```", (RECIPE / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)[1]
-    lines = [line for line in block.splitlines() if line.startswith("llmrec ")]
-    return [shlex.split(line.replace("$R", str(RECIPE)))[1:] for line in lines]
-
-
 def test_the_recipe_runs_as_its_readme_has_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["prepare", "--dataset", "simulated:80x40", "--out", "runs/beauty/catalog"]) == 0
     views = ["--views", "text", "collaborative", "--text-encoder", "tfidf", "--collaborative-dim", "16"]
     assert main(["embed", "--catalog", "runs/beauty/catalog", *views, "--out", "runs/beauty/views"]) == 0
     run = set()
-    for words in commands():
+    for words in commands_of("beauty-heads"):
         assert main([*words, *shlex.split(SMALLER[words[0]])]) == 0, capsys.readouterr().err
         run.add(Path(words[words.index("--config") + 1]).name)
-    assert run == {path.name for path in RECIPE.glob("*.yaml")}
+    assert run == files_of("beauty-heads")
     for out, kind in (("test", "codes"), ("test-vectors", "vectors")):
         assert "ours" in json.loads(Path(f"runs/beauty-heads/{out}/metrics.json").read_text())["systems"]
         sft = Path("runs/beauty-heads/sft" + out.removeprefix("test"))

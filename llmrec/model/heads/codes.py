@@ -19,7 +19,6 @@ Shapes: Q states, H hidden, N items, L levels, K codes of a level.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from torch.nn.functional import cross_entropy, silu
 from transformers import PreTrainedModel
 
 from llmrec.model.heads.head import cosines
-from llmrec.model.heads.own_files import FILES, HEAD, fill, read_tensors
+from llmrec.model.heads.own_files import HEAD
 from llmrec.model.trained_rows import with_trained_rows
 from llmrec.sid.vocabulary import SidVocabulary
 
@@ -51,28 +50,6 @@ class ResidualHeads(nn.Module):
         """(Q, H) -> (L, Q, H), the state of each level."""
         states = states_QH.to(self.weight.dtype).expand(len(self.weight), -1, -1)
         return states + silu(torch.baddbmm(self.bias, states, self.weight.mT))
-
-
-def add_heads(model: PreTrainedModel, num_levels: int) -> None:
-    """Put residual heads that change nothing yet into a causal LM, in its type and on its device."""
-    heads = ResidualHeads(num_levels, model.config.get_text_config().hidden_size)
-    model.add_module(HEAD, heads.to(model.device, model.dtype))
-
-
-def load_heads(model: PreTrainedModel, source: str | Path) -> None:
-    """Put the residual heads of a checkpoint, if it has any, into its causal LM, in the type of the model.
-
-    Raises:
-        ValueError: If their file cannot be read, or their shapes do not belong to the model.
-    """
-    path = Path(source) / FILES[HEAD]
-    if not path.is_file():
-        return
-    tensors = read_tensors(path)
-    num_levels = len(tensors["weight"]) if "weight" in tensors else 0
-    heads = ResidualHeads(num_levels, model.config.get_text_config().hidden_size)
-    fill(heads, tensors, path)
-    model.add_module(HEAD, heads.to(model.device, model.dtype))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Head: reads the state before an answer, and ranks all items in one forward pass, without beams.
 
-    rows     a vector of each item's own, tied between input and scores (`item_rows.py`)
-    codes    a softmax over the codes of each level, all levels at once (`codes.py`)
-    vectors  the vector that an item is read as (`vectors.py`)
+    rows        a vector of each item's own, tied between input and scores (`item_rows.py`)
+    codes       a softmax over the codes of each level, all levels at once (`codes.py`)
+    vectors     the vector that an item is read as (`vectors.py`)
+    projection  given vectors of the items, into whose space the state is projected (`projection.py`)
 
 A head is one file: the scores of all items, and the loss of the items that are asked for. Training
 (`llmrec.training.sft.item_loss`) and ranking (`llmrec.decoding.ranker`) know no more of it.

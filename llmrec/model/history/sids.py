@@ -1,7 +1,7 @@
 """Histories of semantic IDs: an item is its SID, followed by its own token if items have one.
 
-An answer is the SID alone, so item tokens are read and never written. For a model that answers by a head, prompt and
-answer have one id for each item (`llmrec.sid.answer_head`).
+An answer is the SID alone, so item tokens are read and never written. For a model that answers by a head which knows
+items by their codes, prompt and answer have one id for each item (`llmrec.sid.answer_head`).
 
 Shapes: B histories, n items of all of them, N items of the catalogue, L tokens of the longest SID.
 """
@@ -25,7 +25,7 @@ class SidHistoryEncoder(HistoryEncoder):
         vocabulary: Token ids of their codes, and of the items if they have tokens of their own.
 
     Attributes:
-        tokens_NL: (N, L) int64 token ids of each item's answer, which is the SID; with a head (N, 1) ids of the items.
+        tokens_NL: (N, L) int64 token ids of each item's answer, which is the SID; with such a head (N, 1) ids of items.
         is_fixed_length: All answers have L tokens.
 
     Raises:
@@ -36,7 +36,7 @@ class SidHistoryEncoder(HistoryEncoder):
         vocabulary.check_table(table)
         self.sid_tokens_NL = vocabulary.token_ids(table.codes(np.arange(table.num_items)))
         self.tokens_NL, self.token_range = self.sid_tokens_NL, vocabulary.token_range
-        if vocabulary.head is not None:
+        if vocabulary.head is not None and vocabulary.head.by_codes:
             check_readable(table)
             self.token_range = range(vocabulary.added_range.stop, vocabulary.added_range.stop + table.num_items)
             self.tokens_NL = np.array(self.token_range)[:, np.newaxis]

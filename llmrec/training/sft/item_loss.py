@@ -66,11 +66,13 @@ class ItemLoss:
             vocabulary: Tokens of the items, if they have rows.
             head: Head that answers instead of SIDs.
         """
-        weight = 1.0
-        if head is None:
-            if vocabulary.items is None or config.item_weight == 0:
-                return None
-            head, weight = ItemRows(vocabulary.items), config.item_weight * vocabulary.num_levels
+        labels_per_item = float(vocabulary.num_levels)
+        if head is not None:
+            weight = 1.0 if vocabulary.head is not None and vocabulary.head.by_codes else labels_per_item
+        elif vocabulary.items is None or config.item_weight == 0:
+            return None
+        else:
+            head, weight = ItemRows(vocabulary.items), config.item_weight * labels_per_item
         return cls(head, weight, config.label_smoothing, config.teacher_weight)
 
     def targets(self, queries: BatchQueries, probabilities_QN: Tensor | None) -> ItemTargets:

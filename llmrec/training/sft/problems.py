@@ -25,6 +25,8 @@ def problems(config: SftConfig, catalog: Catalog, vocabulary: SidVocabulary) -> 
         found.append("item_decay needs whole rows in each process, which FSDP shards; leave it out")
     if vocabulary.head is not None:
         found += head_problems(config, vocabulary.head)
+    if config.head_loss != "softmax" and (vocabulary.head is None or vocabulary.head.kind != "projection"):
+        found.append(f"head_loss '{config.head_loss}' is of head 'projection', which '{config.model}' does not have")
     if vocabulary.items is not None and config.normalize_over == "vocabulary":
         found.append(
             f"'{config.model}' has item tokens, which are never written but would compete with codes in the softmax; "
