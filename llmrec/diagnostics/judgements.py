@@ -67,6 +67,12 @@ def _collisions(report: JsonObject) -> Judgement:
 
 
 def _use(report: JsonObject) -> Judgement:
+    if "pieces" in report:
+        return Judgement(
+            "",
+            f"All levels have the same {report['pieces']:,} pieces. Most are of several items and stand in histories "
+            "alone, so the low use of a level is no collapse.",
+        )
     suffix = suffix_level(report)
     levels = [of for of in report["levels"] if of["level"] != suffix]
     worst = min(levels, key=lambda of: of["perplexity_share"] or 0.0)

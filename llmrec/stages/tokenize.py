@@ -123,7 +123,7 @@ def fit_semantic_ids(
         ValueError: If the codes cannot be learned or told apart, or a level has collapsed.
     """
     encoded = tokenizer.fit(catalog, views).encode(catalog, views)
-    fallen = collapsed(encoded.codes, tokenizer.level_sizes)
+    fallen = "" if encoded.pieces else collapsed(encoded.codes, tokenizer.level_sizes)  # of pieces most are no answer
     if fallen and not config.allow_collapse:
         raise ValueError(
             f"the codebooks have collapsed: {fallen}. Check the views, lower codebook_size or the learning rate, "
@@ -131,7 +131,11 @@ def fit_semantic_ids(
         )
     codes, level_sizes, notes = collisions.resolve(config.collision, encoded, tokenizer.level_sizes)
     return TokenizeResult(
-        SidTable(catalog.item_ids, codes, level_sizes=level_sizes), encoded, tokenizer, config.collision, notes
+        SidTable(catalog.item_ids, codes, level_sizes=level_sizes, pieces=encoded.pieces),
+        encoded,
+        tokenizer,
+        config.collision,
+        notes,
     )
 
 
@@ -212,6 +216,8 @@ def check(config: TokenizeConfig, tokenizer: ItemTokenizer) -> None:
             f"collision '{config.collision}' needs to know how far items are from codes, which '{method}' does not; "
             "use suffix_ordinal, suffix_if_collided or accept"
         )
+    if tokenizer.tells_apart and config.collision != "accept":
+        problems.append(f"method '{method}' tells items apart itself; set collision to accept")
     weights, names = getattr(tokenizer, "view_weights", None), config.view_names
     if not config.append and weights is not None and (names is None or len(weights) != len(names)):
         problems.append(f"view_weights is {weights} for view_names {names}; give one weight per name")

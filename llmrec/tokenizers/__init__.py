@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from llmrec.configs.options import suggestion
+from llmrec.tokenizers.action_piece import ActionPiece
 from llmrec.tokenizers.base import Encoded, ItemTokenizer, read_settings
 from llmrec.tokenizers.cost import CoST
 from llmrec.tokenizers.etegrec import ETEGRec
@@ -31,6 +32,7 @@ TOKENIZERS: dict[str, type[ItemTokenizer]] = {
     "etegrec": ETEGRec,
     "opq": OPQ,
     "token_rec": TokenRec,
+    "action_piece": ActionPiece,
     "fsq": FSQ,
     "hierarchical_kmeans": HierarchicalKMeans,
     "gaoq": GAOQ,

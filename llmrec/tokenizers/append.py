@@ -115,7 +115,7 @@ def append(published: PublishedSids, catalog: Catalog, views: ItemViews) -> Appe
     codes = np.full((catalog.num_items, old.num_levels), EMPTY)
     codes[old_rows], codes[new_rows] = old_codes, codes_of_new_items(policy, old_codes, encoded, new_rows)
     sizes, grown = _grown(codes, old.level_sizes)
-    table = SidTable(catalog.item_ids, codes, level_sizes=sizes)
+    table = SidTable(catalog.item_ids, codes, level_sizes=sizes, pieces=old.pieces)
     assert (table.codes(old_rows) == old_codes).all()
     if not len(new_rows):
         return AppendResult(table, encoded, new_rows, [f"No new items: all {old.num_items} keep their semantic IDs."])

@@ -27,6 +27,7 @@ from llmrec.data.catalog import Catalog
 from llmrec.runtime.device import resolve_device
 from llmrec.runtime.finite import check_finite
 from llmrec.runtime.manifest import JsonObject, write_json
+from llmrec.sid.pieces.pieces import Pieces
 from llmrec.views import ItemViews
 
 CODEBOOKS, SETTINGS = "codebooks.safetensors", "item_tokenizer.json"
@@ -44,6 +45,7 @@ class Encoded:
         reconstruction: Item rows (n,) -> (n, D) vectors that the codes stand for; None likewise.
         place: Item rows (n,) and codes (P, L) that are taken -> (n, L) free codes, under another parent where that of
             an item is full; None for a tokenizer that cannot choose another parent.
+        pieces: Pieces that the codes of all levels stand for; None where each level has codes of its own.
     """
 
     codes: np.ndarray
@@ -51,6 +53,7 @@ class Encoded:
     vectors: Callable[[np.ndarray], Tensor] | None = None
     reconstruction: Callable[[np.ndarray], Tensor] | None = None
     place: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    pieces: Pieces | None = None
 
 
 class Coder(Protocol):
@@ -91,6 +94,7 @@ class ItemTokenizer(Config, ABC):
 
     method: ClassVar[str]
     needs_views: ClassVar[bool] = True
+    tells_apart: ClassVar[bool] = False  # the method itself gives no two items the same codes
     renamed: ClassVar[dict[str, str]] = {}  # option of an earlier version -> its name now, or "removed: why"
 
     def __post_init__(self) -> None:

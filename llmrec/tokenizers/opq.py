@@ -111,12 +111,7 @@ class OPQ(ItemTokenizer):
     iterations: int = option("Number of k-means iterations per level, after the rotation is learned.", 25, least=1)
 
     def problems(self) -> list[str]:
-        if self.pca_dim is None or self.pca_dim % self.num_levels == 0:
-            return []
-        return [
-            f"pca_dim is {self.pca_dim} for {self.num_levels} levels, which each take an equal part of the "
-            "dimensions; give a multiple of num_levels"
-        ]
+        return part_problems(self.pca_dim, self.num_levels)
 
     def planned_sizes(self, num_items: int) -> list[int]:
         return [self.codebook_size] * self.num_levels
@@ -166,6 +161,16 @@ class OPQ(ItemTokenizer):
         device = resolve_device(self.device)
         codebooks = ProductCodebooks.restored(tensors, [self.codebook_size] * self.num_levels, device)
         self.coder = VectorCoder(facts["view_dims"], codebooks, device, self.view_weights)
+
+
+def part_problems(pca_dim: int | None, num_levels: int) -> list[str]:
+    """List what is wrong with a number of dimensions that the levels share equally."""
+    if pca_dim is None or pca_dim % num_levels == 0:
+        return []
+    return [
+        f"pca_dim is {pca_dim} for {num_levels} levels, which each take an equal part of the dimensions; give a "
+        "multiple of num_levels"
+    ]
 
 
 def whitening(points_ND: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,1 +1,5 @@
-"""ActionPiece: features of items, and pieces of them learned from histories."""
+"""ActionPiece: the tokenizer, and the merges that it learns from histories."""
+
+from llmrec.tokenizers.action_piece.tokenizer import ActionPiece
+
+__all__ = ["ActionPiece"]
