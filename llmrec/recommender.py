@@ -30,8 +30,8 @@ from llmrec.model.checkpoint import SidConfig, load_model, load_tokenizer, resol
 from llmrec.runtime.device import resolve_device, resolve_dtype
 from llmrec.runtime.manifest import JsonObject
 from llmrec.runtime.model_files import check_prompt
-from llmrec.sid.catalog_record import CatalogRecord
-from llmrec.sid.given_catalog import GivenCatalog, match_catalog
+from llmrec.sid.catalogs.catalog_record import CatalogRecord
+from llmrec.sid.catalogs.given_catalog import GivenCatalog, match_catalog
 from llmrec.sid.item_tokens import ItemTokens
 from llmrec.sid.table import SidTable
 

@@ -11,7 +11,7 @@ import pytest
 
 from llmrec.data.catalog import Catalog
 from llmrec.recommender import Recommender
-from llmrec.sid.catalog_record import KEY, CatalogRecord
+from llmrec.sid.catalogs.catalog_record import KEY, CatalogRecord
 from tests.conftest import TITLES
 from tests.support.prepared import write_catalog
 

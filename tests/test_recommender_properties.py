@@ -15,7 +15,7 @@ from llmrec.decoding.ranker import MAX_DECODERS
 from llmrec.model.checkpoint import SidConfig
 from llmrec.model.prompts import Prompt
 from llmrec.recommender import Recommender
-from llmrec.sid.catalog_record import CatalogRecord
+from llmrec.sid.catalogs.catalog_record import CatalogRecord
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 from tests.conftest import CODES, tiny_llm, word_tokenizer

@@ -18,7 +18,7 @@ from llmrec.decoding.ranker import SidRanker
 from llmrec.decoding.requests import ItemRequests, whole_number
 from llmrec.decoding.trie.allow_list import AllowList
 from llmrec.evaluation.ranking import UNFILLED
-from llmrec.sid.catalog_record import CatalogRecord
+from llmrec.sid.catalogs.catalog_record import CatalogRecord
 from llmrec.sid.table import SidTable
 
 

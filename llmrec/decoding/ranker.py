@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmrec.configs.recommend import RankBy
+from llmrec.decoding.aliases.search import AliasSearch
 from llmrec.decoding.decoder import SidDecoder
 from llmrec.decoding.item_ranking import ItemScorer, barred_items, best_items, best_leaves
 from llmrec.decoding.tree_forward import PromptReader
@@ -25,6 +26,7 @@ from llmrec.evaluation.ranking import UNFILLED, Ranking, check_scores, default_n
 from llmrec.model.backbone import causal_lm
 from llmrec.model.checkpoint import SidConfig
 from llmrec.model.heads.choice import make_head
+from llmrec.model.history.aliases import AliasHistoryEncoder
 from llmrec.model.history.choice import make_history_encoder
 from llmrec.runtime.device import from_host, to_host
 from llmrec.sid.table import SidTable
@@ -56,7 +58,7 @@ class Requests(NamedTuple):
 
 
 class SidRanker:
-    """Rankings of the whole catalogue by tree beam search, by item rows or both, or by the head of the checkpoint.
+    """Rankings of the whole catalogue by tree beam search, item rows or both, the head of the checkpoint, or aliases.
 
     Args:
         model: Extended causal LM, on the device that it runs on.
@@ -86,12 +88,14 @@ class SidRanker:
         self.encoder = make_history_encoder(table, sid_config.vocabulary)
         self.trie = SidTrie(table, device=model.device)
         self.prefix_ids = torch.tensor(prefix_ids, device=model.device)
-        self._decoders: dict[int, SidDecoder] = {}  # by num_beams, the latest last
+        self._decoders: dict[int, SidDecoder | AliasSearch] = {}  # by num_beams, the latest last
         self._one_at_a_time = threading.Lock()  # a server's threads share the decoders and the device
         self._item_scorer = None if rank == "sid" else ItemScorer(model, self.trie, sid_config)
         self._head = make_head(model, self.encoder, sid_config.vocabulary, model.device)
         self._knows_by_codes = sid_config.vocabulary.head is None or sid_config.vocabulary.head.by_codes
         self._reader = PromptReader(model, self.prefix_ids, capture, compiled) if self._head else None
+        has_aliases = isinstance(self.encoder, AliasHistoryEncoder)
+        self._most_beams = len(table.all_codes) if has_aliases else self.trie.num_leaves
         self._is_one_to_one = self.trie.leaf_starts is None and self.trie.num_leaves == table.num_items
 
     def rank(
@@ -138,7 +142,7 @@ class SidRanker:
         if num_beams is not None and num_beams < min(k, self.trie.num_leaves):
             raise ValueError(f"num_beams is {num_beams}, fewer than k = {k}; give {k} or more, or leave it out.")
         num_beams = num_beams or default_num_beams(self.table.num_items, [k], self.table)
-        decoder = self._reader or self._decoder(min(num_beams, self.trie.num_leaves))
+        decoder = self._reader or self._decoder(min(num_beams, self._most_beams))
         answer = None
         for batch in batches:
             with self._one_at_a_time:
@@ -149,29 +153,29 @@ class SidRanker:
         if answer is not None:
             yield answer()
 
-    def _decoder(self, num_beams: int) -> SidDecoder:
+    def _decoder(self, num_beams: int) -> SidDecoder | AliasSearch:
         """Decoder of a beam width; those that were not asked for lately are dropped, with their graphs."""
         with self._one_at_a_time:
-            decoder = self._decoders.pop(num_beams, None) or SidDecoder(
-                self.model,
-                self.trie,
-                self.sid_config.vocabulary,
-                num_beams,
-                self.sid_config.normalize_over,
-                self.prefix_ids,
-                self.capture,
-                self.compiled,
-            )
+            decoder = self._decoders.pop(num_beams, None) or self._make_decoder(num_beams)
             self._decoders[num_beams] = decoder
             while len(self._decoders) > MAX_DECODERS:
                 del self._decoders[next(iter(self._decoders))]
         return decoder
 
+    def _make_decoder(self, num_beams: int) -> SidDecoder | AliasSearch:
+        options = (num_beams, self.sid_config.normalize_over, self.prefix_ids, self.capture, self.compiled)
+        if isinstance(self.encoder, AliasHistoryEncoder):
+            return AliasSearch(self.model, self.encoder, self.sid_config.vocabulary, *options)
+        return SidDecoder(self.model, self.trie, self.sid_config.vocabulary, *options)
+
     @torch.no_grad()
-    def _start(self, decoder: PromptReader, requests: Requests, num_beams: int) -> Callable[[], Ranking]:
+    def _start(self, decoder: PromptReader | AliasSearch, requests: Requests, num_beams: int) -> Callable[[], Ranking]:
         """Queue a batch on the device, and return a function that waits for its ranking."""
         exclude = requests.exclude
         allow = None if requests.allow is None else resolve_allow_lists(self.trie, requests.allow)
+        if isinstance(decoder, AliasSearch):
+            scores_BN, invalid = decoder.scores(self.shown(requests.histories), exclude, allow)
+            return self._rank_items(scores_BN, invalid, exclude, allow, num_beams)
         prompts, none_invalid = self.encode(requests.histories), torch.zeros(len(requests.histories), dtype=torch.int64)
         if self._item_scorer is not None and self.rank_by == "items":
             scores_BN = self._item_scorer.log_probs(decoder.read(*prompts))
@@ -229,6 +233,17 @@ class SidRanker:
 
         return wait
 
+    def shown(self, histories: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """List the latest items of each history, which the model is shown.
+
+        Raises:
+            ValueError: If a history is empty.
+        """
+        empty = [i for i, history in enumerate(histories) if len(history) == 0]
+        if empty:
+            raise ValueError(f"History {empty[0]} is empty; at least one item is needed to recommend from.")
+        return [history[-self.sid_config.max_history :] for history in histories]
+
     def encode(self, histories: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Encode histories without the instruction, padded on the right.
 
@@ -238,11 +253,7 @@ class SidRanker:
         Raises:
             ValueError: If a history is empty.
         """
-        empty = [i for i, history in enumerate(histories) if len(history) == 0]
-        if empty:
-            raise ValueError(f"History {empty[0]} is empty; at least one item is needed to recommend from.")
-        shown = [history[-self.sid_config.max_history :] for history in histories]
-        ids, mask = self.encoder.pad_prompts((), shown, PADDING)  # the search runs the prefix once for all prompts
+        ids, mask = self.encoder.pad_prompts((), self.shown(histories), PADDING)  # the search runs the prefix once
         return from_host(ids, self.model.device), from_host(mask, self.model.device)
 
     def _ranking(

@@ -22,7 +22,7 @@ from llmrec.data.examples import Examples
 from llmrec.data.pairs import numbered_pairs
 from llmrec.data.part import part_of
 from llmrec.runtime.manifest import JsonObject
-from llmrec.sid.given_catalog import GivenCatalog
+from llmrec.sid.catalogs.given_catalog import GivenCatalog
 from llmrec.sid.groups import ordinals
 from llmrec.sid.table import SidTable
 

@@ -18,6 +18,7 @@ from llmrec.data.catalog import Catalog
 from llmrec.data.pairs import numbered_pairs
 from llmrec.model.new_rows import add_rows
 from llmrec.runtime.manifest import MANIFEST, JsonObject, content_hash, read_manifest
+from llmrec.sid.aliases import aliases_of
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 
@@ -39,7 +40,12 @@ def check_appended(old: SidTable, new: SidTable) -> None:
             f"{new.level_sizes}. "
             f"{remedy}"
         )
-    before, after = old.codes(np.arange(old.num_items)), new.codes([row_of[item_id] for item_id in old.item_ids])
+    rows = [row_of[item_id] for item_id in old.item_ids]
+    if len(aliases_of(old)) != len(aliases_of(new)):
+        have = f"{len(aliases_of(old))} semantic IDs in the checkpoint, {len(aliases_of(new))} in the SID table"
+        raise ValueError(f"an item has {have}. {remedy}")
+    before = np.concatenate([alias.codes(np.arange(old.num_items)) for alias in aliases_of(old)], axis=1)
+    after = np.concatenate([alias.codes(rows) for alias in aliases_of(new)], axis=1)
     moved = np.flatnonzero((before != after).any(axis=1))
     if len(moved):
         raise ValueError(

@@ -4,7 +4,7 @@ A new vector is the mean of the old ones plus Gaussian noise at their standard d
 would draw the new vectors 1e-9 of that apart (pairwise cosine 1.000000), so that codes look alike at step 0. Vectors
 may instead lean towards the titles of the items that have the code; noise then keeps codes with the same titles apart.
 
-Shapes: V ordinary tokens, D hidden, N items, K codes of a level, W tokens of all titles.
+Shapes: V ordinary tokens, D hidden, N items, A aliases, L levels, K codes of a level, W tokens of all titles.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.model.trained_rows import matrix_of
+from llmrec.sid.aliases import aliases_of
 from llmrec.sid.ordinary_text import encode_texts
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
@@ -127,22 +128,23 @@ def title_vectors(titles: TitleTokens, table: SidTable, old_VD: Tensor) -> list[
 
     Args:
         titles: Tokens of the titles.
-        table: Codes of the items; of an item with several SIDs the first one counts.
+        table: Codes of the items in all aliases; without these, the first SID of an item counts.
         old_VD: (V, D) vectors of ordinary tokens.
 
     Returns:
         Vectors of each level; codes without a title have none.
     """
-    codes_LN, old = table.codes(np.arange(table.num_items)).T, old_VD.float()
-    levels = zip(codes_LN, table.level_sizes, strict=True)
-    return [_title_vectors(titles, codes_N, size, old) for codes_N, size in levels]
+    rows, old = np.arange(table.num_items), old_VD.float()
+    codes_ANL = np.stack([alias.codes(rows) for alias in aliases_of(table)])
+    levels = zip(np.moveaxis(codes_ANL, 2, 0), table.level_sizes, strict=True)
+    return [_title_vectors(titles, codes_AN, size, old) for codes_AN, size in levels]
 
 
-def _title_vectors(titles: TitleTokens, codes_N: np.ndarray, codebook_size: int, old: Tensor) -> InitialVectors:
-    codes = torch.from_numpy(codes_N)[titles.items]
+def _title_vectors(titles: TitleTokens, codes_AN: np.ndarray, codebook_size: int, old: Tensor) -> InitialVectors:
+    codes = torch.from_numpy(codes_AN)[:, titles.items].flatten()
     used = codes >= 0  # -1 beyond the end of a SID
-    codes, words = codes[used].to(old.device), titles.words[used].to(old.device)
-    weights = titles.weights[used].to(old.device)
+    words, weights = titles.words.repeat(len(codes_AN)), titles.weights.repeat(len(codes_AN))
+    codes, words, weights = codes[used].to(old.device), words[used].to(old.device), weights[used].to(old.device)
     sums = torch.zeros(codebook_size, old.shape[1], device=old.device)
     for part in torch.arange(len(codes), device=old.device).split(WORDS_AT_ONCE):
         sums.index_add_(0, codes[part], old[words[part]] * weights[part].unsqueeze(1))

@@ -18,7 +18,7 @@ from llmrec.model.heads.weights import grow_vectors
 from llmrec.runtime.console import say, tell
 from llmrec.runtime.manifest import JsonObject, read_manifest
 from llmrec.runtime.stage_directory import run_stage
-from llmrec.sid.catalog_record import CatalogRecord
+from llmrec.sid.catalogs.catalog_record import CatalogRecord
 from llmrec.sid.table import SidTable
 from llmrec.stages.quantized import quantized_vectors
 

@@ -15,8 +15,8 @@ from llmrec.evaluation.overlap import Overlap
 from llmrec.evaluation.protocol import Batch, Rank
 from llmrec.evaluation.ranking import UNFILLED, Ranking
 from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, content_hash, read_manifest, verify
-from llmrec.sid.catalog_record import CatalogRecord
-from llmrec.sid.given_catalog import APPEND_TO, match_catalog
+from llmrec.sid.catalogs.catalog_record import CatalogRecord
+from llmrec.sid.catalogs.given_catalog import APPEND_TO, match_catalog
 from llmrec.sid.item_tokens import ItemTokens
 from llmrec.sid.table import SidTable
 

@@ -26,8 +26,9 @@ from llmrec.model.prompts import Prompt
 from llmrec.runtime.console import tell
 from llmrec.runtime.manifest import JsonObject, read_manifest, verify
 from llmrec.runtime.stage_directory import run_stage
+from llmrec.sid.aliases import refuse_aliases
 from llmrec.sid.answer_head import AnswerHead
-from llmrec.sid.catalog_record import CatalogRecord
+from llmrec.sid.catalogs.catalog_record import CatalogRecord
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.stages.append import append_items, show_appended
@@ -51,6 +52,8 @@ def main(config: ExtendConfig) -> JsonObject:
         return append_items(config, table)
     if config.head in ("codes", "vectors"):
         check_readable(table)
+    if config.item_rows:
+        refuse_aliases(table, "item_rows")
     catalog = load_catalog(config, table)
     vectors_ND = quantized_vectors(config.sid, table) if config.head == "projection" else None
     titles = None if catalog is None else catalog.titles

@@ -7,6 +7,7 @@ reports of finished directories are compared, and nothing is made.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from llmrec.runtime.console import tell
 from llmrec.runtime.device import resolve_device
 from llmrec.runtime.manifest import JsonObject, verify, write_json
 from llmrec.runtime.stage_directory import run_stage
+from llmrec.sid.aliases import join_aliases
 from llmrec.sid.table import SidTable
 from llmrec.tokenizers import Encoded, ItemTokenizer, collisions
 from llmrec.tokenizers.append import REPORT, PublishedSids, append
@@ -122,21 +124,19 @@ def fit_semantic_ids(
     Raises:
         ValueError: If the codes cannot be learned or told apart, or a level has collapsed.
     """
-    encoded = tokenizer.fit(catalog, views).encode(catalog, views)
-    fallen = "" if encoded.pieces else collapsed(encoded.codes, tokenizer.level_sizes)  # of pieces most are no answer
+    aliases = tokenizer.fit(catalog, views).encode_aliases(catalog, views)
+    found = [collapsed(encoded.codes, tokenizer.level_sizes) for encoded in aliases if not encoded.pieces]
+    fallen = next(filter(None, found), None)  # of pieces most are no answer
     if fallen and not config.allow_collapse:
         raise ValueError(
             f"the codebooks have collapsed: {fallen}. Check the views, lower codebook_size or the learning rate, "
             "or set allow_collapse to keep such semantic IDs."
         )
-    codes, level_sizes, notes = collisions.resolve(config.collision, encoded, tokenizer.level_sizes)
-    return TokenizeResult(
-        SidTable(catalog.item_ids, codes, level_sizes=level_sizes, pieces=encoded.pieces),
-        encoded,
-        tokenizer,
-        config.collision,
-        notes,
-    )
+    resolved = [collisions.resolve(config.collision, encoded, tokenizer.level_sizes) for encoded in aliases]
+    codes, sizes, notes = zip(*resolved, strict=True)
+    level_sizes = [max(level) for level in itertools.zip_longest(*sizes, fillvalue=0)]
+    table = join_aliases(catalog.item_ids, codes, level_sizes, tokenizer.shares_codes, aliases[0].pieces)
+    return TokenizeResult(table, aliases[0], tokenizer, config.collision, notes[0])
 
 
 def append_semantic_ids(published: PublishedSids, catalog: Catalog, views: ItemViews) -> TokenizeResult:
@@ -218,6 +218,11 @@ def check(config: TokenizeConfig, tokenizer: ItemTokenizer) -> None:
         )
     if tokenizer.tells_apart and config.collision != "accept":
         problems.append(f"method '{method}' tells items apart itself; set collision to accept")
+    if tokenizer.num_aliases > 1 and tokenizer.shares_codes and config.collision == "suffix_if_collided":
+        problems.append(
+            "collision 'suffix_if_collided' ends semantic IDs at two levels, so that one of an alias could be the "
+            "beginning of another's; use suffix_ordinal"
+        )
     weights, names = getattr(tokenizer, "view_weights", None), config.view_names
     if not config.append and weights is not None and (names is None or len(weights) != len(names)):
         problems.append(f"view_weights is {weights} for view_names {names}; give one weight per name")

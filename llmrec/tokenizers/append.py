@@ -19,6 +19,7 @@ import numpy as np
 
 from llmrec.data.catalog import Catalog
 from llmrec.runtime.manifest import verify
+from llmrec.sid.aliases import aliases_of, codes_of_alias, join_aliases
 from llmrec.sid.table import EMPTY, SidTable
 from llmrec.tokenizers import Atomic, Encoded, ItemTokenizer, load_tokenizer
 from llmrec.tokenizers.collisions import POLICIES
@@ -62,12 +63,21 @@ class PublishedSids:
                 f"({error!r}); give a directory that `llmrec tokenize` of this version wrote."
             ) from error
         sizes = tokenizer.level_sizes
+        if len(aliases_of(table)) != tokenizer.num_aliases:
+            raise ValueError(
+                f"'{directory}': items have {len(aliases_of(table))} semantic IDs, and the tokenizer gives "
+                f"{tokenizer.num_aliases}; they were not written together. Run `llmrec tokenize` again."
+            )
         if table.num_levels - len(sizes) not in (0, 1) or any(np.less(table.level_sizes[: len(sizes)], sizes)):
             raise ValueError(
                 f"'{directory}': the table has levels of {table.level_sizes} codes, the tokenizer of {sizes}; they "
                 "were not written together. Restore both files, or run `llmrec tokenize` again."
             )
         return cls(table, tokenizer, policy)
+
+    def codes_of_alias(self, number: int) -> tuple[np.ndarray, list[int]]:
+        """(P, L) codes of one alias as the tokenizer gives them, and the number of codes of each level."""
+        return codes_of_alias(self.table, number, self.tokenizer.shares_codes)
 
 
 @dataclass(frozen=True)
@@ -110,13 +120,17 @@ def append(published: PublishedSids, catalog: Catalog, views: ItemViews) -> Appe
             "again."
         )
     old_rows, new_rows = _find(old, catalog)
-    encoded = _encode(published, catalog, views, old_rows, new_rows)
-    old_codes = old.codes(np.arange(old.num_items))
-    codes = np.full((catalog.num_items, old.num_levels), EMPTY)
-    codes[old_rows], codes[new_rows] = old_codes, codes_of_new_items(policy, old_codes, encoded, new_rows)
-    sizes, grown = _grown(codes, old.level_sizes)
-    table = SidTable(catalog.item_ids, codes, level_sizes=sizes, pieces=old.pieces)
-    assert (table.codes(old_rows) == old_codes).all()
+    aliases, of_aliases = _encode(published, catalog, views, old_rows, new_rows), []
+    for number, encoded in enumerate(aliases):
+        old_codes, old_sizes = published.codes_of_alias(number)
+        codes = np.full((catalog.num_items, old.num_levels), EMPTY)
+        codes[old_rows], codes[new_rows] = old_codes, codes_of_new_items(policy, old_codes, encoded, new_rows)
+        of_aliases.append(codes)
+    sizes, grown = _grown(np.concatenate(of_aliases), old_sizes)
+    table = join_aliases(catalog.item_ids, of_aliases, sizes, published.tokenizer.shares_codes, old.pieces)
+    for before, after in zip(aliases_of(old), aliases_of(table), strict=True):
+        assert (after.codes(old_rows) == before.codes(np.arange(old.num_items))).all()
+    codes, encoded = of_aliases[0], aliases[0]
     if not len(new_rows):
         return AppendResult(table, encoded, new_rows, [f"No new items: all {old.num_items} keep their semantic IDs."])
     notes = [f"{len(new_rows)} new items; {old.num_items} keep their semantic IDs."]
@@ -145,34 +159,37 @@ def _find(old: SidTable, catalog: Catalog) -> tuple[np.ndarray, np.ndarray]:
 
 def _encode(
     published: PublishedSids, catalog: Catalog, views: ItemViews, old_rows: np.ndarray, new_rows: np.ndarray
-) -> Encoded:
-    """Codes of the new catalogue by the old tokenizer."""
+) -> list[Encoded]:
+    """Codes of the new catalogue by the old tokenizer, in each alias."""
     tokenizer = published.tokenizer
     if isinstance(tokenizer, Atomic):  # the next numbers
         codes_N = np.empty(catalog.num_items, np.int64)
         codes_N[old_rows] = published.table.codes(np.arange(len(old_rows)))[:, 0]
         codes_N[new_rows] = len(old_rows) + np.arange(len(new_rows))
-        return Encoded(codes_N[:, None])
+        return [Encoded(codes_N[:, None])]
     if not tokenizer.needs_views:
         raise ValueError(
             f"the codes of method '{tokenizer.method}' follow from the whole catalogue: new items have none that would "
             "leave the published ones where they are. Run `llmrec tokenize` without append, and train again."
         )
-    encoded = tokenizer.encode(catalog, views)
-    _check_agreement(encoded.codes[old_rows], published, views, old_rows)
-    return encoded
+    aliases = tokenizer.encode_aliases(catalog, views)
+    for number, encoded in enumerate(aliases):
+        published_PL = published.codes_of_alias(number)[0]
+        _check_agreement(encoded.codes[old_rows], published_PL, published.policy, views, old_rows)
+    return aliases
 
 
-def _check_agreement(codes_PL: np.ndarray, published: PublishedSids, views: ItemViews, old_rows: np.ndarray) -> None:
+def _check_agreement(
+    codes_PL: np.ndarray, published_PL: np.ndarray, policy: str, views: ItemViews, old_rows: np.ndarray
+) -> None:
     """Refuse views from which the tokenizer makes other codes of published items than it once did.
 
     Another encoder, an encoder fitted anew, and codebooks of another table all show in this measurement, where the
     provenance of a file may be wrong. Not all items need agree: texts change, and devices round differently.
     """
-    settled = codes_PL.shape[1] - (published.policy not in KEEP_CODES)  # a last code may have been chosen again
+    settled = codes_PL.shape[1] - (policy not in KEEP_CODES)  # a last code may have been chosen again
     known_P = views.known[old_rows]
-    table_PL = published.table.codes(np.arange(len(codes_PL)))[:, :settled]
-    same_P = (codes_PL[:, :settled] == table_PL).all(axis=1)[known_P]
+    same_P = (codes_PL[:, :settled] == published_PL[:, :settled]).all(axis=1)[known_P]
     if len(same_P) and same_P.mean() >= LEAST_AGREEMENT:
         return
     fitted = [name for name, view in views.items() if view.provenance.get("encoder") in FITTED]

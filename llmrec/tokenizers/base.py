@@ -31,6 +31,7 @@ from llmrec.sid.pieces.pieces import Pieces
 from llmrec.views import ItemViews
 
 CODEBOOKS, SETTINGS = "codebooks.safetensors", "item_tokenizer.json"
+ALIAS = "alias_"  # and its number: prefix of the tensors of a further alias
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class ItemTokenizer(Config, ABC):
 
     Attributes:
         coder: What `fit` has learned; None before.
+        other_coders: Coders of further aliases, for the methods that give an item several.
         training_log: One list per training within `fit`: readings of step, loss and the metrics of the method.
         counts: Numbers of `fit` that report and manifest hold beside those of every method.
     """
@@ -95,11 +97,13 @@ class ItemTokenizer(Config, ABC):
     method: ClassVar[str]
     needs_views: ClassVar[bool] = True
     tells_apart: ClassVar[bool] = False  # the method itself gives no two items the same codes
+    shares_codes: ClassVar[bool] = True  # a code means the same in all aliases
     renamed: ClassVar[dict[str, str]] = {}  # option of an earlier version -> its name now, or "removed: why"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.coder: Coder | None = None
+        self.other_coders: list[Coder] = []
         self.training_log: list[list[JsonObject]] = []
         self.counts: JsonObject = {}
 
@@ -142,8 +146,13 @@ class ItemTokenizer(Config, ABC):
         return self.coder
 
     @property
+    def num_aliases(self) -> int:
+        """Number of semantic IDs that `fit` gives each item."""
+        return 1
+
+    @property
     def level_sizes(self) -> list[int]:
-        """Number of codes of each level, after `fit`."""
+        """Number of codes of each level in one alias, after `fit`."""
         return self.fitted.level_sizes
 
     @property
@@ -166,6 +175,18 @@ class ItemTokenizer(Config, ABC):
         """
         return self.fitted.encode(catalog, views)
 
+    def encode_aliases(self, catalog: Catalog, views: ItemViews) -> list[Encoded]:
+        """Give every item of a catalogue its codes in each alias; those of `encode` come first.
+
+        Args:
+            catalog: Items.
+            views: See `encode`.
+
+        Raises:
+            ValueError: As `encode` does.
+        """
+        return [coder.encode(catalog, views) for coder in (self.fitted, *self.other_coders)]
+
     def save_pretrained(self, path: str | Path) -> None:
         """Write codebooks.safetensors and item_tokenizer.json into a directory.
 
@@ -173,6 +194,8 @@ class ItemTokenizer(Config, ABC):
             ValueError: Before `fit`, or if a codebook or weight is not finite.
         """
         tensors, facts = self.fitted.tensors(), self.fitted.facts()
+        for alias, coder in enumerate(self.other_coders, 1):
+            tensors |= {f"{ALIAS}{alias}.{name}": tensor for name, tensor in coder.tensors().items()}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         check_finite(tensors, f"{self.method} has diverged; lower its learning rate, or check the views.")
         save_file(tensors, Path(path) / CODEBOOKS)
@@ -205,7 +228,13 @@ class ItemTokenizer(Config, ABC):
             tensors = load_file(Path(path) / CODEBOOKS)
             check_finite(tensors, "no item can be encoded with them")
             tokenizer = cls(**cls.current_options(settings["options"]), device=device)
-            tokenizer.restore(tensors, settings["learned"])
+            for alias in range(1, tokenizer.num_aliases):
+                prefix = f"{ALIAS}{alias}."
+                own = {name.removeprefix(prefix): part for name, part in tensors.items() if name.startswith(prefix)}
+                tokenizer.restore(own, settings["learned"])
+                tokenizer.other_coders.append(tokenizer.fitted)
+            first = {name: part for name, part in tensors.items() if not name.startswith(ALIAS)}
+            tokenizer.restore(first, settings["learned"])
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' holds no whole tokenizer: {error}. Run `llmrec tokenize` again.") from error
         return tokenizer

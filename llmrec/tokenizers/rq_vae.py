@@ -6,11 +6,17 @@ Sources: TIGER (arXiv:2305.05065), whose sizes are the defaults; LC-Rec (arXiv:2
 (training_loop.py), where TIGER has 20,000 epochs and LC-Rec 10,000; dead codes restart, and k-means starts the
 codebooks from more than one batch (residual_quantizer.py).
 
+With `aliases`, an item also gets the codes of the weights at earlier readings of the held-out loss, as MTGRec
+(arXiv:2504.04400) takes those of adjacent checkpoints; `llmrec.model.history.aliases` says how they are trained on.
+Departures: MTGRec keeps the last epochs of a fixed number, here the last readings, 100 steps apart, end with the best.
+
 Shapes: N items, D dimension of the vectors.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -19,17 +25,23 @@ from torch import Tensor
 
 from llmrec.configs.options import option
 from llmrec.data.catalog import Catalog
+from llmrec.runtime.device import resolve_device
 from llmrec.runtime.manifest import JsonObject
-from llmrec.tokenizers.base import ItemTokenizer
+from llmrec.tokenizers.base import Coder, ItemTokenizer
 from llmrec.tokenizers.shared import options
 from llmrec.tokenizers.shared.autoencoder import (
     Autoencoder,
     AutoencoderObjective,
-    fit_autoencoder,
+    LatentCodebooks,
     restored_coder,
     start_from_kmeans,
+    train_codebooks,
 )
+from llmrec.tokenizers.shared.codebooks import ResidualCodebooks
 from llmrec.tokenizers.shared.residual_quantizer import ResidualQuantizer
+from llmrec.tokenizers.shared.training_loop import EVERY
+from llmrec.tokenizers.shared.vector_coder import VectorCoder
+from llmrec.tokenizers.shared.vectors import JointVectors
 from llmrec.views import ItemViews
 
 
@@ -57,6 +69,18 @@ class RQVAE(ItemTokenizer):
     )
     sinkhorn_epsilon: float = options.sinkhorn_epsilon(0.0)
     latent_dim: int = options.latent_dim(32)
+    # MTGRec keeps 11 checkpoints.
+    aliases: int = option(
+        "Number of semantic IDs of an item: by the best weights, and by those at the readings of the held-out loss "
+        "before. `llmrec sft` draws one for each sequence.",
+        1,
+        least=1,
+        most=64,
+    )
+
+    @property
+    def num_aliases(self) -> int:
+        return self.aliases
 
     def planned_sizes(self, num_items: int) -> list[int]:
         return [self.codebook_size] * self.num_levels
@@ -75,10 +99,30 @@ class RQVAE(ItemTokenizer):
         return AutoencoderObjective(points_ND, *start_from_kmeans(network, quantizer, points_ND, generator), self.seed)
 
     def fit(self, catalog: Catalog, views: ItemViews) -> Self:
-        self.coder, self.training_log = fit_autoencoder(self, catalog, views)
+        vectors, device = JointVectors(catalog, views, self.view_weights), resolve_device(self.device)
+        points_ND = vectors.to_fit(self.codebook_size).to(device)
+        objective = self.objective(points_ND, torch.Generator().manual_seed(self.seed))
+        codebooks, result = train_codebooks(objective, self, self.aliases)
+        if len(result.late) < self.aliases:
+            raise ValueError(
+                f"aliases is {self.aliases}, but the held-out loss was read {len(result.late)} times up to its best, "
+                f"once in {EVERY} steps. Lower aliases or batch_size, or raise max_epochs."
+            )
+        each = [codebooks, *(codebooks_at(objective, weights) for weights in reversed(result.late[:-1]))]
+        coders: list[Coder] = [VectorCoder(vectors.dims, one, device, self.view_weights) for one in each]
+        (self.coder, *self.other_coders), self.training_log = coders, [result.log]
         return self
 
     def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
         dims = facts["view_dims"]
         network = Autoencoder(sum(dims.values()), self.encoder_layers, self.latent_dim)
         self.coder = restored_coder(self, tensors, dims, network)
+
+
+def codebooks_at(objective: AutoencoderObjective, weights: Mapping[str, Tensor]) -> LatentCodebooks:
+    """Network and codebooks of an objective as they were at earlier weights; those of now stay."""
+    network, quantizer = copy.deepcopy((objective.network, objective.quantizer))
+    for prefix, part in (("network.", network), ("quantizer.", quantizer)):
+        part.load_state_dict({name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)})
+    books = [codebook_KE.detach() for codebook_KE in quantizer.levels]
+    return LatentCodebooks(network.eval().requires_grad_(False), ResidualCodebooks(books))

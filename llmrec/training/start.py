@@ -16,7 +16,7 @@ from llmrec.model.card import write_card
 from llmrec.model.checkpoint import TRAINING, SidConfig, save_model
 from llmrec.runtime import processes
 from llmrec.runtime.manifest import JsonObject, content_hash, read_manifest, write_json
-from llmrec.sid.catalog_record import CatalogRecord
+from llmrec.sid.catalogs.catalog_record import CatalogRecord
 from llmrec.sid.table import SidTable
 from llmrec.training.arguments import split_batch
 from llmrec.training.validation import Validation

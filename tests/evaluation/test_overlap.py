@@ -10,8 +10,8 @@ from llmrec.configs import PrepareConfig
 from llmrec.data.catalog import Catalog
 from llmrec.data.part import part_of
 from llmrec.evaluation.overlap import Overlap, may_be_learned
-from llmrec.sid.catalog_record import CatalogRecord
-from llmrec.sid.given_catalog import match_catalog
+from llmrec.sid.catalogs.catalog_record import CatalogRecord
+from llmrec.sid.catalogs.given_catalog import match_catalog
 from llmrec.sid.table import SidTable
 from llmrec.stages import prepare
 from tests.stages.test_prepare_append import START, write_log

@@ -10,8 +10,8 @@ import pytest
 
 from llmrec.data.catalog import Catalog
 from llmrec.runtime.manifest import content_hash, read_manifest
-from llmrec.sid.catalog_record import CatalogRecord, title_hash
-from llmrec.sid.given_catalog import match_catalog
+from llmrec.sid.catalogs.catalog_record import CatalogRecord, title_hash
+from llmrec.sid.catalogs.given_catalog import match_catalog
 from llmrec.sid.table import SidTable
 from tests.conftest import TITLES
 from tests.support.prepared import write_catalog

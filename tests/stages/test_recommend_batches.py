@@ -13,7 +13,7 @@ import pytest
 from llmrec.cli import main as llmrec
 from llmrec.recommender import Recommender
 from llmrec.runtime.manifest import adopt
-from llmrec.sid.catalog_record import CatalogRecord
+from llmrec.sid.catalogs.catalog_record import CatalogRecord
 from tests.conftest import TITLES
 from tests.support.prepared import run_json
 

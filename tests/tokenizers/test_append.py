@@ -55,7 +55,8 @@ def publish(policy: str, codes: np.ndarray, cost: np.ndarray, old: np.ndarray) -
         return Encoded(codes[rows], lambda some: torch.as_tensor(cost[rows[some]], dtype=torch.float32))
 
     catalog = catalog_of([f"item-{row}" for row in old])
-    tokenizer = SimpleNamespace(needs_views=True, level_sizes=[4] * codes.shape[1], encode=encode)
+    tokenizer = SimpleNamespace(needs_views=True, level_sizes=[4] * codes.shape[1], shares_codes=True,
+                                encode_aliases=lambda *items: [encode(*items)])  # fmt: skip
     resolved, sizes, _ = resolve(policy, encode(catalog, ItemViews()), tokenizer.level_sizes)
     return PublishedSids(SidTable(catalog.item_ids, resolved, level_sizes=sizes), tokenizer, policy)
 

@@ -52,6 +52,27 @@ def test_level_0_uses_four_fifths_of_its_codes_and_training_rebuilds_better_than
     assert rebuilt_cosine(encoded) > max(0.85, start)
 
 
+def test_aliases_are_those_of_late_weights_and_the_first_is_the_tokenizer_without_them(tmp_path):
+    vectors = clusters(600, 12, 20, spread=0.5)
+    options = {"max_epochs": 200, "learning_rate": 3e-3, "seed": 3}
+    plain, alone = fitted(rq_vae(**options), vectors)
+    tokenizer, _ = fitted(rq_vae(aliases=3, **options), vectors)
+    each = tokenizer.encode_aliases(catalog_of(600), views_of(view0=vectors))
+    assert len(each) == tokenizer.num_aliases == 3
+    np.testing.assert_array_equal(each[0].codes, alone.codes)  # off and on: the same training
+    kept = [(each[0].codes[:, 0] == other.codes[:, 0]).mean() for other in each[1:]]
+    assert 0.5 < kept[1] <= kept[0] < 1  # near in training is near in codes, and not the same
+    assert plain.num_aliases == 1 and not plain.other_coders
+    tokenizer.save_pretrained(tmp_path)
+    again = RQVAE.from_pretrained(tmp_path, "cpu").encode_aliases(catalog_of(600), views_of(view0=vectors))
+    assert [one.codes.tolist() for one in again] == [one.codes.tolist() for one in each]
+
+
+def test_more_aliases_than_readings_are_refused():
+    with pytest.raises(ValueError, match=r"aliases is 9, but the held-out loss was read 1 times up to its best, once"):
+        fitted(rq_vae(aliases=9, max_epochs=2), clusters(300, 6, 10))
+
+
 def test_every_weight_gets_a_gradient_and_the_standardisation_none():
     vectors = clusters(64, 6, 8)
     learner = rq_vae(codebook_size=2).objective(vectors, torch.Generator().manual_seed(0))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from llmrec.model.history.aliases import AliasHistoryEncoder
 from llmrec.model.history.encoder import HistoryEncoder
 from llmrec.model.history.sids import SidHistoryEncoder
+from llmrec.sid.aliases import aliases_of
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 
@@ -18,4 +20,5 @@ def make_history_encoder(table: SidTable, vocabulary: SidVocabulary) -> HistoryE
     Raises:
         ValueError: If the table needs codes that the vocabulary lacks, or a head cannot read it.
     """
-    return SidHistoryEncoder(table, vocabulary)
+    has_aliases = vocabulary.head is None and len(aliases_of(table)) > 1  # a head refuses such a table
+    return AliasHistoryEncoder(table, vocabulary) if has_aliases else SidHistoryEncoder(table, vocabulary)

@@ -82,7 +82,7 @@ class HistoryEncoder(ABC):
 
         Args:
             rows: (n,) item rows.
-            rng: Generator for encoders that draw. One in the same state writes a history in the same way.
+            rng: Generator for encoders that draw.
 
         Returns:
             (tokens,) int64.

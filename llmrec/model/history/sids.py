@@ -26,6 +26,8 @@ class SidHistoryEncoder(HistoryEncoder):
 
     Attributes:
         tokens_NL: (N, L) int64 token ids of each item's answer, which is the SID; with such a head (N, 1) ids of items.
+        in_prompt: (rows, tokens) int64 token ids of each item as it stands in a history; -1 beyond its length.
+        in_answer: (rows, L) int64 token ids of each item as an answer.
         is_fixed_length: All answers have L tokens.
 
     Raises:
@@ -41,10 +43,10 @@ class SidHistoryEncoder(HistoryEncoder):
             self.token_range = range(vocabulary.added_range.stop, vocabulary.added_range.stop + table.num_items)
             self.tokens_NL = np.array(self.token_range)[:, np.newaxis]
         self.is_fixed_length = bool((self.tokens_NL != EMPTY).all())
-        self.items, self._in_prompt = vocabulary.items, self.tokens_NL
+        self.items, self.in_prompt, self.in_answer = vocabulary.items, self.tokens_NL, self.tokens_NL
         if vocabulary.items is not None:
             own = vocabulary.items.start + np.arange(table.num_items)
-            self._in_prompt = np.concatenate([self.tokens_NL, own[:, None]], axis=1)  # also behind a shorter SID
+            self.in_prompt = np.concatenate([self.tokens_NL, own[:, None]], axis=1)  # also behind a shorter SID
 
     def encode(
         self,
@@ -54,7 +56,7 @@ class SidHistoryEncoder(HistoryEncoder):
         rngs: Iterable[np.random.Generator] | None = None,
     ) -> EncodedPrompts:
         """Encode histories in one gather; see `HistoryEncoder.encode`."""
-        tokens = self._in_prompt[rows]
+        tokens = self.in_prompt[rows]
         if self.is_fixed_length:
             tokens, sizes = tokens.reshape(-1), np.full(len(tokens), tokens.shape[1])
         else:
@@ -66,7 +68,7 @@ class SidHistoryEncoder(HistoryEncoder):
 
     def encode_answer(self, rows: Sequence[int] | np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """Encode items as an answer, their SIDs one after another; see `HistoryEncoder.encode_answer`."""
-        tokens_nL = self.tokens_NL[np.asarray(rows, dtype=np.int64)]
+        tokens_nL = self.in_answer[np.asarray(rows, dtype=np.int64)]
         return tokens_nL[tokens_nL != EMPTY]
 
 

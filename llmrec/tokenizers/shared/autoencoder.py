@@ -235,16 +235,17 @@ def start_from_kmeans(
 
 
 def train_codebooks(
-    objective: AutoencoderObjective, options: TrainingOptions
+    objective: AutoencoderObjective, options: TrainingOptions, num_late: int = 1
 ) -> tuple[LatentCodebooks, TrainingResult]:
     """Train until the plateau, and report it.
 
     Args:
         objective: At its start.
         options: Of the method.
+        num_late: Number of weights to keep; see `TrainingResult.late`.
     """
     points_ND = objective.points
-    result = train(objective, len(points_ND), points_ND.device, options)
+    result = train(objective, len(points_ND), points_ND.device, options, num_late)
     codebooks = objective.codebooks()
     used = torch.cat([codebooks.codes(part)[:, 0] for part in points_ND.split(CHUNK)]).unique().numel()
     say(f"{options.method}: {result}, level 0 uses {used} of {codebooks.level_sizes[0]} codes")

@@ -17,6 +17,7 @@ Shapes: N items, B items of a batch.
 
 from __future__ import annotations
 
+import collections
 import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple, Protocol
@@ -81,12 +82,15 @@ class TrainingResult(NamedTuple):
         loss: Smallest loss read.
         held_out: Number of items it was read on; 0 where it is the training items' own.
         log: Readings: step, loss, and the metrics of the method.
+        late: Weights at the last readings up to the best one, which is the last; as many as were asked for, or fewer if
+            there were no more. Those at the start only if nothing was better.
     """
 
     epochs: float
     loss: float
     held_out: int
     log: list[JsonObject]
+    late: list[dict[str, Tensor]]
 
     def __str__(self) -> str:
         kind = f"loss on {self.held_out} held-out items" if self.held_out else "training loss"
@@ -121,7 +125,9 @@ class Plateau:
         return self.stale >= self.patience
 
 
-def train(objective: Objective, num_items: int, device: torch.device, options: TrainingOptions) -> TrainingResult:
+def train(
+    objective: Objective, num_items: int, device: torch.device, options: TrainingOptions, num_late: int = 1
+) -> TrainingResult:
     """Train until the plateau, and leave the objective in evaluation mode with its best weights.
 
     Args:
@@ -129,9 +135,10 @@ def train(objective: Objective, num_items: int, device: torch.device, options: T
         num_items: N.
         device: Of the objective and its data.
         options: Of the method.
+        num_late: Number of weights to keep; see `TrainingResult.late`.
 
     Returns:
-        The epochs that it took, the smallest loss, and the log.
+        The epochs that it took, the smallest loss, the log, and the weights.
 
     Raises:
         ValueError: If the loss is not finite.
@@ -152,7 +159,7 @@ def train(objective: Objective, num_items: int, device: torch.device, options: T
     measured_rows = torch.cat([held_out_rows, training_rows])[: min(num_items, MEASURED)]
     reader = _Reader(objective, held_out_rows, measured_rows, options)
     plateau.read(reader.read(0))
-    best = _copy_of(objective)
+    late, read = [_copy_of(objective)], collections.deque[dict[str, Tensor]](maxlen=num_late)
     for step in progress(range(1, most + 1), f"train {options.method}", unit="steps at most"):
         place = (step - 1) % per_epoch
         if place == 0:
@@ -161,16 +168,18 @@ def train(objective: Objective, num_items: int, device: torch.device, options: T
         rows_B = order[place * size :][:size]
         _update(objective, rows_B, optimizer)
         if step % EVERY == 0 or step == most:
-            if plateau.read(reader.read(step)):
-                best = _copy_of(objective)
+            is_best = plateau.read(reader.read(step))
+            if is_best or num_late > 1:
+                read.append(_copy_of(objective))
+            late = list(read) if is_best else late
             if plateau.is_over and step >= objective.least_steps:
                 break
         # After the reading: codes that restart here have until the next one to settle.
         objective.after_step(step, rows_B, optimizer, max(step / most, plateau.stale / options.patience))
-    objective.load_state_dict(best)
+    objective.load_state_dict(late[-1])
     objective.eval()
     held_out = len(held_out_rows) if len(training_rows) < num_items else 0
-    return TrainingResult(step / per_epoch, plateau.best, held_out, reader.log)
+    return TrainingResult(step / per_epoch, plateau.best, held_out, reader.log, late)
 
 
 def split(num_items: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ from llmrec.configs import SftConfig
 from llmrec.model.history.encoder import HistoryEncoder
 from llmrec.runtime.console import say
 from llmrec.runtime.device import from_host
+from llmrec.sid.aliases import refuse_aliases
 from llmrec.sid.table import EMPTY
 from llmrec.training.distil.batch import BatchQueries, TaughtBatch, TaughtCodes
 from llmrec.training.distil.code_targets import CodeTargets
@@ -74,6 +75,7 @@ class Distillation:
         """
         if not config.teacher or config.teacher_weight == 0:
             return None
+        refuse_aliases(start.table, "A teacher")
         teacher = load_teacher(config.teacher, start.catalog, device)
         exclude_seen = {"auto": teacher.exclude_seen, "exclude": True, "keep": False}[config.teacher_seen]
         say(f"sft: the teacher {'leaves out' if exclude_seen else 'may recommend'} items that a user had before.")

@@ -28,6 +28,7 @@ from llmrec.model.prompts import most_prompt_tokens
 from llmrec.runtime import processes
 from llmrec.runtime.manifest import JsonObject, verify
 from llmrec.runtime.stage_directory import SCRATCH
+from llmrec.sid.aliases import refuse_aliases
 from llmrec.sid.answer_head import refuse_head
 from llmrec.training.start import RunInputs, check, check_length, save_checkpoint
 from llmrec.training.weights import lora_config, merge, without_renaming_warning
@@ -106,6 +107,7 @@ def load_start(config: PreferenceConfig, normalize_over: NormalizeOver | Literal
     catalog = Catalog.load(config.catalog)
     sid_config, table, details = SidConfig.load(config.model)
     refuse_head(sid_config.vocabulary.head, config.stage)
+    refuse_aliases(table, config.stage)
     problems = []
     if processes.sharding() == "FSDP":
         problems.append(f"{config.stage} trains a LoRA alone; launch with recipes/accelerate/ddp.yaml")

@@ -1,7 +1,7 @@
 """CatalogRecord: what a checkpoint keeps of the catalogue that it was trained on, item by item.
 
-A hash of each item's title tells whether another catalogue has the same items (`llmrec.sid.given_catalog`), and the
-number of its training interactions ranks items for users without a history. The titles themselves are not kept.
+A hash of each item's title tells whether another catalogue has the same items (`given_catalog.py`), and the number of
+its training interactions ranks items for users without a history. The titles themselves are not kept.
 
 Shapes: N items.
 """

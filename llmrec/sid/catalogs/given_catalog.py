@@ -18,7 +18,7 @@ import numpy as np
 from llmrec.data.catalog import Catalog
 from llmrec.data.requests.item_lists import shown
 from llmrec.runtime.manifest import MANIFEST, JsonObject, content_hash, read_manifest
-from llmrec.sid.catalog_record import NOTHING_KNOWN, CatalogRecord, title_hashes
+from llmrec.sid.catalogs.catalog_record import NOTHING_KNOWN, CatalogRecord, title_hashes
 from llmrec.sid.table import SidTable
 
 APPEND_TO = "append_to"  # input of `llmrec prepare`

@@ -1,0 +1,1 @@
+"""Ranking by several semantic IDs of each item."""
