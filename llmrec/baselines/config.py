@@ -6,7 +6,7 @@ import dataclasses
 
 from llmrec.baselines.counted import COUNTED_BASELINES
 from llmrec.baselines.mixture import Mixture
-from llmrec.baselines.networks import NETWORKS
+from llmrec.baselines.networks import TAUGHT_NETWORKS
 from llmrec.baselines.scores import Scores
 from llmrec.configs.file import load_config
 from llmrec.configs.options import Config, suggestion
@@ -15,7 +15,7 @@ from llmrec.configs.teach import RANKERS, TeachConfig
 OPTIONS = "options"  # field of TeachConfig that holds the options of the ranker
 OPTION_CLASSES: dict[str, type[Config]] = {
     **{name: kind.options for name, kind in COUNTED_BASELINES.items()},
-    **{name: kind.options for name, kind in NETWORKS.items()},
+    **{name: kind.options for name, kind in TAUGHT_NETWORKS.items()},
     **{kind.name: kind.options for kind in (Mixture, Scores)},
 }
 

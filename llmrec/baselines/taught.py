@@ -24,7 +24,7 @@ from torch import Tensor
 from llmrec.baselines.best_items import Exclusions, best_items
 from llmrec.baselines.counted import COUNTED_BASELINES, Popularity
 from llmrec.baselines.mixture import Mixture
-from llmrec.baselines.networks import NETWORKS, NeuralRanker
+from llmrec.baselines.networks import TAUGHT_NETWORKS, NeuralRanker
 from llmrec.baselines.queries import Queries, Teacher, queries_of
 from llmrec.baselines.scores import Scores
 from llmrec.configs.options import Config
@@ -189,8 +189,8 @@ def _read(path: Path, catalog: Catalog, device: torch.device) -> Taught:
     if name == Mixture.name:
         weights = tensors["weights"].tolist()
         ranker = Mixture([_read(path / MEMBERS / str(i), catalog, device) for i in range(len(weights))], weights)
-    elif name in NETWORKS:
-        ranker = NeuralRanker(NETWORKS[name], catalog, device=device, weights=tensors, **options)
+    elif name in TAUGHT_NETWORKS:
+        ranker = NeuralRanker(TAUGHT_NETWORKS[name], catalog, device=device, weights=tensors, **options)
     else:
         ranker = {**COUNTED_BASELINES, Scores.name: Scores}[name](catalog, device, tensors, **options)
     return Taught(ranker, device, exclude_seen, settings)

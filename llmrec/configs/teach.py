@@ -7,10 +7,16 @@ from dataclasses import dataclass
 from llmrec.configs.evaluate import BASELINES, COUNTED
 from llmrec.configs.options import Config, StageConfig, option, suggestion
 
-MIXTURE, SCORES, GRAPH = "mixture", "scores", "transition_graph"
-RANKERS = (*BASELINES, MIXTURE, SCORES)
-# Option -> the one ranker that reads it.
-READ_BY = {"members": MIXTURE, "scores": SCORES, "views": GRAPH, "view_names": GRAPH}
+MIXTURE, SCORES, GRAPH, CCFREC = "mixture", "scores", "transition_graph", "ccfrec"
+RANKERS = (*BASELINES, CCFREC, MIXTURE, SCORES)
+# Option -> the rankers that read it.
+READ_BY = {
+    "members": (MIXTURE,),
+    "scores": (SCORES,),
+    "sid": (CCFREC,),
+    "views": (GRAPH, CCFREC),
+    "view_names": (GRAPH, CCFREC),
+}
 
 
 @dataclass(kw_only=True)
@@ -39,9 +45,13 @@ class TeachConfig(StageConfig, Config):
     scores: str | None = option(
         "Parquet file with scores of your own for the ranker scores: user_id, position, item_id, score.", None
     )
+    sid: str | None = option(
+        "Directory written by `llmrec tokenize`, of whose codes ccfrec makes items; the paper has 20 levels of opq.",
+        None,
+    )
     views: str | None = option(
-        "Directory written by `llmrec embed`, by whose vectors the ranker transition_graph compares items. The default "
-        "is the words of their text.",
+        "Directory written by `llmrec embed`. transition_graph compares items by its vectors, by default by the words "
+        "of their text; ccfrec reads each view as one text of the items.",
         None,
     )
     view_names: list[str] | None = option("Views to use. The default is all views of the directory.", None)
@@ -52,9 +62,9 @@ class TeachConfig(StageConfig, Config):
         if self.ranker not in RANKERS:
             return [f"unknown ranker '{self.ranker}'; {suggestion(self.ranker, RANKERS)}"]
         found = [
-            f"'{name}' is for the ranker {reader}, not for {self.ranker}; leave it out"
-            for name, reader in READ_BY.items()
-            if getattr(self, name) is not None and self.ranker != reader
+            f"'{name}' is for the ranker {' or '.join(readers)}, not for {self.ranker}; leave it out"
+            for name, readers in READ_BY.items()
+            if getattr(self, name) is not None and self.ranker not in readers
         ]
         if self.search and self.ranker not in COUNTED:
             found.append(
@@ -64,6 +74,8 @@ class TeachConfig(StageConfig, Config):
             found.append(f"members is {self.members}; a mixture needs two or more directories of `llmrec teach`")
         if self.ranker == SCORES and self.scores is None:
             found.append("'scores' is needed: a parquet file with user_id, position, item_id and score")
+        if self.ranker == CCFREC and self.sid is None:
+            found.append("'sid' is needed: a directory of `llmrec tokenize`, such as of opq with num_levels 20")
         if self.view_names is not None and self.views is None:
             found.append("'views' is needed with view_names: a directory written by `llmrec embed`")
         return found

@@ -15,19 +15,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from llmrec.baselines.by_name import baseline
 from llmrec.baselines.checks import check_trainable
 from llmrec.baselines.config import with_defaults
 from llmrec.baselines.counted import COUNTED_BASELINES, Popularity
 from llmrec.baselines.counted.fitted import fitted
 from llmrec.baselines.mixture import Mixture
 from llmrec.baselines.mixture_search import best_mixture
-from llmrec.baselines.networks import NeuralRanker
+from llmrec.baselines.networks import TAUGHT_NETWORKS, NeuralRanker
 from llmrec.baselines.scores import Scores, read_scores
 from llmrec.baselines.taught import RANKER, Ranker, Taught, load_ranker
 from llmrec.configs import TeachConfig
-from llmrec.configs.evaluate import TRAINED
-from llmrec.configs.teach import GRAPH, MIXTURE, SCORES
+from llmrec.configs.teach import CCFREC, MIXTURE, SCORES
 from llmrec.data.catalog import Catalog
 from llmrec.data.examples import Examples
 from llmrec.evaluation.metrics import ndcg, recall, target_position
@@ -35,8 +33,10 @@ from llmrec.evaluation.protocol import COLUMNS
 from llmrec.runtime import processes
 from llmrec.runtime.console import table, tell
 from llmrec.runtime.device import resolve_device
-from llmrec.runtime.manifest import JsonObject, content_hash
+from llmrec.runtime.manifest import JsonObject, content_hash, verify
 from llmrec.runtime.stage_directory import run_stage
+from llmrec.sid.table import EMPTY, SidTable
+from llmrec.tokenizers.opq import whitening
 from llmrec.views import ItemViews, view_files
 
 CUTOFF = 10
@@ -56,7 +56,7 @@ def main(config: TeachConfig) -> JsonObject:
     config = with_defaults(config)
     device, catalog = resolve_device(config.device), Catalog.load(config.catalog)
     valid = catalog.examples("valid")
-    if config.ranker in TRAINED:
+    if config.ranker in TAUGHT_NETWORKS:
         check_trainable(config.ranker, catalog)
     elif len(valid) == 0:
         raise ValueError(
@@ -66,7 +66,7 @@ def main(config: TeachConfig) -> JsonObject:
     check_members(config)
     members = [load_ranker(path, catalog, device) for path in config.members or ()]
     scores = read_scores(config.scores, catalog) if config.scores else None
-    features = joint_features(config, catalog) if config.views else None
+    read = features(config, catalog)
 
     def build(workdir: Path) -> JsonObject:
         # Every process fits a ranker: the others would wait for a network of the first one longer than they may.
@@ -80,7 +80,7 @@ def main(config: TeachConfig) -> JsonObject:
         elif config.ranker == SCORES:
             ranker = Scores(catalog, device, scores, **config.options)
         else:
-            ranker = fit(config, catalog, device, features)
+            ranker = fit(config, catalog, device, read)
         facts["seconds"] = round(time.monotonic() - started, 1)
         if processes.is_main():
             kept = measured(Taught(ranker, device, facts=facts), valid)
@@ -89,22 +89,68 @@ def main(config: TeachConfig) -> JsonObject:
 
     inputs: dict[str, str | Path] = {"catalog": config.catalog}
     inputs |= {f"member {i}": path for i, path in enumerate(config.members or (), start=1)}
-    inputs |= {name: path for name in ("scores", "views") if (path := getattr(config, name)) is not None}
+    inputs |= {name: path for name in ("scores", "sid", "views") if (path := getattr(config, name)) is not None}
     out = run_stage("teach", config, inputs, build)
     result = json.loads((out / RANKER).read_text(encoding="utf-8"))
     return {"out": str(out), **result}
 
 
-def fit(
-    config: TeachConfig, catalog: Catalog, device: torch.device, features: np.ndarray | None
-) -> Popularity | NeuralRanker:
-    """Fit a counted ranker, whose options valid may choose, or train a network."""
+def fit(config: TeachConfig, catalog: Catalog, device: torch.device, read: JsonObject) -> Popularity | NeuralRanker:
+    """Fit a counted ranker, whose options valid may choose, or train a network.
+
+    Args:
+        config: Options of the stage.
+        catalog: Catalogue to fit to.
+        device: Device of the ranker.
+        read: Result of `features`.
+    """
     options: JsonObject = config.options
-    if config.ranker in TRAINED:
-        return baseline(config.ranker, catalog, config.seed, str(device), **options)
-    read: JsonObject = {"features": features} if config.ranker == GRAPH else {}
+    if config.ranker in TAUGHT_NETWORKS:
+        return NeuralRanker(TAUGHT_NETWORKS[config.ranker], catalog, config.seed, device, **read, **options)
     build = functools.partial(COUNTED_BASELINES[config.ranker], catalog, device, **read)
     return fitted(build, catalog, config.seed, **options) if config.search else build(**options)
+
+
+def features(config: TeachConfig, catalog: Catalog) -> JsonObject:
+    """Read what a ranker reads of items beside the catalogue, as its keyword argument `features`; nothing for most.
+
+    Raises:
+        ValueError: If views or semantic IDs are absent, unreadable or of another catalogue.
+    """
+    if config.ranker == CCFREC:
+        return {"features": codes_and_texts(config, catalog)}
+    return {"features": joint_features(config, catalog)} if config.views else {}
+
+
+def codes_and_texts(config: TeachConfig, catalog: Catalog) -> dict[str, torch.Tensor]:
+    """Codes of the items, and the vectors of their texts, whitened to the hidden size (PCA), as CCFRec has them.
+
+    Raises:
+        ValueError: If views or semantic IDs are absent, unreadable or of another catalogue, or a SID is not of one code
+            at each level.
+    """
+    assert config.sid is not None
+    table = SidTable.load(verify(config.sid, "tokenize"))
+    if table.item_ids != catalog.item_ids:
+        raise ValueError(
+            f"'{config.sid}' has semantic IDs of other items than '{config.catalog}', or in another order; run `llmrec "
+            "tokenize` on this catalogue."
+        )
+    codes = table.codes(range(table.num_items))
+    if (codes == EMPTY).any() or table.sids_per_item is not None or table.words is not None:
+        raise ValueError(
+            f"ccfrec makes an item of one code at each level, and '{config.sid}' has items with several semantic IDs, "
+            "shorter ones, or words; run `llmrec tokenize --method opq --num-levels 20 --collision accept`."
+        )
+    views = ItemViews.load(config.views, catalog, config.view_names) if config.views else {}
+    hidden = int(str(config.options["hidden"]))
+    texts = torch.zeros(len(views), catalog.num_items, hidden)
+    for text_ND, view in zip(texts, views.values(), strict=True):
+        vectors, known = torch.from_numpy(view.vectors), torch.from_numpy(~view.missing)
+        mean_D, into_DE, _ = whitening(vectors[known], hidden)
+        text_ND[known, : into_DE.shape[1]] = (vectors[known] - mean_D) @ into_DE
+    sizes = torch.tensor(table.level_sizes)
+    return {"codes": torch.from_numpy(codes), "level_sizes": sizes, "texts": texts}
 
 
 def check_members(config: TeachConfig) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llmrec.baselines.networks.examples import Examples, Windows, next_items, pad_right
+from llmrec.baselines.networks.examples import Batch, Examples, Windows, next_items, pad_right
 from llmrec.baselines.networks.training_options import TrainingOptions
 from llmrec.data.catalog import Catalog
 from llmrec.runtime.device import from_host
@@ -42,11 +42,15 @@ class Network(nn.Module, ABC):
         options: Class of the options, of the trainer and of the network itself.
         causal: True if the state at a place depends on what stands left of it alone, so that one pass over a sequence
             answers at all of its places.
+        features: Names of the tensors about items that `of` takes as `features` too; they are kept with the weights.
+        contrasts: True if the windows of a batch are compared with one another, so that it may not be divided.
     """
 
     name: ClassVar[str]
     options: ClassVar[type[TrainingOptions]]
     causal: ClassVar[bool] = True
+    features: ClassVar[tuple[str, ...]] = ()
+    contrasts: ClassVar[bool] = False
 
     def __init__(self, num_vectors: int, hidden: int):
         super().__init__()
@@ -92,6 +96,15 @@ class Network(nn.Module, ABC):
     def scores_of(self, states: Tensor, vectors: Tensor, items: Tensor) -> Tensor:
         """(S, K) logits of K (S, K) item rows after each of (S, D) states."""
         return torch.einsum("sd,skd->sk", states, functional.embedding(items, vectors))
+
+    def auxiliary_loss(self, batch: Batch, states: Tensor) -> Tensor | float:
+        """Mean loss of what a network learns beside the next item.
+
+        Args:
+            batch: Inputs and targets.
+            states: (B, T, D) states of the inputs.
+        """
+        return 0.0
 
     def examples(self, pieces: Windows, rng: np.random.Generator) -> Examples:
         """Inputs and targets of one epoch over W windows."""

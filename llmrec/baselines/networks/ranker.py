@@ -46,6 +46,7 @@ class NeuralRanker:
             stays as it was.
         device: auto, cpu or cuda.
         weights: Result of `tensors` of a trained ranker with the same network and options; nothing is trained then.
+        features: Tensors about the items that `network.features` names; `weights` have them too.
         options: Fields of `network.options`, such as `hidden` or `patience`.
 
     Attributes:
@@ -65,6 +66,7 @@ class NeuralRanker:
         seed: int = 0,
         device: str | torch.device = "auto",
         weights: Mapping[str, Tensor] | None = None,
+        features: Mapping[str, Tensor] | None = None,
         **options: Any,  # `network.options` checks them
     ):
         self.name, self.device, self.chosen = network.name, resolve_device(str(device)), network.options(**options)
@@ -76,7 +78,10 @@ class NeuralRanker:
         self.log: list[Epoch] = []
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            self.network = network.of(catalog, **dataclasses.asdict(self.chosen)).to(self.device)
+            given: dict[str, Any] = dataclasses.asdict(self.chosen)
+            if network.features:
+                given["features"] = features if weights is None else weights
+            self.network = network.of(catalog, **given).to(self.device)
             if weights is None:
                 self._train(catalog, seed)
             else:

@@ -95,7 +95,8 @@ def _epoch(
     for chosen in order:
         count = int(examples.supervised[chosen].sum())
         optimizer.zero_grad()
-        for batch in batches(examples, passes(examples.lengths, chosen, device), device):
+        divided = [chosen] if network.contrasts else passes(examples.lengths, chosen, device)
+        for batch in batches(examples, divided, device):
             loss = summed_loss(network, batch, loss_function)
             (loss / count).backward()
             total += loss.detach()
@@ -112,9 +113,11 @@ def passes(lengths: np.ndarray, chosen: np.ndarray, device: torch.device) -> lis
 
 
 def summed_loss(network: Network, batch: Batch, loss: Loss = softmax) -> Tensor:
-    """Loss, summed over the supervised places of a batch."""
+    """Loss, summed over the supervised places of a batch; each counts a network's auxiliary loss once."""
     vectors = network.vectors()
-    states = network(batch.history, vectors).flatten(0, 1).index_select(0, batch.places)  # (S, D): all the head reads
+    everywhere = network(batch.history, vectors)
+    states = everywhere.flatten(0, 1).index_select(0, batch.places)  # (S, D): all the head reads
     block = CPU_BLOCK if states.device.type == "cpu" else len(states)
     parts = zip(states.split(block), batch.targets.split(block), strict=True)
-    return torch.stack([loss(network, part, targets, vectors) for part, targets in parts]).sum()
+    next_item = torch.stack([loss(network, part, targets, vectors) for part, targets in parts]).sum()
+    return next_item + len(batch.places) * network.auxiliary_loss(batch, everywhere)
