@@ -24,14 +24,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from llmrec.baselines.networks.examples import Batch
-from llmrec.baselines.networks.sasrec import SASRec, SASRecOptions
+from llmrec.baselines.networks.network import head_problems
+from llmrec.baselines.networks.sasrec import SASRec
+from llmrec.baselines.networks.training_options import TrainingOptions
 from llmrec.configs.options import option
 from llmrec.data.catalog import Catalog
 
@@ -41,14 +43,18 @@ CHUNK = 4096  # items fused at once
 
 
 @dataclass(kw_only=True)
-class CCFRecOptions(SASRecOptions):
-    """Options of CCFRec."""
+class CCFRecOptions(TrainingOptions):
+    """Options of CCFRec; sizes, dropout, batch and temperature are the paper's."""
 
-    # The paper's batch, rate and patience; hidden size, layers, heads and dropout are those of SASRec here too.
+    block: ClassVar[str] = "transformer"
+
     batch_size: int = option(
         "Windows per step; fewer if an epoch would otherwise have less than 32 steps.", 400, least=1
     )
-    patience: int = option("Training stops after so many epochs without a new best one.", 10, least=1)
+    hidden: int = option("Size of states and vectors; a multiple of `heads`.", 128, least=1)
+    layers: int = option("Number of blocks over the history.", 2, least=1)
+    heads: int = option("Attention heads of a block, and of a layer of the fusion.", 2, least=1)
+    dropout: float = option("Dropout of the blocks over the history.", 0.5, least=0, most=1)
     fusion_layers: int = option("Number of layers in which codes ask the texts.", 2, least=1)
     fusion_dropout: float = option("Dropout in these layers.", 0.3, least=0, most=1)
     temperature: float = option("Divisor of all cosines.", 0.07, above=0)
@@ -56,6 +62,9 @@ class CCFRecOptions(SASRecOptions):
     # .3 and .5 in two of the paper's four datasets; .6 and .4, .2 and .4 in the others.
     code_weight: float = option("Weight of the loss of masked codes.", 0.3, least=0)
     contrast_weight: float = option("Weight of the contrast of masked and whole histories.", 0.5, least=0)
+
+    def problems(self) -> list[str]:
+        return [*super().problems(), *head_problems(self.hidden, self.heads)]
 
 
 class CCFRec(SASRec):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -82,11 +82,11 @@ class SASRec(Network):
     """
 
     name = "sasrec"
-    options = SASRecOptions
+    options: ClassVar[type[TrainingOptions]] = SASRecOptions
     future: Tensor
 
     def __init__(self, num_items: int, max_history: int, **options: Any):  # SASRecOptions checks them
-        chosen = self.options(**options)
+        chosen: Any = self.options(**options)  # SASRecOptions, or those of a subclass, which have the same sizes
         hidden, dropout = chosen.hidden, chosen.dropout
         super().__init__(num_items, hidden)
         self.positions = nn.Parameter(torch.empty(max_history, hidden))
