@@ -109,9 +109,9 @@ class ContentExamples:
 
     def add_to(self, examples: Dataset) -> Dataset:
         """Put the examples behind those of histories and tasks."""
-        columns_of = {name: [BLANK.get(name)] * self.num_draws for name in examples.column_names}
-        columns_of |= {"task": [CONTENT] * self.num_draws, "index": list(range(self.num_draws))}
-        return concatenate_datasets([examples, Dataset.from_dict(columns_of, features=examples.features)])
+        values = {name: [BLANK.get(name)] * self.num_draws for name in examples.column_names}
+        values |= {"task": [CONTENT] * self.num_draws, "index": list(range(self.num_draws))}
+        return concatenate_datasets([examples, Dataset.from_dict(values, features=examples.features)])
 
     def longest(self, vocabulary: SidVocabulary) -> int:
         """Number of tokens that no example exceeds."""

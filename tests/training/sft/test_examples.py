@@ -15,7 +15,7 @@ from llmrec.model.history.sids import SidHistoryEncoder
 from llmrec.model.prompts import Prompt
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
-from llmrec.training.sft.examples import HistoryCollator, add_draws, build_dataset, fill_last_batch
+from llmrec.training.sft.examples import HistoryCollator, add_draws, build_dataset, fill_last_batch, masked
 from llmrec.training.sft.losses import sid_loss_in_forward
 from llmrec.training.weights import add_adapter
 from tests.conftest import tiny_llm
@@ -96,6 +96,31 @@ def test_blank_examples_fill_the_last_batch():
     assert filled["rows"] == [[0, 1, 2]] * 5 + [[]] * 3
     filled = fill_last_batch(add_draws(dataset, {"title_to_sid": 2}), 8)
     assert filled["task"] == [""] * 5 + ["title_to_sid"] * 2 + [""]
+
+
+def test_masked_histories_keep_their_last_item_as_the_only_target():
+    window = {"rows": list(range(40)), "num_context": 10, "user": 3, "start": 0}
+    shares = []
+    for epoch in range(300):
+        shown = masked(window, 0, epoch)
+        assert shown["rows"][-1] == 39 and shown["num_context"] == len(shown["rows"]) - 1
+        assert shown["rows"] == sorted(set(shown["rows"])), "in their order"
+        shares.append(1 - shown["num_context"] / 39)
+    assert np.mean(shares) == pytest.approx(0.25, abs=0.02) and np.quantile(shares, 0.05) < 0.1 < 0.4 < max(shares)
+    assert masked(window, 0, 7) == masked(window, 0, 7) != masked(window, 1, 7)
+    assert window["num_context"] == 10, "the example itself is whole"
+    for other in ({"rows": [], "task": "title_to_sid", "index": 4}, {"rows": []}):
+        assert masked(other, 0, 0) == other
+    assert masked({**window, "rows": [5], "num_context": 0}, 0, 0)["rows"] == [5]
+
+
+def test_only_the_last_epochs_are_masked(tokenizer, sid_table, vocabulary):
+    collator = make_collator(tokenizer, sid_table, vocabulary)
+    collator.masked_from = 2
+    examples = [{"rows": list(range(12)), "num_context": 0, "user": 0, "start": 0}]
+    for epoch, num_targets in ((0, 12), (1, 12), (2, 1), (3, 1)):
+        collator.epoch = epoch
+        assert (collator(examples)["labels"] != -100).sum() == 3 * num_targets
 
 
 def make_collator(tokenizer, sid_table, vocabulary) -> HistoryCollator:
