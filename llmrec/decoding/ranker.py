@@ -175,7 +175,7 @@ class SidRanker:
         allow = None if requests.allow is None else resolve_allow_lists(self.trie, requests.allow)
         if isinstance(decoder, AliasSearch):
             scores_BN, invalid = decoder.scores(self.shown(requests.histories), exclude, allow)
-            return self._rank_items(scores_BN, invalid, exclude, allow, num_beams)
+            return self._rank_items(scores_BN, invalid, exclude, allow, decoder.most_items, decoder.ranking)
         prompts, none_invalid = self.encode(requests.histories), torch.zeros(len(requests.histories), dtype=torch.int64)
         if self._item_scorer is not None and self.rank_by == "items":
             scores_BN = self._item_scorer.log_probs(decoder.read(*prompts))
@@ -222,6 +222,7 @@ class SidRanker:
         exclude: Sequence[np.ndarray] | None,
         allow: Sequence[AllowList | None] | None,
         width: int,
+        ranking: Callable[[np.ndarray, np.ndarray, np.ndarray], Ranking] | None = None,
     ) -> Callable[[], Ranking]:
         """Queue the choice of the best permitted items, and return a function that waits for their ranking."""
         barred_BN = barred_items(scores_BN.shape[1], exclude, allow, scores_BN.device)
@@ -229,6 +230,8 @@ class SidRanker:
 
         def wait() -> Ranking:
             items, scores, num_invalid = arrays()
+            if ranking is not None:
+                return ranking(items, scores, num_invalid)
             return Ranking(items, np.broadcast_to(np.arange(items.shape[1]), items.shape), scores, num_invalid)
 
         return wait

@@ -99,6 +99,19 @@ def codes_of_alias(table: SidTable, alias: int, share_codes: bool) -> tuple[np.n
     return np.where(codes == EMPTY, EMPTY, codes // count), [-(-size // count) for size in table.level_sizes]
 
 
+def first_alias(table: SidTable, share_codes: bool) -> SidTable:
+    """Table of the first alias, in the codes that `join_aliases` was given; the table itself without aliases.
+
+    Args:
+        table: Table that it made.
+        share_codes: As it was given.
+    """
+    if len(aliases_of(table)) == 1:
+        return table
+    codes, level_sizes = codes_of_alias(table, 0, share_codes)
+    return SidTable(table.item_ids, codes, level_sizes=level_sizes)
+
+
 def refuse_aliases(table: SidTable, what: str) -> None:
     """Refuse a table with aliases where one semantic ID of each item is trained.
 

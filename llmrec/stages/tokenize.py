@@ -21,7 +21,7 @@ from llmrec.runtime.console import tell
 from llmrec.runtime.device import resolve_device
 from llmrec.runtime.manifest import JsonObject, verify, write_json
 from llmrec.runtime.stage_directory import run_stage
-from llmrec.sid.aliases import join_aliases
+from llmrec.sid.aliases import first_alias, join_aliases
 from llmrec.sid.table import SidTable
 from llmrec.tokenizers import Encoded, ItemTokenizer, collisions
 from llmrec.tokenizers.append import REPORT, PublishedSids, append
@@ -148,10 +148,11 @@ def append_semantic_ids(published: PublishedSids, catalog: Catalog, views: ItemV
 def write_report(
     workdir: Path, config: TokenizeConfig, catalog: Catalog, views: ItemViews, result: TokenizeResult
 ) -> None:
-    """Write report.json and report.html; neighbours are those in every view, whichever the method has read."""
+    """Write report.json and report.html; neighbours are those in every view, codes those of the first alias."""
+    shown = first_alias(result.table, result.tokenizer.shares_codes)
     vectors, reconstruction = result.encoded.vectors, result.encoded.reconstruction
     report = diagnostics.report(
-        catalog, views or None, result.table, result.encoded.codes, result.tokenizer.level_sizes, vectors,
+        catalog, views or None, shown, result.encoded.codes, result.tokenizer.level_sizes, vectors,
         reconstruction, config.seed,
     )  # fmt: skip
     report |= {"method": result.tokenizer.method, "collision": result.policy, "sid_sha256": result.table.sha256}
@@ -160,7 +161,7 @@ def write_report(
     report["training"] = result.tokenizer.training_log or None
     report |= result.tokenizer.counts
     write_json(workdir / REPORT, report)
-    html = page.render(report, catalog, result.table, name=Path(config.out).name)
+    html = page.render(report, catalog, shown, name=Path(config.out).name)
     (workdir / PAGE).write_text(html, encoding="utf-8")
 
 

@@ -14,6 +14,7 @@ from llmrec.tokenizers.hierarchical_kmeans import HierarchicalKMeans
 from llmrec.tokenizers.letter import Letter
 from llmrec.tokenizers.opq import OPQ
 from llmrec.tokenizers.p5_cid import P5CID
+from llmrec.tokenizers.rec_forest import RecForest
 from llmrec.tokenizers.rq_kmeans import RQKMeans
 from llmrec.tokenizers.rq_kmeans_plus import RQKMeansPlus
 from llmrec.tokenizers.rq_vae import RQVAE
@@ -35,6 +36,7 @@ TOKENIZERS: dict[str, type[ItemTokenizer]] = {
     "action_piece": ActionPiece,
     "fsq": FSQ,
     "hierarchical_kmeans": HierarchicalKMeans,
+    "rec_forest": RecForest,
     "gaoq": GAOQ,
     "p5_cid": P5CID,
     "atomic": Atomic,

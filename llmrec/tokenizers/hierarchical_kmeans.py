@@ -27,7 +27,7 @@ from llmrec.tokenizers.base import ItemTokenizer
 from llmrec.tokenizers.shared import options
 from llmrec.tokenizers.shared.assigned import AssignedCodes
 from llmrec.tokenizers.shared.balanced import balanced_kmeans
-from llmrec.tokenizers.shared.kmeans import kmeans, nearest
+from llmrec.tokenizers.shared.kmeans import code_means, kmeans, nearest
 from llmrec.tokenizers.shared.tree import Tree, TreeLevel, rows_of_nodes
 from llmrec.tokenizers.shared.vector_coder import VectorCoder
 from llmrec.tokenizers.shared.vectors import JointVectors
@@ -81,7 +81,12 @@ class HierarchicalKMeans(ItemTokenizer):
 
 
 def grow_tree(
-    points_ND: Tensor, sizes: Sequence[int], iterations: int, balanced: bool, generator: torch.Generator
+    points_ND: Tensor,
+    sizes: Sequence[int],
+    iterations: int,
+    balanced: bool,
+    generator: torch.Generator,
+    features: float = 1.0,
 ) -> tuple[Tree, Tensor]:
     """Split points, and every part again.
 
@@ -91,6 +96,7 @@ def grow_tree(
         iterations: k-means iterations per node.
         balanced: Whether the parts of a node differ in size by one point at most.
         generator: CPU generator.
+        features: Share of the dimensions that a node is split by, drawn for each node; centroids have all of them.
 
     Returns:
         The tree, and (N, L) int64 codes of the points.
@@ -100,7 +106,7 @@ def grow_tree(
     for size in progress(sizes, "k-means", unit="levels"):
         codes_N, centroids = torch.empty_like(nodes_N), []
         for rows_B in rows_of_nodes(nodes_N):
-            children_CD, codes_N[rows_B] = _split(points_ND[rows_B], size, iterations, balanced, generator)
+            children_CD, codes_N[rows_B] = _split(points_ND[rows_B], size, iterations, balanced, generator, features)
             centroids.append(children_CD)
         counts = torch.tensor([0, *map(len, centroids)], device=nodes_N.device)
         levels.append(TreeLevel(torch.cat(centroids), counts.cumsum(0)))
@@ -110,11 +116,16 @@ def grow_tree(
 
 
 def _split(
-    points_BD: Tensor, size: int, iterations: int, balanced: bool, generator: torch.Generator
+    points_BD: Tensor, size: int, iterations: int, balanced: bool, generator: torch.Generator, features: float
 ) -> tuple[Tensor, Tensor]:
     """(C, D) centroids and (B,) codes of the points of one node."""
     if len(points_BD) <= size:
         return points_BD, torch.arange(len(points_BD), device=points_BD.device)
+    if features < 1:
+        dim = points_BD.shape[1]
+        drawn = torch.randperm(dim, generator=generator)[: max(1, round(features * dim))].to(points_BD.device)
+        part_CD, codes_B = _split(points_BD[:, drawn], size, iterations, balanced, generator, 1.0)
+        return code_means(points_BD, codes_B, points_BD[: len(part_CD)])[0], codes_B  # every code has points
     if balanced:
         return balanced_kmeans(points_BD, size, iterations, generator)
     codebook_CD = kmeans(points_BD, size, iterations, generator)

@@ -45,6 +45,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "rq_kmeans, capacity": {"method": "rq_kmeans", "view_names": BOTH, "balance": "capacity"},
     "rq_kmeans, onerec": {"method": "rq_kmeans", "view_names": BOTH, "balance": "onerec"},
     "hierarchical_kmeans": {"method": "hierarchical_kmeans", "view_names": BOTH, "collision": "accept"},
+    "rec_forest": {"method": "rec_forest", "view_names": BOTH, "collision": "accept"},
     "gaoq": {"method": "gaoq", "view_names": BOTH, "collision": "hungarian_leaf"},
     "resid": {"method": "gaoq", "view_names": FAMAE, "collision": "hungarian_leaf"},
     "famae, hierarchical_kmeans": {
@@ -57,6 +58,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "rq_kmeans_plus": {"method": "rq_kmeans_plus", "view_names": BOTH},
     "rq_vae": {"method": "rq_vae", "view_names": BOTH},
     "rq_vae, text": {"method": "rq_vae", "view_names": TEXT},
+    "rq_vae, four aliases": {"method": "rq_vae", "view_names": BOTH, "aliases": 4},
     "rq_vae, as LC-Rec": {
         "method": "rq_vae", "view_names": BOTH, "num_levels": 4, "sinkhorn_epsilon": 0.003,
         "collision": "sinkhorn_reassign",

@@ -123,8 +123,13 @@ def test_one_alias_is_the_plain_ranking():
     assert not isinstance(ranker_of(one)._make_decoder(5), AliasSearch)
 
 
-def test_items_that_no_alias_tells_apart_are_refused():
-    codes = np.array([[0, 1], [0, 1], [1, 0]])
-    table = join_aliases(ITEM_IDS[:3], [codes, codes], [2, 2], share_codes=True)
-    with pytest.raises(ValueError, match="1 items share their semantic IDs with another one in every alias"):
-        ranker_of(table).rank([np.array([0])], k=2)
+def test_items_that_no_alias_tells_apart_tie_side_by_side():
+    codes = [[0, 1], [1, 0], [0, 1], [1, 1], [0, 0]]
+    others = [[1, 1], [0, 0], [1, 1], [0, 0], [1, 0]]  # 0 and 2 are twins; 1 and 3 share one SID of two
+    table = join_aliases(ITEM_IDS[:5], [np.array(codes), np.array(others)], [2, 2], share_codes=True)
+    found = ranker_of(table).rank([np.array([0]), np.array([3, 4])], k=5)
+    for items, groups, scores in zip(found.items, found.groups, found.scores, strict=True):
+        assert sorted(items[:5].tolist()) == list(range(5))
+        places = [items.tolist().index(item) for item in range(5)]
+        assert abs(places[0] - places[2]) == 1 and scores[places[0]] == scores[places[2]]
+        assert groups[places[0]] == groups[places[2]] and len(set(groups[:5].tolist())) == 4

@@ -82,7 +82,27 @@ def test_tasks_write_semantic_ids_in_an_alias_too(tmp_path, toy):
     assert counts["task_examples"] > 0
 
 
-@pytest.mark.parametrize("method", [("rq_vae", "--aliases", 2, "--max-epochs", 400, "--patience", 3)])
+def test_one_tree_trains_as_hierarchical_kmeans_bit_for_bit(capsys, tmp_path, toy):
+    vectors = np.random.default_rng(0).normal(size=(12, 6)).astype(np.float32)
+    (tmp_path / "views").mkdir()
+    ItemViews(one=View(vectors, np.zeros(12, bool))).save(tmp_path / "views")
+    source = ["--catalog", toy[0], "--views", tmp_path / "views", "--device", "cpu", "--collision", "accept"]
+    trees = {"hierarchical_kmeans": [], "rec_forest": ["--num-trees", 1, "--features", 1]}
+    for method, options in trees.items():
+        run_json(capsys, "tokenize", "--method", method, *options, *source, "--out", tmp_path / method)
+        fine_tune(
+            tmp_path / f"sft-{method}", toy[0], extended(tmp_path / f"llm-{method}", SidTable.load(tmp_path / method))
+        )
+    assert same_weights(*(tmp_path / f"sft-{method}" for method in trees))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        ("rq_vae", "--aliases", 2, "--max-epochs", 400, "--patience", 3, "--codebook-size", 4),
+        ("rec_forest", "--num-trees", 2),
+    ],
+)
 def test_append_gives_new_items_a_semantic_id_in_each_alias(capsys, tmp_path, method):
     vectors = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
     ids = [f"item-{row}" for row in range(40)]
@@ -94,9 +114,10 @@ def test_append_gives_new_items_a_semantic_id_in_each_alias(capsys, tmp_path, me
         (tmp_path / f"{name}-views").mkdir()
         ItemViews(one=View(vectors[:count], np.zeros(count, bool))).save(tmp_path / f"{name}-views")
         sources[name] += ["--views", tmp_path / f"{name}-views", "--device", "cpu"]
-    sizes = ["--codebook-size", 4, "--num-levels", 2, "--method", *method]
+    sizes = ["--num-levels", 2, "--method", *method]
     report = run_json(capsys, "tokenize", *sources["old"], *sizes, "--out", tmp_path / "sid")
-    assert report["num_items"] == 36
+    assert report["num_items"] == 36 and report["before_policy"]["collision_rate"] < 1
+    assert all(level["codebook_size"] <= 6 for level in report["levels"])  # of one alias, not of all
     run_json(capsys, "tokenize", *sources["new"], "--append", tmp_path / "sid", "--out", tmp_path / "grown")
     old, new = (aliases_of(SidTable.load(tmp_path / name)) for name in ("sid", "grown"))
     assert len(old) == len(new) == 2

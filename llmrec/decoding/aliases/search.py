@@ -27,11 +27,11 @@ from llmrec.decoding.tree_forward import pad_right
 from llmrec.decoding.trie.allow_list import AllowList
 from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.trie import SidTrie
+from llmrec.evaluation.ranking import UNFILLED, Ranking
 from llmrec.model.code_scores import NormalizeOver
 from llmrec.model.history.aliases import AliasHistoryEncoder
 from llmrec.model.history.sids import SidHistoryEncoder
 from llmrec.runtime.device import from_host
-from llmrec.sid.groups import num_collisions
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 
@@ -51,8 +51,8 @@ class AliasSearch:
         capture: Capture searches as CUDA graphs; by default on a GPU.
         compiled: Fuse the model's layers by `torch.compile`; see `llmrec.decoding.decoder`.
 
-    Raises:
-        ValueError: If items share their semantic IDs in every alias.
+    Attributes:
+        twins_N: (N,) int64 number of each item's semantic IDs in all aliases; items that share all of them tie.
     """
 
     def __init__(
@@ -67,11 +67,8 @@ class AliasSearch:
         compiled: bool = False,
     ):
         codes = np.concatenate([table.all_codes for table in encoder.tables], axis=1)
-        if num_collisions(codes):
-            raise ValueError(
-                f"{num_collisions(codes)} items share their semantic IDs with another one in every alias, and could "
-                "not be told apart. Run `llmrec tokenize` with another collision policy, such as suffix_ordinal."
-            )
+        _, first_of, self.twins_N = np.unique(codes, axis=0, return_index=True, return_inverse=True)
+        self.first_twin_N = from_host(first_of[self.twins_N], model.device)
         width = -(-num_beams // len(encoder.tables))
         options = (normalize_over, prefix_ids, capture, compiled)
         self.aliases = [
@@ -107,12 +104,32 @@ class AliasSearch:
             *(alias.find(each, exclude, allow) for alias, each in zip(self.aliases, prompts, strict=True)), strict=True
         )
         is_found_BN = torch.stack(found_BN).any(dim=0)
-        most = min(is_found_BN.shape[1], sum(alias.decoder.widths[-1] * alias.most_items for alias in self.aliases))
-        is_candidate_BC, items_BC = is_found_BN.to(torch.uint8).topk(most, dim=1)
+        is_candidate_BC, items_BC = is_found_BN.to(torch.uint8).topk(self.most_items, dim=1)
         each_ABC = [alias.log_probs(each, items_BC) for alias, each in zip(self.aliases, prompts, strict=True)]
         mean_BC = torch.stack(each_ABC).mean(dim=0).masked_fill(is_candidate_BC == 0, -torch.inf)
         scores_BN = torch.full(is_found_BN.shape, -torch.inf, device=mean_BC.device)
-        return scores_BN.scatter_(1, items_BC, mean_BC), torch.stack(invalid_B).sum(dim=0)
+        scores_BN.scatter_(1, items_BC, mean_BC)
+        return scores_BN[:, self.first_twin_N], torch.stack(invalid_B).sum(dim=0)
+
+    @property
+    def most_items(self) -> int:
+        """Largest number of items that a search can find."""
+        found = sum(alias.decoder.widths[-1] * alias.most_items for alias in self.aliases)
+        return min(len(self.twins_N), found)
+
+    def ranking(self, items: np.ndarray, scores: np.ndarray, invalid: np.ndarray) -> Ranking:
+        """Put the items that share their semantic IDs in every alias side by side, in one tie group.
+
+        Args:
+            items: (B, R) int64 item rows by falling scores, -1 behind them.
+            scores: (B, R) scores.
+            invalid: (B,) int64 number of beams that are no item.
+        """
+        twins = np.where(items == UNFILLED, len(self.twins_N), self.twins_N[items])
+        order = np.lexsort((twins, -scores), axis=1)
+        items, twins = np.take_along_axis(items, order, axis=1), np.take_along_axis(twins, order, axis=1)
+        groups = np.cumsum(np.diff(twins, axis=1, prepend=twins[:, :1]) != 0, axis=1)
+        return Ranking(items, groups, np.take_along_axis(scores, order, axis=1), invalid)
 
 
 class OneAlias:
