@@ -15,7 +15,7 @@ from tests.support.recipes import commands_of, files_of
 SMALLER = {
     "beauty-cllm4rec": {
         "tokenize": "",
-        "extend": "--model micro --micro-layers 1 --micro-hidden 16 --micro-words 200",
+        "extend": "--model micro --micro-layers 1 --micro-hidden 32 --micro-words 200",
         "sft": "--epochs 2 --masked-epochs 1 --batch-size 40 --micro-batch-size 40 --eval-steps 2 --eval-examples 20 "
         "--warmup-steps 0",
         "evaluate": "",
