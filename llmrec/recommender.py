@@ -8,6 +8,7 @@ Shapes: B histories.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Sequence
@@ -93,6 +94,7 @@ class Recommender:
         compiled: bool = False,
         rank: RankBy = "sid",
         catalog: str | Path | Catalog | None = None,
+        length_penalty: float | None = None,
     ) -> Recommender:
         """Load a checkpoint from a directory or the Hub.
 
@@ -105,6 +107,8 @@ class Recommender:
             rank: Scores to rank by: sid, items or mixture.
             catalog: Catalogue of today, or its directory: only items that it has are recommended. `given` tells what
                 it has in common with the checkpoint.
+            length_penalty: Power of its number of tokens that the score of an item is divided by; the checkpoint's own
+                when left out.
 
         Raises:
             ValueError: If the checkpoint cannot be found, was changed, or its parts do not belong together, the device
@@ -120,6 +124,8 @@ class Recommender:
         """
         path = resolve(source)
         sid_config, table, details = SidConfig.load(path)
+        if length_penalty is not None:
+            sid_config = dataclasses.replace(sid_config, length_penalty=length_penalty)
         if rank != "sid":
             ItemTokens.required(sid_config.vocabulary.items)  # before the weights are read
         record, given = CatalogRecord.load(path, details, table.num_items), None

@@ -31,6 +31,12 @@ class EvaluateConfig(StageConfig, Config):
     k: list[int] = option("Cut-offs of the metrics.", [5, 10])
     rank: RankBy = option(RANK_HELP, "sid")
     num_beams: int | None = option("Beam width. The default is min(items, max(50, 5k)).", None, least=1)
+    length_penalty: float | None = option(
+        "Power of its number of tokens that the score of an item is divided by. The default is the checkpoint's: 1 "
+        "where items are written in words, as titles, and 0 for semantic IDs.",
+        None,
+        least=0,
+    )
     baselines: list[str] | None = option(
         f"Baselines to evaluate beside the model, or alone. These take seconds: {', '.join(COUNTED)}. "
         f"These are trained for minutes: {', '.join(TRAINED)}. A directory written by `llmrec teach` is a baseline, "
@@ -65,7 +71,7 @@ class EvaluateConfig(StageConfig, Config):
         found = []
         if not self.baselines:
             found.append("there is nothing to evaluate; give --model, a checkpoint, or --baselines, such as popularity")
-        model_alone = {"rank": "sid", "num_beams": None, "exact_examples": 0}
+        model_alone = {"rank": "sid", "num_beams": None, "length_penalty": None, "exact_examples": 0}
         given = [name for name, default in model_alone.items() if getattr(self, name) != default]
         if given:
             found.append(f"{', '.join(given)}: only a model has this; give --model, or leave it out")

@@ -40,6 +40,7 @@ def tree_beam_search(
     normalize_over: NormalizeOver = "vocabulary",
     leaf_filter: LeafFilter | None = None,
     prefix_ids: Tensor | None = None,
+    length_penalty: float = 0.0,
 ) -> Beams:
     """Find the `num_beams` best SIDs of each prompt.
 
@@ -53,15 +54,17 @@ def tree_beam_search(
         normalize_over: Tokens that a code's probability is normalised over; see `llmrec.model.code_scores`.
         leaf_filter: Leaves that each prompt may reach; all when left out.
         prefix_ids: (P,) int64 tokens that stand before every prompt, such as the instruction; they are run once.
+        length_penalty: Power of its number of codes that the score of a complete SID is divided by; while beams grow,
+            they compete by their sums, as in `generate`.
 
     Returns:
         Beams of each prompt, best first: `codes` (B, num_beams, L) int64, `scores` (B, num_beams) float32 and `leaves`
         (B, num_beams) int64. If fewer SIDs are legal, the last beams are unfilled: code -1, score -inf, leaf -1.
 
     Raises:
-        ValueError: If a width is not positive, the filter is of another batch or trie, the vocabulary or model lacks
-            codes of the trie, a prompt ends inside a SID, prompt and SID do not fit the model's context, the model
-            cannot attend along a tree, or a score is NaN.
+        ValueError: If a width is not positive, `length_penalty` is negative, the filter is of another batch or trie,
+            the vocabulary or model lacks codes of the trie, a prompt ends inside a SID, prompt and SID do not fit the
+            model's context, the model cannot attend along a tree, or a score is NaN.
 
     Source: tree attention over shared prefixes as in SpecInfer (arXiv:2305.09781), applied to beams instead of drafts.
 
@@ -76,12 +79,9 @@ def tree_beam_search(
         torch.Size([2, 4, 3])
         >>> bool((beams.codes == trie.codes_of(beams.leaves)).all())  # every beam is a SID of the table
         True
-        >>> items = [table.item_ids[int(trie.items(leaf)[0])] for leaf in beams.leaves[0].tolist()]
-        >>> set(items) <= set(table.item_ids)
-        True
     """
     widths = beam_widths(num_beams, trie.num_levels)
-    problem = SearchProblem(causal_lm(model), trie, vocabulary, normalize_over)
+    problem = SearchProblem(causal_lm(model), trie, vocabulary, normalize_over, length_penalty=length_penalty)
     problem.check_batch(input_ids, leaf_filter, prefix_ids)
     check_prompt_end(input_ids, trie, vocabulary, attention_mask)
     mask = None if leaf_filter is None else leaf_filter.mask
@@ -129,9 +129,11 @@ def search_beams(
         continuations = problem.continuations(hidden, paths, level, mask)
         scores = continuations.scores.flatten(1)
         if level > 0 and trie.has_leaves(level):
-            finished = _merge(finished, _finish(paths.complete(trie, level), scores, width))
+            ended = _finish(paths.complete(trie, level), scores, width)
+            finished = _merge(finished, ended.divided(level**problem.length_penalty))
         paths = paths.follow(continuations, scores.topk(min(width, scores.shape[1]), dim=1).indices, level)
-    return _merge(finished, paths.complete(trie, num_levels)), states
+    ended = paths.complete(trie, num_levels).divided(num_levels**problem.length_penalty)
+    return _merge(finished, ended), states
 
 
 def _finish(complete: Beams, continued: Tensor, width: int) -> Beams:

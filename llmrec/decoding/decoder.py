@@ -37,6 +37,7 @@ class SidDecoder(PromptReader):
         capture: Capture searches as CUDA graphs; by default on a GPU.
         compiled: Fuse the operations between matrix products by `torch.compile`. This compiles the model's layers in
             place, once for all batches; its first 20 seconds pay off if thousands of prompts follow.
+        length_penalty: Power of its number of codes that the score of a complete SID is divided by.
 
     Raises:
         ValueError: If a width is not positive, the model cannot attend along a tree, or model or vocabulary lack codes
@@ -71,8 +72,11 @@ class SidDecoder(PromptReader):
         prefix_ids: Tensor | None = None,
         capture: bool | None = None,
         compiled: bool = False,
+        length_penalty: float = 0.0,
     ):
-        self.problem = SearchProblem(causal_lm(model), trie, vocabulary, normalize_over, compiled=compiled)
+        self.problem = SearchProblem(
+            causal_lm(model), trie, vocabulary, normalize_over, compiled=compiled, length_penalty=length_penalty
+        )
         self.widths = beam_widths(num_beams, trie.num_levels)
         super().__init__(model, prefix_ids, capture, compiled)
 

@@ -166,7 +166,8 @@ class SidRanker:
         options = (num_beams, self.sid_config.normalize_over, self.prefix_ids, self.capture, self.compiled)
         if isinstance(self.encoder, AliasHistoryEncoder):
             return AliasSearch(self.model, self.encoder, self.sid_config.vocabulary, *options)
-        return SidDecoder(self.model, self.trie, self.sid_config.vocabulary, *options)
+        vocabulary, length_penalty = self.sid_config.vocabulary, self.sid_config.length_penalty
+        return SidDecoder(self.model, self.trie, vocabulary, *options, length_penalty)
 
     @torch.no_grad()
     def _start(self, decoder: PromptReader | AliasSearch, requests: Requests, num_beams: int) -> Callable[[], Ranking]:

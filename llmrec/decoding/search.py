@@ -22,7 +22,7 @@ from llmrec.decoding.trie.lookups import ROOT
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.evaluation.ranking import ScoresNotFinite
 from llmrec.model.backbone import check_context, check_rows
-from llmrec.model.code_scores import NormalizeOver, check_normalize_over, code_log_probs
+from llmrec.model.code_scores import NormalizeOver, check_length_penalty, check_normalize_over, code_log_probs
 from llmrec.sid.answer_head import refuse_head
 from llmrec.sid.table import EMPTY
 from llmrec.sid.vocabulary import SidVocabulary
@@ -50,6 +50,10 @@ class Beams:
             torch.full((batch_size, num_beams), -torch.inf, device=device),
             torch.full((batch_size, num_beams), -1, device=device),
         )
+
+    def divided(self, by: float) -> Beams:
+        """Divide all scores by a number."""
+        return self if by == 1 else Beams(self.codes, self.scores / by, self.leaves)
 
     def take(self, slots: Tensor) -> Beams:
         """Select beams of each prompt by their (B, x) places."""
@@ -159,6 +163,7 @@ class SearchProblem:
         normalize_over: Tokens that a code's probability is normalised over; see `llmrec.model.code_scores`.
         temperature: Divisor of the logits.
         compiled: Fuse operations by `torch.compile`.
+        length_penalty: Power of its number of codes that the score of a complete SID is divided by.
 
     Raises:
         ValueError: If the model answers by a head or cannot attend along a tree, or model or vocabulary lack codes of
@@ -171,9 +176,11 @@ class SearchProblem:
     normalize_over: NormalizeOver
     temperature: float = 1.0
     compiled: bool = False
+    length_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         check_normalize_over(self.normalize_over)
+        check_length_penalty(self.length_penalty)
         refuse_head(self.vocabulary.head, "A search over codes")
         self.vocabulary.check_table(self.trie)
         check_attention(self.model)

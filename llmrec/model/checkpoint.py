@@ -17,13 +17,12 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from llmrec.model.code_scores import NormalizeOver, check_normalize_over
+from llmrec.model.code_scores import NormalizeOver, check_length_penalty, check_normalize_over
 from llmrec.model.heads.own_files import saved_apart
 from llmrec.model.heads.weights import load_head
 from llmrec.model.history.choice import make_history_encoder
@@ -35,6 +34,7 @@ from llmrec.runtime.quiet import loading, without_tensor_bars
 from llmrec.runtime.reading import first_line
 from llmrec.sid import table as sid
 from llmrec.sid.table import SidTable
+from llmrec.sid.tokens.llm_tokenizer import load_tokenizer as load_tokenizer
 from llmrec.sid.vocabulary import SidVocabulary
 
 FILE = "llmrec.json"
@@ -52,10 +52,11 @@ class SidConfig:
         max_history: Largest number of items of a history that the model is shown, the latest ones; at least 1.
         normalize_over: Tokens that the score of a code is normalised over; see `llmrec.model.code_scores`.
         mixture_weight: Share of the item rows where they are mixed with SIDs; see `llmrec.decoding.item_ranking`.
+        length_penalty: Power of its number of tokens that the score of an item is divided by, as in transformers.
 
     Raises:
-        ValueError: If `max_history` is no positive integer, `normalize_over` is unknown, or `mixture_weight` is not
-            between 0 and 1.
+        ValueError: If `max_history` is no positive integer, `normalize_over` is unknown, `mixture_weight` is not
+            between 0 and 1, or `length_penalty` is no number from 0 on.
 
     Examples:
         >>> from llmrec import SidConfig, SidVocabulary
@@ -71,10 +72,12 @@ class SidConfig:
     max_history: int
     normalize_over: NormalizeOver
     mixture_weight: float = 0.5
+    length_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.mixture_weight <= 1:
             raise ValueError(f"mixture_weight is {self.mixture_weight!r}; a number from 0 to 1 is needed")
+        check_length_penalty(self.length_penalty)
         if not isinstance(self.max_history, int) or self.max_history < 1:
             raise ValueError(f"max_history is {self.max_history!r}; a positive integer is needed")
         check_normalize_over(self.normalize_over)
@@ -144,6 +147,7 @@ class SidConfig:
             "max_history": self.max_history,
             "normalize_over": self.normalize_over,
             **({} if self.vocabulary.items is None else {"mixture_weight": self.mixture_weight}),
+            **({"length_penalty": self.length_penalty} if self.length_penalty else {}),
             "details": details or {},
         }
         if tokenizer is not None:
@@ -179,16 +183,14 @@ class SidConfig:
             raise ValueError(
                 f"'{directory}' has no {FILE}: it is not a checkpoint of llmrec. `llmrec extend` makes one."
             )
+        unreadable = f"{path} cannot be read ({{!r}}); run the stage that wrote it again."
         try:
             values = read_json(path)
             if values["schema_version"] != SCHEMA_VERSION:
                 raise ValueError(f"schema version {values['schema_version']}, this llmrec reads {SCHEMA_VERSION}")
-            vocabulary, prompt = SidVocabulary.from_dict(values["vocabulary"]), Prompt(**values["prompt"])
-            weight = {} if vocabulary.items is None else {"mixture_weight": values["mixture_weight"]}
-            sid_config = cls(vocabulary, prompt, values["max_history"], values["normalize_over"], **weight)
             expected, details = values["sid_table_sha256"], values["details"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} cannot be read ({error!r}); run the stage that wrote it again.") from error
+            raise ValueError(unreadable.format(error)) from error
         table = SidTable.load(directory)
         if table.sha256 != expected:
             raise ValueError(
@@ -196,6 +198,13 @@ class SidConfig:
                 f"{table.sha256[:12]}…, expected {expected[:12]}…). Restore it, or run `llmrec extend` and "
                 "`llmrec sft` on the new table."
             )
+        try:
+            vocabulary = SidVocabulary.from_dict(values["vocabulary"], table.words)
+            options = {name: values[name] for name in ("mixture_weight", "length_penalty") if name in values}
+            prompt = Prompt(**values["prompt"])
+            sid_config = cls(vocabulary, prompt, values["max_history"], values["normalize_over"], **options)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(unreadable.format(error)) from error
         vocabulary.check_table(table)
         return sid_config, table, details
 
@@ -229,21 +238,6 @@ def _bound(path: Path) -> Path:
     if (path / FILE).is_file():
         check_binding(path)
     return path
-
-
-def load_tokenizer(source: str | Path, **options: object) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a path or Hub id; end-of-sequence pads if it names no padding token.
-
-    Raises:
-        ValueError: If it cannot be loaded.
-    """
-    with loading(source, "AutoTokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False, **options)
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one up if there are no files
-        raise ValueError(f"'{source}' has no tokenizer; save the tokenizer of the model next to its weights.")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token
-    return tokenizer
 
 
 def load_model(source: str | Path, **options: object) -> PreTrainedModel:

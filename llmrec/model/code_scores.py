@@ -37,6 +37,16 @@ def check_normalize_over(value: str) -> None:
         raise ValueError(f"normalize_over is '{value}'; choose from {', '.join(get_args(NormalizeOver))}.")
 
 
+def check_length_penalty(value: float) -> None:
+    """Refuse a power that scores cannot be divided by.
+
+    Raises:
+        ValueError: If it is no finite number from 0 on.
+    """
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"length_penalty is {value!r}; a number from 0 on is needed.")
+
+
 def code_log_probs(
     model: PreTrainedModel,
     hidden: Tensor,

@@ -6,52 +6,17 @@ vocabulary is at most a few thousand words, because on a CPU the output layer co
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
-
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
 
-from llmrec.model.prompts import DEFAULT_INSTRUCTION
+from llmrec.sid.tokens.llm_tokenizer import word_tokenizer as word_tokenizer
 
 HEAD_DIM = 32
-SPECIAL_TOKENS = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-
-
-def word_tokenizer(texts: Iterable[str], max_words: int) -> PreTrainedTokenizerBase:
-    """Make a lower-case word-level tokenizer of the most frequent words of texts and of the default instruction.
-
-    Args:
-        texts: Titles.
-        max_words: Largest size of the vocabulary, special tokens included.
-
-    Raises:
-        ValueError: If the vocabulary does not hold the instruction.
-    """
-    core = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
-    core.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-
-    def words_of(text: str) -> list[str]:
-        return [word for word, _ in core.pre_tokenizer.pre_tokenize_str(core.normalizer.normalize_str(text))]
-
-    counts = Counter(word for text in texts for word in words_of(text))
-    frequent = sorted(counts, key=lambda word: (-counts[word], word))
-    always = list(dict.fromkeys([*SPECIAL_TOKENS.values(), *words_of(DEFAULT_INSTRUCTION)]))
-    if max_words < len(always):
-        raise ValueError(
-            f"micro_words is {max_words}; at least {len(always)} are needed for the instruction and the special tokens."
-        )
-    vocabulary = list(dict.fromkeys([*always, *frequent]))[:max_words]
-    core.model = models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>")
-    return PreTrainedTokenizerFast(tokenizer_object=core, **SPECIAL_TOKENS)
 
 
 def micro_model(tokenizer: PreTrainedTokenizerBase, layers: int, hidden_size: int, seed: int) -> PreTrainedModel:

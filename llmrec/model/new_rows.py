@@ -20,8 +20,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.model.trained_rows import matrix_of
 from llmrec.sid.aliases import aliases_of
-from llmrec.sid.ordinary_text import encode_texts
 from llmrec.sid.table import SidTable
+from llmrec.sid.tokens.ordinary_text import encode_texts
 from llmrec.sid.vocabulary import SidVocabulary
 
 ROW_MULTIPLE = 64  # matrix multiplications prefer vocabularies of this multiple

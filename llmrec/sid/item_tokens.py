@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmrec.sid.template import fields_of
+from llmrec.sid.tokens.template import fields_of
 
 DEFAULT_TEMPLATE = "<|item_{row}|>"
 STAND_IN = "<|item|>"

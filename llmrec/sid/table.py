@@ -5,8 +5,8 @@ published tables), and an item may have several SIDs, numbered by `alias`. SIDs 
 prefix-free, so that a SID is complete exactly at the leaves of the trie: a SID that is a prefix of another one gets a
 terminal code.
 
-An identifier may be written in words, tokens that an LLM has already (`llmrec.sid.words`); its codes number the words
-of each level.
+An identifier may be written in words, tokens that an LLM has already (`llmrec.sid.tokens.level_words`); its codes
+number the words of each level.
 
 Shapes: S SIDs, N items, L levels.
 """
@@ -31,7 +31,7 @@ from llmrec.sid.codes import EMPTY as EMPTY
 from llmrec.sid.codes import check_codes, make_prefix_free, read_codes
 from llmrec.sid.groups import ordinals
 from llmrec.sid.pieces.pieces import Pieces
-from llmrec.sid.words import LevelWords
+from llmrec.sid.tokens.level_words import LevelWords
 
 if TYPE_CHECKING:  # it takes a second to import
     from transformers import PreTrainedTokenizerBase

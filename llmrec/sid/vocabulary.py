@@ -2,7 +2,7 @@
 
 Every (level, code) is one token. The tokens of a level are one contiguous block, so that a level's logits are a slice
 of the output matrix. Blocks may hold spare tokens for codes of items that are appended later. Identifiers written in
-words need no new tokens: there a code is the token that `llmrec.sid.words` says, and the blocks are empty.
+words need no new tokens: there a code is the token that `llmrec.sid.tokens.level_words` says, and the blocks are empty.
 
 Tokens are added as ordinary ones (special=False, normalized=False): `decode(skip_special_tokens=True)`, which TRL and
 most serving code call, deletes special tokens.
@@ -24,12 +24,19 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.answer_head import AnswerHead
 from llmrec.sid.bounds import check_layout
-from llmrec.sid.device_tokens import DeviceTokens, HasLevels
 from llmrec.sid.item_tokens import ItemTokens
 from llmrec.sid.pieces.pieces import check_segmentations
 from llmrec.sid.table import EMPTY
-from llmrec.sid.template import DEFAULT_TEMPLATE, check_new, check_template, check_tokens, default_template
-from llmrec.sid.words import LevelWords
+from llmrec.sid.tokens.device_tokens import DeviceTokens, HasLevels
+from llmrec.sid.tokens.level_words import LevelWords
+from llmrec.sid.tokens.template import (
+    DEFAULT_TEMPLATE,
+    check_new,
+    check_template,
+    check_tokens,
+    default_template,
+    end_of_sequence,
+)
 
 
 @dataclass(frozen=True)
@@ -78,11 +85,7 @@ class SidVocabulary(DeviceTokens):
 
     @classmethod
     def of_words(cls, words: LevelWords, eos_token_id: int) -> SidVocabulary:
-        """Make the vocabulary of identifiers that are written in words of the LLM.
-
-        Args:
-            words: Tokens of the codes, as a SidTable or a TokenTrie has them.
-            eos_token_id: See the class.
+        """Make the vocabulary of identifiers in words of the LLM, as a SidTable or a TokenTrie has them.
 
         Examples:
             >>> from llmrec import SidTable, SidVocabulary
@@ -132,14 +135,13 @@ class SidVocabulary(DeviceTokens):
         """
         if template is None:
             template = default_template(len(level_sizes), segmentations is not None)
-        if tokenizer.eos_token_id is None:
-            raise ValueError("The tokenizer has no eos_token; `generate()` could not end an answer. Set one first.")
+        eos_token_id = end_of_sequence(tokenizer)
         block_sizes = tuple(int(size) + int(spare_codes) for size in level_sizes)
         before = np.cumsum((0, *block_sizes[:-1])) if segmentations is None else [0] * len(block_sizes)
         starts = tuple(len(tokenizer) + int(number) for number in before)
         items = ItemTokens(len(tokenizer) + sum(block_sizes) + 1, num_items) if num_items else None
         vocabulary = cls(
-            tuple(map(int, level_sizes)), starts, block_sizes, tokenizer.eos_token_id, template, items,
+            tuple(map(int, level_sizes)), starts, block_sizes, eos_token_id, template, items,
             segmentations=segmentations,
         )  # fmt: skip
         tokens = vocabulary.all_tokens()
@@ -246,8 +248,7 @@ class SidVocabulary(DeviceTokens):
             table: SidTable or SidTrie.
 
         Raises:
-            ValueError: If it has another number of levels, more codes at a level, other words, or another number of
-                items than have tokens.
+            ValueError: If it has other levels, more codes, other words, or another number of items than have tokens.
         """
         self.check_words(table)
         if table.num_levels != self.num_levels or any(

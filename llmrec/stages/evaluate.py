@@ -214,7 +214,9 @@ def ranker(system: str, trial: Trial, num_beams: int, workdir: Path) -> Rank:
         return per_batch(fitted.rank)
     from llmrec.recommender import Recommender  # torch and transformers, whose imports take seconds
 
-    recommender = Recommender.from_pretrained(config.model or "", device=config.device, rank=config.rank)
+    recommender = Recommender.from_pretrained(
+        config.model or "", device=config.device, rank=config.rank, length_penalty=config.length_penalty
+    )
     if trial.overlap:
         return shared_ranking(recommender.ranker, trial.overlap, num_beams)
     return functools.partial(recommender.ranker.rank_batches, num_beams=num_beams)

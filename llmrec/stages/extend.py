@@ -30,11 +30,11 @@ from llmrec.sid.aliases import refuse_aliases
 from llmrec.sid.answer_head import AnswerHead
 from llmrec.sid.catalogs.catalog_record import CatalogRecord
 from llmrec.sid.table import SidTable
+from llmrec.sid.tokens.llm_tokenizer import MICRO as MICRO
+from llmrec.sid.tokens.template import end_of_sequence
 from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.stages.append import append_items, show_appended
 from llmrec.stages.quantized import quantized_vectors
-
-MICRO = "micro"
 
 
 def main(config: ExtendConfig) -> JsonObject:
@@ -54,6 +54,8 @@ def main(config: ExtendConfig) -> JsonObject:
         check_readable(table)
     if config.item_rows:
         refuse_aliases(table, "item_rows")
+    if table.words is not None:
+        check_words(config)
     catalog = load_catalog(config, table)
     vectors_ND = quantized_vectors(config.sid, table) if config.head == "projection" else None
     titles = None if catalog is None else catalog.titles
@@ -68,12 +70,18 @@ def main(config: ExtendConfig) -> JsonObject:
         check_halves(model)
         origin = {"base_model": public_name(config.model), BASE_IS_RANDOM: is_untrained(model)}
         num_items = table.num_items if config.item_rows else 0
-        vocabulary = SidVocabulary.add_to(tokenizer, table.level_sizes, config.spare_codes, num_items=num_items)
-        vocabulary = dataclasses.replace(vocabulary, head=answer_head(config))
-        add_rows(model, vocabulary, config.seed, initial_vectors(config, titles, table, tokenizer))
+        if table.words is None:
+            vocabulary = SidVocabulary.add_to(tokenizer, table.level_sizes, config.spare_codes, num_items=num_items)
+            vocabulary = dataclasses.replace(vocabulary, head=answer_head(config))
+            add_rows(model, vocabulary, config.seed, initial_vectors(config, titles, table, tokenizer))
+        else:
+            vocabulary = SidVocabulary.of_words(table.words, end_of_sequence(tokenizer))
+            vocabulary.check(tokenizer)
         add_head(model, vocabulary, vectors_ND, config.seed)
         save_model(model, tokenizer, directory)
-        sid_config = SidConfig(vocabulary, Prompt(), longest_history(model, vocabulary), "vocabulary")
+        by_length = 0.0 if table.words is None else 1.0  # identifiers in words differ in length
+        max_history = longest_history(model, vocabulary)
+        sid_config = SidConfig(vocabulary, Prompt(), max_history, "vocabulary", length_penalty=by_length)
         learned_on = read_manifest(config.sid)["identity"].get("inputs", {}).get("catalog")  # none of adopted SIDs
         record = {} if catalog is None else CatalogRecord.of(catalog).save(directory)
         details = {**origin, "catalog_sha256": learned_on, **record}
@@ -97,6 +105,21 @@ def show(result: JsonObject) -> None:
         return
     items = f", {result['item_tokens']} item tokens" if "item_tokens" in result else ""
     tell(f"extend: {result['sid_tokens']} SID tokens{items}, {result['parameters']:,} parameters -> {result['out']}")
+
+
+def check_words(config: ExtendConfig) -> None:
+    """Refuse options that give codes tokens of their own, where items are written in words that the model has.
+
+    Raises:
+        ValueError: With their names.
+    """
+    default = {"spare_codes": 0, "item_rows": False, "head": "none", "sid_init": "noise"}
+    given = [name for name, value in default.items() if getattr(config, name) != value]
+    if given:
+        raise ValueError(
+            f"'{config.sid}' has items that are written in words of the model, which have vectors already; leave out "
+            f"{', '.join(given)}."
+        )
 
 
 def load_catalog(config: ExtendConfig, table: SidTable) -> Catalog | None:

@@ -132,6 +132,10 @@ def fit_semantic_ids(
             f"the codebooks have collapsed: {fallen}. Check the views, lower codebook_size or the learning rate, "
             "or set allow_collapse to keep such semantic IDs."
         )
+    words = aliases[0].words
+    if words is not None:
+        table = SidTable(catalog.item_ids, aliases[0].codes, words=words)
+        return TokenizeResult(table, aliases[0], tokenizer, config.collision, [])
     resolved = [collisions.resolve(config.collision, encoded, tokenizer.level_sizes) for encoded in aliases]
     codes, sizes, notes = zip(*resolved, strict=True)
     level_sizes = [max(level) for level in itertools.zip_longest(*sizes, fillvalue=0)]

@@ -20,6 +20,7 @@ from llmrec.tokenizers.rq_kmeans_plus import RQKMeansPlus
 from llmrec.tokenizers.rq_vae import RQVAE
 from llmrec.tokenizers.rvq import RVQ
 from llmrec.tokenizers.simcit import SimCIT
+from llmrec.tokenizers.titles import Titles
 from llmrec.tokenizers.token_rec import TokenRec
 
 TOKENIZERS: dict[str, type[ItemTokenizer]] = {
@@ -39,6 +40,7 @@ TOKENIZERS: dict[str, type[ItemTokenizer]] = {
     "rec_forest": RecForest,
     "gaoq": GAOQ,
     "p5_cid": P5CID,
+    "titles": Titles,
     "atomic": Atomic,
     "random": Random,
     "sorted": Sorted,

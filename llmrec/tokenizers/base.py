@@ -28,6 +28,7 @@ from llmrec.runtime.device import resolve_device
 from llmrec.runtime.finite import check_finite
 from llmrec.runtime.manifest import JsonObject, write_json
 from llmrec.sid.pieces.pieces import Pieces
+from llmrec.sid.tokens.level_words import LevelWords
 from llmrec.views import ItemViews
 
 CODEBOOKS, SETTINGS = "codebooks.safetensors", "item_tokenizer.json"
@@ -47,6 +48,7 @@ class Encoded:
         place: Item rows (n,) and codes (P, L) that are taken -> (n, L) free codes, under another parent where that of
             an item is full; None for a tokenizer that cannot choose another parent.
         pieces: Pieces that the codes of all levels stand for; None where each level has codes of its own.
+        words: Tokens of an LLM that the codes stand for; None for semantic IDs.
     """
 
     codes: np.ndarray
@@ -55,6 +57,7 @@ class Encoded:
     reconstruction: Callable[[np.ndarray], Tensor] | None = None
     place: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
     pieces: Pieces | None = None
+    words: LevelWords | None = None
 
 
 class Coder(Protocol):

@@ -94,7 +94,8 @@ def add_adapter(model: PreTrainedModel, config: SftConfig, vocabulary: SidVocabu
     # Without a target PEFT 0.21 refuses; its TrainableTokensConfig would hold the embeddings in other modules than
     # LoRA's do, whose `weight` shows them as they were before training.
     targets = DUMMY_TARGET_MODULES if config.train == "sid_tokens" else "all-linear"
-    lora = lora_config(config, targets, trained_rows(model, vocabulary))
+    rows = trained_rows(model, vocabulary) if vocabulary.num_tokens else None  # words have rows that stay
+    lora = lora_config(config, targets, rows)
     lora.modules_to_save = [name for name in FILES if hasattr(model, name)] or None
     torch.manual_seed(config.seed)
     with without_renaming_warning():
@@ -102,7 +103,8 @@ def add_adapter(model: PreTrainedModel, config: SftConfig, vocabulary: SidVocabu
     if config.gradient_checkpointing:
         adapted.enable_input_require_grads()  # transformers#42489: its Trainer should do so, and does not
     train_in_float32(adapted)
-    look_up_apart(model.get_input_embeddings())
+    if rows is not None:
+        look_up_apart(model.get_input_embeddings())
     return adapted
 
 

@@ -20,7 +20,7 @@ from llmrec.data.catalog import Catalog
 from llmrec.runtime import disk, processes
 from llmrec.runtime.console import progress, say
 from llmrec.runtime.device import resolve_device
-from llmrec.sid.ordinary_text import break_markers
+from llmrec.sid.tokens.ordinary_text import break_markers
 from llmrec.views import View, describe, scatter
 from llmrec.views.tfidf import Tfidf
 

@@ -21,10 +21,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from decoder import DECODERS, beauty_parser, cells, decoder_steps, recommended
+from decoder import DECODERS, beauty_parser, cells, decoder_steps, llm_of, recommended
 from grid import ROOT, Run, Step, carry_out, load, tell_failures
 from probe import Probe, probe
 
+from llmrec.configs import ExtendConfig
 from llmrec.data.catalog import Catalog
 from llmrec.sid.table import SidTable
 
@@ -71,6 +72,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "letter, text": {"method": "letter", "view_names": WITH_SASREC, "collision": "sinkhorn_reassign"},
     "etegrec, before alternate": {"method": "etegrec", "view_names": SASREC},
+    "titles": {"method": "titles", "llm": "micro"},  # or the LLM of the other decoder
     "simcit": {"method": "simcit", "view_names": BOTH},
     "simcit, as released": {
         "method": "simcit", "view_names": BOTH, "codebook_size": 128, "num_levels": 2, "batch_size": 256,
@@ -106,20 +108,28 @@ def runs_of(arguments: argparse.Namespace) -> list[Run]:
 def run_of(arguments: argparse.Namespace, name: str, seed: int, distilled: bool = False) -> Run:
     given = {"catalog": arguments.catalog, "views": arguments.views, "device": arguments.device}
     learned = {"teacher": arguments.teacher, "drawn_answers": True} if distilled else {}
-    steps = (("tokenize", {**given, **METHODS[name]}), *beneath(arguments, **learned))
+    options, extended = METHODS[name], {}
+    if "llm" in options:  # items in words of the decoder
+        options, learned = {**options, "llm": llm_of(arguments.decoder)}, {**learned, "normalize_over": "vocabulary"}
+        extended = {"micro_words": ExtendConfig.micro_words} if arguments.decoder == "micro" else {}
+    steps = (("tokenize", {**given, **options}), *beneath(arguments, extended, **learned))
     return Run(f"{name}, distilled" if distilled else name, steps, seed)
 
 
-def beneath(arguments: argparse.Namespace, **learned: Any) -> tuple[Step, ...]:
+def beneath(arguments: argparse.Namespace, extended: dict[str, Any] | None = None, **learned: Any) -> tuple[Step, ...]:
     """extend, sft and the evaluations, with the decoder and the budget of the command line.
 
     Args:
         arguments: Of `asked`.
+        extended: Options of extend that make the difference.
         learned: Options of sft that make the difference.
     """
     budget = {"dropout": arguments.dropout, "max_history": arguments.max_history, **VALIDATION}
     sft = {**(budget if arguments.decoder == "micro" else {}), **learned}  # a recipe has its own budget
-    return decoder_steps({"catalog": arguments.catalog}, arguments.epochs, arguments.device, arguments.decoder, sft=sft)
+    return decoder_steps(
+        {"catalog": arguments.catalog}, arguments.epochs, arguments.device, arguments.decoder, sft=sft,
+        extend=extended or {},
+    )  # fmt: skip
 
 
 def measure(run: Run, directories: list[Path]) -> dict[str, Any]:

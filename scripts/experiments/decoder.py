@@ -61,6 +61,11 @@ def decoder_steps(
     )
 
 
+def llm_of(decoder: str) -> str:
+    """Model that `llmrec extend` is given for a decoder."""
+    return str((EXTEND if decoder == "micro" else options_of(RECIPE / "extend.yaml"))["model"])
+
+
 def options_of(recipe: Path, *directories: str) -> dict[str, Any]:
     """What a YAML file of a recipe says, but for the directories that the stages of a run hand on."""
     options = yaml.safe_load(recipe.read_text())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llmrec.sid.ordinary_text import break_markers, encode_texts
+from llmrec.sid.tokens.ordinary_text import break_markers, encode_texts
 from llmrec.sid.vocabulary import SidVocabulary
 from tests.conftest import word_tokenizer
 

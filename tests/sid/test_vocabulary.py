@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.sid.table import EMPTY, SidTable
-from llmrec.sid.template import DEFAULT_TEMPLATE
+from llmrec.sid.tokens.template import DEFAULT_TEMPLATE
 from llmrec.sid.vocabulary import SidVocabulary
 from tests.conftest import word_tokenizer
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrec.sid.table import EMPTY, SidTable
+from llmrec.sid.tokens.level_words import LevelWords
 from llmrec.sid.vocabulary import SidVocabulary
-from llmrec.sid.words import LevelWords
 from tests.conftest import word_tokenizer
 
 END = 4

@@ -173,7 +173,7 @@ def test_the_training_log_of_the_checkpoint_is_drawn(config):
 def test_one_model_is_loaded_as_asked_for_both_columns(config, monkeypatch):
     loaded = answer_with(monkeypatch, fake_stream)
     stage.main(dataclasses.replace(config, device="cpu", baselines=[]))
-    assert loaded == [{"device": "cpu", "rank": "sid"}]
+    assert loaded == [{"device": "cpu", "rank": "sid", "length_penalty": None}]
 
 
 def test_a_verdict_and_one_table_of_80_columns_are_printed_and_the_rest_is_on_the_page(config, monkeypatch, capsys):

@@ -21,7 +21,7 @@ from llmrec.decoding.trie.leaf_items import LeafItems
 from llmrec.decoding.trie.level import BYTE, TrieLevel
 from llmrec.runtime import disk
 from llmrec.runtime.manifest import JsonObject
-from llmrec.sid.words import LevelWords
+from llmrec.sid.tokens.level_words import LevelWords
 
 FORMAT, VERSION = "llmrec SidTrie", 1
 KEY = "llmrec_trie"

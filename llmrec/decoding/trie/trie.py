@@ -30,7 +30,7 @@ from llmrec.decoding.trie.leaf_items import LeafItems
 from llmrec.decoding.trie.level import TrieLevel
 from llmrec.decoding.trie.lookups import TrieLookups
 from llmrec.sid.table import SidTable
-from llmrec.sid.words import LevelWords
+from llmrec.sid.tokens.level_words import LevelWords
 
 
 class SidTrie(TrieLookups):

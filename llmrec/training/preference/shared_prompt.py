@@ -179,10 +179,11 @@ def score_siblings(
     nodes = torch.full(completions.shape[:2], ROOT, device=completions.device)
     log_probs, entropies = [], []
     for level, (hidden, tokens) in enumerate(zip(states, completions.unbind(dim=2), strict=True)):
-        rows = slice(None) if normalize_over == "vocabulary" else vocabulary.block(level)
+        over_all = normalize_over == "vocabulary"
+        rows = slice(None) if over_all else vocabulary.rows(level, hidden.device)
         scores = logits(base, hidden, rows)  # (B, 1 or M, R)
         is_code = tokens != EMPTY
-        chosen = (tokens - (rows.start or 0)).clamp(min=0)
+        chosen = (tokens if over_all else vocabulary.codes_at(level, tokens)).clamp(min=0)
         if legal_sids is not None:
             children = legal_sids.children(nodes, level)  # (B, M, codes of the trie)
             # Outside the trie nothing is legal; all of the level is, so that gradients stay numbers.

@@ -27,6 +27,8 @@ def problems(config: SftConfig, catalog: Catalog, vocabulary: SidVocabulary) -> 
         found += head_problems(config, vocabulary.head)
     if config.head_loss != "softmax" and (vocabulary.head is None or vocabulary.head.kind != "projection"):
         found.append(f"head_loss '{config.head_loss}' is of head 'projection', which '{config.model}' does not have")
+    if vocabulary.words is not None:
+        found += word_problems(config)
     if vocabulary.items is not None and config.normalize_over == "vocabulary":
         found.append(
             f"'{config.model}' has item tokens, which are never written but would compete with codes in the softmax; "
@@ -49,6 +51,17 @@ def content_problems(config: SftConfig, catalog: Catalog, vocabulary: SidVocabul
         )
     if processes.sharding() == "FSDP":
         found.append("content_passes reads rows by itself, which FSDP shards; launch with recipes/accelerate/ddp.yaml")
+    return found
+
+
+def word_problems(config: SftConfig) -> list[str]:
+    """List the options that a model cannot be trained with whose items are written in words."""
+    name = f"'{config.model}' has items that are written in words"
+    found = []
+    if config.normalize_over != "vocabulary":
+        found.append(f"{name}, which all words of the model compete with; set normalize_over to vocabulary")
+    if config.train == "sid_tokens":
+        found.append(f"{name}, so no token is new; set train to lora or full")
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from llmrec.sid.ordinary_text import encode_texts
+from llmrec.sid.tokens.ordinary_text import encode_texts
 
 CATEGORY_ITEMS = 3  # items of a category in one answer, if it has as many
 

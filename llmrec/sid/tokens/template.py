@@ -75,6 +75,17 @@ def check_delimiters(tokens: Sequence[str]) -> None:
             )
 
 
+def end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that ends an answer.
+
+    Raises:
+        ValueError: If the tokenizer has none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError("The tokenizer has no eos_token; `generate()` could not end an answer. Set one first.")
+    return int(tokenizer.eos_token_id)
+
+
 def check_new(tokens: Sequence[str], template: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse tokens that cannot be added to a tokenizer.
 

@@ -38,7 +38,7 @@ class LevelWords:
         ValueError: If a level has no word or has one twice, or an id is out of bounds.
 
     Examples:
-        >>> from llmrec.sid.words import LevelWords
+        >>> from llmrec.sid.tokens.level_words import LevelWords
         >>> words = LevelWords([[5, 8], [2, 9]], texts={5: "red", 8: "green", 9: "tea", 2: ";"})
         >>> words.level_sizes, words.token_ids([[1, 0], [0, -1]]).tolist()
         ((2, 2), [[8, 2], [5, -1]])
@@ -71,7 +71,7 @@ class LevelWords:
             ValueError: If there is no identifier, or one has no token.
 
         Examples:
-            >>> from llmrec.sid.words import LevelWords
+            >>> from llmrec.sid.tokens.level_words import LevelWords
             >>> words, codes = LevelWords.of([[8, 9, 2], [5, 2]])
             >>> codes.tolist(), [level.tolist() for level in words.ids]
             ([[1, 1, 0], [0, 0, -1]], [[5, 8], [2, 9], [2]])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llmrec.sid.codes import EMPTY
 from llmrec.sid.item_tokens import ItemTokens
-from llmrec.sid.words import LevelWords
+from llmrec.sid.tokens.level_words import LevelWords
 
 
 class HasLevels(Protocol):

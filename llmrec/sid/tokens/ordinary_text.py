@@ -39,7 +39,7 @@ def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> li
     Examples:
         >>> from llmrec import SidVocabulary
         >>> from llmrec.model.micro import word_tokenizer
-        >>> from llmrec.sid.ordinary_text import encode_texts
+        >>> from llmrec.sid.tokens.ordinary_text import encode_texts
         >>> tokenizer = word_tokenizer(["red apple < a _ 1 >"], max_words=64)
         >>> vocabulary = SidVocabulary.add_to(tokenizer, level_sizes=[4, 4])
         >>> tokenizer.convert_ids_to_tokens(tokenizer.encode("red <a_1> apple"))

@@ -1,0 +1,83 @@
+"""WordCoder: identifiers in tokens of an LLM, which a method writes from the catalogue.
+
+A published identifier never changes: in append mode a method writes those of new items so that none is taken or begins
+another, and new tokens are numbered behind the published ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from llmrec.data.catalog import Catalog
+from llmrec.runtime.manifest import JsonObject
+from llmrec.sid.tokens.level_words import LevelWords
+from llmrec.tokenizers.base import Encoded
+from llmrec.views import ItemViews
+
+Sequences = list[tuple[int, ...]]
+
+
+class Write(Protocol):
+    """A method's way of writing identifiers."""
+
+    def __call__(
+        self, catalog: Catalog, rows: Sequence[int] | np.ndarray, taken: frozenset[tuple[int, ...]], longest: int | None
+    ) -> Sequences:
+        """List the tokens of the items `rows`, each ended by the same token.
+
+        Args:
+            catalog: Items.
+            rows: Item rows to write.
+            taken: Identifiers that other items have.
+            longest: Largest number of tokens, the end included; that of the method's options when left out.
+        """
+
+
+@dataclass
+class WordCoder:
+    """Words of a method, as a part of an ItemTokenizer.
+
+    Attributes:
+        write: Writes the identifiers.
+        tokenizer_of: Tokenizer of the LLM, for a catalogue.
+        level_sizes: Number of words of each level, after `fit`.
+    """
+
+    write: Write
+    tokenizer_of: Callable[[Catalog], PreTrainedTokenizerBase]
+    level_sizes: list[int]
+
+    @classmethod
+    def fitted(
+        cls, write: Write, tokenizer_of: Callable[[Catalog], PreTrainedTokenizerBase], catalog: Catalog
+    ) -> WordCoder:
+        """Make the coder of a catalogue."""
+        coder = cls(write, tokenizer_of, [])
+        words = coder.encode(catalog, ItemViews()).words
+        coder.level_sizes = [] if words is None else list(words.level_sizes)
+        return coder
+
+    @property
+    def view_names(self) -> list[str]:
+        """Views that `encode` reads."""
+        return []
+
+    def encode(self, catalog: Catalog, views: ItemViews) -> Encoded:
+        """Give every item of a catalogue its words; see `ItemTokenizer.encode`."""
+        sequences = self.write(catalog, range(catalog.num_items), frozenset(), None)
+        words, codes = LevelWords.of(sequences, self.tokenizer_of(catalog))
+        return Encoded(codes, words=words)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Name -> tensor, to be saved."""
+        return {}
+
+    def facts(self) -> JsonObject:
+        """Further facts to be saved."""
+        return {"level_sizes": self.level_sizes}
