@@ -170,6 +170,17 @@ def test_two_processes_train_the_same_rows(tmp_path, atomic, forks):
         torch.testing.assert_close(read(tmp_path / "two"), read(tmp_path / "one"), atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("ranker", [["item_knn"], ["sasrec", "--hidden", "8", "--layers", "1", "--max-epochs", "1"]])
+def test_a_teacher_is_asked_about_histories_alone(tmp_path, atomic, ranker):
+    flags = ["--catalog", atomic[0], "--device", "cpu", "--out", str(tmp_path / "taught"), "--ranker", *ranker]
+    assert main(["teach", *flags]) == 0
+    options = {**CONTENT, "epochs": 2, "teacher": [str(tmp_path / "taught")]}
+    for weight in (0.0, 0.5):
+        fine_tune(tmp_path / str(weight), *atomic, **{**options, "teacher_weight": weight})
+    plain, taught = losses(tmp_path / "0.0"), losses(tmp_path / "0.5")
+    assert plain[:2] == taught[:2] and plain[2] != taught[2], "two steps of content, then histories"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -140,8 +140,9 @@ class CCFRec(SASRec):
 
     def vectors(self) -> Tensor:
         """(N, 2D) vectors: as a history reads an item, and as it is scored."""
-        parts = zip(self.code_rows().split(CHUNK), torch.arange(len(self.codes)).split(CHUNK), strict=True)
-        read = torch.cat([self.fused(rows, items.to(rows.device)).mean(dim=1) for rows, items in parts])
+        every_item = torch.arange(len(self.codes), device=self.codes.device)
+        parts = zip(self.code_rows().split(CHUNK), every_item.split(CHUNK), strict=True)
+        read = torch.cat([self.fused(rows, items).mean(dim=1) for rows, items in parts])
         return torch.cat([read, read + self.items(self.code_rows()).mean(dim=1)], dim=1)
 
     def forward(self, history: Tensor, vectors: Tensor) -> Tensor:

@@ -264,7 +264,7 @@ def flatten(examples: list[Example]) -> tuple[np.ndarray, np.ndarray, np.ndarray
         (n,) int64 item rows, (n,) bool, which of them are targets, and (B,) int64, the number of items of each history.
     """
     rows = np.array(list(itertools.chain.from_iterable(each["rows"] for each in examples)), dtype=np.int64)
-    num_items = np.array([len(each["rows"]) for each in examples])
+    num_items = np.array([len(each["rows"]) for each in examples], dtype=np.int64)  # also of none
     first_targets = np.cumsum(num_items) - num_items + [each["num_context"] for each in examples]
     return rows, np.arange(len(rows)) >= np.repeat(first_targets, num_items), num_items
 
