@@ -205,7 +205,7 @@ def test_a_teacher_is_mixed_with_the_next_item_by_the_definition(kind):
     item_loss = ItemLoss.of(config, one.vocabulary, one.head)
     answers, taught = torch.tensor([5, 31, 0]), torch.rand(3, ITEMS).softmax(dim=1)
     nothing = torch.zeros(0, LEVELS, dtype=torch.long)
-    queries = BatchQueries(*([answers] * 5), answers=answers, query_of=answers, drawn_places=nothing,
+    queries = BatchQueries(*([answers] * 5), answers=answers, query_of=answers, drawn_places=nothing, alias=0 * answers,
                            places=torch.arange(1, 4))  # fmt: skip
     loss = item_loss.sum(one.model, one.states, item_loss.targets(queries, taught))
     scores = one.head.log_probs(one.model, one.states)

@@ -8,7 +8,7 @@ RecForest (NeurIPS 2022), whose aliases are the leaves of several trees. Departu
 and chooses among them by their influence on the validation loss in later stages; here all are equally likely. RecForest
 sums the losses of all trees.
 
-Shapes: n items of all histories, A aliases, N items of the catalogue.
+Shapes: B histories, n items of all of them, L tokens of the longest answer, A aliases, N items of the catalogue.
 """
 
 from __future__ import annotations
@@ -56,13 +56,19 @@ class AliasHistoryEncoder(SidHistoryEncoder):
     ) -> EncodedPrompts:
         """Encode each history in the alias that its generator draws first; see `HistoryEncoder.encode`."""
         if rngs is not None:
-            rows = rows + np.repeat([self._draw(rng) for rng in rngs], num_items)
+            rows = rows + np.repeat(self.num_items * self.draw_aliases(rngs), num_items)
         return super().encode(rows, num_items, is_target)
 
     def encode_answer(self, rows: Sequence[int] | np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """Encode items as an answer in one alias; see `HistoryEncoder.encode_answer`."""
-        return super().encode_answer(np.asarray(rows, dtype=np.int64) + (0 if rng is None else self._draw(rng)))
+        alias = 0 if rng is None else self.draw_aliases([rng])[0]
+        return super().encode_answer(np.asarray(rows, dtype=np.int64) + self.num_items * alias)
 
-    def _draw(self, rng: np.random.Generator) -> int:
-        """Row of item 0 in an alias."""
-        return self.num_items * int(rng.integers(len(self.tables)))
+    @property
+    def tokens_ANL(self) -> np.ndarray:
+        """(A, N, L) int64 token ids of each item's answer in each alias."""
+        return self.in_answer.reshape(len(self.tables), self.num_items, -1)
+
+    def draw_aliases(self, rngs: Iterable[np.random.Generator]) -> np.ndarray:
+        """(B,) int64 alias of each history, the first draw of its generator."""
+        return np.array([rng.integers(len(self.tables)) for rng in rngs], dtype=np.int64)

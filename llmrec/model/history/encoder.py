@@ -11,7 +11,8 @@ stage that trains then has to cut one example for each target (`targets: last_it
 
 An encoder is a file here, and `choice.py` chooses it.
 
-Shapes: B histories, n items of all of them, N items of the catalogue, L tokens of the longest answer, T tokens.
+Shapes: B histories, n items of all of them, N items of the catalogue, A aliases, L tokens of the longest answer, T
+tokens.
 """
 
 from __future__ import annotations
@@ -87,6 +88,15 @@ class HistoryEncoder(ABC):
         Returns:
             (tokens,) int64.
         """
+
+    @property
+    def tokens_ANL(self) -> np.ndarray:
+        """(A, N, L) `tokens_NL` of each alias; one alias without aliases."""
+        return self.tokens_NL[np.newaxis]
+
+    def draw_aliases(self, rngs: Iterable[np.random.Generator]) -> np.ndarray:
+        """(B,) int64 alias that `encode` writes each history in, given generators in the same state."""
+        return np.zeros(sum(1 for _ in rngs), np.int64)
 
     def encode_history(self, rows: Sequence[int] | np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """Encode a history, items one after another, as it stands in a prompt.

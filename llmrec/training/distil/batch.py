@@ -28,6 +28,7 @@ class BatchQueries(NamedTuple):
         answers: (Q,) int64 item rows, UNKNOWN for an answer to draw.
         query_of: (R, T) int64 query whose answer a token belongs to, or NO_QUERY.
         drawn_places: (D, L) int64 places, in the flattened batch, of the tokens of each answer to draw.
+        alias: (Q,) int64 alias that the window and the answer are written in.
         places: (Q,) int64 place, in the flattened batch, of the first token of each answer.
     """
 
@@ -39,6 +40,7 @@ class BatchQueries(NamedTuple):
     answers: Tensor
     query_of: Tensor
     drawn_places: Tensor
+    alias: Tensor
     places: Tensor
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from llmrec.runtime.device import from_host
+from llmrec.sid.aliases import aliases_of
 from llmrec.sid.table import SidTable
 
 MASSES_AT_ONCE = 2**27  # entries of the cumulative sums, 1 GiB
@@ -85,3 +86,36 @@ class CodeTargets:
             total_Q1 = codes_QK.sum(dim=1, keepdim=True)
             targets.append(torch.where(total_Q1 > 0, codes_QK / total_Q1, 0.0).float())
         return targets
+
+
+class AliasTargets:
+    """Sums of the teacher's probabilities along the trie of the alias that an answer is written in.
+
+    Args:
+        table: Semantic IDs of the catalogue; see `CodeTargets`.
+        level_sizes: Number of codes of each level, at least as many as the table has.
+        device: Device of the probabilities.
+    """
+
+    def __init__(self, table: SidTable, level_sizes: Sequence[int], device: torch.device):
+        self.aliases = [CodeTargets(alias, level_sizes, device) for alias in aliases_of(table)]
+
+    def __call__(self, probabilities_QN: Tensor, answers_Q: Tensor, alias_Q: Tensor) -> list[Tensor]:
+        """Compute the distributions of the codes of some answers.
+
+        Args:
+            probabilities_QN: (Q, N) the teacher's probabilities of all items.
+            answers_Q: (Q,) int64 item rows of the answers.
+            alias_Q: (Q,) int64 alias of each answer.
+
+        Returns:
+            See `CodeTargets`.
+        """
+        if len(self.aliases) == 1:
+            return self.aliases[0](probabilities_QN, answers_Q)
+        parts = [(alias_Q == alias).nonzero().squeeze(1) for alias in range(len(self.aliases))]
+        of_parts = [
+            targets(probabilities_QN[rows], answers_Q[rows]) for targets, rows in zip(self.aliases, parts, strict=True)
+        ]
+        order = torch.cat(parts).argsort()
+        return [torch.cat(level)[order] for level in zip(*of_parts, strict=True)]

@@ -27,10 +27,9 @@ from llmrec.configs import SftConfig
 from llmrec.model.history.encoder import HistoryEncoder
 from llmrec.runtime.console import say
 from llmrec.runtime.device import from_host
-from llmrec.sid.aliases import refuse_aliases
 from llmrec.sid.table import EMPTY
 from llmrec.training.distil.batch import BatchQueries, TaughtBatch, TaughtCodes
-from llmrec.training.distil.code_targets import CodeTargets
+from llmrec.training.distil.code_targets import AliasTargets
 from llmrec.training.sft.losses import IGNORED
 from llmrec.training.start import RunInputs
 
@@ -41,9 +40,10 @@ class Distillation:
 
     Args:
         teacher: Ranker that answers queries, on the device of training.
-        targets: Sums of its probabilities along the trie, on the same device; None for a head, which learns the
-            distribution over items itself (`llmrec.training.sft.item_loss`).
-        tokens_NL: (N, L) int64 token ids of each item, -1 beyond the end of its semantic ID, on the same device.
+        targets: Sums of its probabilities along the tries of all aliases, on the same device; None for a head, which
+            learns the distribution over items itself (`llmrec.training.sft.item_loss`).
+        tokens_ANL: (A, N, L) int64 token ids of each item in each alias, -1 beyond the end of its semantic ID, on the
+            same device.
         weight: Weight w of the teacher, between 0 and 1.
         temperature: Temperature of the teacher's distribution.
         exclude_seen: Give no probability to items of the window before the answer.
@@ -51,8 +51,8 @@ class Distillation:
     """
 
     teacher: Teacher
-    targets: CodeTargets | None
-    tokens_NL: Tensor
+    targets: AliasTargets | None
+    tokens_ANL: Tensor
     weight: float
     temperature: float
     exclude_seen: bool
@@ -75,15 +75,14 @@ class Distillation:
         """
         if not config.teacher or config.teacher_weight == 0:
             return None
-        refuse_aliases(start.table, "A teacher")
         teacher = load_teacher(config.teacher, start.catalog, device)
         exclude_seen = {"auto": teacher.exclude_seen, "exclude": True, "keep": False}[config.teacher_seen]
         say(f"sft: the teacher {'leaves out' if exclude_seen else 'may recommend'} items that a user had before.")
         vocabulary = start.sid_config.vocabulary
         return cls(
             teacher,
-            None if vocabulary.head else CodeTargets(start.table, vocabulary.level_sizes, device),
-            from_host(encoder.tokens_NL, device),
+            None if vocabulary.head else AliasTargets(start.table, vocabulary.level_sizes, device),
+            from_host(encoder.tokens_ANL, device),
             config.teacher_weight,
             config.teacher_temperature,
             exclude_seen,
@@ -110,11 +109,11 @@ class Distillation:
             chances = probabilities_QN[num_targets:]
             drawn = (chances / torch.empty_like(chances).exponential_()).argmax(dim=1)  # one draw of each row
             answers = torch.cat([answers[:num_targets], drawn])
-            tokens_DL = self.tokens_NL[drawn]
+            tokens_DL = self.tokens_ANL[queries.alias[num_targets:], drawn]
             input_ids = _put(input_ids, queries.drawn_places, tokens_DL, self.pad_token_id)
             labels = _put(labels, queries.drawn_places, tokens_DL, IGNORED)
             weights_Q[num_targets:] *= num_targets / num_drawn
-        shares = [] if self.targets is None else self.targets(probabilities_QN, answers)
+        shares = [] if self.targets is None else self.targets(probabilities_QN, answers, queries.alias)
         levels = [level * weights_Q.unsqueeze(1) for level in shares]
         is_drawn_Q = torch.arange(len(answers), device=answers.device) >= num_targets
         codes = TaughtCodes(queries.query_of, is_drawn_Q, levels)

@@ -49,10 +49,11 @@ class QueryCollator(HistoryCollator):
         lengths = np.array([len(ids) for ids, _ in sequences])
         starts = self.starts(lengths.tolist())
         num_levels = self.encoder.tokens_NL.shape[1]
+        alias = self.encoder.draw_aliases(self.rngs(windows))[window]
         room = (starts + lengths)[len(examples) :, np.newaxis] + np.arange(-num_levels, 0)
         query_of = np.full(batch["labels"].numel(), NO_QUERY)
         answers = items[targets]
-        own_tokens = (self.encoder.tokens_NL[answers] != EMPTY).sum(axis=1)
+        own_tokens = (self.encoder.tokens_ANL[alias[targets], answers] != EMPTY).sum(axis=1)
         label_places = _label_places(sequences, starts, is_window)
         query_of[label_places] = np.repeat(np.arange(len(targets)), own_tokens)
         query_of[room] = np.arange(len(targets), len(targets) + len(cuts))[:, np.newaxis]
@@ -69,6 +70,7 @@ class QueryCollator(HistoryCollator):
             "answers": np.append(answers, np.full(len(cuts), UNKNOWN)),
             "query_of": query_of.reshape(tuple(batch["labels"].shape)),
             "drawn_places": room,
+            "alias": alias[queries],
             "places": np.append(label_places[np.cumsum(own_tokens) - own_tokens], room[:, 0]),
         }
         return {**batch, "queries": {name: torch.from_numpy(array) for name, array in arrays.items()}}

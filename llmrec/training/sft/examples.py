@@ -235,18 +235,18 @@ class HistoryCollator:
             num_items: (B,) number of items of each history.
             is_target: (n,) bool, items whose answers are learned; none when left out.
         """
-        rngs = (np.random.default_rng((self.seed, self.epoch, *self._place(each))) for each in examples)
-        prompts, items = self.encoder.encode_prompts(self.prefix, rows, num_items, is_target, rngs), self.encoder.items
+        rngs, items = self.rngs(examples), self.encoder.items
+        prompts = self.encoder.encode_prompts(self.prefix, rows, num_items, is_target, rngs)
         if self.item_dropout == 0 or items is None:
             return prompts
         rng = np.random.default_rng((self.seed, self.epoch, len(rows), *rows[:RNG_ROWS].tolist()))
         is_hidden = (prompts.tokens >= items.start) & (rng.random(len(prompts.tokens)) < self.item_dropout)
         return prompts._replace(tokens=np.where(is_hidden, items.stand_in, prompts.tokens))
 
-    @staticmethod
-    def _place(example: Example) -> tuple[int, int, int]:
-        """Numbers that tell a history from all others of an epoch."""
-        return example["user"], example["start"], len(example["rows"])
+    def rngs(self, examples: Iterable[Example]) -> Iterator[np.random.Generator]:
+        """Generator of each history, told from all others of the epoch by user, start and length."""
+        places = ((each["user"], each["start"], len(each["rows"])) for each in examples)
+        return (np.random.default_rng((self.seed, self.epoch, *place)) for place in places)
 
     def _draw_task(self, example: Example) -> tuple[Tensor, Tensor]:
         """Encode a question and its answer; the labels are the answer."""

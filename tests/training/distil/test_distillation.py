@@ -8,10 +8,13 @@ import torch
 
 from llmrec.baselines.queries import Queries
 from llmrec.model.backbone import logits, run_backbone
+from llmrec.model.history.choice import make_history_encoder
 from llmrec.model.history.sids import SidHistoryEncoder
+from llmrec.sid.aliases import aliases_of, join_aliases
 from llmrec.sid.table import EMPTY, SidTable
+from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.training.distil.batch import NO_QUERY, BatchQueries
-from llmrec.training.distil.code_targets import CodeTargets
+from llmrec.training.distil.code_targets import AliasTargets
 from llmrec.training.distil.distillation import Distillation
 from llmrec.training.distil.query_collator import QueryCollator
 from llmrec.training.sft.captured_step import CapturedLoss
@@ -56,13 +59,13 @@ def ragged() -> SidTable:
 
 def collator_of(table, vocabulary, packing=True, drawn_answers=False) -> QueryCollator:
     return QueryCollator(
-        PREFIX, SidHistoryEncoder(table, vocabulary), PAD, packing=packing, seed=1, drawn_answers=drawn_answers
+        PREFIX, make_history_encoder(table, vocabulary), PAD, packing=packing, seed=1, drawn_answers=drawn_answers
     )
 
 
 def distillation_of(table, vocabulary, weight=0.4) -> Distillation:
-    tokens = torch.from_numpy(SidHistoryEncoder(table, vocabulary).tokens_NL)
-    targets = CodeTargets(table, vocabulary.level_sizes, CPU)
+    tokens = torch.from_numpy(make_history_encoder(table, vocabulary).tokens_ANL)
+    targets = AliasTargets(table, vocabulary.level_sizes, CPU)
     return Distillation(Table(table.num_items), targets, tokens, weight, 1.5, True, PAD)
 
 
@@ -134,6 +137,53 @@ def test_drawn_answers_continue_their_window(sid_table, vocabulary, packing, cut
         before = [*PREFIX, *collator.encoder.encode_history(window).tolist()]
         assert ids[row, place - len(before) : place + len(tokens)].tolist() == before + tokens
     assert torch.equal(labels != IGNORED, (batch["labels"] != IGNORED) | (labels != batch["labels"]))
+
+
+def aliased() -> SidTable:
+    """Two aliases with codes of their own."""
+    codes = np.array(CODES)
+    return join_aliases([f"item{row}" for row in range(12)], [codes, codes[::-1, ::-1]], [4, 4, 4], share_codes=False)
+
+
+def test_windows_and_drawn_answers_are_written_in_one_alias(tokenizer):
+    table = aliased()
+    vocabulary = SidVocabulary.add_to(tokenizer, table.level_sizes)
+    collator, distillation = collator_of(table, vocabulary, False, True), distillation_of(table, vocabulary)
+    seen = set()
+    for epoch in range(3):
+        collator.epoch = epoch
+        batch = collator(examples_of())
+        queries = BatchQueries(**batch["queries"])
+        ids, labels, _, answers, _ = distillation.teach(batch["input_ids"], batch["labels"], queries)
+        for query, (alias, answer) in enumerate(zip(queries.alias.tolist(), answers.tolist(), strict=True)):
+            one = SidHistoryEncoder(aliases_of(table)[alias], vocabulary)
+            own, tokens = queries.query_of == query, one.tokens_NL[answer].tolist()
+            assert labels[own].tolist() == tokens
+            row, place = (own.nonzero()[0]).tolist()
+            window = queries.items[queries.sequence[query], : queries.length[query]].numpy()
+            before = [*PREFIX, *one.encode_history(window).tolist()]
+            assert ids[row, place - len(before) : place + len(tokens)].tolist() == before + tokens
+            seen.add(alias)
+    assert seen == {0, 1}
+
+
+@pytest.mark.parametrize("normalize_over", ["level", "vocabulary"])
+def test_the_loss_of_a_window_is_that_of_its_alias_by_the_definition(tokenizer, normalize_over):
+    table = aliased()
+    vocabulary = SidVocabulary.add_to(tokenizer, table.level_sizes)
+    llm, examples = tiny_llm(len(tokenizer)), examples_of(5)
+    collator, distillation = collator_of(table, vocabulary), distillation_of(table, vocabulary)
+    collator.epoch = 2
+    with torch.no_grad(), sid_loss_in_forward(llm, vocabulary, normalize_over, SMOOTHING, teach=distillation.teach):
+        found = float(llm(**collator(examples)).loss)
+    drawn = collator.encoder.draw_aliases(collator.rngs(examples)).tolist()
+    assert set(drawn) == {0, 1}
+    total = count = 0
+    for example, alias in zip(examples, drawn, strict=True):
+        one, targets = aliases_of(table)[alias], len(example["rows"]) - example["num_context"]
+        total += targets * slow_loss(llm, one, vocabulary, distillation, [example], normalize_over)
+        count += targets
+    assert found == pytest.approx(total / count, rel=1e-5)
 
 
 def test_draws_differ_between_epochs_and_repeat_within_one(sid_table, vocabulary):
