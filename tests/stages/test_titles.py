@@ -9,6 +9,7 @@ from llmrec import Recommender, SidConfig, SidTable
 from llmrec.cli import main
 from llmrec.model.checkpoint import load_model, load_tokenizer
 from llmrec.sid.table import EMPTY
+from tests.stages.test_sft_teacher import Strider, finished
 from tests.support.extended import fine_tune, losses, same_weights, toy_sequences
 from tests.support.prepared import run_json
 from tests.support.titles import write_bpe_llm
@@ -45,7 +46,7 @@ def line(tmp_path_factory, toy):
 @pytest.fixture(scope="module")
 def tuned(line, tmp_path_factory):
     out = tmp_path_factory.mktemp("tuned_titles") / "sft"
-    fine_tune(out, line["catalog"], line["base"], train="full", max_steps=60, learning_rate=1e-2, batch_size=24,
+    fine_tune(out, line["catalog"], line["base"], train="full", max_steps=50, learning_rate=1e-2, batch_size=24,
               max_history=6, normalize_over="vocabulary")  # fmt: skip
     return out
 
@@ -117,6 +118,17 @@ def test_a_merged_lora_scores_like_the_adapter_and_no_embedding_trains(line, tmp
     before, after = load_model(line["base"]), load_model(tmp_path / "sft")
     assert before.get_input_embeddings().weight.equal(after.get_input_embeddings().weight)
     assert not same_weights(line["base"], tmp_path / "sft")
+
+
+def test_a_teacher_teaches_along_the_trie_of_titles_and_without_weight_changes_nothing(line, tmp_path, monkeypatch):
+    monkeypatch.setattr("llmrec.training.distil.distillation.load_teacher", lambda *_: Strider())
+    taught = {"teacher": [str(finished(tmp_path / "taught", "teach"))]}
+    runs = {"plain": {}, "off": {**taught, "teacher_weight": 0.0}, "on": {**taught, "drawn_answers": True}}
+    for name, options in runs.items():
+        fine_tune(tmp_path / name, line["catalog"], line["base"], train="full", max_steps=2,
+                  normalize_over="vocabulary", **options)  # fmt: skip
+    assert same_weights(tmp_path / "plain", tmp_path / "off")
+    assert not same_weights(tmp_path / "plain", tmp_path / "on")
 
 
 def test_one_pass_has_the_loss_of_one_row_per_target(line, tmp_path):

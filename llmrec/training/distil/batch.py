@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 NO_QUERY = -1
@@ -57,6 +58,15 @@ class TaughtCodes(NamedTuple):
     query_of: Tensor
     is_drawn: Tensor
     levels: list[Tensor]
+
+    def levels_of_tokens(self) -> Tensor:
+        """(P,) level of each token within its answer, by its place; -1 for tokens of no answer."""
+        query_P = self.query_of.flatten()
+        place_P = torch.arange(len(query_P), device=query_P.device)
+        begins_P = torch.ones_like(query_P, dtype=torch.bool)
+        begins_P[1:] = query_P[1:] != query_P[:-1]
+        first_P = torch.where(begins_P, place_P, 0).cummax(dim=0).values
+        return (place_P - first_P).masked_fill(query_P < 0, -1)
 
     def at(self, level: int, places_P: Tensor, chosen_P: Tensor) -> tuple[Tensor, Tensor]:
         """Look up what the tokens at some positions learn.

@@ -73,14 +73,21 @@ def sid_cross_entropy(
             return cross_entropy(scores, targets, reduction="sum", label_smoothing=label_smoothing)
         taught_PK, weights_P = taught.at(level, places, chosen_P[places])
         own = weights_P * cross_entropy(scores, targets, reduction="none", label_smoothing=label_smoothing)
-        codes = vocabulary.block(level)
-        log_probs_PK = scores.log_softmax(dim=-1)[:, codes.start - first : codes.stop - first]
+        codes = vocabulary.rows(level, scores.device)
+        if isinstance(codes, slice):
+            codes = slice(codes.start - first, codes.stop - first)
+        log_probs_PK = scores.log_softmax(dim=-1)[:, codes]
         return own.sum() - (taught_PK * log_probs_PK).sum()
 
     supervised = labels_P != IGNORED
     over_all = normalize_over == "vocabulary"
     if over_all and taught is None:
         return loss_over(slice(None), supervised, None)
+    if taught is not None and vocabulary.words is not None:
+        levels_P = taught.levels_of_tokens()
+        parts = [(supervised & (levels_P == level), level) for level in range(vocabulary.num_levels)]
+        others = loss_over(words, supervised & (levels_P < 0), None)
+        return torch.stack([others, *(loss_over(slice(None), chosen, None, level) for chosen, level in parts)]).sum()
     most_of_level, most_words = (None, None) if most is None else most
     blocks = [vocabulary.block(level) for level in range(vocabulary.num_levels)]
     losses = [

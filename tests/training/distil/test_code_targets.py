@@ -64,6 +64,26 @@ def test_targets_equal_brute_force(table, seed):
             np.testing.assert_allclose(found[level][query], expected, atol=1e-6)
 
 
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.lists(st.integers(5, 8), min_size=1, max_size=4), min_size=1, max_size=10), st.integers(0, 2**32 - 1)
+)
+def test_titles_have_the_sums_over_their_words(titles, seed):
+    """Read off the token ids alone, without codes: the mass of the titles that go on with each word."""
+    sequences = [[*title, 4] for title in titles]
+    table = SidTable.of_tokens([f"i{row}" for row in range(len(titles))], sequences)
+    rng = np.random.default_rng(seed)
+    probabilities, answer = rng.dirichlet(np.ones(len(titles))), int(rng.integers(len(titles)))
+    found = CodeTargets(table, table.level_sizes, CPU)(torch.tensor(probabilities[None]), torch.tensor([answer]))
+    for level in range(len(sequences[answer])):
+        masses = {}
+        for sequence, mass in zip(sequences, probabilities, strict=True):
+            if sequence[:level] == sequences[answer][:level] and len(sequence) > level:
+                masses[sequence[level]] = masses.get(sequence[level], 0) + mass
+        expected = [masses.get(token, 0) / sum(masses.values()) for token in table.words.ids[level].tolist()]
+        np.testing.assert_allclose(found[level][0], expected, atol=1e-6)
+
+
 def test_gradient_is_the_expectation_over_drawn_items():
     """Cross-entropy with the targets, over prefixes of drawn items, has the mean gradient of drawn one-hot answers."""
     rng = np.random.default_rng(0)

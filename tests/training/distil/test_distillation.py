@@ -213,14 +213,15 @@ def slow_loss(model, table, vocabulary, distillation, examples, normalize_over) 
             ids = [*PREFIX, *encoder.encode_history(np.array(rows[:place], int)), *tokens]
             states = run_backbone(model, input_ids=torch.tensor([ids])).last_hidden_state[0]
             for level in range(len(own)):
-                block = vocabulary.block(level)
+                block = vocabulary.rows(level, CPU)
+                size = table.level_sizes[level]
                 scores = logits(model, states[len(ids) - len(own) + level - 1], None)
                 log_probs = (scores if normalize_over == "vocabulary" else scores[block]).log_softmax(-1)
-                masses = np.zeros(block.stop - block.start)
+                masses = np.zeros(size)
                 for codes, row in zip(table.all_codes, table.item_rows, strict=True):
                     if codes[level] != EMPTY and (codes[:level] == own[:level]).all():
                         masses[codes[level]] += probabilities[row]
-                target = tokens[level] - (0 if normalize_over == "vocabulary" else block.start)
+                target = tokens[level] if normalize_over == "vocabulary" else own[level]
                 plain = -(1 - SMOOTHING) * log_probs[target] - SMOOTHING * log_probs.mean()
                 weight = distillation.weight if masses.sum() > 0 else 0.0
                 codes_log_probs = log_probs[block] if normalize_over == "vocabulary" else log_probs
@@ -244,6 +245,20 @@ def test_loss_equals_the_definition(llm, sid_table, vocabulary, normalize_over, 
     ):
         found = float(llm(**batch).loss)
     expected = slow_loss(llm, table, vocabulary, distillation, examples, normalize_over)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_titles_learn_the_sums_along_their_trie(llm, packing):
+    """The words of titles that begin alike, where a word stands at several levels and in several titles."""
+    end, titles = 9, [[6], [6, 7], [6, 7, 6], [7, 6], [7], [8, 8, 8], [6, 8], [8], [8, 6], [7, 7], [6, 6], [7, 8, 6]]
+    table = SidTable.of_tokens([f"item{row}" for row in range(12)], [[*title, end] for title in titles])
+    vocabulary = SidVocabulary.of_words(table.words, 3)
+    distillation, examples = distillation_of(table, vocabulary), examples_of(5)
+    batch = collator_of(table, vocabulary, packing)(examples)
+    with torch.no_grad(), sid_loss_in_forward(llm, vocabulary, "vocabulary", SMOOTHING, teach=distillation.teach):
+        found = float(llm(**batch).loss)
+    expected = slow_loss(llm, table, vocabulary, distillation, examples, "vocabulary")
     assert found == pytest.approx(expected, rel=1e-5)
 
 
