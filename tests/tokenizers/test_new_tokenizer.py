@@ -52,6 +52,33 @@ def test_the_example_of_the_page_is_a_method_of_llmrec_tokenize(method, capsys, 
     assert "codebook_size is 1; at least 2 is needed" in capsys.readouterr().err
 
 
+def test_the_diff_of_the_walk_is_the_code_of_today():
+    """Each line that the diff adds stands in its file; lines of `…` stand for others."""
+    root = PAGE.parents[1]
+    page = (PAGE.parent / "extending.md").read_text(encoding="utf-8")
+    (diff,) = re.findall(r"^```diff\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    lines: set[str] = set()
+    for line in diff.splitlines():
+        if line.startswith("+++ b/"):
+            lines = set((root / line.removeprefix("+++ b/")).read_text(encoding="utf-8").splitlines())
+        elif line.startswith("+") and "…" not in line:
+            assert line[1:] in lines, line
+    assert diff.count("+++ b/") == 4
+
+
+def test_the_page_of_identifiers_has_no_number_that_was_not_measured():
+    """Its results are those of a table of the tokenizers, in a row of the same method."""
+    measured, advice = PAGE.read_text(encoding="utf-8"), (PAGE.parent / "identifiers.md").read_text(encoding="utf-8")
+    results = [
+        (method, result)
+        for method, rest in re.findall(r"^\|[^|`]*\| `(\w+)`([^\n]*)", advice, re.MULTILINE)
+        for result in re.findall(r"\.\d{4} / \.\d{4}", rest)
+    ]
+    assert len(results) >= 16
+    for method, result in results:
+        assert re.search(rf"^\| \**{method}.*{re.escape(result)}", measured, re.MULTILINE), (method, result)
+
+
 def test_every_method_has_a_row_and_its_own_name():
     page = PAGE.read_text(encoding="utf-8")
     for name, kind in TOKENIZERS.items():
