@@ -12,6 +12,7 @@ from llmrec.tokenizers.fsq import FSQ
 from llmrec.tokenizers.gaoq import GAOQ
 from llmrec.tokenizers.hierarchical_kmeans import HierarchicalKMeans
 from llmrec.tokenizers.letter import Letter
+from llmrec.tokenizers.lm_indexer import LMIndexer
 from llmrec.tokenizers.opq import OPQ
 from llmrec.tokenizers.p5_cid import P5CID
 from llmrec.tokenizers.rec_forest import RecForest
@@ -34,6 +35,7 @@ TOKENIZERS: dict[str, type[ItemTokenizer]] = {
     "etegrec": ETEGRec,
     "opq": OPQ,
     "token_rec": TokenRec,
+    "lm_indexer": LMIndexer,
     "action_piece": ActionPiece,
     "fsq": FSQ,
     "hierarchical_kmeans": HierarchicalKMeans,

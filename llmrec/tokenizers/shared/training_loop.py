@@ -67,6 +67,10 @@ class Objective(nn.Module, ABC):
         """Further entries of the log: name -> a number, one per level, or name -> number; in evaluation mode."""
         return {}
 
+    def order(self, rows_N: Tensor) -> Tensor:
+        """Order of the items of a pass, given in random order."""
+        return rows_N
+
     def before_epoch(self, step: int) -> None:
         """Prepare a pass over the items; `step` is that which comes next, 1 at the start."""
 
@@ -164,7 +168,8 @@ def train(
         place = (step - 1) % per_epoch
         if place == 0:
             objective.before_epoch(step)
-            order = training_rows[torch.randperm(len(training_rows), generator=generator, device=device)]
+            shuffled = torch.randperm(len(training_rows), generator=generator, device=device)
+            order = objective.order(training_rows[shuffled])
         rows_B = order[place * size :][:size]
         _update(objective, rows_B, optimizer)
         if step % EVERY == 0 or step == most:
