@@ -84,7 +84,7 @@ class SidDecoder(PromptReader):
     def __call__(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, leaf_filter: LeafFilter | None = None
     ) -> Beams:
-        """Find the best SIDs of each prompt, without waiting for the device.
+        """Find the best SIDs of each prompt, and check their scores, which waits for the device.
 
         Args:
             input_ids: (B, T) int64 prompts, padded on either side, none of which ends inside a SID
@@ -97,15 +97,20 @@ class SidDecoder(PromptReader):
             -1, -inf and -1 in unfilled beams. M is the last width.
 
         Raises:
-            ValueError: If prompt and SID do not fit the model's context, or the filter is of another batch or trie.
+            ValueError: If prompt and SID do not fit the model's context, the filter is of another batch or trie, or a
+                score is NaN.
         """
-        return self.search(input_ids, attention_mask, leaf_filter)[0]
+        beams, _ = self.search(input_ids, attention_mask, leaf_filter)
+        beams.check()
+        return beams
 
     @torch.no_grad()
     def search(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, leaf_filter: LeafFilter | None = None
     ) -> tuple[Beams, Tensor]:
-        """Find the best SIDs of each prompt as a call does, and return the states that their first codes come from.
+        """Find the best SIDs of each prompt without waiting for the device, and return the states of the first codes.
+
+        The scores are not checked: a model whose weights are not finite gives NaN. `Beams.check` refuses them.
 
         Args:
             input_ids: See a call.
@@ -116,7 +121,7 @@ class SidDecoder(PromptReader):
             Beams of each prompt, and (B, hidden) state of each prompt's last token.
 
         Raises:
-            ValueError: As a call does.
+            ValueError: As a call does, but for the scores.
         """
         self.problem.check_batch(input_ids, leaf_filter, self.prefix_ids)
         mask = None if leaf_filter is None else leaf_filter.mask

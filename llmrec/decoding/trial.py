@@ -19,6 +19,7 @@ from llmrec.decoding.tree_attention import UNCACHED, NotSearchable
 from llmrec.decoding.tree_forward import TreeForward
 from llmrec.model.backbone import evaluation_mode, logits
 from llmrec.model.trained_rows import matrix_of
+from llmrec.runtime.reading import first_line
 
 # Two prompts, one of which is padded; then a block of two beams, and one of three, two of which share a parent.
 PROMPTS, LENGTHS = ((1, 2, 3), (4, 5, 0)), (3, 2)
@@ -52,9 +53,8 @@ def check_search(model: PreTrainedModel) -> None:
     except NotSearchable:
         raise
     except Exception as error:  # whatever an unknown architecture raises when it is run in another way
-        reason = next(iter(str(error).splitlines()), "")
         raise NotSearchable(
-            f"{name} cannot be run as a search runs it ({type(error).__name__}: {reason[:100]}); {remedy}."
+            f"{name} cannot be run as a search runs it ({type(error).__name__}: {first_line(error)[:100]}); {remedy}."
         ) from error
     scale = torch.maximum(expected.std(dim=-1), SMALL * expected.abs().amax(dim=-1))
     differs = (own - expected).square().mean(dim=-1).sqrt() / scale  # of each node of the tree

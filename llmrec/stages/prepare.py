@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from llmrec.configs import PrepareConfig
 from llmrec.data import split as splits
 from llmrec.data.catalog import SPLITS, Catalog
-from llmrec.data.columns import HISTORY, ITEM_ID, SPLIT, TARGET, TIMESTAMP, USER_ID, WEIGHT
+from llmrec.data.catalog_files import write
+from llmrec.data.columns import ITEM_ID, SPLIT, USER_ID
 from llmrec.data.filters.append import SETTLED, Published
 from llmrec.data.filters.keep import keep
 from llmrec.data.intake.read import read_items, read_tables
@@ -269,10 +270,3 @@ def split(config: PrepareConfig, dataset: Dataset, interactions: pl.DataFrame) -
             "Give more data, lower --k-core or raise --num-users."
         )
     return rows
-
-
-def write(directory: Path, items: pl.DataFrame, interactions: pl.DataFrame, rows: pl.DataFrame) -> None:
-    """Write the three files of a catalogue, which docs/formats.md describes."""
-    items.write_parquet(directory / "items.parquet")
-    interactions.select(USER_ID, ITEM_ID, TIMESTAMP, WEIGHT).write_parquet(directory / "interactions.parquet")
-    rows.select(USER_ID, SPLIT, HISTORY, TARGET).write_parquet(directory / "split.parquet")

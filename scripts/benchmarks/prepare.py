@@ -2,10 +2,11 @@
 
     python scripts/benchmarks/prepare.py
     python scripts/benchmarks/prepare.py --interactions 1000000 --formats csv csv.gz jsonl parquet
+    python scripts/benchmarks/prepare.py --id-length 36 --formats csv
 
-The log has three columns: users, items with a heavy tail, and unix seconds. Each run is a process of its own, imports
-included. Beside it is the slow way, in Python's csv, dicts and lists, on 10^6 rows; before anything is timed,
-both must make the same examples from them.
+The log has three columns: users, items with a heavy tail, and unix seconds. Ids of 36 characters are as long as UUIDs.
+Each run is a process of its own, imports included. Beside it is the slow way, in Python's csv, dicts and lists, on
+10^6 rows; before anything is timed, both must make the same examples from them.
 """
 
 from __future__ import annotations
@@ -34,14 +35,17 @@ Example = tuple[str, str, tuple[str, ...], str]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--interactions", type=int, default=10**7)
+    parser.add_argument("--id-length", type=int, default=9, help="characters of user_ids and item_ids")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["csv", "parquet"])
     parser.add_argument("--directory", type=Path, help="where the files are written; 1 GB for 10^7 interactions")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     emit_machine()
-    log = random_log(args.interactions, args.seed)
+    log = random_log(args.interactions, args.seed, args.id_length)
     with tempfile.TemporaryDirectory(dir=args.directory) as directory:
-        compare_with_the_slow_way(random_log(min(args.interactions, SLOW_UP_TO), args.seed), Path(directory))
+        compare_with_the_slow_way(
+            random_log(min(args.interactions, SLOW_UP_TO), args.seed, args.id_length), Path(directory)
+        )
         for ending in args.formats:
             path = Path(directory) / f"log.{ending}"
             write(log, path)
@@ -49,14 +53,14 @@ def main() -> None:
             emit(ending, interactions=len(log), megabytes=path.stat().st_size / 1e6, **taken)
 
 
-def random_log(num_rows: int, seed: int) -> pl.DataFrame:
+def random_log(num_rows: int, seed: int, id_length: int) -> pl.DataFrame:
     """Interactions of num_rows / 20 users with items of Pareto popularity, in no order."""
     generator = np.random.default_rng(seed)
     users = generator.integers(0, max(1, num_rows // 20), num_rows)
     items = np.minimum(generator.pareto(1.0, num_rows) * num_rows / 5000, 99_999).astype(np.int64)
     times = generator.integers(1_500_000_000, 1_700_000_000, num_rows)
     ids = {"user_id": pl.Series(users), "item_id": pl.Series(items)}
-    columns = {name: column.cast(pl.String).str.zfill(9) for name, column in ids.items()}
+    columns = {name: column.cast(pl.String).str.zfill(id_length) for name, column in ids.items()}
     return pl.DataFrame({**columns, "timestamp": times})
 
 

@@ -16,6 +16,7 @@ from transformers import LogitsProcessorList
 
 from llmrec.configs import EvaluateConfig, RecommendConfig
 from llmrec.decoding.beam_search import tree_beam_search
+from llmrec.decoding.decoder import SidDecoder
 from llmrec.decoding.generate import sid_generation_config
 from llmrec.decoding.logits_processor import SidLogitsProcessor
 from llmrec.decoding.ranker import SidRanker
@@ -140,6 +141,8 @@ def test_no_search_answers_with_nan(llm, trie, vocabulary, broken, normalize_ove
     broken(llm, vocabulary)
     with pytest.raises(ScoresNotFinite, match=r"the score NaN after the prompt of row \d.*float32"):
         tree_beam_search(llm, *prompts(), trie, vocabulary, 4, normalize_over)
+    with pytest.raises(ScoresNotFinite, match="the score NaN"):
+        SidDecoder(llm, trie, vocabulary, 4, normalize_over)(*prompts())
     for replacement in (True, False):
         with pytest.raises(ScoresNotFinite, match="the score NaN"):
             tree_sample(llm, *prompts(), trie, vocabulary, 11, replacement)

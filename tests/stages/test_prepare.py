@@ -12,6 +12,7 @@ import pytest
 
 from llmrec.cli import main as cli
 from llmrec.configs import EvaluateConfig, PrepareConfig
+from llmrec.data import catalog_files
 from llmrec.data import split as splits
 from llmrec.data.catalog import Catalog
 from llmrec.runtime.manifest import content_hash, read_manifest
@@ -34,6 +35,22 @@ def test_catalogue_directory(tmp_path, split):
     assert catalog.items.column_names == ["item_id", "title", "category", "lat", "lon", "text"]
     log = pq.read_table(tmp_path / "catalog" / "interactions.parquet")
     assert log.column_names == ["user_id", "item_id", "timestamp", "weight"] and log.num_rows == result["interactions"]
+
+
+@pytest.mark.parametrize("at_a_time", [1, 7, 100])
+def test_examples_are_the_same_in_slices_of_any_size(tmp_path, monkeypatch, at_a_time):
+    """Two routes: polars writes them at once. Histories may be empty, and ids of any length."""
+    rows = pl.DataFrame({
+        "user_id": [f"user {'x' * n}" for n in range(20)],
+        "split": ["train", "valid"] * 10,
+        "history": [[f"{'é' * (n % 3)}{i}" for i in range(n % 4)] for n in range(20)],
+        "target": [str(n) for n in range(20)],
+        "position": range(20),
+    })  # fmt: skip
+    monkeypatch.setattr(catalog_files, "WRITTEN_AT_A_TIME", at_a_time)
+    catalog_files.write_examples(tmp_path / "slices.parquet", rows)
+    rows.drop("position").write_parquet(tmp_path / "whole.parquet")
+    assert pq.read_table(tmp_path / "slices.parquet").equals(pq.read_table(tmp_path / "whole.parquet"))
 
 
 def test_held_out_items_are_in_no_training_row(tmp_path):

@@ -141,7 +141,7 @@ REFUSED = {
     "another unit": ({"log": [("u0", "i1", START * 1000)]}, "are seconds, those of the new log are milliseconds"),
     "numbers for times": ({"log": [("u0", "i1", 7)]}, "those of the new log are other numbers"),
     "no times": ({"order_only": True}, "has times, the new log has none; leave out --order-only"),
-    "a foreign item": ({"items": [("new-9", "x", "c", 1)], "log": [("u0", "i9", START)]}, "name an item that"),
+    "a foreign item": ({"items": [("new-9", "x", "c", 1)], "log": [("u0", "i9", START)]}, "names an item that"),
     "a category that is a number": ({"items": [("new-9", "x", 3, 1)]}, "'category' of the new items holds Int64"),
 }  # fmt: skip
 

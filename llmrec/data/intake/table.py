@@ -34,10 +34,20 @@ class Table:
         self.rows.notes.append(f"{self.path}: {sentence}")
 
     def report(self, bad: pl.Series, what: str, remedy: str, value: str | None = None) -> None:
-        """Add a problem about the rows where `bad` is true: how many, the first one, its value, and the remedy."""
+        """Add a problem about the rows where `bad` is true: how many, the first one, its value, and the remedy.
+
+        Args:
+            bad: True for these rows.
+            what: What they do, as a clause that begins with a verb in the plural, such as `have no time`.
+            remedy: What to do.
+            value: Column whose first bad cell is shown.
+        """
         rows = bad.arg_true()
         if len(rows):
             cell = self.frame[value][rows[0]] if value else None
             given = "" if cell is None else f" ({cell!r})"
             place = self.rows.place(rows[0], self.frame.height)
-            self.problems.append(f"{self.path}: {len(rows)} rows {what}, first at {place}{given}; {remedy}")
+            verb, _, rest = what.partition(" ")
+            one = f"1 row {'has' if verb == 'have' else verb + 's'} {rest}"
+            many = one if len(rows) == 1 else f"{len(rows):,} rows {what}"
+            self.problems.append(f"{self.path}: {many}, first at {place}{given}; {remedy}")

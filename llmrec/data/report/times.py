@@ -36,7 +36,10 @@ def refuse_mixed_units(interactions: pl.DataFrame, name: str) -> None:
         return
     time = interactions[TIMESTAMP]
     examples = {unit: time.filter(_within(time, unit))[0] for unit in counts}
-    said = ", ".join(f"{count:,} rows are {unit} (such as {examples[unit]})" for unit, count in counts.items())
+    said = ", ".join(
+        f"{count:,} {'row is' if count == 1 else 'rows are'} {unit} (such as {examples[unit]})"
+        for unit, count in counts.items()
+    )
     raise ValueError(
         f"{name}: the times are in different units since 1970: {said}. They differ by a factor of 1,000 or more, so "
         "histories would be in a wrong order. Bring them into one unit, for example divide milliseconds by 1,000."

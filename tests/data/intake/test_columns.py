@@ -156,7 +156,7 @@ def test_a_named_title_and_coordinates_are_taken_whatever_their_values(put):
 
 def test_coordinates_in_the_log_are_numbers(put):
     log = check_ins(50, lat=lambda row, item: "north" if row == 7 else 1)
-    with pytest.raises(ValueError, match=r"1 rows have a lat that is no number, first at line 9 \('north'\)"):
+    with pytest.raises(ValueError, match=r"1 row has a lat that is no number, first at line 9 \('north'\)"):
         read_tables(put("log.csv", log))
 
 

@@ -78,9 +78,9 @@ BAD_LOGS = {
     "no rows": (HEADER, "has no rows"),
     "empty file": ("", "is empty"),
     "not UTF-8": (HEADER.encode() + b"u\xe9,01,1\n", "not UTF-8: line 2.*iconv"),
-    "empty user": (HEADER + "u,01,1\n,01,2\n", "1 rows have an empty user_id, first at line 3"),
-    "empty item": (HEADER + "u,,1\n", "1 rows have an empty item_id, first at line 2"),
-    "unknown item": (HEADER + "u,01,1\nu,99,2\n", r"name an item that .*items.csv lacks, first at line 3 \('99'\)"),
+    "empty user": (HEADER + "u,01,1\n,01,2\n", "1 row has an empty user_id, first at line 3"),
+    "empty item": (HEADER + "u,,1\n", "1 row has an empty item_id, first at line 2"),
+    "unknown item": (HEADER + "u,01,1\nu,99,2\n", r"1 row names an item .*items.csv lacks, first at line 3 \('99'\)"),
     "word as time": (HEADER + "u,01,1\nu,02,soon\n", r"no readable timestamp, first at line 3 \('soon'\)"),
     "no time": (HEADER + "u,01,\n", "no readable timestamp, first at line 2"),
     "infinite time": (HEADER + "u,01,1\nu,01,inf\n", "no readable timestamp, first at line 3"),
@@ -107,8 +107,8 @@ def test_bad_log(put, case):
 
 
 BAD_ITEMS = {
-    "repeated id": ("item_id,title\n01,a\n02,b\n01,c\n", r"1 rows repeat an item_id, first at line 4 \('01'\)"),
-    "empty id": ("item_id,title\n01,a\n02,b\n,c\n", "1 rows have an empty item_id, first at line 4"),
+    "repeated id": ("item_id,title\n01,a\n02,b\n01,c\n", r"1 row repeats an item_id, first at line 4 \('01'\)"),
+    "empty id": ("item_id,title\n01,a\n02,b\n,c\n", "1 row has an empty item_id, first at line 4"),
     "no title column": ("item_id,label\n01,a\n", r"lacks the columns 'title' \(--title-column\)"),
     "bad latitude": ("item_id,title,lat\n01,a,1\n02,b,north\n", r"lat that is no number, first at line 3 \('north'\)"),
     "a cell of two lines": ('item_id,title\n01,"a\nb"\n02,b\n01,c\n', "first at line 5"),

@@ -22,9 +22,9 @@ MIXED = {
         [S, (S + 9) * 1000, S + 20, (S + 30) * 1000],
         "2 rows are seconds .* 2 rows are milli",
     ),
-    "one row of microseconds": ([S, S + 1, S + 2, (S + 3) * 10**6], "3 rows are seconds .* 1 rows are microseconds"),
+    "one row of microseconds": ([S, S + 1, S + 2, (S + 3) * 10**6], "3 rows are seconds .* 1 row is microseconds"),
     "milliseconds and nanoseconds": ([S * 1000, S * 10**9], "milliseconds .* nanoseconds"),
-    "three units": ([S, S * 1000, S * 10**6], "seconds .*, 1 rows are milliseconds .*, 1 rows are microseconds"),
+    "three units": ([S, S * 1000, S * 10**6], "seconds .*, 1 row is milliseconds .*, 1 row is microseconds"),
     "fractions of seconds": ([S + 0.5, S * 1000.0], "seconds .* milliseconds"),
     "the 1990s and today": ([700_000_000, 1_700_000_000_000], "seconds .* milliseconds"),
 }

@@ -15,11 +15,11 @@ CASES = {
     "missing title column": Case("prepare", ("items.csv", "'title' (--title-column)"),
                                  {"items.csv": replaced("title", "label")}),
     "two options name one column": Case("prepare --timestamp-column item_id", ("log.csv", "name one column twice")),
-    "duplicate item id": Case("prepare", ("items.csv", "repeat an item_id", "line 3 ('a')", "keep one row per item"),
+    "duplicate item id": Case("prepare", ("items.csv", "repeats an item_id", "line 3 ('a')", "keep one row per item"),
                               {"items.csv": replaced("b,", "a,")}),
     "interaction with an unknown item": Case(
         "prepare",
-        ("log.csv", "name an item that", "items.csv lacks", "line 2 ('ghost')", "give --unknown-items keep or"),
+        ("log.csv", "names an item that", "items.csv lacks", "line 2 ('ghost')", "give --unknown-items keep or"),
         {"log.csv": replaced("u,a,", "u,ghost,")}),
     "unknown items that are no more than another form": Case(
         "prepare", ("line 2 ('a ')", "'a ' looks like 'a' there", "in one form in both files", "--unknown-items"),
@@ -63,7 +63,7 @@ CASES = {
     "cut .xz": Case("prepare --interactions @log.csv.xz", ("log.csv.xz", "cut or damaged .xz file", "get it again"),
                     {"log.csv.xz": text(lzma.compress(LOG.encode() * 99)[:-20])}),
     "problems of both files at once": Case(
-        "prepare", ("repeat an item_id", "no readable timestamp", "name an item that"),
+        "prepare", ("repeats an item_id", "no readable timestamp", "names an item that"),
         {"items.csv": replaced("b,", "a,"), "log.csv": text(LOG + "u,a,soon\nu,ghost,2\n")}),
     "unknown dataset": Case("prepare --dataset movietweeting --out @out",
                             ("unknown dataset 'movietweeting'", "did you mean 'movietweetings'", "--interactions"),

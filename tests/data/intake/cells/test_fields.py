@@ -317,7 +317,7 @@ def test_an_item_that_stands_twice_with_the_same_cells_is_read_once(tmp_path, ki
 def test_an_item_that_stands_twice_with_other_cells_is_refused(tmp_path):
     (tmp_path / "items.csv").write_text("item_id,title,lat\na,x,1\nb,y,1\na,x,1\nb,z,1\nc,w,north\n")
     (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\nu,a,1\n")
-    with pytest.raises(ValueError, match=r"1 rows repeat an item_id, first at line 5 \('b'\)") as error:
+    with pytest.raises(ValueError, match=r"1 row repeats an item_id, first at line 5 \('b'\)") as error:
         read_tables(tmp_path / "log.csv", tmp_path / "items.csv")
     assert "no number, first at line 6 ('north')" in str(error.value)
 

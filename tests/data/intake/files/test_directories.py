@@ -154,6 +154,6 @@ def test_dates_that_polars_panics_on_are_named(put, case, name):
     items = pl.DataFrame({"item_id": ["1", "2", "3"], "title": ["a", "b", "c"]}).with_columns(FAR[case].alias(name))
     folder = put({"log.parquet": packed(LOG), "items.parquet": packed(items)})
     with pytest.raises(
-        ValueError, match=rf"items.parquet: 1 rows have a {name} outside the years 1 to 9999, first at row 2"
+        ValueError, match=rf"items.parquet: 1 row has a {name} outside the years 1 to 9999, first at row 2"
     ):
         read_tables(folder / "log.parquet", folder / "items.parquet")
