@@ -74,6 +74,9 @@ def code_log_probs(
     Returns:
         (…, W) float32, -inf for codes that are not legal.
     """
+    if vocabulary.words is not None and normalize_over == "vocabulary":
+        tokens = vocabulary.tokens_at(level, codes)
+        return mask_codes(_word_log_probs(model, hidden, tokens, temperature, compiled), legal, normalize_over)
     scores = logits(model, hidden, vocabulary.rows(level, hidden.device))
     if temperature != 1:
         scores = scores / temperature
@@ -90,11 +93,37 @@ def log_normalizer(model: PreTrainedModel, hidden: Tensor, temperature: float, c
     States are projected in parts: 50 beams of 128 users would need 4 GB of logits for 150 thousand tokens.
     """
     logsumexp = _compiled_logsumexp() if compiled else _logsumexp
-    rows = max(1, LOGITS_AT_ONCE // len(matrix_of(model.get_output_embeddings())))
-    factor, cap = logit_scale(model)
-    parts = hidden.flatten(0, -2).split(rows)
-    sums = [logsumexp(project(model, part), factor / temperature, cap and cap / temperature) for part in parts]
+    scale = _scale(model, temperature)
+    sums = [logsumexp(project(model, part), *scale) for part in hidden.flatten(0, -2).split(_rows_at_once(model))]
     return torch.cat(sums).reshape(*hidden.shape[:-1], 1)
+
+
+def _word_log_probs(
+    model: PreTrainedModel, hidden: Tensor, tokens: Tensor, temperature: float, compiled: bool
+) -> Tensor:
+    """Log-probabilities of (…, W) tokens over the whole vocabulary, by one projection of (…, hidden) states.
+
+    The rows of a level's words lie anywhere in the output matrix. To gather them and project a second time would take
+    as long again at a level of many words.
+    """
+    logsumexp = _compiled_logsumexp() if compiled else _logsumexp
+    rows, scale = _rows_at_once(model), _scale(model, temperature)
+    found = []
+    for part, chosen in zip(hidden.flatten(0, -2).split(rows), tokens.flatten(0, -2).split(rows), strict=True):
+        projected = project(model, part)
+        found.append(scale_logits(projected.gather(-1, chosen), *scale) - logsumexp(projected, *scale).unsqueeze(-1))
+    return torch.cat(found).view(tokens.shape)
+
+
+def _rows_at_once(model: PreTrainedModel) -> int:
+    """Number of states that are projected together."""
+    return max(1, LOGITS_AT_ONCE // len(matrix_of(model.get_output_embeddings())))
+
+
+def _scale(model: PreTrainedModel, temperature: float) -> tuple[float, float | None]:
+    """Factor and soft cap of logits that are divided by a temperature."""
+    factor, cap = logit_scale(model)
+    return factor / temperature, cap and cap / temperature
 
 
 def _logsumexp(projected: Tensor, factor: float, cap: float | None) -> Tensor:

@@ -36,6 +36,8 @@ SMALL = {
     "balanced.py": ["--device", "cpu", "--items", "1500", "--flow-items", "700", "--dim", "8", "--codes", "16",
                     "--levels", "2", "--iterations", "3"],
     "encode.py": ["--device", "cpu", "--items", "3000", "--dim", "8", "--codes", "16"],
+    "titles.py": ["--device", "cpu", "--shape", "tiny", "--items", "500", "--prompt", "12", "--beams", "5",
+                  "--batches", "1", "3", "--generate-batches", "2", "--repeats", "1"],
     "prepare.py": ["--interactions", "3000", "--formats", "csv", "jsonl", "parquet"],
 }  # fmt: skip
 
