@@ -54,6 +54,9 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "famae, rq_vae": {"method": "rq_vae", "view_names": FAMAE},
     "opq": {"method": "opq", "view_names": BOTH},
+    "token_rec": {"method": "token_rec", "view_names": BOTH},
+    "token_rec, projection": {"method": "token_rec", "view_names": BOTH, "collision": "accept"},
+    "lm_indexer": {"method": "lm_indexer", "view_names": TEXT},
     "fsq": {"method": "fsq", "view_names": BOTH},
     "rvq": {"method": "rvq", "view_names": BOTH},
     "rq_kmeans_plus": {"method": "rq_kmeans_plus", "view_names": BOTH},
@@ -85,6 +88,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+HEADS = {"token_rec, projection": "projection"}  # the others write semantic IDs
 # The controls, and a method of each kind whose place in the order docs/tokenizers.md and docs/papers.md speak of.
 MATTER = (
     "random", "atomic", "rq_kmeans", "rq_kmeans, text", "rq_kmeans, capacity", "rq_vae", "letter", "simcit", "resid",
@@ -112,6 +116,9 @@ def run_of(arguments: argparse.Namespace, name: str, seed: int, distilled: bool 
     if "llm" in options:  # items in words of the decoder
         options, learned = {**options, "llm": llm_of(arguments.decoder)}, {**learned, "normalize_over": "vocabulary"}
         extended = {"micro_words": ExtendConfig.micro_words} if arguments.decoder == "micro" else {}
+    if name in HEADS:  # it learns the teacher's whole distribution, so no answers are drawn
+        extended = {"head": HEADS[name]}
+        learned.pop("drawn_answers", None)
     steps = (("tokenize", {**given, **options}), *beneath(arguments, extended, **learned))
     return Run(f"{name}, distilled" if distilled else name, steps, seed)
 
