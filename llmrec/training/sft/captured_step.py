@@ -64,7 +64,8 @@ class CapturedLoss:
             shortest_sid: Number of tokens of the shortest SID.
             fills: Values of empty rows, as above.
             device: Device that the model will be on.
-            has_head: The model answers by a head, whose loss is not tried in a graph yet.
+            has_head: The model answers by a head, whose loss was not tried in a graph on a GPU yet; the tests
+                marked `gpu` in tests/training/sft/test_captured_heads.py do.
         """
         is_plain = config.packing and config.quantization == "none" and not config.gradient_checkpointing
         is_small = sum(p.numel() for p in model.parameters() if p.requires_grad) <= MOST_TRAINED
