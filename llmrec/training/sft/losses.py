@@ -83,22 +83,24 @@ def sid_cross_entropy(
     over_all = normalize_over == "vocabulary"
     if over_all and taught is None:
         return loss_over(slice(None), supervised, None)
-    if taught is not None and vocabulary.words is not None:
-        levels_P = taught.levels_of_tokens()
-        parts = [(supervised & (levels_P == level), level) for level in range(vocabulary.num_levels)]
-        others = loss_over(words, supervised & (levels_P < 0), None)
-        return torch.stack([others, *(loss_over(slice(None), chosen, None, level) for chosen, level in parts)]).sum()
     most_of_level, most_words = (None, None) if most is None else most
-    blocks = [vocabulary.block(level) for level in range(vocabulary.num_levels)]
+    by_level = _by_level(labels_P, vocabulary, taught)
     losses = [
-        loss_over(slice(None) if over_all else b, (labels_P >= b.start) & (labels_P < b.stop), most_of_level, level)
-        for level, b in enumerate(blocks)
+        loss_over(slice(None) if over_all else vocabulary.block(level), chosen_P, most_of_level, level)
+        for level, chosen_P in enumerate(by_level)
     ]
     if most_words != 0:
-        sids = vocabulary.token_range
-        is_word = supervised & ((labels_P < sids.start) | (labels_P >= sids.stop))
-        losses.append(loss_over(words, is_word, most_words))
+        losses.append(loss_over(words, supervised & ~torch.stack(by_level).any(dim=0), most_words))
     return torch.stack(losses).sum()
+
+
+def _by_level(labels_P: Tensor, vocabulary: SidVocabulary, taught: TaughtCodes | None) -> list[Tensor]:
+    """(P,) bool for each level, labels that are its codes; by their place in an answer where tokens do not tell it."""
+    if taught is not None and not vocabulary.tells_level:
+        levels_P = taught.levels_of_tokens()
+        return [(levels_P == level) & (labels_P != IGNORED) for level in range(vocabulary.num_levels)]
+    blocks = [vocabulary.block(level) for level in range(vocabulary.num_levels if vocabulary.tells_level else 1)]
+    return [(labels_P >= block.start) & (labels_P < block.stop) for block in blocks]
 
 
 def _places(chosen_P: Tensor, limit: int | None) -> Tensor:
