@@ -140,7 +140,8 @@ def fit_semantic_ids(
     codes, sizes, notes = zip(*resolved, strict=True)
     level_sizes = [max(level) for level in itertools.zip_longest(*sizes, fillvalue=0)]
     table = join_aliases(catalog.item_ids, codes, level_sizes, tokenizer.shares_codes, aliases[0].pieces)
-    return TokenizeResult(table, aliases[0], tokenizer, config.collision, notes[0])
+    several = [f"Each item has {len(aliases)} semantic IDs; this report is of the first."] if len(aliases) > 1 else []
+    return TokenizeResult(table, aliases[0], tokenizer, config.collision, [*several, *notes[0]])
 
 
 def append_semantic_ids(published: PublishedSids, catalog: Catalog, views: ItemViews) -> TokenizeResult:

@@ -116,6 +116,7 @@ def test_append_gives_new_items_a_semantic_id_in_each_alias(capsys, tmp_path, me
         sources[name] += ["--views", tmp_path / f"{name}-views", "--device", "cpu"]
     sizes = ["--num-levels", 2, "--method", *method]
     report = run_json(capsys, "tokenize", *sources["old"], *sizes, "--out", tmp_path / "sid")
+    assert report["notes"][0] == "Each item has 2 semantic IDs; this report is of the first."
     assert report["num_items"] == 36 and report["before_policy"]["collision_rate"] < 1
     assert all(level["codebook_size"] <= 6 for level in report["levels"])  # of one alias, not of all
     run_json(capsys, "tokenize", *sources["new"], "--append", tmp_path / "sid", "--out", tmp_path / "grown")

@@ -67,7 +67,8 @@ class AliasSearch:
         compiled: bool = False,
     ):
         codes = np.concatenate([table.all_codes for table in encoder.tables], axis=1)
-        _, first_of, self.twins_N = np.unique(codes, axis=0, return_index=True, return_inverse=True)
+        _, first_of, twins = np.unique(codes, axis=0, return_index=True, return_inverse=True)
+        self.twins_N = twins.reshape(-1)
         self.first_twin_N = from_host(first_of[self.twins_N], model.device)
         width = -(-num_beams // len(encoder.tables))
         options = (normalize_over, prefix_ids, capture, compiled)
