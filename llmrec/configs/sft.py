@@ -101,6 +101,7 @@ class SftConfig(FineTuneConfig):
         0,
         least=0,
     )
+    # On MovieTweetings (recipes/beauty-cllm4rec) 10 and 100 are alike, and 1000 harms.
     content_weight: float = option(
         "Weight of the mean squared difference of an item's two rows, wherever one of them is read. Without "
         "content_passes it has no effect.",
