@@ -30,6 +30,8 @@ from tests.support.extended import (
     write_toy_catalog,
 )
 from tests.support.prepared import run_json, write_catalog
+from tests.training.test_checkpoints import OPTIONS as OPTIONS_OF_RUNS
+from tests.training.test_checkpoints import start_and_kill, start_two
 
 HISTORY = ["item-3", "item-6", "item-1"]
 LEARNING = {"train": "full", "max_steps": 60, "learning_rate": 5e-3, "batch_size": 24, "max_history": 10}
@@ -101,6 +103,26 @@ def test_the_command_and_python_answer_alike_and_a_copy_too(capsys, tmp_path, tu
     assert Recommender.from_pretrained(tmp_path / "saved", device="cpu").recommend([HISTORY], k=9) == (item_ids, scores)
     allowed = recommender.recommend([HISTORY], k=3, exclude=["item-8"], allow=["item-4", "item-8"])
     assert allowed[0] == [["item-4"]]
+
+
+@pytest.mark.parametrize("options", [{"train": "lora"}, {"train": "full", "head_loss": "cosine"}])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(monkeypatch, tmp_path, base, options):
+    """With the cosine loss, the other items that are drawn are those of the run that was not interrupted."""
+    ours = (base.parent / "catalog", base)
+    fine_tune(tmp_path / "whole", *ours, **OPTIONS_OF_RUNS, **options)
+    start_and_kill(monkeypatch, tmp_path / "sft", ours, 4, **options)
+    fine_tune(tmp_path / "sft", *ours, **OPTIONS_OF_RUNS, **options)
+    assert losses(tmp_path / "sft") == losses(tmp_path / "whole")
+    assert same_weights(tmp_path / "sft", tmp_path / "whole")
+    assert (tmp_path / "sft" / FILES[HEAD]).read_bytes() == (tmp_path / "whole" / FILES[HEAD]).read_bytes()
+
+
+def test_two_processes_train_the_same_model(tmp_path, base, forks):
+    ours = (str(base.parent / "catalog"), base)
+    pids = start_two(forks, tmp_path / "two", ours, "--train", "full", "--dropout", "0")
+    assert [forks.wait(pid) for pid in pids] == [0, 0], (tmp_path / "stderr-0").read_text()
+    fine_tune(tmp_path / "one", *ours, **{**OPTIONS_OF_RUNS, "train": "full", "dropout": 0.0})
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
 
 
 @pytest.mark.parametrize("train", ["lora", "sid_tokens"])

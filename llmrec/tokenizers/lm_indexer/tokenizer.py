@@ -126,15 +126,13 @@ class TextCoder:
                 states_nE = level.states(texts.of(chosen), vectors_NLE[chosen, :-1])[0]
             return squared_distances(states_nE, level.book.codes).cpu()
 
-        def side_by_side(numbers_NLE: Tensor) -> Tensor:
-            return numbers_NLE.flatten(1)
+        def states(rows: np.ndarray) -> Tensor:
+            return states_NLE[torch.as_tensor(rows, device=where)].flatten(1).cpu()
 
-        return Encoded(
-            codes_NL.cpu().numpy(),
-            last_level_cost,
-            lambda rows: side_by_side(states_NLE[torch.as_tensor(rows, device=where)]).cpu(),
-            lambda rows: side_by_side(vectors_NLE[torch.as_tensor(rows, device=where)]).cpu(),
-        )
+        def of_codes(rows: np.ndarray) -> Tensor:
+            return vectors_NLE[torch.as_tensor(rows, device=where)].flatten(1).cpu()
+
+        return Encoded(codes_NL.cpu().numpy(), last_level_cost, states, of_codes)
 
     def tensors(self) -> dict[str, Tensor]:
         """Name -> tensor, to be saved."""
