@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from llmrec.model.micro import SPECIAL_TOKENS, micro_model, word_tokenizer
+from llmrec.model.micro import micro_model
 from llmrec.model.prompts import DEFAULT_INSTRUCTION, Prompt
+from llmrec.sid.tokens.llm_tokenizer import SPECIAL_TOKENS, word_tokenizer
 from tests.conftest import TITLES
 
 
