@@ -23,6 +23,7 @@ from llmrec.configs.recommend import RankBy
 from llmrec.data.catalog import Catalog
 from llmrec.data.requests.item_lists import Unknown
 from llmrec.decoding.answering import Answerer, Answers, AnswerSize
+from llmrec.decoding.grounding.ranker import GroundedRanker
 from llmrec.decoding.ranker import SidRanker
 from llmrec.decoding.requests import read_requests
 from llmrec.model.backbone import check_rows, moved
@@ -33,7 +34,6 @@ from llmrec.runtime.manifest import JsonObject
 from llmrec.runtime.model_files import check_prompt
 from llmrec.sid.catalogs.catalog_record import CatalogRecord
 from llmrec.sid.catalogs.given_catalog import GivenCatalog, match_catalog
-from llmrec.sid.item_tokens import ItemTokens
 from llmrec.sid.table import SidTable
 
 
@@ -82,7 +82,11 @@ class Recommender:
         self.sid_config, self.details = sid_config, details or {}
         self.record, self.given = record, given
         prefix_ids = sid_config.prompt.prefix(tokenizer)
-        self.ranker = SidRanker(self.model, table, sid_config, prefix_ids, compiled, rank=rank)
+        if rank == "ground":
+            popularity = None if record is None else record.train_counts
+            self.ranker: SidRanker = GroundedRanker(self.model, table, sid_config, prefix_ids, popularity)
+        else:
+            self.ranker = SidRanker(self.model, table, sid_config, prefix_ids, compiled, rank=rank)
         self.answerer = Answerer(self.ranker, record, None if given is None else given.is_shown)
 
     @classmethod
@@ -104,7 +108,7 @@ class Recommender:
             precision: Type of the weights; auto is bfloat16 on a GPU that has it, and float32 elsewhere.
             compiled: Fuse the model's layers by `torch.compile`; its first 20 seconds pay off if thousands of users
                 follow.
-            rank: Scores to rank by: sid, items or mixture.
+            rank: Scores to rank by: sid, items, mixture or ground.
             catalog: Catalogue of today, or its directory: only items that it has are recommended. `given` tells what
                 it has in common with the checkpoint.
             length_penalty: Power of its number of tokens that the score of an item is divided by; the checkpoint's own
@@ -126,8 +130,7 @@ class Recommender:
         sid_config, table, details = SidConfig.load(path)
         if length_penalty is not None:
             sid_config = dataclasses.replace(sid_config, length_penalty=length_penalty)
-        if rank != "sid":
-            ItemTokens.required(sid_config.vocabulary.items)  # before the weights are read
+        sid_config.vocabulary.check_rank(rank)  # before the weights are read
         record, given = CatalogRecord.load(path, details, table.num_items), None
         if catalog is not None:
             catalog = catalog if isinstance(catalog, Catalog) else Catalog.load(catalog)

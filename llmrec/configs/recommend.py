@@ -7,10 +7,10 @@ from typing import Literal
 
 from llmrec.configs.options import Config, option
 
-RankBy = Literal["sid", "items", "mixture"]
+RankBy = Literal["sid", "items", "mixture", "ground"]
 RANK_HELP = (
     "Rank by SIDs under a beam, by item rows in one pass (of a model extended with `item_rows`), or by a mixture of "
-    "both probabilities."
+    "both probabilities. 'ground' lets a model of titles write freely, and ranks by the distance of titles from that."
 )
 
 

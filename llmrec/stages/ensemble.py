@@ -42,7 +42,7 @@ from llmrec.runtime.device import resolve_device
 from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, content_hash, verify, write_json
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
 from llmrec.stages.evaluate import METRICS, REPORT, held_out, sample
-from llmrec.stages.evaluated_model import check_item_rows, check_own
+from llmrec.stages.evaluated_model import check_own, check_rank
 
 ENSEMBLE = "ensemble.json"
 CHECKPOINTS = ("extend", "sft", "alternate", "dpo", "grpo")
@@ -115,7 +115,7 @@ def check_members(config: EnsembleConfig, catalog: Catalog) -> None:
         else:
             check_own(path, catalog)
             if rank_by != "sid":
-                check_item_rows(path)
+                check_rank(path, rank_by)
         found = content_hash(path), rank_by
         if found in given:
             raise ValueError(f"members '{given[found]}' and '{path}' are the same; each counts once.")

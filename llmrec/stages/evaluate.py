@@ -39,7 +39,7 @@ from llmrec.runtime.manifest import JsonObject, write_json
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
 from llmrec.sid.table import SidTable
 from llmrec.stages.evaluated_model import (
-    check_item_rows,
+    check_rank,
     find_overlap,
     head_of,
     load_table,
@@ -147,7 +147,7 @@ class Trial:
         examples, places = held_out(catalog, config.split)
         overlap = find_overlap(config.model, table, catalog, config.split) if config.model and table else None
         if config.model and config.rank != "sid":
-            check_item_rows(config.model)
+            check_rank(config.model, config.rank)
         if overlap:
             check_kept_baselines(config.named, catalog, overlap)
             for note in overlap.facts["notes"]:
@@ -212,11 +212,15 @@ def ranker(system: str, trial: Trial, num_beams: int, workdir: Path) -> Rank:
             (workdir / SCRATCH).mkdir(exist_ok=True)
             write_json(workdir / SCRATCH / f"{system}-{CURVE}", points_of_epochs(fitted.log))
         return per_batch(fitted.rank)
-    from llmrec.recommender import Recommender  # torch and transformers, whose imports take seconds
+    from llmrec.decoding.grounding.ranker import GroundedRanker  # torch and transformers, whose imports take seconds
+    from llmrec.recommender import Recommender
 
     recommender = Recommender.from_pretrained(
         config.model or "", device=config.device, rank=config.rank, length_penalty=config.length_penalty
     )
+    if isinstance(recommender.ranker, GroundedRanker) and not trial.overlap:
+        power = recommender.ranker.choose_power(trial.catalog.examples("valid"), config.batch_size)
+        say(f"evaluate: popularity counts with the power {power:g}, which ranks the valid examples best.")
     if trial.overlap:
         return shared_ranking(recommender.ranker, trial.overlap, num_beams)
     return functools.partial(recommender.ranker.rank_batches, num_beams=num_beams)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llmrec.configs.recommend import RankBy
 from llmrec.data.catalog import Catalog
 from llmrec.evaluation.overlap import Overlap
 from llmrec.evaluation.protocol import Batch, Rank
@@ -17,7 +18,6 @@ from llmrec.evaluation.ranking import UNFILLED, Ranking
 from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, content_hash, read_manifest, verify
 from llmrec.sid.catalogs.catalog_record import CatalogRecord
 from llmrec.sid.catalogs.given_catalog import APPEND_TO, match_catalog
-from llmrec.sid.item_tokens import ItemTokens
 from llmrec.sid.table import SidTable
 
 if TYPE_CHECKING:
@@ -145,15 +145,15 @@ def head_of(model: str | None) -> str | None:
     return None if head is None else head.kind
 
 
-def check_item_rows(model: str) -> None:
-    """Refuse a checkpoint without item rows, before its weights are read.
+def check_rank(model: str, rank: RankBy) -> None:
+    """Refuse scores to rank by that a checkpoint does not have, before its weights are read.
 
     Raises:
-        ValueError: If it has none.
+        ValueError: If it lacks them.
     """
     from llmrec.model.checkpoint import SidConfig
 
-    ItemTokens.required(SidConfig.load(model)[0].vocabulary.items)
+    SidConfig.load(model)[0].vocabulary.check_rank(rank)
 
 
 def trained(model: str) -> JsonObject | None:

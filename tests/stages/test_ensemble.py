@@ -53,7 +53,7 @@ def loaded(monkeypatch) -> list[str]:
     """Members without weights, which rank by their number; the names of those that were loaded."""
     found = []
 
-    def from_pretrained(path, device, rank):
+    def from_pretrained(path, device, rank, length_penalty=None):
         found.append(Path(path).name if rank == "sid" else f"{Path(path).name}, {rank}")
         return SimpleNamespace(ranker=SimpleNamespace(rank_batches=distant(int(Path(path).name[-1]) + len(rank) - 3)))
 
@@ -158,7 +158,7 @@ def test_three_members_and_the_ways_asked_for(config, tmp_path):
 
 def test_a_checkpoint_with_item_rows_may_be_two_members(config, loaded, monkeypatch):
     checked = []
-    monkeypatch.setattr(ensemble, "check_item_rows", checked.append)
+    monkeypatch.setattr(ensemble, "check_rank", lambda path, rank: checked.append(path))
     both = dataclasses.replace(config, members=[config.members[0]] * 2, names=None, rank_by=["sid", "items"])
     result = ensemble.main(both)
     assert loaded == ["step-1", "step-1, items"] and checked == [config.members[0]]

@@ -103,6 +103,18 @@ def test_evaluate_and_recommend_answer_by_titles(tuned, line, capsys, tmp_path):
     assert "item-2" in json.dumps(answer)
 
 
+def test_a_title_that_is_written_freely_finds_its_item(tuned, line, capsys, tmp_path):
+    recommender = Recommender.from_pretrained(tuned, device="cpu", rank="ground")
+    histories = [[f"item-{row}" for row in items[:3]] for items in toy_sequences()[:12]]
+    item_ids, scores = recommender.recommend(histories, k=12, exclude=None)
+    assert [answers[0] for answers in item_ids] == [f"item-{(items[2] + 1) % 12}" for items in toy_sequences()[:12]]
+    assert {len(set(answers)) for answers in item_ids} == {12} and scores[0][0] == 0
+    base = ["evaluate", "--catalog", line["catalog"], "--model", tuned, "--device", "cpu", "--baselines", "popularity"]
+    grounded = run_json(capsys, *base, "--out", tmp_path / "ground", "--rank", "ground")
+    assert grounded["rank"] == "ground"
+    assert grounded["systems"]["ours"]["seen_excluded"]["recall@5"] > 0.9
+
+
 def test_a_saved_recommender_answers_alike(tuned, tmp_path):
     recommender = Recommender.from_pretrained(tuned, device="cpu")
     recommender.save_pretrained(tmp_path / "copy")
@@ -146,6 +158,7 @@ def test_one_pass_has_the_loss_of_one_row_per_target(line, tmp_path):
     [
         ("sft", ["--normalize-over", "level"], "items that are written in words, which all words of the model compete"),
         ("sft", ["--train", "sid_tokens", "--normalize-over", "vocabulary"], "so no token is new; set train to lora"),
+        ("evaluate", ["--rank", "items"], "This checkpoint has no item rows"),
         ("extend", ["--item-rows"], "which have vectors already; leave out item_rows"),
         ("extend", ["--spare-codes", 3], "which have vectors already; leave out spare_codes"),
         ("tokenize", [], "method 'titles' tells items apart itself; set collision to accept"),
@@ -155,6 +168,7 @@ def test_one_pass_has_the_loss_of_one_row_per_target(line, tmp_path):
 def test_options_that_words_do_not_go_with_are_refused(line, tmp_path, capsys, stage, options, message):
     given = {
         "sft": ["--catalog", line["catalog"], "--model", line["base"], "--device", "cpu"],
+        "evaluate": ["--catalog", line["catalog"], "--model", line["base"], "--device", "cpu"],
         "extend": ["--sid", line["sid"], "--model", line["llm"]],
         "tokenize": ["--method", "titles", "--llm", line["llm"], "--catalog", line["catalog"]],
     }[stage]

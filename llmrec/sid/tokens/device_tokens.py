@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from llmrec.configs.recommend import RankBy
 from llmrec.sid.codes import EMPTY
 from llmrec.sid.item_tokens import ItemTokens
 from llmrec.sid.tokens.level_words import LevelWords
@@ -141,3 +142,14 @@ class DeviceTokens:
         kinds = ["words" if words is not None else "codes" for words in (table.words, self.words)]
         what = f"is of {kinds[0]}, the vocabulary of {kinds[1]}" if kinds[0] != kinds[1] else "has other words"
         raise ValueError(f"The SID table {what}. Run `llmrec extend` on the new table.")
+
+    def check_rank(self, rank: RankBy) -> None:
+        """Refuse scores to rank by that a model of these tokens does not have.
+
+        Raises:
+            ValueError: If item rows are absent, or items are not written in words.
+        """
+        if rank in ("items", "mixture"):
+            ItemTokens.required(self.items)
+        if rank == "ground" and self.words is None:
+            raise ValueError("rank 'ground' looks up titles, which `llmrec tokenize --method titles` makes items of.")
