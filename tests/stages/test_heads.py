@@ -183,14 +183,24 @@ def test_an_appended_item_is_read_and_found_at_once(tmp_path, tuned_head, toy):
 REFUSED = {
     "leave tasks out": {"tasks": ["title_to_sid"]},
     "leave drawn_answers out": {"teacher": ["t"], "drawn_answers": True},
+    "leave normalize_over out": {"normalize_over": "vocabulary"},
 }
 
 
 @pytest.mark.parametrize("said", REFUSED)
 def test_sft_refuses_what_a_head_cannot_learn(monkeypatch, tmp_path, toy, tuned_head, said):
     monkeypatch.setattr("llmrec.stages.sft.verify", lambda *a: None)
-    with pytest.raises(ValueError, match=f"answers by the head '.*', which .*{said}"):
+    with pytest.raises(ValueError, match=f"answers by the head '.*', (which|whose) .*{said}"):
         fine_tune(tmp_path / "sft", toy[0], tuned_head, **REFUSED[said])
+
+
+@pytest.mark.parametrize("option", ["item_dropout", "item_decay"])
+def test_sft_refuses_options_of_item_rows_that_are_absent(monkeypatch, tmp_path, toy, tuned_head, option):
+    """They had no effect: neither with a head nor with plain semantic IDs."""
+    monkeypatch.setattr("llmrec.stages.sft.verify", lambda *a: None)
+    for model in (tuned_head, toy[1]):
+        with pytest.raises(ValueError, match=f"{option}: '.*' has no item rows for it; leave it out"):
+            fine_tune(tmp_path / "sft", toy[0], model, **{option: 0.2})
 
 
 def test_what_writes_semantic_ids_is_refused(tmp_path, toy, tuned_head, kind):

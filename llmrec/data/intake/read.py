@@ -7,6 +7,7 @@ chosen without being asked for is a sentence in `Dataset.notes`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
@@ -72,6 +73,7 @@ def read_tables(
     catalogue = None
     if items is not None:
         catalogue = _read_items(items, item_file_column or item_column, title_column, separator)
+    check_separator(separator, [log_rows, *([catalogue.rows] if catalogue else [])])
     _check_log(log, None if allow_unknown else catalogue, order_only, known_items)
     unused = [name for name in log_rows.names if name not in chosen.values()]
     if catalogue is None:
@@ -92,10 +94,25 @@ def read_items(
 ) -> Dataset:
     """Read an item file without a log; arguments and errors as in `read_tables`."""
     table = _read_items(items, item_column, title_column, separator)
+    check_separator(separator, [table.rows])
     if table.problems:
         raise ValueError("\n".join(table.problems))
     none = pl.DataFrame(schema={USER_ID: pl.String, ITEM_ID: pl.String, TIMESTAMP: pl.Int64, WEIGHT: pl.Float64})
     return Dataset(table.frame, none, notes=tuple(dict.fromkeys(table.rows.notes)))
+
+
+def check_separator(separator: str | None, files: Sequence[Rows]) -> None:
+    """Refuse a separator that no file has a use for.
+
+    Raises:
+        ValueError: If one is given, and every file is of another kind than delimited text.
+    """
+    if separator is not None and not any(rows.is_delimited for rows in files):
+        named = " and ".join(f"'{rows.path}'" for rows in files)
+        raise ValueError(
+            f"--separator is {separator!r}, the text between the cells of delimited text; {named} "
+            f"{'are' if len(files) > 1 else 'is'} of another kind, so leave it out."
+        )
 
 
 def _read_items(items: str | Path, item_column: str | None, title_column: str | None, separator: str | None) -> Table:

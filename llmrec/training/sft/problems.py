@@ -29,6 +29,11 @@ def problems(config: SftConfig, catalog: Catalog, vocabulary: SidVocabulary) -> 
         found.append(f"head_loss '{config.head_loss}' is of head 'projection', which '{config.model}' does not have")
     if vocabulary.words is not None:
         found += word_problems(config)
+    unused = [name for name in ("item_dropout", "item_decay") if getattr(config, name)]
+    if vocabulary.items is None and unused:
+        found.append(
+            f"{', '.join(unused)}: '{config.model}' has no item rows for it; leave it out, or extend with item_rows"
+        )
     if vocabulary.items is not None and config.normalize_over == "vocabulary":
         found.append(
             f"'{config.model}' has item tokens, which are never written but would compete with codes in the softmax; "
@@ -71,6 +76,8 @@ def head_problems(config: SftConfig, head: AnswerHead) -> list[str]:
     found = []
     if config.tasks:
         found.append(f"{name}, which writes no semantic IDs or words that tasks ask for; leave tasks out")
+    if config.normalize_over == "vocabulary":
+        found.append(f"{name}, whose softmax is not over tokens; leave normalize_over out")
     if config.drawn_answers:
         found.append(f"{name}, which learns the teacher's whole distribution at once; leave drawn_answers out")
     if processes.sharding() == "FSDP":

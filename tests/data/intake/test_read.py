@@ -123,6 +123,34 @@ def test_bad_items(put, case):
     assert "items.csv" in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["log.parquet", "log.jsonl", "parts"])
+def test_a_separator_that_no_file_has_is_refused(put, tmp_path, name):
+    """It was ignored. One file of two may have it."""
+    frame = pl.read_csv(LOG.encode(), infer_schema=False)
+    path = tmp_path / name
+    if name == "parts":
+        path.mkdir()
+        frame.write_parquet(path / "part-0.parquet")
+    elif name == "log.jsonl":
+        frame.write_ndjson(path)
+    else:
+        frame.write_parquet(path)
+    with pytest.raises(ValueError, match=rf"--separator is ';', .*'{path}' is of another kind, so leave it out"):
+        read_tables(path, separator=";")
+    with pytest.raises(ValueError, match=f"'{path}' and '{path}' are of another kind"):
+        read_tables(
+            path,
+            path,
+            separator=";",
+            item_column="timestamp",
+            item_file_column="timestamp",
+            timestamp_column="item_id",
+            title_column="user_id",
+        )
+    items = put("items.csv", ITEMS.replace(",", ";"))
+    assert read_tables(path, items, separator=";").items.height == 3
+
+
 def test_a_carriage_return_within_a_line_is_part_of_a_cell_or_refused(put):
     with pytest.raises(ValueError, match=r"log.csv"):
         read_tables(put("log.csv", "user_id,item_id,timestamp\nu\rv,01,1\nu,02,2\r\n,,\n"))

@@ -55,7 +55,7 @@ def open_delimited(path: Path, lines: list[str], layout: Layout | None, separato
         content = source if isinstance(source, bytes) else source.read_bytes()
         source = content.replace(separator.encode(), UNUSED.encode())
     text = Text(path, source, names, separator if len(separator.encode()) == 1 else UNUSED, before)
-    rows = Rows(path, names, text.read, text.place, decimal_comma=separator != ",", notes=text.notes)
+    rows = Rows(path, names, text.read, text.place, is_delimited=True, decimal_comma=separator != ",", notes=text.notes)
     if not layout and separator != EXPECTED.get(endings(path)[0], ","):
         rows.notes.append(f"{path} has {SEPARATORS.get(separator, repr(separator))} between its cells.")
     return rows

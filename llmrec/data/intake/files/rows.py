@@ -35,6 +35,7 @@ class Rows:
         columns: Name of llmrec -> name of the column, where the layout has another.
         others: Columns that the layout leaves out, which are read if an option names them.
         order_only: True if the layout has no times and the rows of each user are in order.
+        is_delimited: True for text with a separator between its cells.
         decimal_comma: True if numbers may have a comma before their fraction, because the separator is none.
         nested: Columns of JSON that hold a list or an object -> place of the first one, once they are read.
         notes: Sentences for the terminal about how the file was read.
@@ -48,6 +49,7 @@ class Rows:
     columns: Mapping[str, str] = field(default_factory=dict)
     others: Sequence[str] = ()
     order_only: bool = False
+    is_delimited: bool = False
     decimal_comma: bool = False
     nested: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
