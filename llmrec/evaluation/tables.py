@@ -13,6 +13,7 @@ from llmrec.evaluation.verdict import IN_TABLE, MODEL, excludes_zero, interval_t
 from llmrec.runtime.console import table, tell
 from llmrec.runtime.manifest import JsonObject
 
+FIRST, HERE = "first", "this"  # who is ahead, in a narrow column
 NOT_VALIDATED = (
     "unknown, because the checkpoint was not validated during training (set eval_steps of `llmrec sft`); a mixture "
     "never is."
@@ -46,28 +47,29 @@ def show_systems(systems: JsonObject, differences: JsonObject, k: int, measured_
         k: Cut-off.
         measured_on: Examples that the values are means of.
     """
-    names = [f"{metric}@{k}" for metric in SHOWN]
+    names, reference = [f"{metric}@{k}" for metric in SHOWN], next(iter(systems[COLUMNS[0]]))
+    first = OURS if reference == OURS else FIRST
     rows = []
     for column, of_column in systems.items():
         for i, (name, values) in enumerate(of_column.items()):
             difference = differences[column].get(name, {}).get(names[-1])
-            lead = ["", ""] if difference is None else [interval_text(difference), _ahead(difference)]
+            lead = ["", ""] if difference is None else [interval_text(difference), _ahead(difference, first)]
             rows.append(["" if i else IN_TABLE[column], name, *(values[each] for each in names), *lead])
     header = ["history", "system", *names, "lead, 95 %", "ahead"]
     if not any(differences.values()):
         table(measured_on, header[:-2], [row[:-2] for row in rows])
         return
     table(measured_on, header, rows)
-    reference = next(iter(systems[COLUMNS[0]]))
+    named = "" if first == reference else f" is {reference}"
     tell(
         f"Lead: {names[-1]} of {reference} minus that of the system in the line; below 0, that system is better. "
-        f"Ahead: is {reference} ahead of it? Open if 0 is inside the interval."
+        f"Ahead: {first}{named}, {HERE} is the system in the line, open if 0 is inside the interval."
     )
 
 
-def _ahead(difference: JsonObject) -> str:
-    """Answer to the question whether the reference is ahead."""
-    return "open" if not excludes_zero(difference) else "yes" if difference["low"] > 0 else "no"
+def _ahead(difference: JsonObject, first: str) -> str:
+    """Which of the two is ahead: the reference, by a short name, or the system of the line."""
+    return "open" if not excludes_zero(difference) else first if difference["low"] > 0 else HERE
 
 
 def overlap_notes(metrics: JsonObject) -> list[str]:

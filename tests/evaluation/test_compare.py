@@ -140,7 +140,10 @@ def test_the_tables_name_the_runs_and_who_is_ahead(write_run, monkeypatch, capsy
         "This is certain: the 95 % interval of the lead over 6 users, [+1.0000, +1.0000], excludes 0.\n"
     )
     assert "6 test examples of 6 users" in printed and max(map(len, printed.splitlines()[3:-2])) <= 80
-    assert re.findall(r"(bad) +0.0000 +0.0000 +\[\+1.0000, \+1.0000\] +(\w+)", printed) == [("bad", "yes")] * 2
+    assert re.findall(r"(bad) +0.0000 +0.0000 +\[\+1.0000, \+1.0000\] +(\w+)", printed) == [("bad", "first")] * 2
+    show(compared(write_run("worse", [-1] * USERS), write_run("better", [0] * USERS)))
+    turned = capsys.readouterr().out
+    assert re.findall(r"better +1.0000 +1.0000 +\[-1.0000, -1.0000\] +(\w+)", turned) == ["this"] * 2
 
 
 def test_the_command_prints_json(write_run, capsys):
