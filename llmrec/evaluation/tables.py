@@ -68,7 +68,7 @@ def show_systems(systems: JsonObject, differences: JsonObject, k: int, measured_
 
 
 def _ahead(difference: JsonObject, first: str) -> str:
-    """Which of the two is ahead: the reference, by a short name, or the system of the line."""
+    """Name of the one that is ahead: the reference, by a short name, or the system of the line."""
     return "open" if not excludes_zero(difference) else first if difference["low"] > 0 else HERE
 
 
