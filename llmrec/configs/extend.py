@@ -52,6 +52,15 @@ class ExtendConfig(StageConfig, Config):
         "none",
     )
     head_temperature: float = option("Divisor of the cosines that `head` compares by.", 0.07, above=0)
+    # The paper's.
+    segmentations: int = option(
+        "For a table of pieces (method action_piece): number of ways in which a history is written when it is asked "
+        "about, each drawn at random; their rankings are merged. With 0, histories are written in one fixed way, also "
+        "in training.",
+        5,
+        least=0,
+        most=64,
+    )
     micro_layers: int = option("Number of layers of 'micro'.", 2, least=1)
     micro_hidden: int = option("Hidden size of 'micro'; a multiple of 32.", 128, least=32)
     micro_words: int = option("Largest number of words in the vocabulary of 'micro'.", 8000, least=64)

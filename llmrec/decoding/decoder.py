@@ -1,27 +1,34 @@
 """SidDecoder: tree beam search at the speed of the device, for one model and trie that answer many requests.
 
 The whole search runs as `llmrec.decoding.tree_forward` reads a prompt: on a GPU as one CUDA graph of each size.
+SegmentedDecoder searches after several ways of writing a history.
 
-Shapes: B prompts, T prompt tokens, P prefix tokens.
+Shapes: B prompts, T prompt tokens, P prefix tokens, M beams.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmrec.decoding.beam_search import beam_widths, search_beams
-from llmrec.decoding.search import Beams, SearchProblem
+from llmrec.decoding.search import Beams, SearchProblem, fuse_ranks
 from llmrec.decoding.tree_forward import PromptReader
+from llmrec.decoding.trie.allow_list import AllowList
 from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.leaf_mask import LeafMask
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.model.backbone import causal_lm
 from llmrec.model.code_scores import NormalizeOver
+from llmrec.model.history.encoder import HistoryEncoder
+from llmrec.runtime.device import from_host
 from llmrec.sid.vocabulary import SidVocabulary
+
+PADDING = 0  # any token: it is masked
 
 
 class SidDecoder(PromptReader):
@@ -134,3 +141,52 @@ class SidDecoder(PromptReader):
         prefix_ids = self._shared_prefix(input_ids)
         beams, states = search_beams(self.problem, input_ids, lengths, self.widths, mask, prefix_ids)
         return [beams.codes, beams.scores, beams.leaves, states]
+
+
+class SegmentedDecoder:
+    """Tree beam search after several ways of writing a history, whose rankings are merged (`fuse_ranks`).
+
+    Args:
+        decoder: Search that answers a prompt.
+        encoder: Encoder that draws how it writes a history.
+        ways: Number of ways; with one, scores stay log-probabilities.
+
+    Source: ActionPiece (arXiv:2502.13581), section 3.4.
+    """
+
+    def __init__(self, decoder: SidDecoder, encoder: HistoryEncoder, ways: int):
+        self.decoder, self.encoder, self.ways = decoder, encoder, ways
+
+    def search(
+        self,
+        histories: Sequence[np.ndarray],
+        exclude: Sequence[np.ndarray] | None = None,
+        allow: Sequence[AllowList | None] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Find the best SIDs of each user. The ways depend on the history alone, and so does the answer.
+
+        Args:
+            histories: Item rows of each user, oldest first, none empty.
+            exclude: Item rows barred for each user.
+            allow: Items that each user is restricted to; None for any.
+
+        Returns:
+            (B, M) int64 leaves, best first, (B, M) float32 scores, and (B,) int64 number of beams that are no item;
+            -1 and -inf where there are fewer leaves.
+        """
+        trie, device = self.decoder.problem.trie, self.decoder.model.device
+        again = np.arange(len(histories)).repeat(self.ways).tolist()
+        rngs = [np.random.default_rng((way, *history)) for history in histories for way in range(self.ways)]
+        ids, mask = self.encoder.pad_prompts((), [histories[i] for i in again], PADDING, rngs)
+        leaf_filter = None
+        if exclude is not None or allow is not None:
+            barred = None if exclude is None else [exclude[i] for i in again]
+            leaf_filter = LeafFilter(trie, barred, None if allow is None else [allow[i] for i in again])
+        beams, _ = self.decoder.search(from_host(ids, device), from_host(mask, device), leaf_filter)
+        is_item = (beams.codes == trie.codes_of(beams.leaves)).all(dim=2) & (beams.leaves >= 0)
+        invalid = (beams.scores.isfinite() & ~is_item).view(len(histories), -1).sum(dim=1)
+        if self.ways == 1:
+            return beams.leaves, beams.scores, invalid
+        is_wrong = (is_item & ~beams.scores.isfinite()).view(len(histories), -1).any(dim=1, keepdim=True)
+        leaves, scores = fuse_ranks(beams.leaves.unflatten(0, (-1, self.ways)), trie.num_leaves)
+        return leaves, scores.masked_fill(is_wrong, torch.nan), invalid  # ranks would hide that a score is NaN

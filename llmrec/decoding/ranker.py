@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from llmrec.configs.recommend import RankBy
 from llmrec.decoding.aliases.search import AliasSearch
-from llmrec.decoding.decoder import SidDecoder
+from llmrec.decoding.decoder import PADDING, SegmentedDecoder, SidDecoder
 from llmrec.decoding.item_ranking import ItemScorer, barred_items, best_items, best_leaves
 from llmrec.decoding.tree_forward import PromptReader
 from llmrec.decoding.trie.allow_list import AllowList, ItemRows, resolve_allow_lists
@@ -31,8 +31,8 @@ from llmrec.model.history.choice import make_history_encoder
 from llmrec.runtime.device import from_host, to_host
 from llmrec.sid.table import SidTable
 
-PADDING = 0  # any token: it is masked
 MAX_DECODERS = 4  # beam widths whose decoders are kept: on a GPU each holds up to 64 graphs
+Searcher = SidDecoder | AliasSearch | SegmentedDecoder
 Exclusions = Sequence[np.ndarray] | None
 AllowLists = Sequence[ItemRows | AllowList | None] | None
 # The fields of Requests, of which the last two may be left out.
@@ -88,7 +88,7 @@ class SidRanker:
         self.encoder = make_history_encoder(table, sid_config.vocabulary)
         self.trie = SidTrie(table, device=model.device)
         self.prefix_ids = torch.tensor(prefix_ids, device=model.device)
-        self._decoders: dict[int, SidDecoder | AliasSearch] = {}  # by num_beams, the latest last
+        self._decoders: dict[int, Searcher] = {}  # by num_beams, the latest last
         self._one_at_a_time = threading.Lock()  # a server's threads share the decoders and the device
         self._item_scorer = None if rank == "sid" else ItemScorer(model, self.trie, sid_config)
         self._head = make_head(model, self.encoder, sid_config.vocabulary, model.device)
@@ -153,7 +153,7 @@ class SidRanker:
         if answer is not None:
             yield answer()
 
-    def _decoder(self, num_beams: int) -> SidDecoder | AliasSearch:
+    def _decoder(self, num_beams: int) -> Searcher:
         """Decoder of a beam width; those that were not asked for lately are dropped, with their graphs."""
         with self._one_at_a_time:
             decoder = self._decoders.pop(num_beams, None) or self._make_decoder(num_beams)
@@ -162,21 +162,25 @@ class SidRanker:
                 del self._decoders[next(iter(self._decoders))]
         return decoder
 
-    def _make_decoder(self, num_beams: int) -> SidDecoder | AliasSearch:
+    def _make_decoder(self, num_beams: int) -> Searcher:
         options = (num_beams, self.sid_config.normalize_over, self.prefix_ids, self.capture, self.compiled)
         if isinstance(self.encoder, AliasHistoryEncoder):
             return AliasSearch(self.model, self.encoder, self.sid_config.vocabulary, *options)
         vocabulary, length_penalty = self.sid_config.vocabulary, self.sid_config.length_penalty
-        return SidDecoder(self.model, self.trie, vocabulary, *options, length_penalty)
+        decoder = SidDecoder(self.model, self.trie, vocabulary, *options, length_penalty)
+        ways = vocabulary.segmentations
+        return SegmentedDecoder(decoder, self.encoder, ways) if ways else decoder
 
     @torch.no_grad()
-    def _start(self, decoder: PromptReader | AliasSearch, requests: Requests, num_beams: int) -> Callable[[], Ranking]:
+    def _start(self, decoder: PromptReader | Searcher, requests: Requests, num_beams: int) -> Callable[[], Ranking]:
         """Queue a batch on the device, and return a function that waits for its ranking."""
         exclude = requests.exclude
         allow = None if requests.allow is None else resolve_allow_lists(self.trie, requests.allow)
         if isinstance(decoder, AliasSearch):
             scores_BN, invalid = decoder.scores(self.shown(requests.histories), exclude, allow)
             return self._rank_items(scores_BN, invalid, exclude, allow, decoder.most_items, decoder.ranking)
+        if isinstance(decoder, SegmentedDecoder):
+            return self._read_off(*decoder.search(self.shown(requests.histories), exclude, allow), exclude, allow)
         prompts, none_invalid = self.encode(requests.histories), torch.zeros(len(requests.histories), dtype=torch.int64)
         if self._item_scorer is not None and self.rank_by == "items":
             scores_BN = self._item_scorer.log_probs(decoder.read(*prompts))

@@ -79,6 +79,31 @@ class Beams:
         return Beams(*(torch.cat(pair, dim=1) for pair in pairs))
 
 
+def fuse_ranks(leaves: Tensor, num_leaves: int) -> tuple[Tensor, Tensor]:
+    """Merge the lists of several searches for the same answer by the ranks of their leaves.
+
+    A leaf has the credit 1 / log2(rank + 2) of each list that has it, with ranks from 0.
+
+    Args:
+        leaves: (B, Q, M) leaves of Q searches, best first; -1 in unfilled beams.
+        num_leaves: Number of leaves of the trie.
+
+    Returns:
+        (B, M) int64 leaves with the most credit, best first, -1 where no more have any; and (B, M) float32 scores, the
+        log of a leaf's share of all credit that could be given.
+
+    Source: ActionPiece (arXiv:2502.13581), section 3.4, which sums these credits over segmentations.
+    """
+    batch_size, num_lists, width = leaves.shape
+    credit_M = 1 / torch.arange(2, width + 2, device=leaves.device, dtype=torch.float32).log2()
+    places = torch.where(leaves < 0, num_leaves, leaves)  # unfilled beams go to a place behind
+    total = credit_M.new_zeros(batch_size, num_leaves + 1)
+    for number in range(num_lists):  # one after another: a list has a leaf once, so sums have one order
+        total.scatter_add_(1, places[:, number], credit_M.expand(batch_size, -1))
+    best = total[:, :num_leaves].topk(min(width, num_leaves), dim=1)
+    return best.indices.masked_fill(best.values == 0, -1), (best.values / (num_lists * credit_M.sum())).log()
+
+
 @dataclass(frozen=True)
 class Continuations:
     """Codes that may follow each prefix, (B, M, W) each.

@@ -40,6 +40,8 @@ def check_appended(old: SidTable, new: SidTable) -> None:
             f"{new.level_sizes}. "
             f"{remedy}"
         )
+    if new.pieces != old.pieces:
+        raise ValueError(f"the SID table has other pieces than the checkpoint. {remedy}")
     rows = [row_of[item_id] for item_id in old.item_ids]
     if len(aliases_of(old)) != len(aliases_of(new)):
         have = f"{len(aliases_of(old))} semantic IDs in the checkpoint, {len(aliases_of(new))} in the SID table"

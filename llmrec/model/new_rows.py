@@ -3,8 +3,10 @@
 A new vector is the mean of the old ones plus Gaussian noise at their standard deviation. The resize of transformers
 would draw the new vectors 1e-9 of that apart (pairwise cosine 1.000000), so that codes look alike at step 0. Vectors
 may instead lean towards the titles of the items that have the code; noise then keeps codes with the same titles apart.
+Merged pieces lean towards the features that they stand for.
 
-Shapes: V ordinary tokens, D hidden, N items, A aliases, L levels, K codes of a level, W tokens of all titles.
+Shapes: V ordinary tokens, D hidden, N items, A aliases, L levels, K codes of a level, W tokens of all titles, F
+features, M merged pieces.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.model.trained_rows import matrix_of
 from llmrec.sid.aliases import aliases_of
+from llmrec.sid.pieces.pieces import Pieces
 from llmrec.sid.table import SidTable
 from llmrec.sid.tokens.ordinary_text import encode_texts
 from llmrec.sid.vocabulary import SidVocabulary
 
 ROW_MULTIPLE = 64  # matrix multiplications prefer vocabularies of this multiple
 ITEM_STD = 0.02  # as in BERT (arXiv:1810.04805) and in the baselines
-NOISE_SHARE = 0.1  # of the variance of vectors that lean towards titles
+NOISE_SHARE = 0.1  # of the variance of vectors that lean towards titles or features
 WORDS_AT_ONCE = 2**16
 
 
@@ -173,6 +176,50 @@ def leaning_rows(old_VD: Tensor, noise_KD: Tensor, initial: InitialVectors) -> T
     return rows
 
 
+def feature_table(table: SidTable) -> SidTable:
+    """Make the table of the features of the items, whose levels are the kinds of features.
+
+    Args:
+        table: Table of items that are written in pieces.
+    """
+    assert table.pieces is not None
+    features = table.pieces.items(table.all_codes)
+    codes = features - np.cumsum((0, *table.pieces.kind_sizes[:-1]))
+    return SidTable(table.item_ids, codes, table.item_rows, table.pieces.kind_sizes)
+
+
+def feature_blocks(start: int, pieces: Pieces) -> list[slice]:
+    """Slices of the tokens of each kind of features, the first of which is `start`."""
+    ends = start + np.cumsum(pieces.kind_sizes)
+    return [slice(int(end) - size, int(end)) for end, size in zip(ends, pieces.kind_sizes, strict=True)]
+
+
+def merged_rows(old_VD: Tensor, features_FD: Tensor, pieces: Pieces, generator: torch.Generator) -> Tensor:
+    """Average the vectors of the features of each merged piece, and add noise.
+
+    A mean varies less than what it is of; its distance from the mean of the old vectors becomes that of an old one.
+
+    Args:
+        old_VD: (V, D) vectors of ordinary tokens.
+        features_FD: (F, D) vectors of the features.
+        pieces: Pieces.
+        generator: CPU generator.
+
+    Returns:
+        (M, D), in the type of the old vectors.
+    """
+    old, away = old_VD.float(), features_FD.float() - old_VD.float().mean(dim=0)
+    merged = [pieces.features_of([piece]) for piece in range(pieces.num_features, len(pieces))]
+    counts = torch.tensor([len(features) for features in merged], device=old.device)
+    owners_E = torch.arange(len(merged), device=old.device).repeat_interleave(counts)
+    features_E = torch.tensor([feature for features in merged for feature in features], device=old.device).long()
+    sums = torch.zeros(len(merged), old.shape[1], device=old.device).index_add_(0, owners_E, away[features_E])
+    noise = torch.randn(len(merged), old.shape[1], generator=generator).to(old.device) * old.std(dim=0)
+    lean = sums * (old.std(dim=0).norm() / sums.norm(dim=1, keepdim=True).clamp(min=1e-6))
+    leaning = (1 - NOISE_SHARE) ** 0.5 * lean + NOISE_SHARE**0.5 * noise
+    return (old.mean(dim=0) + leaning).to(old_VD.dtype)
+
+
 def fit_vocabulary(model: PreTrainedModel, num_tokens: int) -> None:
     """Lengthen the embedding and the output matrix if they have fewer rows than a model needs; a tied pair stays tied.
 
@@ -190,6 +237,7 @@ def add_rows(
     vocabulary: SidVocabulary,
     seed: int,
     initial_vectors: Callable[[Tensor], Sequence[InitialVectors]] | None = None,
+    pieces: Pieces | None = None,
 ) -> None:
     """Give every SID token, and every item token, its vectors in the embedding and the output matrix.
 
@@ -199,8 +247,9 @@ def add_rows(
         model: Causal LM, changed in place.
         vocabulary: Tokens whose vectors are written.
         seed: Seed of the noise.
-        initial_vectors: Maps the old vectors of a matrix, (V, D), to initial vectors of each level; noise alone when
-            left out.
+        initial_vectors: Maps the old vectors of a matrix, (V, D), to initial vectors of each level, or of each kind of
+            features; noise alone when left out.
+        pieces: Pieces that the tokens stand for; merged ones begin at the mean of their features.
     """
     old_size = vocabulary.starts[0]
     fit_vocabulary(model, vocabulary.added_range.stop)
@@ -215,6 +264,10 @@ def add_rows(
         if vocabulary.head is not None and vocabulary.head.by_codes:
             sids = slice(vocabulary.token_range.start, vocabulary.token_range.stop)
             weight[sids] = part_rows(old_VD, vocabulary.num_tokens, vocabulary.num_levels, generator)
-        for level, initial in enumerate(initial_vectors(old_VD) if initial_vectors else ()):
-            block = vocabulary.block(level)
+        blocks = feature_blocks(old_size, pieces) if pieces else map(vocabulary.block, range(vocabulary.num_levels))
+        for block, initial in zip(blocks, initial_vectors(old_VD) if initial_vectors else (), strict=False):
             weight[block] = leaning_rows(old_VD, weight[block], initial)
+        if pieces is not None:
+            first = old_size + pieces.num_features
+            merged = merged_rows(old_VD, weight[old_size:first], pieces, generator)
+            weight[first : vocabulary.token_range.stop] = merged

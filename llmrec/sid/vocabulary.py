@@ -182,8 +182,8 @@ class SidVocabulary(DeviceTokens):
 
     def tokens(self) -> list[str]:
         """List the text of every SID token, in the order of their ids."""
-        blocks = self.block_sizes[:1] if self.has_one_block else self.block_sizes
-        return [self.token(level, code) for level, size in enumerate(blocks) for code in range(size)]
+        blocks = enumerate(self.block_sizes[: self.num_blocks])
+        return [self.token(level, code) for level, size in blocks for code in range(size)]
 
     def all_tokens(self) -> list[str]:
         """List the text of every SID token and item token, in the order of their ids."""

@@ -29,6 +29,7 @@ SETTLED = (
     "item_rows",
     "head",
     "head_temperature",
+    "segmentations",
 )  # options that a checkpoint has decided already
 
 

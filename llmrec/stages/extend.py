@@ -20,7 +20,7 @@ from llmrec.model.checkpoint import FILE, SidConfig, load_model, load_tokenizer,
 from llmrec.model.heads.weights import add_head
 from llmrec.model.history.sids import check_readable
 from llmrec.model.micro import micro_model, word_tokenizer
-from llmrec.model.new_rows import InitialVectors, TitleTokens, add_rows, title_vectors
+from llmrec.model.new_rows import InitialVectors, TitleTokens, add_rows, feature_table, title_vectors
 from llmrec.model.origin import BASE_IS_RANDOM, is_untrained
 from llmrec.model.prompts import Prompt
 from llmrec.runtime.console import tell
@@ -50,12 +50,11 @@ def main(config: ExtendConfig) -> JsonObject:
     table = SidTable.load(config.sid)
     if (Path(config.model) / FILE).is_file():
         return append_items(config, table)
+    check_written(config, table)
     if config.head in ("codes", "vectors"):
         check_readable(table)
     if config.item_rows:
         refuse_aliases(table, "item_rows")
-    if table.words is not None:
-        check_words(config)
     catalog = load_catalog(config, table)
     vectors_ND = quantized_vectors(config.sid, table) if config.head == "projection" else None
     titles = None if catalog is None else catalog.titles
@@ -69,14 +68,7 @@ def main(config: ExtendConfig) -> JsonObject:
         model, tokenizer = load_base(config, titles)
         check_halves(model)
         origin = {"base_model": public_name(config.model), BASE_IS_RANDOM: is_untrained(model)}
-        num_items = table.num_items if config.item_rows else 0
-        if table.words is None:
-            vocabulary = SidVocabulary.add_to(tokenizer, table.level_sizes, config.spare_codes, num_items=num_items)
-            vocabulary = dataclasses.replace(vocabulary, head=answer_head(config))
-            add_rows(model, vocabulary, config.seed, initial_vectors(config, titles, table, tokenizer))
-        else:
-            vocabulary = SidVocabulary.of_words(table.words, end_of_sequence(tokenizer))
-            vocabulary.check(tokenizer)
+        vocabulary = add_tokens(config, model, tokenizer, table, titles)
         add_head(model, vocabulary, vectors_ND, config.seed)
         save_model(model, tokenizer, directory)
         by_length = 0.0 if table.words is None else 1.0  # identifiers in words differ in length
@@ -88,7 +80,7 @@ def main(config: ExtendConfig) -> JsonObject:
         sid_config.save(directory, table, details, tokenizer)
         return {
             "sid_tokens": vocabulary.num_tokens,
-            **({"item_tokens": num_items} if num_items else {}),
+            **({"item_tokens": table.num_items} if config.item_rows else {}),
             "vocabulary": len(tokenizer),
             "parameters": model.num_parameters(),
             "tied_embeddings": bool(model.config.get_text_config().tie_word_embeddings),
@@ -107,19 +99,23 @@ def show(result: JsonObject) -> None:
     tell(f"extend: {result['sid_tokens']} SID tokens{items}, {result['parameters']:,} parameters -> {result['out']}")
 
 
-def check_words(config: ExtendConfig) -> None:
-    """Refuse options that give codes tokens of their own, where items are written in words that the model has.
+def check_written(config: ExtendConfig, table: SidTable) -> None:
+    """Refuse options that do not go with words that the model has, or with pieces.
 
     Raises:
         ValueError: With their names.
     """
-    default = {"spare_codes": 0, "item_rows": False, "head": "none", "sid_init": "noise"}
+    default = {"spare_codes": 0, "item_rows": False, "head": "none"}
+    if table.words is not None:
+        default |= {"sid_init": "noise"}
+        why = "has items that are written in words of the model, which have vectors already"
+    elif table.pieces is not None:
+        why = "writes histories in pieces, which run across items and are the same for later items"
+    else:
+        return
     given = [name for name, value in default.items() if getattr(config, name) != value]
     if given:
-        raise ValueError(
-            f"'{config.sid}' has items that are written in words of the model, which have vectors already; leave out "
-            f"{', '.join(given)}."
-        )
+        raise ValueError(f"'{config.sid}' {why}; leave out {', '.join(given)}.")
 
 
 def load_catalog(config: ExtendConfig, table: SidTable) -> Catalog | None:
@@ -155,6 +151,31 @@ def load_base(config: ExtendConfig, titles: Sequence[str] | None) -> tuple[PreTr
         return micro_model(tokenizer, config.micro_layers, config.micro_hidden, config.seed), tokenizer
     tokenizer = load_tokenizer(config.model)
     return load_model(config.model, dtype="auto"), tokenizer
+
+
+def add_tokens(
+    config: ExtendConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    table: SidTable,
+    titles: Sequence[str] | None,
+) -> SidVocabulary:
+    """Give the codes of a table their tokens, and first vectors; words have both already."""
+    if table.words is not None:
+        vocabulary = SidVocabulary.of_words(table.words, end_of_sequence(tokenizer))
+        vocabulary.check(tokenizer)
+        return vocabulary
+    vocabulary = SidVocabulary.add_to(
+        tokenizer,
+        table.level_sizes,
+        config.spare_codes,
+        num_items=table.num_items if config.item_rows else 0,
+        segmentations=None if table.pieces is None else config.segmentations,
+    )
+    vocabulary = dataclasses.replace(vocabulary, head=answer_head(config))
+    codes = table if table.pieces is None else feature_table(table)
+    add_rows(model, vocabulary, config.seed, initial_vectors(config, titles, codes, tokenizer), table.pieces)
+    return vocabulary
 
 
 def initial_vectors(

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmrec.decoding.aliases.exact_scores import exact_scores
-from llmrec.decoding.decoder import SidDecoder
+from llmrec.decoding.decoder import PADDING, SidDecoder
 from llmrec.decoding.tree_forward import pad_right
 from llmrec.decoding.trie.allow_list import AllowList
 from llmrec.decoding.trie.filter import LeafFilter
@@ -34,8 +34,6 @@ from llmrec.model.history.sids import SidHistoryEncoder
 from llmrec.runtime.device import from_host
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
-
-PADDING = 0  # any token: it is masked
 
 
 class AliasSearch:

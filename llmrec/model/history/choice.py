@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llmrec.model.history.aliases import AliasHistoryEncoder
 from llmrec.model.history.encoder import HistoryEncoder
+from llmrec.model.history.pieces import PieceHistoryEncoder
 from llmrec.model.history.sids import SidHistoryEncoder
 from llmrec.sid.aliases import aliases_of
 from llmrec.sid.table import SidTable
@@ -20,5 +21,7 @@ def make_history_encoder(table: SidTable, vocabulary: SidVocabulary) -> HistoryE
     Raises:
         ValueError: If the table needs codes that the vocabulary lacks, or a head cannot read it.
     """
+    if vocabulary.has_one_block:
+        return PieceHistoryEncoder(table, vocabulary)
     has_aliases = vocabulary.head is None and len(aliases_of(table)) > 1  # a head refuses such a table
     return AliasHistoryEncoder(table, vocabulary) if has_aliases else SidHistoryEncoder(table, vocabulary)

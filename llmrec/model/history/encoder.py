@@ -140,7 +140,11 @@ class HistoryEncoder(ABC):
         )
 
     def pad_prompts(
-        self, prefix: Sequence[int], histories: Sequence[Sequence[int] | np.ndarray], pad_token_id: int
+        self,
+        prefix: Sequence[int],
+        histories: Sequence[Sequence[int] | np.ndarray],
+        pad_token_id: int,
+        rngs: Iterable[np.random.Generator] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Encode prompts as a rectangle, padded on the right.
 
@@ -148,12 +152,13 @@ class HistoryEncoder(ABC):
             prefix: Token ids before every history.
             histories: B lists of item rows, oldest first.
             pad_token_id: Token of padding.
+            rngs: Generator of each history; see `encode`.
 
         Returns:
             (B, T) int64 token ids, and their (B, T) int64 attention mask.
         """
         rows = np.concatenate([np.asarray(history, dtype=np.int64) for history in histories])
-        prompts = self.encode_prompts(prefix, rows, [len(history) for history in histories])
+        prompts = self.encode_prompts(prefix, rows, [len(history) for history in histories], rngs=rngs)
         is_token = np.arange(prompts.lengths.max()) < prompts.lengths[:, None]
         ids = np.full(is_token.shape, pad_token_id)
         ids[is_token] = prompts.tokens

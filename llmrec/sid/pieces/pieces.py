@@ -73,6 +73,12 @@ class Pieces:
                 f"{int(wrong.sum())} of {len(self.pairs)} have none of that, or a pair occurs twice."
             )
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Pieces) and self.sha256 == other.sha256
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
     def __len__(self) -> int:
         return self.num_features + len(self.pairs)
 
@@ -183,7 +189,7 @@ class Pieces:
         seen: dict[tuple[Node, Node | None], tuple[float, Place | None]] = {}  # most nodes stay as they are
         while True:
             largest, best, at = 0.0, None, 0
-            for i, pair in enumerate(zip(nodes, [*nodes[1:], None], strict=True)):
+            for i, pair in enumerate(zip(nodes, [*nodes[1:], None], strict=False)):
                 if pair not in seen:
                     seen[pair] = self._heaviest(*pair)
                 if seen[pair][0] > largest:

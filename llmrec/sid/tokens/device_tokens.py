@@ -58,6 +58,11 @@ class DeviceTokens:
         return self.segmentations is not None
 
     @property
+    def num_blocks(self) -> int:
+        """Number of different blocks."""
+        return 1 if self.has_one_block else len(self.starts)
+
+    @property
     def tells_level(self) -> bool:
         """A token says which level it is of, and that it is no text."""
         return self.words is None and not self.has_one_block
@@ -65,7 +70,7 @@ class DeviceTokens:
     @property
     def num_tokens(self) -> int:
         """Number of tokens of all levels, spare ones included."""
-        return self.block_sizes[0] if self.has_one_block else sum(self.block_sizes)
+        return sum(self.block_sizes[: self.num_blocks])
 
     @property
     def token_range(self) -> range:

@@ -108,6 +108,11 @@ def load_start(config: PreferenceConfig, normalize_over: NormalizeOver | Literal
     sid_config, table, details = SidConfig.load(config.model)
     refuse_head(sid_config.vocabulary.head, config.stage)
     refuse_aliases(table, config.stage)
+    if sid_config.vocabulary.has_one_block:
+        raise ValueError(
+            f"'{config.model}' writes histories in pieces, in another way whenever it is trained, which {config.stage} "
+            "does not do; train it further with `llmrec sft`."
+        )
     problems = []
     if processes.sharding() == "FSDP":
         problems.append(f"{config.stage} trains a LoRA alone; launch with recipes/accelerate/ddp.yaml")

@@ -54,7 +54,7 @@ class CapturedLoss:
         shortest_sid: int,
         fills: tuple[int, int, int],
         device: torch.device,
-        has_head: bool = False,
+        is_untried: bool = False,
     ) -> CapturedLoss | None:
         """Capture steps if they have few shapes and the host need not wait for the device; else return None.
 
@@ -64,8 +64,8 @@ class CapturedLoss:
             shortest_sid: Number of tokens of the shortest SID.
             fills: Values of empty rows, as above.
             device: Device that the model will be on.
-            has_head: The model answers by a head, whose loss was not tried in a graph on a GPU yet; the tests
-                marked `gpu` in tests/training/sft/test_captured_heads.py do.
+            is_untried: The model answers by a head, whose loss was not tried in a graph on a GPU yet (the tests marked
+                `gpu` in tests/training/sft/test_captured_heads.py do), or in pieces.
         """
         is_plain = config.packing and config.quantization == "none" and not config.gradient_checkpointing
         is_small = sum(p.numel() for p in model.parameters() if p.requires_grad) <= MOST_TRAINED
@@ -73,7 +73,7 @@ class CapturedLoss:
         takes_masks = causal_lm(model).config._attn_implementation == "sdpa"
         if (
             config.normalize_over == "vocabulary"
-            or has_head
+            or is_untried
             or config.content_passes  # whose steps leave one of two sets of rows without a gradient
             or not (is_plain and is_small and is_whole and takes_masks)
         ):

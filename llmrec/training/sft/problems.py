@@ -25,6 +25,11 @@ def problems(config: SftConfig, catalog: Catalog, vocabulary: SidVocabulary) -> 
         found.append("item_decay needs whole rows in each process, which FSDP shards; leave it out")
     if vocabulary.head is not None:
         found += head_problems(config, vocabulary.head)
+    if vocabulary.has_one_block and config.targets != "last_item":
+        found.append(
+            f"'{config.model}' writes histories in pieces, which run across items, so an example has one target; set "
+            "targets to last_item"
+        )
     if config.head_loss != "softmax" and (vocabulary.head is None or vocabulary.head.kind != "projection"):
         found.append(f"head_loss '{config.head_loss}' is of head 'projection', which '{config.model}' does not have")
     if vocabulary.words is not None:
