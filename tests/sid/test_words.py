@@ -81,6 +81,7 @@ def test_another_tokenizer_is_refused():
 def test_text_shows_words_as_they_stand():
     words = LevelWords([[5, 6], [7]], {5: "\u0120Red", 7: "\u2581tea"})
     assert words.text(np.array([[0, 0], [1, EMPTY]])) == " Red tea<6>"
+    assert LevelWords([[5], [7]], {5: "red", 7: "tea"}).text(np.array([[0, 0]])) == "red tea"
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ from llmrec.sid.codes import EMPTY
 if TYPE_CHECKING:  # it takes a second to import
     from transformers import PreTrainedTokenizerBase
 
+SPACES = "\u0120\u2581"  # what stands for the space before a word in byte-level BPE, and in SentencePiece
+
 
 class LevelWords:
     """Token ids that the codes of each level stand for.
@@ -158,8 +160,9 @@ class LevelWords:
     def text(self, codes: np.ndarray) -> str:
         """Write identifiers, (n, L) codes, as they stand in a prompt; a token without a name stands as its id."""
         tokens = self.token_ids(codes)
-        names = "".join(self.texts.get(token, f"<{token}>") for token in tokens[tokens != EMPTY].tolist())
-        return names.replace("\u0120", " ").replace("\u2581", " ")  # a space in byte-level BPE, and in SentencePiece
+        names = [self.texts.get(token, f"<{token}>") for token in tokens[tokens != EMPTY].tolist()]
+        marked = any(name[:1] in SPACES for name in names)
+        return ("" if marked else " ").join(names).translate(dict.fromkeys(map(ord, SPACES), " "))
 
     def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Refuse a tokenizer whose tokens have other names than those of these words.
