@@ -8,8 +8,10 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def reading(path: str | Path, kind: str, remedy: str) -> Iterator[None]:
-    """Turn any error of a block that does nothing but read a file into a ValueError that names the file.
+def reading(
+    path: str | Path, kind: str, remedy: str, errors: tuple[type[BaseException], ...] = (Exception,)
+) -> Iterator[None]:
+    """Turn the errors of a block that reads a file into a ValueError that names the file.
 
     pyarrow, polars, safetensors, numpy and json have more errors for a damaged file than their documentation names.
 
@@ -17,9 +19,10 @@ def reading(path: str | Path, kind: str, remedy: str) -> Iterator[None]:
         path: File that is read.
         kind: Kind of file that it should be, such as `a parquet file`.
         remedy: Next step of the user, as the end of a sentence.
+        errors: What says that the content is wrong: everything, in a block that does nothing but read.
 
     Raises:
-        ValueError: If the block fails.
+        ValueError: If the block fails so, or the system cannot read the file.
 
     >>> import json
     >>> with reading("a.json", "JSON", "write it again"):
@@ -33,15 +36,15 @@ def reading(path: str | Path, kind: str, remedy: str) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise ValueError(f"'{path}' does not exist; {remedy}.") from None
-    except Exception as error:
+    except (OSError, *errors) as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise ValueError(f"'{path}' cannot be read ({error.strerror}); check it and its rights.") from None
         raise ValueError(f"'{path}' is not {kind} ({_reason(error)}); {remedy}.") from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return error.strerror
     return first_line(error)[:300]
 
 

@@ -7,19 +7,19 @@ name is the sign of a wrong file more often than of a wrong ending.
 from __future__ import annotations
 
 import bz2
-import contextlib
 import gzip
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 
-from llmrec.runtime.reading import first_line
+from llmrec.runtime import reading as files_of_others
 
 COMPRESSIONS = {
     ".gz": b"\x1f\x8b",
@@ -35,6 +35,7 @@ OPENERS: dict[str, Callable[[Path], Any]] = {  # binary streams
     ".bz2": bz2.BZ2File,
     ".zst": lambda path: pa.CompressedInputStream(str(path), "zstd"),
 }
+DAMAGED = (pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException)
 JSON = (".json", ".jsonl", ".ndjson", ".jl")
 FOREIGN = {
     ".xlsx": "an Excel file; save it as 'CSV UTF-8' there",
@@ -96,23 +97,9 @@ def check_kind(path: Path) -> None:
             )
 
 
-@contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn every error of the system and of the libraries that read files into one line about the file.
-
-    Raises:
-        ValueError: For each of these errors, a panic of polars included.
-    """
-    try:
-        yield
-    except pl.exceptions.NoDataError:
-        raise ValueError(f"'{path}' is empty; give a file with a header and rows.") from None
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException) as error:
-        raise ValueError(f"'{path}' cannot be read ({first_line(error)}); export it again.") from None
-    except OSError as error:
-        raise ValueError(f"'{path}' cannot be read ({error.strerror or error}); check it and its rights.") from None
-    except MemoryError:
-        raise ValueError(f"'{path}' does not fit into memory; give a part of it, or a machine with more.") from None
+def reading(path: Path) -> AbstractContextManager[None]:
+    """Turn the errors of the libraries that read tables into one line about the file; see `llmrec.runtime.reading`."""
+    return files_of_others.reading(path, "a readable table", "export it again", DAMAGED)
 
 
 def content_of(path: Path, size: int = -1) -> bytes:

@@ -92,7 +92,10 @@ REFUSED = {
     "several kinds": ({"a.csv": "x\n1\n", "b.parquet": packed(LOG)}, r"several kinds \(.csv, .parquet\)"),
     "Delta": ({"_delta_log/0.json": "{}", "a.parquet": packed(LOG)}, "a Delta table, which has removed rows"),
     "Iceberg": ({"metadata/v1.metadata.json": "{}", "data/a.parquet": packed(LOG)}, "an? Iceberg table"),
-    "a damaged part": ({"a.parquet": packed(LOG), "b.parquet": packed(LOG)[:99]}, r"b.parquet' cannot be read"),
+    "a damaged part": (
+        {"a.parquet": packed(LOG), "b.parquet": packed(LOG)[:99]},
+        r"b.parquet' is not a readable table",
+    ),
     "a bad row": (
         {"a.csv": HEADER + "u,1,1\nu,2,2\n", "b.csv": HEADER + "u,3,3\nu,4,soon\n"},
         r"first at line 3 of b.csv \('soon'\)",
