@@ -11,7 +11,8 @@ from llmrec.data.catalog import Catalog
 from llmrec.model.micro import word_tokenizer as word_tokenizer_of_extend
 from llmrec.sid.table import EMPTY, SidTable
 from llmrec.tokenizers import load_tokenizer
-from llmrec.tokenizers.titles import Titles, TitleWriter, _numbered
+from llmrec.tokenizers.titles import Titles
+from llmrec.tokenizers.words.writer import TextWriter
 from llmrec.views import ItemViews
 from tests.conftest import word_tokenizer
 from tests.support.titles import byte_level_bpe
@@ -43,7 +44,7 @@ def fitted(titles, llm, max_tokens=24, **more):
     encoded = tokenizer.fit(catalog, ItemViews()).encode(catalog, ItemViews())
     ids = encoded.words.token_ids(encoded.codes)
     sequences = [[token for token in row if token != EMPTY] for row in ids.tolist()]
-    return tokenizer.tokenizer_of(catalog), tokenizer.counts, sequences
+    return TextWriter.of(tokenizer.llm, catalog).llm, tokenizer.counts, sequences
 
 
 def test_tokens_are_those_of_a_history(bpe):
@@ -93,9 +94,14 @@ def test_long_titles_are_cut_and_counted(bpe):
 
 
 def test_no_room_for_a_number_is_said():
-    writer = TitleWriter(byte_level_bpe())
-    with pytest.raises(ValueError, match="2 titles are alike, and in 3 tokens there is no room for a number"):
-        _numbered([(5,), (5,)], frozenset(), writer, 3)
+    writer = TextWriter(byte_level_bpe())
+    with pytest.raises(ValueError, match="2 items are written alike, and in 3 tokens there is no room for a number"):
+        writer.numbered([(5,), (5,)], frozenset(), 3, "({})")
+
+
+def test_a_tokenizer_that_knows_no_number_is_said():
+    with pytest.raises(ValueError, match="More items are written 'red' than this tokenizer knows numbers"):
+        fitted(["red", "red", "red"], "micro")
 
 
 def test_markup_in_titles_is_text(bpe):
@@ -119,7 +125,7 @@ def test_a_tokenizer_that_merges_a_title_with_the_end_before_it_is_refused(tmp_p
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[(";", " ")]))
     core.pre_tokenizer = pre_tokenizers.Split("~", "isolated")
     PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="merges 1 of 1 titles with the ';' before them, first 'red'"):
+    with pytest.raises(ValueError, match="merges 1 of 1 texts with the ';' before them, first 'red'"):
         fitted(["red"], tmp_path)
 
 

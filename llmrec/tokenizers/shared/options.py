@@ -34,3 +34,6 @@ sinkhorn_epsilon = partial(
     "Entropy of the Sinkhorn assignment that spreads the last level's codes evenly in training; 0 turns it off.",
     least=0,
 )
+
+llm = partial(option, "LLM whose tokenizer writes the items, as `model` of `llmrec extend`: path, Hub id or 'micro'.")
+max_tokens = partial(option, "Largest number of tokens of an item, without the end.", least=8, most=60)

@@ -6,33 +6,37 @@ another, and new tokens are numbered behind the published ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from llmrec.data.catalog import Catalog
 from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.tokens.level_words import LevelWords
 from llmrec.tokenizers.base import Encoded
+from llmrec.tokenizers.words.writer import Sequences, TextWriter
 from llmrec.views import ItemViews
-
-Sequences = list[tuple[int, ...]]
 
 
 class Write(Protocol):
     """A method's way of writing identifiers."""
 
     def __call__(
-        self, catalog: Catalog, rows: Sequence[int] | np.ndarray, taken: frozenset[tuple[int, ...]], longest: int | None
+        self,
+        catalog: Catalog,
+        writer: TextWriter,
+        rows: Sequence[int] | np.ndarray,
+        taken: frozenset[tuple[int, ...]],
+        longest: int | None,
     ) -> Sequences:
         """List the tokens of the items `rows`, each ended by the same token.
 
         Args:
             catalog: Items.
+            writer: Writes texts in tokens of the LLM.
             rows: Item rows to write.
             taken: Identifiers that other items have.
             longest: Largest number of tokens, the end included; that of the method's options when left out.
@@ -45,20 +49,18 @@ class WordCoder:
 
     Attributes:
         write: Writes the identifiers.
-        tokenizer_of: Tokenizer of the LLM, for a catalogue.
+        llm: LLM whose tokenizer writes: path, Hub id or 'micro'.
         level_sizes: Number of words of each level, after `fit`.
     """
 
     write: Write
-    tokenizer_of: Callable[[Catalog], PreTrainedTokenizerBase]
+    llm: str
     level_sizes: list[int]
 
     @classmethod
-    def fitted(
-        cls, write: Write, tokenizer_of: Callable[[Catalog], PreTrainedTokenizerBase], catalog: Catalog
-    ) -> WordCoder:
+    def fitted(cls, write: Write, llm: str, catalog: Catalog) -> WordCoder:
         """Make the coder of a catalogue."""
-        coder = cls(write, tokenizer_of, [])
+        coder = cls(write, llm, [])
         words = coder.encode(catalog, ItemViews()).words
         coder.level_sizes = [] if words is None else list(words.level_sizes)
         return coder
@@ -70,8 +72,9 @@ class WordCoder:
 
     def encode(self, catalog: Catalog, views: ItemViews) -> Encoded:
         """Give every item of a catalogue its words; see `ItemTokenizer.encode`."""
-        sequences = self.write(catalog, range(catalog.num_items), frozenset(), None)
-        words, codes = LevelWords.of(sequences, self.tokenizer_of(catalog))
+        writer = TextWriter.of(self.llm, catalog)
+        sequences = self.write(catalog, writer, range(catalog.num_items), frozenset(), None)
+        words, codes = LevelWords.of(sequences, writer.llm)
         return Encoded(codes, words=words)
 
     def tensors(self) -> dict[str, Tensor]:

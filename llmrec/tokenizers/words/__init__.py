@@ -1,0 +1,1 @@
+"""Parts of methods that write items in words of an LLM, such as titles and keywords."""
