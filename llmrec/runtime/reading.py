@@ -36,7 +36,9 @@ def reading(
         raise
     except FileNotFoundError:
         raise ValueError(f"'{path}' does not exist; {remedy}.") from None
-    except (OSError, *errors) as error:
+    except BaseException as error:  # a panic of polars is no Exception
+        if not isinstance(error, (OSError, *errors)):
+            raise
         if isinstance(error, OSError) and error.strerror:
             raise ValueError(f"'{path}' cannot be read ({error.strerror}); check it and its rights.") from None
         raise ValueError(f"'{path}' is not {kind} ({_reason(error)}); {remedy}.") from error
