@@ -40,6 +40,8 @@ def check_appended(old: SidTable, new: SidTable) -> None:
             f"{new.level_sizes}. "
             f"{remedy}"
         )
+    if (old.words is None) != (new.words is None) or (old.words and new.words and not new.words.continues(old.words)):
+        raise ValueError(f"the words of the checkpoint's items are not those of the SID table. {remedy}")
     if new.pieces != old.pieces:
         raise ValueError(f"the SID table has other pieces than the checkpoint. {remedy}")
     rows = [row_of[item_id] for item_id in old.item_ids]

@@ -20,6 +20,7 @@ from llmrec.runtime.manifest import JsonObject, read_manifest
 from llmrec.runtime.stage_directory import run_stage
 from llmrec.sid.catalogs.catalog_record import CatalogRecord
 from llmrec.sid.table import SidTable
+from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.stages.quantized import quantized_vectors
 
 SETTLED = (
@@ -54,7 +55,11 @@ def append_items(config: ExtendConfig, table: SidTable) -> JsonObject:
 
     def build(directory: Path) -> JsonObject:
         model, tokenizer = load_model(config.model, dtype="auto"), load_tokenizer(config.model)
-        vocabulary, notes = grow_vocabulary(sid_config.vocabulary, table.level_sizes, tokenizer, model, config.seed)
+        if table.words is None:
+            vocabulary, notes = grow_vocabulary(sid_config.vocabulary, table.level_sizes, tokenizer, model, config.seed)
+        else:
+            vocabulary, notes = SidVocabulary.of_words(table.words, sid_config.vocabulary.eos_token_id), []
+            vocabulary.check(tokenizer)
         if vocabulary.items is not None:
             items = append_item_rows(vocabulary.items, old, table, tokenizer, model)
             vocabulary = dataclasses.replace(vocabulary, items=items)

@@ -24,6 +24,7 @@ from llmrec.sid.table import EMPTY, SidTable
 from llmrec.tokenizers import Atomic, Encoded, ItemTokenizer, load_tokenizer
 from llmrec.tokenizers.collisions import POLICIES
 from llmrec.tokenizers.collisions.append import KEEP_CODES, codes_of_new_items
+from llmrec.tokenizers.word_coder import WordCoder
 from llmrec.views import ItemViews
 
 REPORT = "report.json"
@@ -120,6 +121,9 @@ def append(published: PublishedSids, catalog: Catalog, views: ItemViews) -> Appe
             "again."
         )
     old_rows, new_rows = _find(old, catalog)
+    coder = published.tokenizer.fitted
+    if isinstance(coder, WordCoder):
+        return _append_words(coder, old, catalog, old_rows, new_rows)
     aliases, of_aliases = _encode(published, catalog, views, old_rows, new_rows), []
     for number, encoded in enumerate(aliases):
         old_codes, old_sizes = published.codes_of_alias(number)
@@ -142,6 +146,19 @@ def append(published: PublishedSids, catalog: Catalog, views: ItemViews) -> Appe
     if elsewhere.any():
         notes.append(f"{elsewhere.sum()} new items are in the nearest cluster with free codes, as their own is full.")
     return AppendResult(table, encoded, new_rows, [*notes, *grown])
+
+
+def _append_words(
+    coder: WordCoder, old: SidTable, catalog: Catalog, old_rows: np.ndarray, new_rows: np.ndarray
+) -> AppendResult:
+    """Write the new items in words of the LLM; those of a level that no item had yet are numbered behind the others."""
+    words, codes_AL = coder.append(old, catalog, new_rows)
+    codes = np.full((catalog.num_items, old.num_levels), EMPTY)
+    codes[old_rows], codes[new_rows] = old.codes(np.arange(old.num_items)), codes_AL
+    coder.level_sizes = list(words.level_sizes)
+    added = sum(words.level_sizes) - sum(old.level_sizes)
+    notes = [f"{len(new_rows)} new items; {old.num_items} keep their words.", f"{added} words are new at their level."]
+    return AppendResult(SidTable(catalog.item_ids, codes, words=words), Encoded(codes, words=words), new_rows, notes)
 
 
 def _find(old: SidTable, catalog: Catalog) -> tuple[np.ndarray, np.ndarray]:

@@ -2,16 +2,20 @@
 
 import json
 
+import pyarrow as pa
 import pytest
 import torch
 
 from llmrec import Recommender, SidConfig, SidTable
 from llmrec.cli import main
+from llmrec.data.catalog import Catalog
 from llmrec.model.checkpoint import load_model, load_tokenizer
 from llmrec.sid.table import EMPTY
+from llmrec.sid.tokens.level_words import LevelWords
+from tests.conftest import TITLES
 from tests.stages.test_sft_teacher import Strider, finished
-from tests.support.extended import fine_tune, losses, same_weights, toy_sequences
-from tests.support.prepared import run_json
+from tests.support.extended import fine_tune, losses, same_weights, toy_sequences, write_sid
+from tests.support.prepared import run_json, write_catalog
 from tests.support.titles import write_bpe_llm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -174,6 +178,42 @@ def test_options_that_words_do_not_go_with_are_refused(line, tmp_path, capsys, s
     }[stage]
     assert main([str(part) for part in (stage, *given, *options, "--out", tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_new_items_are_appended_without_a_new_token_and_can_be_recommended(tuned, line, capsys, tmp_path):
+    old = Catalog.load(line["catalog"])
+    titles = [*TITLES, "red tea", "plum juice", "jasmine tea"]  # the second is an old title
+    items = pa.table({"item_id": [*old.item_ids, "new-1", "new-2", "new-3"], "title": titles, "text": titles})
+    grown = write_catalog(tmp_path / "grown", items, old._split).source
+    append = [
+        "tokenize",
+        "--append",
+        line["sid"],
+        "--catalog",
+        grown,
+        "--collision",
+        "accept",
+        "--out",
+        tmp_path / "sid",
+    ]
+    assert run_json(capsys, *append)["notes"][0] == "3 new items; 12 keep their words."
+    table, before = SidTable.load(tmp_path / "sid"), SidTable.load(line["sid"])
+    assert (table.codes(range(12)) == before.codes(range(12))).all()
+    run_json(capsys, "extend", "--sid", tmp_path / "sid", "--model", tuned, "--out", tmp_path / "more")
+    assert same_weights(tuned, tmp_path / "more")
+    recommender = Recommender.from_pretrained(tmp_path / "more", device="cpu")
+    found = recommender.recommend([["item-0", "new-3"]], k=15, exclude=None)[0][0]
+    assert sorted(found) == sorted([*old.item_ids, "new-1", "new-2", "new-3"])
+    texts = [recommender.sid_config.vocabulary.text(table.codes([row])).strip() for row in (12, 13)]
+    assert texts[0] == "red tea;" and texts[1].startswith("plum") and "(2)" in texts[1]
+
+
+def test_words_of_another_table_are_refused(tuned, line, tmp_path, capsys):
+    before = SidTable.load(line["sid"])
+    moved = SidTable(before.item_ids, before.all_codes, words=LevelWords([ids[::-1] for ids in before.words.ids]))
+    sid = write_sid(tmp_path / "sid", moved)
+    assert main([str(part) for part in ("extend", "--sid", sid, "--model", tuned, "--out", tmp_path / "out")]) == 2
+    assert "the words of the checkpoint's items are not those of the SID table" in capsys.readouterr().err
 
 
 def test_another_model_is_refused(line, tmp_path, capsys):

@@ -23,11 +23,9 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from llmrec.data.examples import Examples
-from llmrec.decoding.aliases.search import AliasSearch
 from llmrec.decoding.generate import sid_generation_config
 from llmrec.decoding.grounding.popularity import choose_power, inject
 from llmrec.decoding.ranker import PADDING, Requests, SidRanker
-from llmrec.decoding.tree_forward import PromptReader
 from llmrec.decoding.trie.allow_list import resolve_allow_lists
 from llmrec.evaluation.ranking import Ranking
 from llmrec.model.backbone import causal_lm, run_backbone
@@ -144,7 +142,7 @@ class GroundedRanker(SidRanker):
             self.power = choose_power(distances_BN, self.popularity_N, targets_B)
         return self.power
 
-    def _start(self, decoder: PromptReader | AliasSearch, requests: Requests, num_beams: int) -> Callable[[], Ranking]:
+    def _start(self, decoder: object, requests: Requests, num_beams: int) -> Callable[[], Ranking]:
         allow = None if requests.allow is None else resolve_allow_lists(self.trie, requests.allow)
         scores_BN = -inject(self.distances(requests.histories), self.popularity_N, self.power)
         invalid = torch.zeros(len(scores_BN), dtype=torch.int64)

@@ -93,6 +93,41 @@ class LevelWords:
         names = [] if tokenizer is None else tokenizer.convert_ids_to_tokens(used)
         return cls(ids, dict(zip(used, names, strict=False))), codes
 
+    def grown(
+        self, sequences: Sequence[Sequence[int] | np.ndarray], tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> tuple[LevelWords, np.ndarray]:
+        """Number the tokens of further identifiers, new tokens of a level behind its own, whose codes stay.
+
+        Args:
+            sequences: E lists of token ids, none longer than these identifiers.
+            tokenizer: Tokenizer of the LLM, whose names of the tokens are kept.
+
+        Returns:
+            The words, and (E, L) int64 codes, -1 beyond the end of an identifier.
+
+        Examples:
+            >>> from llmrec.sid.tokens.level_words import LevelWords
+            >>> words, codes = LevelWords([[5, 8], [2, 9]]).grown([[6, 9], [8, 2]])
+            >>> [level.tolist() for level in words.ids], codes.tolist()
+            ([[5, 8, 6], [2, 9]], [[2, 1], [1, 0]])
+        """
+        own, codes = LevelWords.of(sequences, tokenizer)
+        ids, result = [], np.full((len(codes), len(self.ids)), EMPTY)
+        for level, words in enumerate(self.ids):
+            added = own.ids[level] if level < len(own.ids) else np.empty(0, np.int64)
+            ids.append(np.concatenate([words, np.setdiff1d(added, words)]))
+            code_of = {token: code for code, token in enumerate(ids[level].tolist())}
+            if level < len(own.ids):
+                places = np.array([code_of[token] for token in added.tolist()] + [EMPTY])
+                result[:, level] = places[codes[:, level]]
+        return LevelWords(ids, {**self.texts, **own.texts}), result
+
+    def continues(self, other: LevelWords) -> bool:
+        """Tell whether each level begins with all words of another one's."""
+        return len(self.ids) == len(other.ids) and all(
+            np.array_equal(words[: len(old)], old) for words, old in zip(self.ids, other.ids, strict=True)
+        )
+
     @property
     def level_sizes(self) -> tuple[int, ...]:
         """Number of words of each level."""

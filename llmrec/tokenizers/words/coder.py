@@ -15,6 +15,8 @@ from torch import Tensor
 
 from llmrec.data.catalog import Catalog
 from llmrec.runtime.manifest import JsonObject
+from llmrec.sid.codes import EMPTY
+from llmrec.sid.table import SidTable
 from llmrec.sid.tokens.level_words import LevelWords
 from llmrec.tokenizers.base import Encoded
 from llmrec.tokenizers.words.writer import Sequences, TextWriter
@@ -76,6 +78,30 @@ class WordCoder:
         sequences = self.write(catalog, writer, range(catalog.num_items), frozenset(), None)
         words, codes = LevelWords.of(sequences, writer.llm)
         return Encoded(codes, words=words)
+
+    def append(self, table: SidTable, catalog: Catalog, new_rows: np.ndarray) -> tuple[LevelWords, np.ndarray]:
+        """Write new items of a catalogue, so that none has the words of a published one.
+
+        Args:
+            table: Published identifiers.
+            catalog: The published items and the new ones.
+            new_rows: (A,) item rows of the new ones.
+
+        Returns:
+            Words of the published and the new items, and (A, L) int64 codes of the new ones.
+
+        Raises:
+            ValueError: If the tokenizer is another one now, or there is no room to tell a new item apart.
+        """
+        llm, published = self.tokenizer_of(catalog), table.words
+        assert published is not None, "a table of words has words"
+        published.check(llm)
+        tokens = published.token_ids(table.all_codes)
+        taken = frozenset(tuple(row[row != EMPTY].tolist()) for row in tokens)
+        sequences = self.write(catalog, new_rows, taken, table.num_levels)
+        if not sequences:
+            return published, np.empty((0, table.num_levels), np.int64)
+        return published.grown(sequences, llm)
 
     def tensors(self) -> dict[str, Tensor]:
         """Name -> tensor, to be saved."""
