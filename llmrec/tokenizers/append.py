@@ -24,7 +24,7 @@ from llmrec.sid.table import EMPTY, SidTable
 from llmrec.tokenizers import Atomic, Encoded, ItemTokenizer, load_tokenizer
 from llmrec.tokenizers.collisions import POLICIES
 from llmrec.tokenizers.collisions.append import KEEP_CODES, codes_of_new_items
-from llmrec.tokenizers.word_coder import WordCoder
+from llmrec.tokenizers.words.coder import WordCoder
 from llmrec.views import ItemViews
 
 REPORT = "report.json"
@@ -121,9 +121,8 @@ def append(published: PublishedSids, catalog: Catalog, views: ItemViews) -> Appe
             "again."
         )
     old_rows, new_rows = _find(old, catalog)
-    coder = published.tokenizer.fitted
-    if isinstance(coder, WordCoder):
-        return _append_words(coder, old, catalog, old_rows, new_rows)
+    if old.words is not None:
+        return _append_words(published, catalog, old_rows, new_rows)
     aliases, of_aliases = _encode(published, catalog, views, old_rows, new_rows), []
     for number, encoded in enumerate(aliases):
         old_codes, old_sizes = published.codes_of_alias(number)
@@ -149,9 +148,11 @@ def append(published: PublishedSids, catalog: Catalog, views: ItemViews) -> Appe
 
 
 def _append_words(
-    coder: WordCoder, old: SidTable, catalog: Catalog, old_rows: np.ndarray, new_rows: np.ndarray
+    published: PublishedSids, catalog: Catalog, old_rows: np.ndarray, new_rows: np.ndarray
 ) -> AppendResult:
     """Write the new items in words of the LLM; those of a level that no item had yet are numbered behind the others."""
+    old, coder = published.table, published.tokenizer.fitted
+    assert isinstance(coder, WordCoder), "a method in words has such a coder"
     words, codes_AL = coder.append(old, catalog, new_rows)
     codes = np.full((catalog.num_items, old.num_levels), EMPTY)
     codes[old_rows], codes[new_rows] = old.codes(np.arange(old.num_items)), codes_AL

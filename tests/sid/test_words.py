@@ -31,6 +31,18 @@ def test_codes_lead_back_to_tokens(sequences):
         assert words.codes_at(level, torch.tensor(absent)).tolist() == [EMPTY] * len(absent)
 
 
+@given(SEQUENCES, SEQUENCES)
+def test_further_tokens_stand_behind_the_old_ones(old, new):
+    words, _ = LevelWords.of(old)
+    new = [sequence for sequence in new if len(sequence) <= len(words.ids)]
+    if not new:
+        return
+    grown, codes = words.grown(new)
+    assert grown.continues(words)
+    assert words.continues(grown) == (grown == words)
+    assert [[token for token in row if token != EMPTY] for row in grown.token_ids(codes).tolist()] == new
+
+
 def test_words_need_not_ascend():
     words = LevelWords([[9, 5, 7]])
     assert words.codes_at(0, torch.tensor([[5, 6], [9, 7]])).tolist() == [[1, EMPTY], [0, 2]]

@@ -185,18 +185,8 @@ def test_new_items_are_appended_without_a_new_token_and_can_be_recommended(tuned
     titles = [*TITLES, "red tea", "plum juice", "jasmine tea"]  # the second is an old title
     items = pa.table({"item_id": [*old.item_ids, "new-1", "new-2", "new-3"], "title": titles, "text": titles})
     grown = write_catalog(tmp_path / "grown", items, old._split).source
-    append = [
-        "tokenize",
-        "--append",
-        line["sid"],
-        "--catalog",
-        grown,
-        "--collision",
-        "accept",
-        "--out",
-        tmp_path / "sid",
-    ]
-    assert run_json(capsys, *append)["notes"][0] == "3 new items; 12 keep their words."
+    append = ["tokenize", "--append", line["sid"], "--collision", "accept", "--out", tmp_path / "sid"]
+    assert run_json(capsys, *append, "--catalog", grown)["notes"][0] == "3 new items; 12 keep their words."
     table, before = SidTable.load(tmp_path / "sid"), SidTable.load(line["sid"])
     assert (table.codes(range(12)) == before.codes(range(12))).all()
     run_json(capsys, "extend", "--sid", tmp_path / "sid", "--model", tuned, "--out", tmp_path / "more")

@@ -93,15 +93,15 @@ class WordCoder:
         Raises:
             ValueError: If the tokenizer is another one now, or there is no room to tell a new item apart.
         """
-        llm, published = self.tokenizer_of(catalog), table.words
+        writer, published = TextWriter.of(self.llm, catalog), table.words
         assert published is not None, "a table of words has words"
-        published.check(llm)
+        published.check(writer.llm)
         tokens = published.token_ids(table.all_codes)
         taken = frozenset(tuple(row[row != EMPTY].tolist()) for row in tokens)
-        sequences = self.write(catalog, new_rows, taken, table.num_levels)
+        sequences = self.write(catalog, writer, new_rows, taken, table.num_levels)
         if not sequences:
             return published, np.empty((0, table.num_levels), np.int64)
-        return published.grown(sequences, llm)
+        return published.grown(sequences, writer.llm)
 
     def tensors(self) -> dict[str, Tensor]:
         """Name -> tensor, to be saved."""
