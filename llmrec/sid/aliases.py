@@ -4,7 +4,7 @@ A table whose items all have equally many SIDs has aliases. A history is written
 that follow it (`llmrec.model.history.aliases`). Tables in which some items have more SIDs than others have none, and so
 have tables of pieces, where the SIDs of an item are ways of writing this item alone.
 
-Aliases may share codes, where a code means nearly the same in each (checkpoints of one tokenizer), or have codes of
+Aliases may share codes, where a code means about the same in each (checkpoints of one tokenizer), or have codes of
 their own (trees): code c of alias a is then c A + a, so that a level may grow without moving a published code.
 
 Shapes: N items, A aliases, L levels.
