@@ -108,7 +108,10 @@ def sentences(facts: JsonObject, given: GivenCatalog, split: str, num_users: int
         "retitled": "have another title now",
     }
     found = ", ".join(f"{items[name]:,} {what}" for name, what in differing.items() if items[name])
-    notes.append(f"All systems rank the {items['shown']:,} items of both{f' ({found})' if found else ''}.")
+    notes.append(
+        f"All systems rank the {items['shown']:,} items of both{f' ({found})' if found else ''}. The baselines learned "
+        "from this catalogue, the model from its own."
+    )
     if facts["shortened"]:
         notes.append(f"Unknown items were left out of {facts['shortened']:,} histories.")
     if not facts["users_in_training"]:

@@ -60,10 +60,10 @@ def show_systems(systems: JsonObject, differences: JsonObject, k: int, measured_
         table(measured_on, header[:-2], [row[:-2] for row in rows])
         return
     table(measured_on, header, rows)
-    named = "" if first == reference else f" is {reference}"
+    named = "" if first == reference else f" ({reference})"
     tell(
         f"Lead: {names[-1]} of {reference} minus that of the system in the line; below 0, that system is better. "
-        f"Ahead: {first}{named}, {HERE} is the system in the line, open if 0 is inside the interval."
+        f"Ahead: {first}{named}, {HERE} (the system in the line), or open (0 is inside the interval)."
     )
 
 
