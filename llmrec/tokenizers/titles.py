@@ -8,7 +8,7 @@ Titles are cut after `max_tokens`; items that are then alike are told apart by b
 catalogue has these columns, and by a number. The report counts both.
 
 Sources: BIGRec (arXiv:2308.08434) for titles as items; GENRE (arXiv:2010.00904) for the trie over them. Departure:
-BIGRec writes titles freely and looks up the nearest item.
+BIGRec writes titles freely and looks up the nearest item, as `--rank ground` does (llmrec/decoding/grounding/).
 
 Shapes: N items.
 """

@@ -1,6 +1,7 @@
 """From titles to recommendations: tokenize, extend, sft, evaluate and recommend with items written in words."""
 
 import json
+import math
 
 import pyarrow as pa
 import pytest
@@ -145,6 +146,15 @@ def test_a_teacher_teaches_along_the_trie_of_titles_and_without_weight_changes_n
                   normalize_over="vocabulary", **options)  # fmt: skip
     assert same_weights(tmp_path / "plain", tmp_path / "off")
     assert not same_weights(tmp_path / "plain", tmp_path / "on")
+
+
+def test_preferences_are_learned_in_words(tuned, line, capsys, tmp_path):
+    given = ["--catalog", line["catalog"], "--model", tuned, "--max-steps", 1, "--batch-size", 4, "--device", "cpu"]
+    dpo = run_json(capsys, "dpo", *given, "--out", tmp_path / "dpo")
+    assert dpo["loss"] == pytest.approx(math.log(4), abs=1e-4)  # of one title against three, where nothing has moved
+    run_json(capsys, "grpo", *given, "--num-generations", 4, "--out", tmp_path / "grpo")
+    item_ids, _ = Recommender.from_pretrained(tmp_path / "grpo", device="cpu").recommend([["item-0"]], k=11)
+    assert sorted(item_ids[0]) == sorted(f"item-{row}" for row in range(1, 12))
 
 
 def test_one_pass_has_the_loss_of_one_row_per_target(line, tmp_path):
