@@ -74,9 +74,12 @@ def code_log_probs(
     Returns:
         (…, W) float32, -inf for codes that are not legal.
     """
-    if vocabulary.words is not None and normalize_over == "vocabulary":
-        tokens = vocabulary.tokens_at(level, codes)
-        return mask_codes(_word_log_probs(model, hidden, tokens, temperature, compiled), legal, normalize_over)
+    if not vocabulary.tells_level and normalize_over == "vocabulary":
+        found = _log_probs_at_once(model, hidden, vocabulary.tokens_at(level, codes), None, temperature, compiled)
+        return mask_codes(found, legal, normalize_over)
+    if vocabulary.has_one_block and normalize_over == "level":
+        found = _log_probs_at_once(model, hidden, codes, vocabulary.block(level), temperature, compiled)
+        return mask_codes(found, legal, normalize_over)
     scores = logits(model, hidden, vocabulary.rows(level, hidden.device))
     if temperature != 1:
         scores = scores / temperature
@@ -98,19 +101,19 @@ def log_normalizer(model: PreTrainedModel, hidden: Tensor, temperature: float, c
     return torch.cat(sums).reshape(*hidden.shape[:-1], 1)
 
 
-def _word_log_probs(
-    model: PreTrainedModel, hidden: Tensor, tokens: Tensor, temperature: float, compiled: bool
+def _log_probs_at_once(
+    model: PreTrainedModel, hidden: Tensor, tokens: Tensor, among: slice | None, temperature: float, compiled: bool
 ) -> Tensor:
-    """Log-probabilities of (…, W) tokens over the whole vocabulary, by one projection of (…, hidden) states.
+    """Log-probabilities of (…, W) tokens among a slice of all, or all, by one projection of (…, hidden) states.
 
     The rows of a level's words lie anywhere in the output matrix. To gather them and project a second time would take
-    as long again at a level of many words.
+    as long again at a level of many words. Pieces are many; of their logits no more than a part is held at a time.
     """
     logsumexp = _compiled_logsumexp() if compiled else _logsumexp
     rows, scale = _rows_at_once(model), _scale(model, temperature)
     found = []
     for part, chosen in zip(hidden.flatten(0, -2).split(rows), tokens.flatten(0, -2).split(rows), strict=True):
-        projected = project(model, part)
+        projected = project(model, part, among)
         found.append(scale_logits(projected.gather(-1, chosen), *scale) - logsumexp(projected, *scale).unsqueeze(-1))
     return torch.cat(found).view(tokens.shape)
 

@@ -54,6 +54,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "famae, rq_vae": {"method": "rq_vae", "view_names": FAMAE},
     "opq": {"method": "opq", "view_names": BOTH},
+    "action_piece": {"method": "action_piece", "view_names": BOTH, "collision": "accept"},
     "token_rec": {"method": "token_rec", "view_names": BOTH},
     "token_rec, projection": {"method": "token_rec", "view_names": BOTH, "collision": "accept"},
     "lm_indexer": {"method": "lm_indexer", "view_names": TEXT},
@@ -88,6 +89,8 @@ METHODS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+# One example per target makes seven times as many steps of an epoch.
+LEARNED: dict[str, dict[str, Any]] = {"action_piece": {"targets": "last_item", "eval_steps": 3000}}
 HEADS = {"token_rec, projection": "projection"}  # the others write semantic IDs
 # The controls, and a method of each kind whose place in the order docs/tokenizers.md and docs/papers.md speak of.
 MATTER = (
@@ -112,7 +115,7 @@ def runs_of(arguments: argparse.Namespace) -> list[Run]:
 def run_of(arguments: argparse.Namespace, name: str, seed: int, distilled: bool = False) -> Run:
     given = {"catalog": arguments.catalog, "views": arguments.views, "device": arguments.device}
     learned = {"teacher": arguments.teacher, "drawn_answers": True} if distilled else {}
-    options, extended = METHODS[name], {}
+    options, extended, learned = METHODS[name], {}, {**learned, **LEARNED.get(name, {})}
     if "llm" in options:  # items in words of the decoder
         options, learned = {**options, "llm": llm_of(arguments.decoder)}, {**learned, "normalize_over": "vocabulary"}
         extended = {"micro_words": ExtendConfig.micro_words} if arguments.decoder == "micro" else {}
