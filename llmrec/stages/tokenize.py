@@ -222,7 +222,7 @@ def check(config: TokenizeConfig, tokenizer: ItemTokenizer) -> None:
             f"collision '{config.collision}' needs to know how far items are from codes, which '{method}' does not; "
             "use suffix_ordinal, suffix_if_collided or accept"
         )
-    if tokenizer.tells_apart and config.collision != "accept":
+    if tokenizer.tells_apart and config.collision != "accept" and not config.append:
         problems.append(f"method '{method}' tells items apart itself; set collision to accept")
     if tokenizer.num_aliases > 1 and tokenizer.shares_codes and config.collision == "suffix_if_collided":
         problems.append(

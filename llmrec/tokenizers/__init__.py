@@ -11,6 +11,7 @@ from llmrec.tokenizers.fixed import Atomic, Random, Sorted
 from llmrec.tokenizers.fsq import FSQ
 from llmrec.tokenizers.gaoq import GAOQ
 from llmrec.tokenizers.hierarchical_kmeans import HierarchicalKMeans
+from llmrec.tokenizers.keywords import Keywords
 from llmrec.tokenizers.letter import Letter
 from llmrec.tokenizers.lm_indexer import LMIndexer
 from llmrec.tokenizers.opq import OPQ
@@ -43,6 +44,7 @@ TOKENIZERS: dict[str, type[ItemTokenizer]] = {
     "gaoq": GAOQ,
     "p5_cid": P5CID,
     "titles": Titles,
+    "keywords": Keywords,
     "atomic": Atomic,
     "random": Random,
     "sorted": Sorted,

@@ -49,7 +49,7 @@ class Tfidf:
         Raises:
             ValueError: If no text has a word.
         """
-        vectorizer = _vectorizer()
+        vectorizer = word_vectorizer()
         weights = vectorizer.fit_transform(texts)
         rows = _with_words(weights)
         svd = TruncatedSVD(min(dim, len(rows), weights.shape[1]), random_state=seed)
@@ -65,7 +65,7 @@ class Tfidf:
         Returns:
             The (m,) texts that have one of the words, and their (m, D) vectors.
         """
-        vectorizer = _vectorizer(self.words)
+        vectorizer = word_vectorizer(self.words)
         vectorizer.idf_ = self.idf
         weights = vectorizer.transform(texts)
         rows = _with_words(weights)
@@ -101,7 +101,12 @@ class Tfidf:
         return model
 
 
-def _vectorizer(words: Sequence[str] | None = None) -> TfidfVectorizer:
+def word_vectorizer(words: Sequence[str] | None = None) -> TfidfVectorizer:
+    """Weights of the words of texts, in lower case.
+
+    Args:
+        words: Words to count; those of the fitted texts when left out.
+    """
     # The default token pattern drops one-letter words, which are whole titles ("M", "Z").
     return TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b", dtype=np.float32, vocabulary=words)
 

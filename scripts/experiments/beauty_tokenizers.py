@@ -76,7 +76,8 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "letter, text": {"method": "letter", "view_names": WITH_SASREC, "collision": "sinkhorn_reassign"},
     "etegrec, before alternate": {"method": "etegrec", "view_names": SASREC},
-    "titles": {"method": "titles", "llm": "micro"},  # or the LLM of the other decoder
+    "titles": {"method": "titles", "llm": "micro", "collision": "accept"},  # or the LLM of the other decoder
+    "keywords": {"method": "keywords", "llm": "micro", "collision": "accept"},
     "simcit": {"method": "simcit", "view_names": BOTH},
     "simcit, as released": {
         "method": "simcit", "view_names": BOTH, "codebook_size": 128, "num_levels": 2, "batch_size": 256,
