@@ -70,6 +70,17 @@ def test_each_merge_lowers_the_weights_by_the_pieces_that_it_saves():
     assert checked > 300 and shortest < 40
 
 
+def test_a_merge_saves_its_weight_on_average():
+    """Over all orders of A and B, a pair is merged as often as it weighs; 5 is in both sets and may stand twice."""
+    one, other = features("AB").tolist()
+    orders = [list(a + b) for a in itertools.permutations(one) for b in itertools.permutations(other)]
+    for pair, weight in weights(nodes_of("AB")).items():
+        if 5 in pair and pair != (5, 5):
+            continue
+        merged = Pieces((2, 2, 2), np.array([pair]) - 1, np.ones(1))
+        assert np.mean([6 - len(merged.merge(list(order))) for order in orders]) == pytest.approx(float(weight))
+
+
 @pytest.mark.parametrize(
     ("items", "pieces"), [("A", [10, 5]), ("B", [8, 4]), ("C", [1, 4, 6]), ("AB", [12, 8])]
 )  # fmt: skip
@@ -120,6 +131,12 @@ def test_answers():
 def test_merges_that_cannot_be(pairs):
     with pytest.raises(ValueError, match="two earlier pieces"):
         Pieces((2, 2, 2), np.array(pairs), np.ones(len(pairs)))
+
+
+def test_pieces_that_would_unfold_without_end():
+    doubling = [(0, 1), *((piece, piece) for piece in range(2, 62))]
+    with pytest.raises(ValueError, match="at most 67,108,864 can be read"):
+        Pieces((1, 1), np.array(doubling), np.ones(len(doubling)))
 
 
 def test_a_table_of_pieces(tmp_path):

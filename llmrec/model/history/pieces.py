@@ -66,11 +66,10 @@ class PieceHistoryEncoder(HistoryEncoder):
                     f"A history has {num_targets} targets, but pieces run across items and would tell the later ones. "
                     "Set targets to last_item."
                 )
-            history = self._segment(rows[first : end - num_targets], rng)
+            history = np.array(self._segment(rows[first : end - num_targets], rng), dtype=np.int64)
             answer = self.encode_answer(rows[end - num_targets : end])
-            sizes = [len(self.pieces.features_of([piece])) for piece in history]
-            tokens += [np.asarray(history, np.int64) + self.start, answer]
-            last_features = np.cumsum(sizes, dtype=np.int64) - 1
+            tokens += [history + self.start, answer]
+            last_features = np.cumsum(self.pieces.sizes[history]) - 1
             items += [first + last_features // self.pieces.num_kinds, np.full(len(answer), end - 1)]
             is_answer += [np.zeros(len(history), bool), np.ones(len(answer), bool)]
             lengths.append(len(history) + len(answer))

@@ -32,6 +32,7 @@ from llmrec.sid.codes import EMPTY
 from llmrec.sid.pieces.feature_sets import Node, Place, flatten, merge_place, ordered, places
 
 MOST_SEGMENTATIONS = 64
+MOST_FEATURES = 2**26  # of all pieces together: a merge may double a piece, so a small file may unfold to any size
 NO_RANK = float("inf")  # of a pair that is never merged
 
 
@@ -45,7 +46,8 @@ class Pieces:
         weights: (M,) float64 weight of each pair when it was merged.
 
     Raises:
-        ValueError: If a merge has a piece that is not there yet, a pair occurs twice, or a weight is not positive.
+        ValueError: If a merge has a piece that is not there yet, a pair occurs twice, a weight is not positive, or the
+            features of all pieces are too many.
 
     Examples:
         >>> import numpy as np
@@ -72,6 +74,7 @@ class Pieces:
                 "A merge needs two earlier pieces, the smaller first, a weight above 0, and a pair of its own; "
                 f"{int(wrong.sum())} of {len(self.pairs)} have none of that, or a pair occurs twice."
             )
+        _ = self.sizes  # refuses pieces that would unfold without end
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Pieces) and self.sha256 == other.sha256
@@ -120,6 +123,21 @@ class Pieces:
         for one, other in self.pairs.tolist():
             features.append(features[one] + features[other])
         return features
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """(P,) int64 number of features of each piece.
+
+        Raises:
+            ValueError: If all pieces together have more than MOST_FEATURES.
+        """
+        sizes, total = [1] * self.num_features, self.num_features
+        for one, other in self.pairs.tolist():
+            sizes.append(sizes[one] + sizes[other])
+            total += sizes[-1]
+            if total > MOST_FEATURES:
+                raise ValueError(f"{len(sizes)} pieces have {total:,} features; at most {MOST_FEATURES:,} can be read.")
+        return np.array(sizes)
 
     def answers(self, features: np.ndarray) -> np.ndarray:
         """Write items alone, as answers: (N, m) features -> (N, m) int64 pieces, -1 behind the last."""
