@@ -50,7 +50,7 @@ from llmrec.stages.evaluated_model import (
 
 METRICS = "metrics.json"
 REPORT = "report.html"
-CURVE = "curve.json"
+CURVE, POWER = "curve.json", "power.json"
 
 
 def main(config: EvaluateConfig) -> JsonObject:
@@ -76,6 +76,8 @@ def main(config: EvaluateConfig) -> JsonObject:
             metrics = measured(outcomes, trial, num_beams)
             metrics["learning"] = learning_curves(config, workdir)
             metrics["exact"] = exact
+            if (workdir / SCRATCH / POWER).is_file():
+                metrics |= json.loads((workdir / SCRATCH / POWER).read_text(encoding="utf-8"))
             head = head_of(config.model)
             if head is not None:
                 metrics |= {"head": head, "num_beams": None}
@@ -221,6 +223,9 @@ def ranker(system: str, trial: Trial, num_beams: int, workdir: Path) -> Rank:
     if isinstance(recommender.ranker, GroundedRanker) and not trial.overlap:
         power = recommender.ranker.choose_power(trial.catalog.examples("valid"), config.batch_size)
         say(f"evaluate: popularity counts with the power {power:g}, which ranks the valid examples best.")
+        if processes.is_main():
+            (workdir / SCRATCH).mkdir(exist_ok=True)
+            write_json(workdir / SCRATCH / POWER, {"popularity_power": power})
     if trial.overlap:
         return shared_ranking(recommender.ranker, trial.overlap, num_beams)
     return functools.partial(recommender.ranker.rank_batches, num_beams=num_beams)
