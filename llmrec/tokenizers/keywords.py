@@ -50,7 +50,9 @@ class Keywords(ItemTokenizer):
     tells_apart: ClassVar[bool] = True
 
     llm: str = options.llm()
-    min_words: int = option("Number of keywords of an item that no other item has.", 3, least=1, most=MOST_WORDS)
+    min_words: int = option(
+        "Number of keywords; an item whose keywords another item has takes more, up to 10.", 3, least=1, most=MOST_WORDS
+    )
     max_tokens: int = options.max_tokens(24)
 
     def planned_sizes(self, num_items: int) -> None:
@@ -112,7 +114,7 @@ def ranked_words(catalog: Catalog, writer: TextWriter) -> list[list[str]]:
         Words of each item row; none where the tokenizer knows none.
 
     Raises:
-        ValueError: If no item has a word.
+        ValueError: If no item has a word, or the tokenizer knows none.
     """
     has_text = columns.TEXT in catalog.items.column_names
     texts = catalog.items[columns.TEXT].to_pylist() if has_text else catalog.titles
@@ -126,6 +128,11 @@ def ranked_words(catalog: Catalog, writer: TextWriter) -> list[list[str]]:
         ) from error
     names = vectorizer.get_feature_names_out()
     known = [writer.llm.unk_token_id not in ids for ids in writer.tokens(names.tolist())]
+    if not any(known):
+        raise ValueError(
+            f"The tokenizer knows none of the {len(names)} words of the texts, first '{names[0]}'; use an LLM of their "
+            "language, or other than 'micro', which knows the words of titles alone."
+        )
     weights, names = weights[:, known], names[known]
     shared_W = np.bincount(weights.indices, minlength=len(names)) > 1
     last_W = ~(shared_W & [len(name) > 1 and not name.isdigit() for name in names])

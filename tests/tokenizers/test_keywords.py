@@ -123,6 +123,11 @@ def test_a_catalogue_without_words_is_refused(bpe, texts):
         written(texts, bpe)
 
 
+def test_micro_without_titles_is_refused():
+    with pytest.raises(ValueError, match="The tokenizer knows none of the 2 words of the texts, first 'apple'"):
+        written(["red apple"], "micro")
+
+
 def test_a_path_without_a_tokenizer_is_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot be loaded by AutoTokenizer"):
         written(["red"], str(tmp_path / "nowhere"))
