@@ -134,16 +134,19 @@ class ActionPiece(ItemTokenizer):
         features_Nm = Pieces(kind_sizes, np.empty((0, 2), np.int64), np.empty(0)).features(codes_Nm)
         histories = (features_Nm[rows] for rows in catalog.train.sequences())
         merges = learn_merges(histories, sum(kind_sizes), self.num_pieces - sum(kind_sizes))
-        self.coder = PieceCoder(coder, self.hash_size, Pieces(kind_sizes, *merges))
-        self.counts = {"features": sum(kind_sizes), "pieces": sum(kind_sizes) + len(merges.weights)}
+        self._write_in(Pieces(kind_sizes, *merges), coder)
         return self
 
     def restore(self, tensors: dict[str, Tensor], facts: JsonObject) -> None:
         features = self.opq()
         features.restore(tensors, facts)
         pairs, weights = tensors["pairs"].numpy(), tensors["pair_weights"].numpy()
-        pieces = Pieces(tuple(facts["kind_sizes"]), pairs, weights)
-        self.coder = PieceCoder(features.fitted, self.hash_size, pieces)
+        self._write_in(Pieces(tuple(facts["kind_sizes"]), pairs, weights), features.fitted)
+
+    def _write_in(self, pieces: Pieces, codes: Coder) -> None:
+        """Take pieces into use; the report of `llmrec tokenize` counts them, also with append."""
+        self.coder = PieceCoder(codes, self.hash_size, pieces)
+        self.counts = {"features": pieces.num_features, "pieces": len(pieces)}
 
 
 def add_hash(codes_NL: np.ndarray, item_ids: Sequence[str], hash_size: int) -> np.ndarray:

@@ -64,7 +64,7 @@ def test_saved_and_loaded(tmp_path, fitted):
     fitted.save_pretrained(tmp_path)
     loaded = load_tokenizer(tmp_path, "cpu")
     assert (loaded.encode(catalog_of(30), views(30)).codes == fitted.encode(catalog_of(30), views(30)).codes).all()
-    assert loaded.coder.pieces == fitted.coder.pieces
+    assert loaded.coder.pieces == fitted.coder.pieces and loaded.counts == fitted.counts
 
 
 def test_new_items_get_pieces_and_published_ones_keep_theirs(fitted):
