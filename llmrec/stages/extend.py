@@ -53,8 +53,9 @@ def main(config: ExtendConfig) -> JsonObject:
     check_written(config, table)
     if config.head in ("codes", "vectors"):
         check_readable(table)
-    if config.item_rows:
-        refuse_aliases(table, "item_rows")
+    for what, is_given in (("item_rows", config.item_rows), ("head projection", config.head == "projection")):
+        if is_given:
+            refuse_aliases(table, what)
     catalog = load_catalog(config, table)
     vectors_ND = quantized_vectors(config.sid, table) if config.head == "projection" else None
     titles = None if catalog is None else catalog.titles

@@ -139,7 +139,12 @@ def test_what_trains_one_semantic_id_of_each_item_refuses(tmp_path, toy, tuned_a
     with pytest.raises(ValueError, match="dpo needs one semantic ID of each item, but each has 2"):
         dpo.main(DpoConfig(out=str(tmp_path / "dpo"), catalog=str(toy[0]), model=model, device="cpu"))
     sid = str(write_sid(tmp_path / "sid", aliased()))
-    for options, message in (({"item_rows": True}, "item_rows needs one"), ({"head": "codes"}, "several semantic IDs")):
+    refusals = (
+        ({"item_rows": True}, "item_rows needs one"),
+        ({"head": "codes"}, "several semantic IDs"),
+        ({"head": "projection"}, "head projection needs one"),
+    )
+    for options, message in refusals:
         with pytest.raises(ValueError, match=message):
             extend.main(ExtendConfig(out=str(tmp_path / "base"), sid=sid, model="micro", **options))
 
