@@ -101,7 +101,8 @@ class LevelObjective(Objective):
     def order(self, rows_N: Tensor) -> Tensor:
         """Bring items of one prefix together, the prefixes in random order: a batch then has negatives of each."""
         prefixes_N, places_N = self.prefixes[rows_N], torch.arange(len(rows_N), device=rows_N.device)
-        first = torch.full_like(places_N, len(rows_N)).scatter_reduce(0, prefixes_N, places_N, "amin")
+        nowhere = torch.full_like(self.prefixes, len(rows_N))  # held-out items have prefixes, too
+        first = nowhere.scatter_reduce(0, prefixes_N, places_N, "amin")
         return rows_N[first[prefixes_N].argsort(stable=True)]
 
     def loss(self, rows_B: Tensor) -> Tensor:

@@ -77,6 +77,15 @@ def test_a_pass_brings_prefixes_together_and_loses_no_item():
     assert runs[0] == prefixes[rows[0]], "in the order in which they were drawn"
 
 
+def test_a_pass_over_some_items_may_have_prefixes_of_any_number():
+    """Deep levels have almost as many prefixes as items, so numbers of prefixes pass the number of training items."""
+    nothing = TokenStates(torch.zeros(0, 4), torch.zeros(0).long(), torch.zeros(11).long(), torch.zeros(1, 4))
+    prefixes = torch.tensor([9, 8, 7, 6, 5, 4, 3, 2, 1, 1])
+    learner = LevelObjective(nothing, torch.arange(10), torch.zeros(10, 1, 4), prefixes, LevelIndexer(1, 4, 4, 2),
+                             Reconstructor(nothing.word_vectors, 4, 2), 0.5, 0.25, 1.0, 0.1, seed=0)  # fmt: skip
+    assert learner.order(torch.tensor([8, 0, 9, 2])).tolist() == [8, 9, 0, 2]
+
+
 def test_states_read_the_codes_of_earlier_levels_and_the_whole_text_but_no_padding():
     torch.manual_seed(0)
     level = LevelIndexer(2, 6, 8, 4).eval()
