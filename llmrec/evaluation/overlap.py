@@ -137,7 +137,8 @@ def may_be_learned(catalog: Catalog, own: Catalog, split: str) -> np.ndarray:
     users: dict[str, int] = {}
     *earlier, targets = (numbered_pairs(catalog, name, catalog, users) for name in (*BEFORE[split], split))
     learned = np.concatenate([numbered_pairs(own, name, catalog, users) for name in BEFORE[split]])
-    num_earlier = ordinals(np.concatenate([*earlier, targets])[:, None])[0][-len(targets) :]
+    num_before = sum(map(len, earlier))
+    num_earlier = ordinals(np.concatenate([*earlier, targets])[:, None])[0][num_before:]
     distinct, number = np.unique(np.concatenate([learned, targets]), return_inverse=True)
     num_learned = np.bincount(number[: len(learned)], minlength=len(distinct))[number[len(learned) :]]
     return num_earlier < num_learned

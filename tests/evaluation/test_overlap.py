@@ -100,6 +100,8 @@ def test_what_no_example_can_test_is_refused_with_the_reason():
         overlap_of(own, catalog_of({"u": "abc", "v": "bcd"}))
     with pytest.raises(ValueError, match="1 have a target that the model does not know, 1 have no item"):
         overlap_of(own, catalog_of({"x": "aby", "y": "yyb"}, [*ITEMS, "y"]))
+    with pytest.raises(ValueError, match=r"no example of 'later' can test.* 2 have a target that the model does not"):
+        overlap_of(own, catalog_of({"x": "abcy", "y": "bcdy"}, [*ITEMS, "y"]))
 
 
 def test_users_under_other_ids_are_pointed_at():
