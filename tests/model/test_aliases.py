@@ -111,3 +111,14 @@ def test_items_that_differ_in_their_number_of_sids_have_no_aliases():
     table = SidTable(["red", "green"], [[0, 1], [1, 0], [2, 2]], item_rows=[0, 1, 0])
     assert aliases_of(table) == [table]
     assert not isinstance(encoder_of(table), AliasHistoryEncoder)
+
+
+def test_no_generator_is_made_for_histories_that_draw_nothing(table):
+    def generators():
+        raise AssertionError("a generator was made")
+        yield
+
+    one = encoder_of(aliases_of(table)[0])
+    assert one.draw_aliases(3, generators()).tolist() == [0, 0, 0]
+    with pytest.raises(AssertionError, match="a generator was made"):
+        encoder_of(table).draw_aliases(3, generators())

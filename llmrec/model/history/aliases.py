@@ -56,12 +56,12 @@ class AliasHistoryEncoder(SidHistoryEncoder):
     ) -> EncodedPrompts:
         """Encode each history in the alias that its generator draws first; see `HistoryEncoder.encode`."""
         if rngs is not None:
-            rows = rows + np.repeat(self.num_items * self.draw_aliases(rngs), num_items)
+            rows = rows + np.repeat(self.num_items * self.draw_aliases(len(num_items), rngs), num_items)
         return super().encode(rows, num_items, is_target)
 
     def encode_answer(self, rows: Sequence[int] | np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """Encode items as an answer in one alias; see `HistoryEncoder.encode_answer`."""
-        alias = 0 if rng is None else self.draw_aliases([rng])[0]
+        alias = 0 if rng is None else self.draw_aliases(1, [rng])[0]
         return super().encode_answer(np.asarray(rows, dtype=np.int64) + self.num_items * alias)
 
     @property
@@ -69,6 +69,6 @@ class AliasHistoryEncoder(SidHistoryEncoder):
         """(A, N, L) int64 token ids of each item's answer in each alias."""
         return self.in_answer.reshape(len(self.tables), self.num_items, -1)
 
-    def draw_aliases(self, rngs: Iterable[np.random.Generator]) -> np.ndarray:
-        """(B,) int64 alias of each history, the first draw of its generator."""
-        return np.array([rng.integers(len(self.tables)) for rng in rngs], dtype=np.int64)
+    def draw_aliases(self, num_histories: int, rngs: Iterable[np.random.Generator]) -> np.ndarray:
+        """(B,) int64 alias of each of B histories, the first draw of its generator."""
+        return np.fromiter((rng.integers(len(self.tables)) for rng in rngs), np.int64, num_histories)

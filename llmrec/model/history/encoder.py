@@ -94,9 +94,12 @@ class HistoryEncoder(ABC):
         """(A, N, L) `tokens_NL` of each alias; one alias without aliases."""
         return self.tokens_NL[np.newaxis]
 
-    def draw_aliases(self, rngs: Iterable[np.random.Generator]) -> np.ndarray:
-        """(B,) int64 alias that `encode` writes each history in, given generators in the same state."""
-        return np.zeros(sum(1 for _ in rngs), np.int64)
+    def draw_aliases(self, num_histories: int, rngs: Iterable[np.random.Generator]) -> np.ndarray:
+        """(B,) int64 alias that `encode` writes each of B histories in, given generators in the same state.
+
+        Generators are not made where nothing is drawn: one takes 20 microseconds.
+        """
+        return np.zeros(num_histories, np.int64)
 
     def encode_history(self, rows: Sequence[int] | np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """Encode a history, items one after another, as it stands in a prompt.

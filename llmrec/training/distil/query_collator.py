@@ -49,7 +49,7 @@ class QueryCollator(HistoryCollator):
         lengths = np.array([len(ids) for ids, _ in sequences])
         starts = self.starts(lengths.tolist())
         num_levels = self.encoder.tokens_NL.shape[1]
-        alias = self.encoder.draw_aliases(self.rngs(windows))[window]
+        alias = self.encoder.draw_aliases(len(windows), self.rngs(windows))[window]
         room = (starts + lengths)[len(examples) :, np.newaxis] + np.arange(-num_levels, 0)
         query_of = np.full(batch["labels"].numel(), NO_QUERY)
         answers = items[targets]

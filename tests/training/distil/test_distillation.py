@@ -176,7 +176,7 @@ def test_the_loss_of_a_window_is_that_of_its_alias_by_the_definition(tokenizer, 
     collator.epoch = 2
     with torch.no_grad(), sid_loss_in_forward(llm, vocabulary, normalize_over, SMOOTHING, teach=distillation.teach):
         found = float(llm(**collator(examples)).loss)
-    drawn = collator.encoder.draw_aliases(collator.rngs(examples)).tolist()
+    drawn = collator.encoder.draw_aliases(len(examples), collator.rngs(examples)).tolist()
     assert set(drawn) == {0, 1}
     total = count = 0
     for example, alias in zip(examples, drawn, strict=True):
