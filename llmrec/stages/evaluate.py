@@ -40,6 +40,7 @@ from llmrec.runtime.stage_directory import SCRATCH, run_stage
 from llmrec.sid.table import SidTable
 from llmrec.stages.evaluated_model import (
     check_rank,
+    choose_power,
     find_overlap,
     head_of,
     load_table,
@@ -220,12 +221,9 @@ def ranker(system: str, trial: Trial, num_beams: int, workdir: Path) -> Rank:
     recommender = Recommender.from_pretrained(
         config.model or "", device=config.device, rank=config.rank, length_penalty=config.length_penalty
     )
-    if isinstance(recommender.ranker, GroundedRanker) and not trial.overlap:
-        power = recommender.ranker.choose_power(trial.catalog.examples("valid"), config.batch_size)
-        say(f"evaluate: popularity counts with the power {power:g}, which ranks the valid examples best.")
-        if processes.is_main():
-            (workdir / SCRATCH).mkdir(exist_ok=True)
-            write_json(workdir / SCRATCH / POWER, {"popularity_power": power})
+    if isinstance(recommender.ranker, GroundedRanker):
+        valid = None if trial.overlap else trial.catalog.examples("valid")
+        choose_power(recommender.ranker, valid, config.batch_size, workdir / SCRATCH / POWER)
     if trial.overlap:
         return shared_ranking(recommender.ranker, trial.overlap, num_beams)
     return functools.partial(recommender.ranker.rank_batches, num_beams=num_beams)

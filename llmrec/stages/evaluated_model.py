@@ -12,15 +12,27 @@ import numpy as np
 
 from llmrec.configs.recommend import RankBy
 from llmrec.data.catalog import Catalog
+from llmrec.data.examples import Examples
 from llmrec.evaluation.overlap import Overlap
 from llmrec.evaluation.protocol import Batch, Rank
 from llmrec.evaluation.ranking import UNFILLED, Ranking
-from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, content_hash, read_manifest, verify
+from llmrec.runtime import processes
+from llmrec.runtime.console import say
+from llmrec.runtime.manifest import (
+    MANIFEST,
+    PARTIAL,
+    JsonObject,
+    content_hash,
+    read_manifest,
+    verify,
+    write_json,
+)
 from llmrec.sid.catalogs.catalog_record import CatalogRecord
 from llmrec.sid.catalogs.given_catalog import APPEND_TO, match_catalog
 from llmrec.sid.table import SidTable
 
 if TYPE_CHECKING:
+    from llmrec.decoding.grounding.ranker import GroundedRanker
     from llmrec.decoding.ranker import SidRanker
 
 HASH = "catalog_sha256"  # among the details of llmrec.json
@@ -154,6 +166,25 @@ def check_rank(model: str, rank: RankBy) -> None:
     from llmrec.model.checkpoint import SidConfig
 
     SidConfig.load(model)[0].vocabulary.check_rank(rank)
+
+
+def choose_power(ranker: GroundedRanker, valid: Examples | None, batch_size: int, path: Path) -> None:
+    """Choose how much popularity counts beside the distance of titles.
+
+    Args:
+        ranker: Ranker of the checkpoint, whose power is set.
+        valid: Valid examples of the checkpoint's own catalogue; None if another one is evaluated.
+        batch_size: Number of examples of a batch.
+        path: File that the power is written to.
+    """
+    if valid is None:
+        say("evaluate: popularity does not count, as its power is chosen on valid examples of the own catalogue.")
+        return
+    power = ranker.choose_power(valid, batch_size)
+    say(f"evaluate: popularity counts with the power {power:g}, which ranks the valid examples best.")
+    if processes.is_main():
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, {"popularity_power": power})
 
 
 def trained(model: str) -> JsonObject | None:

@@ -137,10 +137,11 @@ def codes_and_texts(config: TeachConfig, catalog: Catalog) -> dict[str, torch.Te
             "tokenize` on this catalogue."
         )
     codes = table.codes(range(table.num_items))
-    if (codes == EMPTY).any() or table.sids_per_item is not None or table.words is not None:
+    has_one_code_each = table.sids_per_item is None and table.words is None and table.pieces is None
+    if (codes == EMPTY).any() or not has_one_code_each:
         raise ValueError(
             f"ccfrec makes an item of one code at each level, and '{config.sid}' has items with several semantic IDs, "
-            "shorter ones, or words; run `llmrec tokenize --method opq --num-levels 20 --collision accept`."
+            "shorter ones, words or pieces; run `llmrec tokenize --method opq --num-levels 20 --collision accept`."
         )
     views = ItemViews.load(config.views, catalog, config.view_names) if config.views else {}
     hidden = int(str(config.options["hidden"]))

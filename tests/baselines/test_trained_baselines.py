@@ -133,5 +133,5 @@ def test_evaluate_hands_on_its_seed_and_device(monkeypatch, tmp_path):
     monkeypatch.setattr(
         by_name, "baseline", lambda *options: given.append(options) or SimpleNamespace(rank=None, log=[])
     )
-    stage.ranker("sasrec", config, "catalog", 1, tmp_path)
+    stage.ranker("sasrec", SimpleNamespace(config=config, catalog="catalog"), 1, tmp_path)
     assert given == [("sasrec", "catalog", 7, "cpu")]

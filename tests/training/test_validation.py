@@ -138,10 +138,8 @@ def test_item_rows_have_a_learning_curve_of_their_own(tmp_path, toy, sid_table):
 def test_validation_draws_the_examples_of_evaluate(toy):
     catalog = Catalog.load(toy[0])
     config = EvaluateConfig(out="", catalog="", model="", split="valid", max_examples=5, seed=3)
-    rows, expected = (
-        catalog.examples("valid"),
-        evaluate.sample(catalog, config.split, config.max_examples, config.seed)[1],
-    )
+    rows, places = evaluate.held_out(catalog, config.split)
+    expected, _ = evaluate.sample(rows, places, config.max_examples, config.seed)
     drawn = rows.take(rows.sample(5, 3))
     assert drawn.user_ids == expected.user_ids and (drawn.targets == expected.targets).all()
     assert len(rows.sample(2000, 3)) == len(rows)

@@ -160,7 +160,7 @@ def test_what_it_cannot_read_is_refused(capsys, tmp_path, toy, prepared):
     other = write_sid(tmp_path / "other", SidTable([f"x{row}" for row in range(12)], CODES))
     cases = [
         ([], "'sid' is needed: a directory of `llmrec tokenize`"),
-        (["--sid", str(uneven)], "has items with several semantic IDs, shorter ones, or words"),
+        (["--sid", str(uneven)], "has items with several semantic IDs, shorter ones, words or pieces"),
         (["--sid", str(other)], "has semantic IDs of other items"),
         (["--sid", sid, "--views", views, "--view-names", "brand"], "view_names asks for ['brand']"),
         (["--sid", sid, "--heads", "3"], "3 heads need a multiple of 3"),
