@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from pathlib import Path
 
 from llmrec.cli import main
 from llmrec.sid.aliases import aliases_of
 from llmrec.sid.table import SidTable
+from tests.support.recipes import commands_of, files_of
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "beauty-aliases"
 # Data, sizes and steps; every other option is the recipe's.
 SMALLER = {
     "tokenize": "",
@@ -22,24 +21,17 @@ SMALLER = {
 RQ_VAE = "--codebook-size 8 --encoder-layers 16 --latent-dim 8 --max-epochs 500"
 
 
-def commands() -> list[list[str]]:
-    """Words of the README's commands."""
-    block = re.search(r"```bash\n(.*?)```", (RECIPE / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)[1]
-    lines = [line for line in block.splitlines() if line.startswith("llmrec ")]
-    return [shlex.split(line.replace("$R", str(RECIPE)))[1:] for line in lines]
-
-
 def test_the_recipe_runs_as_its_readme_has_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["prepare", "--dataset", "simulated:80x40", "--out", "runs/beauty/catalog"]) == 0
     views = ["--views", "text", "collaborative", "--text-encoder", "tfidf", "--collaborative-dim", "16"]
     assert main(["embed", "--catalog", "runs/beauty/catalog", *views, "--out", "runs/beauty/views"]) == 0
     run = set()
-    for words in commands():
+    for words in commands_of("beauty-aliases"):
         smaller = RQ_VAE if words[-1].endswith("tokenize-rq-vae.yaml") else SMALLER[words[0]]
         assert main([*words, *shlex.split(smaller)]) == 0, capsys.readouterr().err
         run.add(Path(words[words.index("--config") + 1]).name)
-    assert run == {path.name for path in RECIPE.glob("*.yaml")}
+    assert run == files_of("beauty-aliases")
     for name in ("", "-rq-vae"):
         assert len(aliases_of(SidTable.load(f"runs/beauty-aliases/sid{name}"))) == 4
         assert "ours" in json.loads(Path(f"runs/beauty-aliases/test{name}/metrics.json").read_text())["systems"]
