@@ -51,6 +51,9 @@ class Recommender:
         record: Record of the catalogue that the model was trained on, which users without a history need.
         given: Catalogue that says which items may be shown, as `match_catalog` returns it; all when left out.
 
+    Attributes:
+        directory: Directory that `from_pretrained` has read the checkpoint from; None otherwise.
+
     Raises:
         ValueError: If the tokenizer, table or model do not belong together, or `rank` needs item rows that are absent.
 
@@ -81,6 +84,7 @@ class Recommender:
         self.model, self.tokenizer, self.table = model.eval(), tokenizer, table
         self.sid_config, self.details = sid_config, details or {}
         self.record, self.given = record, given
+        self.directory: Path | None = None
         prefix_ids = sid_config.prompt.prefix(tokenizer)
         if rank == "ground":
             popularity = None if record is None else record.train_counts
@@ -140,7 +144,9 @@ class Recommender:
         model = moved(load_model(path, dtype=resolve_dtype(precision, where)), where)
         tokenizer = load_tokenizer(path)
         check_prompt(path, sid_config.prompt.prefix(tokenizer))
-        return cls(model, tokenizer, table, sid_config, details, compiled, rank, record, given)
+        recommender = cls(model, tokenizer, table, sid_config, details, compiled, rank, record, given)
+        recommender.directory = path
+        return recommender
 
     def recommend(
         self,

@@ -19,6 +19,7 @@ from llmrec.configs.prepare import PrepareConfig
 from llmrec.configs.quickstart import QuickstartConfig
 from llmrec.configs.recommend import RecommendConfig
 from llmrec.configs.run import RunConfig
+from llmrec.configs.serve import ServeConfig
 from llmrec.configs.sft import SftConfig
 from llmrec.configs.teach import TeachConfig
 from llmrec.configs.tokenize import TokenizeConfig
@@ -39,6 +40,7 @@ __all__ = [
     "QuickstartConfig",
     "RecommendConfig",
     "RunConfig",
+    "ServeConfig",
     "SftConfig",
     "TeachConfig",
     "TokenizeConfig",
@@ -62,4 +64,5 @@ STAGES: dict[str, type[Config]] = {
     "compare": CompareConfig,
     "ensemble": EnsembleConfig,
     "recommend": RecommendConfig,
+    "serve": ServeConfig,
 }

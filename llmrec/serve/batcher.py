@@ -1,0 +1,175 @@
+"""Batcher: a bounded queue, and the one thread that touches the model.
+
+Requests that may be answered together, because their `Task` is equal, become a batch: as soon as it is full, or the
+oldest has waited for `max_wait_ms`. While the device works on a batch, the next one is already prepared and queued on
+it. A batch that fails is answered one request at a time, so that only the one at fault fails.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Done = Callable[[object], None]  # takes the result, or the exception in its place
+
+
+class Task(Protocol):
+    """Work on the payloads of a batch; tasks that are equal share batches."""
+
+    def start(self, payloads: Sequence[Any]) -> Callable[[], Sequence[object]]:
+        """Queue the work on the device, and return a function that waits for one result per payload."""
+        ...
+
+
+@dataclass(eq=False)
+class Job:
+    """A request that waits for the model.
+
+    Attributes:
+        task: What is to be done.
+        payload: What it is done with.
+        size: Number of users, which take as many places in the queue and in a batch.
+        done: Called once on the thread of the model, unless the job is cancelled.
+        arrived: Seconds on the clock of `time.monotonic`.
+    """
+
+    task: Task
+    payload: Any
+    size: int
+    done: Done
+    arrived: float = field(default_factory=time.monotonic)
+    is_cancelled: bool = False
+
+
+class QueueFull(Exception):
+    """There is no place for a job."""
+
+
+class Closed(Exception):
+    """No job is taken any more."""
+
+
+class Batcher:
+    """Queue and thread.
+
+    Args:
+        max_batch: Largest number of users in a batch; no job is larger.
+        max_wait_s: Seconds that a job waits for others.
+        max_queue: Largest number of users that wait.
+        on_batch: Called with the jobs of every batch when it starts.
+    """
+
+    def __init__(
+        self,
+        max_batch: int,
+        max_wait_s: float,
+        max_queue: int,
+        on_batch: Callable[[Sequence[Job]], None] = lambda jobs: None,
+    ):
+        self.max_batch, self.max_wait_s, self.max_queue = max_batch, max_wait_s, max_queue
+        self.on_batch = on_batch
+        self.waiting = 0  # users in the queue
+        self._queue: dict[Job, None] = {}  # in order of arrival
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Put a job into the queue.
+
+        Raises:
+            QueueFull: If it has no room for the users of the job.
+            Closed: If the batcher was closed.
+        """
+        with self._changed:
+            if self._closed:
+                raise Closed
+            if self.waiting + job.size > self.max_queue:
+                raise QueueFull
+            self._queue[job] = None
+            self.waiting += job.size
+            # The thread waits for a first job, or for the last one of a full batch; in between it need not wake.
+            if len(self._queue) == 1 or self.waiting >= self.max_batch:
+                self._changed.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Give up a job: its place in the queue is free at once; if it is being answered, the answer is dropped."""
+        with self._changed:
+            job.is_cancelled = True
+            if job in self._queue:
+                self._drop(job)
+
+    def close(self) -> None:
+        """Answer what is in the queue, and end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _drop(self, job: Job) -> None:
+        del self._queue[job]
+        self.waiting -= job.size
+
+    def _work(self) -> None:
+        started: deque[tuple[Sequence[Job], Callable[[], Sequence[object]]]] = deque()
+        while True:
+            batch = self._take(wait=not started)
+            if batch:
+                self.on_batch(batch)
+                try:
+                    started.append((batch, batch[0].task.start([job.payload for job in batch])))
+                except Exception as error:
+                    self._answer_alone(batch, error)
+            elif not started:
+                return
+            if started and (len(started) > 1 or not batch):
+                self._finish(*started.popleft())
+
+    def _take(self, wait: bool) -> list[Job]:
+        """Remove the oldest job and those that it shares a batch with from the queue; none if it is empty."""
+        with self._changed:
+            if wait:
+                self._changed.wait_for(lambda: self._queue or self._closed)
+                until = next(iter(self._queue)).arrived + self.max_wait_s if self._queue else 0.0
+                while self._queue and self.waiting < self.max_batch and not self._closed:
+                    left = until - time.monotonic()
+                    if left <= 0 or not self._changed.wait(left):
+                        break
+            batch: list[Job] = []
+            room = self.max_batch
+            for job in self._queue:
+                if (not batch or job.task == batch[0].task) and job.size <= room:
+                    batch.append(job)
+                    room -= job.size
+                if not room:
+                    break
+            for job in batch:
+                self._drop(job)
+            return batch
+
+    def _finish(self, batch: Sequence[Job], wait: Callable[[], Sequence[object]]) -> None:
+        try:
+            results = wait()
+        except Exception as error:
+            self._answer_alone(batch, error)
+            return
+        for job, result in zip(batch, results, strict=True):
+            if not job.is_cancelled:
+                job.done(result)
+
+    def _answer_alone(self, batch: Sequence[Job], error: Exception) -> None:
+        """Answer every job of a failed batch by itself."""
+        for job in batch:
+            result: object = error
+            if len(batch) > 1 and not job.is_cancelled:
+                try:
+                    (result,) = job.task.start([job.payload])()
+                except Exception as own:
+                    result = own
+            if not job.is_cancelled:
+                job.done(result)
