@@ -9,14 +9,11 @@ Shapes: B histories.
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.configs.recommend import RankBy
@@ -29,6 +26,8 @@ from llmrec.decoding.requests import read_requests
 from llmrec.model.backbone import check_rows, moved
 from llmrec.model.card import write_card
 from llmrec.model.checkpoint import SidConfig, load_model, load_tokenizer, resolve, save_model
+from llmrec.model.sharing.push import push_checkpoint, read_metrics
+from llmrec.runtime import disk
 from llmrec.runtime.device import resolve_device, resolve_dtype
 from llmrec.runtime.manifest import JsonObject
 from llmrec.runtime.model_files import check_prompt
@@ -107,7 +106,8 @@ class Recommender:
         """Load a checkpoint from a directory or the Hub.
 
         Args:
-            source: Path or Hub id of a checkpoint that `llmrec sft`, `save_pretrained` or `push_to_hub` wrote.
+            source: Path or Hub id of a checkpoint that `llmrec sft`, `save_pretrained` or `push_to_hub` wrote; on the
+                Hub, `owner/name@revision` is the state of a branch, tag or commit.
             device: auto, cpu or cuda.
             precision: Type of the weights; auto is bfloat16 on a GPU that has it, and float32 elsewhere.
             compiled: Fuse the model's layers by `torch.compile`; its first 20 seconds pay off if thousands of users
@@ -218,9 +218,13 @@ class Recommender:
             ...     sorted(name for name in os.listdir(directory) if "config" not in name and "token" not in name)
             ['README.md', 'llmrec.json', 'model.safetensors', 'sid_table.parquet']
         """
-        self._save(directory, Path(directory).name, metrics)
+        measured = None if metrics is None else read_metrics(metrics)
+        self._save(directory)
+        write_card(directory, Path(directory).name, measured)
 
-    def push_to_hub(self, repo_id: str, metrics: str | Path | None = None, private: bool = True) -> str:
+    def push_to_hub(
+        self, repo_id: str, metrics: str | Path | None = None, private: bool = True, license: str | None = None
+    ) -> str:
         """Upload weights, tokenizer, SID table, llmrec.json and model card as one commit.
 
         Args:
@@ -228,33 +232,23 @@ class Recommender:
             metrics: Path of metrics.json of `llmrec evaluate`, for the model card.
             private: Visibility of a repository that is created; False shows the item ids and the model to everybody. A
                 repository that exists keeps its own.
+            license: Id of a licence that the model card claims, such as apache-2.0; none when left out.
 
         Returns:
             Address of the commit.
 
         Raises:
             ConnectionError: If the Hub cannot be reached, or refuses.
-            ValueError: If `repo_id` is no name of a repository, or metrics.json cannot be read.
+            OSError: If the disk for temporary files is full.
+            ValueError: If `repo_id` is no name of a repository, metrics.json cannot be read, or the Hub does not know
+                the licence.
         """
-        api = HfApi()
-        with tempfile.TemporaryDirectory() as directory:
-            self._save(directory, repo_id, metrics)
-            try:
-                api.create_repo(repo_id, private=private, exist_ok=True)
-                commit = api.upload_folder(repo_id=repo_id, folder_path=directory, commit_message="Upload with llmrec")
-            except HFValidationError:  # says itself what a name looks like
-                raise
-            except Exception as error:  # of the HTTP library of the client, which is another in every version
-                said = " ".join(str(error).split()) or type(error).__name__
-                raise ConnectionError(
-                    f"'{repo_id}' was not uploaded to the Hugging Face Hub: {said}. Check the network, that you are "
-                    "logged in (`hf auth login`), and that you may write to this repository."
-                ) from error
-        return str(commit)
+        with tempfile.TemporaryDirectory() as directory, disk.naming(Path(directory)):
+            self._save(directory)
+            return push_checkpoint(Path(directory), repo_id, metrics, private, license).address
 
-    def _save(self, directory: str | Path, name: str, metrics: str | Path | None) -> None:
+    def _save(self, directory: str | Path) -> None:
         Path(directory).mkdir(parents=True, exist_ok=True)
         save_model(self.model, self.tokenizer, directory)
         details = self.details | (self.record.save(directory) if self.record else {})
         self.sid_config.save(directory, self.table, details, self.tokenizer)
-        write_card(directory, name, None if metrics is None else json.loads(Path(metrics).read_text(encoding="utf-8")))

@@ -211,6 +211,24 @@ def turned(turns, tmp_path_factory):
     return out
 
 
+@pytest.fixture
+def hub(monkeypatch, tmp_path_factory):
+    """A Hub on the loopback device, logged in as its user, with an empty cache; see `tests.support.hub`."""
+    from huggingface_hub import constants
+
+    from tests.support.hub import TOKEN, FakeHub
+
+    server = FakeHub()
+    changes = {"ENDPOINT": server.address, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True,
+               "HUGGINGFACE_CO_URL_TEMPLATE": server.address + "/{repo_id}/resolve/{revision}/{filename}",
+               "HF_HUB_CACHE": str(tmp_path_factory.mktemp("cache"))}  # fmt: skip
+    for name, value in changes.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    yield server
+    server.close()
+
+
 @pytest.fixture(scope="session")
 def quickstart_200(data_dir, tmp_path_factory) -> Path:
     """What `llmrec quickstart --num-users 200` leaves; what it prints is in quickstart.log, its CPU time in seconds."""

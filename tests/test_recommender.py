@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import HfApi
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmrec.decoding.beam_search import tree_beam_search
@@ -252,58 +250,6 @@ def test_a_model_without_the_rows_is_refused(recommender):
 
     with pytest.raises(ValueError, match=r"The model has 30 token rows but the SID tokens end at 42"):
         Recommender(tiny_llm(30), recommender.tokenizer, recommender.table, recommender.sid_config)
-
-
-def test_push_to_hub_uploads_the_checkpoint_and_nothing_else(recommender, tmp_path, monkeypatch):
-    calls = []
-
-    class FakeApi:
-        def create_repo(self, repo_id, private, exist_ok):
-            calls.append(("create", repo_id, private, exist_ok))
-
-        def upload_folder(self, repo_id, folder_path, commit_message):
-            shutil.copytree(folder_path, tmp_path / "hub")
-            return f"https://hub/{repo_id}/commit/1"
-
-    monkeypatch.setattr("llmrec.recommender.HfApi", FakeApi)
-    address = recommender.push_to_hub("someone/shop-recommender")
-    assert address == "https://hub/someone/shop-recommender/commit/1"
-    assert calls == [("create", "someone/shop-recommender", True, True)]
-    assert sorted(path.name for path in (tmp_path / "hub").iterdir()) == [
-        "README.md", "catalog_record.parquet", "config.json", "generation_config.json", "llmrec.json",
-        "model.safetensors", "sid_table.parquet", "tokenizer.json", "tokenizer_config.json",
-    ]  # fmt: skip
-    card = (tmp_path / "hub" / "README.md").read_text()
-    assert "# shop-recommender\n" in card and 'from_pretrained("someone/shop-recommender")' in card
-    assert json.loads((tmp_path / "hub" / "llmrec.json").read_text())["sid_table_sha256"] == recommender.table.sha256
-    assert Recommender.from_pretrained(tmp_path / "hub", device="cpu").recommend(HISTORIES) == recommender.recommend(
-        HISTORIES
-    )
-
-
-@pytest.mark.parametrize("private", [True, False])
-def test_a_repository_is_private_unless_told_otherwise(recommender, monkeypatch, private):
-    given = []
-
-    class FakeApi:
-        def create_repo(self, repo_id, private, exist_ok):
-            given.append(private)
-
-        def upload_folder(self, **options):
-            return "commit"
-
-    monkeypatch.setattr("llmrec.recommender.HfApi", FakeApi)
-    recommender.push_to_hub("someone/shop", **({} if private else {"private": False}))
-    assert given == [private]
-
-
-def test_a_hub_that_cannot_be_reached_is_named_in_one_line(recommender, monkeypatch):
-    monkeypatch.setattr("llmrec.recommender.HfApi", lambda: HfApi(endpoint="http://127.0.0.1:9", token="hf_none"))
-    with pytest.raises(ConnectionError, match="'someone/shop' was not uploaded to the Hugging Face Hub: ") as caught:
-        recommender.push_to_hub("someone/shop")
-    assert "\n" not in str(caught.value) and "hf auth login" in str(caught.value)
-    with pytest.raises(ValueError, match="Repo id"):
-        recommender.push_to_hub("no such/name/at all")
 
 
 def test_several_sids_of_an_item_count_at_the_best_one(recommender):

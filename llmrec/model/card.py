@@ -6,18 +6,13 @@ import json
 from pathlib import Path
 
 from llmrec.model.checkpoint import TRAINING, SidConfig
+from llmrec.model.sharing.metadata import front_matter
 from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.answer_head import AnswerHead
+from llmrec.sid.catalogs.catalog_record import KEY as HAS_RECORD
+from llmrec.sid.table import SidTable
 
 FILE = "README.md"
-HEADER = """---
-library_name: llmrec
-pipeline_tag: text-generation
-tags:
-- llmrec
-- recommendation
-- semantic-ids
----"""
 LOADING = """```python
 from llmrec import Recommender
 
@@ -43,13 +38,21 @@ print(tokenizer.decode(output.sequences[0, prompt.shape[1] :], skip_special_toke
 ```"""
 
 
-def write_card(directory: str | Path, name: str, metrics: JsonObject | None = None) -> None:
+def write_card(
+    directory: str | Path,
+    name: str,
+    metrics: JsonObject | None = None,
+    license: str | None = None,
+    out: str | Path | None = None,
+) -> None:
     """Write README.md of a checkpoint directory.
 
     Args:
         directory: Checkpoint with its llmrec.json.
         name: Path or Hub id that readers load it by; the directory may be a temporary one.
         metrics: Content of metrics.json; the card says that nothing was measured when left out.
+        license: Id of a licence, as the Hub spells it; the card claims none when left out.
+        out: Directory to write to; `directory` when left out.
     """
     sid_config, table, details = SidConfig.load(directory)
     sid = sid_config.vocabulary.text(table.codes([0]))
@@ -63,9 +66,10 @@ def write_card(directory: str | Path, name: str, metrics: JsonObject | None = No
         "history": f"at most {sid_config.max_history} items",
         "instruction": sid_config.prompt.instruction,
     }
+    title = name.rsplit("/", 1)[-1]
     parts = [
-        HEADER,
-        f"# {name.rsplit('/', 1)[-1]}",
+        front_matter(title, details, table.num_items, metrics, license),
+        f"# {title}",
         f"A causal LM that recommends items of one catalogue {how}, made with llmrec.",
         _list(facts),
         "## Data\n\n" + (_list(details["data"]) if "data" in details else "Not recorded."),
@@ -76,9 +80,28 @@ def write_card(directory: str | Path, name: str, metrics: JsonObject | None = No
             else "Not fine-tuned: extended only."
         ),
         "## Measured\n\n" + (_measured(metrics, head) if metrics else "Nothing was measured for this card."),
+        f"## What it shows\n\n{shown(table, details)}",
         "## Load\n\n" + loading.format(name=_quoted(name), item=_quoted(table.item_ids[0]), sid=_quoted(sid)),
     ]
-    Path(directory, FILE).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    Path(out or directory, FILE).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def shown(table: SidTable, details: JsonObject) -> str:
+    """Say what a reader of the files of a checkpoint learns about the catalogue and its users.
+
+    Args:
+        table: Semantic IDs of the checkpoint.
+        details: Facts in its llmrec.json.
+    """
+    seen = [f"the ids of all {table.num_items} items and their semantic IDs"]
+    if table.words is not None:
+        seen.append("words of their titles, which these are written in")
+    if HAS_RECORD in details:
+        seen.append("a hash of each title and the number of training interactions of each item")
+    return (
+        f"These files hold {', '.join(seen)}. They hold no interaction and no user. The weights were trained on "
+        "interactions, if there was training, and a tokenizer made from titles (base model 'micro') has their words."
+    )
 
 
 def _quoted(text: str) -> str:

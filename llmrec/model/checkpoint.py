@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -28,10 +27,10 @@ from llmrec.model.heads.weights import load_head
 from llmrec.model.history.choice import make_history_encoder
 from llmrec.model.prompts import Prompt
 from llmrec.runtime.finite import check_weights
+from llmrec.runtime.hub.repository import download
 from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, read_json, verify, write_json
 from llmrec.runtime.model_files import BINDING, binding, check_binding, check_sizes
 from llmrec.runtime.quiet import loading, without_tensor_bars
-from llmrec.runtime.reading import first_line
 from llmrec.sid import table as sid
 from llmrec.sid.table import SidTable
 from llmrec.sid.tokens.llm_tokenizer import load_tokenizer as load_tokenizer
@@ -213,7 +212,7 @@ def resolve(source: str | Path) -> Path:
     """Find the local directory of a checkpoint, and verify it if llmrec wrote a manifest.
 
     Args:
-        source: Path or Hub id.
+        source: Path or Hub id; `owner/name@revision` is the state of a branch, tag or commit.
 
     Raises:
         ValueError: If it is neither a directory nor reachable on the Hub, or a file was changed.
@@ -224,11 +223,10 @@ def resolve(source: str | Path) -> Path:
     if path.with_name(path.name + PARTIAL).is_dir():
         return verify(path)
     try:
-        downloaded = Path(snapshot_download(str(source)))
-    except Exception as error:
+        downloaded = download(str(source))
+    except ValueError as error:
         raise ValueError(
-            f"'{source}' is neither a checkpoint directory nor a model that could be fetched from the Hub "
-            f"({first_line(error)})."
+            f"'{source}' is neither a checkpoint directory nor a model that could be fetched from the Hub: {error}."
         ) from error
     return _bound(downloaded)
 

@@ -204,7 +204,8 @@ def answer_head(config: ExtendConfig) -> AnswerHead | None:
 
 def public_name(source: str) -> str:
     """Return a Hub id as it is, and the last part of a local path: a published checkpoint should not tell the rest."""
-    return source if source.count("/") == 1 and not source.startswith((".", "/", "~")) else Path(source).name
+    is_path = source.count("/") != 1 or source.startswith((".", "/", "~")) or Path(source).exists()
+    return Path(source).name if is_path else source
 
 
 def longest_history(model: PreTrainedModel, vocabulary: SidVocabulary) -> int:

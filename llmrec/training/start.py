@@ -187,9 +187,10 @@ def describe_data(catalog: str) -> JsonObject:
 
 
 def describe_recipe(config: FineTuneConfig | AlternateConfig) -> JsonObject:
-    """List the options that decide the weights, for the model card; without paths."""
+    """List the options that decide the weights, for the model card; of a teacher its name without its path."""
     settings = [f.name for f in dataclasses.fields(config) if f.metadata["identity"]]
-    return {name: getattr(config, name) for name in settings if name not in PATHS}
+    recipe = {name: getattr(config, name) for name in settings if name not in PATHS}
+    return recipe | {name: [Path(path).name for path in recipe[name]] for name in recipe.keys() & {"teacher"}}
 
 
 def phases(details: JsonObject) -> list[JsonObject]:

@@ -9,14 +9,17 @@ import re
 import shutil
 
 import pytest
+from huggingface_hub import ModelCard
 
 from llmrec.cli import main
+from llmrec.configs import SftConfig
 from llmrec.model.card import applicable, write_card
 from llmrec.model.checkpoint import SidConfig
 from llmrec.model.prompts import Prompt
 from llmrec.recommender import Recommender
 from llmrec.runtime.manifest import sha256_file
 from llmrec.stages.extend import public_name
+from llmrec.training.start import describe_recipe
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +138,49 @@ def test_an_extended_base_says_that_it_was_not_trained(toy, tmp_path):
 )  # fmt: skip
 def test_local_paths_are_not_published(base, shown):
     assert public_name(base) == shown
+
+
+def test_a_directory_is_no_hub_id_though_it_looks_like_one(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "llm").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert public_name("runs/llm") == "llm" and public_name("runs/other") == "runs/other"
+
+
+def test_the_recipe_names_a_teacher_without_its_path():
+    config = SftConfig(out="o", catalog="c", model="m", teacher=["/home/ann/run/sasrec"])
+    assert describe_recipe(config)["teacher"] == ["sasrec"] and "/home" not in str(describe_recipe(config))
+
+
+def test_the_head_of_a_card_is_read_by_the_parser_of_the_hub(tuned, metrics, tmp_path):
+    shutil.copytree(tuned, tmp_path / "shop")
+    values, (sid_config, table, details) = json.loads(metrics.read_text()), SidConfig.load(tuned)
+    (tmp_path / "shop" / "manifest.json").unlink()
+    sid_config.save(tmp_path / "shop", table, details | {"base_model": "someone/llm"})
+    write_card(tmp_path / "shop", "ann/shop", values, "apache-2.0")
+    data = ModelCard.load(tmp_path / "shop" / "README.md", ignore_metadata_errors=False).data
+    assert (data.library_name, data.base_model, data.license) == ("llmrec", "someone/llm", "apache-2.0")
+    assert data.tags == ["llmrec", "recommendation", "semantic-ids"] and data.model_name == "shop"
+    found = {result.metric_name: result for result in data.eval_results}
+    assert len(found) == 2 * 2 * 3  # columns, k, measures
+    for column, words in (("plain", "seen items included"), ("seen_excluded", "seen items excluded")):
+        result = found[f"recall@5, full ranking of 12 items, {words}"]
+        assert result.metric_value == round(values["systems"]["ours"][column]["recall@5"], 4)
+        assert (result.metric_type, result.dataset_split, result.task_type) == ("recall@5", "test", "recommendation")
+        assert result.dataset_type == "unknown" and "leave one out split" in result.dataset_name
+
+
+def test_a_card_claims_no_licence_no_base_and_no_result_that_nobody_gave(tuned):
+    data = ModelCard.load(tuned / "README.md", ignore_metadata_errors=False).data
+    assert data.license is None and data.base_model is None and data.eval_results is None
+
+
+def test_a_card_says_what_its_files_show(tuned, toy, tmp_path):
+    card = (tuned / "README.md").read_text()
+    assert "the ids of all 12 items and their semantic IDs, a hash of each title and the number of training" in card
+    assert "They hold no interaction and no user." in card
+    shutil.copytree(toy[1], tmp_path / "base")
+    write_card(tmp_path / "base", "someone/base")  # extended without a catalogue: nothing of the titles
+    assert "hash of each title" not in (tmp_path / "base" / "README.md").read_text()
 
 
 def test_a_published_card_names_no_local_path(tuned, tmp_path_factory):

@@ -1,0 +1,56 @@
+"""A checkpoint as a model repository of the Hub: which of its files are sent, and what they show."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from llmrec.model.card import FILE as CARD
+from llmrec.model.card import write_card
+from llmrec.model.checkpoint import FILE as CONFIG
+from llmrec.runtime import disk
+from llmrec.runtime.hub.repository import Upload, upload
+from llmrec.runtime.manifest import JsonObject
+from llmrec.runtime.model_files import READ
+from llmrec.runtime.reading import reading
+from llmrec.sid.catalogs.catalog_record import FILE as RECORD
+from llmrec.sid.table import FILE as TABLE
+
+SENT = (*READ, CONFIG, TABLE, RECORD)  # patterns of names; manifests and logs name paths and stay at home
+
+
+def push_checkpoint(
+    directory: Path, repo_id: str, metrics: str | Path | None, private: bool, license: str | None
+) -> Upload:
+    """Send a checkpoint as one commit, with a card made for it.
+
+    Args:
+        directory: Checkpoint, which the caller has verified.
+        repo_id: owner/name on the Hub.
+        metrics: Path of metrics.json of `llmrec evaluate`, for the card.
+        private: Visibility of a repository that is made.
+        license: Id of a licence, for the card.
+
+    Raises:
+        ConnectionError: If the Hub cannot be reached or refuses.
+        ValueError: If `repo_id` is no name, metrics.json cannot be read, or the card is refused.
+    """
+    measured = None if metrics is None else read_metrics(metrics)
+    with tempfile.TemporaryDirectory() as scratch, disk.naming(Path(scratch)):
+        write_card(directory, repo_id, measured, license, Path(scratch))
+        files = {path.name: path for path in sorted(directory.iterdir()) if any(map(path.match, SENT))}
+        return upload({**files, CARD: Path(scratch, CARD)}, repo_id, "model", private, SENT)
+
+
+def read_metrics(path: str | Path) -> JsonObject:
+    """Read metrics.json of `llmrec evaluate`.
+
+    Raises:
+        ValueError: If it is absent or something else.
+    """
+    path = Path(path)
+    with reading(path, "metrics.json of `llmrec evaluate`", "give the file that it wrote"):
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        metrics["systems"], metrics["split"], metrics["num_beams"]
+    return metrics
