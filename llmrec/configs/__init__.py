@@ -11,6 +11,7 @@ from llmrec.configs.dpo import DpoConfig
 from llmrec.configs.embed import EmbedConfig
 from llmrec.configs.ensemble import EnsembleConfig
 from llmrec.configs.evaluate import CompareConfig, EvaluateConfig
+from llmrec.configs.export import ExportConfig
 from llmrec.configs.extend import ExtendConfig
 from llmrec.configs.fine_tune import FineTuneConfig
 from llmrec.configs.grpo import GrpoConfig
@@ -32,6 +33,7 @@ __all__ = [
     "EmbedConfig",
     "EnsembleConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "ExtendConfig",
     "FineTuneConfig",
     "GrpoConfig",
@@ -65,4 +67,5 @@ STAGES: dict[str, type[Config]] = {
     "ensemble": EnsembleConfig,
     "recommend": RecommendConfig,
     "serve": ServeConfig,
+    "export": ExportConfig,
 }

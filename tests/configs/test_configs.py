@@ -33,6 +33,7 @@ REQUIRED = {
     "runs": ["x"],
     "members": ["x", "y"],
     "ranker": "item_knn",
+    "to": "flashrec",
 }
 
 

@@ -1,0 +1,19 @@
+"""Options of `llmrec export`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llmrec.configs.options import Config, StageConfig, option
+
+
+@dataclass(kw_only=True)
+class ExportConfig(StageConfig, Config):
+    """Write a checkpoint in the format of another program."""
+
+    model: str = option("Directory or Hub id of the checkpoint.")
+    to: Literal["flashrec"] = option(
+        "Program that reads the result. 'flashrec' is the engine FlashRec: a model directory and its catalogue of "
+        "semantic IDs."
+    )
