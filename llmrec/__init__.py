@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # the names below, for type checkers and editors
     from llmrec.decoding.trie.trie import SidTrie as SidTrie
     from llmrec.model.checkpoint import SidConfig as SidConfig
     from llmrec.recommender import Recommender as Recommender
+    from llmrec.serve.batch.tables import TableRecommender as TableRecommender
     from llmrec.sid.table import SidTable as SidTable
     from llmrec.sid.vocabulary import SidVocabulary as SidVocabulary
 
@@ -37,6 +38,7 @@ _PUBLIC = {
     "SidTable": "llmrec.sid.table",
     "SidTrie": "llmrec.decoding.trie.trie",
     "SidVocabulary": "llmrec.sid.vocabulary",
+    "TableRecommender": "llmrec.serve.batch.tables",
     "TokenTrie": "llmrec.decoding.trie.token_trie",
     "sid_generate": "llmrec.decoding.generate",
     "sid_generation_config": "llmrec.decoding.generate",

@@ -45,6 +45,7 @@ LIGHTER = {  # advice for a stage that runs out of memory
     "grpo": "Lower micro_batch_size (the result stays the same) or num_generations, or set gradient_checkpointing.",
     "evaluate": "Lower batch_size (the result stays the same) or num_beams; exact_examples needs most.",
     "ensemble": "Lower batch_size (the result stays the same) or depth.",
+    "recommend": "Lower batch_size (the result stays the same), or give a large file as --users instead of --input.",
     "embed": "Lower batch_size (the result stays the same).",
     "quickstart": "Run the stages by themselves, with a smaller micro_batch_size and batch_size, or a smaller model.",
 }

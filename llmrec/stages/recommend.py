@@ -1,4 +1,7 @@
-"""recommend: answer users whose histories stand on the command line, in a file, or in the catalogue."""
+"""recommend: answer users whose histories stand on the command line, in a file, or in the catalogue.
+
+Tables of millions of users (`--users`) are answered by `llmrec.stages.recommend_users`.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,19 @@ from typing import TYPE_CHECKING
 from llmrec.configs import RecommendConfig
 from llmrec.data.catalog import Catalog
 from llmrec.data.columns import FALLBACK, HISTORY, HISTORY_TITLES, ITEM_ID, ITEMS, SCORE, TITLE, UNKNOWN, USER_ID
-from llmrec.data.requests.answer_file import check_place, write_answers
-from llmrec.data.requests.item_lists import find_rows, shown
+from llmrec.data.requests.answer_file import POPULARITY, check_place, write_answers
+from llmrec.data.requests.item_lists import shown
 from llmrec.data.requests.request_file import LISTS, UserRequest, read_requests
+from llmrec.runtime import processes
 from llmrec.runtime.console import say, tell
 from llmrec.runtime.manifest import JsonObject
+from llmrec.serve.batch.permitted import find_matching, local_table, permitted_items, read_excluded
 from llmrec.sid.table import SidTable
+from llmrec.stages import recommend_users
 
 if TYPE_CHECKING:
     from llmrec.decoding.answering import Answers
 
-POPULARITY = "popularity"
 OUT, COUNTS = "out", "counts"
 
 
@@ -36,11 +41,20 @@ def main(config: RecommendConfig) -> JsonObject:
         ValueError: If a request or condition is malformed, a request names an unknown item, no item meets the
             conditions, the catalogue is of other items, or the checkpoint is not usable.
     """
-    if sum(given is not None for given in (config.history, config.input, config.user)) != 1:
+    if sum(given is not None for given in (config.history, config.input, config.users, config.user)) != 1:
         raise ValueError(
-            "Give either --history (item_ids of one user), --input (a file of users) or --user (user_ids of the "
-            "catalogue), not both or neither."
+            "Give either --history (item_ids of one user), --input (a file of users), --users (a table of any size) or "
+            "--user (user_ids of the catalogue), not both or neither."
         )
+    if config.users is not None:
+        return recommend_users.main(config)
+    if processes.count() > 1:
+        raise ValueError(f"{processes.count()} processes were started; only --users is shared out, so start one.")
+    return answer_requests(config)
+
+
+def answer_requests(config: RecommendConfig) -> JsonObject:
+    """Answer the requests that fit into memory, as `main` says."""
     catalog = None if config.catalog is None else Catalog.load(config.catalog)
     requests = find_requests(config, catalog)
     matching = None if config.where is None else find_matching(config.where, catalog)
@@ -64,6 +78,7 @@ def main(config: RecommendConfig) -> JsonObject:
         exclude=[request.exclude + own for request, own in zip(requests, seen, strict=True)],
         allow=restrict([request.allow for request in requests], permitted),
         unknown=config.unknown,
+        batch_size=config.batch_size,
         min_new=config.min_new,
     )
     titles = {} if catalog is None else dict(zip(catalog.item_ids, catalog.titles, strict=True))
@@ -108,37 +123,10 @@ def find_requests(config: RecommendConfig, catalog: Catalog | None) -> list[User
     return [UserRequest(f"--user {shown(user)}", history, [], None, {USER_ID: user}) for user, history in pairs]
 
 
-def local_table(model: str) -> SidTable | None:
-    """SID table of a checkpoint on this machine, by which requests are checked before the weights are read."""
-    try:
-        return SidTable.load(model)
-    except ValueError:  # it is on the Hub, or whoever loads the whole checkpoint says what is wrong
-        return None
-
-
-def find_matching(where: Sequence[str], catalog: Catalog | None) -> list[str]:
-    """Find the item_ids that meet all conditions, at least one.
-
-    Raises:
-        ValueError: If there is no condition or no catalogue, a condition is malformed, or no item meets all of them.
-    """
-    if not where:
-        raise ValueError("--where is empty; give conditions such as 'price <= 20', or leave it out.")
-    if catalog is None:
-        raise ValueError("--where needs --catalog, the `llmrec prepare` directory that has the columns.")
-    matching = catalog.where(*where)
-    if not matching:
-        alone = "; ".join(f"'{condition}' is met by {len(catalog.where(condition))}" for condition in where)
-        raise ValueError(
-            f"none of the {catalog.num_items} items of '{catalog.source}' meets --where: {alone}. Loosen a condition."
-        )
-    return matching
-
-
 def read_items(
     config: RecommendConfig, requests: Sequence[UserRequest], table: SidTable
 ) -> tuple[list[str], list[str]]:
-    """Read --exclude, and check that all item_ids are known, if they must be.
+    """Read --exclude, and check it and all requests.
 
     Returns:
         item_ids that nobody gets, and those of --exclude that are unknown.
@@ -147,46 +135,7 @@ def read_items(
         ValueError: If an item_id is unknown, and is not to be skipped.
     """
     lists = {f'{request.place}, "{name}"': getattr(request, name) or () for request in requests for name in LISTS}
-    excluded = excluded_items(config.exclude, table.row_of)
-    remedy = "--unknown skip leaves unknown items out."
-    found = find_rows({"--exclude": excluded, **lists}, table.row_of, config.unknown, remedy=remedy)
-    return [table.item_ids[row] for row in found[0][0]], found[0][1]
-
-
-def excluded_items(entries: Sequence[str] | None, known: Mapping[str, int]) -> list[str]:
-    """Read the entries of --exclude: known item_ids, files with one item_id per line, or else unknown item_ids.
-
-    Raises:
-        ValueError: If a file is not UTF-8.
-    """
-    found = []
-    for entry in entries or ():
-        if entry in known or not Path(entry).is_file():
-            found.append(entry)
-            continue
-        try:
-            lines = Path(entry).read_text(encoding="utf-8-sig").split("\n")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"--exclude '{entry}' is not UTF-8 (byte {error.start}); save it as UTF-8.") from None
-        found += [line.strip() for line in lines if line.strip()]
-    return found
-
-
-def permitted_items(table: SidTable, matching: list[str] | None, excluded: Sequence[str]) -> list[str] | None:
-    """Find the item_ids that everybody may get; None if that is all of them.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    if matching is None and not excluded:
-        return None
-    barred = set(excluded)
-    candidates = table.item_ids if matching is None else [item_id for item_id in matching if item_id in table.row_of]
-    permitted = [item_id for item_id in candidates if item_id not in barred]
-    if not permitted:
-        cause = "--exclude names all items" if candidates else "the model knows none of the items that meet --where"
-        raise ValueError(f"{cause}, so that nothing can be recommended.")
-    return permitted
+    return read_excluded(config.exclude, table, config.unknown, lists)
 
 
 def restrict(allowed: list[list[str] | None], permitted: list[str] | None) -> list[list[str] | None]:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -47,10 +48,11 @@ COMMANDS = {
     "compare": ("compared.html", "compare --runs @eval @eval2 --html @compared.html"),
     "recommend": ("answers.jsonl", "recommend --model @checkpoint --catalog @catalog --user user-1 user-2 "
                   "--out @answers.jsonl --device cpu"),
+    "users": ("recs", "recommend --model @checkpoint --users @catalog/split.parquet --shard-size 30 --device cpu"),
 }  # fmt: skip
 NOT_FAULTED = ("etegrec", "etebase", "other eval")  # of the kind of another stage
 STAGES = tuple(stage for stage in COMMANDS if stage not in NOT_FAULTED)
-EQUAL = ("prepare", "embed", "tokenize", "append", "extend")  # stages whose results are equal file by file
+EQUAL = ("prepare", "embed", "tokenize", "append", "extend", "users")  # stages whose results are equal file by file
 LEFT = {LOCK, RUN, SCRATCH, MANIFEST}
 
 
@@ -88,8 +90,8 @@ class Line:
     ) -> int:
         """Start a stage with its result, and what it says, in a directory, and return its process id."""
         name, command = COMMANDS[stage]
-        places = {f"@{each}": self.root / each for each, _ in COMMANDS.values()} | {f"@{name}": directory / name}
-        flags = [str(places.get(word, word)) for word in command.split()]
+        places = {each: self.root / each for each, _ in COMMANDS.values()} | {name: directory / name}
+        flags = [re.sub(r"^@([^/]+)", lambda found: str(places[found[1]]), word) for word in command.split()]
         flags += [] if f"@{name}" in command.split() else ["--out", str(directory / name)]
         return self.forks.start([*flags, *more], directory / said, fault=dict(fault) if fault else None, **options)
 

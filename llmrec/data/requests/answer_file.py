@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmrec.data.columns import FALLBACK, HISTORY, HISTORY_TITLES, ITEM_ID, ITEMS, SCORE, TITLE, UNKNOWN
+from llmrec.data.requests.id_lists import TEXTS
 from llmrec.data.requests.item_lists import shown
 from llmrec.data.requests.request_file import UserRequest
 from llmrec.runtime import disk
 from llmrec.runtime.manifest import JsonObject
 
+POPULARITY = "popularity"  # FALLBACK of a user without a known item
 JSON, PARQUET = (".jsonl", ".ndjson", ".json"), ".parquet"
-TEXTS = pa.list_(pa.string())
 ITEM = pa.struct({ITEM_ID: pa.string(), SCORE: pa.float64(), TITLE: pa.string()})
 
 

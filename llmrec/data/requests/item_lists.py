@@ -7,12 +7,13 @@ within lists, and generators, which can be read only once.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Literal
 
 import numpy as np
 
 Unknown = Literal["error", "skip"]
+MOST_PROBLEMS = 10  # that one error tells
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 80
 
@@ -120,12 +121,28 @@ def find_rows(
             continue
         strangers = [item_id for item_id in ids if item_id not in row_of]
         if strangers and unknown == "error":
-            problems.append(f"{name} names items that this checkpoint does not know: {shown(strangers[:3])}")
+            problems.append(names_unknown(name, strangers))
             advice = f" {remedy}" if remedy else ""
         rows = [row_of[item_id] for item_id in ids if item_id in row_of]
         found.append((np.array(rows, dtype=np.int64), strangers))
     if problems:
-        more = f"; {len(problems) - 10} more such lists" if len(problems) > 10 else ""
-        known = f"Its catalogue has {len(row_of)} items, such as {shown(next(iter(row_of), None))}."
-        raise ValueError(f"{'; '.join(problems[:10])}{more}. {known}{advice}")
+        raise ValueError(f"{complaint(problems, len(problems), row_of)}{advice}")
     return found
+
+
+def names_unknown(name: str, strangers: Sequence[str]) -> str:
+    """Sentence about a list that has these unknown item_ids."""
+    return f"{name} names items that this checkpoint does not know: {shown(list(strangers[:3]))}"
+
+
+def complaint(problems: Sequence[str], count: int, row_of: Mapping[str, int]) -> str:
+    """Text about lists that cannot be used, with what the checkpoint knows.
+
+    Args:
+        problems: Sentences about the first lists.
+        count: Number of all such lists.
+        row_of: Item row of each known item_id.
+    """
+    more = f"; {count - MOST_PROBLEMS} more such lists" if count > MOST_PROBLEMS else ""
+    known = f"Its catalogue has {len(row_of)} items, such as {shown(next(iter(row_of), None))}."
+    return f"{'; '.join(problems[:MOST_PROBLEMS])}{more}. {known}"

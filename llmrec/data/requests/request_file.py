@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,13 +18,12 @@ import pyarrow as pa
 
 from llmrec.data.columns import ALLOW, EXCLUDE, FALLBACK, HISTORY, HISTORY_TITLES, ITEMS, UNKNOWN
 from llmrec.data.intake.files.content import PARQUET, check_kind, check_utf8, endings, text_of
-from llmrec.data.requests.item_lists import shown
+from llmrec.data.requests.item_lists import MOST_PROBLEMS, shown
 from llmrec.runtime.manifest import JsonObject
 from llmrec.runtime.parquet import parquet_table
 
 LISTS = (HISTORY, EXCLUDE, ALLOW)
 ANSWERED = (ITEMS, HISTORY_TITLES, UNKNOWN, FALLBACK)  # keys that answers add
-MOST_PROBLEMS = 10
 
 
 @dataclass(frozen=True)
@@ -55,16 +54,7 @@ class UserRequest:
         >>> UserRequest.of("line 1", {"user_id": 7, "history": ["a", 5], "exclude": None})
         UserRequest(place='line 1', history=['a', '5'], exclude=[], allow=None, carried={'user_id': 7})
         """
-        if HISTORY not in values:
-            raise ValueError('needs {"history": [...]}, and may have "exclude" and "allow"')
-        carried = {key: value for key, value in values.items() if key not in LISTS}
-        for key in carried:
-            meant = difflib.get_close_matches(key.lower(), LISTS, n=1, cutoff=0.75)
-            meant = meant or [name for name in (EXCLUDE, ALLOW) if key.lower().startswith(name)]
-            if meant:
-                raise ValueError(f'has "{key}"; write "{meant[0]}" if that is meant, else rename it')
-            if key in ANSWERED:
-                raise ValueError(f'has "{key}", a key of the answers; rename it')
+        carried = {key: values[key] for key in carried_keys(values)}
         return cls(
             place,
             _item_ids(HISTORY, values[HISTORY]) or [],
@@ -72,6 +62,25 @@ class UserRequest:
             _item_ids(ALLOW, values.get(ALLOW)),
             carried,
         )
+
+
+def carried_keys(keys: Collection[str]) -> list[str]:
+    """Find the keys of a request that its answer repeats.
+
+    Raises:
+        ValueError: If there is no history, or a further key cannot be kept.
+    """
+    if HISTORY not in keys:
+        raise ValueError('needs {"history": [...]}, and may have "exclude" and "allow"')
+    carried = [key for key in keys if key not in LISTS]
+    for key in carried:
+        meant = difflib.get_close_matches(key.lower(), LISTS, n=1, cutoff=0.75)
+        meant = meant or [name for name in (EXCLUDE, ALLOW) if key.lower().startswith(name)]
+        if meant:
+            raise ValueError(f'has "{key}"; write "{meant[0]}" if that is meant, else rename it')
+        if key in ANSWERED:
+            raise ValueError(f'has "{key}", a key of the answers; rename it')
+    return carried
 
 
 def _item_ids(key: str, values: object) -> list[str] | None:

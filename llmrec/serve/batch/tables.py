@@ -1,0 +1,133 @@
+"""TableRecommender: a Recommender whose requests and answers are tables, a row per user.
+
+Users stay in Arrow's columns from the file of requests to the file of answers; only item rows pass through the model.
+A shard of `llmrec recommend --users`, a batch of Ray Data and a frame of Spark are answered by the same call.
+
+Shapes: B users, n items of all answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from llmrec.configs.recommend import RecommendConfig
+from llmrec.data.catalog import Catalog
+from llmrec.data.columns import ALLOW, EXCLUDE, FALLBACK, HISTORY, HISTORY_TITLES, ITEMS, UNKNOWN
+from llmrec.data.requests.answer_file import ITEM, POPULARITY
+from llmrec.data.requests.id_lists import lists_of
+from llmrec.data.requests.item_lists import complaint
+from llmrec.data.requests.user_table import UserTable
+from llmrec.decoding.answering import AnswerSize, BestItems
+from llmrec.decoding.requests import NO_ROWS, ItemRequests
+from llmrec.recommender import Recommender
+from llmrec.serve.batch.permitted import REMEDY, find_matching, permitted_items, read_excluded
+
+
+class TableRecommender:
+    """Answers to tables of users, by the options of `llmrec recommend`.
+
+    Args:
+        config: Checkpoint and options. Its `history`, `user`, `input`, `users` and `out` are not read.
+
+    Raises:
+        ValueError: If the checkpoint is not usable, the catalogue is of other items, a condition is malformed, or no
+            item is left to recommend.
+
+    Examples:
+        Here `directory` is a checkpoint that `llmrec sft` wrote.
+
+        >>> import pyarrow as pa
+        >>> from llmrec import TableRecommender
+        >>> from llmrec.configs import RecommendConfig
+        >>> recommend = TableRecommender(RecommendConfig(model=directory, k=3, device="cpu"))
+        >>> answers = recommend(pa.table({"user_id": [7, 8], "history": [["red"], ["red", "blue"]]}))
+        >>> answers.column_names
+        ['user_id', 'history', 'items', 'unknown', 'fallback']
+        >>> [len(items) for items in answers["items"]]
+        [3, 3]
+    """
+
+    def __init__(self, config: RecommendConfig):
+        self.config = config
+        self.size = AnswerSize.read(config.k, config.min_new, None, config.batch_size)
+        catalog = None if config.catalog is None else Catalog.load(config.catalog)
+        matching = None if config.where is None else find_matching(config.where, catalog)
+        self.recommender = Recommender.from_pretrained(
+            config.model, device=config.device, rank=config.rank, catalog=catalog
+        )
+        self.table = self.recommender.table
+        excluded, _ = read_excluded(config.exclude, self.table, config.unknown)
+        permitted = permitted_items(self.table, matching, excluded)
+        rows = None if permitted is None else np.array([self.table.row_of[item_id] for item_id in permitted])
+        self.permitted = rows
+        self.item_ids = pa.array(self.table.item_ids, pa.string())
+        self.titles = {} if catalog is None else dict(zip(catalog.item_ids, catalog.titles, strict=True))
+
+    def __call__(self, users: pa.Table) -> pa.Table:
+        """Answer the users of a table.
+
+        Args:
+            users: B rows with the columns of `llmrec recommend --users`.
+
+        Returns:
+            B rows: the further columns as they are, `history`, `history_titles` if there is a catalogue, `items`,
+            `unknown` and `fallback`.
+
+        Raises:
+            ValueError: If its columns are not those of requests, or a list names unknown items that are not skipped.
+        """
+        try:
+            asked = UserTable.of(users, self.table.row_of)
+        except ValueError as error:
+            raise ValueError(f"The table of users {error}.") from None
+        count, problems = asked.problems(self.config.unknown)
+        if count:
+            places = [f"row {row + 1}, {problem}" for row, problem in problems]
+            raise ValueError(f"{complaint(places, count, self.table.row_of)} {REMEDY}")
+        order = np.argsort(-asked.history.lengths, kind="stable")  # a batch of equal lengths has the least padding
+        best = self.recommender.answerer.answer(self._requests(asked, order), self.size)
+        answers = [best[place] for place in np.argsort(order)]
+        history, entries = asked.history, asked.history.ids.flatten()
+        own = {
+            HISTORY: lists_of(history.lengths, entries),
+            **({HISTORY_TITLES: lists_of(history.lengths, self._titles_of(entries))} if self.titles else {}),
+            ITEMS: self._items(answers),
+            UNKNOWN: history.unknown,
+            FALLBACK: pa.array([POPULARITY if is_cold else None for is_cold in asked.is_cold], pa.string()),
+        }
+        return pa.table(dict(zip(asked.carried.column_names, asked.carried.columns, strict=True)) | own)
+
+    def _requests(self, asked: UserTable, order: np.ndarray) -> ItemRequests:
+        """Requests in item rows, in an order."""
+        nobody = [NO_ROWS] * len(order)
+        history = asked.history.known
+        own = asked.lists[EXCLUDE].known if EXCLUDE in asked.lists else nobody
+        seen = history if self.config.exclude_seen else nobody
+        exclude = [np.concatenate(pair) for pair in zip(own, seen, strict=True)] if own is not nobody else seen
+        allow: list[np.ndarray | None] = [self.permitted] * len(order)  # one object, which is resolved once
+        if ALLOW in asked.lists:
+            is_permitted = np.zeros(self.table.num_items, bool)
+            is_permitted[slice(None) if self.permitted is None else self.permitted] = True
+            lists = asked.lists[ALLOW]
+            for user in np.flatnonzero(lists.is_given):
+                allow[user] = lists.known[user][is_permitted[lists.known[user]]]
+        parts = ([values[user] for user in order.tolist()] for values in (history, exclude, allow))
+        return ItemRequests(next(parts), next(parts), NO_ROWS, next(parts), [], [])
+
+    def _items(self, answers: Sequence[BestItems]) -> pa.ListArray:
+        """Column of the answers."""
+        rows = np.concatenate([answer.rows for answer in answers] or [NO_ROWS])
+        scores = np.concatenate([answer.scores for answer in answers] or [NO_ROWS]).astype(np.float64)
+        item_ids = self.item_ids.take(pa.array(rows))
+        titles = self._titles_of(item_ids) if self.titles else pa.nulls(len(rows), pa.string())
+        items = pa.StructArray.from_arrays([item_ids, pa.array(scores), titles], fields=list(ITEM))
+        return lists_of(np.array([len(answer.rows) for answer in answers], dtype=np.int64), items)
+
+    def _titles_of(self, item_ids: pa.StringArray) -> pa.StringArray:
+        """Title of each item, null if the catalogue does not have it."""
+        encoded = item_ids.dictionary_encode()
+        titles = pa.array([self.titles.get(item_id) for item_id in encoded.dictionary.to_pylist()], pa.string())
+        return titles.take(encoded.indices)
