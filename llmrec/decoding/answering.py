@@ -7,7 +7,7 @@ Shapes: B histories, N items.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -135,8 +135,22 @@ class Answerer:
             Best items of each user; fewer than k if fewer are allowed.
 
         Raises:
-            ValueError: If a history is empty or `min_new` is positive, and there is no record; or as the ranker does.
+            ValueError: As `check` does.
         """
+        return self.start(asked, size)()
+
+    def check(self, asked: ItemRequests, size: AnswerSize) -> None:
+        """Refuse what the checkpoint cannot answer.
+
+        Args:
+            asked: Requests of B users.
+            size: Number of items of each, and how they are searched.
+
+        Raises:
+            ValueError: If a history is empty or `min_new` is positive, and there is no record; or `num_beams` is
+                smaller than `k`.
+        """
+        self.ranker.check_beams(size.k, size.num_beams)
         if self.record is None and (size.min_new or not all(map(len, asked.histories))):
             empty = next((user for user, rows in enumerate(asked.histories) if not len(rows)), None)
             asked_for = f"min_new is {size.min_new}" if empty is None else f"History {empty} is empty"
@@ -144,11 +158,23 @@ class Answerer:
                 f"{asked_for}, but the checkpoint does not tell how often items were trained on, because an earlier "
                 "llmrec wrote it. Train again, or give every user at least one item, and no min_new."
             )
+
+    def start(self, asked: ItemRequests, size: AnswerSize) -> Callable[[], list[BestItems]]:
+        """Queue the first batch of users on the device, and return a function that waits for all answers.
+
+        Args:
+            asked: Requests of B users.
+            size: Number of items of each, and how they are searched.
+
+        Raises:
+            ValueError: As `check` does.
+        """
+        self.check(asked, size)
         best = self._rank(asked, self._within(asked, self.is_shown, self.shown), size, size.k)
         if not size.min_new:
             return best
         new = self._rank(asked, self._within(asked, self.is_new, self.new), size, size.min_new)
-        return [reserve(*both, self.is_new, size.k, size.min_new) for both in zip(best, new, strict=True)]
+        return lambda: [reserve(*both, self.is_new, size.k, size.min_new) for both in zip(best(), new(), strict=True)]
 
     def _within(
         self, asked: ItemRequests, is_permitted: np.ndarray, permitted: AllowList | None
@@ -167,24 +193,28 @@ class Answerer:
 
     def _rank(
         self, asked: ItemRequests, allow: Sequence[AllowList | None], size: AnswerSize, k: int
-    ) -> list[BestItems]:
-        """Rank for users who have a history, and give the others popular items."""
+    ) -> Callable[[], list[BestItems]]:
+        """Queue users who have a history for the ranker, and give the others popular items."""
         found: dict[int, BestItems] = {}
         warm = [user for user, rows in enumerate(asked.histories) if len(rows)]
         parts = [warm[start : start + size.batch_size] for start in range(0, len(warm), size.batch_size)]
         rankings = self.ranker.rank_batches((_batch(asked, allow, part) for part in parts), k, size.num_beams)
-        for part, ranking in zip(parts, rankings, strict=True):
-            for user, items, scores in zip(part, ranking.items[:, :k], ranking.scores[:, :k], strict=True):
-                found[user] = BestItems(items[items != UNFILLED], scores[items != UNFILLED])
         popular: dict[AllowList | None, np.ndarray] = {}
         for user, exclude in enumerate(asked.exclude):
-            if user not in found and self.record is not None:
+            if not len(asked.histories[user]) and self.record is not None:
                 if allow[user] not in popular:
                     popular[allow[user]] = _popular(self.record, allow[user])
                 rows = popular[allow[user]][: k + len(exclude)]
                 rows = rows[~np.isin(rows, exclude)][:k]
                 found[user] = BestItems(rows, self.record.log_shares[rows])
-        return [found[user] for user in range(len(allow))]
+
+        def wait() -> list[BestItems]:
+            for part, ranking in zip(parts, rankings, strict=True):
+                for user, items, scores in zip(part, ranking.items[:, :k], ranking.scores[:, :k], strict=True):
+                    found[user] = BestItems(items[items != UNFILLED], scores[items != UNFILLED])
+            return [found[user] for user in range(len(allow))]
+
+        return wait
 
 
 def _batch(

@@ -14,7 +14,7 @@ Shapes: B prompts, M beams, N items, E pairs of an item and a SID of its own, U 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from llmrec.decoding.search import Beams
 from llmrec.decoding.trie.allow_list import AllowList
 from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.trie import SidTrie
-from llmrec.evaluation.ranking import UNFILLED
+from llmrec.evaluation.ranking import UNFILLED, Ranking
 from llmrec.model.backbone import causal_lm
 from llmrec.model.checkpoint import SidConfig
 from llmrec.model.heads.item_rows import ItemRows
@@ -152,3 +152,52 @@ def barred_items(
         items = np.concatenate([np.empty(0, np.int64), *exclude])
         barred[from_host(rows, device), from_host(items, device)] = True
     return barred
+
+
+def leaf_ranking(
+    trie: SidTrie,
+    leaves: np.ndarray,
+    scores: np.ndarray,
+    invalid: np.ndarray,
+    exclude: Sequence[np.ndarray] | None,
+    allow: Sequence[AllowList | None] | None,
+    is_one_to_one: bool,
+) -> Ranking:
+    """List the items of the best leaves.
+
+    Args:
+        trie: Trie of the leaves.
+        leaves: (B, M) leaves, best first; -1 where there is none.
+        scores: (B, M) their scores.
+        invalid: (B,) number of beams that are no item.
+        exclude: Item rows barred for each prompt.
+        allow: Items that each prompt is restricted to; None for any.
+        is_one_to_one: True if every leaf is one item, and every item one leaf.
+
+    Returns:
+        Ranking of the B prompts; an item with several leaves counts at its best one.
+    """
+    if is_one_to_one:
+        items = np.where(leaves < 0, UNFILLED, trie.leaf_items[leaves])
+        return Ranking(items, np.broadcast_to(np.arange(leaves.shape[1]), leaves.shape), scores, invalid)
+    nobody = [None] * len(leaves)
+    rows = [list(_expand(trie, *row)) for row in zip(leaves, exclude or nobody, allow or nobody, strict=True)]
+    width = max(1, *map(len, rows))
+    items, groups = np.full((2, len(rows), width), UNFILLED)
+    item_scores = np.full((len(rows), width), -np.inf)
+    for i, row in enumerate(rows):
+        for slot, (item, beam) in enumerate(row):
+            items[i, slot], groups[i, slot], item_scores[i, slot] = item, beam, scores[i, beam]
+    return Ranking(items, groups, item_scores, invalid)
+
+
+def _expand(
+    trie: SidTrie, leaves: np.ndarray, exclude: np.ndarray | None, allow: AllowList | None
+) -> Iterator[tuple[int, int]]:
+    """Pair the items of a prompt's beams with their beams."""
+    barred = set() if exclude is None else set(exclude.tolist())
+    for beam, leaf in enumerate(leaves):
+        for item in trie.items(leaf).tolist() if leaf >= 0 else ():
+            if item not in barred and (allow is None or item in allow):
+                barred.add(item)
+                yield item, beam

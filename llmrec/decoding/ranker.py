@@ -17,12 +17,12 @@ from transformers import PreTrainedModel
 from llmrec.configs.recommend import RankBy
 from llmrec.decoding.aliases.search import AliasSearch
 from llmrec.decoding.decoder import PADDING, SegmentedDecoder, SidDecoder
-from llmrec.decoding.item_ranking import ItemScorer, barred_items, best_items, best_leaves
-from llmrec.decoding.tree_forward import PromptReader
+from llmrec.decoding.item_ranking import ItemScorer, barred_items, best_items, best_leaves, leaf_ranking
+from llmrec.decoding.tree_forward import PromptReader, Rounding
 from llmrec.decoding.trie.allow_list import AllowList, ItemRows, resolve_allow_lists
 from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.trie import SidTrie
-from llmrec.evaluation.ranking import UNFILLED, Ranking, check_scores, default_num_beams
+from llmrec.evaluation.ranking import Ranking, check_scores, default_num_beams
 from llmrec.model.backbone import causal_lm
 from llmrec.model.checkpoint import SidConfig
 from llmrec.model.heads.choice import make_head
@@ -89,6 +89,7 @@ class SidRanker:
         self.trie = SidTrie(table, device=model.device)
         self.prefix_ids = torch.tensor(prefix_ids, device=model.device)
         self._decoders: dict[int, Searcher] = {}  # by num_beams, the latest last
+        self._rounding = Rounding()
         self._one_at_a_time = threading.Lock()  # a server's threads share the decoders and the device
         self._item_scorer = None if rank == "sid" else ItemScorer(model, self.trie, sid_config)
         self._head = make_head(model, self.encoder, sid_config.vocabulary, model.device)
@@ -124,34 +125,59 @@ class SidRanker:
         return next(self.rank_batches([(histories, exclude, allow)], k, num_beams))
 
     def rank_batches(self, batches: Iterable[Batch], k: int, num_beams: int | None = None) -> Iterator[Ranking]:
-        """Rank batch after batch; while an answer is read, the device works on the next batch.
+        """Rank batch after batch: the first is queued at once, and the device works on the next while one is read.
 
         Args:
             batches: Histories with their exclusions and allow-lists, as `rank` takes them.
             k: Number of items needed; sets the default beam width.
             num_beams: Beam width; that of `default_num_beams` when left out.
 
-        Yields:
+        Returns:
             Rankings in the order of the batches.
 
         Raises:
             ValueError: As `rank` does.
         """
+        num_beams = self.check_beams(k, num_beams)
+        decoder = self._reader or self._decoder(min(num_beams, self._most_beams))
+        remaining = iter(batches)
+
+        def start() -> Callable[[], Ranking] | None:
+            for batch in remaining:
+                with self._one_at_a_time:
+                    return self._start(decoder, Requests(*batch), num_beams)
+            return None
+
+        def rankings(answer: Callable[[], Ranking] | None) -> Iterator[Ranking]:
+            while answer is not None:
+                following = start()
+                yield answer()
+                answer = following
+
+        return rankings(start())
+
+    def round_up(self, rounding: Rounding) -> None:
+        """Round the sizes of captured batches in another way from now on; graphs that were captured are dropped."""
+        self._rounding = rounding
+        self._decoders.clear()
+        if self._reader is not None:
+            self._reader.rounding = rounding
+
+    def check_beams(self, k: int, num_beams: int | None) -> int:
+        """Beam width of a request.
+
+        Args:
+            k: Number of items needed.
+            num_beams: Beam width that was asked for; None for that of `default_num_beams`.
+
+        Raises:
+            ValueError: If `k` is not positive or exceeds `num_beams`.
+        """
         if k < 1:
             raise ValueError(f"k is {k}; at least 1 is needed.")
         if num_beams is not None and num_beams < min(k, self.trie.num_leaves):
             raise ValueError(f"num_beams is {num_beams}, fewer than k = {k}; give {k} or more, or leave it out.")
-        num_beams = num_beams or default_num_beams(self.table.num_items, [k], self.table)
-        decoder = self._reader or self._decoder(min(num_beams, self._most_beams))
-        answer = None
-        for batch in batches:
-            with self._one_at_a_time:
-                following = self._start(decoder, Requests(*batch), num_beams)
-            if answer is not None:
-                yield answer()
-            answer = following
-        if answer is not None:
-            yield answer()
+        return num_beams or default_num_beams(self.table.num_items, [k], self.table)
 
     def _decoder(self, num_beams: int) -> Searcher:
         """Decoder of a beam width; those that were not asked for lately are dropped, with their graphs."""
@@ -168,8 +194,14 @@ class SidRanker:
             return AliasSearch(self.model, self.encoder, self.sid_config.vocabulary, *options)
         vocabulary, length_penalty = self.sid_config.vocabulary, self.sid_config.length_penalty
         decoder = SidDecoder(self.model, self.trie, vocabulary, *options, length_penalty)
+        decoder.rounding = self._rounding
         ways = vocabulary.segmentations
         return SegmentedDecoder(decoder, self.encoder, ways) if ways else decoder
+
+    @property
+    def is_captured(self) -> bool:
+        """True if searches are captured as CUDA graphs."""
+        return self.model.device.type == "cuda" if self.capture is None else self.capture
 
     @torch.no_grad()
     def _start(self, decoder: PromptReader | Searcher, requests: Requests, num_beams: int) -> Callable[[], Ranking]:
@@ -217,7 +249,7 @@ class SidRanker:
         def wait() -> Ranking:
             leaves, scores, num_invalid = arrays()
             check_scores(scores, leaves >= 0)  # a NaN may stand where no item is
-            return self._ranking(leaves, scores, num_invalid, exclude, allow)
+            return leaf_ranking(self.trie, leaves, scores, num_invalid, exclude, allow, self._is_one_to_one)
 
         return wait
 
@@ -264,37 +296,3 @@ class SidRanker:
         """
         ids, mask = self.encoder.pad_prompts((), self.shown(histories), PADDING)  # the search runs the prefix once
         return from_host(ids, self.model.device), from_host(mask, self.model.device)
-
-    def _ranking(
-        self,
-        leaves: np.ndarray,
-        scores: np.ndarray,
-        invalid: np.ndarray,
-        exclude: Sequence[np.ndarray] | None,
-        allow: Sequence[AllowList | None] | None,
-    ) -> Ranking:
-        if self._is_one_to_one:
-            items = np.where(leaves < 0, UNFILLED, self.trie.leaf_items[leaves])
-            groups = np.broadcast_to(np.arange(leaves.shape[1]), leaves.shape)
-            return Ranking(items, groups, scores, invalid)
-        nobody = [None] * len(leaves)
-        filters = zip(leaves, exclude or nobody, allow or nobody, strict=True)
-        rows = [list(self._expand(*row)) for row in filters]
-        width = max(1, *map(len, rows))
-        items, groups = np.full((2, len(rows), width), UNFILLED)
-        item_scores = np.full((len(rows), width), -np.inf)
-        for i, row in enumerate(rows):
-            for slot, (item, beam) in enumerate(row):
-                items[i, slot], groups[i, slot], item_scores[i, slot] = item, beam, scores[i, beam]
-        return Ranking(items, groups, item_scores, invalid)
-
-    def _expand(
-        self, leaves: np.ndarray, exclude: np.ndarray | None, allow: AllowList | None
-    ) -> Iterator[tuple[int, int]]:
-        """Pair the items of a prompt's beams with their beams; an item with several SIDs counts at its best one."""
-        barred = set() if exclude is None else set(exclude.tolist())
-        for beam, leaf in enumerate(leaves):
-            for item in self.trie.items(leaf).tolist() if leaf >= 0 else ():
-                if item not in barred and (allow is None or item in allow):
-                    barred.add(item)
-                    yield item, beam

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,12 +20,38 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from llmrec.decoding.tree_attention import TreeCache, check_attention
-from llmrec.decoding.trie.leaf_mask import LeafMask
+from llmrec.decoding.trie.leaf_mask import MIN_WIDTH, LeafMask
 from llmrec.model.backbone import causal_lm, check_context, compile_layers, run_backbone
 from llmrec.model.fused_projections import join_projections
 from llmrec.runtime.cuda_graphs import CudaGraphs
 
 LEAST_STEP, ROWS_STEP = 8, 16
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Sizes that batches are rounded up to; beyond the largest of a list, and without one, the steps are fine.
+
+    An evaluation has batches of one size, whose lengths the fine steps follow closely. A service meets all sizes, and
+    captures a few coarse ones before its first request.
+
+    Attributes:
+        rows: Numbers of prompts, ascending.
+        lengths: Numbers of tokens of the longest prompt, ascending.
+        barred: Smallest number of columns for the barred leaves of a prompt.
+    """
+
+    rows: tuple[int, ...] = ()
+    lengths: tuple[int, ...] = ()
+    barred: int = MIN_WIDTH
+
+    def num_rows(self, count: int) -> int:
+        """Round up a number of prompts."""
+        return next((each for each in self.rows if each >= count), _round_up(count, ROWS_STEP))
+
+    def length(self, length: int) -> int:
+        """Round up a number of tokens."""
+        return next((each for each in self.lengths if each >= length), padded_length(length))
 
 
 def pad_right(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -109,6 +136,9 @@ class PromptReader:
         compiled: Fuse the operations between matrix products by `torch.compile`. This compiles the model's layers in
             place, once for all batches; its first 20 seconds pay off if thousands of prompts follow.
 
+    Attributes:
+        rounding: Sizes that captured passes are rounded up to.
+
     Raises:
         ValueError: If the model's attention cannot be replaced.
     """
@@ -127,6 +157,7 @@ class PromptReader:
             compile_layers(self.model)
         capture = self.model.device.type == "cuda" if capture is None else capture
         self._graphs = CudaGraphs() if capture else None
+        self.rounding = Rounding()
 
     @torch.no_grad()
     def read(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -160,9 +191,9 @@ class PromptReader:
         if self._graphs is None:
             return function(mask, ids, lengths)
         num_rows = len(ids)
-        rows = torch.arange(_round_up(num_rows, ROWS_STEP), device=ids.device).clamp(max=num_rows - 1)
-        inputs = [pad(ids, (0, _padded_length(ids.shape[1]) - ids.shape[1]))[rows], lengths[rows]]
-        mask = None if mask is None else mask.rounded(rows)
+        rows = torch.arange(self.rounding.num_rows(num_rows), device=ids.device).clamp(max=num_rows - 1)
+        inputs = [pad(ids, (0, self.rounding.length(ids.shape[1]) - ids.shape[1]))[rows], lengths[rows]]
+        mask = None if mask is None else mask.rounded(rows, self.rounding.barred)
         mask_tensors = {} if mask is None else mask.tensors()
         outputs = self._graphs.run(
             functools.partial(function, mask),
@@ -179,7 +210,7 @@ class PromptReader:
         return self.prefix_ids if len(input_ids) > 1 else None
 
 
-def _padded_length(length: int) -> int:
+def padded_length(length: int) -> int:
     """Round a length up to a multiple of an eighth of the power of two below, and of LEAST_STEP.
 
     The steps are coarse on purpose: the batches of an evaluation fall into few lengths, and each is captured once.

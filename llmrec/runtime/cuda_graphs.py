@@ -33,7 +33,7 @@ class CudaGraphs:
     All graphs share one pool of memory. So they run one at a time, and none runs while outputs of another are copied.
 
     Args:
-        max_graphs: Largest number of graphs kept; the oldest one is dropped first.
+        max_graphs: Largest number of graphs kept; the one that was not replayed for longest is dropped first.
     """
 
     def __init__(self, max_graphs: int = 64):
@@ -64,7 +64,7 @@ class CudaGraphs:
                 while len(self.graphs) >= self.max_graphs:
                     del self.graphs[next(iter(self.graphs))]
                 self.graphs[key] = self._capture(function, inputs)
-            captured = self.graphs[key]
+            captured = self.graphs[key] = self.graphs.pop(key)  # the latest last
             for place, tensor in zip(captured.inputs, inputs, strict=True):
                 place.copy_(tensor)
             captured.graph.replay()
@@ -75,6 +75,7 @@ class CudaGraphs:
         current = torch.cuda.current_stream()
         # None is a stream of torch's for captures; the default stream cannot be captured.
         stream = None if current == torch.cuda.default_stream() else current
-        with torch.cuda.graph(graph, pool=self.pool, stream=stream):
+        # Another thread, such as one that loads a model, may allocate memory meanwhile.
+        with torch.cuda.graph(graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"):
             outputs = list(function(*places))
         return Captured(graph, places, outputs)

@@ -32,12 +32,12 @@ class Recommending:
         """Rank the users of all payloads as one batch; the answers of each payload are its own."""
         recommender = self.generation.recommender
         asked = joined([each for payload in payloads for each in payload])
-        best = recommender.answerer.answer(asked, self.size)
+        best = recommender.answerer.start(asked, self.size)
 
         def wait() -> list[Answers]:
-            answers, place = [], 0
+            answers, place, found = [], 0, best()
             for payload in payloads:
-                part = best[place : place + len(payload)]
+                part = found[place : place + len(payload)]
                 answers.append(Answers.of(part, joined(payload), recommender.table))
                 place += len(payload)
             return answers

@@ -9,7 +9,7 @@ import torch
 from llmrec.decoding.beam_search import beam_widths, search_beams, tree_beam_search
 from llmrec.decoding.decoder import SidDecoder
 from llmrec.decoding.search import SearchProblem
-from llmrec.decoding.tree_forward import LEAST_STEP, ROWS_STEP, _padded_length, _round_up, pad_right
+from llmrec.decoding.tree_forward import LEAST_STEP, ROWS_STEP, _round_up, pad_right, padded_length
 from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.model.backbone import compile_layers
@@ -113,7 +113,7 @@ def test_padding_to_the_size_of_a_graph_changes_no_answer(llm, sid_table, vocabu
             assert found.leaves.equal(expected.leaves) and found.codes.equal(expected.codes)
     alone = 5 + len(PREFIX) * (prefix_ids is not None)  # its prefix is part of its prompt
     expected = [(3, 7), (1, alone), (5, 9), (17, 3)]
-    assert shapes == {(_round_up(rows, ROWS_STEP), _padded_length(length)) for rows, length in expected}
+    assert shapes == {(_round_up(rows, ROWS_STEP), padded_length(length)) for rows, length in expected}
 
 
 @pytest.mark.parametrize("lengths", [(7, 4, 1), (5,)])
@@ -131,15 +131,15 @@ def test_without_capture_nothing_is_padded(llm, sid_table, vocabulary, lengths, 
     assert shapes == [(len(lengths), max(lengths) + len(PREFIX) * alone)]
 
 
-def test_padded_lengths_are_few_and_close():
+def testpadded_lengths_are_few_and_close():
     lengths = range(1, 5000)
-    padded = [_padded_length(length) for length in lengths]
+    padded = [padded_length(length) for length in lengths]
     for length, found in zip(lengths, padded, strict=True):
-        assert found >= length and found % LEAST_STEP == 0 and _padded_length(found) == found
+        assert found >= length and found % LEAST_STEP == 0 and padded_length(found) == found
         assert found - length < max(LEAST_STEP, length / 8)
     assert padded == sorted(padded)
     assert len(set(padded)) < 8 * 13  # eight of each power of two
-    some = [_padded_length(length) for length in (1, 8, 9, 64, 65, 129, 1000, 1025)]
+    some = [padded_length(length) for length in (1, 8, 9, 64, 65, 129, 1000, 1025)]
     assert some == [8, 8, 16, 64, 72, 144, 1024, 1152]
 
 
@@ -169,7 +169,7 @@ class FakeGraph:
 def fake_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool, stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **options: contextlib.nullcontext())
     for name in ("current_stream", "default_stream"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
 

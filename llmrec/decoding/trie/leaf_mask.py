@@ -68,13 +68,14 @@ class LeafMask:
                 num_allowed = torch.where(kind >= 0, below[:, 1] - below[:, 0], num_allowed)
         return (num_allowed > _count(self.barred, bounds)).view(first_leaf.shape)
 
-    def rounded(self, rows: Tensor) -> LeafMask:
+    def rounded(self, rows: Tensor, least: int = MIN_WIDTH) -> LeafMask:
         """Select prompts of the batch, and round the widths of the tensors up to powers of two.
 
         A CUDA graph is captured for each set of shapes; rounding leaves few of them.
 
         Args:
             rows: (B',) int64 places in this batch, which may repeat.
+            least: Smallest width of the barred leaves.
         """
         counts = self.counts
         if counts is not None:
@@ -82,15 +83,15 @@ class LeafMask:
             counts = torch.cat([counts, counts[:1].expand(added, -1)])
         return LeafMask(
             self.num_leaves,
-            self._widened(self.barred[rows]),
+            self._widened(self.barred[rows], least),
             None if self.allowed is None else self._widened(self.allowed[rows]),
             counts,
             None if self.list_of_row is None else self.list_of_row[rows],
         )
 
-    def _widened(self, ranks: Tensor) -> Tensor:
+    def _widened(self, ranks: Tensor, least: int = MIN_WIDTH) -> Tensor:
         width = ranks.shape[1]
-        return pad(ranks, (0, max(MIN_WIDTH, _power_of_two(width)) - width), value=self.num_leaves)
+        return pad(ranks, (0, max(least, _power_of_two(width)) - width), value=self.num_leaves)
 
     def tensors(self) -> dict[str, Tensor]:
         """Map the names of the tensors that the mask has to these tensors."""
