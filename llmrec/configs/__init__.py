@@ -17,6 +17,7 @@ from llmrec.configs.fine_tune import FineTuneConfig
 from llmrec.configs.grpo import GrpoConfig
 from llmrec.configs.options import Config
 from llmrec.configs.prepare import PrepareConfig
+from llmrec.configs.push import PushConfig
 from llmrec.configs.quickstart import QuickstartConfig
 from llmrec.configs.recommend import RecommendConfig
 from llmrec.configs.run import RunConfig
@@ -39,6 +40,7 @@ __all__ = [
     "GrpoConfig",
     "PreferenceConfig",
     "PrepareConfig",
+    "PushConfig",
     "QuickstartConfig",
     "RecommendConfig",
     "RunConfig",
@@ -66,6 +68,7 @@ STAGES: dict[str, type[Config]] = {
     "compare": CompareConfig,
     "ensemble": EnsembleConfig,
     "recommend": RecommendConfig,
+    "push": PushConfig,
     "serve": ServeConfig,
     "export": ExportConfig,
 }

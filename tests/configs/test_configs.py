@@ -29,6 +29,8 @@ from llmrec.tokenizers import TOKENIZERS
 
 # Values of the options that stages require: data and models, never a setting.
 REQUIRED = {
+    "source": "run/checkpoint",
+    "repo_id": "someone/shop",
     **dict.fromkeys(("out", "catalog", "views", "sid", "model"), "x"),
     "runs": ["x"],
     "members": ["x", "y"],
