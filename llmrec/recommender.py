@@ -21,8 +21,9 @@ from llmrec.data.catalog import Catalog
 from llmrec.data.requests.item_lists import Unknown
 from llmrec.decoding.answering import Answerer, Answers, AnswerSize
 from llmrec.decoding.grounding.ranker import GroundedRanker
+from llmrec.decoding.paths.explanation import Explainer, Explanation
 from llmrec.decoding.ranker import SidRanker
-from llmrec.decoding.requests import read_requests
+from llmrec.decoding.requests import read_requests, whole_number
 from llmrec.model.backbone import check_rows, moved
 from llmrec.model.card import write_card
 from llmrec.model.checkpoint import SidConfig, load_model, load_tokenizer, resolve, save_model
@@ -201,6 +202,41 @@ class Recommender:
         size = AnswerSize.read(k, min_new, num_beams, batch_size)
         asked = read_requests(self.table, histories, exclude, allow, unknown)
         return Answers.of(self.answerer.answer(asked, size), asked, self.table)
+
+    def explain(
+        self,
+        history: Sequence[str],
+        item_id: str,
+        exclude: Sequence[str] | Literal["seen"] | None = "seen",
+        allow: Sequence[str] | None = None,
+        num_branches: int = 4,
+        unknown: Unknown = "error",
+    ) -> Explanation:
+        """Explain why an item is recommended to one user.
+
+        Args:
+            history: item_ids, oldest first.
+            item_id: The item; it need not be among the best.
+            exclude: As `recommend` takes it for all users, and so are `allow` and `unknown`.
+            allow: item_ids that answers are restricted to.
+            num_branches: Number of other codes that are listed beside each code of the item.
+            unknown: `error` refuses unknown item_ids, `skip` leaves them out.
+
+        Returns:
+            Scores of the item, its path through the trie, and the change that each item of the history makes.
+
+        Raises:
+            ValueError: If an item is unknown or could not be recommended, or the history is empty.
+
+        Examples:
+            `recommender` is a Recommender of six items.
+
+            >>> why = recommender.explain(["red", "green"], "gold")
+            >>> [influence.item_id for influence in why.history], len(why.path)
+            (['red', 'green'], 3)
+        """
+        asked = read_requests(self.table, [history], exclude, allow, unknown)
+        return Explainer(self.answerer).explain(asked, item_id, whole_number("num_branches", num_branches, 0))
 
     def save_pretrained(self, directory: str | Path, metrics: str | Path | None = None) -> None:
         """Write a checkpoint that `from_pretrained` and plain transformers load.

@@ -90,7 +90,7 @@ class SidRanker:
         self.prefix_ids = torch.tensor(prefix_ids, device=model.device)
         self._decoders: dict[int, Searcher] = {}  # by num_beams, the latest last
         self._rounding = Rounding()
-        self._one_at_a_time = threading.Lock()  # a server's threads share the decoders and the device
+        self.one_at_a_time = threading.Lock()  # a server's threads share the decoders and the device
         self._item_scorer = None if rank == "sid" else ItemScorer(model, self.trie, sid_config)
         self._head = make_head(model, self.encoder, sid_config.vocabulary, model.device)
         self._knows_by_codes = sid_config.vocabulary.head is None or sid_config.vocabulary.head.by_codes
@@ -144,7 +144,7 @@ class SidRanker:
 
         def start() -> Callable[[], Ranking] | None:
             for batch in remaining:
-                with self._one_at_a_time:
+                with self.one_at_a_time:
                     return self._start(decoder, Requests(*batch), num_beams)
             return None
 
@@ -181,7 +181,7 @@ class SidRanker:
 
     def _decoder(self, num_beams: int) -> Searcher:
         """Decoder of a beam width; those that were not asked for lately are dropped, with their graphs."""
-        with self._one_at_a_time:
+        with self.one_at_a_time:
             decoder = self._decoders.pop(num_beams, None) or self._make_decoder(num_beams)
             self._decoders[num_beams] = decoder
             while len(self._decoders) > MAX_DECODERS:

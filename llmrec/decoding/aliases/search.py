@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llmrec.decoding.aliases.exact_scores import exact_scores
 from llmrec.decoding.decoder import PADDING, SidDecoder
+from llmrec.decoding.paths.exact_scores import exact_scores
 from llmrec.decoding.tree_forward import pad_right
 from llmrec.decoding.trie.allow_list import AllowList
 from llmrec.decoding.trie.filter import LeafFilter

@@ -192,6 +192,10 @@ class LevelWords:
             self._on[device, level] = words.to(device), ascending.to(device), order.to(device)
         return self._on[device, level]
 
+    def name(self, token: int) -> str:
+        """Write one token alone, without the space before it; its id if it has no name."""
+        return self.texts.get(token, f"<{token}>").strip(SPACES)
+
     def text(self, codes: np.ndarray) -> str:
         """Write identifiers, (n, L) codes, as they stand in a prompt; a token without a name stands as its id."""
         tokens = self.token_ids(codes)
