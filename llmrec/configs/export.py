@@ -13,7 +13,7 @@ class ExportConfig(StageConfig, Config):
     """Write a checkpoint in the format of another program."""
 
     model: str = option("Directory or Hub id of the checkpoint.")
-    to: Literal["flashrec"] = option(
+    to: Literal["flashrec", "vllm"] = option(
         "Program that reads the result. 'flashrec' is the engine FlashRec: a model directory and its catalogue of "
-        "semantic IDs."
+        "semantic IDs. 'vllm' is any engine that runs a processor of logits: the merged model, and its trie."
     )

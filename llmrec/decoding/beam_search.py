@@ -2,7 +2,7 @@
 
 At every level all beams of a prompt go through the model as one block, in which each beam sees the prompt and its own
 path. The cache is written once and never copied or reordered. The result is that of `generate(num_beams=…)` with
-`SidLogitsProcessor`, without the beams' copies of the prompt. `llmrec.model.code_scores` defines the score of a code.
+`SidLogitsProcessor`, without the beams' copies of the prompt. `llmrec.sid.normalization` defines the score of a code.
 
 Shapes: B prompts, M beams, T prompt tokens, P prefix tokens, L levels.
 
@@ -24,7 +24,7 @@ from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.leaf_mask import LeafMask
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.model.backbone import causal_lm
-from llmrec.model.code_scores import NormalizeOver
+from llmrec.sid.normalization import NormalizeOver
 from llmrec.sid.table import EMPTY
 from llmrec.sid.vocabulary import SidVocabulary
 
@@ -51,7 +51,7 @@ def tree_beam_search(
         trie: Legal SIDs, on the model's device.
         vocabulary: Tokens of their codes.
         num_beams: Beam width; or the width at each level, of which the last is the number of answers.
-        normalize_over: Tokens that a code's probability is normalised over; see `llmrec.model.code_scores`.
+        normalize_over: Tokens that a code's probability is normalised over; see `llmrec.sid.normalization`.
         leaf_filter: Leaves that each prompt may reach; all when left out.
         prefix_ids: (P,) int64 tokens that stand before every prompt, such as the instruction; they are run once.
         length_penalty: Power of its number of codes that the score of a complete SID is divided by; while beams grow,

@@ -23,9 +23,9 @@ from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.leaf_mask import LeafMask
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.model.backbone import causal_lm
-from llmrec.model.code_scores import NormalizeOver
 from llmrec.model.history.encoder import HistoryEncoder
 from llmrec.runtime.device import from_host
+from llmrec.sid.normalization import NormalizeOver
 from llmrec.sid.vocabulary import SidVocabulary
 
 PADDING = 0  # any token: it is masked
@@ -39,7 +39,7 @@ class SidDecoder(PromptReader):
         trie: Legal SIDs, on the model's device.
         vocabulary: Tokens of their codes.
         num_beams: Beam width; or the width at each level, of which the last is the number of answers.
-        normalize_over: Tokens that a code's probability is normalised over; see `llmrec.model.code_scores`.
+        normalize_over: Tokens that a code's probability is normalised over; see `llmrec.sid.normalization`.
         prefix_ids: (P,) int64 tokens that stand before every prompt; they are run once per batch.
         capture: Capture searches as CUDA graphs; by default on a GPU.
         compiled: Fuse the operations between matrix products by `torch.compile`. This compiles the model's layers in

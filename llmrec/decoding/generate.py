@@ -11,7 +11,7 @@ from transformers.generation import GenerateBeamDecoderOnlyOutput
 from llmrec.decoding.beam_search import tree_beam_search
 from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.trie import SidTrie
-from llmrec.model.code_scores import NormalizeOver
+from llmrec.sid.normalization import NormalizeOver
 from llmrec.sid.table import EMPTY
 from llmrec.sid.vocabulary import SidVocabulary
 
@@ -95,7 +95,7 @@ def sid_generate(
         generation_config: Handed over by `generate`; see `sid_generation_config`.
         trie: Legal SIDs, on the model's device.
         vocabulary: Tokens of their codes.
-        normalize_over: Tokens that a code's probability is normalised over; see `llmrec.model.code_scores`.
+        normalize_over: Tokens that a code's probability is normalised over; see `llmrec.sid.normalization`.
         leaf_filter: Leaves that each of the B prompts may reach; all when left out.
         model_kwargs: Further arguments that `generate` hands over. Only `attention_mask`, (B * copies, T), is read.
 

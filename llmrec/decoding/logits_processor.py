@@ -5,7 +5,7 @@ alternate freely, and every SID that begins is one of the trie.
 
 A call derives everything from the tokens that it is given. It costs one fill of a tensor as large as the scores and, on
 an accelerator, one synchronisation, to find out if a row has left the grammar or its scores are NaN. The scores are not
-masked in place, since `generate` may hand out that very tensor as `output_logits`. `llmrec.model.code_scores` defines
+masked in place, since `generate` may hand out that very tensor as `output_logits`. `llmrec.sid.normalization` defines
 the choices of `normalize_over`.
 
 Shapes: R rows (beams included), V tokens of the vocabulary, T tokens of a row, L levels.
@@ -21,8 +21,8 @@ from transformers import LogitsProcessor
 from llmrec.decoding.grammar import NO_TOKEN, check_prompt_end, child_of, last_sid
 from llmrec.decoding.trie.lookups import ROOT
 from llmrec.decoding.trie.trie import SidTrie
-from llmrec.model.code_scores import NormalizeOver, check_normalize_over, normalize_codes
 from llmrec.sid.answer_head import refuse_head
+from llmrec.sid.normalization import NormalizeOver, check_normalize_over, normalize_codes
 from llmrec.sid.vocabulary import SidVocabulary
 
 

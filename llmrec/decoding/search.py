@@ -22,8 +22,9 @@ from llmrec.decoding.trie.lookups import ROOT
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.evaluation.ranking import ScoresNotFinite
 from llmrec.model.backbone import check_context, check_rows
-from llmrec.model.code_scores import NormalizeOver, check_length_penalty, check_normalize_over, code_log_probs
+from llmrec.model.code_scores import code_log_probs
 from llmrec.sid.answer_head import refuse_head
+from llmrec.sid.normalization import NormalizeOver, check_length_penalty, check_normalize_over
 from llmrec.sid.table import EMPTY
 from llmrec.sid.vocabulary import SidVocabulary
 
@@ -185,7 +186,7 @@ class SearchProblem:
         model: Causal LM.
         trie: Legal SIDs.
         vocabulary: Tokens of their codes.
-        normalize_over: Tokens that a code's probability is normalised over; see `llmrec.model.code_scores`.
+        normalize_over: Tokens that a code's probability is normalised over; see `llmrec.sid.normalization`.
         temperature: Divisor of the logits.
         compiled: Fuse operations by `torch.compile`.
         length_penalty: Power of its number of codes that the score of a complete SID is divided by.

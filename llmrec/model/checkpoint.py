@@ -21,7 +21,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from llmrec.model.code_scores import NormalizeOver, check_length_penalty, check_normalize_over
 from llmrec.model.heads.own_files import saved_apart
 from llmrec.model.heads.weights import load_head
 from llmrec.model.history.choice import make_history_encoder
@@ -32,6 +31,7 @@ from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, read_json, ve
 from llmrec.runtime.model_files import BINDING, binding, check_binding, check_sizes
 from llmrec.runtime.quiet import loading, without_tensor_bars
 from llmrec.sid import table as sid
+from llmrec.sid.normalization import NormalizeOver, check_length_penalty, check_normalize_over
 from llmrec.sid.table import SidTable
 from llmrec.sid.tokens.llm_tokenizer import load_tokenizer as load_tokenizer
 from llmrec.sid.vocabulary import SidVocabulary
@@ -49,7 +49,7 @@ class SidConfig:
         vocabulary: Tokens of the codes.
         prompt: Text before a history.
         max_history: Largest number of items of a history that the model is shown, the latest ones; at least 1.
-        normalize_over: Tokens that the score of a code is normalised over; see `llmrec.model.code_scores`.
+        normalize_over: Tokens that the score of a code is normalised over; see `llmrec.sid.normalization`.
         mixture_weight: Share of the item rows where they are mixed with SIDs; see `llmrec.decoding.item_ranking`.
         length_penalty: Power of its number of tokens that the score of an item is divided by, as in transformers.
 

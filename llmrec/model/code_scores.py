@@ -1,19 +1,12 @@
-"""Scores of codes, one definition for tree beam search and `SidLogitsProcessor`.
+"""Scores of codes from the states of a model: projected on no more tokens than their normalisation needs.
 
-The score of a code is its log-probability, normalised over one of
-    vocabulary  the whole vocabulary, as Hugging Face beam search scores,
-    level       the codes of its level, or the words that items have there; for models trained like that, whose other
-                logits mean nothing,
-    children    the legal continuations of its prefix; this is GRPO's policy.
-
-Shapes: K codes of a level that a table uses.
+`llmrec.sid.normalization` defines the score of a code.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,30 +14,10 @@ from transformers import PreTrainedModel
 
 from llmrec.model.backbone import logit_scale, logits, project, scale_logits
 from llmrec.model.trained_rows import matrix_of
+from llmrec.sid.normalization import NormalizeOver, mask_codes
 from llmrec.sid.vocabulary import SidVocabulary
 
-NormalizeOver = Literal["vocabulary", "level", "children"]
 LOGITS_AT_ONCE = 2**28
-
-
-def check_normalize_over(value: str) -> None:
-    """Refuse an unknown choice of `normalize_over`.
-
-    Raises:
-        ValueError: If it is none of the three.
-    """
-    if value not in get_args(NormalizeOver):
-        raise ValueError(f"normalize_over is '{value}'; choose from {', '.join(get_args(NormalizeOver))}.")
-
-
-def check_length_penalty(value: float) -> None:
-    """Refuse a power that scores cannot be divided by.
-
-    Raises:
-        ValueError: If it is no finite number from 0 on.
-    """
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"length_penalty is {value!r}; a number from 0 on is needed.")
 
 
 def code_log_probs(
@@ -67,7 +40,7 @@ def code_log_probs(
         level: Level of the code.
         codes: (…, W) codes of the level.
         legal: (…, W) bool, True for codes that may be chosen.
-        normalize_over: Tokens that scores are normalised over; see the header of this file.
+        normalize_over: Tokens that scores are normalised over; see `llmrec.sid.normalization`.
         temperature: Divisor of the logits.
         compiled: Fuse operations by `torch.compile`.
 
@@ -137,28 +110,3 @@ def _logsumexp(projected: Tensor, factor: float, cap: float | None) -> Tensor:
 def _compiled_logsumexp() -> Callable[[Tensor, float, float | None], Tensor]:
     """Compile `_logsumexp`: eager operations would write three float32 copies of the projected logits."""
     return torch.compile(_logsumexp, dynamic=True)
-
-
-def normalize_codes(scores: Tensor, legal: Tensor, normalize_over: NormalizeOver) -> Tensor:
-    """Normalise the scores of a level's codes and mask those that are not legal.
-
-    Args:
-        scores: (…, block) scores of all codes in the vocabulary's block, of which a table may use the first K. For
-            `vocabulary` they are normalised already.
-        legal: (…, K) bool, True for codes that may be chosen.
-        normalize_over: Tokens that scores are normalised over; see the header of this file.
-
-    Returns:
-        (…, K), -inf for codes that are not legal.
-    """
-    if normalize_over == "level":
-        scores = scores.log_softmax(dim=-1)
-    return mask_codes(scores[..., : legal.shape[-1]], legal, normalize_over)
-
-
-def mask_codes(scores: Tensor, legal: Tensor, normalize_over: NormalizeOver) -> Tensor:
-    """Set the scores of codes that are not legal to -inf, and normalise the others over `children`."""
-    scores = scores.masked_fill(~legal, -torch.inf)
-    if normalize_over == "children":
-        scores = scores.log_softmax(dim=-1).masked_fill(~legal, -torch.inf)  # NaN where nothing is legal
-    return scores

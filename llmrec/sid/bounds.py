@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 
-import pyarrow.parquet as pq
-
+EMPTY = -1  # code in the levels beyond a SID's length
 MOST_LEVELS = 64
 LARGEST = 2**31 - 1  # token id, or number of codes of a level
-LARGEST_FILE, LARGEST_RATIO = 2**30, 1000  # bytes that a file may unfold to whatever its size; else times its size
 
 
 def check_layout(
@@ -49,23 +46,6 @@ def check_layout(
             raise ValueError(f"vocabulary: {shown}; all levels need the same codes and the same block of tokens")
     elif any(start != before for before, (_, start) in zip(ends, pairwise(starts), strict=False)):
         raise ValueError(f"vocabulary: {shown}; the blocks of tokens must lie next to one another")
-
-
-def check_parquet(path: str | Path) -> None:
-    """Refuse a parquet file that unfolds to far more than its size, before it is read.
-
-    Raises:
-        ValueError: If its cells would take more than 1 GiB and 1,000 times its size.
-    """
-    metadata = pq.read_metadata(path)
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    cells = 8 * metadata.num_rows * metadata.num_columns
-    unfolded = max(cells, sum(group.total_byte_size for group in groups))
-    if unfolded > max(LARGEST_FILE, LARGEST_RATIO * Path(path).stat().st_size):
-        raise ValueError(
-            f"its {metadata.num_rows:,} rows of {metadata.num_columns} columns would take {unfolded / 2**30:.1f} GiB, "
-            f"far more than its {Path(path).stat().st_size:,} bytes can hold"
-        )
 
 
 def _short(numbers: Sequence[int]) -> str:

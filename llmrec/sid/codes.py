@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 
 from llmrec.data import columns
 from llmrec.runtime.reading import reading
-from llmrec.sid.bounds import LARGEST, check_parquet
+from llmrec.sid.bounds import EMPTY as EMPTY
+from llmrec.sid.bounds import LARGEST
 from llmrec.sid.groups import buckets
 
-EMPTY = -1  # code in the levels beyond a SID's length
+LARGEST_FILE, LARGEST_RATIO = 2**30, 1000  # bytes that a file may unfold to whatever its size; else times its size
 
 
 def check_codes(item_ids: list[str], codes: np.ndarray, rows: np.ndarray) -> None:
@@ -89,3 +90,20 @@ def read_codes(path: Path) -> tuple[pa.Table, list[str]]:
                 "integers, and -1 beyond the end of a SID. Run `llmrec tokenize` again."
             )
     return table, levels
+
+
+def check_parquet(path: str | Path) -> None:
+    """Refuse a parquet file that unfolds to far more than its size, before it is read.
+
+    Raises:
+        ValueError: If its cells would take more than 1 GiB and 1,000 times its size.
+    """
+    metadata = pq.read_metadata(path)
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    cells = 8 * metadata.num_rows * metadata.num_columns
+    unfolded = max(cells, sum(group.total_byte_size for group in groups))
+    if unfolded > max(LARGEST_FILE, LARGEST_RATIO * Path(path).stat().st_size):
+        raise ValueError(
+            f"its {metadata.num_rows:,} rows of {metadata.num_columns} columns would take {unfolded / 2**30:.1f} GiB, "
+            f"far more than its {Path(path).stat().st_size:,} bytes can hold"
+        )

@@ -10,10 +10,11 @@ from llmrec.model.checkpoint import resolve
 from llmrec.runtime.console import tell
 from llmrec.runtime.manifest import JsonObject, read_manifest
 from llmrec.runtime.stage_directory import run_stage
+from llmrec.serve.engines.export import write_vllm
 from llmrec.serve.exchange.flashrec import write_flashrec
 
 # Target -> function of the checkpoint and of the directory to write, which returns counts for the manifest.
-TARGETS: dict[str, Callable[[Path, Path], JsonObject]] = {"flashrec": write_flashrec}
+TARGETS: dict[str, Callable[[Path, Path], JsonObject]] = {"flashrec": write_flashrec, "vllm": write_vllm}
 
 
 def main(config: ExportConfig) -> JsonObject:

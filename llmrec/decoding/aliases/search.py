@@ -28,10 +28,10 @@ from llmrec.decoding.trie.allow_list import AllowList
 from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.evaluation.ranking import UNFILLED, Ranking
-from llmrec.model.code_scores import NormalizeOver
 from llmrec.model.history.aliases import AliasHistoryEncoder
 from llmrec.model.history.sids import SidHistoryEncoder
 from llmrec.runtime.device import from_host
+from llmrec.sid.normalization import NormalizeOver
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 
@@ -44,7 +44,7 @@ class AliasSearch:
         encoder: Aliases of the catalogue.
         vocabulary: Tokens of the codes.
         num_beams: Beam width of all aliases together.
-        normalize_over: Tokens that a code's probability is normalised over; see `llmrec.model.code_scores`.
+        normalize_over: Tokens that a code's probability is normalised over; see `llmrec.sid.normalization`.
         prefix_ids: (P,) int64 tokens that stand before every prompt.
         capture: Capture searches as CUDA graphs; by default on a GPU.
         compiled: Fuse the model's layers by `torch.compile`; see `llmrec.decoding.decoder`.

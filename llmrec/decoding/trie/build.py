@@ -23,7 +23,7 @@ from torch import Tensor
 
 from llmrec.decoding.trie.leaf_items import LeafItems
 from llmrec.decoding.trie.level import TrieLevel
-from llmrec.sid.table import EMPTY
+from llmrec.sid.bounds import EMPTY
 
 WORD_BITS = 63  # of an int64 without its sign
 

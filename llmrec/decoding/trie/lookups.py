@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llmrec.decoding.trie.level import TrieLevel
-from llmrec.sid.table import EMPTY
+from llmrec.sid.bounds import EMPTY
 
 ROOT = 0
 

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from llmrec.runtime.manifest import JsonObject
-from llmrec.sid.bounds import LARGEST
-from llmrec.sid.codes import EMPTY
+from llmrec.sid.bounds import EMPTY, LARGEST
 
 if TYPE_CHECKING:  # it takes a second to import
     from transformers import PreTrainedTokenizerBase

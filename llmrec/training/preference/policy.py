@@ -23,13 +23,13 @@ from llmrec.configs import PreferenceConfig
 from llmrec.data.catalog import Catalog
 from llmrec.model.backbone import evaluation_mode
 from llmrec.model.checkpoint import TRAINING, SidConfig, load_model, load_tokenizer
-from llmrec.model.code_scores import NormalizeOver
 from llmrec.model.prompts import most_prompt_tokens
 from llmrec.runtime import processes
 from llmrec.runtime.manifest import JsonObject, verify
 from llmrec.runtime.stage_directory import SCRATCH
 from llmrec.sid.aliases import refuse_aliases
 from llmrec.sid.answer_head import refuse_head
+from llmrec.sid.normalization import NormalizeOver
 from llmrec.training.start import RunInputs, check, check_length, save_checkpoint
 from llmrec.training.weights import lora_config, merge, without_renaming_warning
 

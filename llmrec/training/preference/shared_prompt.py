@@ -5,7 +5,7 @@ positions that it would have alone. So one pass over T + M (L - 1) tokens replac
 log-probabilities and gradients. The last code of a SID is only predicted, so it is not run.
 
 The pass lives in the model's `forward`, like the loss of sft, and so runs through anything that wraps the model.
-`llmrec.model.code_scores` defines the tokens that a code's probability is normalised over.
+`llmrec.sid.normalization` defines the tokens that a code's probability is normalised over.
 
 Unlike tree_attention.py, which writes a cache in place and one level at a time, this is one ordinary pass under an
 attention mask: autograd and gradient checkpointing need nothing special.
@@ -32,7 +32,7 @@ from llmrec.decoding.tree_forward import pad_right
 from llmrec.decoding.trie.lookups import ROOT
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.model.backbone import causal_lm, check_context, check_rows, forward_replaced, logits, run_backbone
-from llmrec.model.code_scores import NormalizeOver, check_normalize_over
+from llmrec.sid.normalization import NormalizeOver, check_normalize_over
 from llmrec.sid.table import EMPTY
 from llmrec.sid.vocabulary import SidVocabulary
 
