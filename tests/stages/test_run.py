@@ -222,7 +222,7 @@ def test_quickstart_runs_the_settings_of_its_recipe_whatever_the_size(monkeypatc
     monkeypatch.setattr(plan, "PASSED", 1)
     with pytest.raises(AttributeError):
         quickstart.main(QuickstartConfig(out=str(tmp_path / "q"), dataset="simulated:60x30", model="micro"))
-    assert (carried[0].epochs, carried[0].sasrec_epochs) == (12.0, 64)
+    assert (carried[0].epochs, carried[0].sasrec_epochs) == (12.0, 45)
 
 
 @pytest.mark.parametrize(
