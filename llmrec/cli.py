@@ -41,6 +41,7 @@ LIGHTER = {  # advice for a stage that runs out of memory
     "teach": "Lower batch_size, max_history or hidden.",
     "sft": "Lower micro_batch_size (the result stays the same) or max_history, or set gradient_checkpointing.",
     "alternate": "Lower batch_size or max_history, or set gradient_checkpointing.",
+    "refine": "Lower batch_size (the result stays the same).",
     "dpo": "Lower micro_batch_size (the result stays the same) or negatives, or set gradient_checkpointing.",
     "grpo": "Lower micro_batch_size (the result stays the same) or num_generations, or set gradient_checkpointing.",
     "evaluate": "Lower batch_size (the result stays the same) or num_beams; exact_examples needs most.",

@@ -20,6 +20,7 @@ from llmrec.configs.prepare import PrepareConfig
 from llmrec.configs.push import PushConfig
 from llmrec.configs.quickstart import QuickstartConfig
 from llmrec.configs.recommend import RecommendConfig
+from llmrec.configs.refine import RefineConfig
 from llmrec.configs.run import RunConfig
 from llmrec.configs.serve import ServeConfig
 from llmrec.configs.sft import SftConfig
@@ -43,6 +44,7 @@ __all__ = [
     "PushConfig",
     "QuickstartConfig",
     "RecommendConfig",
+    "RefineConfig",
     "RunConfig",
     "ServeConfig",
     "SftConfig",
@@ -62,6 +64,7 @@ STAGES: dict[str, type[Config]] = {
     "teach": TeachConfig,
     "sft": SftConfig,
     "alternate": AlternateConfig,
+    "refine": RefineConfig,
     "dpo": DpoConfig,
     "grpo": GrpoConfig,
     "evaluate": EvaluateConfig,

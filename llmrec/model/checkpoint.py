@@ -38,7 +38,7 @@ from llmrec.sid.vocabulary import SidVocabulary
 
 FILE = "llmrec.json"
 SCHEMA_VERSION = 1
-TRAINING = ("sft", "alternate", "dpo", "grpo")  # stages that leave the trained LLM, merged
+TRAINING = ("sft", "alternate", "refine", "dpo", "grpo")  # stages that leave the trained LLM, merged
 
 
 @dataclass(frozen=True)

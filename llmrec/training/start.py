@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
-from llmrec.configs import AlternateConfig, FineTuneConfig
+from llmrec.configs import AlternateConfig, FineTuneConfig, RefineConfig
 from llmrec.data.catalog import Catalog
 from llmrec.model.card import write_card
 from llmrec.model.checkpoint import TRAINING, SidConfig, save_model
@@ -62,17 +62,7 @@ def check(
     Raises:
         ValueError: If anything is wrong; the message lists every problem with its remedy.
     """
-    problems = []
-    if item_ids != catalog.item_ids:
-        problems.append(
-            f"'{config.model}' was extended for another catalogue than '{config.catalog}' ({len(item_ids)} and "
-            f"{catalog.num_items} items). Run `llmrec tokenize` and `llmrec extend` on this catalogue"
-        )
-    elif catalog_sha256 not in (None, content_hash(config.catalog)):
-        problems.append(
-            f"'{config.model}' was made on another split of the items of '{config.catalog}', which may hold what this "
-            "one tests; use that catalogue, or run `llmrec embed`, `tokenize` and `extend` on this one"
-        )
+    problems = catalog_problems(config, catalog, item_ids, catalog_sha256)
     if len(catalog.train) == 0:
         problems.append(
             f"'{config.catalog}' has no training interactions; lower `k_core` or change `split` in `llmrec prepare`"
@@ -95,6 +85,23 @@ def check(
     if config.quantization == "nf4":
         require_bitsandbytes()
     split_batch(config)
+
+
+def catalog_problems(
+    config: FineTuneConfig | RefineConfig, catalog: Catalog, item_ids: list[str], catalog_sha256: str | None
+) -> list[str]:
+    """List why a checkpoint does not belong to a catalogue; see `check`."""
+    if item_ids != catalog.item_ids:
+        return [
+            f"'{config.model}' was extended for another catalogue than '{config.catalog}' ({len(item_ids)} and "
+            f"{catalog.num_items} items). Run `llmrec tokenize` and `llmrec extend` on this catalogue"
+        ]
+    if catalog_sha256 not in (None, content_hash(config.catalog)):
+        return [
+            f"'{config.model}' was made on another split of the items of '{config.catalog}', which may hold what this "
+            "one tests; use that catalogue, or run `llmrec embed`, `tokenize` and `extend` on this one"
+        ]
+    return []
 
 
 def check_length(model: str, max_history: int, num_tokens: int) -> None:
@@ -143,7 +150,7 @@ def make_validation(
 
 
 def save_checkpoint(
-    config: FineTuneConfig | AlternateConfig,
+    config: FineTuneConfig | AlternateConfig | RefineConfig,
     start: RunInputs,
     merged: PreTrainedModel,
     log: list[JsonObject],
@@ -186,7 +193,7 @@ def describe_data(catalog: str) -> JsonObject:
     return {**settings, "k_core": counts.get("k_core", settings["k_core"]), "counts": counts}
 
 
-def describe_recipe(config: FineTuneConfig | AlternateConfig) -> JsonObject:
+def describe_recipe(config: FineTuneConfig | AlternateConfig | RefineConfig) -> JsonObject:
     """List the options that decide the weights, for the model card; of a teacher its name without its path."""
     settings = [f.name for f in dataclasses.fields(config) if f.metadata["identity"]]
     recipe = {name: getattr(config, name) for name in settings if name not in PATHS}

@@ -41,6 +41,7 @@ COMMANDS = {
                   "--batch-size 16 --max-history 5 --lora-rank 4 --warmup-steps 0 --save-steps 1 --logging-steps 3 "
                   "--cycle-steps 1 "
                   "--align-after 0.1 --freeze-after 0.8 --device cpu"),
+    "refine": ("refined", "refine --catalog @catalog --model @checkpoint --min-gain 0 --device cpu"),
     "append": ("appended", "tokenize --append @sid --catalog @catalog --views @views --device cpu"),
     "evaluate": ("eval", "evaluate --catalog @catalog --model @checkpoint --max-examples 8 --device cpu"),
     "other eval": ("eval2", "evaluate --catalog @catalog --model @preferred --max-examples 8 --device cpu"),

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 LIBRARIES = ("llmrec.stages.prepare", "llmrec.stages.sft", "llmrec.stages.alternate", "llmrec.stages.dpo",
-             "llmrec.stages.grpo",
+             "llmrec.stages.grpo", "llmrec.stages.refine",
              "llmrec.stages.teach", "llmrec.stages.ensemble", "llmrec.stages.compare", "llmrec.stages.recommend",
              "llmrec.stages.quickstart", "llmrec.stages.run", "llmrec.stages.extend", "llmrec.stages.embed",
              "llmrec.stages.tokenize", "llmrec.stages.evaluate",

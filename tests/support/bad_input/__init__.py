@@ -23,6 +23,7 @@ GIVEN = {
     "--max-history 6 --warmup-steps 0 --device cpu",
     "alternate": "--catalog @catalog --views @views --sid @sid --model @base --train full --epochs 2 "
     "--cycle-steps 1 --align-after 0 --batch-size 8 --max-history 6 --warmup-steps 0 --device cpu",
+    "refine": "--catalog @catalog --model @checkpoint --device cpu",
     "dpo": "--catalog @catalog --model @checkpoint --max-steps 2 --batch-size 8 --micro-batch-size 8 --device cpu",
     "grpo": "--catalog @catalog --model @checkpoint --max-steps 2 --batch-size 8 --micro-batch-size 8 --device cpu",
     "evaluate": "--catalog @catalog --model @checkpoint --max-examples 8 --device cpu",

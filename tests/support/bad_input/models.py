@@ -50,6 +50,10 @@ CASES = {
         "unknown key 'micro_batch_size'", "a batch is one forward pass", "gradient_checkpointing saves memory")),
     "turns with tasks": Case("alternate --tasks title_to_sid", (
         "unknown key 'tasks'", "alternate trains on histories only", "`llmrec sft`")),
+    "a refinement before training": Case("refine --model @base", (
+        "base' was written by `llmrec extend`", "`llmrec sft`")),
+    "a refinement of all items and more": Case("refine --max-churn 2", ("max_churn is 2", "1")),
+    "a refinement on another catalogue": Case("refine --catalog @other", ("another catalogue", "`llmrec extend`")),
     "unknown model": Case("extend --model nobody/nothing", ("'nobody/nothing' cannot be loaded", "Hub id", "path")),
     "model that is nowhere": Case("extend --model @absent", ("absent' cannot be loaded",)),
     "model without weights": Case(EXTEND, ("plain' cannot be loaded", "safetensors"),
