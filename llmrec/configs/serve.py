@@ -52,6 +52,10 @@ class ServeConfig(Limits):
     precision: Literal["auto", "float32", "bfloat16"] = option(
         "Type of the weights; auto is bfloat16 on a GPU that has it, and float32 elsewhere.", "auto"
     )
+    compile: bool = option(
+        "Fuse the model's layers by `torch.compile`, on a GPU; it starts a minute later and answers faster.",
+        False,
+    )
     host: str = option(
         "Address to listen on. One that other machines can reach needs an API key (LLMREC_API_KEY), or `anonymous`.",
         "127.0.0.1",

@@ -2,55 +2,86 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from llmrec import __version__
 from llmrec.configs.serve import Limits
-from llmrec.serve.refusals import Refusal
-from llmrec.serve.routes import recommend, state
+from llmrec.serve.administration import Administration
+from llmrec.serve.gate import OPEN, Access, Gate
+from llmrec.serve.messages import sentence
+from llmrec.serve.refusals import UNFORESEEN, Refusal
+from llmrec.serve.routes import catalog, recommend, state
 from llmrec.serve.service import Service
 
 
-def create_app(service: Service, limits: Limits) -> FastAPI:
+def create_app(service: Service, limits: Limits, access: Access | None = None, admin_dir: str | None = None) -> FastAPI:
     """Make the application.
 
     Args:
         service: Answers requests.
         limits: Bounds of requests.
+        access: Who may ask; everybody may, and nobody may change the catalogue, when left out.
+        admin_dir: Directory with what administrators may name.
 
     Returns:
         Application, to which routers may be added.
     """
-    app = FastAPI(title="llmrec", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="llmrec", version=__version__, docs_url=None, redoc_url=None, separate_input_output_schemas=False,
+        description="Recommends the items of a catalogue to users, by their histories.",
+    )  # fmt: skip
     app.include_router(state.router(service))
     app.include_router(recommend.router(service))
-
-    @app.exception_handler(Refusal)
-    async def refuse(_: Request, refusal: Refusal) -> Response:
-        return respond(refusal)
-
-    @app.exception_handler(HTTPException)
-    async def refuse_route(request: Request, error: HTTPException) -> Response:
-        return respond(
-            Refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}.", error.headers)
-        )
-
-    @app.exception_handler(RequestValidationError)
-    async def refuse_body(_: Request, error: RequestValidationError) -> Response:
-        return respond(Refusal(422, sentence(error)))
-
+    app.include_router(catalog.router(Administration(service, admin_dir)))
+    app.add_middleware(Gate, service=service, limits=limits, access=access or Access())
+    app.add_exception_handler(Refusal, refuse)
+    app.add_exception_handler(HTTPException, refuse_route)
+    app.add_exception_handler(RequestValidationError, refuse_body)
+    app.add_exception_handler(Exception, apologise)
+    describe_keys(app)
     return app
 
 
-def respond(refusal: Refusal) -> Response:
-    """Response with a refusal."""
+async def refuse(_: Request, refusal: Any) -> Response:
+    """Answer with a refusal."""
     answer = refusal.answer()
     return Response(answer.body, answer.status, answer.headers)
 
 
-def sentence(error: RequestValidationError) -> str:
-    """One sentence with every problem of a body."""
-    problems = [f"{'.'.join(map(str, each['loc'][1:])) or 'the body'}: {each['msg']}" for each in error.errors()]
-    return "; ".join(problems[:5]) + "."
+async def refuse_route(request: Request, error: Any) -> Response:
+    """Answer to a route or a method that does not exist, or to a body that cannot be parsed."""
+    what = f"{request.method} {request.url.path[:80]}: {str(error.detail).rstrip('.')}."
+    return await refuse(request, Refusal(error.status_code, what, error.headers))
+
+
+async def refuse_body(request: Request, error: Any) -> Response:
+    """Answer to a body that is not what it should be."""
+    return await refuse(request, Refusal(422, sentence(error.errors())))
+
+
+async def apologise(request: Request, _: Exception) -> Response:
+    """Answer after an error that was not foreseen; the server logs it."""
+    return await refuse(request, Refusal(500, UNFORESEEN))
+
+
+def describe_keys(app: FastAPI) -> None:
+    """Say in the OpenAPI description which routes need a key, and which one."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = plain()
+            schemes = schema.setdefault("components", {}).setdefault("securitySchemes", {})
+            for name, variable in (("api_key", "LLMREC_API_KEY"), ("admin_token", "LLMREC_ADMIN_TOKEN")):
+                schemes[name] = {"type": "http", "scheme": "bearer", "description": f"Value of {variable}."}
+            for path, methods in schema["paths"].items():
+                name = "admin_token" if path.startswith("/v1/catalog:") else "api_key"
+                for operation in methods.values():
+                    operation["security"] = [] if path in OPEN else [{name: []}]
+        return app.openapi_schema or {}
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-Done = Callable[[object], None]  # takes the result, or the exception in its place
+Done = Callable[[object], object]  # takes the result, or the exception in its place
 
 
 class Task(Protocol):
@@ -79,30 +79,39 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
 
-    def submit(self, job: Job) -> None:
-        """Put a job into the queue.
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Put jobs into the queue, all of them or none.
 
         Raises:
-            QueueFull: If it has no room for the users of the job.
+            QueueFull: If it has no room for the users of the jobs.
             Closed: If the batcher was closed.
         """
+        size = sum(job.size for job in jobs)
         with self._changed:
             if self._closed:
                 raise Closed
-            if self.waiting + job.size > self.max_queue:
+            if self.waiting + size > self.max_queue:
                 raise QueueFull
-            self._queue[job] = None
-            self.waiting += job.size
+            is_first = not self._queue
+            self._queue.update(dict.fromkeys(jobs))
+            self.waiting += size
             # The thread waits for a first job, or for the last one of a full batch; in between it need not wake.
-            if len(self._queue) == 1 or self.waiting >= self.max_batch:
+            if is_first or self.waiting >= self.max_batch:
                 self._changed.notify()
 
-    def cancel(self, job: Job) -> None:
-        """Give up a job: its place in the queue is free at once; if it is being answered, the answer is dropped."""
+    def cancel(self, jobs: Sequence[Job]) -> None:
+        """Give up jobs: their places in the queue are free at once, and answers that are under way are dropped."""
         with self._changed:
-            job.is_cancelled = True
-            if job in self._queue:
-                self._drop(job)
+            for job in jobs:
+                job.is_cancelled = True
+                if job in self._queue:
+                    self._drop(job)
+
+    def longest_wait(self) -> float:
+        """Seconds that the oldest job has waited, which is about what a new one has before it."""
+        with self._changed:
+            oldest = next(iter(self._queue), None)
+        return 0.0 if oldest is None else time.monotonic() - oldest.arrived
 
     def close(self) -> None:
         """Answer what is in the queue, and end the thread."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import itertools
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from llmrec.configs.serve import ServeConfig
 from llmrec.data.catalog import Catalog
+from llmrec.decoding.answering import Answerer
 from llmrec.model.checkpoint import FILE
 from llmrec.recommender import Recommender
 from llmrec.runtime.manifest import sha256_file
@@ -22,51 +25,63 @@ class Generation:
     """Model, catalogue and titles that answer a request. Two of them are equal only if they are one.
 
     Attributes:
+        config: Options that it was loaded with.
         recommender: Answers histories.
-        model: Directory or Hub id that the checkpoint was loaded from.
         model_sha256: Hash of llmrec.json, which holds the hashes of weights, tokenizer and SID table.
         catalog: Catalogue that says what may be shown; None if every item may.
         titles: Title of each item_id of the catalogue.
         removed: item_ids that are not shown although the catalogue has them.
-        number: 1 for the first generation of this process, and so on.
-        loaded_at: Seconds since 1970.
+        number: Grows from one generation of a process to the next.
     """
 
+    config: ServeConfig
     recommender: Recommender
-    model: str
     model_sha256: str
     catalog: Catalog | None = None
     titles: Mapping[str, str] = field(default_factory=dict)
     removed: frozenset[str] = frozenset()
     number: int = field(default_factory=lambda: next(_numbers))
-    loaded_at: float = field(default_factory=time.time)
 
     @classmethod
-    def load(cls, config: ServeConfig) -> Generation:
+    def load(cls, config: ServeConfig, removed: Collection[str] = ()) -> Generation:
         """Load a checkpoint and its catalogue.
 
         Args:
             config: Options of the service, of which those of the model are read.
+            removed: item_ids that are not to be shown.
 
         Raises:
-            ValueError: If either is not usable, or they do not belong together.
+            ValueError: If either is not usable, they do not belong together, or nothing is left to be shown.
         """
         catalog = None if config.catalog is None else Catalog.load(config.catalog)
         recommender = Recommender.from_pretrained(
-            config.model, config.device, config.precision, rank=config.rank, catalog=catalog
+            config.model, config.device, config.precision, config.compile, rank=config.rank, catalog=catalog
         )
-        titles = {} if catalog is None else dict(zip(catalog.item_ids, catalog.titles, strict=True))
         assert recommender.directory is not None, "it was loaded from one"
-        return cls(recommender, config.model, sha256_file(Path(recommender.directory) / FILE), catalog, titles)
+        titles = {} if catalog is None else dict(zip(catalog.item_ids, catalog.titles, strict=True))
+        whole = cls(config, recommender, sha256_file(Path(recommender.directory) / FILE), catalog, titles)
+        return whole.without(removed) if removed else whole
+
+    def without(self, item_ids: Collection[str]) -> Generation:
+        """Make the generation that does not show some items; it shares the model.
+
+        Raises:
+            ValueError: If nothing is left to be shown.
+        """
+        recommender, removed = copy.copy(self.recommender), self.removed | set(item_ids)
+        is_shown = recommender.answerer.is_shown.copy()
+        is_shown[[recommender.table.row_of[item_id] for item_id in removed if item_id in recommender.table.row_of]] = 0
+        if not is_shown.any():
+            raise ValueError("nothing would be left to recommend; remove fewer items, or stop the service.")
+        recommender.answerer = Answerer(recommender.ranker, recommender.record, is_shown)
+        return dataclasses.replace(self, recommender=recommender, removed=removed, number=next(_numbers))
 
     @property
     def sid_table_sha256(self) -> str:
         """Hash of the SID table."""
         return self.recommender.table.sha256
 
-    def described_items(self, item_ids: Sequence[str], scores: Sequence[float]) -> list[dict[str, object]]:
-        """Items of an answer, with their scores and titles."""
-        return [
-            {"item_id": item_id, "score": score, "title": self.titles.get(item_id)}
-            for item_id, score in zip(item_ids, scores, strict=True)
-        ]
+    @cached_property
+    def num_shown(self) -> int:
+        """Number of items that may be shown."""
+        return int(self.recommender.answerer.is_shown.sum())

@@ -5,26 +5,25 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-CODES = {
-    400: "bad_request",
-    401: "unauthorized",
-    403: "forbidden",
-    404: "not_found",
-    405: "method_not_allowed",
-    408: "timeout",
-    409: "conflict",
-    411: "length_required",
-    413: "too_large",
-    415: "unsupported_media_type",
-    422: "invalid",
-    429: "busy",
-    431: "headers_too_large",
-    500: "internal",
-    503: "unavailable",
-    504: "deadline",
+REASONS = {
+    400: ("bad_request", "The request is no HTTP or no JSON that can be read."),
+    401: ("unauthorized", "The key is missing or wrong."),
+    403: ("forbidden", "Changes of the catalogue are off, or the Host header is of another machine."),
+    404: ("not_found", "There is no such route."),
+    405: ("method_not_allowed", "The route has another method."),
+    408: ("timeout", "The body did not arrive in time."),
+    409: ("conflict", "Another change of the catalogue is under way, or there is nothing to go back to."),
+    413: ("too_large", "The body is larger than is allowed."),
+    422: ("invalid", "A value is not what is allowed, or an item is unknown and must not be."),
+    429: ("busy", "The queue is full; try again after Retry-After seconds."),
+    500: ("internal", "An error that llmrec did not foresee; the log of the service has it."),
+    503: ("unavailable", "The service is shutting down."),
+    504: ("deadline", "The answer took too long."),
 }
+JSON = "application/json"
+UNFORESEEN = "An error that the service did not foresee; its log says more."
 
 
 class Answer(NamedTuple):
@@ -39,7 +38,7 @@ class Refusal(Exception):
     """An answer other than 200.
 
     Args:
-        status: HTTP status.
+        status: HTTP status, one of REASONS.
         message: One sentence: what is wrong, what was given, what is allowed, what to do next.
         headers: Headers beside that of the content type.
         retry_after_s: Seconds after which to try again.
@@ -59,10 +58,28 @@ class Refusal(Exception):
 
     def answer(self) -> Answer:
         """Answer that is sent to the client."""
-        error = {"code": CODES.get(self.status, "error"), "message": self.message}
-        return Answer(self.status, {"Content-Type": "application/json", **self.headers}, encoded({"error": error}))
+        code = REASONS.get(self.status, REASONS[400])[0]
+        body = encoded({"error": {"code": code, "message": self.message}})
+        return Answer(self.status, {"Content-Type": JSON, **self.headers}, body)
 
 
 def encoded(value: object) -> bytes:
     """JSON of a value; NaN and infinity, which JSON lacks, are refused."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def documented(answer: type, *statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Description of the refusals of a route, for OpenAPI, with an example of each.
+
+    Args:
+        answer: Model of the body.
+        statuses: HTTP statuses beside those that every route has.
+    """
+    described: dict[int | str, dict[str, Any]] = {}
+    for status in sorted({*statuses, 401, 403, 500}):
+        code, meaning = REASONS[status]
+        example = {"error": {"code": code, "message": meaning}}
+        described[status] = {"model": answer, "description": meaning, "content": {JSON: {"example": example}}}
+        if status in (429, 503, 504):
+            described[status]["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+    return described

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from llmrec.configs.serve import Limits
-from llmrec.decoding.answering import Answers, AnswerSize
+from llmrec.decoding.answering import AnswerSize
 from llmrec.decoding.requests import ItemRequests, read_requests
 from llmrec.serve.batcher import Batcher, Closed, Job, QueueFull, Task
 from llmrec.serve.generation import Generation
 from llmrec.serve.messages import Request
 from llmrec.serve.metrics import Metrics
 from llmrec.serve.refusals import Refusal
+from llmrec.serve.warm_up import batch_sizes, warm_up
 
 T = TypeVar("T")
+CLOSING = "The service is shutting down; ask another one."
+QUEUED = ("/v1/recommend", "/v1/explain")  # routes that need room in the queue
+
+
+class Answered(NamedTuple):
+    """Answer to a user."""
+
+    item_ids: list[str]
+    scores: list[float]
+    unknown: list[str]
+    is_fallback: bool
 
 
 @dataclass(frozen=True)
@@ -28,19 +42,19 @@ class Recommending:
     generation: Generation
     size: AnswerSize
 
-    def start(self, payloads: Sequence[Sequence[ItemRequests]]) -> Callable[[], Sequence[Answers]]:
-        """Rank the users of all payloads as one batch; the answers of each payload are its own."""
-        recommender = self.generation.recommender
-        asked = joined([each for payload in payloads for each in payload])
-        best = recommender.answerer.start(asked, self.size)
+    def start(self, payloads: Sequence[Sequence[ItemRequests]]) -> Callable[[], Sequence[list[Answered]]]:
+        """Rank the users of all payloads as one batch."""
+        recommender, users = self.generation.recommender, [each for payload in payloads for each in payload]
+        ranked = recommender.answerer.start(joined(users), self.size)
 
-        def wait() -> list[Answers]:
-            answers, place, found = [], 0, best()
-            for payload in payloads:
-                part = found[place : place + len(payload)]
-                answers.append(Answers.of(part, joined(payload), recommender.table))
-                place += len(payload)
-            return answers
+        def wait() -> list[list[Answered]]:
+            names, answers = recommender.table.item_ids, []
+            for best, asked in zip(ranked(), users, strict=True):
+                unknown = list(dict.fromkeys([*asked.unknown[0], *asked.unknown_filters]))
+                item_ids = [names[row] for row in best.rows]
+                answers.append(Answered(item_ids, best.scores.tolist(), unknown, not len(asked.histories[0])))
+            left = iter(answers)
+            return [[next(left) for _ in payload] for payload in payloads]
 
         return wait
 
@@ -67,44 +81,86 @@ class Service:
 
     Attributes:
         generation: What answers now; replaced by one assignment, while the jobs of the older one still hold it.
+        previous: What answered before, to go back to.
         metrics: Counts of this service.
+        is_draining: True once new requests are refused, because the service is shutting down.
     """
 
     def __init__(self, generation: Generation, limits: Limits):
         self.generation, self.limits = generation, limits
-        self.metrics = Metrics()
-        self.is_draining = False
+        self.previous: Generation | None = None
+        self.is_draining, self.metrics = False, Metrics()
+        self.in_flight = 0  # requests that wait or are being answered
         self._batcher = Batcher(limits.max_batch, limits.max_wait_ms / 1e3, limits.max_queue, self.metrics.count_batch)
         self.metrics.watch(lambda: self.waiting)
+        self.metrics.show(generation)
 
     @property
     def waiting(self) -> int:
         """Number of users in the queue."""
         return self._batcher.waiting
 
-    async def recommend(self, requests: Sequence[Request]) -> tuple[Generation, Answers]:
-        """Answer users who share `k`, `num_beams` and `min_new`.
+    def check_room(self, path: str) -> None:
+        """Refuse a request at once, before its body is read, while it would find no place in the queue.
+
+        Raises:
+            Refusal: If the queue is full, or the service is shutting down.
+        """
+        self.check_open()
+        if path in QUEUED and self.waiting >= self.limits.max_queue:
+            raise self._full()
+
+    def check_open(self) -> None:
+        """Refuse a request while the service is shutting down.
+
+        Raises:
+            Refusal: If it is.
+        """
+        if self.is_draining:
+            raise Refusal(503, CLOSING, retry_after_s=1)
+
+    def read(self, requests: Sequence[Request]) -> list[ItemRequests]:
+        """Check requests against the checkpoint that answers now, and convert their item_ids to item rows.
+
+        Raises:
+            Refusal: If one cannot be answered, with every such request.
+        """
+        recommender, found, problems = self.generation.recommender, [], []
+        for place, each in enumerate(requests):
+            try:
+                allow = None if each.allow is None else [each.allow]  # of the only user; it may be empty
+                asked = read_requests(recommender.table, [each.history], each.exclude, allow, each.unknown)
+                recommender.answerer.check(asked, self._size(each))
+                found.append(asked)
+            except ValueError as error:
+                problems.append(f"{f'request {place}: ' if len(requests) > 1 else ''}{error}")
+        if problems:
+            more = f" {len(problems) - 5} more such requests." if len(problems) > 5 else ""
+            raise Refusal(422, " ".join(problems[:5]) + more)
+        return found
+
+    async def recommend(self, requests: Sequence[Request]) -> tuple[Generation, list[Answered]]:
+        """Answer users; those who share `k`, `num_beams` and `min_new` are ranked together.
 
         Args:
             requests: One of each user.
 
         Returns:
-            The answers, and the generation that gave them.
+            The generation that answers, and its answers.
 
         Raises:
             Refusal: If a request cannot be answered, the queue is full, or the deadline passes.
         """
-        generation, first = self.generation, requests[0]
-        recommender = generation.recommender
-        try:
-            size = AnswerSize.read(first.k, first.min_new, first.num_beams, self.limits.max_batch)
-            payload = [
-                read_requests(recommender.table, [each.history], each.exclude, as_list(each.allow), each.unknown)
-                for each in requests
-            ]
-        except ValueError as error:
-            raise Refusal(422, str(error)) from None
-        return generation, await self._run(Recommending(generation, size), payload, len(payload))
+        generation, asked = self.generation, self.read(requests)
+        places: dict[AnswerSize, list[int]] = {}
+        for place, each in enumerate(requests):
+            places.setdefault(self._size(each), []).append(place)
+        work = [(Recommending(generation, size), [asked[i] for i in users]) for size, users in places.items()]
+        parts = await self._run([(task, users, len(users)) for task, users in work])
+        answers = dict(zip((i for users in places.values() for i in users), (a for p in parts for a in p), strict=True))
+        found = [answers[place] for place in range(len(requests))]
+        self.metrics.count_answers(requests, found)
+        return generation, found
 
     async def submit(self, job: Callable[[Generation], T]) -> T:
         """Run a function on the thread of the model, alone, in its turn.
@@ -115,47 +171,60 @@ class Service:
         Raises:
             Refusal: If the queue is full, or the deadline passes; or whatever the job raises.
         """
-        return await self._run(Single(job, self.generation), None, 1)
+        (result,) = await self._run([(Single(job, self.generation), None, 1)])
+        return result
 
-    async def _run(self, task: Task, payload: object, size: int) -> Any:
+    async def warm_up(self, generation: Generation) -> int:
+        """Answer made-up requests by a generation that was just loaded, between those of users.
+
+        Returns:
+            Number of batches.
+        """
+        steps: Iterator = warm_up(generation.recommender.answerer, batch_sizes(self.limits.max_batch), k=10)
+        count = 0
+        while await self.submit(lambda _: next(steps, None)) is not None:
+            count += 1
+        return count
+
+    def swap(self, generation: Generation) -> None:
+        """Let another generation answer from now on, and keep the one of before."""
+        self.previous, self.generation = self.generation, generation
+        self.metrics.show(generation)
+
+    async def _run(self, work: Sequence[tuple[Task, object, int]]) -> list[Any]:
+        """Wait for the results of tasks, each with its payload and its number of users."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future = loop.create_future()
-
-        def settle(result: object) -> None:
-            if future.done():
-                return
-            if isinstance(result, Exception):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
-
-        def done(result: object) -> None:
-            loop.call_soon_threadsafe(settle, result)
-
-        job = Job(task, payload, size, done)
-        if self.is_draining:
-            raise Refusal(503, "The service is shutting down; ask another one.", retry_after_s=1)
+        futures: list[asyncio.Future] = [loop.create_future() for _ in work]
+        jobs = [
+            Job(task, payload, size, functools.partial(deliver, loop, future))
+            for (task, payload, size), future in zip(work, futures, strict=True)
+        ]
         try:
-            self._batcher.submit(job)
+            if self.is_draining:
+                raise Closed
+            self._batcher.submit(jobs)
         except QueueFull:
-            raise self.full() from None
+            raise self._full() from None
         except Closed:
-            raise Refusal(503, "The service is shutting down; ask another one.", retry_after_s=1) from None
+            raise Refusal(503, CLOSING, retry_after_s=1) from None
+        self.in_flight += 1
         try:
             async with asyncio.timeout(self.limits.deadline_s):
-                return await future
+                return [await future for future in futures]
         except TimeoutError:
-            raise Refusal(
-                504,
-                f"The answer took longer than {self.limits.deadline_s:g} s; ask for less, or later.",
-                retry_after_s=1,
-            ) from None
+            late = f"The answer took longer than {self.limits.deadline_s:g} s; ask for less, or later."
+            raise Refusal(504, late, retry_after_s=self._batcher.longest_wait()) from None
         finally:
-            self._batcher.cancel(job)
+            self.in_flight -= 1
+            self._batcher.cancel(jobs)
 
-    def full(self) -> Refusal:
-        """Refusal of a request for which the queue has no room."""
-        return Refusal(429, f"{self.waiting} users wait already; try again later.", retry_after_s=1)
+    def _size(self, request: Request) -> AnswerSize:
+        return AnswerSize.read(request.k, request.min_new, request.num_beams, self.limits.max_batch)
+
+    def _full(self) -> Refusal:
+        most = self.limits.max_queue
+        message = f"{self.waiting} users wait and the queue takes {most}; try again later."
+        return Refusal(429, message, retry_after_s=self._batcher.longest_wait())
 
     def close(self) -> None:
         """Answer what is in the queue, and take nothing more."""
@@ -163,22 +232,28 @@ class Service:
         self._batcher.close()
 
 
-def joined(requests: Sequence[ItemRequests]) -> ItemRequests:
-    """Requests of several users as those of one batch; what is barred for all users of a part is barred for each."""
+def deliver(loop: asyncio.AbstractEventLoop, future: asyncio.Future, result: object) -> None:
+    """Give a future of an event loop its result, from another thread."""
+    with suppress(RuntimeError):  # the loop was closed
+        loop.call_soon_threadsafe(settle, future, result)
+
+
+def settle(future: asyncio.Future, result: object) -> None:
+    """Give a future its result, unless nobody waits for it any more."""
+    if not future.done():
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+
+def joined(users: Sequence[ItemRequests]) -> ItemRequests:
+    """Requests of one user each as those of one batch."""
     return ItemRequests(
-        [rows for each in requests for rows in each.histories],
-        [
-            np.concatenate([rows, each.exclude_all]) if len(each.exclude_all) else rows
-            for each in requests
-            for rows in each.exclude
-        ],
+        [each.histories[0] for each in users],
+        [np.concatenate([each.exclude[0], each.exclude_all]) for each in users],
         np.empty(0, np.int64),
-        [rows for each in requests for rows in each.allow],
-        [unknown for each in requests for unknown in each.unknown],
-        [item_id for each in requests for item_id in each.unknown_filters],
+        [each.allow[0] for each in users],
+        [each.unknown[0] for each in users],
+        [],
     )
-
-
-def as_list(allow: Sequence[str] | None) -> list[Sequence[str]] | None:
-    """An allow-list of the only user, which may be empty."""
-    return None if allow is None else [allow]

@@ -5,13 +5,17 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+from importlib.util import find_spec
+from pathlib import Path
 
 from llmrec.configs import ServeConfig
 from llmrec.data.catalog import Catalog
 from llmrec.runtime.console import say, tell
 from llmrec.runtime.manifest import JsonObject
 
-API_KEY = "LLMREC_API_KEY"
+API_KEY, ADMIN_TOKEN = "LLMREC_API_KEY", "LLMREC_ADMIN_TOKEN"
+LIBRARIES = ("fastapi", "uvicorn", "prometheus_client")
+LEAST_KEY = 16  # characters
 
 
 def main(config: ServeConfig) -> JsonObject:
@@ -21,42 +25,55 @@ def main(config: ServeConfig) -> JsonObject:
         `requests`, the number that were answered.
 
     Raises:
-        ValueError: If the address is taken or open without a key, or the checkpoint or catalogue is not usable.
+        ValueError: If the address is taken or open without a key, a key is short, or the checkpoint or catalogue is
+            not usable.
     """
-    check_address(config)
-    try:
-        import uvicorn
-
-        import llmrec.serve.metrics  # noqa: F401
-    except ImportError as error:
-        raise ValueError(f"{error.name} is missing; run `pip install 'llmrec[serve]'`.") from None
+    check_environment(config)
     with bind(config) as listener:
         if config.catalog is not None:
-            Catalog.load(config.catalog)
-        from llmrec.serve.app import create_app  # imports torch, which takes seconds
+            Catalog.load(config.catalog)  # refused before torch is imported, which takes seconds
+        from llmrec.serve.administration import read_removed
+        from llmrec.serve.app import create_app
+        from llmrec.serve.gate import Access
         from llmrec.serve.generation import Generation
+        from llmrec.serve.server import server_of
         from llmrec.serve.service import Service
+        from llmrec.serve.warm_up import batch_sizes, warm_up
 
-        service = Service(Generation.load(config), config)
-        server = uvicorn.Server(uvicorn.Config(create_app(service, config), access_log=False, log_level="warning"))
+        generation = Generation.load(config, read_removed(config.admin_dir))
+        for _ in warm_up(generation.recommender.answerer, batch_sizes(config.max_batch), k=10):
+            pass
         host, port = listener.getsockname()[:2]
-        say(f"serve: {config.model} answers at http://{host}:{port}.")
+        say(f"serve: {config.model} answers at http://{f'[{host}]' if ':' in host else host}:{port}.")
+        service = Service(generation, config)
+        key = os.environ.get(API_KEY) or None
+        access = Access(key, os.environ.get(ADMIN_TOKEN) or None, None if key else own_names(config, host))
+        app = create_app(service, config, access, config.admin_dir)
+        server = server_of(app, service, config.receive_s, config.deadline_s)
         server.run(sockets=[listener])
         service.close()
     return {"requests": server.server_state.total_requests}
 
 
-def check_address(config: ServeConfig) -> None:
-    """Refuse to answer everybody unless that was asked for.
+def check_environment(config: ServeConfig) -> None:
+    """Refuse to answer everybody unless that was asked for, and find the libraries of the extra.
 
     Raises:
-        ValueError: If others can reach the address, and there is no key.
+        ValueError: If others can reach the address without a key, a key is short, or a library or directory is missing.
     """
+    for name in (API_KEY, ADMIN_TOKEN):
+        if 0 < len(os.environ.get(name, "")) < LEAST_KEY:
+            raise ValueError(f"{name} has fewer than {LEAST_KEY} characters; `openssl rand -hex 32` makes a good one.")
     if not os.environ.get(API_KEY) and not config.anonymous and not is_loopback(config.host):
         raise ValueError(
             f"host '{config.host}' can be reached by others, and there is no API key. Set {API_KEY}, give "
             "--anonymous to answer everybody, or listen on 127.0.0.1."
         )
+    if config.admin_dir is not None and not Path(config.admin_dir).is_dir():
+        raise ValueError(f"admin_dir '{config.admin_dir}' is no directory; make it, or leave it out.")
+    missing = [name for name in LIBRARIES if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} cannot be imported; run `pip install 'llmrec[serve]'`.")
 
 
 def is_loopback(host: str) -> bool:
@@ -67,6 +84,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def own_names(config: ServeConfig, host: str) -> frozenset[str] | None:
+    """Names that a browser may ask a service without a key by; any if the service is open to everybody."""
+    return None if config.anonymous else frozenset({"localhost", "127.0.0.1", "::1", config.host, host})
+
+
 def bind(config: ServeConfig) -> socket.socket:
     """Take the address, before anything is loaded.
 
@@ -74,16 +96,12 @@ def bind(config: ServeConfig) -> socket.socket:
         ValueError: If it cannot be taken.
     """
     try:
-        return socket.create_server((config.host, config.port), family=family_of(config.host))
+        (family, _, _, _, address), *_ = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)
+        return socket.create_server(address[:2], family=family)
     except OSError as error:
         raise ValueError(
-            f"cannot listen on {config.host}:{config.port}: {error.strerror}. Give another port."
+            f"cannot listen on {config.host}:{config.port} ({error.strerror}); give another --host or --port."
         ) from None
-
-
-def family_of(host: str) -> socket.AddressFamily:
-    """IPv6 for an address of it, else IPv4."""
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def show(result: JsonObject) -> None:

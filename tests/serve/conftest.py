@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
 
 from llmrec.configs import ServeConfig
 from llmrec.serve.app import create_app
+from llmrec.serve.gate import Access
 from llmrec.serve.generation import Generation
 from llmrec.serve.service import Service
+
+HISTORY = ["item-1", "item-2"]
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +24,7 @@ def generation(tuned, toy) -> Generation:
 
 
 @pytest.fixture
-def serving(generation):
+def serving(generation) -> Iterator[Callable[..., Service]]:
     """Function that makes a service with some limits; all of them are closed at the end."""
     services = []
 
@@ -34,17 +38,65 @@ def serving(generation):
 
 
 @pytest.fixture
-def ask(serving) -> Iterator:
-    """Function that sends requests to a service at once, and returns their answers."""
+def client(serving) -> Callable[..., httpx.AsyncClient]:
+    """Function that makes a client of a service, in the same process."""
 
-    def send(*requests: tuple, service: Service | None = None, **options) -> list[httpx.Response]:
-        service = service or serving()
+    def make(service: Service | None = None, access: Access | None = None, admin_dir=None, **limits):
+        service = service or serving(**limits)
+        app = create_app(service, service.limits, access, None if admin_dir is None else str(admin_dir))
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        return httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
-        async def all_at_once() -> list[httpx.Response]:
-            transport = httpx.ASGITransport(create_app(service, service.limits), raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                return await asyncio.gather(*(client.request(*each, **options) for each in requests))
+    return make
 
-        return asyncio.run(all_at_once())
+
+@pytest.fixture
+def ask(client) -> Callable[..., httpx.Response]:
+    """Function that sends one request: POST /v1/recommend with a body, unless told otherwise."""
+
+    def send(body=None, path: str = "/v1/recommend", method: str = "POST", headers=None, content=None, **options):
+        async def once() -> httpx.Response:
+            async with client(**options) as connected:
+                return await connected.request(method, path, json=body, headers=headers, content=content)
+
+        return asyncio.run(once())
 
     return send
+
+
+class Held:
+    """The thread of the model, which does nothing until it is let go."""
+
+    def __init__(self, service: Service):
+        self.gone, self.begun = threading.Event(), threading.Event()
+        self.service = service
+
+    def job(self, _: Generation) -> None:
+        self.begun.set()
+        assert self.gone.wait(10)
+
+    async def hold(self) -> asyncio.Task:
+        task = asyncio.ensure_future(self.service.submit(self.job))
+        while not self.begun.is_set():
+            await asyncio.sleep(0.001)
+        return task
+
+
+@pytest.fixture
+def held() -> Iterator[Callable[[Service], Held]]:
+    """Function that keeps the thread of a service's model busy, until the test lets go or ends."""
+    made = []
+
+    def make(service: Service) -> Held:
+        made.append(Held(service))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.gone.set()
+
+
+def error_of(answer: httpx.Response) -> str:
+    """Sentence of a refusal."""
+    assert answer.headers["content-type"] == "application/json"
+    return answer.json()["error"]["message"]

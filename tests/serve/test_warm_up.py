@@ -7,7 +7,7 @@ import pytest
 
 from llmrec.decoding.tree_forward import Rounding
 from llmrec.recommender import Recommender
-from llmrec.serve.warm_up import warm_up
+from llmrec.serve.warm_up import batch_sizes, warm_up
 
 
 @pytest.fixture
@@ -26,9 +26,10 @@ def shapes(monkeypatch) -> list[tuple]:
 
 def test_no_request_meets_a_size_that_was_not_captured(tuned, shapes):
     plain = Recommender.from_pretrained(tuned, device="cpu").ranker
-    ranker = Recommender.from_pretrained(tuned, device="cpu").ranker
+    recommender = Recommender.from_pretrained(tuned, device="cpu")
+    ranker = recommender.ranker
     ranker.capture = True
-    assert len(list(warm_up(ranker, (1, 4, 8), k=3))) == len(shapes) == 2 * 3 * 4
+    assert len(list(warm_up(recommender.answerer, (1, 4, 8), k=3))) == len(shapes) == 2 * 3 * 4
     captured = set(shapes)
     assert all(shapes.count(each) >= 2 for each in captured)
     rng = np.random.default_rng(0)
@@ -41,11 +42,17 @@ def test_no_request_meets_a_size_that_was_not_captured(tuned, shapes):
 
 
 def test_without_graphs_one_answer_is_enough(tuned, shapes):
-    ranker = Recommender.from_pretrained(tuned, device="cpu").ranker
-    assert list(warm_up(ranker, (1, 4, 8), k=3)) == [(1, 3)] and shapes == []
+    recommender = Recommender.from_pretrained(tuned, device="cpu")
+    assert list(warm_up(recommender.answerer, (1, 4, 8), k=3)) == [(1, 3)] and shapes == []
 
 
 def test_sizes_beyond_the_largest_are_rounded_in_fine_steps():
     rounding = Rounding(rows=(1, 4), lengths=(24, 48))
     assert [rounding.num_rows(count) for count in (1, 2, 4, 5, 17)] == [1, 4, 4, 8, 32]
     assert [rounding.length(length) for length in (3, 24, 25, 49, 129)] == [24, 24, 48, 56, 144]
+
+
+def test_batches_have_few_sizes():
+    assert [batch_sizes(most) for most in (1, 4, 8, 64, 100)] == [
+        [1], [1, 4], [1, 8], [1, 8, 16, 32, 64], [1, 8, 16, 32, 64, 100],
+    ]  # fmt: skip

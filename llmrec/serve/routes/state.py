@@ -5,41 +5,50 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from llmrec import __version__
-from llmrec.serve.refusals import Refusal
+from llmrec.serve.generation import Generation
+from llmrec.serve.messages import ErrorAnswer, Status, Version
+from llmrec.serve.refusals import documented
 from llmrec.serve.service import Service
+
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def router(service: Service) -> APIRouter:
     """Make the routes of a service."""
-    routes = APIRouter()
+    routes = APIRouter(tags=["state"], responses=documented(ErrorAnswer))
 
-    @routes.get("/health")
-    async def health() -> dict[str, str]:
-        """Tell that the process answers."""
-        return {"status": "ok"}
+    @routes.get("/health", response_model=Status)
+    async def health() -> Response:
+        """Tell that the process lives."""
+        return Response(b'{"status":"ok"}', media_type="application/json")
 
-    @routes.get("/ready")
-    async def ready() -> dict[str, str]:
-        """Tell that requests are taken."""
-        if service.is_draining:
-            raise Refusal(503, "The service is shutting down; ask another one.", retry_after_s=1)
-        return {"status": "ready"}
+    @routes.get("/ready", response_model=Status, responses=documented(ErrorAnswer, 503))
+    async def ready() -> Response:
+        """Tell that requests are taken: the model is loaded and warm, and the service is not shutting down."""
+        service.check_open()
+        return Response(b'{"status":"ready"}', media_type="application/json")
 
-    @routes.get("/version")
-    async def version() -> dict[str, object]:
+    @routes.get("/version", response_model=Version)
+    async def version() -> Version:
         """Tell what answers."""
-        generation = service.generation
-        return {
-            "llmrec": __version__,
-            "generation": generation.number,
-            "model": generation.model_sha256,
-            "sid_table": generation.sid_table_sha256,
-            "items": generation.recommender.table.num_items,
-        }
+        return version_of(service.generation)
 
-    @routes.get("/metrics")
+    @routes.get(
+        "/metrics", response_class=Response, responses={200: {"content": {TEXT: {"schema": {"type": "string"}}}}}
+    )
     async def metrics() -> Response:
         """Give the metrics in the text format of Prometheus."""
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+        return Response(service.metrics.text(), headers={"Content-Type": TEXT})
 
     return routes
+
+
+def version_of(generation: Generation) -> Version:
+    """Description of a generation."""
+    return Version(
+        llmrec=__version__,
+        generation=generation.number,
+        model=generation.model_sha256,
+        sid_table=generation.sid_table_sha256,
+        items=generation.num_shown,
+    )
