@@ -9,9 +9,11 @@ from llmrec.configs.options import Config, option
 
 @dataclass(kw_only=True)
 class PushConfig(Config):
-    """Upload a checkpoint, or the semantic IDs of a catalogue, to the Hugging Face Hub."""
+    """Upload a checkpoint, the semantic IDs of a catalogue, or a Space to the Hugging Face Hub."""
 
-    source: str = option("Directory of a checkpoint, or one written by `llmrec tokenize`.")
+    source: str = option(
+        "Directory of a checkpoint, or one written by `llmrec tokenize` or by `llmrec export --to space`."
+    )
     repo_id: str = option("Repository, owner/name; it is made if there is none.")
     private: bool = option(
         "Show a repository that is made to its owner alone. One that exists keeps its visibility.", True

@@ -12,9 +12,14 @@ from llmrec.runtime.manifest import JsonObject, read_manifest
 from llmrec.runtime.stage_directory import run_stage
 from llmrec.serve.engines.export import write_vllm
 from llmrec.serve.exchange.flashrec import write_flashrec
+from llmrec.serve.exchange.space import write_space
 
 # Target -> function of the checkpoint and of the directory to write, which returns counts for the manifest.
-TARGETS: dict[str, Callable[[Path, Path], JsonObject]] = {"flashrec": write_flashrec, "vllm": write_vllm}
+TARGETS: dict[str, Callable[..., JsonObject]] = {
+    "flashrec": write_flashrec,
+    "vllm": write_vllm,
+    "space": write_space,
+}
 
 
 def main(config: ExportConfig) -> JsonObject:
@@ -26,12 +31,16 @@ def main(config: ExportConfig) -> JsonObject:
     Raises:
         ValueError: If the checkpoint cannot be used, or the other program cannot read its like.
     """
+    if config.catalog is not None and config.to != "space":
+        raise ValueError(f"catalog is for a Space, and to is '{config.to}'; leave it out.")
     checkpoint = resolve(config.model)
 
-    def build(directory: Path) -> JsonObject:
-        return TARGETS[config.to](checkpoint, directory)
+    more = {} if config.catalog is None else {"catalog": config.catalog}
 
-    out = run_stage("export", config, {"model": config.model}, build)
+    def build(directory: Path) -> JsonObject:
+        return TARGETS[config.to](checkpoint, directory, **more)
+
+    out = run_stage("export", config, {"model": config.model, **more}, build)
     return {"out": str(out), "to": config.to, **read_manifest(out)["counts"]}
 
 

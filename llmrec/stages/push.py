@@ -1,4 +1,4 @@
-"""push: send a checkpoint or the semantic IDs of a catalogue to the Hub."""
+"""push: send a checkpoint, the semantic IDs of a catalogue, or the folder of a Space to the Hub."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from llmrec.configs import PushConfig
 from llmrec.model.checkpoint import TRAINING, resolve
 from llmrec.model.sharing.push import push_checkpoint
 from llmrec.runtime.console import tell
+from llmrec.runtime.hub.repository import Upload, upload
 from llmrec.runtime.manifest import MANIFEST, JsonObject, read_manifest
+from llmrec.serve.exchange.space import CATALOG, CHECKPOINT
 from llmrec.sid.sharing import push_sids
 
 CHECKPOINTS = ("extend", *TRAINING)
+SPACE_FOLDERS = (f"{CHECKPOINT}/*", f"{CATALOG}/*")
 
 
 def main(config: PushConfig) -> JsonObject:
@@ -27,19 +30,37 @@ def main(config: PushConfig) -> JsonObject:
     source = Path(config.source)
     if not source.is_dir():
         raise ValueError(f"source '{source}' is no directory; give that of a checkpoint or of `llmrec tokenize`.")
-    stage = read_manifest(source)["stage"] if (source / MANIFEST).is_file() else CHECKPOINTS[0]
-    if stage == "tokenize":
-        if config.metrics is not None:
-            raise ValueError(f"metrics are of a checkpoint, and '{source}' holds semantic IDs; leave them out.")
+    made: JsonObject = read_manifest(source) if (source / MANIFEST).is_file() else {"stage": CHECKPOINTS[0]}
+    stage = made["stage"]
+    is_space = stage == "export" and made["identity"].get("config", {}).get("to") == "space"
+    if is_space and config.license is not None:
+        raise ValueError(f"license is written into '{source / 'README.md'}' for a Space; leave it out.")
+    if config.metrics is not None and stage not in CHECKPOINTS:
+        raise ValueError(f"metrics are of a checkpoint, and '{source}' holds none; leave them out.")
+    if is_space:
+        sent = push_folder(source, config.repo_id, config.private)
+    elif stage == "tokenize":
         sent = push_sids(source, config.repo_id, config.private, config.license)
     elif stage in CHECKPOINTS:
         sent = push_checkpoint(resolve(source), config.repo_id, config.metrics, config.private, config.license)
     else:
         raise ValueError(
-            f"'{source}' was written by `llmrec {stage}`. A checkpoint or the output of `llmrec tokenize` is pushed; "
-            "llmrec sends no catalogue, whose interactions are of its users."
+            f"'{source}' was written by `llmrec {stage}`. A checkpoint, the output of `llmrec tokenize` or of `llmrec "
+            "export --to space` is pushed; llmrec sends no catalogue, whose interactions are of its users."
         )
     return {"address": sent.address, "private": sent.private}
+
+
+def push_folder(directory: Path, repo_id: str, private: bool) -> Upload:
+    """Send the folder of a Space, whose card and Dockerfile may have been edited.
+
+    Its manifest has paths of this machine, and files whose names begin with a dot may hold keys: they are not sent.
+    """
+    paths = [path for path in sorted(directory.rglob("[!.]*")) if path.is_file()]
+    names = [path.relative_to(directory).as_posix() for path in paths]
+    files = {name: path for name, path in zip(names, paths, strict=True) if "/." not in f"/{name}"}
+    files.pop(MANIFEST)
+    return upload(files, repo_id, "space", private, SPACE_FOLDERS)
 
 
 def show(result: JsonObject) -> None:

@@ -79,7 +79,7 @@ def test_the_card_of_semantic_ids_is_read_by_the_parser_of_the_hub(hub, toy, cap
     [
         ("catalog", [], "was written by `llmrec prepare`"),
         ("nowhere", [], "is no directory; give that of a checkpoint or of `llmrec tokenize`"),
-        ("sid", ["--metrics", "metrics.json"], "metrics are of a checkpoint"),
+        ("sid", ["--metrics", "metrics.json"], "metrics are of a checkpoint, and"),
         ("base", ["--metrics", "metrics.json"], "'metrics.json' does not exist; give the file that"),
         ("empty", [], "has no llmrec.json: it is not a checkpoint"),
     ],

@@ -39,8 +39,13 @@ def push_checkpoint(
     measured = None if metrics is None else read_metrics(metrics)
     with tempfile.TemporaryDirectory() as scratch, disk.naming(Path(scratch)):
         write_card(directory, repo_id, measured, license, Path(scratch))
-        files = {path.name: path for path in sorted(directory.iterdir()) if any(map(path.match, SENT))}
-        return upload({**files, CARD: Path(scratch, CARD)}, repo_id, "model", private, SENT)
+        files = {**checkpoint_files(directory), CARD: Path(scratch, CARD)}
+        return upload(files, repo_id, "model", private, SENT)
+
+
+def checkpoint_files(directory: Path) -> dict[str, Path]:
+    """Name -> path of the files of a checkpoint that others may have."""
+    return {path.name: path for path in sorted(directory.iterdir()) if any(map(path.match, SENT))}
 
 
 def read_metrics(path: str | Path) -> JsonObject:

@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 from llmrec.runtime import disk
 from llmrec.runtime.reading import first_line
 
-RepoType = Literal["model", "dataset"]
+RepoType = Literal["model", "dataset", "space"]
 LOGIN = "`hf auth login`"
 
 
@@ -74,7 +74,8 @@ def upload(
     """
     api = HfApi()
     try:
-        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+        sdk = "docker" if repo_type == "space" else None
+        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=sdk)
         found = api.repo_info(repo_id, repo_type=repo_type)
         old = [
             name for name in api.list_repo_files(repo_id, repo_type=repo_type, revision=found.sha) if name not in files
