@@ -12,10 +12,12 @@ import dataclasses
 import importlib
 import io
 import json
+import keyword
 import os
 import sys
 import typing
 from collections.abc import Collection, Sequence
+from types import ModuleType
 from typing import NoReturn
 
 from llmrec import __version__
@@ -204,7 +206,7 @@ def run(argv: Sequence[str]) -> None:
     given = flags | unknown_flags(stage, unknown, keys - blocks.keys())
     config = load_config(STAGES[stage], path, given, blocks)
     with libraries_kept_quiet():
-        module = importlib.import_module(f"llmrec.stages.{stage}")
+        module = module_of(stage)
         result = module.main(config)
     if not processes.is_main():
         return
@@ -212,6 +214,11 @@ def run(argv: Sequence[str]) -> None:
         print(json.dumps(result, indent=2, default=str))
     else:
         module.show(result)
+
+
+def module_of(stage: str) -> ModuleType:
+    """Import the module of a stage; that of `import`, a word of Python, has an underscore behind its name."""
+    return importlib.import_module(f"llmrec.stages.{stage}" + "_" * keyword.iskeyword(stage))
 
 
 def complain(stage: str, text: str) -> None:

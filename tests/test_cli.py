@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import re
@@ -20,7 +19,7 @@ import pytest
 
 from llmrec import __version__, cli
 from llmrec.baselines.networks.sasrec import SASRecOptions
-from llmrec.cli import METHODS, main
+from llmrec.cli import METHODS, main, module_of
 from llmrec.configs import STAGES
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +60,7 @@ assert not heavy, heavy
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_is_a_module_with_a_main_and_its_flags(stage, capsys):
-    assert callable(importlib.import_module(f"llmrec.stages.{stage}").main)
+    assert callable(module_of(stage).main)
     with pytest.raises(SystemExit) as stop:
         main([stage, "--help"])
     assert stop.value.code == 0

@@ -15,6 +15,7 @@ from llmrec.configs.export import ExportConfig
 from llmrec.configs.extend import ExtendConfig
 from llmrec.configs.fine_tune import FineTuneConfig
 from llmrec.configs.grpo import GrpoConfig
+from llmrec.configs.import_ import ImportConfig
 from llmrec.configs.options import Config
 from llmrec.configs.prepare import PrepareConfig
 from llmrec.configs.push import PushConfig
@@ -39,6 +40,7 @@ __all__ = [
     "ExtendConfig",
     "FineTuneConfig",
     "GrpoConfig",
+    "ImportConfig",
     "PreferenceConfig",
     "PrepareConfig",
     "PushConfig",
@@ -74,4 +76,5 @@ STAGES: dict[str, type[Config]] = {
     "push": PushConfig,
     "serve": ServeConfig,
     "export": ExportConfig,
+    "import": ImportConfig,
 }

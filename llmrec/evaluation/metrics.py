@@ -2,8 +2,8 @@
 
 A generative recommender ranks semantic IDs, and several items may share one. The items of a SID form a tie group, which
 counts as in uniformly random order: a target that shares its SID with s - 1 other items earns the mean of the metric
-over the s places of the group. `sid_recall` instead counts the whole group as a hit. MiniOneRec's published figures are
-of that kind; they grow with the number of shared SIDs.
+over the s places of the group. `sid_recall` and `sid_ndcg` instead count the whole group as one hit. MiniOneRec's
+published figures are of that kind; they grow with the number of shared SIDs.
 
 Coverage, Gini, novelty and popularity percentile describe the first k slots, whatever the targets are.
 
@@ -79,11 +79,17 @@ def sid_recall(position: Position, k: int) -> np.ndarray:
     return ((position.group >= 0) & (position.group < k)).astype(np.float64)
 
 
+def sid_ndcg(position: Position, k: int) -> np.ndarray:
+    """(B,) gain of the target's SID at its rank among the SIDs, 0 beyond k; every item of the SID counts in full."""
+    return sid_recall(position, k) / np.log2(np.maximum(position.group, 0) + 2)
+
+
 METRICS: dict[str, Callable[[Position, int], np.ndarray]] = {
     "recall": recall,
     "ndcg": ndcg,
     "mrr": mrr,
     "sid_recall": sid_recall,
+    "sid_ndcg": sid_ndcg,
 }
 SHOWN = ("recall", "ndcg")  # in every table, difference, stratum and comparison
 SHOWN_AT_LARGEST = ("mrr",)  # only in the first table, at the largest cut-off

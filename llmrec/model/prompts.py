@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from llmrec.configs.sft import DEFAULT_INSTRUCTION
+from llmrec.sid.vocabulary import SidVocabulary
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Prompt:
         return dataclasses.asdict(self)
 
 
-def most_prompt_tokens(prefix: Sequence[int], num_items: int, tokens_per_item: int) -> int:
+def most_prompt_tokens(prefix: Sequence[int], num_items: int, vocabulary: SidVocabulary) -> int:
     """Bound the number of tokens of a prompt of `num_items` items."""
-    return len(prefix) + num_items * tokens_per_item
+    suffix = () if vocabulary.layout is None else vocabulary.layout.suffix
+    return len(prefix) + len(suffix) + num_items * vocabulary.tokens_per_item

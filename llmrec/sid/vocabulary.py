@@ -24,6 +24,7 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.answer_head import AnswerHead
 from llmrec.sid.bounds import check_layout
+from llmrec.sid.item_layout import ItemLayout
 from llmrec.sid.item_tokens import ItemTokens
 from llmrec.sid.pieces.pieces import check_segmentations
 from llmrec.sid.table import EMPTY
@@ -54,8 +55,7 @@ class SidVocabulary(DeviceTokens):
         words: Tokens of the codes where they are words of the LLM, which have no blocks; None otherwise.
         segmentations: Where codes are pieces, the number of ways in which a history is written, whose rankings are
             merged; 0 for its one fixed way. All levels then have the same block. None where codes are no pieces.
-
-    Source: token scheme `<a_12><b_3>` of LC-Rec (arXiv:2311.09049) and MiniOneRec (arXiv:2510.24431).
+        layout: Tokens around items, and the numbers in names; None for llmrec's own prompt.
 
     Examples:
         `add_to` makes one from a tokenizer. Written out, two levels of four codes each behind a hundred other tokens:
@@ -75,6 +75,7 @@ class SidVocabulary(DeviceTokens):
     head: AnswerHead | None = None
     words: LevelWords | None = None
     segmentations: int | None = None
+    layout: ItemLayout | None = None
 
     def __post_init__(self) -> None:
         if self.words is None:
@@ -164,7 +165,8 @@ class SidVocabulary(DeviceTokens):
     def tokens_per_item(self) -> int:
         """Largest number of tokens of an item in a prompt."""
         reads_vectors = self.head is not None and self.head.by_codes
-        return 1 if reads_vectors else self.num_levels + (self.items is not None)
+        around = 0 if self.layout is None else self.layout.tokens_per_item
+        return 1 if reads_vectors else self.num_levels + (self.items is not None) + around
 
     def token(self, level: int, code: int) -> str:
         """Write the token of a code.
@@ -178,7 +180,8 @@ class SidVocabulary(DeviceTokens):
             >>> SidVocabulary(level_sizes=(4, 4), starts=(100, 104), block_sizes=(4, 4), eos_token_id=2).token(1, 3)
             '<b_3>'
         """
-        return self.template.format(letter=string.ascii_lowercase[level % 26], level=level, code=code)
+        number = code if self.layout is None or self.layout.numbers is None else self.layout.numbers[level][code]
+        return self.template.format(letter=string.ascii_lowercase[level % 26], level=level, code=number)
 
     def tokens(self) -> list[str]:
         """List the text of every SID token, in the order of their ids."""
@@ -293,4 +296,5 @@ class SidVocabulary(DeviceTokens):
         lists = {key: tuple(map(operator.index, values[key])) for key in ("level_sizes", "starts", "block_sizes")}
         items = ItemTokens(**values["items"]) if "items" in values else None
         head = AnswerHead(**values["head"]) if "head" in values else None
-        return cls(**{**values, **lists, "items": items, "head": head})
+        layout = ItemLayout.from_dict(values["layout"]) if "layout" in values else None
+        return cls(**{**values, **lists, "items": items, "head": head, "layout": layout})

@@ -13,7 +13,7 @@ from llmrec.runtime.manifest import MANIFEST, JsonObject, read_manifest
 from llmrec.serve.exchange.space import CATALOG, CHECKPOINT
 from llmrec.sid.sharing import push_sids
 
-CHECKPOINTS = ("extend", *TRAINING)
+CHECKPOINTS = ("extend", "import", *TRAINING)
 SPACE_FOLDERS = (f"{CHECKPOINT}/*", f"{CATALOG}/*")
 
 

@@ -90,7 +90,7 @@ def load(config: SftConfig) -> RunInputs:
     Raises:
         ValueError: If the config, the checkpoint or the catalogue cannot be used.
     """
-    verify(config.model, "extend", *TRAINING)
+    verify(config.model, "extend", "import", *TRAINING)
     for directory in config.teacher:
         verify(directory, "teach")
     catalog = Catalog.load(config.catalog)
@@ -101,8 +101,10 @@ def load(config: SftConfig) -> RunInputs:
     tokenizer = load_tokenizer(config.model)
     sid_config.vocabulary.check(tokenizer)
     prompt = Prompt(config.instruction, config.chat_template)
+    if sid_config.vocabulary.layout is not None and prompt == Prompt():
+        prompt = sid_config.prompt  # the text that its project has trained it with
     prefix = prompt.prefix(tokenizer)
-    most_tokens = most_prompt_tokens(prefix, config.max_history + 1, sid_config.vocabulary.tokens_per_item)
+    most_tokens = most_prompt_tokens(prefix, config.max_history + 1, sid_config.vocabulary)
     check_length(config.model, config.max_history, most_tokens)
     if not details.keys().isdisjoint(TRAINING) and (prompt, config.max_history) != (
         sid_config.prompt,

@@ -36,6 +36,8 @@ REQUIRED = {
     "members": ["x", "y"],
     "ranker": "item_knn",
     "to": "flashrec",
+    "layout": "lcrec",
+    "index": "x",
 }
 
 

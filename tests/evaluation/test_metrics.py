@@ -56,6 +56,7 @@ def test_sid_level_recall_counts_the_group_as_one_full_hit(position):
     np.testing.assert_array_equal(metrics.sid_recall(position, 1), [0, 0, 0, 0])
     np.testing.assert_array_equal(metrics.sid_recall(position, 2), [1, 1, 0, 0])
     np.testing.assert_array_equal(metrics.sid_recall(position, 5), [1, 1, 0, 0])  # the last row's SID is sixth
+    np.testing.assert_allclose(metrics.sid_ndcg(position, 5), [1 / np.log2(3), 1 / np.log2(3), 0, 0])
 
 
 def test_unfilled_slots_are_no_target_and_take_places():
@@ -69,6 +70,7 @@ def test_unfilled_slots_are_no_target_and_take_places():
 def test_per_row_names_every_metric_in_order(position):
     assert list(metrics.per_example(position, [5, 2])) == [
         "recall@2", "recall@5", "ndcg@2", "ndcg@5", "mrr@2", "mrr@5", "sid_recall@2", "sid_recall@5",
+        "sid_ndcg@2", "sid_ndcg@5",
     ]  # fmt: skip
 
 
@@ -151,7 +153,7 @@ def test_metrics_lie_in_the_unit_interval_and_grow_with_k(seed):
     items[:, 6 - rng.integers(0, 4) :] = -1
     groups = np.cumsum(rng.integers(0, 2, size=items.shape), axis=1)
     position = target_position(ranking(items, groups), rng.integers(0, 9, size=8))
-    for metric in (metrics.recall, metrics.ndcg, metrics.mrr, metrics.sid_recall):
+    for metric in (metrics.recall, metrics.ndcg, metrics.mrr, metrics.sid_recall, metrics.sid_ndcg):
         by_k = np.stack([metric(position, k) for k in range(1, 9)])
         assert by_k.min() >= 0
         assert by_k.max() <= 1 + 1e-12

@@ -89,7 +89,8 @@ def test_a_dictionary_keeps_the_prompt():
 @settings(max_examples=25)
 @given(tables(), st.data())
 def test_prompts_in_one_gather_are_prefix_and_history_of_each(table, data):
-    encoder = SidHistoryEncoder(table, SidVocabulary.add_to(word_tokenizer(), table.level_sizes))
+    vocabulary = SidVocabulary.add_to(word_tokenizer(), table.level_sizes)
+    encoder = SidHistoryEncoder(table, vocabulary)
     prefix = data.draw(st.lists(st.integers(4, 9), max_size=3))
     histories = data.draw(st.lists(st.lists(st.integers(0, table.num_items - 1), max_size=4), min_size=1, max_size=4))
     rows = [row for history in histories for row in history]
@@ -100,7 +101,7 @@ def test_prompts_in_one_gather_are_prefix_and_history_of_each(table, data):
     assert (prompts.items == NO_ITEM).sum() == len(prefix) * len(histories)
     for item, row in enumerate(rows):
         assert prompts.tokens[prompts.items == item].tolist() == encoder.encode_history([row]).tolist()
-    assert max(prompts.lengths) <= most_prompt_tokens(prefix, max(map(len, histories)), table.num_levels)
+    assert max(prompts.lengths) <= most_prompt_tokens(prefix, max(map(len, histories)), vocabulary)
 
 
 def test_padded_prompts_by_hand(sid_table, vocabulary):

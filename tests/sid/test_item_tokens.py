@@ -92,7 +92,7 @@ def test_an_item_is_its_sid_and_then_its_token(table, data):
     history = data.draw(st.lists(st.integers(0, table.num_items - 1), max_size=6))
     expected = [token for row in history for token in [*encoder.encode_answer([row]), vocabulary.items.start + row]]
     assert encoder.encode_history(history).tolist() == expected
-    assert len(expected) <= most_prompt_tokens([], len(history), vocabulary.tokens_per_item)
+    assert len(expected) <= most_prompt_tokens([], len(history), vocabulary)
     sids = [token for token in expected if token in vocabulary.token_range]
     assert sids == encoder.encode_answer(history).tolist()
 

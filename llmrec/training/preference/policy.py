@@ -103,7 +103,7 @@ def load_start(config: PreferenceConfig, normalize_over: NormalizeOver | Literal
             f"'{config.model}' is an adapter, not a merged model, so switching off the new LoRA would also switch off "
             "what it has learned; give the directory that `llmrec sft` wrote, which holds the merged weights."
         )
-    verify(config.model, *TRAINING)
+    verify(config.model, "import", *TRAINING)
     catalog = Catalog.load(config.catalog)
     sid_config, table, details = SidConfig.load(config.model)
     refuse_head(sid_config.vocabulary.head, config.stage)
@@ -122,7 +122,7 @@ def load_start(config: PreferenceConfig, normalize_over: NormalizeOver | Literal
     tokenizer = load_tokenizer(config.model)
     sid_config.vocabulary.check(tokenizer)
     prefix = sid_config.prompt.prefix(tokenizer)
-    most_tokens = most_prompt_tokens(prefix, sid_config.max_history + 1, sid_config.vocabulary.tokens_per_item)
+    most_tokens = most_prompt_tokens(prefix, sid_config.max_history + 1, sid_config.vocabulary)
     check_length(config.model, sid_config.max_history, most_tokens)
     if normalize_over != "checkpoint":
         sid_config = dataclasses.replace(sid_config, normalize_over=normalize_over)

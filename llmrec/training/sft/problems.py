@@ -9,6 +9,7 @@ from llmrec.configs import SftConfig
 from llmrec.data.catalog import Catalog
 from llmrec.runtime import processes
 from llmrec.sid.answer_head import AnswerHead
+from llmrec.sid.item_layout import ItemLayout
 from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.training.tasks.item_texts import task_problems
 
@@ -30,6 +31,8 @@ def problems(config: SftConfig, catalog: Catalog, vocabulary: SidVocabulary) -> 
             f"'{config.model}' writes histories in pieces, which run across items, so an example has one target; set "
             "targets to last_item"
         )
+    if vocabulary.layout is not None:
+        found += layout_problems(config, vocabulary.layout)
     if config.head_loss != "softmax" and (vocabulary.head is None or vocabulary.head.kind != "projection"):
         found.append(f"head_loss '{config.head_loss}' is of head 'projection', which '{config.model}' does not have")
     if vocabulary.words is not None:
@@ -61,6 +64,20 @@ def content_problems(config: SftConfig, catalog: Catalog, vocabulary: SidVocabul
         )
     if processes.sharding() == "FSDP":
         found.append("content_passes reads rows by itself, which FSDP shards; launch with recipes/accelerate/ddp.yaml")
+    return found
+
+
+def layout_problems(config: SftConfig, layout: ItemLayout) -> list[str]:
+    """List the options that a model with tokens around its items cannot be trained with."""
+    found = []
+    if config.targets != "last_item" and not layout.asks_in_place:
+        found.append(
+            f"'{config.model}' is asked behind a text that follows the history, so an example has one target; set "
+            "targets to last_item"
+        )
+    if config.teacher or config.tasks:
+        name = f"'{config.model}' has tokens around its items"
+        found.append(f"{name}, which teacher and tasks do not write; leave both out")
     return found
 
 
