@@ -9,7 +9,7 @@ from llmrec.model.checkpoint import TRAINING, resolve
 from llmrec.model.sharing.push import push_checkpoint
 from llmrec.runtime.console import tell
 from llmrec.runtime.hub.repository import Upload, upload
-from llmrec.runtime.manifest import MANIFEST, JsonObject, read_manifest
+from llmrec.runtime.manifest import MANIFEST, JsonObject, content_hash, read_manifest
 from llmrec.serve.exchange.space import CATALOG, CHECKPOINT
 from llmrec.sid.sharing import push_sids
 
@@ -37,6 +37,8 @@ def main(config: PushConfig) -> JsonObject:
         raise ValueError(f"license is written into '{source / 'README.md'}' for a Space; leave it out.")
     if config.metrics is not None and stage not in CHECKPOINTS:
         raise ValueError(f"metrics are of a checkpoint, and '{source}' holds none; leave them out.")
+    if config.metrics is not None:
+        check_metrics(Path(config.metrics), source)
     if is_space:
         sent = push_folder(source, config.repo_id, config.private)
     elif stage == "tokenize":
@@ -49,6 +51,19 @@ def main(config: PushConfig) -> JsonObject:
             "export --to space` is pushed; llmrec sends no catalogue, whose interactions are of its users."
         )
     return {"address": sent.address, "private": sent.private}
+
+
+def check_metrics(metrics: Path, source: Path) -> None:
+    """Refuse the accuracy of another checkpoint; of a file without its manifest nothing is known.
+
+    Raises:
+        ValueError: If the evaluation was of another one.
+    """
+    if (metrics.parent / MANIFEST).is_file():
+        inputs = read_manifest(metrics.parent)["identity"].get("inputs", {})
+        if inputs.get("model") != content_hash(source):
+            raise ValueError(f"'{metrics}' is not of '{source}', which was changed since or is another checkpoint; run "
+                             "`llmrec evaluate` on it and give that result.")  # fmt: skip
 
 
 def push_folder(directory: Path, repo_id: str, private: bool) -> Upload:

@@ -33,6 +33,18 @@ def test_a_checkpoint_is_sent_as_it_lies_there(hub, tuned, capsys):
     assert again.recommend([["item-1"]]) == here.recommend([["item-1"]])
 
 
+def test_the_accuracy_on_a_card_is_that_of_the_checkpoint(hub, toy, tuned, tmp_path, capsys):
+    evaluated = ["evaluate", "--catalog", toy[0], "--model", str(tuned), "--out", str(tmp_path / "eval"), "-k", "5",
+                 "--baselines", "popularity", "--device", "cpu"]  # fmt: skip
+    assert main(evaluated) == 0
+    metrics = ["--metrics", str(tmp_path / "eval" / "metrics.json")]
+    assert push(capsys, "--source", str(tuned), "--repo-id", "ann/shop", *metrics)[0] == 0
+    assert "recall@5, full ranking of 12 items, seen items excluded" in hub.files("ann/shop")["README.md"].decode()
+    status, shown = push(capsys, "--source", str(toy[1]), "--repo-id", "ann/base", *metrics)
+    assert status == 2 and "is another checkpoint; run `llmrec evaluate` on it" in shown
+    assert ("models", "ann/base") not in hub.repositories
+
+
 def test_nothing_that_is_sent_names_a_path_or_a_user(hub, tuned, toy, tmp_path, capsys, sid_table):
     sids = tmp_path / "sid"
     sids.mkdir()
