@@ -14,7 +14,7 @@ from llmrec.configs import ServeConfig
 from llmrec.configs.file import load_config
 from llmrec.recommender import Recommender
 from llmrec.serve.generation import Generation
-from llmrec.stages.serve import check_address
+from llmrec.stages.serve import check_environment
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_the_command_of_the_container_serves_the_checkpoint(space, tuned, toy, m
     monkeypatch.chdir(space)
     config = config_of(space)
     assert (config.host, config.port) == ("0.0.0.0", 7860)
-    check_address(config)
+    check_environment(config)
     generation = Generation.load(config)
     assert generation.titles["item-0"] == "red apple"
     here = Recommender.from_pretrained(tuned, device="cpu", catalog=toy[0])
