@@ -9,6 +9,7 @@ import pytest
 from llmrec.cli import run
 from llmrec.data.catalog import Catalog
 from llmrec.model.checkpoint import SidConfig
+from llmrec.recommender import Recommender
 from llmrec.sid.published import minionerec_sids
 from tests.support.foreign import ALPHABETICAL, INDEX, byte_tokenizer, llama_tokenizer, save_foreign, save_onerec
 
@@ -39,6 +40,15 @@ def test_titles_are_shown_and_the_own_test_file_is_evaluated(lcrec, tmp_path, ca
     assert metrics["num_examples"] == 4
     values = metrics["systems"]["ours"]["plain"]
     assert values["sid_recall@3"] >= values["recall@3"] and values["sid_ndcg@3"] >= values["ndcg@3"]
+
+
+def test_it_is_pushed_without_the_catalogue_in_it_and_answers_from_the_hub(hub, lcrec):
+    run(["push", "--source", str(lcrec), "--repo-id", "ann/lcrec"])
+    sent = hub.files("ann/lcrec")
+    assert not any("catalog/" in name or str(lcrec.parent).encode() in content for name, content in sent.items())
+    here, there = (Recommender.from_pretrained(source, device="cpu") for source in (lcrec, "ann/lcrec"))
+    history = [here.table.item_ids[:2]]
+    assert there.recommend(history) == here.recommend(history)
 
 
 def test_training_goes_on_in_the_prompt_of_the_project(lcrec, tmp_path):
