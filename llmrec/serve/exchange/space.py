@@ -32,10 +32,10 @@ ARG LLMREC
 RUN pip install --no-cache-dir torch --index-url https://download.pytorch.org/whl/cpu \\
  && pip install --no-cache-dir "llmrec[serve] @ ${{LLMREC}}"
 RUN useradd --create-home --uid 1000 user
-USER user
+USER 1000
 ENV HOME=/home/user HF_HUB_OFFLINE=1
 WORKDIR /home/user/app
-COPY --chown=user . .
+{copies}
 EXPOSE {port}
 CMD [{command}]
 """
@@ -66,17 +66,18 @@ def write_space(checkpoint: Path, directory: Path, catalog: str | None = None) -
     (directory / CHECKPOINT).mkdir(exist_ok=True)
     for name, path in checkpoint_files(checkpoint).items():
         shutil.copyfile(path, directory / CHECKPOINT / name)
-    more, told = [], "No titles are shown."
+    folders, more, told = [CHECKPOINT], [], "No titles are shown."
     if catalog is not None:
         columns = write_items(Catalog.load(catalog), directory / CATALOG)
         match_catalog(
             Catalog.load(directory / CATALOG), table, CatalogRecord.load(checkpoint, details, table.num_items), details
         )
-        more = ["--catalog", CATALOG]
+        folders, more = [CHECKPOINT, CATALOG], ["--catalog", CATALOG]
         told = f"Of the catalogue these columns of its items are shown: {', '.join(columns)}."
     command = ["llmrec", "serve", "--model", CHECKPOINT, *more, "--host", "0.0.0.0", "--port", str(PORT), "--anonymous"]
     quoted = ", ".join(f'"{word}"' for word in command)
-    (directory / "Dockerfile").write_text(DOCKERFILE.format(port=PORT, command=quoted), encoding="utf-8")
+    copies = "\n".join(f"COPY --chown=1000 {folder} {folder}" for folder in folders)
+    (directory / "Dockerfile").write_text(DOCKERFILE.format(copies=copies, port=PORT, command=quoted), encoding="utf-8")
     title = f"Recommendations: {details.get('data', {}).get('dataset') or 'a catalogue'}"
     head = SpaceCardData(title=title, sdk="docker", app_port=PORT, tags=["llmrec", "recommendation"])
     text = TEXT.format(title=title, shown=shown(table, details), catalog=told)
