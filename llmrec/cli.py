@@ -145,7 +145,8 @@ def _add_flag(verb: argparse._ActionsContainer, field: dataclasses.Field, hint: 
 
 
 def _choices(hint: object) -> tuple[str, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+    kinds = (hint, *typing.get_args(hint))  # an optional choice is a union
+    return next((typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is typing.Literal), ())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

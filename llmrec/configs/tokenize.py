@@ -17,7 +17,9 @@ class TokenizeConfig(StageConfig, Config):
     out: str = option("Directory to write; needed without `compare`.", "", identity=False)
     catalog: str = option("Directory written by `llmrec prepare`; needed without `compare`.", "")
     views: str | None = option(
-        "Directory written by `llmrec embed`; p5_cid, atomic, random and sorted read it for the report only.", None
+        "Directory written by `llmrec embed`; p5_cid, titles, keywords, atomic, random and sorted read it for the "
+        "report only.",
+        None,
     )
     view_names: list[str] | None = option("Views to use. The default is all views of the directory.", None)
     method: str = option(
@@ -26,8 +28,10 @@ class TokenizeConfig(StageConfig, Config):
     options: dict[str, object] = option(
         "Options of the method: a block in YAML, and flags of their own on the command line.", {}
     )
-    collision: Collision = option(
-        "Policy for items with equal codes; docs/tokenize.md describes each.", "suffix_ordinal"
+    collision: Collision | None = option(
+        "Policy for items with equal codes; docs/tokenize.md describes each. The default is suffix_ordinal, or accept "
+        "for a method that tells items apart itself.",
+        None,
     )
     allow_collapse: bool = option(
         "Accept a level that uses less than a tenth of its codes. Without this, the stage fails.", False

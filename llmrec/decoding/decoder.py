@@ -178,10 +178,8 @@ class SegmentedDecoder:
         again = np.arange(len(histories)).repeat(self.ways).tolist()
         rngs = [np.random.default_rng((way, *history)) for history in histories for way in range(self.ways)]
         ids, mask = self.encoder.pad_prompts((), [histories[i] for i in again], PADDING, rngs)
-        leaf_filter = None
-        if exclude is not None or allow is not None:
-            barred = None if exclude is None else [exclude[i] for i in again]
-            leaf_filter = LeafFilter(trie, barred, None if allow is None else [allow[i] for i in again])
+        barred = None if exclude is None else [exclude[i] for i in again]
+        leaf_filter = LeafFilter.of(trie, barred, None if allow is None else [allow[i] for i in again])
         beams, _ = self.decoder.search(from_host(ids, device), from_host(mask, device), leaf_filter)
         is_item = (beams.codes == trie.codes_of(beams.leaves)).all(dim=2) & (beams.leaves >= 0)
         invalid = (beams.scores.isfinite() & ~is_item).view(len(histories), -1).sum(dim=1)

@@ -217,12 +217,12 @@ class SidRanker:
         if self._item_scorer is not None and self.rank_by == "items":
             scores_BN = self._item_scorer.log_probs(decoder.read(*prompts))
             return self._rank_items(scores_BN, none_invalid, exclude, allow, num_beams)
-        if self._head is not None and not self._knows_by_codes:
-            scores_BN = self._head.log_probs(causal_lm(self.model), decoder.read(*prompts))
-            return self._rank_items(scores_BN, none_invalid, exclude, allow, num_beams)
-        leaf_filter = LeafFilter(self.trie, exclude, allow) if exclude is not None or allow is not None else None
         if self._head is not None:
             scores_BN = self._head.log_probs(causal_lm(self.model), decoder.read(*prompts))
+            if not self._knows_by_codes:
+                return self._rank_items(scores_BN, none_invalid, exclude, allow, num_beams)
+        leaf_filter = LeafFilter.of(self.trie, exclude, allow)
+        if self._head is not None:
             leaves_BR, scores_BR = best_leaves(scores_BN, self.trie, leaf_filter, num_beams)
             return self._read_off(leaves_BR, scores_BR, torch.zeros_like(leaves_BR[:, 0]), exclude, allow)
         assert isinstance(decoder, SidDecoder), "only a head answers without a search"

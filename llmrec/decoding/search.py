@@ -90,7 +90,8 @@ def fuse_ranks(leaves: Tensor, num_leaves: int) -> tuple[Tensor, Tensor]:
         num_leaves: Number of leaves of the trie.
 
     Returns:
-        (B, M) int64 leaves with the most credit, best first, -1 where no more have any; and (B, M) float32 scores, the
+        (B, M) int64 leaves with the most credit, best first, the first of the trie among equals, -1 where no more have
+        any; and (B, M) float32 scores, the
         log of a leaf's share of all credit that could be given.
 
     Source: ActionPiece (arXiv:2502.13581), section 3.4, which sums these credits over segmentations.
@@ -101,8 +102,12 @@ def fuse_ranks(leaves: Tensor, num_leaves: int) -> tuple[Tensor, Tensor]:
     total = credit_M.new_zeros(batch_size, num_leaves + 1)
     for number in range(num_lists):  # one after another: a list has a leaf once, so sums have one order
         total.scatter_add_(1, places[:, number], credit_M.expand(batch_size, -1))
-    best = total[:, :num_leaves].topk(min(width, num_leaves), dim=1)
-    return best.indices.masked_fill(best.values == 0, -1), (best.values / (num_lists * credit_M.sum())).log()
+    found = places.flatten(1).sort(dim=1).values  # ascending, so that a stable sort by credit settles equals
+    is_again = found.diff(dim=1, prepend=found.new_full((batch_size, 1), -1)) == 0
+    credit = total.gather(1, found).masked_fill(is_again | (found == num_leaves), 0)
+    best = credit.sort(dim=1, descending=True, stable=True)
+    values, order = best.values[:, : min(width, num_leaves)], best.indices[:, : min(width, num_leaves)]
+    return found.gather(1, order).masked_fill(values == 0, -1), (values / (num_lists * credit_M.sum())).log()
 
 
 @dataclass(frozen=True)

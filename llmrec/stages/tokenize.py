@@ -11,9 +11,11 @@ import itertools
 import json
 import time
 from pathlib import Path
+from typing import cast
 
 from llmrec import diagnostics
 from llmrec.configs import TokenizeConfig
+from llmrec.configs.tokenize import Collision
 from llmrec.data.catalog import Catalog
 from llmrec.reports import semantic_ids as page
 from llmrec.runtime import processes
@@ -65,6 +67,8 @@ def main(config: TokenizeConfig) -> JsonObject:
         check_settled(config, published)
     else:
         tokenizer = make_tokenizer(config)
+    policy = config.collision or default_policy(tokenizer, published)
+    config = dataclasses.replace(config, collision=policy)
     check(config, tokenizer)
     catalog = Catalog.load(config.catalog)
     if not published:
@@ -75,7 +79,7 @@ def main(config: TokenizeConfig) -> JsonObject:
     files = view_files(directory, names) if directory else {}
     planned = None if published else tokenizer.planned_sizes(catalog.num_items)
     if planned is not None:
-        collisions.check_capacity(config.collision, catalog.num_items, planned)
+        collisions.check_capacity(policy, catalog.num_items, planned)
 
     def build(workdir: Path) -> JsonObject:
         if not processes.is_main():
@@ -86,7 +90,7 @@ def main(config: TokenizeConfig) -> JsonObject:
         if published:
             result = append_semantic_ids(published, catalog, used)
         else:
-            result = fit_semantic_ids(config, tokenizer, catalog, used)
+            result = fit_semantic_ids(tokenizer, catalog, used, policy, config.allow_collapse)
         seconds = time.monotonic() - started
         result.table.save(workdir)
         result.tokenizer.save_pretrained(workdir)
@@ -117,9 +121,16 @@ def show(result: JsonObject) -> None:
 
 
 def fit_semantic_ids(
-    config: TokenizeConfig, tokenizer: ItemTokenizer, catalog: Catalog, views: ItemViews
+    tokenizer: ItemTokenizer, catalog: Catalog, views: ItemViews, policy: str, allow_collapse: bool
 ) -> TokenizeResult:
     """Fit a tokenizer, and give all items semantic IDs.
+
+    Args:
+        tokenizer: Not fitted.
+        catalog: Items and training sequences.
+        views: Vectors that it reads.
+        policy: Collision policy.
+        allow_collapse: Accept a level that uses less than a tenth of its codes.
 
     Raises:
         ValueError: If the codes cannot be learned or told apart, or a level has collapsed.
@@ -127,7 +138,7 @@ def fit_semantic_ids(
     aliases = tokenizer.fit(catalog, views).encode_aliases(catalog, views)
     found = [collapsed(encoded.codes, tokenizer.level_sizes) for encoded in aliases if not encoded.pieces]
     fallen = next(filter(None, found), None)  # of pieces most are no answer
-    if fallen and not config.allow_collapse:
+    if fallen and not allow_collapse:
         raise ValueError(
             f"the codebooks have collapsed: {fallen}. Check the views, lower codebook_size or the learning rate, "
             "or set allow_collapse to keep such semantic IDs."
@@ -135,13 +146,13 @@ def fit_semantic_ids(
     words = aliases[0].words
     if words is not None:
         table = SidTable(catalog.item_ids, aliases[0].codes, words=words)
-        return TokenizeResult(table, aliases[0], tokenizer, config.collision, [])
-    resolved = [collisions.resolve(config.collision, encoded, tokenizer.level_sizes) for encoded in aliases]
+        return TokenizeResult(table, aliases[0], tokenizer, policy, [])
+    resolved = [collisions.resolve(policy, encoded, tokenizer.level_sizes) for encoded in aliases]
     codes, sizes, notes = zip(*resolved, strict=True)
     level_sizes = [max(level) for level in itertools.zip_longest(*sizes, fillvalue=0)]
     table = join_aliases(catalog.item_ids, codes, level_sizes, tokenizer.shares_codes, aliases[0].pieces)
     several = [f"Each item has {len(aliases)} semantic IDs; this report is of the first."] if len(aliases) > 1 else []
-    return TokenizeResult(table, aliases[0], tokenizer, config.collision, [*several, *notes[0]])
+    return TokenizeResult(table, aliases[0], tokenizer, policy, [*several, *notes[0]])
 
 
 def append_semantic_ids(published: PublishedSids, catalog: Catalog, views: ItemViews) -> TokenizeResult:
@@ -206,6 +217,13 @@ def check_settled(config: TokenizeConfig, published: PublishedSids) -> None:
     if wrong:
         said = "; ".join(f"{name} is {value!r}, there {settled.get(name)!r}" for name, value in wrong.items())
         raise ValueError(f"'{config.append}' was made with other options, which append keeps: {said}. Leave these out.")
+
+
+def default_policy(tokenizer: ItemTokenizer, published: PublishedSids | None) -> Collision:
+    """Collision policy where the config names none."""
+    if published:
+        return cast("Collision", published.policy)  # another one is refused where items are appended
+    return "accept" if tokenizer.tells_apart else "suffix_ordinal"
 
 
 def check(config: TokenizeConfig, tokenizer: ItemTokenizer) -> None:

@@ -180,6 +180,12 @@ def _encode(
 ) -> list[Encoded]:
     """Codes of the new catalogue by the old tokenizer, in each alias."""
     tokenizer = published.tokenizer
+    if published.table.pieces is not None and (np.diff(np.append(old_rows, new_rows)) < 0).any():
+        raise ValueError(
+            f"in '{catalog.source}' items stand in another order than in the published table, or new ones before old "
+            "ones. In pieces, the code that tells an item apart depends on those before it; keep the order, and put "
+            "new items behind the others, as `llmrec prepare --append-to` does."
+        )
     if isinstance(tokenizer, Atomic):  # the next numbers
         codes_N = np.empty(catalog.num_items, np.int64)
         codes_N[old_rows] = published.table.codes(np.arange(len(old_rows)))[:, 0]

@@ -63,6 +63,7 @@ class Atomic(ItemTokenizer):
 
     method: ClassVar[str] = "atomic"
     needs_views: ClassVar[bool] = False
+    tells_apart: ClassVar[bool] = True
 
     def planned_sizes(self, num_items: int) -> list[int]:
         return [num_items]

@@ -200,7 +200,7 @@ class TokenRec(ItemTokenizer):
     )
     learning_rate: float = options.learning_rate(1e-3)
     weight_decay: float = options.weight_decay(1e-2)
-    batch_size: int = options.batch_size(512)
+    batch_size: int = options.batch_size(512, least=2)  # batch normalisation needs two items
     max_epochs: int = options.max_epochs(1000)
     patience: int = options.patience(10)
     encoder_layers: list[int] = options.encoder_layers([128, 256])

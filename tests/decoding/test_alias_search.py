@@ -7,7 +7,7 @@ import torch
 from llmrec.decoding.aliases.search import AliasSearch
 from llmrec.decoding.ranker import SidRanker
 from llmrec.decoding.trie.allow_list import AllowList
-from llmrec.evaluation.ranking import UNFILLED
+from llmrec.evaluation.ranking import UNFILLED, ScoresNotFinite
 from llmrec.model.checkpoint import SidConfig
 from llmrec.model.prompts import Prompt
 from llmrec.sid.aliases import aliases_of, join_aliases
@@ -90,7 +90,7 @@ def test_the_union_holds_what_each_alias_finds():
     scores_BN, _ = search.scores(HISTORIES)
     union, singles = scores_BN.isfinite(), []
     for alias in search.aliases:
-        is_found, _ = alias.find(alias.prompts(HISTORIES), None, None)
+        is_found, _, _ = alias.find(alias.prompts(HISTORIES), None, None)
         assert is_found.sum(dim=1).tolist() == [5, 5, 5]  # a third of the beams
         singles.append(is_found)
     assert torch.equal(union, torch.stack(singles).any(dim=0))
@@ -133,3 +133,10 @@ def test_items_that_no_alias_tells_apart_tie_side_by_side():
         places = [items.tolist().index(item) for item in range(5)]
         assert abs(places[0] - places[2]) == 1 and scores[places[0]] == scores[places[2]]
         assert groups[places[0]] == groups[places[2]] and len(set(groups[:5].tolist())) == 4
+
+
+def test_a_model_that_is_not_finite_is_refused():
+    ranker = ranker_of(table_of(share_codes=True))
+    ranker.model.get_input_embeddings().weight.data[ranker.sid_config.vocabulary.starts[1]] = torch.nan
+    with pytest.raises(ScoresNotFinite, match="not finite"):
+        ranker.rank(HISTORIES, 5)

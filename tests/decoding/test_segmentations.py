@@ -35,6 +35,13 @@ def test_lists_that_are_short():
     assert leaves.tolist() == [[3, -1, -1]] and scores[0, 1:].isneginf().all()
 
 
+def test_equal_credits_are_settled_by_the_order_of_the_trie():
+    leaves, scores = fuse_ranks(torch.tensor([[[8, 2], [2, 8]], [[8, 0], [0, 8]]]), num_leaves=9)
+    assert leaves.tolist() == [[2, 8], [0, 8]] and scores[0, 0] == scores[0, 1]
+    many = torch.arange(40).flip(0).view(1, 40, 1)  # each leaf is first in one list
+    assert fuse_ranks(many, num_leaves=40)[0].tolist() == [[0]]
+
+
 @pytest.fixture(scope="module")
 def problem():
     table, tokenizer = piece_table(), word_tokenizer()

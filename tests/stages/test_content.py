@@ -200,7 +200,7 @@ def test_other_identifiers_are_refused_in_one_line(capsys, tmp_path, toy):
     assert main(["sft", *flags, "--content-passes", "1"]) == 2
     error = capsys.readouterr().err
     assert "needs one new token for each of 12 items" in error and "has 4 x 4 x 4 codes" in error
-    assert "`llmrec tokenize --method atomic --collision accept`" in error and "Traceback" not in error
+    assert "`llmrec tokenize --method atomic`" in error and "Traceback" not in error
 
 
 def test_a_catalogue_without_known_words_is_refused(tmp_path, atomic):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,17 @@ def test_methods_without_views(capsys, tmp_path, prepared, method):
     loaded = load_tokenizer(tmp_path / "sid0")
     codes = loaded.encode(prepared, ItemViews()).codes
     np.testing.assert_array_equal(table.codes(range(12))[:, : codes.shape[1]], codes)
+
+
+def test_a_method_that_tells_items_apart_gets_no_suffix(capsys, tmp_path, prepared):
+    run_json(capsys, *without_views(prepared, tmp_path / "sid", "atomic"))
+    assert SidTable.load(tmp_path / "sid").level_sizes == [12]
+    assert json.loads((tmp_path / "sid" / "report.json").read_text())["collision"] == "accept"
+    suffix = ["--collision", "suffix_ordinal"]
+    assert main([str(word) for word in without_views(prepared, tmp_path / "no", "atomic", *suffix)]) == 2
+    assert "method 'atomic' tells items apart itself" in capsys.readouterr().err
+    run_json(capsys, *without_views(prepared, tmp_path / "random", "random", "--codebook-size", 4, "--num-levels", 2))
+    assert json.loads((tmp_path / "random" / "report.json").read_text())["collision"] == "suffix_ordinal"
 
 
 def test_sorted_items_share_prefixes_with_their_neighbours(prepared):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from llmrec.configs.options import out_of_bounds
 from llmrec.tokenizers import load_tokenizer
 from llmrec.tokenizers.token_rec import MaskedObjective, TokenRec
 from tests.support.clustered import catalog_of, clusters, points, rebuilt_cosine, views_of
@@ -116,3 +117,9 @@ def test_other_layers_than_the_saved_ones_are_refused(tmp_path):
 def test_hiding_everything_is_refused():
     with pytest.raises(ValueError, match="masking"):
         token_rec(masking=1.0)
+
+
+def test_a_batch_of_one_item_is_refused():
+    """Batch normalisation has no variance there."""
+    field = TokenRec.__dataclass_fields__["batch_size"]
+    assert out_of_bounds(field, 1) and not out_of_bounds(field, 2)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -117,7 +118,7 @@ class NeuralRanker:
         """(Q, N) score of every item to be the answer to each query, as `scores` of the items before it."""
         network, most = self.network, queries.items.shape[1]
         if network.causal and most <= self.max_history:
-            vectors = network.vectors()
+            vectors = self._vectors
             states = network(queries.items, vectors)  # (S, H, D)
             found = network.scores(states[queries.sequence, (queries.length - 1).clamp_min(0)], vectors)
         else:  # a history of its own for each query: its last `max_history` items
@@ -128,6 +129,11 @@ class NeuralRanker:
             parts = zip(rows.split(BATCH), lengths.split(BATCH), strict=True)
             found = torch.cat([network.scores_after(*part) for part in parts])
         return torch.where(queries.length[:, None] == 0, self.popularity, found)
+
+    @cached_property
+    def _vectors(self) -> Tensor:
+        """Vectors of the trained network, which a teacher needs at every step; CCFRec fuses every item for them."""
+        return self.network.vectors()
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights of the network, by name."""

@@ -27,7 +27,7 @@ from llmrec.decoding.tree_forward import pad_right
 from llmrec.decoding.trie.allow_list import AllowList
 from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.trie import SidTrie
-from llmrec.evaluation.ranking import UNFILLED, Ranking
+from llmrec.evaluation.ranking import UNFILLED, Ranking, check_scores
 from llmrec.model.history.aliases import AliasHistoryEncoder
 from llmrec.model.history.sids import SidHistoryEncoder
 from llmrec.runtime.device import from_host
@@ -96,10 +96,10 @@ class AliasSearch:
 
         Returns:
             (B, N) float32 mean log-probabilities of the items over all aliases, -inf for items that no search has
-            found; and (B,) int64 number of beams that are no item.
+            found, NaN where a search has met one; and (B,) int64 number of beams that are no item.
         """
         prompts = [alias.prompts(histories) for alias in self.aliases]
-        found_BN, invalid_B = zip(
+        found_BN, invalid_B, is_wrong_B = zip(
             *(alias.find(each, exclude, allow) for alias, each in zip(self.aliases, prompts, strict=True)), strict=True
         )
         is_found_BN = torch.stack(found_BN).any(dim=0)
@@ -108,6 +108,7 @@ class AliasSearch:
         mean_BC = torch.stack(each_ABC).mean(dim=0).masked_fill(is_candidate_BC == 0, -torch.inf)
         scores_BN = torch.full(is_found_BN.shape, -torch.inf, device=mean_BC.device)
         scores_BN.scatter_(1, items_BC, mean_BC)
+        scores_BN.masked_fill_(torch.stack(is_wrong_B).any(dim=0)[:, None], torch.nan)
         return scores_BN[:, self.first_twin_N], torch.stack(invalid_B).sum(dim=0)
 
     @property
@@ -123,7 +124,11 @@ class AliasSearch:
             items: (B, R) int64 item rows by falling scores, -1 behind them.
             scores: (B, R) scores.
             invalid: (B,) int64 number of beams that are no item.
+
+        Raises:
+            ScoresNotFinite: If a score is NaN.
         """
+        check_scores(scores, items != UNFILLED)
         twins = np.where(items == UNFILLED, len(self.twins_N), self.twins_N[items])
         order = np.lexsort((twins, -scores), axis=1)
         items, twins = np.take_along_axis(items, order, axis=1), np.take_along_axis(twins, order, axis=1)
@@ -162,18 +167,22 @@ class OneAlias:
         prompts: tuple[Tensor, Tensor],
         exclude: Sequence[np.ndarray] | None,
         allow: Sequence[AllowList | None] | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Search; (B, N) bool, permitted items of the beams, and (B,) int64 number of beams that are no item."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Search, without waiting for the device.
+
+        Returns:
+            (B, N) bool, permitted items of the beams; (B,) int64 number of beams that are no item; and (B,) bool, True
+            where a score is NaN.
+        """
         trie = self.decoder.problem.trie
-        leaf_filter = None
-        if exclude is not None or allow is not None:
-            leaf_filter = LeafFilter(trie, exclude, allow and [one and one.items for one in allow])
-        beams = self.decoder(*prompts, leaf_filter)
+        leaf_filter = LeafFilter.of(trie, exclude, allow and [one and one.items for one in allow])
+        beams, _ = self.decoder.search(*prompts, leaf_filter)
         is_item = (beams.codes == trie.codes_of(beams.leaves)).all(dim=2) & (beams.leaves >= 0)
         leaves = torch.where(is_item, beams.leaves, trie.num_leaves)  # others go to a place behind
         found_BU = torch.zeros(len(leaves), trie.num_leaves + 1, dtype=torch.bool, device=leaves.device)
         found_BU.scatter_(1, leaves, True)
-        return found_BU[:, self.leaf_N], (beams.scores.isfinite() & ~is_item).sum(dim=1)
+        invalid = (beams.scores.isfinite() & ~is_item).sum(dim=1)
+        return found_BU[:, self.leaf_N], invalid, beams.scores.isnan().any(dim=1)
 
     def log_probs(self, prompts: tuple[Tensor, Tensor], items_BC: Tensor) -> Tensor:
         """(B, C) log-probabilities of items after prompts."""

@@ -26,6 +26,7 @@ from llmrec.data.examples import Examples
 from llmrec.decoding.generate import sid_generation_config
 from llmrec.decoding.grounding.popularity import choose_power, inject
 from llmrec.decoding.ranker import PADDING, Requests, SidRanker
+from llmrec.decoding.tree_forward import PromptReader
 from llmrec.decoding.trie.allow_list import resolve_allow_lists
 from llmrec.evaluation.ranking import Ranking
 from llmrec.model.backbone import causal_lm, run_backbone
@@ -65,6 +66,7 @@ class GroundedRanker(SidRanker):
         sid_config.vocabulary.check_rank("ground")
         super().__init__(model, table, sid_config, prefix_ids)
         self.power = power
+        self._reader = PromptReader(model, self.prefix_ids, capture=False)  # a search is not made
         counts = None if popularity is None else from_host(np.asarray(popularity, np.float32), model.device)
         self.popularity_N = counts
         first = self.encoder.tokens_NL[0]

@@ -12,6 +12,7 @@ every set of candidates.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 import torch
@@ -75,6 +76,16 @@ class LeafFilter:
         batch = BatchAllowLists(trie, resolve_allow_lists(trie, allow))
         barred = self._as_ranks(*batch.barred_leaves(exclude), len(exclude))
         self.mask = LeafMask(trie.num_leaves, barred, *self._allowed(batch))
+
+    @classmethod
+    def of(
+        cls,
+        trie: SidTrie,
+        exclude: Sequence[ItemRows] | None,
+        allow: Sequence[ItemRows | AllowList | None] | None,
+    ) -> Self | None:
+        """Make a filter, or None where nothing is barred; see the class."""
+        return None if exclude is None and allow is None else cls(trie, exclude, allow)
 
     def _allowed(self, batch: BatchAllowLists) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """`allowed`, `counts` and `list_of_row` of the mask."""

@@ -60,7 +60,7 @@ def content_problems(config: SftConfig, catalog: Catalog, vocabulary: SidVocabul
         found.append(
             f"content_passes needs one new token for each of {catalog.num_items} items, and nothing beside it, but "
             f"'{config.model}' has {' x '.join(map(str, vocabulary.level_sizes))} codes or was extended by more; run "
-            "`llmrec tokenize --method atomic --collision accept`, and `llmrec extend` on its result"
+            "`llmrec tokenize --method atomic`, and `llmrec extend` on its result"
         )
     if processes.sharding() == "FSDP":
         found.append("content_passes reads rows by itself, which FSDP shards; launch with recipes/accelerate/ddp.yaml")

@@ -15,6 +15,8 @@ from llmrec.baselines.networks import CCFRec, NeuralRanker, SASRec
 from llmrec.baselines.networks.ccfrec import IGNORED
 from llmrec.baselines.networks.examples import next_items, training_windows
 from llmrec.baselines.networks.trainer import summed_loss
+from llmrec.baselines.queries import Queries
+from llmrec.baselines.taught import load_ranker
 from llmrec.cli import main
 from llmrec.data.catalog import Catalog
 from llmrec.sid.table import SidTable
@@ -150,6 +152,14 @@ def test_teach_fits_it_and_evaluate_compares_with_it(capsys, tmp_path, toy, prep
     assert facts["ranker"] == "ccfrec" and facts["options"]["temperature"] == 0.07
     flags = ["--catalog", toy[0], "--baselines", str(tmp_path / "ccfrec"), "--k", "3", "--out", str(tmp_path / "test")]
     assert main(["evaluate", *flags]) == 0
+    taught, calls = load_ranker(tmp_path / "ccfrec", Catalog.load(toy[0]), torch.device("cpu")), []
+    ranker = taught.ranker
+    vectors = ranker.network.vectors
+    ranker.network.vectors = lambda: calls.append(1) or vectors()
+    asked = Queries(torch.tensor([[3, 1, 0]]), torch.tensor([0, 0]), torch.tensor([1, 2]), *torch.zeros(2, 1).long())
+    torch.testing.assert_close(ranker.logits(asked), ranker.logits(asked))
+    assert len(calls) == 1, "a teacher fuses the items once"
+    torch.testing.assert_close(ranker.logits(asked)[1], ranker.scores([np.array([3, 1])])[0], atol=1e-5, rtol=1e-5)
     assert "ccfrec" in json.loads((tmp_path / "test" / "metrics.json").read_text())["systems"]
 
 

@@ -76,6 +76,16 @@ def test_new_items_get_pieces_and_published_ones_keep_theirs(fitted):
     assert (grown.lengths[30:] >= 1).all() and len(np.unique(grown.all_codes, axis=0)) == 40
 
 
+@pytest.mark.parametrize("order", [[*range(1, 30), 0, 30], [30, *range(30)]])
+def test_new_items_before_published_ones_are_refused(fitted, order):
+    """There they would take hash codes that published items have."""
+    old, every = fitted.encode(catalog_of(30), views(30)), catalog_of(31)
+    table = SidTable(catalog_of(30).item_ids, old.codes, pieces=old.pieces)
+    catalog = Catalog(every.items.take(order), every._split)
+    with pytest.raises(ValueError, match="put new items behind the others, as `llmrec prepare --append-to` does"):
+        append(PublishedSids(table, fitted, "accept"), catalog, views(31))
+
+
 def test_hash_codes():
     codes = np.zeros((5, 2), np.int64)
     codes[4] = 1
