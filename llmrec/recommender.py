@@ -30,6 +30,7 @@ from llmrec.model.checkpoint import SidConfig, load_model, load_tokenizer, resol
 from llmrec.model.sharing.push import push_checkpoint, read_metrics
 from llmrec.runtime import disk
 from llmrec.runtime.device import resolve_device, resolve_dtype
+from llmrec.runtime.hub.repository import check_repo_id
 from llmrec.runtime.manifest import JsonObject
 from llmrec.runtime.model_files import check_prompt
 from llmrec.sid.catalogs.catalog_record import CatalogRecord
@@ -279,6 +280,7 @@ class Recommender:
             ValueError: If `repo_id` is no name of a repository, metrics.json cannot be read, or the Hub does not know
                 the licence.
         """
+        check_repo_id(repo_id)
         with tempfile.TemporaryDirectory() as directory, disk.naming(Path(directory)):
             self._save(directory)
             return push_checkpoint(Path(directory), repo_id, metrics, private, license).address

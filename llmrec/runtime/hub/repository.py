@@ -16,11 +16,11 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, sn
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
-    HFValidationError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from llmrec.runtime import disk
 from llmrec.runtime.reading import first_line
@@ -56,6 +56,17 @@ def download(source: str, repo_type: RepoType = "model") -> Path:
         raise ValueError(reason(error, source)) from error
 
 
+def check_repo_id(repo_id: str) -> None:
+    """Refuse what is no full name of a repository, before anything is written or sent.
+
+    Raises:
+        ValueError: If it has no owner, or characters that the Hub does not take.
+    """
+    if "/" not in repo_id:
+        raise ValueError(f"repo_id is '{repo_id}'; give owner/name, as `hf auth whoami` tells who you are.")
+    validate_repo_id(repo_id)
+
+
 def upload(
     files: Mapping[str, Path], repo_id: str, repo_type: RepoType, private: bool, replaced: Collection[str]
 ) -> Upload:
@@ -72,6 +83,7 @@ def upload(
         ConnectionError: If the Hub cannot be reached or refuses; the repository then has nothing of it.
         ValueError: If `repo_id` is no name of a repository, or the Hub finds the card malformed.
     """
+    check_repo_id(repo_id)
     api = HfApi()
     try:
         sdk = "docker" if repo_type == "space" else None
@@ -94,8 +106,6 @@ def upload(
                 repo_type=repo_type,
                 parent_commit=found.sha,
             )
-    except HFValidationError:  # says itself what a name looks like
-        raise
     except Exception as error:
         if type(error) is ValueError and "README.md" in str(error):
             raise ValueError(f"'{repo_id}' was not uploaded: {' '.join(str(error).split())}") from error

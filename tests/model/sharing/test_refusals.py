@@ -88,6 +88,9 @@ def test_a_commit_of_somebody_else_in_the_meantime_is_not_overwritten(hub, recom
 def test_a_name_or_a_licence_that_the_hub_does_not_know(hub, recommender):
     with pytest.raises(ValueError, match="Repo id"):
         recommender.push_to_hub("no such/name/at all")
+    with pytest.raises(ValueError, match="repo_id is 'shop'; give owner/name"):
+        recommender.push_to_hub("shop")
+    assert hub.requests == []
     with pytest.raises(ValueError, match=r"'ann/shop' was not uploaded: .*\"license\" must be one of") as caught:
         recommender.push_to_hub("ann/shop", license="my own")
     assert "\n" not in str(caught.value)
