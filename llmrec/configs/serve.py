@@ -47,6 +47,9 @@ class ServeConfig(Limits):
         "recommended, under their titles.",
         None,
     )
+    pictures: str | None = option(
+        "Column of `catalog` with the addresses of pictures, which the page then loads from there.", None
+    )
     rank: RankBy = option(RANK_HELP, "sid")
     device: str = option("Device of the model: auto, cpu or cuda. A process serves one GPU.", "auto")
     precision: Literal["auto", "float32", "bfloat16"] = option(

@@ -14,7 +14,7 @@ from llmrec.serve.administration import Administration
 from llmrec.serve.gate import OPEN, Access, Gate
 from llmrec.serve.messages import sentence
 from llmrec.serve.refusals import UNFORESEEN, Refusal
-from llmrec.serve.routes import catalog, recommend, state
+from llmrec.serve.routes import catalog, explain, items, page, recommend, state
 from llmrec.serve.service import Service
 
 
@@ -36,6 +36,9 @@ def create_app(service: Service, limits: Limits, access: Access | None = None, a
     )  # fmt: skip
     app.include_router(state.router(service))
     app.include_router(recommend.router(service))
+    app.include_router(explain.router(service))
+    app.include_router(items.router(service))
+    app.include_router(page.router(service))
     app.include_router(catalog.router(Administration(service, admin_dir)))
     app.add_middleware(Gate, service=service, limits=limits, access=access or Access())
     app.add_exception_handler(Refusal, refuse)

@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from llmrec.configs.recommend import RankBy
 from llmrec.configs.serve import ServeConfig
 from llmrec.data.catalog import Catalog
 from llmrec.decoding.answering import Answerer
+from llmrec.decoding.ranker import SidRanker
 from llmrec.model.checkpoint import FILE
 from llmrec.recommender import Recommender
 from llmrec.runtime.manifest import sha256_file
+from llmrec.serve.page.item_index import ItemIndex
 
 _numbers = itertools.count(1)
 
@@ -27,6 +30,7 @@ class Generation:
     Attributes:
         config: Options that it was loaded with.
         recommender: Answers histories.
+        items: What a person is told of the items, and by which conditions they are filtered.
         model_sha256: Hash of llmrec.json, which holds the hashes of weights, tokenizer and SID table.
         catalog: Catalogue that says what may be shown; None if every item may.
         titles: Title of each item_id of the catalogue.
@@ -36,6 +40,7 @@ class Generation:
 
     config: ServeConfig
     recommender: Recommender
+    items: ItemIndex
     model_sha256: str
     catalog: Catalog | None = None
     titles: Mapping[str, str] = field(default_factory=dict)
@@ -59,7 +64,8 @@ class Generation:
         )
         assert recommender.directory is not None, "it was loaded from one"
         titles = {} if catalog is None else dict(zip(catalog.item_ids, catalog.titles, strict=True))
-        whole = cls(config, recommender, sha256_file(Path(recommender.directory) / FILE), catalog, titles)
+        items = ItemIndex(recommender, catalog, config.pictures)
+        whole = cls(config, recommender, items, sha256_file(Path(recommender.directory) / FILE), catalog, titles)
         return whole.without(removed) if removed else whole
 
     def without(self, item_ids: Collection[str]) -> Generation:
@@ -85,3 +91,20 @@ class Generation:
     def num_shown(self) -> int:
         """Number of items that may be shown."""
         return int(self.recommender.answerer.is_shown.sum())
+
+    def ranked_by(self, rank: RankBy | None) -> Recommender:
+        """Recommender that ranks by other scores of the same model; to be called on the thread of the model."""
+        if rank is None or rank == self.recommender.ranker.rank_by:
+            return self.recommender
+        if rank not in self._by_rank:
+            other, ranker = copy.copy(self.recommender), self.recommender.ranker
+            other.ranker = SidRanker(
+                ranker.model, ranker.table, ranker.sid_config, ranker.prefix_ids.tolist(), ranker.compiled, rank=rank
+            )
+            other.answerer = Answerer(other.ranker, other.record, self.recommender.answerer.is_shown)
+            self._by_rank[rank] = other
+        return self._by_rank[rank]
+
+    @cached_property
+    def _by_rank(self) -> dict[RankBy, Recommender]:
+        return {}

@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_mo
 from llmrec.configs.serve import Limits
 
 MAX_ID = 256  # characters of an item_id
+MAX_CONDITIONS, MAX_CONDITION = 10, 500  # number, and characters of one
 ItemId = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
+Condition = Annotated[str, Field(min_length=1, max_length=MAX_CONDITION)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
 SHA = "c0ffee" * 10 + "beef"
 
@@ -34,11 +36,25 @@ class Request(Message):
         "seen", description="'seen' bars the items of the history, a list bars these beside them, null bars nothing."
     )
     allow: list[ItemId] | None = Field(None, description="The only items that may be recommended; null for all.")
+    where: list[Condition] = Field(
+        [], max_length=MAX_CONDITIONS, description="SQL conditions on the columns of the catalogue; all must be met."
+    )
+    max_popularity: int | None = Field(
+        None, ge=0, le=2**53, description="Most training interactions that an item may have; null for any number."
+    )
+    rank: Literal["sid", "items", "mixture"] | None = Field(
+        None, description="Scores to rank by, if items have rows in the model; null for those of the service."
+    )
     unknown: Literal["skip", "error"] = Field(
         "skip", description="Leave unknown item_ids out and name them in the answer, or refuse the request."
     )
     min_new: int = Field(0, ge=0, description="Least number of items without training interactions.")
     num_beams: int | None = Field(None, ge=1, description="Beam width, at least k; null for that of the model.")
+
+    @property
+    def is_filtered(self) -> bool:
+        """True if items must meet conditions."""
+        return bool(self.where) or self.max_popularity is not None
 
 
 class Item(Message):

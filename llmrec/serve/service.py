@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from llmrec.configs.recommend import RankBy
 from llmrec.configs.serve import Limits
 from llmrec.decoding.answering import AnswerSize
 from llmrec.decoding.requests import ItemRequests, read_requests
@@ -23,6 +24,7 @@ from llmrec.serve.warm_up import batch_sizes, warm_up
 
 T = TypeVar("T")
 CLOSING = "The service is shutting down; ask another one."
+MOST_FILTERS = 16  # of one request; so many are kept
 QUEUED = ("/v1/recommend", "/v1/explain")  # routes that need room in the queue
 
 
@@ -41,10 +43,11 @@ class Recommending:
 
     generation: Generation
     size: AnswerSize
+    rank: RankBy | None
 
     def start(self, payloads: Sequence[Sequence[ItemRequests]]) -> Callable[[], Sequence[list[Answered]]]:
         """Rank the users of all payloads as one batch."""
-        recommender, users = self.generation.recommender, [each for payload in payloads for each in payload]
+        recommender, users = self.generation.ranked_by(self.rank), [each for payload in payloads for each in payload]
         ranked = recommender.answerer.start(joined(users), self.size)
 
         def wait() -> list[list[Answered]]:
@@ -130,6 +133,9 @@ class Service:
             try:
                 allow = None if each.allow is None else [each.allow]  # of the only user; it may be empty
                 asked = read_requests(recommender.table, [each.history], each.exclude, allow, each.unknown)
+                if each.is_filtered:
+                    asked = self.generation.items.restrict(asked, tuple(each.where), each.max_popularity)
+                recommender.sid_config.vocabulary.check_rank(each.rank or "sid")
                 recommender.answerer.check(asked, self._size(each))
                 found.append(asked)
             except ValueError as error:
@@ -139,8 +145,25 @@ class Service:
             raise Refusal(422, " ".join(problems[:5]) + more)
         return found
 
+    async def find_items(self, requests: Sequence[Request]) -> None:
+        """Find the items that meet the conditions of requests beside the event loop, as all items are read for that.
+
+        Raises:
+            Refusal: If a condition cannot be read, or the requests have too many different ones.
+        """
+        filters = {(tuple(each.where), each.max_popularity) for each in requests if each.is_filtered}
+        if not filters:
+            return
+        if len(filters) > MOST_FILTERS:
+            raise Refusal(422, f"the requests have {len(filters)} different filters; at most {MOST_FILTERS} at once.")
+        generation = self.generation
+        try:
+            await asyncio.to_thread(lambda: [generation.items.permitted(*each) for each in filters])
+        except ValueError as error:
+            raise Refusal(422, str(error)) from None
+
     async def recommend(self, requests: Sequence[Request]) -> tuple[Generation, list[Answered]]:
-        """Answer users; those who share `k`, `num_beams` and `min_new` are ranked together.
+        """Answer users; those who share `k`, `num_beams`, `min_new` and `rank` are ranked together.
 
         Args:
             requests: One of each user.
@@ -151,11 +174,12 @@ class Service:
         Raises:
             Refusal: If a request cannot be answered, the queue is full, or the deadline passes.
         """
+        await self.find_items(requests)
         generation, asked = self.generation, self.read(requests)
-        places: dict[AnswerSize, list[int]] = {}
+        places: dict[tuple[AnswerSize, RankBy | None], list[int]] = {}
         for place, each in enumerate(requests):
-            places.setdefault(self._size(each), []).append(place)
-        work = [(Recommending(generation, size), [asked[i] for i in users]) for size, users in places.items()]
+            places.setdefault((self._size(each), each.rank), []).append(place)
+        work = [(Recommending(generation, *shared), [asked[i] for i in users]) for shared, users in places.items()]
         parts = await self._run([(task, users, len(users)) for task, users in work])
         answers = dict(zip((i for users in places.values() for i in users), (a for p in parts for a in p), strict=True))
         found = [answers[place] for place in range(len(requests))]

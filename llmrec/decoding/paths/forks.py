@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from llmrec.decoding.paths.exact_scores import Step
 from llmrec.decoding.trie.trie import SidTrie
@@ -115,10 +114,10 @@ class ForkReader:
         rows = np.unique(rows[is_permitted[rows]])
         best = rows[np.argsort(-self.counts[rows], kind="stable")[:NUM_EXAMPLES]]
         examples = [self.table.item_ids[row] for row in best]
-        return Branch(code, self._token(level, code), probability, len(rows), examples)
+        return Branch(code, code_name(self.vocabulary, level, code), probability, len(rows), examples)
 
-    def _token(self, level: int, code: int) -> str:
-        if self.vocabulary.words is None:
-            return self.vocabulary.token(level, code)
-        token = int(self.vocabulary.tokens_at(level, torch.tensor(code)))
-        return self.vocabulary.words.name(token)
+
+def code_name(vocabulary: SidVocabulary, level: int, code: int) -> str:
+    """Write a code for a person: its token, or the word that it stands for."""
+    words = vocabulary.words
+    return vocabulary.token(level, code) if words is None else words.name(int(words.ids[level][code]))
