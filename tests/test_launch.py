@@ -1,4 +1,4 @@
-"""teach, sft, dpo and evaluate under `accelerate launch`: two processes on the CPU give the results of one.
+"""teach, sft, dpo, evaluate and recommend under `accelerate launch`: two processes on the CPU give the results of one.
 
 Without MPI, `accelerate launch --cpu --num_processes 2` starts one process (accelerate 1.15) and llmrec says so;
 `--multi_gpu` on a machine without a GPU starts two. How many there were is read from the manifest.
@@ -12,15 +12,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from llmrec.baselines.taught import RANKER, TENSORS
 from llmrec.cli import main
-from llmrec.configs import DpoConfig, EnsembleConfig, TeachConfig
+from llmrec.configs import DpoConfig, EnsembleConfig, RecommendConfig, TeachConfig
 from llmrec.runtime.manifest import read_manifest
-from llmrec.stages import dpo, ensemble, teach
+from llmrec.stages import dpo, ensemble, recommend, teach
 from tests.support.extended import fine_tune, losses, weights_of
 
 ROOT = Path(__file__).parents[1]
@@ -154,6 +155,24 @@ def test_evaluate_gives_the_metrics_of_one_process(toy, one, tmp_path, processes
             for values in columns.values():
                 values.pop("examples_per_s")
     assert found == expected
+
+
+def test_recommend_gives_the_files_of_one_process(one, tmp_path):
+    """Each process takes the next shard that nobody has; unknown items are counted by both."""
+    ids = [f"item-{row}" for row in range(12)]
+    histories = [ids[user % 12 : user % 12 + 4] + ["gone"] * (user % 3) for user in range(40)]
+    pq.write_table(pa.table({"user_id": range(40), "history": histories}), tmp_path / "users.parquet")
+    options = {"model": str(one / "sft"), "users": str(tmp_path / "users.parquet"), "k": 4, "shard_size": 3,
+               "unknown": "skip", "device": "cpu"}  # fmt: skip
+    expected = recommend.main(RecommendConfig(out=str(tmp_path / "one"), **options))
+    ended = launch(2, "recommend", {**options, "out": str(tmp_path / "two")})
+    assert ended.returncode == 0, ended.stderr
+    assert read_manifest(tmp_path / "two")["processes"] == 2
+    assert read_manifest(tmp_path / "two")["counts"] == expected["counts"] and expected["counts"]["unknown"] == 39
+    found, theirs = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).glob("part-*")} for name in ("two", "one")
+    )
+    assert found == theirs and len(found) == 14
 
 
 def test_ensemble_gives_the_choice_and_metrics_of_one_process(toy, one, tmp_path):

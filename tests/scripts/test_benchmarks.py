@@ -39,7 +39,9 @@ SMALL = {
     "titles.py": ["--device", "cpu", "--shape", "tiny", "--items", "500", "--prompt", "12", "--beams", "5",
                   "--batches", "1", "3", "--generate-batches", "2", "--repeats", "1"],
     "prepare.py": ["--interactions", "3000", "--formats", "csv", "jsonl", "parquet"],
+    "batch.py": ["--users", "300", "--input-users", "200", "--items", "50"],
 }  # fmt: skip
+SLOW = {"batch.py"}  # processes that load torch
 
 
 PEERS = {"kmeans.py": "faiss", "balanced.py": "ortools", "encode.py": "faiss"}  # installed for the comparison alone
@@ -59,7 +61,9 @@ def run(name, monkeypatch, capsys):
     return [json.loads(line) for line in lines if line.startswith('{"case"')]  # TRL prints what it logs, too
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in SMALL]
+)
 def test_a_benchmark_prints_a_line_per_case(name, monkeypatch, capsys):
     machine, *cases = run(name, monkeypatch, capsys)
     assert {"cpu", "torch", "transformers"} <= machine.keys()

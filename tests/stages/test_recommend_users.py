@@ -5,12 +5,16 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from llmrec.cli import main as llmrec
+from llmrec.configs import RecommendConfig
 from llmrec.data.catalog import Catalog
+from llmrec.data.requests.user_files import UserFiles
+from llmrec.runtime import processes
 from llmrec.runtime.manifest import verify
 from llmrec.sid.catalogs.catalog_record import CatalogRecord
 from llmrec.stages import recommend_users
@@ -133,8 +137,6 @@ def test_a_model_without_item_rows_is_refused_for_rank(tuned, users, tmp_path, c
 
 
 def test_new_items_are_given_places(tuned, users, tmp_path, capsys, monkeypatch):
-    import numpy as np
-
     counts = np.where(np.arange(12) == 4, 0, 5)
     monkeypatch.setattr(CatalogRecord, "load", lambda *_: CatalogRecord(np.arange(12, dtype=np.uint64), counts))
     run_json(capsys, *asked(tuned, users, tmp_path / "recs", "--min-new", 1, "--exclude-seen", "false"))
@@ -186,6 +188,23 @@ def test_bad_users_are_refused_before_the_weights_are_read(tuned, tmp_path, caps
     assert "12 more such lists. Its catalogue has 12 items" in error and error.endswith("leaves unknown items out.")
     assert list(tmp_path.iterdir()) == [place.parent]  # nothing holds a corrected run back
     assert "row 3" in failed(capsys, asked(tuned, tmp_path / "many", tmp_path / "recs", "--unknown", "skip"))
+
+
+def test_processes_share_out_the_check(tmp_path, sid_table, monkeypatch):
+    """Each reads every second part; all of them know every problem."""
+    histories = [["item-1"], ["gone"], [], ["gone", "gone"], ["item-2"], ["?"]]
+    pq.write_table(pa.table({"history": histories, "allow": [["?"]] * 6}), tmp_path / "users.parquet")
+    files, parts = UserFiles.find(tmp_path / "users.parquet"), [range(at, at + 1) for at in range(6)]
+    config = RecommendConfig(model="m", users="u", out="o", unknown="skip")
+    whole, shares = recommend_users.check_users(files, parts, sid_table, config), []
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "gather", lambda values: shares.extend(values) or shares)
+    for rank in (0, 1):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        found = recommend_users.check_users(files, parts, sid_table, config)
+    assert [counts["cold"] for _, _, counts in shares] == [1, 3] and found == whole == {"cold": 4, "filters": 6}
+    with pytest.raises(ValueError, match=r"row 2, .*names items that this checkpoint does not know"):
+        recommend_users.check_users(files, parts, sid_table, RecommendConfig(model="m", users="u", out="o"))
 
 
 def test_options_that_do_not_fit_are_refused_before_the_users_are_read(tuned, users, tmp_path, capsys, monkeypatch):

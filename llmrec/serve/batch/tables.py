@@ -77,8 +77,14 @@ class TableRecommender:
             `unknown` and `fallback`.
 
         Raises:
-            ValueError: If its columns are not those of requests, or a list names unknown items that are not skipped.
+            ValueError: If it is no table, its columns are not those of requests, or a list names unknown items that are
+                not skipped.
         """
+        if not isinstance(users, pa.Table):
+            raise ValueError(
+                f"The table of users is a {type(users).__name__}; a pyarrow.Table is needed, which Ray Data gives with "
+                'batch_format="pyarrow", and pyarrow.Table.from_pandas makes of a frame.'
+            )
         try:
             asked = UserTable.of(users, self.table.row_of)
         except ValueError as error:
