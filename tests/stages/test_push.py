@@ -65,6 +65,7 @@ def test_semantic_ids_are_loaded_and_extended_from_the_hub(hub, toy, tmp_path, c
     source = toy[1].parent / "sid"
     status, shown = push(capsys, "--source", str(source), "--repo-id", "ann/sids", "--private", "false")
     assert status == 0 and shown.startswith(f"push: {hub.address}/ann/sids/commit/") and "everybody sees it" in shown
+    assert shown.count("\n") == 1  # no progress bars where there is no terminal
     assert hub.files("ann/sids", "datasets").keys() == {
         ".gitattributes", "README.md", "manifest.json", "sid_table.parquet",
     }  # fmt: skip

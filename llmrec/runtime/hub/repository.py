@@ -6,8 +6,9 @@ reader sees an upload whole or not at all, and no weights of an earlier one besi
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,9 +21,15 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    validate_repo_id,
+)
 
 from llmrec.runtime import disk
+from llmrec.runtime.console import has_screen
 from llmrec.runtime.reading import first_line
 
 RepoType = Literal["model", "dataset", "space"]
@@ -51,7 +58,8 @@ def download(source: str, repo_type: RepoType = "model") -> Path:
     """
     repo_id, _, revision = source.partition("@")
     try:
-        return Path(snapshot_download(repo_id, repo_type=repo_type, revision=revision or None))
+        with _bars_on_a_screen():
+            return Path(snapshot_download(repo_id, repo_type=repo_type, revision=revision or None))
     except Exception as error:  # also of the HTTP library of the client, which is another in every version
         raise ValueError(reason(error, source)) from error
 
@@ -97,7 +105,7 @@ def upload(
             *(CommitOperationAdd(name, str(path)) for name, path in files.items()),
             *(CommitOperationDelete(name, is_folder=False) for name in removed),
         ]
-        with warnings.catch_warnings():  # the SID table of a model belongs beside it
+        with warnings.catch_warnings(), _bars_on_a_screen():  # the SID table of a model belongs beside it
             warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
             commit = api.create_commit(
                 repo_id,
@@ -114,6 +122,19 @@ def upload(
             "so nothing of it is there in part."
         ) from error
     return Upload(commit.commit_url, bool(found.private))
+
+
+@contextlib.contextmanager
+def _bars_on_a_screen() -> Iterator[None]:
+    """Leave out the client's progress bars where llmrec shows none of its own."""
+    is_changed = not has_screen() and not are_progress_bars_disabled()
+    if is_changed:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if is_changed:
+            enable_progress_bars()
 
 
 def reason(error: BaseException, source: str) -> str:
