@@ -158,9 +158,10 @@ def fine_tune(config: SftConfig, start: RunInputs, directory: Path) -> tuple[Sid
     examples, tasks = make_examples(config, start.catalog, start.tokenizer, start.sid_config.vocabulary)
     parts = make_parts(config, start, examples, tasks)
     fills = (start.tokenizer.pad_token_id, 0, IGNORED)
-    shortest, vocabulary = int(start.table.lengths.min()), start.sid_config.vocabulary
-    untried = vocabulary.head is not None or vocabulary.has_one_block
-    captured = CapturedLoss.of(config, parts.model, shortest, fills, parts.device, untried)
+    vocabulary = start.sid_config.vocabulary
+    reads_one = vocabulary.has_one_block or (vocabulary.head is not None and vocabulary.head.by_codes)
+    shortest = 1 if reads_one else int(start.table.lengths.min())
+    captured = CapturedLoss.of(config, parts.model, shortest, fills, parts.device)
     trainer_class = SidTrainer if parts.mutual is None else functools.partial(ContentTrainer, parts.mutual)
     with open_trainer(config, start, parts, directory, captured, trainer_class=trainer_class) as trainer:
         counts = {**train(trainer, parts.collator, directory), **best_step(trainer.state)}

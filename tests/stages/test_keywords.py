@@ -61,7 +61,10 @@ def test_evaluate_answers_by_keywords(line, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--llm", "micro"], "method 'keywords' tells items apart itself; set collision to accept"),
+        (
+            ["--llm", "micro", "--collision", "suffix_ordinal"],
+            "method 'keywords' tells items apart itself; set collision to accept",
+        ),
         (["--llm", "micro", "--min-words", 11], "min_words is 11; at most 10 is allowed"),
         (["--llm", "no/where", "--collision", "accept"], "cannot be loaded by AutoTokenizer"),
         (["--collision", "accept"], "'options.llm' is required"),

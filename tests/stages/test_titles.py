@@ -176,7 +176,11 @@ def test_one_pass_has_the_loss_of_one_row_per_target(line, tmp_path):
         ("evaluate", ["--rank", "items"], "This checkpoint has no item rows"),
         ("extend", ["--item-rows"], "which have vectors already; leave out item_rows"),
         ("extend", ["--spare-codes", 3], "which have vectors already; leave out spare_codes"),
-        ("tokenize", [], "method 'titles' tells items apart itself; set collision to accept"),
+        (
+            "tokenize",
+            ["--collision", "suffix_ordinal"],
+            "method 'titles' tells items apart itself; set collision to accept",
+        ),
         ("tokenize", ["--max-tokens", 3, "--collision", "accept"], "max_tokens is 3; at least 8"),
     ],
 )

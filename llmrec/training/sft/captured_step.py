@@ -42,7 +42,8 @@ class CapturedLoss:
 
     Args:
         model: Model that trains, all of one type and on one GPU.
-        shortest_sid: Number of tokens of the shortest SID.
+        shortest_sid: Number of tokens of an item for each that is of one level: those of the shortest SID; 1 where an
+            item is read as one, and where all levels have the same tokens.
         fills: Values of empty rows of `input_ids`, `position_ids` and `labels`.
     """
 
@@ -54,26 +55,24 @@ class CapturedLoss:
         shortest_sid: int,
         fills: tuple[int, int, int],
         device: torch.device,
-        is_untried: bool = False,
     ) -> CapturedLoss | None:
         """Capture steps if they have few shapes and the host need not wait for the device; else return None.
 
         Args:
             config: Options of the stage.
             model: Model that trains.
-            shortest_sid: Number of tokens of the shortest SID.
+            shortest_sid: As above.
             fills: Values of empty rows, as above.
             device: Device that the model will be on.
-            is_untried: The model answers by a head, whose loss was not tried in a graph on a GPU yet (the tests marked
-                `gpu` in tests/training/sft/test_captured_heads.py do), or in pieces.
         """
         is_plain = config.packing and config.quantization == "none" and not config.gradient_checkpointing
         is_small = sum(p.numel() for p in model.parameters() if p.requires_grad) <= MOST_TRAINED
         is_whole = device.type == "cuda" and processes.sharding() is None
         takes_masks = causal_lm(model).config._attn_implementation == "sdpa"
+        # A graph scores every position, as it may not count the answers; over the vocabulary this takes memory.
+        scores_more = config.normalize_over == "vocabulary" and config.targets != "every_item"
         if (
-            config.normalize_over == "vocabulary"
-            or is_untried
+            scores_more
             or config.content_passes  # whose steps leave one of two sets of rows without a gradient
             or not (is_plain and is_small and is_whole and takes_masks)
         ):

@@ -56,7 +56,7 @@ def sid_cross_entropy(
         normalize_over: Tokens that the softmax of a SID token runs over.
         label_smoothing: Share of the target's probability that is spread over these tokens.
         most: Upper bounds of the number of positions of one level, and of words. With them the host does not wait for
-            the device; possible only with `level`.
+            the device.
         taught: Distributions of a teacher over the codes of the labels.
         words: Tokens that the softmax of a word runs over; the labels among them have the same ids.
 
@@ -82,7 +82,7 @@ def sid_cross_entropy(
     supervised = labels_P != IGNORED
     over_all = normalize_over == "vocabulary"
     if over_all and taught is None:
-        return loss_over(slice(None), supervised, None)
+        return loss_over(slice(None), supervised, None if most is None else len(labels_P))
     most_of_level, most_words = (None, None) if most is None else most
     by_level = _by_level(labels_P, vocabulary, taught)
     losses = [

@@ -48,12 +48,12 @@ def packed_batch(tokenizer, table, vocabulary, seed=0, device="cpu"):
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def gradients(model, vocabulary, batches, captured=None, **options):
+def gradients(model, vocabulary, batches, captured=None, normalize_over="level", **options):
     """Losses of batches, and the gradients that they add up to."""
     model.train()
     model.zero_grad()
     losses = []
-    with sid_loss_in_forward(model, vocabulary, "level", captured=captured, **options):
+    with sid_loss_in_forward(model, vocabulary, normalize_over, captured=captured, **options):
         for batch in batches:
             count = torch.tensor(7.0, device=batch["labels"].device)
             loss = model(**batch, num_items_in_batch=count).loss
