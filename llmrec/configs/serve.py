@@ -18,7 +18,10 @@ class Limits(Config):
     )
     max_wait_ms: float = option("Milliseconds that a request waits for others to join its batch.", 3, least=0, most=100)
     max_queue: int = option(
-        "Number of users that may wait; further requests are refused with 429 until there is room.", 512, least=1
+        "Number of users that may wait, as long as they expect to wait for half of `deadline_s` at most; further "
+        "requests are refused with 429.",
+        512,
+        least=1,
     )
     deadline_s: float = option("Seconds after which a request that was not answered is refused with 504.", 10, above=0)
     max_k: int = option("Largest `k` of a request.", 100, least=1)

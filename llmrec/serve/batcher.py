@@ -7,6 +7,7 @@ it. A batch that fails is answered one request at a time, so that only the one a
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -60,6 +61,7 @@ class Batcher:
         max_batch: Largest number of users in a batch; no job is larger.
         max_wait_s: Seconds that a job waits for others.
         max_queue: Largest number of users that wait.
+        max_expected_s: Largest time that a new job may expect to wait, by the speed of the latest batches.
         on_batch: Called with the jobs of every batch when it starts.
     """
 
@@ -68,11 +70,14 @@ class Batcher:
         max_batch: int,
         max_wait_s: float,
         max_queue: int,
+        max_expected_s: float = math.inf,
         on_batch: Callable[[Sequence[Job]], None] = lambda jobs: None,
     ):
         self.max_batch, self.max_wait_s, self.max_queue = max_batch, max_wait_s, max_queue
-        self.on_batch = on_batch
+        self.max_expected_s, self.on_batch = max_expected_s, on_batch
         self.waiting = 0  # users in the queue
+        self._seconds_per_user = 0.0  # a moving average
+        self._started_at = self._read_at = 0.0  # when work began after a pause, and when the last batch was read
         self._queue: dict[Job, None] = {}  # in order of arrival
         self._changed = threading.Condition()
         self._closed = False
@@ -90,7 +95,7 @@ class Batcher:
         with self._changed:
             if self._closed:
                 raise Closed
-            if self.waiting + size > self.max_queue:
+            if self.waiting + size > self.max_queue or self.expected_wait() > self.max_expected_s:
                 raise QueueFull
             is_first = not self._queue
             self._queue.update(dict.fromkeys(jobs))
@@ -107,11 +112,14 @@ class Batcher:
                 if job in self._queue:
                     self._drop(job)
 
-    def longest_wait(self) -> float:
-        """Seconds that the oldest job has waited, which is about what a new one has before it."""
-        with self._changed:
-            oldest = next(iter(self._queue), None)
-        return 0.0 if oldest is None else time.monotonic() - oldest.arrived
+    @property
+    def is_full(self) -> bool:
+        """True if no job would find a place."""
+        return self.waiting >= self.max_queue or self.expected_wait() > self.max_expected_s
+
+    def expected_wait(self) -> float:
+        """Seconds that a new job will wait for those before it."""
+        return self.waiting * self._seconds_per_user
 
     def close(self) -> None:
         """Answer what is in the queue, and end the thread."""
@@ -129,6 +137,8 @@ class Batcher:
         while True:
             batch = self._take(wait=not started)
             if batch:
+                if not started:
+                    self._started_at = time.monotonic()
                 self.on_batch(batch)
                 try:
                     started.append((batch, batch[0].task.start([job.payload for job in batch])))
@@ -167,9 +177,17 @@ class Batcher:
         except Exception as error:
             self._answer_alone(batch, error)
             return
+        self._time(batch)
         for job, result in zip(batch, results, strict=True):
             if not job.is_cancelled:
                 job.done(result)
+
+    def _time(self, batch: Sequence[Job]) -> None:
+        """Learn how long a user takes from a batch that was read."""
+        now, users = time.monotonic(), sum(job.size for job in batch)
+        seconds = (now - max(self._read_at, self._started_at)) / users
+        self._read_at = now
+        self._seconds_per_user += (seconds - self._seconds_per_user) * (0.2 if self._seconds_per_user else 1.0)
 
     def _answer_alone(self, batch: Sequence[Job], error: Exception) -> None:
         """Answer every job of a failed batch by itself."""

@@ -94,7 +94,13 @@ class Service:
         self.previous: Generation | None = None
         self.is_draining, self.metrics = False, Metrics()
         self.in_flight = 0  # requests that wait or are being answered
-        self._batcher = Batcher(limits.max_batch, limits.max_wait_ms / 1e3, limits.max_queue, self.metrics.count_batch)
+        self._batcher = Batcher(
+            limits.max_batch,
+            limits.max_wait_ms / 1e3,
+            limits.max_queue,
+            limits.deadline_s / 2,
+            self.metrics.count_batch,
+        )
         self.metrics.watch(lambda: self.waiting)
         self.metrics.show(generation)
 
@@ -110,7 +116,7 @@ class Service:
             Refusal: If the queue is full, or the service is shutting down.
         """
         self.check_open()
-        if path in QUEUED and self.waiting >= self.limits.max_queue:
+        if path in QUEUED and self._batcher.is_full:
             raise self._full()
 
     def check_open(self) -> None:
@@ -237,7 +243,7 @@ class Service:
                 return [await future for future in futures]
         except TimeoutError:
             late = f"The answer took longer than {self.limits.deadline_s:g} s; ask for less, or later."
-            raise Refusal(504, late, retry_after_s=self._batcher.longest_wait()) from None
+            raise Refusal(504, late, retry_after_s=self._batcher.expected_wait()) from None
         finally:
             self.in_flight -= 1
             self._batcher.cancel(jobs)
@@ -246,9 +252,12 @@ class Service:
         return AnswerSize.read(request.k, request.min_new, request.num_beams, self.limits.max_batch)
 
     def _full(self) -> Refusal:
-        most = self.limits.max_queue
-        message = f"{self.waiting} users wait and the queue takes {most}; try again later."
-        return Refusal(429, message, retry_after_s=self._batcher.longest_wait())
+        expected = self._batcher.expected_wait()
+        message = (
+            f"{self.waiting} users wait already, for about {expected:.1f} s; at most {self.limits.max_queue} may wait, "
+            f"and for half of the deadline of {self.limits.deadline_s:g} s. Try again later."
+        )
+        return Refusal(429, message, retry_after_s=expected)
 
     def close(self) -> None:
         """Answer what is in the queue, and take nothing more."""

@@ -42,7 +42,7 @@ def test_a_full_queue_refuses_with_429_and_says_when_to_come_back(client, servin
 
     refused, alive, answered = asyncio.run(run())
     assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
-    assert error_of(refused) == "2 users wait and the queue takes 2; try again later."
+    assert error_of(refused).startswith("2 users wait already, for about 0.0 s; at most 2 may wait")
     assert alive.status_code == 200 and answered == [200, 200]
 
 

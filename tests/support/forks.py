@@ -20,7 +20,7 @@ LIBRARIES = ("llmrec.stages.prepare", "llmrec.stages.sft", "llmrec.stages.altern
              "llmrec.stages.grpo", "llmrec.stages.refine",
              "llmrec.stages.teach", "llmrec.stages.ensemble", "llmrec.stages.compare", "llmrec.stages.recommend",
              "llmrec.stages.quickstart", "llmrec.stages.run", "llmrec.stages.extend", "llmrec.stages.embed",
-             "llmrec.stages.tokenize", "llmrec.stages.evaluate",
+             "llmrec.stages.tokenize", "llmrec.stages.evaluate", "llmrec.serve.app", "llmrec.serve.server",
              "llmrec.recommender", "peft")  # fmt: skip
 
 

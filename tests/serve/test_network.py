@@ -1,0 +1,175 @@
+"""The service behind a real socket: slow, huge, malformed and vanishing clients, and the end by a signal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from llmrec.configs import ServeConfig
+from llmrec.serve.app import create_app
+from llmrec.serve.batcher import Job
+from llmrec.serve.server import server_of
+from llmrec.serve.service import Service, Single
+from llmrec.stages.serve import bind
+from tests.serve.conftest import HISTORY, Held
+
+BODY = json.dumps({"history": HISTORY, "k": 2}).encode()
+POST = b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+class Running:
+    """A service with uvicorn in a thread."""
+
+    def __init__(self, generation, **limits):
+        config = ServeConfig(model="m", port=0, **limits)
+        self.service, self.listener = Service(generation, config), bind(config)
+        self.port = self.listener.getsockname()[1]
+        self.server = server_of(create_app(self.service, config), self.service, config.receive_s, config.deadline_s)
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]})
+        self.thread.start()
+        self.held = Held(self.service)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=5)
+
+    def hold(self) -> None:
+        """Keep the thread of the model busy."""
+        task = Single(self.held.job, self.service.generation)
+        self.service._batcher.submit([Job(task, None, 1, lambda result: None)])
+        assert self.held.begun.wait(5)
+
+    def health_s(self) -> float:
+        started = time.perf_counter()
+        with self.connect() as connection:
+            connection.sendall(HEALTH)
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        return time.perf_counter() - started
+
+
+@pytest.fixture
+def running(generation) -> Iterator:
+    """Function that starts a service with some limits."""
+    made = []
+
+    def start(**limits) -> Running:
+        made.append(Running(generation, **limits))
+        while not made[-1].server.started:
+            time.sleep(0.005)
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.held.gone.set()
+        each.service.is_draining = True
+        each.thread.join(10)
+        assert not each.thread.is_alive()
+        each.service.close()
+
+
+def received(connection: socket.socket) -> bytes:
+    """Everything up to the end of the connection."""
+    parts = []
+    with contextlib.suppress(ConnectionResetError):
+        while part := connection.recv(65536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def until(condition) -> float:
+    started = time.perf_counter()
+    while not condition():
+        assert time.perf_counter() - started < 5
+        time.sleep(0.002)
+    return time.perf_counter() - started
+
+
+def full_post(extra: bytes = b"") -> bytes:
+    return POST + extra + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+
+
+def test_a_client_that_goes_away_frees_its_place_within_250_ms(running):
+    server = running()
+    server.hold()
+    connection = server.connect()
+    connection.sendall(full_post())
+    until(lambda: server.service.waiting == 1)
+    connection.close()
+    assert until(lambda: server.service.waiting == 0) < 0.25
+
+
+def test_slow_heads_and_bodies_end_and_disturb_nobody(running):
+    server = running(receive_s=0.3)
+    slow = [server.connect() for _ in range(30)]
+    started = time.perf_counter()
+    for number, connection in enumerate(slow):
+        connection.sendall(POST[:20] if number % 2 else POST + b"Content-Length: 99\r\n\r\n{")
+    assert server.health_s() < 2
+    ends = [received(connection) for connection in slow]
+    assert time.perf_counter() - started < 5
+    assert all(end.startswith(b"HTTP/1.1 408") for end in ends[::2]) and set(ends[1::2]) == {b""}
+
+
+def test_a_drip_of_bytes_does_not_reset_the_clock(running):
+    server = running(receive_s=0.3)
+    connection, started = server.connect(), time.perf_counter()
+    with contextlib.suppress(OSError):
+        while time.perf_counter() - started < 5:
+            connection.sendall(b"G")
+            time.sleep(0.05)
+    assert time.perf_counter() - started < 3
+
+
+def test_a_body_of_a_gigabyte_is_refused_at_its_announcement(running):
+    server = running()
+    connection = server.connect()
+    connection.sendall(POST + b"Content-Length: 1000000000\r\n\r\n{")
+    assert b"HTTP/1.1 413" in received(connection)
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\x16\x03\x01\x02\x00\x01", b"GET\r\n\r\n", b"G" * 100_000, POST + b"Content-Length: x\r\n\r\n",
+                POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"],
+)  # fmt: skip
+def test_what_is_no_http_ends_the_connection_and_nothing_else(running, garbage):
+    server = running(receive_s=0.5)
+    connection = server.connect()
+    with contextlib.suppress(OSError):
+        connection.sendall(garbage)
+        connection.shutdown(socket.SHUT_WR)
+    answer = received(connection)
+    assert answer == b"" or answer.split()[1] in (b"400", b"422"), answer[:100]
+    assert server.health_s() < 2
+
+
+def test_a_connection_is_kept_after_a_refusal(running):
+    server = running()
+    connection = server.connect()
+    for request, status in ((POST + b"Content-Length: 2\r\n\r\n{}", b"422"), (full_post(), b"200")):
+        connection.sendall(request)
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += connection.recv(65536)
+        assert answer.split()[1] == status
+
+
+def test_at_a_signal_what_waits_is_answered_and_the_server_ends(running):
+    server = running()
+    server.hold()
+    waiting = server.connect()
+    waiting.sendall(full_post(b"Connection: close\r\n"))
+    until(lambda: server.service.waiting == 1)
+    server.server.handle_exit(15, None)
+    late = server.connect()
+    late.sendall(full_post(b"Connection: close\r\n"))
+    assert received(late).startswith(b"HTTP/1.1 503")
+    server.held.gone.set()
+    assert received(waiting).startswith(b"HTTP/1.1 200")
+    server.thread.join(5)
+    assert not server.thread.is_alive()

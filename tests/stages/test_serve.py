@@ -1,0 +1,95 @@
+"""The serve stage: what is refused before anything is loaded, and a whole run of the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+import urllib.request
+
+import pytest
+
+from llmrec.configs import ServeConfig
+from llmrec.stages import serve
+from tests.test_imports import MODULES, imports, package
+
+
+@pytest.fixture(autouse=True)
+def no_keys(monkeypatch):
+    for name in (serve.API_KEY, serve.ADMIN_TOKEN):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
+def test_an_open_address_needs_a_key_or_the_word(host, monkeypatch):
+    with pytest.raises(ValueError, match=r"can be reached by others, and there is no API key\. Set LLMREC_API_KEY"):
+        serve.main(ServeConfig(model="m", host=host))
+    serve.check_environment(ServeConfig(model="m", host=host, anonymous=True))
+    monkeypatch.setenv(serve.API_KEY, "k" * 32)
+    serve.check_environment(ServeConfig(model="m", host=host))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+def test_loopback_needs_none(host):
+    serve.check_environment(ServeConfig(model="m", host=host))
+
+
+@pytest.mark.parametrize("name", [serve.API_KEY, serve.ADMIN_TOKEN])
+def test_a_short_key_is_refused(name, monkeypatch):
+    monkeypatch.setenv(name, "secret")
+    with pytest.raises(ValueError, match=f"{name} has fewer than 16 characters"):
+        serve.main(ServeConfig(model="m"))
+
+
+def test_a_missing_extra_names_the_command(monkeypatch):
+    monkeypatch.setattr(serve, "LIBRARIES", ("fastapi", "no_such_library"))
+    with pytest.raises(ValueError, match=r"no_such_library cannot be imported; run `pip install 'llmrec\[serve\]'`"):
+        serve.main(ServeConfig(model="m"))
+
+
+def test_a_port_that_is_taken_is_refused():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1:{port} .*; give another --host or --port"):
+            serve.main(ServeConfig(model="m", port=port))
+
+
+def test_a_catalogue_or_directory_that_is_none_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"admin_dir .* is no directory"):
+        serve.main(ServeConfig(model="m", admin_dir=str(tmp_path / "absent")))
+    with pytest.raises(ValueError, match="absent"):
+        serve.main(ServeConfig(model="m", port=0, catalog=str(tmp_path / "absent")))
+
+
+def test_only_the_stages_of_serving_import_the_service():
+    importers = {module for module in MODULES if any(name.startswith("llmrec.serve") for name in imports(module))}
+    assert {name for name in importers if package(name) not in ("serve", "stages")} == set()
+
+
+def ask(port: int, path: str, body: object = None) -> dict:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return json.load(answer)
+
+
+def test_the_command_answers_survives_a_kill_and_ends_at_a_signal(tuned, toy, forks, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    argv = ["serve", "--model", str(tuned), "--catalog", toy[0], "--port", str(port), "--device", "cpu"]
+    answers = []
+    for end in (signal.SIGKILL, signal.SIGTERM):
+        pid = forks.start(argv, tmp_path / "log")
+        for _ in range(400):
+            try:
+                assert ask(port, "/ready") == {"status": "ready"}
+                break
+            except OSError:
+                time.sleep(0.05)
+        answers.append(ask(port, "/v1/recommend", {"history": ["item-1"], "k": 2}))
+        os.kill(pid, end)
+        assert forks.wait(pid) == (-signal.SIGKILL if end == signal.SIGKILL else 0)
+    assert answers[0] == answers[1] and len(answers[0]["items"]) == 2
+    assert "requests answered" in (tmp_path / "log").read_text()
