@@ -13,7 +13,6 @@ import pytest
 
 from llmrec.configs import ServeConfig
 from llmrec.stages import serve
-from tests.test_imports import MODULES, imports, package
 
 
 @pytest.fixture(autouse=True)
@@ -61,11 +60,6 @@ def test_a_catalogue_or_directory_that_is_none_is_refused(tmp_path):
         serve.main(ServeConfig(model="m", admin_dir=str(tmp_path / "absent")))
     with pytest.raises(ValueError, match="absent"):
         serve.main(ServeConfig(model="m", port=0, catalog=str(tmp_path / "absent")))
-
-
-def test_only_the_stages_of_serving_import_the_service():
-    importers = {module for module in MODULES if any(name.startswith("llmrec.serve") for name in imports(module))}
-    assert {name for name in importers if package(name) not in ("serve", "stages")} == set()
 
 
 def ask(port: int, path: str, body: object = None) -> dict:
