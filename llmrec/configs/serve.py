@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 from llmrec.configs.options import Config, option
 from llmrec.configs.recommend import RANK_HELP, RankBy
+
+SITE = re.compile(r"https?://[A-Za-z0-9.-]+(:\d+)?")
 
 
 @dataclass(kw_only=True)
@@ -53,6 +56,10 @@ class ServeConfig(Limits):
     pictures: str | None = option(
         "Column of `catalog` with the addresses of pictures, which the page then loads from there.", None
     )
+    framed_by: str | None = option(
+        "Site that may show the page in a frame, such as https://huggingface.co; none by default.",
+        None,
+    )
     rank: RankBy = option(RANK_HELP, "sid")
     device: str = option("Device of the model: auto, cpu or cuda. A process serves one GPU.", "auto")
     precision: Literal["auto", "float32", "bfloat16"] = option(
@@ -73,3 +80,9 @@ class ServeConfig(Limits):
         "in requests, and in which appended checkpoints and the list of removed items are written.",
         None,
     )
+
+    def problems(self) -> list[str]:
+        """List what contradicts itself, and a site that is none."""
+        if self.framed_by is not None and SITE.fullmatch(self.framed_by) is None:
+            return [f"framed_by is '{self.framed_by}'; give a site without a path, such as https://huggingface.co"]
+        return super().problems()

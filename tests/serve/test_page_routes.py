@@ -92,6 +92,14 @@ def test_pictures_are_shown_if_the_operator_wants_them(columned, generation):
     with pytest.raises(ValueError, match="pictures is 'nose', but the catalogue has the columns"):
         ItemIndex(columned.recommender, columned.catalog, "nose")
     assert "img-src 'self';" in policy(False) and "https:" in policy(True)
+    assert policy(False).endswith("frame-ancestors 'none'")
+    assert policy(False, "https://huggingface.co").endswith("frame-ancestors https://huggingface.co")
+
+
+@pytest.mark.parametrize("site", ["huggingface.co", "https://a b", "https://a; script-src *", "https://a/b", "*"])
+def test_a_site_that_may_frame_the_page_is_one_and_adds_nothing_to_the_policy(site):
+    with pytest.raises(ValueError, match=r"framed_by is .* give a site without a path"):
+        ServeConfig(model="m", framed_by=site)
 
 
 def test_the_catalogue_is_described(send, columned):

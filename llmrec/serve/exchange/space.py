@@ -24,6 +24,7 @@ from llmrec.sid.catalogs.catalog_record import CatalogRecord
 from llmrec.sid.catalogs.given_catalog import match_catalog
 
 PORT = 7860
+HUB = "https://huggingface.co"  # which shows a Space in a frame
 CHECKPOINT, CATALOG = "checkpoint", "catalog"
 DOCKERFILE = """# A commit in the place of main fixes the version.
 ARG LLMREC=https://github.com/llmrec/llmrec/archive/refs/heads/main.tar.gz
@@ -74,7 +75,8 @@ def write_space(checkpoint: Path, directory: Path, catalog: str | None = None) -
         )
         folders, more = [CHECKPOINT, CATALOG], ["--catalog", CATALOG]
         told = f"Of the catalogue these columns of its items are shown: {', '.join(columns)}."
-    command = ["llmrec", "serve", "--model", CHECKPOINT, *more, "--host", "0.0.0.0", "--port", str(PORT), "--anonymous"]
+    command = ["llmrec", "serve", "--model", CHECKPOINT, *more, "--host", "0.0.0.0", "--port", str(PORT), "--anonymous",
+               "--framed-by", HUB]  # fmt: skip
     quoted = ", ".join(f'"{word}"' for word in command)
     copies = "\n".join(f"COPY --chown=1000 {folder} {folder}" for folder in folders)
     (directory / "Dockerfile").write_text(DOCKERFILE.format(copies=copies, port=PORT, command=quoted), encoding="utf-8")

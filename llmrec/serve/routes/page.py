@@ -15,6 +15,8 @@ FILES = {
     "/page/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 
+NOBODY = "'none'"
+
 
 def router(service: Service) -> APIRouter:
     """Make the routes of a service."""
@@ -25,8 +27,9 @@ def router(service: Service) -> APIRouter:
         content = folder.joinpath(name).read_bytes()
 
         async def serve() -> Response:
+            config = service.generation.config
             headers = {
-                "Content-Security-Policy": policy(service.generation.config.pictures is not None),
+                "Content-Security-Policy": policy(config.pictures is not None, config.framed_by),
                 "X-Content-Type-Options": "nosniff",
                 "Referrer-Policy": "no-referrer",
                 "Cache-Control": "no-cache",
@@ -40,10 +43,15 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def policy(has_pictures: bool) -> str:
-    """Content-Security-Policy of the page: nothing from anywhere else, but pictures if the operator wants them."""
+def policy(has_pictures: bool, framed_by: str | None = None) -> str:
+    """Content-Security-Policy of the page: nothing from anywhere else but what the operator wants.
+
+    Args:
+        has_pictures: Pictures may come from anywhere.
+        framed_by: Site that may show the page in a frame.
+    """
     images = "'self' https: http:" if has_pictures else "'self'"
     return (
         f"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src {images}; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        f"base-uri 'none'; form-action 'none'; frame-ancestors {framed_by or NOBODY}"
     )

@@ -41,7 +41,7 @@ def config_of(space) -> ServeConfig:
 def test_the_command_of_the_container_serves_the_checkpoint(space, tuned, toy, monkeypatch):
     monkeypatch.chdir(space)
     config = config_of(space)
-    assert (config.host, config.port) == ("0.0.0.0", 7860)
+    assert (config.host, config.port, config.framed_by) == ("0.0.0.0", 7860, "https://huggingface.co")
     check_environment(config)
     generation = Generation.load(config)
     assert generation.titles["item-0"] == "red apple"
