@@ -13,10 +13,11 @@ class ExportConfig(StageConfig, Config):
     """Write a checkpoint in the format of another program."""
 
     model: str = option("Directory or Hub id of the checkpoint.")
-    to: Literal["flashrec", "vllm", "space"] = option(
+    to: Literal["flashrec", "vllm", "space", "torch"] = option(
         "Program that reads the result. 'flashrec' is the engine FlashRec: a model directory and its catalogue of "
         "semantic IDs. 'vllm' is any engine that runs a processor of logits: the merged model, and its trie. 'space' "
-        "is a Docker Space of the Hugging Face Hub, which serves the checkpoint and its page."
+        "is a Docker Space of the Hugging Face Hub, which serves the checkpoint and its page. 'torch' is a program of "
+        "torch.export that scores all items in one forward pass, for a model with item rows or a head."
     )
     catalog: str | None = option(
         "Directory written by `llmrec prepare`, whose items a Space shows by title. Its interactions are left out.",

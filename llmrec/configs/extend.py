@@ -44,6 +44,11 @@ class ExtendConfig(StageConfig, Config):
         "the item without beams.",
         False,
     )
+    layout: Literal["llmrec", "openonerec"] = option(
+        "Way of writing an item. 'llmrec' is `<a_12><b_3>`. 'openonerec' is `<|sid_begin|><s_a_12><s_b_3><|sid_end|>`, "
+        "two tokens more, which the engine FlashRec needs.",
+        "llmrec",
+    )
     head: Literal["none", "codes", "vectors", "projection"] = option(
         "Head that answers in one forward pass, without beams. 'codes' predicts the codes of all levels at once, as "
         "RPG does, and 'vectors' compares with the vectors of the items, as VQ-Rec does; an item of a history is then "
@@ -69,4 +74,6 @@ class ExtendConfig(StageConfig, Config):
         """List the options that contradict each other."""
         both = self.item_rows and self.head != "none"
         found = ["item_rows and head both read and score items; leave one of them out"] if both else []
+        if self.layout != "llmrec" and (self.item_rows or self.head != "none"):
+            found.append("layout 'openonerec' is of semantic IDs alone; leave item_rows and head out")
         return found + super().problems()

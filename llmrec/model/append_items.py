@@ -84,7 +84,7 @@ def grow_vocabulary(
     notes = [f"level {level} grew from {old} to {new} codes" for level, (old, new) in enumerate(sizes) if new > old]
     last, end = vocabulary.num_levels - 1, vocabulary.token_range.stop
     short = [level for level, size in enumerate(level_sizes) if size > vocabulary.block_sizes[level]]
-    if short and (short != [last] or len(tokenizer) != end):
+    if short and (short != [last] or len(tokenizer) != end or vocabulary.layout is not None):
         raise ValueError(
             f"{'; '.join(notes)}, but the checkpoint has tokens for {list(vocabulary.block_sizes)} codes only, and "
             "other tokens follow them. Extend the original model by this SID table, with spare_codes, and train again."

@@ -36,7 +36,7 @@ def mean_rows(embedding: nn.Module, sids: range, tokens_nL: Tensor) -> Tensor:
         (n, D).
     """
     rows = with_trained_rows(embedding, slice(sids.start, sids.stop))
-    total = torch.zeros(len(tokens_nL), rows.shape[1], dtype=rows.dtype, device=rows.device)
+    total = torch.zeros(tokens_nL.shape[0], rows.shape[1], dtype=rows.dtype, device=rows.device)
     for tokens_n in (tokens_nL - sids.start).unbind(1):  # one after another: all at once would take L times the memory
         total = total + functional.embedding(tokens_n, rows)
     return total / tokens_nL.shape[1]

@@ -252,7 +252,7 @@ def add_rows(
         pieces: Pieces that the tokens stand for; merged ones begin at the mean of their features.
     """
     old_size = vocabulary.starts[0]
-    fit_vocabulary(model, vocabulary.added_range.stop)
+    fit_vocabulary(model, vocabulary.num_rows)
     generator = torch.Generator().manual_seed(seed)
     modules = (model.get_input_embeddings(), model.get_output_embeddings())
     for weight in {id(matrix): matrix for matrix in map(matrix_of, modules)}.values():

@@ -18,6 +18,8 @@ from itertools import chain
 from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.bounds import LARGEST
 
+BEGIN, END = "<|sid_begin|>", "<|sid_end|>"  # OpenOneRec's and FlashRec's
+ONEREC_TEMPLATE = "<s_{letter}_{code}>"
 TEXTS = ("separator", "suffix", "begin", "end")
 
 
@@ -58,6 +60,11 @@ class ItemLayout:
     def tokens_per_item(self) -> int:
         """Number of tokens that an item of a history takes beside its SID."""
         return len(self.separator) + len(self.begin) + len(self.end)
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows that the embedding of a model needs to have the tokens before and behind items."""
+        return max((*self.begin, *self.end), default=-1) + 1
 
     @property
     def asks_in_place(self) -> bool:

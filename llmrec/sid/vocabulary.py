@@ -143,8 +143,7 @@ class SidVocabulary(DeviceTokens):
         items = ItemTokens(len(tokenizer) + sum(block_sizes) + 1, num_items) if num_items else None
         vocabulary = cls(
             tuple(map(int, level_sizes)), starts, block_sizes, eos_token_id, template, items,
-            segmentations=segmentations,
-        )  # fmt: skip
+            segmentations=segmentations)  # fmt: skip
         tokens = vocabulary.all_tokens()
         check_new(tokens, template, tokenizer)
         tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens])
@@ -159,7 +158,8 @@ class SidVocabulary(DeviceTokens):
     @property
     def num_rows(self) -> int:
         """Number of rows that the embedding of a model needs to have all these tokens."""
-        return self.added_range.stop if self.words is None else self.words.num_rows
+        own = self.added_range.stop if self.words is None else self.words.num_rows
+        return own if self.layout is None else max(own, self.layout.num_rows)
 
     @property
     def tokens_per_item(self) -> int:

@@ -28,6 +28,7 @@ SETTLED = (
     "sid_init",
     "spare_codes",
     "item_rows",
+    "layout",
     "head",
     "head_temperature",
     "segmentations",

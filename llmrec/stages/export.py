@@ -13,12 +13,14 @@ from llmrec.runtime.stage_directory import run_stage
 from llmrec.serve.engines.export import write_vllm
 from llmrec.serve.exchange.flashrec import write_flashrec
 from llmrec.serve.exchange.space import write_space
+from llmrec.serve.exchange.torch_program import write_torch
 
 # Target -> function of the checkpoint and of the directory to write, which returns counts for the manifest.
 TARGETS: dict[str, Callable[..., JsonObject]] = {
     "flashrec": write_flashrec,
     "vllm": write_vllm,
     "space": write_space,
+    "torch": write_torch,
 }
 
 

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.configs import ExtendConfig
 from llmrec.data.catalog import Catalog
@@ -29,9 +29,10 @@ from llmrec.runtime.stage_directory import run_stage
 from llmrec.sid.aliases import refuse_aliases
 from llmrec.sid.answer_head import AnswerHead
 from llmrec.sid.catalogs.catalog_record import CatalogRecord
+from llmrec.sid.item_layout import BEGIN, END, ONEREC_TEMPLATE, ItemLayout
 from llmrec.sid.table import SidTable
 from llmrec.sid.tokens.llm_tokenizer import MICRO as MICRO
-from llmrec.sid.tokens.template import end_of_sequence
+from llmrec.sid.tokens.template import check_new, end_of_sequence
 from llmrec.sid.vocabulary import SidVocabulary
 from llmrec.stages.append import append_items, show_appended
 from llmrec.stages.quantized import quantized_vectors
@@ -53,7 +54,11 @@ def main(config: ExtendConfig) -> JsonObject:
     check_written(config, table)
     if config.head in ("codes", "vectors"):
         check_readable(table)
-    for what, is_given in (("item_rows", config.item_rows), ("head projection", config.head == "projection")):
+    for what, is_given in (
+        ("item_rows", config.item_rows),
+        ("head projection", config.head == "projection"),
+        ("layout openonerec", config.layout == "openonerec"),
+    ):
         if is_given:
             refuse_aliases(table, what)
     catalog = load_catalog(config, table)
@@ -106,7 +111,7 @@ def check_written(config: ExtendConfig, table: SidTable) -> None:
     Raises:
         ValueError: With their names.
     """
-    default = {"spare_codes": 0, "item_rows": False, "head": "none"}
+    default = {"spare_codes": 0, "item_rows": False, "head": "none", "layout": "llmrec"}
     if table.words is not None:
         default |= {"sid_init": "noise"}
         why = "has items that are written in words of the model, which have vectors already"
@@ -170,13 +175,23 @@ def add_tokens(
         tokenizer,
         table.level_sizes,
         config.spare_codes,
+        template=ONEREC_TEMPLATE if config.layout == "openonerec" else None,
         num_items=table.num_items if config.item_rows else 0,
         segmentations=None if table.pieces is None else config.segmentations,
     )
-    vocabulary = dataclasses.replace(vocabulary, head=answer_head(config))
+    layout = add_markers(tokenizer) if config.layout == "openonerec" else None
+    vocabulary = dataclasses.replace(vocabulary, head=answer_head(config), layout=layout)
     codes = table if table.pieces is None else feature_table(table)
     add_rows(model, vocabulary, config.seed, initial_vectors(config, titles, codes, tokenizer), table.pieces)
     return vocabulary
+
+
+def add_markers(tokenizer: PreTrainedTokenizerBase) -> ItemLayout:
+    """Add the tokens that stand before and behind every item, right behind those of the codes."""
+    check_new([BEGIN, END], BEGIN, tokenizer)
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in (BEGIN, END)])
+    last = len(tokenizer) - 1
+    return ItemLayout(begin=(last - 1,), end=(last,))
 
 
 def initial_vectors(

@@ -132,7 +132,8 @@ def trained_rows(model: PreTrainedModel, vocabulary: SidVocabulary) -> dict[str,
     names = {id(module): name.rsplit(".", 1)[-1] for name, module in model.named_modules()}
     matrices = [embedding] if is_tied(model) or vocabulary.head is not None else [embedding, head]
     # Items are scored by their rows in the embedding; the output matrix needs those of the codes alone.
-    rows = {id(head): vocabulary.token_range, id(embedding): vocabulary.added_range}
+    around = [] if vocabulary.layout is None else [*vocabulary.layout.begin, *vocabulary.layout.end]
+    rows = {id(head): vocabulary.token_range, id(embedding): [*vocabulary.added_range, *around]}
     return {names[id(matrix)]: list(rows[id(matrix)]) for matrix in matrices}
 
 

@@ -36,7 +36,7 @@ REQUIRED = {
     "members": ["x", "y"],
     "ranker": "item_knn",
     "to": "flashrec",
-    "layout": "lcrec",
+    "layout": "openonerec",
     "index": "x",
 }
 

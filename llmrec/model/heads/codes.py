@@ -73,7 +73,7 @@ class CodeHeads:
 
     def log_probs(self, model: PreTrainedModel, states_QH: Tensor) -> Tensor:
         """Score all items; (Q, H) -> (Q, N) float32 means of log-probabilities, one level after another."""
-        scores_QN = torch.zeros(len(states_QH), self.num_items, device=states_QH.device)
+        scores_QN = torch.zeros(states_QH.shape[0], self.num_items, device=states_QH.device)
         for logits_QK, codes_N in zip(self.logits(model, states_QH), self.codes_LN, strict=True):
             scores_QN += logits_QK.log_softmax(dim=-1)[:, codes_N]
         return scores_QN / len(self.codes_LN)

@@ -2,8 +2,8 @@
 
 FlashRec (0.1.2) finds the tokens of the codes by their names, `<s_a_0>` and so on, in one block per level, with
 `<|sid_begin|>` and `<|sid_end|>` right behind. It ends every prompt with `<|sid_begin|>`, so a model answers as it was
-trained only if that token stands before every item, as in OpenOneRec's. Its scores are normalised over the codes of a
-level.
+trained only if that token stands before every item: `llmrec extend --layout openonerec` makes such a model, and those
+of OpenOneRec are of this kind. Its scores are normalised over the codes of a level.
 
 Three files are written otherwise than transformers 5 does. config.json has `rope_theta` at its top, where the engine
 looks for it, and takes 1e6 if it is absent. tokenizer_config.json names a class that transformers 4 knows. The chat
@@ -25,12 +25,13 @@ from transformers import PreTrainedTokenizerBase
 
 from llmrec.model.checkpoint import SidConfig, load_tokenizer
 from llmrec.runtime.manifest import JsonObject, read_json, write_json
+from llmrec.sid.item_layout import BEGIN, END
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 
 CATALOG = "sid_catalog.json"
-BEGIN, END = "<|sid_begin|>", "<|sid_end|>"
 TOKEN = re.compile(r"<s_[A-Za-z0-9]+_(\d+)>")
+NEEDED = "Make one with `llmrec extend --layout openonerec` from a Qwen3 model, and train it."
 MESSAGES_AS_THEY_ARE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
@@ -48,7 +49,7 @@ def write_flashrec(checkpoint: Path, directory: Path) -> JsonObject:
     model_config, tokenizer = read_json(checkpoint / "config.json"), load_tokenizer(checkpoint)
     problems = problems_of(model_config, sid_config.vocabulary, table, tokenizer)
     if problems:
-        raise ValueError(f"FlashRec cannot serve '{checkpoint}': {'; '.join(problems)}.")
+        raise ValueError(f"FlashRec cannot serve '{checkpoint}': {'; '.join(problems)}. {NEEDED}")
     for path in checkpoint.glob("*.safetensors*"):
         shutil.copyfile(path, directory / path.name)
     write_json(directory / "config.json", {**model_config, "rope_theta": rope_theta(model_config)})

@@ -11,7 +11,6 @@ benchmarks/benchmark/tasks/v1_0/recommendation (arXiv:2512.24762).
 from __future__ import annotations
 
 from llmrec.configs import ImportConfig
-from llmrec.serve.exchange.flashrec import BEGIN, END
 from llmrec.serve.exchange.foreign import (
     SLOT,
     ForeignData,
@@ -21,8 +20,8 @@ from llmrec.serve.exchange.foreign import (
     with_text,
 )
 from llmrec.serve.exchange.lcrec import read_titles
+from llmrec.sid.item_layout import BEGIN, END, ONEREC_TEMPLATE
 
-TEMPLATE = "<s_{letter}_{code}>"
 BASE, NUM_LEVELS = 8192, 3  # a key is a · 8192² + b · 8192 + c
 PROMPT = PromptTexts(
     "<|im_start|>system\n你是一个智能推荐助手，能够根据用户的浏览历史预测用户可能感兴趣的下一个内容。<|im_end|>\n"
@@ -57,7 +56,7 @@ def read_openonerec(config: ImportConfig) -> ForeignData:
     return ForeignData(
         item_ids,
         check_numbers(list(numbers.values()), item_ids, config.index),
-        TEMPLATE,
+        ONEREC_TEMPLATE,
         with_text(PROMPT, config),
         [titles.get(item_id, "") for item_id in item_ids],
     )

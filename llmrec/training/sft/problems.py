@@ -75,9 +75,9 @@ def layout_problems(config: SftConfig, layout: ItemLayout) -> list[str]:
             f"'{config.model}' is asked behind a text that follows the history, so an example has one target; set "
             "targets to last_item"
         )
-    if config.teacher or config.tasks:
+    if config.teacher or config.tasks or config.content_passes:
         name = f"'{config.model}' has tokens around its items"
-        found.append(f"{name}, which teacher and tasks do not write; leave both out")
+        found.append(f"{name}, which teacher, tasks and content_passes do not write; leave them out")
     return found
 
 

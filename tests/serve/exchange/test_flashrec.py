@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
-from transformers import AddedToken
+from transformers import AddedToken, AutoTokenizer
 
 from llmrec.cli import run
 from llmrec.model.checkpoint import SidConfig, save_model
 from llmrec.model.prompts import Prompt
-from llmrec.serve.exchange.flashrec import BEGIN, CATALOG, END
+from llmrec.serve.exchange.flashrec import CATALOG
+from llmrec.sid.item_layout import BEGIN, END
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 from tests.conftest import tiny_llm, word_tokenizer
+from tests.support.extended import extended, fine_tune, write_toy_catalog
 
 
 def save(directory, table, template="<s_{letter}_{code}>", architecture="qwen3", markers=(BEGIN, END)):
@@ -79,3 +81,19 @@ def test_semantic_ids_of_several_lengths_are_refused(tmp_path):
     checkpoint, _ = save(tmp_path / "checkpoint", SidTable(["a", "b"], [[0, -1], [1, 0]]))
     with pytest.raises(ValueError, match="all of one length of at least 2"):
         run(["export", "--model", str(checkpoint), "--to", "flashrec", "--out", str(tmp_path / "out")])
+
+
+def test_extend_makes_and_sft_trains_what_flashrec_serves(tmp_path, sid_table):
+    base = extended(tmp_path, sid_table, layout="openonerec")
+    catalog = write_toy_catalog(tmp_path / "catalog")
+    fine_tune(tmp_path / "sft", catalog.source, base, train="lora", max_steps=2)
+    run(["export", "--model", str(tmp_path / "sft"), "--to", "flashrec", "--out", str(tmp_path / "out")])
+    sid_config, table, _ = SidConfig.load(tmp_path / "sft")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    prompt, _ = sid_config.encode([[0, 11]], table, tokenizer)
+    items = "<|sid_begin|><s_a_0><s_b_0><s_c_0><|sid_end|><|sid_begin|><s_a_3><s_b_3><s_c_3><|sid_end|>"
+    # A request's text gives the tokens that the model was trained on, and FlashRec adds the last one.
+    request = tokenizer.apply_chat_template(
+        [{"role": "user", "content": sid_config.prompt.instruction + items}], tokenize=True, return_dict=False
+    )
+    assert [*request, tokenizer.convert_tokens_to_ids(BEGIN)] == prompt[0].tolist()
