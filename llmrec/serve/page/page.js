@@ -39,7 +39,7 @@ function bar(share, kind = "span") {
 }
 
 const percent = (share) =>
-  share < 1e-4 ? "< 0.01 %" : `${(share * 100).toLocaleString("en", { minimumFractionDigits: share < 0.01 ? 2 : 1, maximumFractionDigits: share < 0.01 ? 2 : 1 })} %`;
+  share < 1e-4 ? "<\u00a00.01\u00a0%" : `${(share * 100).toLocaleString("en", { minimumFractionDigits: share < 0.01 ? 2 : 1, maximumFractionDigits: share < 0.01 ? 2 : 1 })}\u00a0%`;
 const titleOf = (item) => item.title || item.item_id;
 const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 const factor = (times) => times.toLocaleString("en", { maximumSignificantDigits: times < 10 ? 2 : 3 });
@@ -172,7 +172,7 @@ function removeAt(place) {
 
 // ---- search: the combobox pattern of the ARIA Authoring Practices
 
-const search = { input: byId("search"), list: byId("found"), items: [], active: -1, signal: latest() };
+const search = { input: byId("search"), list: byId("found"), items: [], query: "", active: -1, signal: latest() };
 
 function closeSearch() {
   search.list.hidden = true;
@@ -205,6 +205,7 @@ const find = later(120, async () => {
   try {
     const { items } = await ask(`v1/items?${new URLSearchParams({ query, limit: 10 })}`, undefined, signal);
     search.items = remember(items);
+    search.query = query;
     search.list.replaceChildren(...items.map((item, place) => element("li",
       { id: `found-${place}`, role: "option", "aria-selected": "false", onmousedown: (event) => event.preventDefault(), onclick: () => choose(place) },
       element("span", { class: "title" }, titleOf(item)), element("span", { class: "facts" }, facts(item)))));
@@ -225,7 +226,7 @@ search.input.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && open) closeSearch();
   else if (event.key === "ArrowDown" && open) activate(search.active >= last ? 0 : search.active + 1);
   else if (event.key === "ArrowUp" && open) activate(search.active <= 0 ? last : search.active - 1);
-  else if (event.key === "Enter" && open) choose(Math.max(0, search.active));
+  else if (event.key === "Enter" && open) search.query === search.input.value.trim() && choose(Math.max(0, search.active));
   else return;
   event.preventDefault();
 });
@@ -536,5 +537,6 @@ byId("seen").addEventListener("change", recommend);
 byId("popularity").addEventListener("change", refilter);
 byId("add-condition").addEventListener("click", addCondition);
 byId("more").addEventListener("click", () => { state.k = Math.min(state.k + PAGE_SIZE, state.catalog.max_k); recommend(); });
+byId("filters").open = !matchMedia("(max-width: 58rem)").matches; // on a narrow screen they would hide the recommendations
 state.key = sessionStorage.getItem("llmrec-key");
 start();
