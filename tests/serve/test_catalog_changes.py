@@ -141,7 +141,7 @@ def test_appended_items_are_recommended_from_a_new_checkpoint(change, tmp_path, 
 
 def test_a_stage_that_fails_says_why_in_a_line(monkeypatch):
     monkeypatch.setenv("LLMREC_ADMIN_TOKEN", TOKEN)
-    with pytest.raises(ValueError, match="^llmrec extend: .sid. is required"):
+    with pytest.raises(ValueError, match=r"^llmrec extend: .sid. is required"):
         run_stage(["extend", "--out", "x"])
 
 
