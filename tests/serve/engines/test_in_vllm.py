@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -20,6 +21,8 @@ import torch
 from llmrec.decoding.decoder import SidDecoder
 from llmrec.decoding.logits_processor import SidLogitsProcessor
 from llmrec.serve.engines.folder import ExportedFolder
+from tests.serve.engines.test_vllm_page import BLOCKS
+from tests.support.extended import write_toy_catalog
 
 ROOT = Path(__file__).parents[3]
 PYTHON = os.environ.get("LLMREC_VLLM")
@@ -194,3 +197,42 @@ def test_the_switch_over_http(exported, served):
         assert refused.status_code == 400
         assert "is needed" in refused.text or "is off" in refused.text
     assert ask(vllm_xargs={"sid": 1}).status_code == 200  # the engine is alive
+
+
+def test_the_page_runs(exported, tmp_path):
+    """The blocks of docs/vllm.md that make an engine, each in a process of its own."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "vllm").symlink_to(exported("fixed").folder)
+    offline, beams = (block for block in BLOCKS if "LLM(" in block)
+    head = offline[: offline.index("llm = LLM(")]
+    between = offline[offline.index("history = ") : offline.index("params = ")]
+    made = beams.index("answers, scores = ")
+    for number, block in enumerate((offline, head + beams[:made] + between + beams[made:])):
+        program = tmp_path / f"block_{number}.py"
+        block = block.replace('"run/vllm",', '"run/vllm", dtype="float32", enforce_eager=True, max_model_len=128,')
+        lines = [f"    {line}\n" for line in block.splitlines()]
+        lines += ["    print('GOT', *item_ids)\n", "if __name__ == '__main__':\n", "    main()\n"]
+        program.write_text("def main():\n" + "".join(lines))
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run([str(PYTHON), program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+        found = next(line for line in done.stdout.splitlines() if line.startswith("GOT")).split()[1:]
+        assert found and set(found) <= set(exported("fixed").table.item_ids[3:])  # without the history
+
+
+def test_the_benchmark_runs(exported, tmp_path):
+    checkpoint = exported("fixed")
+    catalog = write_toy_catalog(tmp_path / "catalog").source
+    script = ROOT / "scripts" / "benchmarks" / "engines.py"
+    command = [sys.executable, script, "--model", str(checkpoint.path), "--catalog", str(catalog),
+               "--vllm", str(PYTHON), "--users", "2", "--history", "4", "--beams", "5"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr[-4000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"case"')]
+    by_name = {line["case"]: line for line in lines}
+    assert len(by_name) == 8
+    for name in ("ours, beams", "transformers, beams", "vLLM, beams of search_beams"):
+        assert by_name[name]["of_best_10"] == pytest.approx(0.5)  # 5 beams of 10
+    for name in ("ours, samples", "vLLM, samples"):
+        assert by_name[name]["invalid"] == 0
+    assert by_name["vLLM, samples without the mask"]["invalid"] > 0.5
