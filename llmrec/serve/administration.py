@@ -63,6 +63,8 @@ class Administration:
         """
         async with self._change():
             sid, out = self._path(request.sid), self._path(request.out)
+            if not sid.is_dir():
+                raise Refusal(422, f"sid is {request.sid!r}, which admin_dir does not have; put the directory there.")
             model = str(self.service.generation.recommender.directory)
             command = ["extend", "--sid", str(sid), "--model", model, "--out", str(out)]
             await self._unless_wrong(lambda: asyncio.to_thread(run_stage, command))

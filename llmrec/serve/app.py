@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from llmrec import __version__
 from llmrec.configs.serve import Limits
 from llmrec.serve.administration import Administration
-from llmrec.serve.gate import OPEN, Access, Gate
+from llmrec.serve.gate import ADMIN, OPEN, Access, Gate
 from llmrec.serve.messages import sentence
 from llmrec.serve.refusals import UNFORESEEN, Refusal
 from llmrec.serve.routes import catalog, explain, items, page, recommend, state
@@ -30,6 +30,7 @@ def create_app(service: Service, limits: Limits, access: Access | None = None, a
     Returns:
         Application, to which routers may be added.
     """
+    access = access or Access()
     app = FastAPI(
         title="llmrec", version=__version__, docs_url=None, redoc_url=None, separate_input_output_schemas=False,
         description="Recommends the items of a catalogue to users, by their histories.",
@@ -40,12 +41,12 @@ def create_app(service: Service, limits: Limits, access: Access | None = None, a
     app.include_router(items.router(service))
     app.include_router(page.router(service))
     app.include_router(catalog.router(Administration(service, admin_dir)))
-    app.add_middleware(Gate, service=service, limits=limits, access=access or Access())
+    app.add_middleware(Gate, service=service, limits=limits, access=access)
     app.add_exception_handler(Refusal, refuse)
     app.add_exception_handler(HTTPException, refuse_route)
     app.add_exception_handler(RequestValidationError, refuse_body)
     app.add_exception_handler(Exception, apologise)
-    describe_keys(app)
+    describe_keys(app, access)
     return app
 
 
@@ -71,7 +72,7 @@ async def apologise(request: Request, _: Exception) -> Response:
     return await refuse(request, Refusal(500, UNFORESEEN))
 
 
-def describe_keys(app: FastAPI) -> None:
+def describe_keys(app: FastAPI, access: Access) -> None:
     """Say in the OpenAPI description which routes need a key, and which one."""
     plain = app.openapi
 
@@ -82,9 +83,10 @@ def describe_keys(app: FastAPI) -> None:
             for name, variable in (("api_key", "LLMREC_API_KEY"), ("admin_token", "LLMREC_ADMIN_TOKEN")):
                 schemes[name] = {"type": "http", "scheme": "bearer", "description": f"Value of {variable}."}
             for path, methods in schema["paths"].items():
-                name = "admin_token" if path.startswith("/v1/catalog:") else "api_key"
+                is_admin = path.startswith(ADMIN)
+                is_needed = is_admin or (access.api_key is not None and path not in OPEN)
                 for operation in methods.values():
-                    operation["security"] = [] if path in OPEN else [{name: []}]
+                    operation["security"] = [{"admin_token" if is_admin else "api_key": []}] if is_needed else []
         return app.openapi_schema or {}
 
     app.openapi = openapi  # type: ignore[method-assign]

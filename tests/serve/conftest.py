@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -11,9 +13,12 @@ import pytest
 
 from llmrec.configs import ServeConfig
 from llmrec.serve.app import create_app
+from llmrec.serve.batcher import Job
 from llmrec.serve.gate import Access
 from llmrec.serve.generation import Generation
-from llmrec.serve.service import Service
+from llmrec.serve.server import server_of
+from llmrec.serve.service import Service, Single
+from llmrec.stages.serve import bind
 
 HISTORY = ["item-1", "item-2"]
 
@@ -94,6 +99,56 @@ def held() -> Iterator[Callable[[Service], Held]]:
     yield make
     for each in made:
         each.gone.set()
+
+
+class Running:
+    """A service with uvicorn in a thread."""
+
+    def __init__(self, generation, access: Access | None = None, admin_dir: str | None = None, **limits):
+        config = ServeConfig(model="m", port=0, **limits)
+        self.service, self.listener = Service(generation, config), bind(config)
+        self.port = self.listener.getsockname()[1]
+        app = create_app(self.service, config, access, admin_dir)
+        self.server = server_of(app, self.service, config.receive_s, config.deadline_s)
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]})
+        self.thread.start()
+        self.held = Held(self.service)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=5)
+
+    def hold(self) -> None:
+        """Keep the thread of the model busy."""
+        task = Single(self.held.job, self.service.generation)
+        self.service._batcher.submit([Job(task, None, 1, lambda result: None)])
+        assert self.held.begun.wait(5)
+
+    def health_s(self) -> float:
+        started = time.perf_counter()
+        with self.connect() as connection:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        return time.perf_counter() - started
+
+
+@pytest.fixture
+def running(generation) -> Iterator:
+    """Function that starts a service with some limits."""
+    made = []
+
+    def start(**options) -> Running:
+        made.append(Running(generation, **options))
+        while not made[-1].server.started:
+            time.sleep(0.005)
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.held.gone.set()
+        each.service.is_draining = True
+        each.thread.join(10)
+        assert not each.thread.is_alive()
+        each.service.close()
 
 
 def error_of(answer: httpx.Response) -> str:

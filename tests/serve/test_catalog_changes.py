@@ -136,7 +136,10 @@ def test_appended_items_are_recommended_from_a_new_checkpoint(change, tmp_path, 
     assert answer.json()["items"] == 13 and "item-12" in shown
     assert (tmp_path / "checkpoint-2" / "manifest.json").is_file()
     (answer,), _ = change(("append", {"sid": "nothing", "out": "checkpoint-3"}))
-    assert answer.status_code == 422 and "nothing" in error_of(answer)
+    assert answer.status_code == 422 and error_of(answer).startswith("sid is 'nothing', which admin_dir does not have")
+    (tmp_path / "other").mkdir()
+    (answer,), _ = change(("append", {"sid": "other", "out": "checkpoint-3"}))
+    assert answer.status_code == 422 and "other" in error_of(answer) and own.generation.num_shown == 13
 
 
 def test_a_stage_that_fails_says_why_in_a_line(monkeypatch):

@@ -5,72 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
-from llmrec.configs import ServeConfig
-from llmrec.serve.app import create_app
-from llmrec.serve.batcher import Job
-from llmrec.serve.server import server_of
-from llmrec.serve.service import Service, Single
-from llmrec.stages.serve import bind
-from tests.serve.conftest import HISTORY, Held
+from tests.serve.conftest import HISTORY
 
 BODY = json.dumps({"history": HISTORY, "k": 2}).encode()
 POST = b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
-
-
-class Running:
-    """A service with uvicorn in a thread."""
-
-    def __init__(self, generation, **limits):
-        config = ServeConfig(model="m", port=0, **limits)
-        self.service, self.listener = Service(generation, config), bind(config)
-        self.port = self.listener.getsockname()[1]
-        self.server = server_of(create_app(self.service, config), self.service, config.receive_s, config.deadline_s)
-        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]})
-        self.thread.start()
-        self.held = Held(self.service)
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=5)
-
-    def hold(self) -> None:
-        """Keep the thread of the model busy."""
-        task = Single(self.held.job, self.service.generation)
-        self.service._batcher.submit([Job(task, None, 1, lambda result: None)])
-        assert self.held.begun.wait(5)
-
-    def health_s(self) -> float:
-        started = time.perf_counter()
-        with self.connect() as connection:
-            connection.sendall(HEALTH)
-            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
-        return time.perf_counter() - started
-
-
-@pytest.fixture
-def running(generation) -> Iterator:
-    """Function that starts a service with some limits."""
-    made = []
-
-    def start(**limits) -> Running:
-        made.append(Running(generation, **limits))
-        while not made[-1].server.started:
-            time.sleep(0.005)
-        return made[-1]
-
-    yield start
-    for each in made:
-        each.held.gone.set()
-        each.service.is_draining = True
-        each.thread.join(10)
-        assert not each.thread.is_alive()
-        each.service.close()
 
 
 def received(connection: socket.socket) -> bytes:

@@ -1,0 +1,45 @@
+"""The OpenAPI description holds for requests that schemathesis makes up from it: no 5xx, no answer of another form.
+
+pip install schemathesis    # into an environment of its own; LLMREC_SCHEMATHESIS names its command
+LLMREC_CASES=1500 pytest -m slow -n0 tests/serve/test_schema.py    # about 20,000 requests
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import urllib.request
+
+import pytest
+
+from llmrec.serve.gate import Access
+
+KEY, TOKEN = "a-long-enough-api-key", "a-long-enough-admin-token"
+COMMAND = os.environ.get("LLMREC_SCHEMATHESIS", "schemathesis")
+CASES = int(os.environ.get("LLMREC_CASES", "100"))  # drawn for each route, beside those that cover the bounds
+# The description cannot say all that refuses a request (an unknown item, num_beams below k), nor list other methods.
+CHECKS = ["--checks", "all", "--exclude-checks", "positive_data_acceptance,unsupported_method,allow_header_conformance"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("routes", "key", "cases"), [("exclude", KEY, CASES), ("include", TOKEN, min(CASES, 25))])
+def test_no_made_up_request_breaks_the_service(running, tmp_path, routes, key, cases):
+    if shutil.which(COMMAND) is None:
+        pytest.skip("schemathesis is not installed")
+    server = running(access=Access(KEY, TOKEN), admin_dir=str(tmp_path))
+    url = f"http://127.0.0.1:{server.port}/openapi.json"
+    command = [COMMAND, "run", url, f"--{routes}-path-regex", "/v1/catalog:", "-H", f"Authorization: Bearer {key}",
+               "-n", str(cases), "--phases", "examples,coverage,fuzzing", "--continue-on-failure", "--no-color",
+               "--request-timeout", "60", "--max-response-time", "60", *CHECKS]  # fmt: skip
+    if routes == "include":  # the description itself needs the API key
+        asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {KEY}"})
+        (tmp_path / "openapi.json").write_bytes(urllib.request.urlopen(asked).read())
+        command[2] = str(tmp_path / "openapi.json")
+        command += ["--url", f"http://127.0.0.1:{server.port}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    counted = re.search(r"([\d,]+) generated", done.stdout)
+    print(counted[0] if counted else done.stdout[-2000:])
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert server.service.metrics.text().count(b'code="5') == 0
