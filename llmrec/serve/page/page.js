@@ -483,9 +483,10 @@ function drawFork(fork, level, why) {
   const rows = branches.map((branch) => drawBranch(branch, branch === fork.chosen));
   if (fork.num_more) rows.push(drawRest(plural(fork.num_more, "other code"), fork.more_probability, ""));
   const rest = 1 - branches.reduce((sum, branch) => sum + branch.probability, 0) - fork.more_probability;
-  if (rest >= 0.005) rows.push(drawRest("elsewhere", rest, "codes below which is no item that may be shown"));
+  if (rest >= 0.005) rows.push(drawRest("elsewhere", rest, "no item that may be shown"));
   const last = level === why.path.length - 1;
-  const where = last ? `${percent(fork.mass)} for this item` : `${percent(fork.mass)} so far, ${plural(fork.chosen.num_items, "item")} left`;
+  const score = Object.keys(why.scores).length > 1 ? " by its semantic ID" : "";
+  const where = last ? `${percent(fork.mass)} for this item${score}` : `${percent(fork.mass)} so far, ${plural(fork.chosen.num_items, "item")} left`;
   return element("li", { "data-level": String(level + 1) },
     element("h4", {}, `Code ${level + 1}: `, element("span", { class: "token" }, fork.chosen.token), " ", element("small", {}, `— ${where}`)),
     element("ul", {}, ...rows));
