@@ -26,7 +26,9 @@ class ImportConfig(StageConfig, Config):
         None,
     )
     test: str | None = option(
-        "File whose held-out items `llmrec evaluate` asks for: MiniOneRec's test/*.csv or LC-Rec's inter.json.", None
+        "File whose held-out items `llmrec evaluate` asks for: MiniOneRec's test/*.csv, LC-Rec's inter.json, or "
+        "histories in that form, {user: [item_id, ...]}, for OpenOneRec.",
+        None,
     )
     prompt: str | None = option(
         "Text file with another prompt than the one that the project tests with; {history} stands for the history.",

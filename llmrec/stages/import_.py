@@ -47,6 +47,10 @@ def main(config: ImportConfig) -> JsonObject:
     """
     data = READERS[config.layout](config)
     source = resolve(config.model)
+    if (source / "adapter_config.json").is_file():
+        raise ValueError(
+            f"model '{config.model}' is an adapter; merge it into its base first (peft's merge_and_unload)."
+        )
     tokenizer = load_tokenizer(source)
     tokens = LevelTokens(tokenizer, data, config.model)
     files = {"index": config.index, "info": config.info, "test": config.test, "prompt": config.prompt}

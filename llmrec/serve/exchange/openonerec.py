@@ -2,7 +2,8 @@
 
 An item is `<|sid_begin|><s_a_1><s_b_2><s_c_3><|sid_end|>`, and items stand side by side in one turn of a user. The
 prompt is that of its fine-tuning on videos, without thinking; for products or advertisements, or the messages of its
-benchmark, a file with another one can be given.
+benchmark, a file with another one can be given. That benchmark holds finished messages; here histories are tested in
+the form of LC-Rec's.
 
 Source: github.com/Kuaishou-OneRec/OpenOneRec, data/onerec_data/sft/video_rec.py and
 benchmarks/benchmark/tasks/v1_0/recommendation (arXiv:2512.24762).
@@ -16,10 +17,11 @@ from llmrec.serve.exchange.foreign import (
     ForeignData,
     PromptTexts,
     check_numbers,
+    examples_table,
     read_json_object,
     with_text,
 )
-from llmrec.serve.exchange.lcrec import read_titles
+from llmrec.serve.exchange.lcrec import leave_one_out, read_titles
 from llmrec.sid.item_layout import BEGIN, END, ONEREC_TEMPLATE
 
 BASE, NUM_LEVELS = 8192, 3  # a key is a · 8192² + b · 8192 + c
@@ -40,11 +42,6 @@ def read_openonerec(config: ImportConfig) -> ForeignData:
     Raises:
         ValueError: If a file cannot be read, a key is no packed SID, or an item has two.
     """
-    if config.test is not None:
-        raise ValueError(
-            "--test: OpenOneRec's benchmark holds finished messages, which llmrec does not read; leave it out, and "
-            "evaluate on a catalogue of your own."
-        )
     numbers: dict[str, list[int]] = {}
     for key, owners in read_json_object(config.index).items():
         for item_id in map(id_of, owners if isinstance(owners, list) else [owners]):
@@ -59,6 +56,7 @@ def read_openonerec(config: ImportConfig) -> ForeignData:
         ONEREC_TEMPLATE,
         with_text(PROMPT, config),
         [titles.get(item_id, "") for item_id in item_ids],
+        None if config.test is None else examples_table(leave_one_out(config.test)),
     )
 
 

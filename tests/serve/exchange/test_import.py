@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from llmrec.cli import run
+from llmrec.data.catalog import Catalog
 from llmrec.model.checkpoint import SidConfig, load_model, load_tokenizer
 from llmrec.recommender import Recommender
 from llmrec.serve.exchange.openonerec import BASE
@@ -111,7 +112,9 @@ ONEREC_SIDS = {"30": "<s_a_0><s_b_1><s_c_1>", "10": "<s_a_1><s_b_1><s_c_0>", "20
 
 def test_openonerec_answers_as_its_own_prompt_asks(tmp_path, import_):
     model, tokenizer = save_onerec(tmp_path / "foreign")
-    out = import_("openonerec", tmp_path / "foreign", SID2PID)
+    (tmp_path / "test.json").write_text('{"u": [30, 10, 20, 30]}')
+    out = import_("openonerec", tmp_path / "foreign", SID2PID, test=tmp_path / "test.json")
+    assert Catalog.load(out / "catalog").histories("test") == [["30", "10", "20"]]
     expected = scores_by_hand(model, tokenizer, ONEREC, {**ONEREC_SIDS, "11": ONEREC_SIDS["10"]})
     assert_answers(out, expected, ["30", "11", "20"])
     run(["export", "--model", str(out), "--to", "flashrec", "--out", str(tmp_path / "flashrec")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from llmrec.cli import run
 from llmrec.data.catalog import Catalog
@@ -61,7 +62,7 @@ def test_training_goes_on_in_the_prompt_of_the_project(lcrec, tmp_path):
     assert after.prompt == before.prompt and after.vocabulary == before.vocabulary
 
 
-def test_the_published_index_of_minisave_onerec(tmp_path, data_dir, capsys):
+def test_the_published_index_of_minionerec(tmp_path, data_dir, capsys):
     folder = data_dir / "amazon18-minionerec"
     index = folder / "index" / "Industrial_and_Scientific.index.json.xz"
     published = minionerec_sids(folder)
@@ -123,6 +124,17 @@ def test_hostile_packed_keys_are_refused_in_one_line(tmp_path, import_, index, r
     with pytest.raises(ValueError, match=reason) as refused:
         import_("openonerec", tmp_path / "foreign", index)
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 500
+
+
+def test_weights_that_could_run_code_or_are_no_model_are_refused(tmp_path, import_):
+    model, _ = save_foreign(tmp_path / "foreign", byte_tokenizer(), ALPHABETICAL)
+    (tmp_path / "foreign" / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "foreign" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"cannot be loaded by AutoModelForCausalLM .*saved as safetensors"):
+        import_("minionerec", tmp_path / "foreign")
+    (tmp_path / "foreign" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="is an adapter; merge it into its base first"):
+        import_("minionerec", tmp_path / "foreign")
 
 
 def test_files_that_do_not_go_together_are_refused(tmp_path, import_):
