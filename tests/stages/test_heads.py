@@ -23,6 +23,7 @@ from llmrec.recommender import Recommender
 from llmrec.sid.answer_head import AnswerHead
 from llmrec.sid.table import EMPTY, SidTable
 from llmrec.stages import dpo, extend
+from llmrec.training.sft.captured_step import CapturedLoss
 from tests.conftest import CODES
 from tests.stages.test_evaluate_overlap import check_places
 from tests.support.extended import extended, fine_tune, losses, same_weights, write_sid
@@ -246,3 +247,15 @@ def test_absent_and_foreign_weights_of_a_head_are_refused(tmp_path, tuned_head, 
     (copy / FILES[HEAD]).write_bytes(b"no tensors")
     with pytest.raises(ValueError, match=r"head\.safetensors cannot be read"):
         Recommender.from_pretrained(copy, device="cpu")
+
+
+def test_a_captured_step_has_a_place_for_every_answer(monkeypatch, tmp_path, toy, tuned_head):
+    """An item is one token in histories, however many codes it has."""
+    seen: list[int] = []
+
+    def of(config, model, shortest_sid, *rest):
+        seen.append(shortest_sid)
+
+    monkeypatch.setattr(CapturedLoss, "of", of)
+    fine_tune(tmp_path / "sft", toy[0], tuned_head, train="full", max_steps=1)
+    assert seen == [1]

@@ -167,5 +167,11 @@ def _round_up(tensor: Tensor, fill: int) -> Tensor:
 
 
 def _pad_to(tensor: Tensor, length: int, fill: int = 0) -> Tensor:
-    """Fill (Q, …) up to `length` entries; no batch has more answers than semantic IDs fit into it."""
+    """Fill (Q, …) up to `length` entries; no batch has more answers than semantic IDs fit into it.
+
+    Raises:
+        ValueError: If there are more, of which a longer minimum than the shortest SID would lose some.
+    """
+    if len(tensor) > length:
+        raise ValueError(f"{len(tensor)} answers do not fit into {length} places; shortest_sid is too long.")
     return pad(tensor, (0, 0) * (tensor.dim() - 1) + (0, length - len(tensor)), value=fill)

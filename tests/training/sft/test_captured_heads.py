@@ -131,3 +131,14 @@ def test_captured_sft_has_the_losses_of_eager_sft(tmp_path, toy, kind, monkeypat
     monkeypatch.setattr(CapturedLoss, "of", lambda *arguments: None)
     fine_tune(tmp_path / "eager", toy[0], base, **options)
     assert losses(tmp_path / "captured") == pytest.approx(losses(tmp_path / "eager"), rel=1e-4)
+
+
+def test_answers_that_would_be_lost_are_refused(no_graphs):  # noqa: F811 (the fixture)
+    one = scene("codes")
+    item_loss = ItemLoss.of(
+        sft_config("", "", ""), one.vocabulary, make_head(one.model, one.encoder, one.vocabulary, torch.device("cpu"))
+    )
+    batch = collator_of(one.table, one.vocabulary, packing=True)(examples_of())
+    steps = CapturedLoss(one.model, batch["labels"].numel(), (0, 0, IGNORED))
+    with pytest.raises(ValueError, match="answers do not fit"):
+        gradients(one.model, one.vocabulary, [batch], steps, item_loss=item_loss)
