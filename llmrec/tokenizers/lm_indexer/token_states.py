@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from llmrec.runtime.device import resolve_device
 from llmrec.sid.tokens.ordinary_text import break_markers
 from llmrec.views import ItemViews
 from llmrec.views.text import CHUNK, TFIDF, load_encoder, markers_of, render_texts
+
+BATCH = 32  # texts at once
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -148,14 +150,22 @@ def _encode(encoder: SentenceTransformer, texts: Sequence[str]) -> list[tuple[Te
     """(T, D) states and (T,) ids of the tokens of each text, without those that the encoder puts around a text."""
     around = {encoder.tokenizer.cls_token_id, encoder.tokenizer.sep_token_id}
     around |= {encoder.tokenizer.bos_token_id, encoder.tokenizer.eos_token_id}
-    found, plain = [], break_markers(texts, markers_of(encoder))
-    # With no output_value, everything that the model says of each text; its annotation knows vectors alone.
-    for read in cast("list[dict[str, Tensor]]", encoder.encode(plain, output_value=None, show_progress_bar=False)):
-        ids = read["input_ids"]
-        kept = read["attention_mask"].bool()
+    found: list[tuple[Tensor, Tensor]] = []
+    plain = break_markers(texts, markers_of(encoder))
+    # `encode(output_value=None)` says the same, but fails on batches of five texts in sentence-transformers 6.0.
+    prepare = getattr(encoder, "preprocess", None) or encoder.tokenize
+    for start in range(0, len(plain), BATCH):
+        read = prepare(plain[start : start + BATCH])
+        there = {name: part.to(encoder.device) if isinstance(part, Tensor) else part for name, part in read.items()}
+        with torch.no_grad():
+            states_BTD = encoder(there)["token_embeddings"]
+        ids_BT, kept_BT = read["input_ids"], read["attention_mask"].bool()
         for token_id in around - {None}:
-            kept &= ids != token_id
-        found.append((read["token_embeddings"][kept], ids[kept]))
+            kept_BT &= ids_BT != token_id
+        found += [
+            (states_TD[kept_T], ids_T[kept_T])
+            for states_TD, ids_T, kept_T in zip(states_BTD.cpu(), ids_BT, kept_BT, strict=True)
+        ]
     return found
 
 
