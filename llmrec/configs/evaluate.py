@@ -32,8 +32,8 @@ class EvaluateConfig(StageConfig, Config):
     rank: RankBy = option(RANK_HELP, "sid")
     num_beams: int | None = option("Beam width. The default is min(items, max(50, 5k)).", None, least=1)
     length_penalty: float | None = option(
-        "Power of its number of tokens that the score of an item is divided by. The default is the checkpoint's: 1 "
-        "where items are written in words, as titles, and 0 for semantic IDs.",
+        "Power of its number of tokens that the score of an item is divided by. The default is the checkpoint's, which "
+        "is 0 unless it was changed; 1 ranks by means, and puts long titles first.",
         None,
         least=0,
     )

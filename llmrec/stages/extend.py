@@ -77,9 +77,8 @@ def main(config: ExtendConfig) -> JsonObject:
         vocabulary = add_tokens(config, model, tokenizer, table, titles)
         add_head(model, vocabulary, vectors_ND, config.seed)
         save_model(model, tokenizer, directory)
-        by_length = 0.0 if table.words is None else 1.0  # identifiers in words differ in length
         max_history = longest_history(model, vocabulary)
-        sid_config = SidConfig(vocabulary, Prompt(), max_history, "vocabulary", length_penalty=by_length)
+        sid_config = SidConfig(vocabulary, Prompt(), max_history, "vocabulary")
         learned_on = read_manifest(config.sid)["identity"].get("inputs", {}).get("catalog")  # none of adopted SIDs
         record = {} if catalog is None else CatalogRecord.of(catalog).save(directory)
         details = {**origin, "catalog_sha256": learned_on, **record}

@@ -61,7 +61,7 @@ def test_a_model_gets_no_new_token_and_no_new_weight(line):
     assert same_weights(line["llm"], line["base"])
     assert len(load_tokenizer(line["base"])) == len(load_tokenizer(line["llm"]))
     sid_config, table, _ = SidConfig.load(line["base"])
-    assert sid_config.length_penalty == 1
+    assert sid_config.length_penalty == 0
     assert sid_config.vocabulary.words == table.words == SidTable.load(line["sid"]).words
     report = json.loads((line["sid"] / "report.json").read_text())
     assert (report["collision"], report["told_apart_titles"], report["truncated_titles"]) == ("accept", 0, 0)
@@ -77,7 +77,7 @@ def test_the_model_learns_the_next_title(tuned, line):
     assert all(row == sorted(row, reverse=True) for row in scores)
 
 
-def test_scores_are_means_of_the_log_probabilities_of_tokens(tuned):
+def test_scores_are_log_probabilities_of_titles(tuned):
     recommender = Recommender.from_pretrained(tuned, device="cpu")
     table, vocabulary = recommender.table, recommender.sid_config.vocabulary
     history = [0, 1, 2]
@@ -91,18 +91,18 @@ def test_scores_are_means_of_the_log_probabilities_of_tokens(tuned):
         with torch.no_grad():
             logits = recommender.model(torch.cat([prompt[0], tokens])[None]).logits[0, prompt.shape[1] - 1 : -1]
         log_probs = logits.log_softmax(-1).gather(1, tokens[:, None])
-        assert score == pytest.approx(float(log_probs.mean()), abs=1e-4)
+        assert score == pytest.approx(float(log_probs.sum()), abs=1e-4)
 
 
 def test_evaluate_and_recommend_answer_by_titles(tuned, line, capsys, tmp_path):
     base = ["evaluate", "--catalog", line["catalog"], "--model", tuned, "--device", "cpu", "--baselines", "popularity"]
-    by_mean = run_json(capsys, *base, "--out", tmp_path / "mean", "--exact-examples", 4)
-    by_sum = run_json(capsys, *base, "--out", tmp_path / "sum", "--length-penalty", 0)
+    by_mean = run_json(capsys, *base, "--out", tmp_path / "mean", "--length-penalty", 1)
+    by_sum = run_json(capsys, *base, "--out", tmp_path / "sum", "--exact-examples", 4)
     mean, total = (result["systems"]["ours"]["seen_excluded"] for result in (by_mean, by_sum))
-    assert mean["recall@5"] == 1
+    assert total["recall@5"] == 1
     assert mean["invalid_rate"] == total["invalid_rate"] == 0
     assert by_mean["systems"]["ours"]["plain"]["ndcg@5"] != by_sum["systems"]["ours"]["plain"]["ndcg@5"]
-    assert by_mean["exact"]["seen_excluded"]["found"]["found@5"] == 1
+    assert by_sum["exact"]["seen_excluded"]["found"]["found@5"] == 1
     answer = run_json(
         capsys, "recommend", "--model", tuned, "--history", "item-0", "item-1", "--k", 2, "--device", "cpu"
     )
