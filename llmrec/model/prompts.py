@@ -2,7 +2,7 @@
 
 Nothing stands between history and answer (no chat header, separator or marker), so the answer continues the history
 and every item of a history is trained in the place where it will be asked for. A chat template may wrap the
-instruction only.
+instruction only. Checkpoints of other projects keep their own prompt, which `llmrec.sid.item_layout` describes.
 
 Every prompt is put together here and in `llmrec.model.history`: `Prompt` makes the tokens before a history, a
 HistoryEncoder adds the history. Training, evaluation and serving call these two, so a change of the prompt is a change

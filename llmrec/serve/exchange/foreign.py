@@ -9,6 +9,7 @@ Shapes: N items, L levels.
 from __future__ import annotations
 
 import json
+import lzma
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -20,12 +21,11 @@ import polars as pl
 
 from llmrec.configs import ImportConfig
 from llmrec.data.columns import HISTORY, SPLIT, TARGET, USER_ID
-from llmrec.data.public_formats import read_bytes
 from llmrec.runtime.reading import reading
 from llmrec.sid.bounds import LARGEST, MOST_LEVELS
 
 SLOT = "{history}"
-MOST_BYTES = 1 << 30  # of a JSON file; RecIF's sid2pid.json, the largest known, is smaller
+MOST_BYTES = 1 << 30  # of a file; RecIF's sid2pid.json, the largest known, is smaller
 LETTER_TOKEN = re.compile(r"<([a-z])_(\d{1,9})>")
 
 
@@ -79,6 +79,20 @@ class ForeignData:
                 )
 
 
+def read_whole(path: str | Path) -> bytes:
+    """Read a file, plain or .xz, which may not unfold to more than MOST_BYTES.
+
+    Raises:
+        ValueError: If it has more.
+    """
+    path = Path(path)
+    with lzma.open(path) if path.suffix == ".xz" else path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+    return content
+
+
 def read_json_object(path: str | Path) -> dict[str, Any]:
     """Read a JSON object, plain or .xz.
 
@@ -86,9 +100,7 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
         ValueError: If the file is absent, too large, or no JSON object with entries.
     """
     with reading(path, "a JSON file", "give the file that the project publishes"):
-        if Path(path).stat().st_size > MOST_BYTES:
-            raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
-        values = json.loads(read_bytes(Path(path)))
+        values = json.loads(read_whole(path))
         if not isinstance(values, dict) or not values:
             raise ValueError("a JSON object with an entry for each item is needed")
     return values

@@ -10,15 +10,13 @@ Source: github.com/AkaliKong/MiniOneRec, class EvalSidDataset of data.py, and ev
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import polars as pl
 
 from llmrec.configs import ImportConfig
 from llmrec.data.columns import HISTORY, SPLIT, TARGET, USER_ID
-from llmrec.data.public_formats import read_bytes
 from llmrec.runtime.reading import reading
-from llmrec.serve.exchange.foreign import SLOT, ForeignData, PromptTexts, read_letter_index, with_text
+from llmrec.serve.exchange.foreign import SLOT, ForeignData, PromptTexts, read_letter_index, read_whole, with_text
 from llmrec.sid.tokens.template import DEFAULT_TEMPLATE
 
 PROMPT = PromptTexts(
@@ -54,7 +52,7 @@ def read_info(path: str) -> dict[str, str]:
         ValueError: If a line has another form.
     """
     with reading(path, "a text file", "give MiniOneRec's info file"):
-        lines = read_bytes(Path(path)).decode().splitlines()
+        lines = read_whole(path).decode().splitlines()
     fields = [line.split("\t") for line in lines if line.strip()]
     wrong = next((number for number, line in enumerate(fields, 1) if len(line) < 3), None)
     if wrong is not None:
@@ -69,7 +67,7 @@ def read_test(path: str) -> pl.DataFrame:
         ValueError: If it cannot be read, or lacks a column.
     """
     with reading(path, "a CSV file of MiniOneRec", "give its test CSV, with user_id, history_item_id and item_id"):
-        rows = pl.read_csv(io.BytesIO(read_bytes(Path(path))), infer_schema=False)
+        rows = pl.read_csv(io.BytesIO(read_whole(path)), infer_schema=False)
         history = pl.col("history_item_id").str.json_decode(pl.List(pl.Int64)).cast(pl.List(pl.String))
         return rows.select(
             pl.col("user_id").alias(USER_ID),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from llmrec.cli import run
 from llmrec.data.catalog import Catalog
 from llmrec.model.checkpoint import SidConfig
 from llmrec.recommender import Recommender
+from llmrec.serve.exchange import foreign
 from llmrec.sid.published import minionerec_sids
 from tests.support.foreign import ALPHABETICAL, INDEX, byte_tokenizer, llama_tokenizer, save_foreign, save_onerec
 
@@ -124,6 +126,14 @@ def test_hostile_packed_keys_are_refused_in_one_line(tmp_path, import_, index, r
     with pytest.raises(ValueError, match=reason) as refused:
         import_("openonerec", tmp_path / "foreign", index)
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 500
+
+
+def test_a_file_that_unfolds_without_end_is_refused(tmp_path, import_, monkeypatch):
+    save_foreign(tmp_path / "foreign", byte_tokenizer(), ALPHABETICAL)
+    monkeypatch.setattr(foreign, "MOST_BYTES", 10**5)
+    (tmp_path / "info.txt.xz").write_bytes(lzma.compress(b"\t" * 10**6))
+    with pytest.raises(ValueError, match="it has more than 100,000 bytes"):
+        import_("minionerec", tmp_path / "foreign", info=tmp_path / "info.txt.xz")
 
 
 def test_weights_that_could_run_code_or_are_no_model_are_refused(tmp_path, import_):
