@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from llmrec.cli import main
-from llmrec.configs import RefineConfig
+from llmrec.configs import ExtendConfig, RefineConfig
 from llmrec.model.checkpoint import SidConfig
 from llmrec.recommender import Recommender
 from llmrec.runtime.manifest import verify
 from llmrec.sid.table import SidTable
-from llmrec.stages import refine
+from llmrec.stages import extend, refine
 from tests.support.extended import extended, fine_tune, same_weights, weights_of
 from tests.support.prepared import run_json
 
@@ -51,6 +51,10 @@ def test_a_cycle_moves_few_items_and_each_keeps_one_sid_of_its_own(capsys, named
     assert SidConfig.load(tmp_path / "again")[1].sha256 == after.sha256
     items, _ = Recommender.from_pretrained(tmp_path / "again", device="cpu").recommend([["item-0", "item-1"]], k=12)
     assert sorted(items[0]) == sorted({*ITEM_IDS} - {"item-0", "item-1"})
+    with pytest.raises(ValueError, match="2 items have other semantic IDs than in the checkpoint"):
+        extend.main(
+            ExtendConfig(out=str(tmp_path / "no"), sid=str(model.parent / "sid"), model=str(tmp_path / "again"))
+        )
     second = refined(tmp_path / "twice", catalog, tmp_path / "again", min_gain=0)
     assert second["churn"] <= 0.2
 
