@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llmrec.serve.engines.folder import ExportedFolder
 
-SAMPLES, TOP = 20, 10
+SAMPLES, TOP, REPEATS = 20, 10, 3
 Answers = list[list[list[int]]]  # the token ids of each answer of each user, best first where they are ranked
 
 
@@ -156,14 +156,13 @@ def measure(
     exported: ExportedFolder,
     best: Answers,
 ) -> None:
-    """Answer all users one by one and in batches, and print what came out."""
-    answer(asked[:batch])  # does not count
+    """Answer all users together, then one by one, and print what came out; first calls, which compile, do not count."""
+    parts = [asked[start : start + batch] for start in range(0, len(asked), batch)]
+    together = [timed(lambda: [each for part in parts for each in answer(part)]) for _ in range(REPEATS + 1)]
+    answer(asked[:1])
     alone = [timed(lambda tokens=tokens: answer([tokens]))[1:] for tokens in asked]
-    found: Answers = []
-    wall = cpu = 0.0
-    for start in range(0, len(asked), batch):
-        part, *spent = timed(lambda start=start: answer(asked[start : start + batch]))
-        found, wall, cpu = found + part, wall + spent[0], cpu + spent[1]
+    found = together[-1][0]
+    wall, cpu = (median(times) for times in zip(*(spent for _, *spent in together[1:]), strict=True))
     items = [exported.items(answers) for answers in found]
     ours = [leading(exported.items(answers)) for answers in best]
     top = [len(set(leading(answers)) & set(expected)) / TOP for answers, expected in zip(items, ours, strict=True)]
