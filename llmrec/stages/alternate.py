@@ -125,6 +125,10 @@ def load(config: AlternateConfig) -> AlternateInputs:
             f"'{config.model}' has a token for each item (`llmrec extend --item-rows`), which alternate cannot train; "
             "extend the original model without item_rows."
         )
+    if sid_config.vocabulary.layout is not None:
+        raise ValueError(
+            f"'{config.model}' has tokens around its items, which alternate does not write; extend without."
+        )
     refuse_head(sid_config.vocabulary.head, "alternate")
     prompt = sid_config.prompt
     llm = config.llm(prompt.instruction, prompt.chat_template)

@@ -84,6 +84,10 @@ def load(config: RefineConfig) -> RunInputs:
             f"'{config.model}' writes items in {'words' if table.words else 'pieces'}, which follow from the items; "
             "refine moves semantic IDs, whose codes have tokens of their own."
         )
+    if vocabulary.layout is not None:
+        raise ValueError(
+            f"'{config.model}' has tokens around its items, which refine does not write; use `llmrec sft`."
+        )
     problems = catalog_problems(config, catalog, table.item_ids, details.get("catalog_sha256"))
     if problems:
         raise ValueError("; ".join(problems) + ".")

@@ -34,7 +34,8 @@ def write_vllm(checkpoint: Path, directory: Path) -> JsonObject:
         Numbers of items and of distinct semantic IDs.
 
     Raises:
-        ValueError: If the checkpoint cannot be used, answers by a head, or writes histories in pieces.
+        ValueError: If the checkpoint cannot be used, answers by a head, writes histories in pieces, or has
+            tokens around items.
     """
     sid_config, table, _ = SidConfig.load(checkpoint)
     vocabulary = sid_config.vocabulary
@@ -43,6 +44,11 @@ def write_vllm(checkpoint: Path, directory: Path) -> JsonObject:
         raise ValueError(
             f"'{checkpoint}' writes an item in pieces that depend on its neighbours, and merges several searches, as "
             "no engine does. Use Recommender or `llmrec recommend`."
+        )
+    if vocabulary.layout is not None:
+        raise ValueError(
+            f"'{checkpoint}' has tokens around its items, which the files for vLLM do not tell, so that it would be "
+            "asked otherwise than it was trained. Use Recommender, `llmrec serve`, or `llmrec export --to flashrec`."
         )
     tokenizer = load_tokenizer(checkpoint)
     prefix = sid_config.prompt.prefix(tokenizer)

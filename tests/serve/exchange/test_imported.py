@@ -61,6 +61,11 @@ def test_training_goes_on_in_the_prompt_of_the_project(lcrec, tmp_path):
         run([*sft, *options])
     run([*sft, *options, "--targets", "last_item", "--warmup-steps", "0"])
     before, after = SidConfig.load(lcrec)[0], SidConfig.load(tmp_path / "sft")[0]
+    with pytest.raises(ValueError, match="has tokens around its items, which the files for vLLM do not tell"):
+        run(["export", "--model", str(tmp_path / "sft"), "--to", "vllm", "--out", str(tmp_path / "vllm")])
+    refine = ["refine", "--model", str(tmp_path / "sft"), "--catalog", str(lcrec / "catalog"), "--device", "cpu"]
+    with pytest.raises(ValueError, match="has tokens around its items, which refine does not write"):
+        run([*refine, "--out", str(tmp_path / "refined")])
     assert after.prompt == before.prompt and after.vocabulary == before.vocabulary
 
 
