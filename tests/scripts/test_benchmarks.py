@@ -38,6 +38,7 @@ SMALL = {
     "encode.py": ["--device", "cpu", "--items", "3000", "--dim", "8", "--codes", "16"],
     "titles.py": ["--device", "cpu", "--shape", "tiny", "--items", "500", "--prompt", "12", "--beams", "5",
                   "--batches", "1", "3", "--generate-batches", "2", "--repeats", "1"],
+    "serve.py": ["--device", "cpu", "--shape", "tiny", "--items", "500", "--seconds", "1", "--minutes", "0.03"],
     "prepare.py": ["--interactions", "3000", "--formats", "csv", "jsonl", "parquet"],
     "batch.py": ["--users", "300", "--input-users", "200", "--items", "50"],
 }  # fmt: skip
