@@ -20,15 +20,16 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/items", response_model=ItemsAnswer)
     def items(
+        item_id: Annotated[
+            list[ItemId],
+            Query(max_length=MOST_GIVEN, default_factory=list, description="Items to describe, in place of a search."),
+        ],
         query: Annotated[str, Query(max_length=LONGEST_QUERY, description="Words of a title, or an item_id.")] = "",
         limit: Annotated[int, Query(ge=1, le=MOST_FOUND, description="Largest number of items.")] = 10,
-        item_id: Annotated[
-            list[ItemId] | None, Query(max_length=MOST_GIVEN, description="Items to describe, in place of a search.")
-        ] = None,
     ) -> object:
         """Find items by their titles, the most popular first, or describe given ones."""
         index = service.generation.items
-        return {"items": index.describe(index.search(query, limit) if item_id is None else item_id)}
+        return {"items": index.describe(item_id or index.search(query, limit))}
 
     @routes.get("/catalog", response_model=CatalogAnswer)
     def catalog() -> object:
