@@ -38,7 +38,7 @@ def checkpoint(directory: Path, table: SidTable, normalize_over: str = "vocabula
 
 
 def tables() -> dict[str, SidTable]:
-    """SIDs of one length and of several, some of them shared, and titles in words."""
+    """SIDs of one length and of several, some of them shared, two SIDs of each item, and titles in words."""
 
     def items(number):
         return [f"item-{row}" for row in range(number)]
@@ -48,6 +48,7 @@ def tables() -> dict[str, SidTable]:
     return {
         "fixed": SidTable(items(12), CODES, level_sizes=[4, 4, 4]),
         "ragged": SidTable(items(8), RAGGED, level_sizes=[4, 3, 3]),
+        "aliases": SidTable(items(6), CODES, [*range(6), *range(6)], level_sizes=[4, 4, 4]),
         "words": SidTable.of_tokens(items(4), words),
     }
 
