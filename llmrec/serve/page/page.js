@@ -401,6 +401,7 @@ async function toggle(button, panel, item, asked) {
   panel.hidden = !opens;
   button.setAttribute("aria-expanded", String(opens));
   button.textContent = opens ? "Hide" : "Why?";
+  button.setAttribute("aria-label", `${opens ? "Hide why" : "Why"} ${titleOf(item)}${opens ? "" : "?"}`);
   if (!opens || panel.dataset.loaded) return;
   panel.replaceChildren(element("p", { class: "note", role: "status" }, "Asking the model without each item of the history…"));
   try {
