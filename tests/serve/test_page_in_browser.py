@@ -164,6 +164,14 @@ def test_a_history_can_be_pasted_changed_and_shared(page, run):
     assert page.evaluate("document.activeElement.id") == "search"
 
 
+def test_a_long_history_shows_its_strongest_items(page, run):
+    page.goto(f"{run().address}#{'&'.join(f'item=item-{row}' for row in range(10))}")
+    page.get_by_role("button", name="Why").first.click()
+    playwright.expect(page.locator(".effects").first.locator("li")).to_have_count(8)
+    page.get_by_text("2 items that do less").click()
+    playwright.expect(page.locator(".effects").last.locator("li")).to_have_count(2)
+
+
 def test_titles_are_text_whatever_they_say(page, run):
     page.goto(run(HOSTILE).address)
     find(page, "item-4")

@@ -14,6 +14,7 @@ const OPERATORS = {
 const SQL = "\u0000sql"; // no column has this name
 const MOST_DETAILS = 100; // items that one request describes
 const PAGE_SIZE = 10;
+const SHOWN_EFFECTS = 8; // items of a history whose effect is seen at once
 
 const state = { catalog: null, history: [], k: PAGE_SIZE, key: null, answered: null };
 const known = new Map(); // item_id -> described item
@@ -443,7 +444,7 @@ function reason(why, rank, effects, score) {
   const strong = (text) => element("strong", {}, text);
   const shared = why.history.filter((one) => one.shared_levels > 0).sort((a, b) => b.shared_levels - a.shared_levels)[0];
   const codes = shared && why.path.length
-    ? [" Its semantic ID begins like that of ", strong(titleOf(shared)), ` (${shared.shared_levels} of ${why.path.length} codes), so the model holds them to be alike.`] : [];
+    ? [" Its semantic ID begins like that of ", strong(titleOf(shared)), ` (${shared.shared_levels} of ${why.path.length} codes), so both are in one group of items.`] : [];
   if (effects[0].changes === null) return ["The history has this one item, so there is nothing to compare it with: ", strong(titleOf(effects[0])), ".", ...codes];
   const [first, second] = effects, times = Math.exp(first.changes[rank]);
   if (rank === "ground") return ["Most of it is due to ", strong(titleOf(first)), ".", ...codes];
@@ -455,9 +456,14 @@ function reason(why, rank, effects, score) {
 }
 
 function drawEffects(effects, rank, why) {
-  const most = Math.max(0.05, ...effects.map((one) => Math.abs(one.changes?.[rank] ?? 0)));
-  const list = element("ul", { class: "effects" }, ...effects.map((one) => drawEffect(one, rank, most, why.path.length)));
-  return list;
+  const size = (one) => Math.abs(one.changes?.[rank] ?? 0);
+  const most = Math.max(0.05, ...effects.map(size));
+  const strong = new Set(effects.toSorted((one, other) => size(other) - size(one)).slice(0, SHOWN_EFFECTS));
+  const list = (some) => element("ul", { class: "effects" }, ...some.map((one) => drawEffect(one, rank, most, why.path.length)));
+  const shown = list(effects.filter((one) => strong.has(one)));
+  if (effects.length <= SHOWN_EFFECTS) return shown;
+  const rest = effects.filter((one) => !strong.has(one));
+  return element("div", {}, shown, element("details", {}, element("summary", {}, `${plural(rest.length, "item")} that do less`), list(rest)));
 }
 
 function drawEffect(one, rank, most, numLevels) {
