@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -35,6 +36,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "random": {"method": "random"},
     "sorted": {"method": "sorted"},
     "atomic": {"method": "atomic", "collision": "accept"},
+    "atomic, content rows": {"method": "atomic", "collision": "accept"},
     "p5_cid": {"method": "p5_cid", "collision": "accept"},
     "p5_cid, path-unique tokens": {"method": "p5_cid", "tokens": "path_unique", "collision": "accept"},
     "rq_kmeans": {"method": "rq_kmeans", "view_names": BOTH},
@@ -53,7 +55,10 @@ METHODS: dict[str, dict[str, Any]] = {
         "method": "hierarchical_kmeans", "view_names": FAMAE, "branching": [20, 41, 15], "collision": "hungarian_leaf",
     },
     "famae, rq_vae": {"method": "rq_vae", "view_names": FAMAE},
+    "rq_kmeans, item rows": {"method": "rq_kmeans", "view_names": BOTH},
     "opq": {"method": "opq", "view_names": BOTH},
+    "opq, codes": {"method": "opq", "view_names": BOTH, "num_levels": 32, "collision": "accept"},
+    "opq, vectors": {"method": "opq", "view_names": BOTH, "num_levels": 32, "collision": "accept"},
     "action_piece": {"method": "action_piece", "view_names": BOTH, "collision": "accept"},
     "token_rec": {"method": "token_rec", "view_names": BOTH},
     "token_rec, projection": {"method": "token_rec", "view_names": BOTH, "collision": "accept"},
@@ -90,9 +95,23 @@ METHODS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-# One example per target makes seven times as many steps of an epoch.
-LEARNED: dict[str, dict[str, Any]] = {"action_piece": {"targets": "last_item", "eval_steps": 3000}}
-HEADS = {"token_rec, projection": "projection"}  # the others write semantic IDs
+# What a row has beside its identifiers, from the recipe of the method.
+EXTENDED: dict[str, dict[str, Any]] = {
+    "atomic, content rows": {"micro_words": ExtendConfig.micro_words},
+    "opq, codes": {"head": "codes", "head_temperature": 0.03},
+    "opq, vectors": {"head": "vectors"},
+    "rq_kmeans, item rows": {"item_rows": True},
+    "token_rec, projection": {"head": "projection"},
+}
+LEARNED: dict[str, dict[str, Any]] = {
+    "action_piece": {"targets": "last_item", "eval_steps": 1200},
+    "atomic, content rows": {"content_passes": 1, "content_weight": 100, "masked_epochs": 4},
+    "rq_kmeans, item rows": {"item_dropout": 0.3, "item_decay": 1.0},
+    "titles": {"max_history": 39},  # of 25 tokens each, in a context of 1024
+}
+RANKED = {"rq_kmeans, item rows": "mixture"}
+# One example per target makes seven times as many steps of an epoch; so these are three times the steps of the others.
+SHORTER = {"action_piece": 0.4}
 # The controls, and a method of each kind whose place in the order docs/tokenizers.md and docs/papers.md speak of.
 MATTER = (
     "random", "atomic", "rq_kmeans", "rq_kmeans, text", "rq_kmeans, capacity", "rq_vae", "letter", "simcit", "resid",
@@ -100,6 +119,7 @@ MATTER = (
 )  # fmt: skip
 # The weights are those of the best of these validations. Every 440 steps are five epochs.
 VALIDATION = {"eval_steps": 440, "eval_examples": 3000}
+VALID = {"max_examples": 3000}
 
 
 def runs_of(arguments: argparse.Namespace) -> list[Run]:
@@ -115,45 +135,59 @@ def runs_of(arguments: argparse.Namespace) -> list[Run]:
 
 def run_of(arguments: argparse.Namespace, name: str, seed: int, distilled: bool = False) -> Run:
     given = {"catalog": arguments.catalog, "views": arguments.views, "device": arguments.device}
-    learned = {"teacher": arguments.teacher, "drawn_answers": True} if distilled else {}
-    options, extended, learned = METHODS[name], {}, {**learned, **LEARNED.get(name, {})}
+    options, extended, learned = METHODS[name], EXTENDED.get(name, {}), {**LEARNED.get(name, {})}
+    if name in SHORTER:
+        learned["epochs"] = arguments.epochs * SHORTER[name]
+    if distilled:
+        learned |= {"teacher": arguments.teacher, "drawn_answers": True}
+        learned.pop("masked_epochs", None)  # a teacher is asked about whole histories
     if "llm" in options:  # items in words of the decoder
         options, learned = {**options, "llm": llm_of(arguments.decoder)}, {**learned, "normalize_over": "vocabulary"}
         extended = {"micro_words": ExtendConfig.micro_words} if arguments.decoder == "micro" else {}
-    if name in HEADS:  # it learns the teacher's whole distribution, so no answers are drawn
-        extended = {"head": HEADS[name]}
+    if "head" in extended:  # it learns the teacher's whole distribution, so no answers are drawn
         learned.pop("drawn_answers", None)
-    steps = (("tokenize", {**given, **options}), *beneath(arguments, extended, **learned))
+    steps = (("tokenize", {**given, **options}), *beneath(arguments, extended, RANKED.get(name, "sid"), **learned))
     return Run(f"{name}, distilled" if distilled else name, steps, seed)
 
 
-def beneath(arguments: argparse.Namespace, extended: dict[str, Any] | None = None, **learned: Any) -> tuple[Step, ...]:
+def beneath(
+    arguments: argparse.Namespace, extended: dict[str, Any] | None = None, rank: str = "sid", **learned: Any
+) -> tuple[Step, ...]:
     """extend, sft and the evaluations, with the decoder and the budget of the command line.
 
     Args:
         arguments: Of `asked`.
         extended: Options of extend that make the difference.
+        rank: How the evaluations rank.
         learned: Options of sft that make the difference.
     """
     budget = {"dropout": arguments.dropout, "max_history": arguments.max_history, **VALIDATION}
     sft = {**(budget if arguments.decoder == "micro" else {}), **learned}  # a recipe has its own budget
+    ranked = {} if rank == "sid" else {"rank": rank}
     return decoder_steps(
         {"catalog": arguments.catalog}, arguments.epochs, arguments.device, arguments.decoder, sft=sft,
-        extend=extended or {},
+        extend=extended or {}, valid={**VALID, **ranked}, test=ranked,
     )  # fmt: skip
 
 
-def measure(run: Run, directories: list[Path]) -> dict[str, Any]:
-    """What the table shows of a run."""
-    sid, _, sft, *evaluated = directories
+def measure(run: Run, directories: list[Path], with_probe: bool = False) -> dict[str, Any]:
+    """What the table shows of a run, with the probe if asked; it reads semantic IDs, and neither words nor pieces."""
+    sid, extended, sft, *evaluated = directories
     report, counts = load(sid / "report.json"), load(sft / "manifest.json")["counts"]
+    tokens = counts["tokens_per_second"] * counts["train_seconds"] / dict(run.steps)["sft"]["epochs"]
+    ours = load(evaluated[-1] / "metrics.json")["systems"]["ours"]
     return {
         "collision_rate": report["before_policy"]["collision_rate"],
         "perplexity_share": [level["perplexity_share"] for level in report["levels"]],
         "level_sizes": [level["codebook_size"] for level in report["levels"]],
-        "probe": asdict(probed(run, sid)),
+        **({"probe": asdict(probed(run, sid))} if with_probe else {}),
         **tokenization(run, sid),
+        "parameters": load(extended / "manifest.json")["counts"]["parameters"],
+        "tokens_per_sequence": tokens / counts["examples"],
         "train_s": counts["train_seconds"],
+        "num_steps": counts["steps"],
+        "saved_step": counts.get("saved_step"),
+        "users_per_s": ours["plain"]["examples_per_s"],
         "loss": counts["loss"],
         "curve": load(evaluated[0] / "metrics.json")["learning"]["ours"],
         **recommended(evaluated),
@@ -184,15 +218,15 @@ def show(results: list[dict[str, Any]]) -> None:
     """A line per run, by valid recall."""
     whole = [result for result in results if "error" not in result]
     print(
-        f"{'':34} seed | valid R N, seen excl. R N | test R N, seen excl. R N  | collisions perplexity   probe, "
-        "minutes, train s"
+        f"{'':34} seed | valid R N, seen excl. R N | test R N, seen excl. R N  | collisions perplexity, minutes, "
+        "train s, users/s, probe"
     )
     for r in sorted(whole, key=lambda r: -r["valid"]["plain"]["recall@10"]):
         valid, test = cells(r)
         print(
             f"{r['name']:34} {r['seed']:4} | {valid}   | {test}   | {r['collision_rate']:10.4f} "
-            f"{r['perplexity_share'][0]:10.2f} {r['probe']['item_cross_entropy']:7.3f}, "
-            f"{shown(r):>7}, {r['train_s']:7.0f}"
+            f"{r['perplexity_share'][0]:10.2f}, {shown(r):>7}, {r['train_s']:7.0f}, {r.get('users_per_s', 0):7.0f}, "
+            f"{r['probe']['item_cross_entropy'] if 'probe' in r else '-'}"
         )
     minutes = {name: [r.get("minutes") for r in whole if r["name"] == name] for name in ("letter", "resid")}
     if all(found and None not in found for found in minutes.values()):
@@ -207,8 +241,8 @@ def shown(result: dict[str, Any]) -> str:
 
 def asked(description: str) -> argparse.ArgumentParser:
     """Flags of a table of tokenizers."""
-    made = beauty_parser(description, epochs=60)
-    made.add_argument("--dropout", type=float, default=0.3, help="of the small decoder")
+    made = beauty_parser(description, epochs=30)
+    made.add_argument("--dropout", type=float, default=0.2, help="of the small decoder")
     made.add_argument("--max-history", type=int, default=50, help="of the small decoder")
     made.add_argument("--decoder", choices=DECODERS, default=DECODERS[0])
     return made
@@ -218,8 +252,9 @@ def main() -> None:
     made = asked(__doc__.splitlines()[0])
     made.set_defaults(seeds=[0, 1, 2])
     made.add_argument("--teacher", nargs="*", default=["runs/beauty/teacher"], help="none for plain runs only")
+    made.add_argument("--probe", action="store_true", help="measure learnability as well, for probe_claim.py")
     arguments = made.parse_args()
-    carry_out(arguments, runs_of(arguments), measure, show)
+    carry_out(arguments, runs_of(arguments), partial(measure, with_probe=arguments.probe), show)
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ def test_the_table_begins_with_what_matters_and_has_all_tokenizers(grid, monkeyp
     )
     plain, distilled = (dict(runs[place].steps) for place in (0, 30))
     sft = plain["sft"]
-    assert (sft["epochs"], sft["dropout"], sft["max_history"], sft["eval_steps"]) == (60, 0.3, 50, 440)
+    assert (sft["epochs"], sft["dropout"], sft["max_history"], sft["eval_steps"]) == (30, 0.2, 50, 440)
     assert distilled["sft"] == {**sft, "teacher": ["runs/beauty/teacher"], "drawn_answers": True}
     assert runs[0].digest(2) == runs[30].digest(2)  # tokenize and extend are shared
 
