@@ -50,6 +50,7 @@ LIGHTER = {  # advice for a stage that runs out of memory
     "ensemble": "Lower batch_size (the result stays the same) or depth.",
     "recommend": "Lower batch_size (the result stays the same), or give a large file as --users instead of --input.",
     "embed": "Lower batch_size (the result stays the same).",
+    "serve": "Lower max_batch or max_beams, or choose precision bfloat16.",
     "quickstart": "Run the stages by themselves, with a smaller micro_batch_size and batch_size, or a smaller model.",
 }
 

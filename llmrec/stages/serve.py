@@ -76,9 +76,23 @@ def check_environment(config: ServeConfig) -> None:
         )
     if config.admin_dir is not None and not Path(config.admin_dir).is_dir():
         raise ValueError(f"admin_dir '{config.admin_dir}' is no directory; make it, or leave it out.")
+    check_source(config.model)
     missing = [name for name in LIBRARIES if find_spec(name) is None]
     if missing:
         raise ValueError(f"{', '.join(missing)} cannot be imported; run `pip install 'llmrec[serve]'`.")
+
+
+def check_source(model: str) -> None:
+    """Refuse a checkpoint that is absent, before seconds are spent on imports and on the Hub.
+
+    Raises:
+        ValueError: If it is a path without a checkpoint.
+    """
+    path = Path(model)
+    if path.is_dir() and not (path / "llmrec.json").is_file():
+        raise ValueError(f"'{model}' has no llmrec.json: it is not a checkpoint of llmrec. `llmrec extend` makes one.")
+    if not path.exists() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
+        raise ValueError(f"model '{model}' is no directory; give that of a checkpoint, or its Hub id (owner/name).")
 
 
 def is_loopback(host: str) -> bool:

@@ -20,15 +20,14 @@ from llmrec.runtime.cuda_graphs import EAGER_CALLS
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 
-MAX_HISTORY, INSTRUCTION = 22, "w1 w2 w3 w4 w5 w6 w7 w8 w9 w10 w11 w12"  # 100 tokens with the semantic IDs
+MAX_HISTORY, INSTRUCTION = 22, " ".join(f"w{i}" for i in range(3, 15))  # 100 tokens with the semantic IDs
 
 
 def write_checkpoint(directory: Path, shape: str, num_items: int) -> Path:
     """Write weights, a tokenizer of numbered words, random semantic IDs and what binds them."""
     num_words = SHAPES[shape][1]["vocab_size"]
     words = {"<pad>": 0, "<unk>": 1, "<eos>": 2, **{f"w{i}": i for i in range(3, num_words)}}
-    words |= {"w1": num_words - 1, "w2": num_words - 2}
-    core = Tokenizer(models.WordLevel({word: i for word, i in words.items()}, unk_token="<unk>"))
+    core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>")
     vocabulary = SidVocabulary.add_to(tokenizer, SIZES)

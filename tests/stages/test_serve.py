@@ -48,6 +48,14 @@ def test_a_missing_extra_names_the_command(monkeypatch):
         serve.main(ServeConfig(model="m"))
 
 
+@pytest.mark.parametrize("model", ["./run/sft", "/nowhere/sft", "a/b/c", "~/run"])
+def test_a_path_that_is_no_checkpoint_is_refused_at_once(model, tmp_path):
+    with pytest.raises(ValueError, match=f"model '{model}' is no directory"):
+        serve.main(ServeConfig(model=model))
+    with pytest.raises(ValueError, match=r"has no llmrec\.json"):
+        serve.main(ServeConfig(model=str(tmp_path)))
+
+
 def test_a_port_that_is_taken_is_refused():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
