@@ -73,8 +73,8 @@ STAGES: dict[str, type[Config]] = {
     "compare": CompareConfig,
     "ensemble": EnsembleConfig,
     "recommend": RecommendConfig,
-    "push": PushConfig,
     "serve": ServeConfig,
     "export": ExportConfig,
     "import": ImportConfig,
+    "push": PushConfig,
 }
