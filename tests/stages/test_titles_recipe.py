@@ -27,7 +27,7 @@ def test_the_recipe_runs_as_its_readme_has_it(tmp_path, monkeypatch, capsys):
         assert main([*words, *shlex.split(SMALLER[words[0]])]) == 0, capsys.readouterr().err
         run.add(Path(words[words.index("--config") + 1]).name)
     assert run == files_of("beauty-titles")
-    for out, rank in (("test", "sid"), ("test-sums", "sid"), ("test-ground", "ground"), ("test-keywords", "sid")):
+    for out, rank in (("test", "sid"), ("test-means", "sid"), ("test-ground", "ground"), ("test-keywords", "sid")):
         metrics = json.loads(Path(f"runs/beauty-titles/{out}/metrics.json").read_text())
         assert metrics["rank"] == rank
         assert metrics["systems"]["ours"]["plain"]["invalid_rate"] == 0
