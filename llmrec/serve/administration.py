@@ -62,9 +62,7 @@ class Administration:
             Refusal: If another change is under way, or the table was not appended to that of the model.
         """
         async with self._change():
-            sid, out = self._path(request.sid), self._path(request.out)
-            if not sid.is_dir():
-                raise Refusal(422, f"sid is {request.sid!r}, which admin_dir does not have; put the directory there.")
+            sid, out = self._present("sid", request.sid), self._path(request.out)
             model = str(self.service.generation.recommender.directory)
             command = ["extend", "--sid", str(sid), "--model", model, "--out", str(out)]
             await self._unless_wrong(lambda: asyncio.to_thread(run_stage, command))
@@ -121,8 +119,9 @@ class Administration:
 
     async def _load(self, model: str | None, catalog: str | None) -> Generation:
         config = self.service.generation.config
-        model, catalog = (None if name is None else str(self._path(name)) for name in (model, catalog))
-        changed = dataclasses.replace(config, model=model or config.model, catalog=catalog or config.catalog)
+        model = config.model if model is None else str(self._present("model", model))
+        catalog = config.catalog if catalog is None else str(self._present("catalog", catalog))
+        changed = dataclasses.replace(config, model=model, catalog=catalog)
         removed = read_removed(self.admin_dir) if self.admin_dir else self.service.generation.removed
         generation = await self._unless_wrong(lambda: asyncio.to_thread(Generation.load, changed, removed))
         await self.service.warm_up(generation)
@@ -139,6 +138,12 @@ class Administration:
         if self.admin_dir is None:
             raise Refusal(403, "Directories cannot be named; start the service with --admin-dir.")
         return Path(self.admin_dir) / name
+
+    def _present(self, key: str, name: str) -> Path:
+        path = self._path(name)
+        if not path.is_dir():  # "models/shop", which is not there, would be fetched from the Hub
+            raise Refusal(422, f"{key} is {name!r}, which admin_dir does not have; put the directory there.")
+        return path
 
 
 def run_stage(arguments: Sequence[str]) -> None:

@@ -137,6 +137,9 @@ def test_appended_items_are_recommended_from_a_new_checkpoint(change, tmp_path, 
     assert (tmp_path / "checkpoint-2" / "manifest.json").is_file()
     (answer,), _ = change(("append", {"sid": "nothing", "out": "checkpoint-3"}))
     assert answer.status_code == 422 and error_of(answer).startswith("sid is 'nothing', which admin_dir does not have")
+    for key in ("model", "catalog"):
+        (answer,), _ = change(("reload", {key: "nothing"}))
+        assert answer.status_code == 422 and error_of(answer).startswith(f"{key} is 'nothing', which admin_dir")
     (tmp_path / "other").mkdir()
     (answer,), _ = change(("append", {"sid": "other", "out": "checkpoint-3"}))
     assert answer.status_code == 422 and "other" in error_of(answer) and own.generation.num_shown == 13
