@@ -43,7 +43,7 @@ const percent = (share) =>
   share < 1e-4 ? "<\u00a00.01\u00a0%" : `${(share * 100).toLocaleString("en", { minimumFractionDigits: share < 0.01 ? 2 : 1, maximumFractionDigits: share < 0.01 ? 2 : 1 })}\u00a0%`;
 const titleOf = (item) => item.title || item.item_id;
 const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
-const factor = (times) => times.toLocaleString("en", { maximumSignificantDigits: times < 10 ? 2 : 3 });
+const factor = (times) => times.toLocaleString("en", { minimumFractionDigits: times < 2 ? 2 : 0, maximumFractionDigits: times < 2 ? 2 : times < 10 ? 1 : 0 });
 
 function later(milliseconds, action) {
   let timer;
@@ -309,7 +309,7 @@ function drawFilters() {
   byId("popularity").replaceChildren(element("option", { value: "" }, "all items"), ...popularity.toReversed().map(({ share, interactions }) =>
     element("option", { value: interactions }, `${labels[share] ?? share} (at most ${plural(interactions, "interaction")})`)));
   byId("popularity-field").hidden = popularity.length === 0;
-  const shown = columns.slice(0, 3).map(({ name }) => name).join(", ");
+  const shown = columns.slice(0, 3).map(({ name }) => name).join(columns.length > 3 ? ", " : " or ");
   byId("add-condition").hidden = columns.length === 0;
   byId("add-condition").textContent = `Add a condition on ${columns.length > 3 ? `${shown}, …` : shown}`;
   byId("ranks").hidden = ranks.length < 2;
