@@ -32,7 +32,8 @@ def create_app(service: Service, limits: Limits, access: Access | None = None, a
     """
     access = access or Access()
     app = FastAPI(
-        title="llmrec", version=__version__, docs_url=None, redoc_url=None, separate_input_output_schemas=False,
+        title="llmrec", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
+        separate_input_output_schemas=False,
         description="Recommends the items of a catalogue to users, by their histories.",
     )  # fmt: skip
     app.include_router(state.router(service))
@@ -58,12 +59,18 @@ async def refuse(_: Request, refusal: Any) -> Response:
 
 async def refuse_route(request: Request, error: Any) -> Response:
     """Answer to a route or a method that does not exist, or to a body that cannot be parsed."""
+    if error.status_code == 400:
+        return await refuse(request, Refusal(400, "The body cannot be read as JSON in UTF-8."))
     what = f"{request.method} {request.url.path[:80]}: {str(error.detail).rstrip('.')}."
     return await refuse(request, Refusal(error.status_code, what, error.headers))
 
 
 async def refuse_body(request: Request, error: Any) -> Response:
     """Answer to a body that is not what it should be."""
+    if isinstance(error.body, bytes):  # not read as JSON, because of its header
+        kind = request.headers.get("content-type")
+        given = "no Content-Type" if kind is None else f"the Content-Type {kind[:80]!r}"
+        return await refuse(request, Refusal(422, f"The body has {given}; send JSON as 'application/json'."))
     return await refuse(request, Refusal(422, sentence(error.errors())))
 
 

@@ -164,6 +164,14 @@ def one_or_list(limits: Limits) -> Any:
     return Annotated[Annotated[one, Tag("one")] | Annotated[several, Tag("list")], choose]
 
 
+PLAIN = {  # what pydantic says in words of Python
+    "extra_forbidden": "there is no such key",
+    "missing": "it is missing",
+    "model_attributes_type": "input should be an object",
+    "string_pattern_mismatch": "give a name of letters, digits, '.', '_' and '-'",
+}
+
+
 def sentence(errors: list[dict[str, Any]]) -> str:
     """One sentence with the first problems of a body, each under its place."""
     problems: dict[str, list[str]] = {}
@@ -171,6 +179,7 @@ def sentence(errors: list[dict[str, Any]]) -> str:
         path = [str(part) for part in error["loc"][1:] if part not in ("one", "list")]
         place = ".".join(part for part in path if "[" not in part)  # without the kinds that were tried
         what = error["msg"] if error["type"] != "json_invalid" else f"no JSON ({error['ctx']['error']})"
+        what = PLAIN.get(error["type"], what).replace(" after validation", "")
         problems.setdefault(place or "the body", []).append(what[:1].lower() + what[1:])
     more = f"; {len(problems) - 5} more such places" if len(problems) > 5 else ""
     shown = [f"{place[:80]}: {' or '.join(dict.fromkeys(each))}"[:300] for place, each in list(problems.items())[:5]]

@@ -10,6 +10,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from llmrec.serve.refusals import Refusal
 from llmrec.serve.service import Service
 
 
@@ -40,6 +41,16 @@ class TimedProtocol(H11Protocol):
         """Start the clock if the client is still sending."""
         super().on_response_complete()
         self._set_clock()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP in the words of all refusals, and end the connection."""
+        answer = Refusal(400, "This is no HTTP/1.1 that can be read, or its head is too large.").answer()
+        headers = [(name.lower(), value) for name, value in answer.headers.items()]
+        length = ("content-length", str(len(answer.body)))
+        response = h11.Response(status_code=400, headers=[*headers, length, ("connection", "close")])
+        for event in (response, h11.Data(data=answer.body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Stop the clock."""

@@ -18,7 +18,7 @@ SMALL = {"max_batch": 2, "max_history": 3, "max_k": 5, "max_beams": 6, "max_item
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
-        ({"history": ["item-1"] * 4}, "history: list should have at most 3 items after validation, not 4."),
+        ({"history": ["item-1"] * 4}, "history: list should have at most 3 items, not 4."),
         ({"history": ["i" * (MAX_ID + 1)]}, "history.0: string should have at most 256 characters."),
         ({"history": [""]}, "history.0: string should have at least 1 character."),
         ({"history": HISTORY, "k": 6}, "k: input should be less than or equal to 5."),
@@ -28,16 +28,16 @@ SMALL = {"max_batch": 2, "max_history": 3, "max_k": 5, "max_beams": 6, "max_item
         ({"history": HISTORY, "num_beams": 7}, "num_beams: input should be less than or equal to 6."),
         ({"history": HISTORY, "min_new": 6}, "min_new: input should be less than or equal to 5."),
         ({"history": HISTORY, "min_new": -1}, "min_new: input should be greater than or equal to 0."),
-        ({"history": HISTORY, "allow": ["a"] * 5}, "allow: list should have at most 4 items after validation, not 5."),
+        ({"history": HISTORY, "allow": ["a"] * 5}, "allow: list should have at most 4 items, not 5."),
         ({"history": HISTORY, "exclude": ["a"] * 5}, "not 5."),
         ({"history": HISTORY, "exclude": "all"}, "exclude: input should be 'seen' or input should be a valid list."),
-        ({"history": HISTORY, "filter": []}, "filter: extra inputs are not permitted."),
-        ({"histories": HISTORY}, "history: field required; histories: extra inputs are not permitted."),
+        ({"history": HISTORY, "filter": []}, "filter: there is no such key."),
+        ({"histories": HISTORY}, "history: it is missing; histories: there is no such key."),
         ({"history": HISTORY, "unknown": "ask"}, "unknown: input should be 'skip' or 'error'."),
-        ([{"history": HISTORY}] * 3, "the body: list should have at most 2 items after validation, not 3."),
-        ([], "the body: list should have at least 1 item after validation, not 0."),
+        ([{"history": HISTORY}] * 3, "the body: list should have at most 2 items, not 3."),
+        ([], "the body: list should have at least 1 item, not 0."),
         ([{"history": HISTORY}, {"history": HISTORY, "k": 9}], "1.k: input should be less than or equal to 5."),
-        ("text", "the body: "),
+        ("text", "the body: input should be an object."),
         (None, "the body: "),
         ({"history": HISTORY, "k": 5, "num_beams": 2}, "num_beams is 2, fewer than k = 5"),
         ({"history": HISTORY, "k": 2, "min_new": 3}, "min_new is 3, more than k = 2"),
@@ -54,10 +54,23 @@ def test_many_problems_are_counted(ask):
     assert error_of(answer).endswith("; 13 more such places.")
 
 
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "application/x-www-form-urlencoded"}])
+def test_a_body_that_is_not_called_json_is_told_its_header(ask, headers):
+    answer = ask(content=json.dumps({"history": HISTORY}).encode(), headers=headers)
+    given = "the Content-Type 'application/x-www-form-urlencoded'" if headers else "no Content-Type"
+    assert (answer.status_code, error_of(answer)) == (422, f"The body has {given}; send JSON as 'application/json'.")
+
+
+def test_an_address_with_a_slash_behind_it_is_unknown(ask):
+    answer = ask(path="/v1/catalog/", method="GET")
+    assert answer.status_code == 404 and error_of(answer) == "GET /v1/catalog/: Not Found."
+
+
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b'{"history": ["\\ud800"]}', b'{"k": 1e999}', b"[" * 3000])
 def test_what_is_no_json_is_refused(ask, content):
     answer = ask(content=content, headers={"Content-Type": "application/json"}, **SMALL | {"max_body_kib": 9})
     assert answer.status_code in (400, 422) and error_of(answer).endswith(".")
+    assert answer.status_code == 422 or error_of(answer) == "The body cannot be read as JSON in UTF-8."
 
 
 def test_a_body_of_another_type_is_refused(ask):
