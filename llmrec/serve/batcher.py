@@ -1,8 +1,7 @@
 """Batcher: a bounded queue, and the one thread that touches the model.
 
 Requests that may be answered together, because their `Task` is equal, become a batch: as soon as it is full, or the
-oldest has waited for `max_wait_ms`. While the device works on a batch, the next one is already prepared and queued on
-it. A batch that fails is answered one request at a time, so that only the one at fault fails.
+oldest has waited for `max_wait_ms`. While a GPU works on a batch, the next one is already prepared and queued on it. A batch that fails is answered one request at a time, so that only the one at fault fails.
 """
 
 from __future__ import annotations
@@ -63,6 +62,7 @@ class Batcher:
         max_queue: Largest number of users that wait.
         max_expected_s: Largest time that a new job may expect to wait, by the speed of the latest batches.
         on_batch: Called with the jobs of every batch when it starts.
+        overlaps: Start a batch before the last one is read; on a CPU, which computes where it starts, that only waits.
     """
 
     def __init__(
@@ -72,9 +72,10 @@ class Batcher:
         max_queue: int,
         max_expected_s: float = math.inf,
         on_batch: Callable[[Sequence[Job]], None] = lambda jobs: None,
+        overlaps: bool = True,
     ):
         self.max_batch, self.max_wait_s, self.max_queue = max_batch, max_wait_s, max_queue
-        self.max_expected_s, self.on_batch = max_expected_s, on_batch
+        self.max_expected_s, self.on_batch, self.overlaps = max_expected_s, on_batch, overlaps
         self.waiting = 0  # users in the queue
         self._seconds_per_user = 0.0  # a moving average
         self._started_at = self._read_at = 0.0  # when work began after a pause, and when the last batch was read
@@ -92,6 +93,7 @@ class Batcher:
             Closed: If the batcher was closed.
         """
         size = sum(job.size for job in jobs)
+        assert all(job.size <= self.max_batch for job in jobs), "a batch has room for every job"
         with self._changed:
             if self._closed:
                 raise Closed
@@ -111,6 +113,11 @@ class Batcher:
                 job.is_cancelled = True
                 if job in self._queue:
                     self._drop(job)
+
+    @property
+    def is_alive(self) -> bool:
+        """True while the thread runs."""
+        return self._thread.is_alive()
 
     @property
     def is_full(self) -> bool:
@@ -144,9 +151,9 @@ class Batcher:
                     started.append((batch, batch[0].task.start([job.payload for job in batch])))
                 except Exception as error:
                     self._answer_alone(batch, error)
-            elif not started:
+            elif not started and self._closed:
                 return
-            if started and (len(started) > 1 or not batch):
+            if started and (len(started) > 1 or not batch or not self.overlaps):
                 self._finish(*started.popleft())
 
     def _take(self, wait: bool) -> list[Job]:

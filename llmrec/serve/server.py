@@ -90,8 +90,8 @@ class Server(uvicorn.Server):
         self.service.is_draining = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Tell if the server is to end."""
-        if self.service.is_draining and not self.service.in_flight:
+        """Tell if the server is to end; it does, too, if the thread of the model has, so that it is started anew."""
+        if not self.service.is_alive or (self.service.is_draining and not self.service.in_flight):
             self.should_exit = True
         return await super().on_tick(counter)
 

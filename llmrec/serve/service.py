@@ -109,6 +109,11 @@ class Service:
         """Number of users in the queue."""
         return self._batcher.waiting
 
+    @property
+    def is_alive(self) -> bool:
+        """True while the thread of the model runs."""
+        return self._batcher.is_alive
+
     def check_room(self, path: str) -> None:
         """Refuse a request at once, before its body is read, while it would find no place in the queue.
 
@@ -125,7 +130,7 @@ class Service:
         Raises:
             Refusal: If it is.
         """
-        if self.is_draining:
+        if self.is_draining or not self.is_alive:
             raise Refusal(503, CLOSING, retry_after_s=1)
 
     def read(self, requests: Sequence[Request]) -> list[ItemRequests]:

@@ -156,6 +156,30 @@ def test_a_job_waits_for_others_but_not_for_long():
     batcher.close()
 
 
+def test_a_queue_that_empties_while_a_batch_forms_goes_on():
+    task, results, batcher = Recording(), [], Batcher(max_batch=4, max_wait_s=0.05, max_queue=9)
+    given_up = Job(task, "a", 1, results.append)
+    batcher.submit([given_up])
+    time.sleep(0.01)
+    batcher.cancel([given_up])
+    time.sleep(0.1)
+    assert batcher.is_alive
+    batcher.submit([Job(task, "b", 1, results.append)])
+    batcher.close()
+    assert results == ["b"] and not batcher.is_alive
+
+
+def test_a_service_whose_thread_has_ended_is_not_ready(client, serving):
+    service = serving()
+    service._batcher.close()
+
+    async def run():
+        async with client(service) as connected:
+            return [await connected.get("/ready"), await posted(connected), await connected.get("/health")]
+
+    assert [answer.status_code for answer in asyncio.run(run())] == [503, 503, 200]
+
+
 def test_the_next_batch_starts_before_the_last_one_is_read():
     events = []
 
