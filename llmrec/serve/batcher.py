@@ -1,7 +1,8 @@
 """Batcher: a bounded queue, and the one thread that touches the model.
 
 Requests that may be answered together, because their `Task` is equal, become a batch: as soon as it is full, or the
-oldest has waited for `max_wait_ms`. While a GPU works on a batch, the next one is already prepared and queued on it. A batch that fails is answered one request at a time, so that only the one at fault fails.
+oldest has waited for `max_wait_ms`. While a GPU works on a batch, the next one is already prepared and queued on it. A
+batch that fails is answered one request at a time, so that only the one at fault fails.
 """
 
 from __future__ import annotations

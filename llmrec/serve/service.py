@@ -95,12 +95,9 @@ class Service:
         self.is_draining, self.metrics = False, Metrics()
         self.in_flight = 0  # requests that wait or are being answered
         self._batcher = Batcher(
-            limits.max_batch,
-            limits.max_wait_ms / 1e3,
-            limits.max_queue,
-            limits.deadline_s / 2,
-            self.metrics.count_batch,
-        )
+            limits.max_batch, limits.max_wait_ms / 1e3, limits.max_queue, limits.deadline_s / 2,
+            self.metrics.count_batch, overlaps=generation.recommender.model.device.type == "cuda",
+        )  # fmt: skip
         self.metrics.watch(lambda: self.waiting)
         self.metrics.show(generation)
 

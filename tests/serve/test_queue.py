@@ -180,7 +180,14 @@ def test_a_service_whose_thread_has_ended_is_not_ready(client, serving):
     assert [answer.status_code for answer in asyncio.run(run())] == [503, 503, 200]
 
 
-def test_the_next_batch_starts_before_the_last_one_is_read():
+@pytest.mark.parametrize(
+    ("overlaps", "expected"),
+    [
+        (True, ["start a", "start b", "read a", "start c", "read b", "read c"]),
+        (False, ["start a", "read a", "start b", "read b", "start c", "read c"]),
+    ],
+)
+def test_on_a_gpu_the_next_batch_starts_before_the_last_one_is_read(overlaps, expected):
     events = []
 
     class Slow:
@@ -188,5 +195,6 @@ def test_the_next_batch_starts_before_the_last_one_is_read():
             events.append(f"start {payloads[0]}")
             return lambda: events.append(f"read {payloads[0]}") or payloads
 
-    run_jobs(Batcher(max_batch=1, max_wait_s=0, max_queue=9), [(Slow(), name, 1) for name in "abc"])
-    assert events == ["start a", "start b", "read a", "start c", "read b", "read c"]
+    batcher = Batcher(max_batch=1, max_wait_s=0, max_queue=9, overlaps=overlaps)
+    run_jobs(batcher, [(Slow(), name, 1) for name in "abc"])
+    assert events == expected
