@@ -1,7 +1,7 @@
 """The OpenAPI description holds for requests that schemathesis makes up from it: no 5xx, no answer of another form.
 
 pip install schemathesis    # into an environment of its own; LLMREC_SCHEMATHESIS names its command
-LLMREC_CASES=1500 pytest -m slow -n0 tests/serve/test_schema.py    # about 20,000 requests
+LLMREC_CASES=6500 pytest -m slow -n0 tests/serve/test_schema.py    # about 20,000 requests
 """
 
 from __future__ import annotations
