@@ -55,7 +55,7 @@ def read_metrics(path: str | Path) -> JsonObject:
         ValueError: If it is absent or something else.
     """
     path = Path(path)
-    with reading(path, "metrics.json of `llmrec evaluate`", "give the file that it wrote"):
+    with reading(path, "metrics.json of `llmrec evaluate`", "give the file that `llmrec evaluate` wrote"):
         metrics = json.loads(path.read_text(encoding="utf-8"))
         metrics["systems"], metrics["split"], metrics["num_beams"]
     return metrics
