@@ -178,8 +178,9 @@ def sentence(errors: list[dict[str, Any]]) -> str:
     for error in errors:
         path = [str(part) for part in error["loc"][1:] if part not in ("one", "list")]
         place = ".".join(part for part in path if "[" not in part)  # without the kinds that were tried
-        what = error["msg"] if error["type"] != "json_invalid" else f"no JSON ({error['ctx']['error']})"
-        what = PLAIN.get(error["type"], what).replace(" after validation", "")
+        what = PLAIN.get(error["type"], error["msg"]).replace(" after validation", "")
+        if error["type"] == "json_invalid":
+            place, what = "", f"no JSON from character {error['loc'][-1]} ({error['ctx']['error']})"
         problems.setdefault(place or "the body", []).append(what[:1].lower() + what[1:])
     more = f"; {len(problems) - 5} more such places" if len(problems) > 5 else ""
     shown = [f"{place[:80]}: {' or '.join(dict.fromkeys(each))}"[:300] for place, each in list(problems.items())[:5]]

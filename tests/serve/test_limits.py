@@ -54,6 +54,11 @@ def test_many_problems_are_counted(ask):
     assert error_of(answer).endswith("; 13 more such places.")
 
 
+def test_the_place_where_json_ends_is_named(ask):
+    answer = ask(content=b'{"history":', headers={"Content-Type": "application/json"})
+    assert error_of(answer) == "the body: no JSON from character 11 (Expecting value)."
+
+
 @pytest.mark.parametrize("headers", [{}, {"Content-Type": "application/x-www-form-urlencoded"}])
 def test_a_body_that_is_not_called_json_is_told_its_header(ask, headers):
     answer = ask(content=json.dumps({"history": HISTORY}).encode(), headers=headers)
