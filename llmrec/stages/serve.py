@@ -51,6 +51,7 @@ def main(config: ServeConfig) -> JsonObject:
         # A full collection goes through all that the libraries hold: .34 s in which even /health does not answer.
         gc.collect()
         gc.freeze()
+        listen(config, listener)
         host, port = listener.getsockname()[:2]
         say(f"serve: {config.model} answers at http://{f'[{host}]' if ':' in host else host}:{port}.")
         sys.setswitchinterval(SWITCH_S)
@@ -113,21 +114,45 @@ def own_names(config: ServeConfig, host: str) -> frozenset[str] | None:
 
 
 def bind(config: ServeConfig) -> socket.socket:
-    """Take the address, before anything is loaded.
+    """Take the address before anything is loaded, so that a taken one is refused at once.
+
+    Clients cannot connect before `listen`: until then one that probes is told that nothing is there.
 
     Raises:
         ValueError: If it cannot be taken.
     """
     try:
         (family, _, _, _, address), *_ = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)
-        listener = socket.create_server(address[:2], family=family)
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        if os.name == "posix":  # connections of a service that was killed do not block the port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         # asyncio does not see that it is TCP; a body would wait 40 ms for the client to acknowledge the head.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.bind(address[:2])
         return listener
     except OSError as error:
-        raise ValueError(
-            f"cannot listen on {config.host}:{config.port} ({error.strerror}); give another --host or --port."
-        ) from None
+        raise taken(config, error) from None
+
+
+def listen(config: ServeConfig, listener: socket.socket) -> None:
+    """Let clients connect.
+
+    Raises:
+        ValueError: If another process that was loading at the same time has come first.
+    """
+    try:
+        listener.listen()
+    except OSError as error:
+        raise taken(config, error) from None
+
+
+def taken(config: ServeConfig, error: OSError) -> ValueError:
+    """Say that the address cannot be had."""
+    return ValueError(
+        f"cannot listen on {config.host}:{config.port} ({error.strerror}); give another --host or --port."
+    )
 
 
 def show(result: JsonObject) -> None:

@@ -63,6 +63,25 @@ def test_a_port_that_is_taken_is_refused():
             serve.main(ServeConfig(model="m", port=port))
 
 
+def test_nobody_can_connect_before_the_model_is_loaded():
+    config = ServeConfig(model="m", port=0)
+    with serve.bind(config) as first:
+        address = first.getsockname()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address, timeout=5)
+        serve.listen(config, first)
+        socket.create_connection(address, timeout=5).close()
+
+
+def test_of_two_services_that_load_at_once_the_second_is_refused():
+    with serve.bind(ServeConfig(model="m", port=0)) as first:
+        config = ServeConfig(model="m", port=first.getsockname()[1])
+        with serve.bind(config) as second:
+            serve.listen(config, first)
+            with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1:{config.port}"):
+                serve.listen(config, second)
+
+
 def test_a_catalogue_or_directory_that_is_none_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"admin_dir .* is no directory"):
         serve.main(ServeConfig(model="m", admin_dir=str(tmp_path / "absent")))
