@@ -219,7 +219,7 @@ def resolve(source: str | Path) -> Path:
     """
     path = Path(source)
     if path.is_dir():
-        return verify(path, "extend", "import", *TRAINING) if (path / MANIFEST).is_file() else _bound(path)
+        return verify(path, "extend", *TRAINING, "import") if (path / MANIFEST).is_file() else _bound(path)
     if path.with_name(path.name + PARTIAL).is_dir():
         return verify(path)
     try:

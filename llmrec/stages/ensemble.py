@@ -45,7 +45,7 @@ from llmrec.stages.evaluate import METRICS, REPORT, held_out, sample
 from llmrec.stages.evaluated_model import check_own, check_rank
 
 ENSEMBLE = "ensemble.json"
-CHECKPOINTS = ("extend", "import", "sft", "alternate", "refine", "dpo", "grpo")
+CHECKPOINTS = ("extend", "sft", "alternate", "refine", "dpo", "grpo", "import")
 CHOICE, RESULT = "valid", "test"  # the split that chooses the mixture, and the one that is reported
 Lists = dict[tuple[str, str], list[Shortlist]]  # (split, column) -> the shortlist of each member
 

@@ -13,7 +13,7 @@ from llmrec.runtime.manifest import MANIFEST, JsonObject, content_hash, read_man
 from llmrec.serve.exchange.space import CATALOG, CHECKPOINT
 from llmrec.sid.sharing import push_sids
 
-CHECKPOINTS = ("extend", "import", *TRAINING)
+CHECKPOINTS = ("extend", *TRAINING, "import")
 SPACE_FOLDERS = (f"{CHECKPOINT}/*", f"{CATALOG}/*")
 
 

@@ -90,7 +90,7 @@ def load(config: SftConfig) -> RunInputs:
     Raises:
         ValueError: If the config, the checkpoint or the catalogue cannot be used.
     """
-    verify(config.model, "extend", "import", *TRAINING)
+    verify(config.model, "extend", *TRAINING, "import")
     for directory in config.teacher:
         verify(directory, "teach")
     catalog = Catalog.load(config.catalog)

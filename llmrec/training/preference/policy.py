@@ -103,7 +103,7 @@ def load_start(config: PreferenceConfig, normalize_over: NormalizeOver | Literal
             f"'{config.model}' is an adapter, not a merged model, so switching off the new LoRA would also switch off "
             "what it has learned; give the directory that `llmrec sft` wrote, which holds the merged weights."
         )
-    verify(config.model, "import", *TRAINING)
+    verify(config.model, *TRAINING, "import")
     catalog = Catalog.load(config.catalog)
     sid_config, table, details = SidConfig.load(config.model)
     refuse_head(sid_config.vocabulary.head, config.stage)

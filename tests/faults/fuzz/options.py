@@ -6,7 +6,6 @@ Short stages run to their end. A longer one is stopped where its work would begi
 from __future__ import annotations
 
 import contextlib
-import importlib
 import random
 import shutil
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from unittest import mock
 
 import yaml
 
+from llmrec import cli
 from llmrec.configs import STAGES
 from tests.faults.fuzz.files import damage
 from tests.faults.fuzz.judge import Accepted, Case, command
@@ -80,9 +80,10 @@ def long_work_left_out(stage: str) -> Iterator[None]:
         return
     with contextlib.ExitStack() as stack:
         for name in (*STAGES, "append"):
-            module = importlib.import_module(f"llmrec.stages.{name}")
-            if hasattr(module, "run_stage"):
-                stack.enter_context(mock.patch.object(module, "run_stage", side_effect=Accepted))
+            module = cli.module_of(name)
+            begins = "bind" if name == "serve" else "run_stage"
+            if hasattr(module, begins):
+                stack.enter_context(mock.patch.object(module, begins, side_effect=Accepted))
         yield
 
 
