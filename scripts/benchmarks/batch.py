@@ -12,18 +12,14 @@ included. Beside it is `--input`, which holds everything, on fewer users; both m
 from __future__ import annotations
 
 import argparse
-import os
-import re
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from common import emit, emit_machine
+from common import carried_out, emit, emit_machine
 
 from llmrec.data.requests.id_lists import lists_of
 from llmrec.model.checkpoint import SidConfig
@@ -59,13 +55,13 @@ def main() -> None:
             write_users(place / f"{name}.parquet", size, item_ids, args.history, args.row_group)
         flags = ["--model", str(place / "model"), "--device", "cpu"]
         sharded = [*flags, "--shard-size", str(args.shard_size)]
-        few = taken([*ONE, *sharded, "--users", str(place / "few.parquet"), "--out", str(place / "few")])
+        few = carried_out([*ONE, *sharded, "--users", str(place / "few.parquet"), "--out", str(place / "few")])
         emit("few users", users=FEW, **few)
         compare(place, flags, sharded, args.input_users, few["peak_mb"])
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes",
                   str(args.processes), "--main_process_port", "0", str(ROOT / "scripts" / "recommend.py")]  # fmt: skip
         command = ONE if args.processes == 1 else launch
-        found = taken([*command, *sharded, "--users", str(place / "all.parquet"), "--out", str(place / "all")])
+        found = carried_out([*command, *sharded, "--users", str(place / "all.parquet"), "--out", str(place / "all")])
         speed = {"users_per_s": args.users / found["seconds"], "above_mb": found["peak_mb"] - few["peak_mb"]}
         size = (place / "all.parquet").stat().st_size
         emit("--users", users=args.users, processes=args.processes, file_mb=size / 1e6, **speed, **found)
@@ -97,31 +93,11 @@ def write_users(path: Path, num_users: int, item_ids: list[str], mean: int, row_
             writer.write_table(pa.table([pa.array(users), histories], schema=kind), row_group_size=row_group)
 
 
-def taken(command: list[str]) -> dict[str, float]:
-    """Run a command in a process of its own, whose peak is looked up as long as it runs.
-
-    The peak that the kernel reports at the end of a child counts this process, which has held all users, too.
-    """
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
-    peak_kb, ended = 0, 0
-    while not ended:
-        ended, status, used = os.wait4(process.pid, os.WNOHANG)
-        lines = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8") if not ended else ""
-        peak_kb = max([peak_kb, *map(int, re.findall(r"VmHWM:\s+(\d+)", lines))])
-        time.sleep(0.1)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with status {process.returncode}.")
-    cpu = used.ru_utime + used.ru_stime
-    return {"seconds": time.perf_counter() - started, "cpu_seconds": cpu, "peak_mb": peak_kb / 1024}
-
-
 def compare(place: Path, flags: list[str], sharded: list[str], num_users: int, few_mb: float) -> None:
     """Time both ways on the same users, once their items agree."""
     users, answers = str(place / "input.parquet"), place / "answers.parquet"
-    by_input = taken([*ONE, *flags, "--input", users, "--out", str(answers)])
-    by_users = taken([*ONE, *sharded, "--users", users, "--out", str(place / "input")])
+    by_input = carried_out([*ONE, *flags, "--input", users, "--out", str(answers)])
+    by_users = carried_out([*ONE, *sharded, "--users", users, "--out", str(place / "input")])
     theirs = pq.read_table(answers)
     ours = pa.concat_tables([pq.read_table(path) for path in sorted((place / "input").glob("part-*.parquet"))])
     for name in ("user_id", "history"):

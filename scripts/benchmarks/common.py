@@ -6,14 +6,17 @@ import gc
 import json
 import os
 import platform
+import re
 import statistics
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
+ROOT = Path(__file__).parents[2]
 CPU_INFO = Path("/proc/cpuinfo")
 CALLS_PER_GRAPH = 20
 
@@ -97,3 +100,26 @@ def graph_seconds(call: Callable[[int], object], repeats: int = 50) -> float:
 def _wait(device: torch.device | str) -> None:
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
+
+
+def carried_out(command: Sequence[str]) -> dict[str, float]:
+    """Run a command in a process of its own, whose peak is looked up as long as it runs.
+
+    The peak that the kernel reports at the end of a child counts that of its parent, too.
+
+    Returns:
+        `seconds`, `cpu_seconds` and `peak_mb` of resident memory, of this process without its children.
+    """
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
+    peak_kb, ended = 0, 0
+    while not ended:
+        ended, status, used = os.wait4(process.pid, os.WNOHANG)
+        lines = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8") if not ended else ""
+        peak_kb = max([peak_kb, *map(int, re.findall(r"VmHWM:\s+(\d+)", lines))])
+        time.sleep(0.1)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with status {process.returncode}.")
+    cpu = used.ru_utime + used.ru_stime
+    return {"seconds": time.perf_counter() - started, "cpu_seconds": cpu, "peak_mb": peak_kb / 1024}

@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import gzip
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from common import emit, emit_machine
+from common import carried_out, emit, emit_machine
 
 FORMATS = ["csv", "csv.gz", "jsonl", "parquet"]
 SLOW_UP_TO = 10**6  # rows
@@ -79,14 +77,9 @@ def write(log: pl.DataFrame, path: Path) -> None:
 def prepare(path: Path, out: Path) -> dict[str, float]:
     """Run the command in a process of its own."""
     command = [sys.executable, "-m", "llmrec", "prepare", "--interactions", str(path), "--out", str(out), "--overwrite"]
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with status {process.returncode}.")
-    cpu = used.ru_utime + used.ru_stime
-    return {"seconds": time.perf_counter() - started, "cpu_seconds": cpu, "peak_gib": used.ru_maxrss / 2**20}
+    found = carried_out(command)
+    peak_gib = found.pop("peak_mb") / 1024
+    return {**found, "peak_gib": peak_gib}
 
 
 def compare_with_the_slow_way(log: pl.DataFrame, directory: Path) -> None:
