@@ -98,8 +98,9 @@ def backbone(weights: Path) -> int:
 
 
 def sasrec_backbone(layers: int, hidden: int) -> int:
-    """Parameters of SASRec's blocks."""
-    return sum(weight.numel() for weight in SASRec(1, 1, hidden=hidden, layers=layers).blocks.parameters())
+    """Parameters of SASRec's blocks and of the norm behind them."""
+    network = SASRec(1, 1, hidden=hidden, layers=layers)
+    return sum(weight.numel() for part in (network.blocks, network.norm) for weight in part.parameters())
 
 
 def show(results: list[dict[str, Any]]) -> None:

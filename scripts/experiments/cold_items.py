@@ -30,6 +30,7 @@ from llmrec.decoding.trie.allow_list import AllowList
 from llmrec.evaluation.metrics import recall
 from llmrec.evaluation.protocol import Batch, evaluate
 from llmrec.evaluation.ranking import Ranking
+from llmrec.model.bind import bind
 from llmrec.model.checkpoint import SidConfig
 from llmrec.model.new_rows import new_rows
 from llmrec.recommender import Recommender
@@ -130,6 +131,7 @@ def with_drawn_rows(checkpoint: Path, is_cold: np.ndarray, args: argparse.Namesp
     rows, cold = weights[EMBEDDING][items.block], torch.from_numpy(is_cold)
     rows[cold] = new_rows(rows[~cold], int(cold.sum()), torch.Generator().manual_seed(args.seed))
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    bind(copy)
     return copy
 
 
