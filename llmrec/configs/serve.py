@@ -9,6 +9,7 @@ from typing import Literal
 from llmrec.configs.options import Config, option
 from llmrec.configs.recommend import RANK_HELP, RankBy
 
+API_KEY, ADMIN_TOKEN = "LLMREC_API_KEY", "LLMREC_ADMIN_TOKEN"  # environment variables
 SITE = re.compile(r"https?://[A-Za-z0-9.-]+(:\d+)?")
 
 
@@ -70,13 +71,13 @@ class ServeConfig(Limits):
         False,
     )
     host: str = option(
-        "Address to listen on. One that other machines can reach needs an API key (LLMREC_API_KEY), or `anonymous`.",
+        f"Address to listen on. One that other machines can reach needs an API key ({API_KEY}), or `anonymous`.",
         "127.0.0.1",
     )
     port: int = option("Port to listen on; 0 takes a free one.", 8000, least=0, most=65535)
     anonymous: bool = option("Answer everybody who can reach `host`, without an API key.", False)
     admin_dir: str | None = option(
-        "Directory with the checkpoints, catalogues and semantic IDs that administrators (LLMREC_ADMIN_TOKEN) may name "
+        f"Directory with the checkpoints, catalogues and semantic IDs that administrators ({ADMIN_TOKEN}) may name "
         "in requests, and in which appended checkpoints and the list of removed items are written.",
         None,
     )

@@ -12,10 +12,11 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+from llmrec.configs.serve import ADMIN_TOKEN, API_KEY
 from llmrec.runtime.manifest import read_json, write_json
 from llmrec.serve.generation import Generation
 from llmrec.serve.messages import Append, Reload
@@ -23,7 +24,6 @@ from llmrec.serve.refusals import Refusal
 from llmrec.serve.service import Service
 
 REMOVED = "removed.json"  # item_ids that are not shown
-SECRETS = ("LLMREC_API_KEY", "LLMREC_ADMIN_TOKEN")
 
 
 def read_removed(admin_dir: str | None) -> frozenset[str]:
@@ -65,7 +65,8 @@ class Administration:
             sid, out = self._present("sid", request.sid), self._path(request.out)
             model = str(self.service.generation.recommender.directory)
             command = ["extend", "--sid", str(sid), "--model", model, "--out", str(out)]
-            await self._unless_wrong(lambda: asyncio.to_thread(run_stage, command))
+            with refused_if_wrong():
+                await asyncio.to_thread(run_stage, command)
             return await self._load(request.out, request.catalog)
 
     async def remove(self, item_ids: Sequence[str]) -> Generation:
@@ -81,11 +82,8 @@ class Administration:
                 raise Refusal(
                     422, f"{len(unknown)} of the items are unknown, first {unknown[0]!r}; nothing was removed."
                 )
-
-            async def load() -> Generation:
-                return generation.without(item_ids)
-
-            smaller = await self._unless_wrong(load)
+            with refused_if_wrong():
+                smaller = generation.without(item_ids)
             if self.admin_dir is not None:
                 write_json(Path(self.admin_dir) / REMOVED, sorted(smaller.removed))
             self.service.swap(smaller)
@@ -102,11 +100,8 @@ class Administration:
             if previous is None:
                 raise Refusal(409, "There is no generation to go back to; the service has loaded one only.")
             removed = self.service.generation.removed
-
-            async def load() -> Generation:
-                return previous.without(removed) if removed - previous.removed else previous
-
-            older = await self._unless_wrong(load)
+            with refused_if_wrong():
+                older = previous.without(removed) if removed - previous.removed else previous
             self.service.swap(older)
             return older
 
@@ -123,16 +118,11 @@ class Administration:
         catalog = config.catalog if catalog is None else str(self._present("catalog", catalog))
         changed = dataclasses.replace(config, model=model, catalog=catalog)
         removed = read_removed(self.admin_dir) if self.admin_dir else self.service.generation.removed
-        generation = await self._unless_wrong(lambda: asyncio.to_thread(Generation.load, changed, removed))
+        with refused_if_wrong():
+            generation = await asyncio.to_thread(Generation.load, changed, removed)
         await self.service.warm_up(generation)
         self.service.swap(generation)
         return generation
-
-    async def _unless_wrong(self, load: Callable[[], Awaitable]) -> Generation:
-        try:
-            return await load()
-        except ValueError as error:
-            raise Refusal(422, f"{error} What answered before still does.") from None
 
     def _path(self, name: str) -> Path:
         if self.admin_dir is None:
@@ -146,13 +136,26 @@ class Administration:
         return path
 
 
+@contextmanager
+def refused_if_wrong() -> Iterator[None]:
+    """Refuse a change that fails, in the words of its error.
+
+    Raises:
+        Refusal: If the block raises a ValueError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise Refusal(422, f"{error} What answered before still does.") from None
+
+
 def run_stage(arguments: Sequence[str]) -> None:
     """Run a stage of llmrec as a process of its own, which takes no time of the service's threads.
 
     Raises:
         ValueError: If it fails, with its last line.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    environment = {name: value for name, value in os.environ.items() if name not in (API_KEY, ADMIN_TOKEN)}
     command = [sys.executable, "-m", "llmrec", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
     if done.returncode:

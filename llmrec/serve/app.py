@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from llmrec import __version__
-from llmrec.configs.serve import Limits
+from llmrec.configs.serve import ADMIN_TOKEN, API_KEY, Limits
 from llmrec.serve.administration import Administration
 from llmrec.serve.gate import ADMIN, OPEN, Access, Gate
 from llmrec.serve.messages import sentence
@@ -87,7 +87,7 @@ def describe_keys(app: FastAPI, access: Access) -> None:
         if app.openapi_schema is None:
             schema = plain()
             schemes = schema.setdefault("components", {}).setdefault("securitySchemes", {})
-            for name, variable in (("api_key", "LLMREC_API_KEY"), ("admin_token", "LLMREC_ADMIN_TOKEN")):
+            for name, variable in (("api_key", API_KEY), ("admin_token", ADMIN_TOKEN)):
                 schemes[name] = {"type": "http", "scheme": "bearer", "description": f"Value of {variable}."}
             for path, methods in schema["paths"].items():
                 is_admin = path.startswith(ADMIN)

@@ -16,7 +16,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmrec.configs.serve import Limits
+from llmrec.configs.serve import ADMIN_TOKEN, Limits
 from llmrec.serve.refusals import Answer, Refusal
 from llmrec.serve.service import Service
 
@@ -53,7 +53,7 @@ class Access:
             raise Refusal(403, f"The Host header is {name[:80]!r}; ask for one of {', '.join(sorted(self.hosts))}.")
         if path.startswith(ADMIN):
             if self.admin_token is None:
-                raise Refusal(403, "Changes of the catalogue are off; start the service with LLMREC_ADMIN_TOKEN.")
+                raise Refusal(403, f"Changes of the catalogue are off; start the service with {ADMIN_TOKEN}.")
             self._check_key(self.admin_token, "admin token", headers)
         elif self.api_key is not None and path not in OPEN and not path.startswith(OPEN_FOLDER):
             self._check_key(self.api_key, "API key", headers)

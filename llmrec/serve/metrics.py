@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from llmrec.serve.batcher import Job
 from llmrec.serve.generation import Generation
 from llmrec.serve.messages import Request
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 USERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)

@@ -11,15 +11,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from llmrec.configs import ServeConfig
+from llmrec.configs.serve import ADMIN_TOKEN, API_KEY
 from llmrec.data.catalog import Catalog
 from llmrec.runtime.console import say, tell
 from llmrec.runtime.manifest import JsonObject
 
-API_KEY, ADMIN_TOKEN = "LLMREC_API_KEY", "LLMREC_ADMIN_TOKEN"
 LIBRARIES = ("fastapi", "uvicorn", "prometheus_client")
-SWITCH_S = (
-    0.001  # after which a thread that computes lets the one that answers /health run; Python waits five times as long
-)
+# After so long a thread that computes lets the one that answers /health run; Python waits five times as long.
+SWITCH_S = 0.001
 LEAST_KEY = 16  # characters
 
 
