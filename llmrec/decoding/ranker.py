@@ -138,7 +138,8 @@ class SidRanker:
         Raises:
             ValueError: As `rank` does.
         """
-        num_beams = self.check_beams(k, num_beams)
+        self.check_beams(k, num_beams)
+        num_beams = num_beams or default_num_beams(self.table.num_items, [k], self.table)
         decoder = self._reader or self._decoder(min(num_beams, self._most_beams))
         remaining = iter(batches)
 
@@ -163,8 +164,8 @@ class SidRanker:
         if self._reader is not None:
             self._reader.rounding = rounding
 
-    def check_beams(self, k: int, num_beams: int | None) -> int:
-        """Beam width of a request.
+    def check_beams(self, k: int, num_beams: int | None) -> None:
+        """Refuse a beam width that cannot hold the items of a request.
 
         Args:
             k: Number of items needed.
@@ -177,7 +178,6 @@ class SidRanker:
             raise ValueError(f"k is {k}; at least 1 is needed.")
         if num_beams is not None and num_beams < min(k, self.trie.num_leaves):
             raise ValueError(f"num_beams is {num_beams}, fewer than k = {k}; give {k} or more, or leave it out.")
-        return num_beams or default_num_beams(self.table.num_items, [k], self.table)
 
     def _decoder(self, num_beams: int) -> Searcher:
         """Decoder of a beam width; those that were not asked for lately are dropped, with their graphs."""
