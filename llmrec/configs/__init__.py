@@ -29,7 +29,9 @@ from llmrec.configs.teach import TeachConfig
 from llmrec.configs.tokenize import TokenizeConfig
 
 __all__ = [
+    "CHECKPOINTS",
     "STAGES",
+    "TRAINING",
     "AlternateConfig",
     "CompareConfig",
     "DpoConfig",
@@ -78,3 +80,5 @@ STAGES: dict[str, type[Config]] = {
     "import": ImportConfig,
     "push": PushConfig,
 }
+TRAINING = ("sft", "alternate", "refine", "dpo", "grpo")  # stages that leave the trained LLM, merged
+CHECKPOINTS = ("extend", *TRAINING, "import")  # stages that write a checkpoint

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from llmrec.model.checkpoint import TRAINING, SidConfig
+from llmrec.configs import TRAINING
+from llmrec.model.checkpoint import SidConfig
 from llmrec.model.sharing.metadata import front_matter
 from llmrec.runtime.manifest import JsonObject
 from llmrec.sid.answer_head import AnswerHead

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from llmrec.configs import CHECKPOINTS
 from llmrec.model.heads.own_files import saved_apart
 from llmrec.model.heads.weights import load_head
 from llmrec.model.history.choice import make_history_encoder
@@ -38,7 +39,6 @@ from llmrec.sid.vocabulary import SidVocabulary
 
 FILE = "llmrec.json"
 SCHEMA_VERSION = 1
-TRAINING = ("sft", "alternate", "refine", "dpo", "grpo")  # stages that leave the trained LLM, merged
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def resolve(source: str | Path) -> Path:
     """
     path = Path(source)
     if path.is_dir():
-        return verify(path, "extend", *TRAINING, "import") if (path / MANIFEST).is_file() else _bound(path)
+        return verify(path, *CHECKPOINTS) if (path / MANIFEST).is_file() else _bound(path)
     if path.with_name(path.name + PARTIAL).is_dir():
         return verify(path)
     try:

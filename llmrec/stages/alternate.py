@@ -14,10 +14,10 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from llmrec.configs import AlternateConfig, SftConfig, TokenizeConfig
+from llmrec.configs import TRAINING, AlternateConfig, SftConfig, TokenizeConfig
 from llmrec.configs.tokenize import Collision
 from llmrec.model.backbone import causal_lm, output_rows
-from llmrec.model.checkpoint import TRAINING, SidConfig
+from llmrec.model.checkpoint import SidConfig
 from llmrec.runtime import processes
 from llmrec.runtime.console import tell
 from llmrec.runtime.manifest import JsonObject, read_manifest, verify

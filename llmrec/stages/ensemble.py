@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 
 from llmrec.baselines.taught import RANKER, load_ranker
-from llmrec.configs import EnsembleConfig
+from llmrec.configs import CHECKPOINTS, EnsembleConfig
 from llmrec.configs.ensemble import WAYS
 from llmrec.configs.recommend import RankBy
 from llmrec.data.catalog import Catalog
@@ -45,7 +45,6 @@ from llmrec.stages.evaluate import METRICS, REPORT, held_out, sample
 from llmrec.stages.evaluated_model import check_own, check_rank
 
 ENSEMBLE = "ensemble.json"
-CHECKPOINTS = ("extend", "sft", "alternate", "refine", "dpo", "grpo", "import")
 CHOICE, RESULT = "valid", "test"  # the split that chooses the mixture, and the one that is reported
 Lists = dict[tuple[str, str], list[Shortlist]]  # (split, column) -> the shortlist of each member
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmrec.configs import PushConfig
-from llmrec.model.checkpoint import TRAINING, resolve
+from llmrec.configs import CHECKPOINTS, PushConfig
+from llmrec.model.checkpoint import resolve
 from llmrec.model.sharing.push import push_checkpoint
 from llmrec.runtime.console import tell
 from llmrec.runtime.hub.repository import Upload, upload
@@ -13,7 +13,6 @@ from llmrec.runtime.manifest import MANIFEST, JsonObject, content_hash, read_man
 from llmrec.serve.exchange.space import CATALOG, CHECKPOINT
 from llmrec.sid.sharing import push_sids
 
-CHECKPOINTS = ("extend", *TRAINING, "import")
 SPACE_FOLDERS = (f"{CHECKPOINT}/*", f"{CATALOG}/*")
 
 

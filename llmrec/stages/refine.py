@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from llmrec.configs import RefineConfig
+from llmrec.configs import TRAINING, RefineConfig
 from llmrec.data.catalog import Catalog
 from llmrec.model.backbone import moved
-from llmrec.model.checkpoint import TRAINING, SidConfig, load_model, load_tokenizer
+from llmrec.model.checkpoint import SidConfig, load_model, load_tokenizer
 from llmrec.model.history.choice import make_history_encoder
 from llmrec.runtime import processes
 from llmrec.runtime.console import say, tell

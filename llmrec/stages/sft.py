@@ -17,10 +17,10 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from llmrec.configs import SftConfig
+from llmrec.configs import CHECKPOINTS, TRAINING, SftConfig
 from llmrec.data.catalog import Catalog
 from llmrec.model.backbone import causal_lm, compile_layers
-from llmrec.model.checkpoint import TRAINING, SidConfig, load_tokenizer
+from llmrec.model.checkpoint import SidConfig, load_tokenizer
 from llmrec.model.heads.choice import make_head
 from llmrec.model.heads.content_rows import read_content
 from llmrec.model.history.choice import make_history_encoder
@@ -90,7 +90,7 @@ def load(config: SftConfig) -> RunInputs:
     Raises:
         ValueError: If the config, the checkpoint or the catalogue cannot be used.
     """
-    verify(config.model, "extend", *TRAINING, "import")
+    verify(config.model, *CHECKPOINTS)
     for directory in config.teacher:
         verify(directory, "teach")
     catalog = Catalog.load(config.catalog)

@@ -10,10 +10,10 @@ from pathlib import Path
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
-from llmrec.configs import AlternateConfig, FineTuneConfig, RefineConfig
+from llmrec.configs import TRAINING, AlternateConfig, FineTuneConfig, RefineConfig
 from llmrec.data.catalog import Catalog
 from llmrec.model.card import write_card
-from llmrec.model.checkpoint import TRAINING, SidConfig, save_model
+from llmrec.model.checkpoint import SidConfig, save_model
 from llmrec.runtime import processes
 from llmrec.runtime.manifest import JsonObject, content_hash, read_manifest, write_json
 from llmrec.sid.catalogs.catalog_record import CatalogRecord

@@ -19,10 +19,10 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llmrec.configs import PreferenceConfig
+from llmrec.configs import TRAINING, PreferenceConfig
 from llmrec.data.catalog import Catalog
 from llmrec.model.backbone import evaluation_mode
-from llmrec.model.checkpoint import TRAINING, SidConfig, load_model, load_tokenizer
+from llmrec.model.checkpoint import SidConfig, load_model, load_tokenizer
 from llmrec.model.prompts import most_prompt_tokens
 from llmrec.runtime import processes
 from llmrec.runtime.manifest import JsonObject, verify
