@@ -29,7 +29,7 @@ from llmrec.runtime import disk, processes
 from llmrec.runtime.console import bar, progress, say
 from llmrec.runtime.manifest import JsonObject, read_manifest
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
-from llmrec.serve.batch.permitted import REMEDY, find_matching, local_table, permitted_items, read_excluded
+from llmrec.serve.batch.permitted import REMEDY, local_table, permitted_by
 from llmrec.sid.table import SidTable
 
 COUNTS, USERS, COLD, FILTERS, NO_ITEMS = "counts", "users", "cold", "filters", "no_items"
@@ -97,9 +97,7 @@ def check_options(config: RecommendConfig, table: SidTable) -> None:
         ValueError: If a condition is malformed, an item of --exclude is unknown, or no item is left.
     """
     catalog = None if config.catalog is None or config.where is None else Catalog.load(config.catalog)
-    matching = None if config.where is None else find_matching(config.where, catalog)
-    excluded, strangers = read_excluded(config.exclude, table, config.unknown)
-    permitted_items(table, matching, excluded)
+    _, strangers = permitted_by(config, table, catalog)
     if strangers:
         say(f"recommend: --exclude names {len(strangers)} unknown items, which were left out.")
 

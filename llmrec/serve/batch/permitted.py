@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from llmrec.configs.recommend import RecommendConfig
 from llmrec.data.catalog import Catalog
 from llmrec.data.requests.item_lists import Unknown, find_rows
 from llmrec.sid.table import SidTable
@@ -18,6 +19,28 @@ def local_table(model: str) -> SidTable | None:
         return SidTable.load(model)
     except ValueError:  # it is on the Hub, or whoever loads the whole checkpoint says what is wrong
         return None
+
+
+def permitted_by(
+    config: RecommendConfig, table: SidTable, catalog: Catalog | None
+) -> tuple[list[str] | None, list[str]]:
+    """Find the item_ids that everybody may get by --where and --exclude.
+
+    Args:
+        config: Options of `llmrec recommend`.
+        table: Knows the items.
+        catalog: Columns of the conditions.
+
+    Returns:
+        item_ids, None for all of them; and those of --exclude that are unknown.
+
+    Raises:
+        ValueError: If a condition is malformed, an item of --exclude is unknown and is not to be skipped, or no item is
+            left.
+    """
+    matching = None if config.where is None else find_matching(config.where, catalog)
+    excluded, strangers = read_excluded(config.exclude, table, config.unknown)
+    return permitted_items(table, matching, excluded), strangers
 
 
 def find_matching(where: Sequence[str], catalog: Catalog | None) -> list[str]:

@@ -23,7 +23,7 @@ from llmrec.data.requests.user_table import UserTable
 from llmrec.decoding.answering import AnswerSize, BestItems
 from llmrec.decoding.requests import NO_ROWS, ItemRequests
 from llmrec.recommender import Recommender
-from llmrec.serve.batch.permitted import REMEDY, find_matching, permitted_items, read_excluded
+from llmrec.serve.batch.permitted import REMEDY, permitted_by
 
 
 class TableRecommender:
@@ -54,13 +54,11 @@ class TableRecommender:
         self.config = config
         self.size = AnswerSize.read(config.k, config.min_new, None, config.batch_size)
         catalog = None if config.catalog is None else Catalog.load(config.catalog)
-        matching = None if config.where is None else find_matching(config.where, catalog)
         self.recommender = Recommender.from_pretrained(
             config.model, device=config.device, rank=config.rank, catalog=catalog
         )
         self.table = self.recommender.table
-        excluded, _ = read_excluded(config.exclude, self.table, config.unknown)
-        permitted = permitted_items(self.table, matching, excluded)
+        permitted, _ = permitted_by(config, self.table, catalog)
         rows = None if permitted is None else np.array([self.table.row_of[item_id] for item_id in permitted])
         self.permitted = rows
         self.item_ids = pa.array(self.table.item_ids, pa.string())
