@@ -23,3 +23,9 @@ class ExportConfig(StageConfig, Config):
         "Directory written by `llmrec prepare`, whose items a Space shows by title. Its interactions are left out.",
         None,
     )
+
+    def problems(self) -> list[str]:
+        """List what does not go with the program."""
+        is_lost = self.catalog is not None and self.to != "space"
+        found = [f"catalog is for a Space, and to is '{self.to}'; leave it out"] if is_lost else []
+        return found + super().problems()

@@ -33,10 +33,7 @@ def main(config: ExportConfig) -> JsonObject:
     Raises:
         ValueError: If the checkpoint cannot be used, or the other program cannot read its like.
     """
-    if config.catalog is not None and config.to != "space":
-        raise ValueError(f"catalog is for a Space, and to is '{config.to}'; leave it out.")
     checkpoint = resolve(config.model)
-
     more = {} if config.catalog is None else {"catalog": config.catalog}
 
     def build(directory: Path) -> JsonObject:

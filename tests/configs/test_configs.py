@@ -35,7 +35,7 @@ REQUIRED = {
     "runs": ["x"],
     "members": ["x", "y"],
     "ranker": "item_knn",
-    "to": "flashrec",
+    "to": "space",
     "layout": "openonerec",
     "index": "x",
 }
