@@ -91,8 +91,7 @@ def fuse_ranks(leaves: Tensor, num_leaves: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         (B, M) int64 leaves with the most credit, best first, the first of the trie among equals, -1 where no more have
-        any; and (B, M) float32 scores, the
-        log of a leaf's share of all credit that could be given.
+        any; and (B, M) float32 scores, the log of a leaf's share of all credit that could be given.
 
     Source: ActionPiece (arXiv:2502.13581), section 3.4, which sums these credits over segmentations.
     """

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from common import carried_out, emit, emit_machine
+from common import ROOT, carried_out, emit, emit_machine
 
 from llmrec.data.requests.id_lists import lists_of
 from llmrec.model.checkpoint import SidConfig
@@ -29,7 +29,6 @@ from llmrec.recommender import Recommender
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
 
-ROOT = Path(__file__).parents[2]
 LEVELS, FEW = 3, 500
 ONE = [sys.executable, "-m", "llmrec", "recommend"]
 

@@ -67,7 +67,7 @@ class Bench:
             exclude: [
                 post(
                     "/v1/recommend",
-                    [{"history": each, "exclude": exclude} for each in self.histories[i : i + 64]],
+                    [{"history": each, "exclude": exclude} for each in self.histories[i : i + USERS_PER_LIST]],
                 )
                 for i in part
             ]

@@ -176,7 +176,7 @@ class Explainer:
         path: list[Fork] = []
         for start in range(0, len(histories), HISTORIES_AT_ONCE):
             part = histories[start : start + HISTORIES_AT_ONCE]
-            leaf_filter = None if allow is None else LeafFilter(ranker.trie, allow=[allow] * len(part))
+            leaf_filter = LeafFilter.of(ranker.trie, None, None if allow is None else [allow] * len(part))
             codes_BCL = from_host(codes_CL, ranker.model.device).expand(len(part), -1, -1)
             mask = None if leaf_filter is None else leaf_filter.mask
             with ranker.one_at_a_time:

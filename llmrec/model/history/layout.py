@@ -72,10 +72,8 @@ class LayoutHistoryEncoder(SidHistoryEncoder):
             self._columns(self.end, np.ones(len(rows), bool)),
         ]
         tokens_nW = np.concatenate(blocks, axis=1)
-        before = sum(block.shape[1] for block in blocks[:3])
-        is_sid_W = (np.arange(tokens_nW.shape[1]) >= before) & (
-            np.arange(tokens_nW.shape[1]) < before + sids_nL.shape[1]
-        )
+        before = len(self.suffix) + len(self.separator) + len(self.begin)
+        is_sid_W = np.repeat([False, True, False], [before, sids_nL.shape[1], len(self.end)])
         is_token = tokens_nW != EMPTY
         sizes = is_token.sum(axis=1)
         tokens = tokens_nW[is_token]

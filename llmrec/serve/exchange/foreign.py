@@ -8,11 +8,12 @@ Shapes: N items, L levels.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import lzma
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ class ForeignData:
     template: str
     prompt: PromptTexts
     titles: list[str]
-    examples: pl.DataFrame | None = field(default=None)
+    examples: pl.DataFrame | None = None
 
     def __post_init__(self) -> None:
         known = set(self.item_ids)
@@ -161,7 +162,7 @@ def with_text(prompt: PromptTexts, config: ImportConfig) -> PromptTexts:
         text = Path(config.prompt).read_text(encoding="utf-8")
     if text.count(SLOT) != 1 or not text.split(SLOT)[0]:
         raise ValueError(f"prompt '{config.prompt}' needs {SLOT} once, with text before it.")
-    return PromptTexts(text, prompt.separator, prompt.begin, prompt.end, prompt.max_history)
+    return dataclasses.replace(prompt, text=text)
 
 
 def examples_table(rows: Iterable[tuple[str, str, list[str], str]]) -> pl.DataFrame:

@@ -37,7 +37,7 @@ def read_minionerec(config: ImportConfig) -> ForeignData:
         ValueError: If a file cannot be read, or the files do not go together.
     """
     item_ids, numbers_NL = read_letter_index(config.index)
-    titles = dict.fromkeys(item_ids, "") if config.info is None else read_info(config.info)
+    titles = {} if config.info is None else read_info(config.info)
     examples = None if config.test is None else read_test(config.test)
     prompt = with_text(PROMPT, config)
     return ForeignData(

@@ -24,10 +24,10 @@ from llmrec.sid.tokens.ordinary_text import break_markers
 from llmrec.views import ItemViews
 from llmrec.views.text import CHUNK, TFIDF, load_encoder, markers_of, render_texts
 
-BATCH = 32  # texts at once
-
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+BATCH = 32  # texts at once
 
 
 class TextSource(NamedTuple):
