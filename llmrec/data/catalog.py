@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from llmrec.data import columns
 from llmrec.data.conditions import matches
 from llmrec.data.examples import Examples
+from llmrec.data.item_ids import ItemIds, TextOf, Texts
 from llmrec.runtime.manifest import verify
 from llmrec.runtime.reading import reading
 
@@ -58,16 +59,16 @@ class Catalog:
         if empty_cells:
             raise ValueError(f"{source}/split.parquet has empty cells in {empty_cells}; run `llmrec prepare` again.")
         self.items, self.source = items, source
-        self.item_ids: list[str] = items[columns.ITEM_ID].cast(pa.string()).to_pylist()
-        self.row_of = {item_id: row for row, item_id in enumerate(self.item_ids)}
-        if len(self.row_of) < len(self.item_ids):
-            repeated = next(item_id for row, item_id in enumerate(self.item_ids) if self.row_of[item_id] != row)
-            raise ValueError(f"{source}/items.parquet repeats item_id '{repeated}'; every item needs one row.")
-        empty = next((row for row, item_id in enumerate(self.item_ids) if not item_id), None)
+        self.item_ids = ItemIds(items[columns.ITEM_ID].cast(pa.string()).fill_null(""))
+        repeated = self.item_ids.first_repeated
+        if repeated is not None:
+            raise ValueError(
+                f"{source}/items.parquet repeats item_id '{self.item_ids[repeated]}'; every item needs one row."
+            )
+        empty = pc.index_in(pa.scalar("", pa.large_string()), value_set=self.item_ids.array).as_py()
         if empty is not None:
             raise ValueError(f"{source}/items.parquet has an empty item_id in item row {empty}; every item needs one.")
-        self._item_id_array = pa.array(self.item_ids, pa.string())
-        self._split = split
+        self.row_of, self._split = self.item_ids.row_of, split
 
     @classmethod
     def load(cls, path: str | Path) -> Catalog:
@@ -88,9 +89,14 @@ class Catalog:
         return len(self.item_ids)
 
     @cached_property
-    def titles(self) -> list[str]:
+    def titles(self) -> Texts:
         """Title of each item row; "" if it has none."""
-        return [title or "" for title in self.items[columns.TITLE].to_pylist()]
+        return Texts(self.items[columns.TITLE].cast(pa.large_string()).fill_null(""))
+
+    @cached_property
+    def title_of(self) -> TextOf:
+        """Title of each external id."""
+        return TextOf(self.item_ids, self.titles)
 
     def where(self, *conditions: str) -> list[str]:
         """Find the items that meet all conditions on the columns of items.parquet.
@@ -110,7 +116,7 @@ class Catalog:
         >>> Catalog(items, pa.table(empty)).where("title ILIKE '%aw%' AND price > 5")
         ['b']
         """
-        return [self.item_ids[row] for row in np.flatnonzero(matches(self.items, conditions))]
+        return self.item_ids.of(np.flatnonzero(matches(self.items, conditions)))
 
     @cached_property
     def train(self) -> Examples:
@@ -166,7 +172,7 @@ class Catalog:
         [['c', 'a']]
         """
         examples = self.examples(split)
-        return [[self.item_ids[row] for row in examples.history(place)] for place in range(len(examples))]
+        return [self.item_ids.of(examples.history(place)) for place in range(len(examples))]
 
     def user_histories(self, user_ids: Sequence[str]) -> list[list[str]]:
         """All interactions of users, held-out ones included: what is known of them when they are recommended to.
@@ -213,7 +219,7 @@ class Catalog:
         """
         if not isinstance(item_ids, pa.Array | pa.ChunkedArray):
             item_ids = pa.array(item_ids, pa.string())
-        found = pc.index_in(item_ids.cast(pa.string()), value_set=self._item_id_array)
+        found = pc.index_in(item_ids.cast(pa.large_string()), value_set=self.item_ids.array)
         if found.null_count:
             missing = item_ids.filter(pc.is_null(found)).slice(0, 3).to_pylist()
             raise ValueError(

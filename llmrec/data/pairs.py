@@ -22,7 +22,7 @@ def numbered_pairs(catalog: Catalog, split: str, numbered: Catalog, users: dict[
     """
     examples = catalog.examples(split)
     user = np.array([users.setdefault(user_id, len(users)) for user_id in examples.user_ids], dtype=np.int64)
-    row_of = np.array([numbered.row_of.get(item_id, -1) for item_id in catalog.item_ids], dtype=np.int64)
+    row_of = numbered.row_of.rows(catalog.item_ids)
     who, what = user, row_of[examples.targets]
     if split == "train":
         who = np.concatenate([np.repeat(user, np.diff(examples.offsets)), who])

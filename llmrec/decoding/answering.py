@@ -58,7 +58,7 @@ class Answers(_Pair):
     @classmethod
     def of(cls, best: Sequence[BestItems], asked: ItemRequests, table: SidTable) -> Answers:
         """Name the best items of each user."""
-        item_ids = [[table.item_ids[row] for row in items.rows] for items in best]
+        item_ids = [table.item_ids.of(items.rows) for items in best]
         answers = cls(item_ids, [items.scores.tolist() for items in best])
         answers.is_fallback = [not len(rows) for rows in asked.histories]
         answers.unknown, answers.unknown_filters = asked.unknown, asked.unknown_filters

@@ -19,6 +19,7 @@ import numpy as np
 
 from llmrec.data.catalog import Catalog
 from llmrec.data.examples import Examples
+from llmrec.data.item_ids import UNKNOWN_ROW
 from llmrec.data.pairs import numbered_pairs
 from llmrec.data.part import part_of
 from llmrec.runtime.manifest import JsonObject
@@ -61,7 +62,7 @@ class Overlap:
         Raises:
             ValueError: If no example is left.
         """
-        is_known = np.array([item_id in table.row_of for item_id in catalog.item_ids])
+        is_known = table.row_of.rows(catalog.item_ids) != UNKNOWN_ROW
         whole, shared = catalog.examples(split), part_of(catalog, is_known)
         places, examples = np.flatnonzero(is_known[whole.targets]), shared.examples(split)
         has_history = np.diff(examples.offsets) > 0
@@ -84,7 +85,7 @@ class Overlap:
         notes = sentences(facts, given, split, len(set(tested.user_ids)))
         if not len(tested):
             raise ValueError(f"no example of '{catalog.source}' can test the model. {' '.join(notes)}")
-        rows = np.array([table.row_of[item_id] for item_id in shared.item_ids])
+        rows = table.row_of.rows(shared.item_ids)
         return cls(shared, rows, tested, places[kept], facts | {"notes": notes})
 
 

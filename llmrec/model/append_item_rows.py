@@ -50,8 +50,7 @@ def append_item_rows(
     tokens = larger.tokens()[len(items.tokens()) :]
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens])
     fit_vocabulary(model, larger.block.stop)
-    row_of = {item_id: row for row, item_id in enumerate(old.item_ids)}
-    source_N = np.array([row_of.get(item_id, EMPTY) for item_id in new.item_ids])
+    source_N = old.row_of.rows(new.item_ids)
     weights = map(matrix_of, (model.get_input_embeddings(), model.get_output_embeddings()))
     for weight in {id(matrix): matrix for matrix in weights}.values():
         weight[larger.block] = appended_rows(weight[items.block].clone(), source_N, new.codes(range(new.num_items)))

@@ -15,6 +15,7 @@ import numpy as np
 from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.data.catalog import Catalog
+from llmrec.data.item_ids import UNKNOWN_ROW
 from llmrec.data.pairs import numbered_pairs
 from llmrec.model.new_rows import add_rows
 from llmrec.runtime.manifest import MANIFEST, JsonObject, content_hash, read_manifest
@@ -30,8 +31,8 @@ def check_appended(old: SidTable, new: SidTable) -> None:
         ValueError: If an item of the old table is absent or has another semantic ID, or the levels do not go together.
     """
     remedy = "Give the table that `llmrec tokenize --append` made of it, or extend the original model and train again."
-    row_of = {item_id: row for row, item_id in enumerate(new.item_ids)}
-    gone = [item_id for item_id in old.item_ids if item_id not in row_of]
+    rows = new.row_of.rows(old.item_ids)
+    gone = old.item_ids.of(np.flatnonzero(rows == UNKNOWN_ROW))
     if gone:
         raise ValueError(f"{len(gone)} items of the checkpoint are not in the SID table, first {gone[:3]}. {remedy}")
     if new.num_levels != old.num_levels or any(np.less(new.level_sizes, old.level_sizes)):
@@ -44,7 +45,6 @@ def check_appended(old: SidTable, new: SidTable) -> None:
         raise ValueError(f"the words of the checkpoint's items are not those of the SID table. {remedy}")
     if new.pieces != old.pieces:
         raise ValueError(f"the SID table has other pieces than the checkpoint. {remedy}")
-    rows = [row_of[item_id] for item_id in old.item_ids]
     if len(aliases_of(old)) != len(aliases_of(new)):
         have = f"{len(aliases_of(old))} semantic IDs in the checkpoint, {len(aliases_of(new))} in the SID table"
         raise ValueError(f"an item has {have}. {remedy}")

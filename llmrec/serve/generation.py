@@ -13,6 +13,7 @@ from pathlib import Path
 from llmrec.configs.recommend import RankBy
 from llmrec.configs.serve import ServeConfig
 from llmrec.data.catalog import Catalog
+from llmrec.data.item_ids import UNKNOWN_ROW
 from llmrec.decoding.answering import Answerer
 from llmrec.decoding.ranker import SidRanker
 from llmrec.model.checkpoint import FILE
@@ -63,7 +64,7 @@ class Generation:
             config.model, config.device, config.precision, config.compile, rank=config.rank, catalog=catalog
         )
         assert recommender.directory is not None, "it was loaded from one"
-        titles = {} if catalog is None else dict(zip(catalog.item_ids, catalog.titles, strict=True))
+        titles = {} if catalog is None else catalog.title_of
         items = ItemIndex(recommender, catalog, config.pictures)
         whole = cls(config, recommender, items, sha256_file(Path(recommender.directory) / FILE), catalog, titles)
         return whole.without(removed) if removed else whole
@@ -76,7 +77,8 @@ class Generation:
         """
         recommender, removed = copy.copy(self.recommender), self.removed | set(item_ids)
         is_shown = recommender.answerer.is_shown.copy()
-        is_shown[[recommender.table.row_of[item_id] for item_id in removed if item_id in recommender.table.row_of]] = 0
+        rows = recommender.table.row_of.rows(list(removed))
+        is_shown[rows[rows != UNKNOWN_ROW]] = False
         if not is_shown.any():
             raise ValueError("nothing would be left to recommend; remove fewer items, or stop the service.")
         recommender.answerer = Answerer(recommender.ranker, recommender.record, is_shown)

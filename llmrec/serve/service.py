@@ -54,7 +54,7 @@ class Recommending:
             names, answers = recommender.table.item_ids, []
             for best, asked in zip(ranked(), users, strict=True):
                 unknown = list(dict.fromkeys([*asked.unknown[0], *asked.unknown_filters]))
-                item_ids = [names[row] for row in best.rows]
+                item_ids = names.of(best.rows)
                 answers.append(Answered(item_ids, best.scores.tolist(), unknown, not len(asked.histories[0])))
             left = iter(answers)
             return [[next(left) for _ in payload] for payload in payloads]

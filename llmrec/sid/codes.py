@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmrec.data import columns
+from llmrec.data.item_ids import ItemIds
 from llmrec.runtime.reading import reading
 from llmrec.sid.bounds import EMPTY as EMPTY
 from llmrec.sid.bounds import LARGEST
@@ -20,7 +21,7 @@ from llmrec.sid.groups import buckets
 LARGEST_FILE, LARGEST_RATIO = 2**30, 1000  # bytes that a file may unfold to whatever its size; else times its size
 
 
-def check_codes(item_ids: list[str], codes: np.ndarray, rows: np.ndarray) -> None:
+def check_codes(item_ids: ItemIds, codes: np.ndarray, rows: np.ndarray) -> None:
     """Refuse codes and item rows that do not fit one another.
 
     Raises:
@@ -28,9 +29,11 @@ def check_codes(item_ids: list[str], codes: np.ndarray, rows: np.ndarray) -> Non
     """
     if len(codes) != len(rows):
         raise ValueError(f"{len(codes)} SIDs were given for {len(rows)} item rows.")
-    if len(set(item_ids)) < len(item_ids):
+    if item_ids.first_repeated is not None:
         raise ValueError("item_ids of a SidTable must be unique.")
-    without = np.setdiff1d(np.arange(len(item_ids)), rows)
+    is_owner = np.zeros(len(item_ids), bool)
+    is_owner[rows[(rows >= 0) & (rows < len(item_ids))]] = True
+    without = np.flatnonzero(~is_owner)
     if len(without):
         raise ValueError(f"{len(without)} items have no SID; first: '{item_ids[without[0]]}'.")
     if len(rows) and (rows.min() < 0 or rows.max() >= len(item_ids)):

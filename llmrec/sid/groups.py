@@ -6,8 +6,12 @@ Shapes: N items, L levels.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+
+from llmrec.sid.bounds import EMPTY
 
 
 def buckets(codes_NL: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -37,6 +41,34 @@ def buckets(codes_NL: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         differs_N = (sorted_NL[1:] != sorted_NL[:-1]).any(axis=1)
     starts = np.flatnonzero(np.append(True, differs_N))
     return order_N, starts, np.diff(starts, append=len(codes_NL))
+
+
+@dataclass(frozen=True)
+class SortedCodes:
+    """Semantic IDs in the order of their codes, where one of them is found without a look-up table.
+
+    Attributes:
+        order_N: (N,) positions of the semantic IDs.
+        codes_LN: (L, N) their codes in this order.
+    """
+
+    order_N: np.ndarray
+    codes_LN: np.ndarray
+
+    @classmethod
+    def of(cls, codes_NL: np.ndarray) -> SortedCodes:
+        """Sort semantic IDs, (N, L) int64 with -1 beyond their ends."""
+        order_N = buckets(codes_NL)[0]
+        return cls(order_N, np.stack([codes_N[order_N] for codes_N in codes_NL.T]))
+
+    def find(self, codes: Sequence[int]) -> np.ndarray:
+        """Find the ascending positions of the semantic IDs that have exactly these codes."""
+        begin, end, num_levels = 0, len(self.order_N), len(self.codes_LN)
+        if len(codes) > num_levels:
+            return self.order_N[:0]
+        for codes_N, code in zip(self.codes_LN, [*codes, *[EMPTY] * (num_levels - len(codes))], strict=True):
+            begin, end = (begin + int(np.searchsorted(codes_N[begin:end], code, side)) for side in ("left", "right"))
+        return self.order_N[begin:end]
 
 
 def num_collisions(codes_NL: np.ndarray) -> int:

@@ -25,11 +25,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmrec.data import columns
+from llmrec.data.item_ids import ItemIds, RowOf
 from llmrec.data.requests.item_lists import find_rows
 from llmrec.sid.bounds import LARGEST, MOST_LEVELS
 from llmrec.sid.codes import EMPTY as EMPTY
 from llmrec.sid.codes import check_codes, make_prefix_free, read_codes
-from llmrec.sid.groups import ordinals
+from llmrec.sid.groups import SortedCodes, ordinals
 from llmrec.sid.pieces.pieces import Pieces
 from llmrec.sid.tokens.level_words import LevelWords
 
@@ -52,6 +53,7 @@ class SidTable:
         pieces: Pieces that the codes of all levels stand for; None for codes of a level each.
 
     Attributes:
+        item_ids: External id of each item row, which reads like a list.
         all_codes: (S, L) int64 codes, sorted by item row.
         item_rows: (S,) int64 item row of each SID, ascending.
         lengths: (S,) int64 number of codes of each SID.
@@ -83,7 +85,7 @@ class SidTable:
         words: LevelWords | None = None,
         pieces: Pieces | None = None,
     ):
-        self.item_ids, self.words, self.pieces = list(item_ids), words, pieces
+        self.item_ids, self.words, self.pieces = ItemIds(item_ids), words, pieces
         codes = np.atleast_2d(np.asarray(codes, dtype=np.int64))
         rows = np.arange(len(codes)) if item_rows is None else np.asarray(item_rows, dtype=np.int64)
         check_codes(self.item_ids, codes, rows)
@@ -111,8 +113,8 @@ class SidTable:
                 f"item '{self.item_ids[rows[sid]]}' has code {codes[sid, level]} at level {level}, which has "
                 f"{self.level_sizes[level]} codes."
             )
-        order = np.argsort(rows, kind="stable")
-        self.all_codes, self.item_rows = codes[order], rows[order]
+        order = slice(None) if (rows[1:] >= rows[:-1]).all() else np.argsort(rows, kind="stable")
+        self.all_codes, self.item_rows = codes[order].copy(), rows[order].copy()
         self.lengths = (self.all_codes != EMPTY).sum(axis=1)
         self.first = np.searchsorted(self.item_rows, np.arange(len(self.item_ids)))
 
@@ -188,7 +190,7 @@ class SidTable:
             >>> table.rows([0, 1]).tolist(), table.rows([1, 1]).tolist()
             ([0, 2], [])
         """
-        return self._rows_of.get(tuple(int(code) for code in codes), np.empty(0, np.int64))
+        return self.item_rows[self._sorted.find(codes)]
 
     def find_items(self, lists: Mapping[str, Sequence[str]]) -> list[np.ndarray]:
         """Convert lists of external ids to item rows.
@@ -211,16 +213,13 @@ class SidTable:
         return [rows for rows, _ in find_rows(lists, self.row_of)]
 
     @cached_property
-    def row_of(self) -> dict[str, int]:
+    def row_of(self) -> RowOf:
         """Item row of each external id."""
-        return {item_id: row for row, item_id in enumerate(self.item_ids)}
+        return self.item_ids.row_of
 
     @cached_property
-    def _rows_of(self) -> dict[tuple[int, ...], np.ndarray]:
-        owners: dict[tuple[int, ...], list[int]] = {}
-        for codes, length, row in zip(self.all_codes.tolist(), self.lengths, self.item_rows.tolist(), strict=True):
-            owners.setdefault(tuple(codes[:length]), []).append(row)
-        return {sid: np.asarray(rows) for sid, rows in owners.items()}
+    def _sorted(self) -> SortedCodes:
+        return SortedCodes.of(self.all_codes)
 
     @cached_property
     def sids_per_item(self) -> np.ndarray | None:
@@ -236,12 +235,11 @@ class SidTable:
     @cached_property
     def sha256(self) -> str:
         """Hash of item ids, codes and level sizes; a checkpoint has it, to refuse another table."""
-        lines = "\n".join(self.item_ids).encode()
-        if any("\n" in item_id for item_id in self.item_ids):  # no text begins with this byte
-            lines = b"\xff" + json.dumps(self.item_ids).encode()
-        digest = hashlib.sha256(lines)
+        digest = hashlib.sha256()
+        self.item_ids.hash_into(digest)
         for array in (self.all_codes, self.item_rows, np.asarray(self.level_sizes)):
-            digest.update(f"{array.shape}".encode() + np.ascontiguousarray(array, dtype="<i8").tobytes())
+            digest.update(f"{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array, dtype="<i8").data)
         for meaning in (self.words, self.pieces):
             digest.update(b"" if meaning is None else meaning.sha256.encode())
         return digest.hexdigest()
@@ -253,7 +251,7 @@ class SidTable:
             directory: Existing directory.
         """
         data = {
-            columns.ITEM_ID: [self.item_ids[row] for row in self.item_rows],
+            columns.ITEM_ID: self.item_ids if self.sids_per_item is None else self.item_ids.of(self.item_rows),
             columns.ALIAS: np.arange(len(self.item_rows)) - self.first[self.item_rows],
             columns.LENGTH: self.lengths,
             **{columns.code(level): self.all_codes[:, level] for level in range(self.num_levels)},
@@ -284,13 +282,11 @@ class SidTable:
         """
         path = Path(path) / FILE if Path(path).is_dir() else Path(path)
         table, levels = read_codes(path)
-        item_ids = table[columns.ITEM_ID].to_pylist()
-        unique = list(dict.fromkeys(item_ids))
-        row_of = {item_id: row for row, item_id in enumerate(unique)}
+        item_ids = table[columns.ITEM_ID].combine_chunks().dictionary_encode()
+        unique, rows = item_ids.dictionary, item_ids.indices.to_numpy().astype(np.int64)
         codes = np.stack([table[name].to_numpy() for name in levels], axis=1)
         metadata = table.schema.metadata or {}
         sizes, words, pieces = (metadata.get(name.encode()) for name in ("level_sizes", WORDS, PIECES))
-        rows = np.asarray([row_of[item_id] for item_id in item_ids])
         try:
             level_sizes = [int(size) for size in sizes.decode().split(",")] if sizes else None
             level_words = LevelWords.from_dict(json.loads(words)) if words else None

@@ -65,7 +65,7 @@ def append_items(config: ExtendConfig, table: SidTable) -> JsonObject:
             items = append_item_rows(vocabulary.items, old, table, tokenizer, model)
             vocabulary = dataclasses.replace(vocabulary, items=items)
         if vectors_ND is not None:
-            grow_vectors(model, [table.row_of[item_id] for item_id in old.item_ids], vectors_ND)
+            grow_vectors(model, table.row_of.rows(old.item_ids).tolist(), vectors_ND)
         save_model(model, tokenizer, directory)
         kept = record.grown(old.row_of, table.item_ids, catalog).save(directory) if record else {}
         dataclasses.replace(sid_config, vocabulary=vocabulary).save(directory, table, details | kept, tokenizer)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,7 +54,7 @@ def quantized_vectors(sid: str | Path, table: SidTable) -> Tensor:
     read = tokenizer.encode(catalog, views).vectors
     if read is None:
         raise ValueError(f"method '{tokenizer.method}' of '{sid}' quantises no vectors to rank by. {REMEDY}")
-    rows = np.array([catalog.row_of[item_id] for item_id in table.item_ids])
+    rows = catalog.item_rows(table.item_ids.array)
     vectors_ND = read(rows).to(torch.float32)
     unknown = int((~vectors_ND.any(dim=1)).sum())
     if unknown:

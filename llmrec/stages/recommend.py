@@ -81,7 +81,7 @@ def answer_requests(config: RecommendConfig) -> JsonObject:
         batch_size=config.batch_size,
         min_new=config.min_new,
     )
-    titles = {} if catalog is None else dict(zip(catalog.item_ids, catalog.titles, strict=True))
+    titles = {} if catalog is None else catalog.title_of
     users = [described(request, place, answers, titles) for place, request in enumerate(requests)]
     counts = {
         "users": len(users),

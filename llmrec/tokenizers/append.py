@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from llmrec.data.catalog import Catalog
+from llmrec.data.item_ids import UNKNOWN_ROW
 from llmrec.runtime.manifest import verify
 from llmrec.sid.aliases import aliases_of, codes_of_alias, join_aliases
 from llmrec.sid.table import EMPTY, SidTable
@@ -164,14 +165,14 @@ def _append_words(
 
 def _find(old: SidTable, catalog: Catalog) -> tuple[np.ndarray, np.ndarray]:
     """(P,) item row in the catalogue of each published item, and (A,) ascending rows of the others."""
-    gone = [item_id for item_id in old.item_ids if item_id not in catalog.row_of]
+    old_rows = catalog.row_of.rows(old.item_ids)
+    gone = old.item_ids.of(np.flatnonzero(old_rows == UNKNOWN_ROW))
     if gone:
         raise ValueError(
             f"the catalogue '{catalog.source}' lacks {len(gone)} of {old.num_items} published items, first "
             f"'{gone[0]}'. A published semantic ID is never given to another item, so the item must stay: keep its row "
             "in items.parquet, and exclude it when recommending."
         )
-    old_rows = np.array([catalog.row_of[item_id] for item_id in old.item_ids])
     return old_rows, np.setdiff1d(np.arange(catalog.num_items), old_rows)
 
 

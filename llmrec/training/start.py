@@ -12,6 +12,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 
 from llmrec.configs import TRAINING, AlternateConfig, FineTuneConfig, RefineConfig
 from llmrec.data.catalog import Catalog
+from llmrec.data.item_ids import ItemIds
 from llmrec.model.card import write_card
 from llmrec.model.checkpoint import SidConfig, save_model
 from llmrec.runtime import processes
@@ -48,7 +49,7 @@ class RunInputs:
 
 
 def check(
-    config: FineTuneConfig, catalog: Catalog, item_ids: list[str], catalog_sha256: str | None, more: Sequence[str] = ()
+    config: FineTuneConfig, catalog: Catalog, item_ids: ItemIds, catalog_sha256: str | None, more: Sequence[str] = ()
 ) -> None:
     """Refuse what cannot be trained, before weights are loaded.
 
@@ -88,7 +89,7 @@ def check(
 
 
 def catalog_problems(
-    config: FineTuneConfig | RefineConfig, catalog: Catalog, item_ids: list[str], catalog_sha256: str | None
+    config: FineTuneConfig | RefineConfig, catalog: Catalog, item_ids: ItemIds, catalog_sha256: str | None
 ) -> list[str]:
     """List why a checkpoint does not belong to a catalogue; see `check`."""
     if item_ids != catalog.item_ids:

@@ -113,8 +113,7 @@ def test_names_that_need_quoting_are_quoted_in_the_code_of_a_card(tuned, tmp_pat
 
     shutil.copytree(tuned, tmp_path / 'a "shop"')
     sid_config, table, details = SidConfig.load(tuned)
-    table.item_ids[0] = 'it"em\\{0}'
-    odd = type(table)(table.item_ids, table.all_codes, level_sizes=table.level_sizes)
+    odd = type(table)(['it"em\\{0}', *table.item_ids[1:]], table.all_codes, level_sizes=table.level_sizes)
     SidConfig(sid_config.vocabulary, Prompt('say "{next}" plum'), 5, "level").save(tmp_path / 'a "shop"', odd, details)
     (tmp_path / 'a "shop"' / "manifest.json").unlink()
     write_card(tmp_path / 'a "shop"', 'a "shop"')

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from llmrec.data.catalog import Catalog
+from llmrec.data.item_ids import ItemIds
 from llmrec.runtime.manifest import content_hash, read_manifest
 from llmrec.sid.catalogs.catalog_record import CatalogRecord, title_hash
 from llmrec.sid.catalogs.given_catalog import match_catalog
@@ -166,7 +167,7 @@ def test_a_record_is_read_as_it_was_written_or_refused(record, tmp_path):
 
 
 def test_appended_items_have_titles_and_no_training(record, catalog):
-    item_ids = ["n-1", *IDS[::-1], "n-2"]
+    item_ids = ItemIds(["n-1", *IDS[::-1], "n-2"])
     grown = record.grown(catalog.row_of, item_ids, catalog_of(item_ids, ["mate", *TITLES[::-1], None]))
     assert grown.train_counts.tolist() == [0, *record.train_counts[::-1], 0]
     assert grown.title_hashes.tolist() == [title_hash("mate"), *record.title_hashes[::-1], 0]

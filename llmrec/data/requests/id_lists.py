@@ -5,7 +5,6 @@ Shapes: B lists, T entries of all of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llmrec.data.item_ids import UNKNOWN_ROW, RowOf
+
 TEXTS = pa.list_(pa.string())
-UNKNOWN_ROW = -1
 
 
 @dataclass(frozen=True)
@@ -34,21 +34,22 @@ class IdLists:
     rows: np.ndarray
 
     @classmethod
-    def of(cls, column: pa.ChunkedArray, row_of: Mapping[str, int]) -> IdLists:
+    def of(cls, column: pa.ChunkedArray, row_of: RowOf) -> IdLists:
         """Read a column.
 
         Args:
             column: Lists of text, or of whole numbers, which are read as text.
             row_of: Item row of each known item_id.
 
-        >>> lists = IdLists.of(pa.chunked_array([[["red", "mauve"], None, []]]), {"red": 0})
+        >>> from llmrec.data.item_ids import ItemIds
+        >>> lists = IdLists.of(pa.chunked_array([[["red", "mauve"], None, []]]), ItemIds(["red"]).row_of)
         >>> lists.rows, lists.lengths, lists.is_given
         (array([ 0, -1]), array([2, 0, 0]), array([ True, False,  True]))
         """
         ids = column.cast(TEXTS).combine_chunks()
         lengths = pc.list_value_length(ids).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
         entries = ids.flatten().dictionary_encode()  # a look-up for each distinct item_id
-        row_of_code = [row_of.get(item_id, UNKNOWN_ROW) for item_id in entries.dictionary.to_pylist()]
+        row_of_code = row_of.rows(entries.dictionary.to_pylist())
         codes = entries.indices.fill_null(len(row_of_code)).to_numpy(zero_copy_only=False)
         return cls(ids, ids.is_valid().to_numpy(zero_copy_only=False), lengths,
                    np.array([*row_of_code, UNKNOWN_ROW], dtype=np.int64)[codes])  # fmt: skip

@@ -5,14 +5,14 @@ The columns are the keys of `request_file`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from llmrec.data.columns import HISTORY
-from llmrec.data.requests.id_lists import UNKNOWN_ROW, IdLists, is_id_list
+from llmrec.data.item_ids import UNKNOWN_ROW, RowOf
+from llmrec.data.requests.id_lists import IdLists, is_id_list
 from llmrec.data.requests.item_lists import MOST_PROBLEMS, Unknown, names_unknown, shown
 from llmrec.data.requests.request_file import LISTS, carried_keys
 
@@ -30,7 +30,7 @@ class UserTable:
     carried: pa.Table
 
     @classmethod
-    def of(cls, users: pa.Table, row_of: Mapping[str, int]) -> UserTable:
+    def of(cls, users: pa.Table, row_of: RowOf) -> UserTable:
         """Read a table.
 
         Args:

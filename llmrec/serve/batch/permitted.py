@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from llmrec.configs.recommend import RecommendConfig
 from llmrec.data.catalog import Catalog
+from llmrec.data.item_ids import UNKNOWN_ROW
 from llmrec.data.requests.item_lists import Unknown, find_rows
 from llmrec.sid.table import SidTable
 
@@ -81,7 +84,11 @@ def read_excluded(
     """
     excluded = excluded_items(entries, table.row_of)
     found = find_rows({"--exclude": excluded, **(lists or {})}, table.row_of, unknown, remedy=REMEDY)
-    return [table.item_ids[row] for row in found[0][0]], found[0][1]
+    return table.item_ids.of(found[0][0]), found[0][1]
+
+
+def _known(item_ids: Sequence[str], table: SidTable) -> list[str]:
+    return [item_ids[place] for place in np.flatnonzero(table.row_of.rows(item_ids) != UNKNOWN_ROW).tolist()]
 
 
 def excluded_items(entries: Sequence[str] | None, known: Mapping[str, int]) -> list[str]:
@@ -112,7 +119,7 @@ def permitted_items(table: SidTable, matching: list[str] | None, excluded: Seque
     if matching is None and not excluded:
         return None
     barred = set(excluded)
-    candidates = table.item_ids if matching is None else [item_id for item_id in matching if item_id in table.row_of]
+    candidates = table.item_ids if matching is None else _known(matching, table)
     permitted = [item_id for item_id in candidates if item_id not in barred]
     if not permitted:
         cause = "--exclude names all items" if candidates else "the model knows none of the items that meet --where"

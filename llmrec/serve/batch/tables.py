@@ -16,6 +16,7 @@ import pyarrow as pa
 from llmrec.configs.recommend import RecommendConfig
 from llmrec.data.catalog import Catalog
 from llmrec.data.columns import ALLOW, EXCLUDE, FALLBACK, HISTORY, HISTORY_TITLES, ITEMS, UNKNOWN
+from llmrec.data.item_ids import TextOf
 from llmrec.data.requests.answer_file import ITEM, POPULARITY
 from llmrec.data.requests.id_lists import lists_of
 from llmrec.data.requests.item_lists import complaint
@@ -59,10 +60,9 @@ class TableRecommender:
         )
         self.table = self.recommender.table
         permitted, _ = permitted_by(config, self.table, catalog)
-        rows = None if permitted is None else np.array([self.table.row_of[item_id] for item_id in permitted])
-        self.permitted = rows
+        self.permitted = None if permitted is None else self.table.row_of.rows(permitted)
         self.item_ids = pa.array(self.table.item_ids, pa.string())
-        self.titles = {} if catalog is None else dict(zip(catalog.item_ids, catalog.titles, strict=True))
+        self.title_of = None if catalog is None else catalog.title_of
 
     def __call__(self, users: pa.Table) -> pa.Table:
         """Answer the users of a table.
@@ -95,9 +95,10 @@ class TableRecommender:
         best = self.recommender.answerer.answer(self._requests(asked, order), self.size)
         answers = [best[place] for place in np.argsort(order)]
         history, entries = asked.history, asked.history.ids.flatten()
+        titles = {} if self.title_of is None else {HISTORY_TITLES: self._titles_of(self.title_of, entries)}
         own = {
             HISTORY: lists_of(history.lengths, entries),
-            **({HISTORY_TITLES: lists_of(history.lengths, self._titles_of(entries))} if self.titles else {}),
+            **{name: lists_of(history.lengths, of) for name, of in titles.items()},
             ITEMS: self._items(answers),
             UNKNOWN: history.unknown,
             FALLBACK: pa.array([POPULARITY if is_cold else None for is_cold in asked.is_cold], pa.string()),
@@ -126,12 +127,13 @@ class TableRecommender:
         rows = np.concatenate([answer.rows for answer in answers] or [NO_ROWS])
         scores = np.concatenate([answer.scores for answer in answers] or [NO_ROWS]).astype(np.float64)
         item_ids = self.item_ids.take(pa.array(rows))
-        titles = self._titles_of(item_ids) if self.titles else pa.nulls(len(rows), pa.string())
+        titles = self._titles_of(self.title_of, item_ids) if self.title_of else pa.nulls(len(rows), pa.string())
         items = pa.StructArray.from_arrays([item_ids, pa.array(scores), titles], fields=list(ITEM))
         return lists_of(np.array([len(answer.rows) for answer in answers], dtype=np.int64), items)
 
-    def _titles_of(self, item_ids: pa.StringArray) -> pa.StringArray:
+    @staticmethod
+    def _titles_of(title_of: TextOf, item_ids: pa.StringArray) -> pa.StringArray:
         """Title of each item, null if the catalogue does not have it."""
         encoded = item_ids.dictionary_encode()
-        titles = pa.array([self.titles.get(item_id) for item_id in encoded.dictionary.to_pylist()], pa.string())
+        titles = pa.array(title_of.of(encoded.dictionary.to_pylist()), pa.string())
         return titles.take(encoded.indices)

@@ -71,7 +71,7 @@ def write_torch(checkpoint: Path, directory: Path) -> JsonObject:
         raise ValueError(f"torch.export cannot trace a {type(model).__name__} ({first_line(error)}).") from error
     torch.export.save(program, directory / PROGRAM)
     check_program(directory / PROGRAM, ranker)
-    write_json(directory / ITEMS, {"item_ids": table.item_ids, "max_history": sid_config.max_history})
+    write_json(directory / ITEMS, {"item_ids": list(table.item_ids), "max_history": sid_config.max_history})
     return {"items": table.num_items, "parameters": model.num_parameters()}
 
 

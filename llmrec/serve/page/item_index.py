@@ -15,12 +15,15 @@ from functools import cached_property
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 from polars import selectors
 
 from llmrec.configs.recommend import RankBy
 from llmrec.data import columns
 from llmrec.data.catalog import Catalog
 from llmrec.data.conditions import matches
+from llmrec.data.item_ids import UNKNOWN_ROW, Texts
 from llmrec.decoding.paths.forks import code_name
 from llmrec.decoding.requests import ItemRequests
 from llmrec.recommender import Recommender
@@ -54,8 +57,8 @@ class ItemIndex:
             raise ValueError(f"pictures is '{pictures}', but the catalogue has the columns {names}; name one of them.")
         known = {columns.ITEM_ID, columns.TITLE, columns.TEXT, pictures}
         self.names = [name for name in names if name not in known][:MOST_COLUMNS]
-        row_of = {} if catalog is None else catalog.row_of
-        self.catalog_rows_N = np.array([row_of.get(item_id, -1) for item_id in self.table.item_ids])
+        num_items, ids = self.table.num_items, self.table.item_ids
+        self.catalog_rows_N = np.full(num_items, UNKNOWN_ROW) if catalog is None else catalog.row_of.rows(ids)
         self._filters: dict[tuple[tuple[str, ...], int | None], np.ndarray] = {}
         self._titles: pl.Series | None = None
         self._lock = threading.Lock()
@@ -74,9 +77,11 @@ class ItemIndex:
         """
         with self._lock:
             if self._titles is None:
-                titles = [] if self.catalog is None else self.catalog.titles
-                known = [titles[place] if place >= 0 else "" for place in self.catalog_rows_N.tolist()]
-                shown = [known[row] or self.table.item_ids[row] for row in self._by_popularity.tolist()]
+                places = self.catalog_rows_N[self._by_popularity]
+                item_ids = self.table.item_ids.array.take(pa.array(self._by_popularity))
+                titles = Texts([]).array if self.catalog is None else self.catalog.titles.array
+                known = titles.take(pa.array(places, mask=places == UNKNOWN_ROW))
+                shown = pc.if_else(pc.equal(known.fill_null(""), ""), item_ids, known)
                 self._titles = folded(pl.Series(shown, dtype=pl.String))
             return self._titles
 
@@ -97,7 +102,7 @@ class ItemIndex:
             titles, places = titles.filter(is_found), places[is_found.to_numpy()]
         begins = titles.str.starts_with(" ".join(words)).to_numpy()
         places = np.concatenate([places[begins][:limit], places[~begins][:limit]])
-        found = [self.table.item_ids[row] for row in self._by_popularity[places]]
+        found = self.table.item_ids.of(self._by_popularity[places])
         return list(dict.fromkeys([query.strip()] * (query.strip() in self.table.row_of) + found))[:limit]
 
     def describe(self, item_ids: Sequence[str]) -> list[dict[str, object]]:

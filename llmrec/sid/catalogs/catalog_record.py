@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 
 from llmrec.data import columns
 from llmrec.data.catalog import Catalog
+from llmrec.data.item_ids import BLOCK, UNKNOWN_ROW, ItemIds, RowOf
 from llmrec.runtime.manifest import JsonObject, sha256_file
 
 FILE = "catalog_record.parquet"
@@ -51,7 +51,7 @@ class CatalogRecord:
         """
         return cls(title_hashes(catalog), catalog.training_counts)
 
-    def grown(self, row_of: dict[str, int], item_ids: Sequence[str], catalog: Catalog | None) -> CatalogRecord:
+    def grown(self, row_of: RowOf, item_ids: ItemIds, catalog: Catalog | None) -> CatalogRecord:
         """Make the record of a table that items were appended to; the new ones have no training interactions.
 
         Args:
@@ -61,8 +61,8 @@ class CatalogRecord:
         """
         hashes = np.zeros(len(item_ids), np.uint64) if catalog is None else title_hashes(catalog, item_ids)
         counts = np.zeros(len(item_ids), np.int64)
-        old = np.array([row_of.get(item_id, -1) for item_id in item_ids])
-        known = old >= 0
+        old = row_of.rows(item_ids)
+        known = old != UNKNOWN_ROW
         hashes[known], counts[known] = self.title_hashes[old[known]], self.train_counts[old[known]]
         return CatalogRecord(hashes, counts)
 
@@ -110,14 +110,20 @@ class CatalogRecord:
         return cls(*(table[name].to_numpy() for name in (TITLE_HASH, TRAIN_COUNT)))
 
 
-def title_hashes(catalog: Catalog, item_ids: Sequence[str] | None = None) -> np.ndarray:
+def title_hashes(catalog: Catalog, item_ids: ItemIds | None = None) -> np.ndarray:
     """(N,) uint64 hashes of titles, of all items or of those given; 0 for an item that is unknown or has no title."""
-    texts = catalog.items[columns.TEXT].to_pylist() if columns.TEXT in catalog.items.column_names else catalog.titles
-    known = [str(title or text or "") for title, text in zip(catalog.titles, texts, strict=True)]
-    if item_ids is not None:
-        rows = [catalog.row_of.get(item_id) for item_id in item_ids]
-        known = ["" if row is None else known[row] for row in rows]
-    return np.array([title_hash(title) for title in known], dtype=np.uint64)
+    has_text = columns.TEXT in catalog.items.column_names
+    hashes = []
+    for first in range(0, catalog.num_items, BLOCK):  # never all texts as Python's own
+        titles = catalog.titles[first : first + BLOCK]
+        texts = catalog.items[columns.TEXT].slice(first, BLOCK).to_pylist() if has_text else titles
+        known = (str(title or text or "") for title, text in zip(titles, texts, strict=True))
+        hashes.append(np.fromiter(map(title_hash, known), np.uint64, len(titles)))
+    found = np.concatenate([np.empty(0, np.uint64), *hashes])
+    if item_ids is None:
+        return found
+    rows = catalog.row_of.rows(item_ids)
+    return np.where(rows == UNKNOWN_ROW, np.uint64(NOTHING_KNOWN), found[rows])
 
 
 def title_hash(title: str) -> int:

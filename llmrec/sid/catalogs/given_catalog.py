@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from llmrec.data.catalog import Catalog
+from llmrec.data.item_ids import UNKNOWN_ROW
 from llmrec.data.requests.item_lists import shown
 from llmrec.runtime.manifest import MANIFEST, JsonObject, content_hash, read_manifest
 from llmrec.sid.catalogs.catalog_record import NOTHING_KNOWN, CatalogRecord, title_hashes
@@ -35,7 +36,7 @@ class GivenCatalog:
         gone: item_ids that the catalogue lacks; they are not shown.
         new: item_ids of the catalogue that the checkpoint does not know.
         retitled: item_ids whose title is another one now.
-        record: Record of the catalogue, if it is the one that the checkpoint was trained on.
+        record: Record of the catalogue, if it is the one that the checkpoint was trained on, which has none itself.
     """
 
     source: str
@@ -83,7 +84,7 @@ def match_catalog(catalog: Catalog, table: SidTable, record: CatalogRecord | Non
         ValueError: If they have no item in common, or the catalogue is not of the checkpoint's items, or nothing tells
             whether it is.
     """
-    is_shown = np.array([item_id in catalog.row_of for item_id in table.item_ids])
+    is_shown = catalog.row_of.rows(table.item_ids) != UNKNOWN_ROW
     if not is_shown.any():
         raise ValueError(
             f"catalogue '{catalog.source}' has none of the {table.num_items} items that the model knows, such as "
@@ -92,9 +93,10 @@ def match_catalog(catalog: Catalog, table: SidTable, record: CatalogRecord | Non
     own_hash = details.get("catalog_sha256")
     lineage = lineage_of(catalog.source)
     retitled = [] if own_hash in lineage else find_retitled(catalog, table, record)
-    gone = [item_id for item_id, is_here in zip(table.item_ids, is_shown, strict=True) if not is_here]
-    new = [item_id for item_id in catalog.item_ids if item_id not in table.row_of]
-    own_record = CatalogRecord.of(catalog) if own_hash in lineage[:1] and catalog.item_ids == table.item_ids else None
+    gone = table.item_ids.of(np.flatnonzero(~is_shown))
+    new = catalog.item_ids.of(np.flatnonzero(table.row_of.rows(catalog.item_ids) == UNKNOWN_ROW))
+    is_own = record is None and own_hash in lineage[:1] and catalog.item_ids == table.item_ids
+    own_record = CatalogRecord.of(catalog) if is_own else None
     return GivenCatalog(catalog.source, is_shown, gone, new, retitled, own_record)
 
 
@@ -138,4 +140,4 @@ def find_retitled(catalog: Catalog, table: SidTable, record: CatalogRecord | Non
             f"that both have, {same} have the title that the model was trained on ({LEAST_AGREEMENT:.0%} are needed); "
             f"{shown(first)} is {shown(catalog.titles[catalog.row_of[first]])} here. {remedy}"
         )
-    return [table.item_ids[row] for row in rows]
+    return table.item_ids.of(rows)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from llmrec import TableRecommender
 from llmrec.configs import RecommendConfig
+from llmrec.data.item_ids import ItemIds
 from llmrec.data.requests.id_lists import IdLists, is_id_list
 
 IDS = [f"item-{row}" for row in range(12)]
@@ -129,7 +130,7 @@ ENTRY = st.none() | st.sampled_from(["a", "b", "c", "?"])
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.none() | st.lists(ENTRY, max_size=4), max_size=4), min_size=1, max_size=3), st.data())
 def test_lists_become_the_rows_of_a_loop(chunks, data):
-    row_of = {"a": 5, "b": 0, "c": 2}
+    row_of = ItemIds(["b", "1", "c", "3", "4", "a"]).row_of
     arrays = [pa.array(chunk, pa.list_(pa.string())) for chunk in chunks]
     starts = [data.draw(st.integers(0, len(chunk))) for chunk in chunks]
     column = pa.chunked_array([array.slice(start) for array, start in zip(arrays, starts, strict=True)])
