@@ -66,7 +66,20 @@ class Examples:
         Returns:
             One (history length + 1,) int64 array for each example.
         """
-        return [self.sequence(i) for i in range(len(self))]
+        rows, offsets = self.joined()
+        return np.split(rows, offsets[1:-1]) if len(self) else []
+
+    def joined(self) -> tuple[np.ndarray, np.ndarray]:
+        """Histories and targets as arrays, without a Python object for each example.
+
+        Returns:
+            (T,) int64 item rows of all sequences, one after another, and (num_examples + 1,) int64 bounds of each.
+
+        >>> Examples(["ann", "bob"], np.array([0, 1, 4]), np.array([0, 2, 3]), np.array([2, 3])).joined()
+        (array([0, 1, 2, 4, 3]), array([0, 3, 5]))
+        """
+        rows = np.insert(self.values, self.offsets[1:], self.targets)
+        return rows, self.offsets + np.arange(len(self.offsets))
 
     def sample(self, count: int, seed: int) -> np.ndarray:
         """Positions of random examples, each at most once.

@@ -17,7 +17,7 @@ import math
 import numpy as np
 
 from llmrec.runtime.manifest import JsonObject
-from llmrec.sid.groups import entropy_bits
+from llmrec.sid.groups import buckets, entropy_bits
 from llmrec.sid.table import EMPTY, SidTable
 
 WEIGHTED = ("entropy_bits", "perplexity_share", "kl_bits", "conditional_entropy_bits")  # by training interactions
@@ -38,8 +38,9 @@ def collision_report(codes_NL: np.ndarray, training_N: np.ndarray | None = None)
 
     Source: Gini of items per semantic ID from FORGE (arXiv:2509.20904).
     """
-    _, inverse, counts = np.unique(codes_NL, axis=0, return_inverse=True, return_counts=True)
-    bucket_N = counts[inverse.reshape(-1)]
+    order_N, _, counts = buckets(codes_NL)
+    bucket_N = np.empty(len(codes_NL), np.int64)
+    bucket_N[order_N] = np.repeat(counts, counts)
     known = training_N is not None and training_N.sum() > 0
     return {
         "collision_rate": float(1 - len(counts) / len(codes_NL)),
@@ -96,11 +97,13 @@ def tree_report(sid_table: SidTable) -> dict[str, float]:
         fill_ratio: items divided by the semantic IDs that the codebooks allow. leaf_singletons: share of the distinct
         semantic IDs whose last code is the only one under its prefix, so that it carries no information.
     """
-    codes_NL = np.unique(sid_table.codes(np.arange(sid_table.num_items)), axis=0)
+    codes_NL = sid_table.codes(np.arange(sid_table.num_items))
+    order_N, starts, _ = buckets(codes_NL)
+    codes_NL = codes_NL[order_N[starts]]
     parents_NL = codes_NL.copy()
     last = np.maximum((codes_NL != EMPTY).sum(axis=1) - 1, 0)
     parents_NL[np.arange(len(codes_NL)), last] = EMPTY
-    siblings = np.unique(parents_NL, axis=0, return_counts=True)[1]
+    siblings = buckets(parents_NL)[2]
     return {
         "fill_ratio": sid_table.num_items / math.prod(sid_table.level_sizes),
         "leaf_singletons": float((siblings == 1).sum() / len(codes_NL)),

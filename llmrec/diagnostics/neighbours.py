@@ -139,7 +139,9 @@ def behaviour_neighbours(catalog: Catalog, sample: Sample, seed: int) -> Tensor:
         (Q, K) int64 positions in the sample, -1 if an item has fewer neighbours.
     """
     rows, rng = sample.rows, np.random.default_rng(seed)
-    counts = cooccurrence(catalog.train, catalog.num_items, WINDOW)[rows[sample.queries]][:, rows]
+    is_query = np.zeros(catalog.num_items, bool)
+    is_query[rows[sample.queries]] = True
+    counts = cooccurrence(catalog.train, catalog.num_items, WINDOW, is_query)[rows[sample.queries]][:, rows]
     counts.data = counts.data + rng.random(counts.nnz)  # counts are integers, so this only orders equal ones
     neighbours_Qk = np.full((len(sample.queries), K), -1)
     for query, (start, end) in enumerate(zip(counts.indptr, counts.indptr[1:], strict=False)):

@@ -152,8 +152,8 @@ def novelty(items: np.ndarray, k: int, training: np.ndarray) -> float:
 
     Source: Vargas and Castells (2011), Rank and Relevance in Novelty and Diversity Metrics, without its discounts.
     """
-    bits = -np.log2((training + 1) / (training.sum() + len(training)))
-    return _mean(bits[_filled(items, k)])
+    shown = training[_filled(items, k)]
+    return _mean(-np.log2((shown + 1) / (training.sum() + len(training))))
 
 
 def popularity_percentile(items: np.ndarray, k: int, training: np.ndarray) -> float:
@@ -167,8 +167,8 @@ def popularity_percentile(items: np.ndarray, k: int, training: np.ndarray) -> fl
         training: (N,) training interactions of each item.
     """
     ordered = np.sort(training)
-    below, upto = (np.searchsorted(ordered, training, side=side) for side in ("left", "right"))
-    return _mean(((below + upto) / (2 * len(training)))[_filled(items, k)])
+    below, upto = (np.searchsorted(ordered, training[_filled(items, k)], side=side) for side in ("left", "right"))
+    return _mean((below + upto) / (2 * len(training)))
 
 
 SLOT_METRICS: dict[str, Callable[[np.ndarray, int, np.ndarray], float]] = {

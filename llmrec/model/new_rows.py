@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from llmrec.data.item_ids import BLOCK
 from llmrec.model.trained_rows import matrix_of
 from llmrec.sid.aliases import aliases_of
 from llmrec.sid.pieces.pieces import Pieces
@@ -104,12 +105,14 @@ class TitleTokens:
     @classmethod
     def of(cls, titles: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> TitleTokens:
         """Tokenize titles, which stand in catalogue order."""
-        ids = encode_texts(titles, tokenizer)
-        lengths = torch.tensor([len(title) for title in ids])
-        words = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *ids]))
+        lengths, words = torch.zeros(len(titles), dtype=torch.int64), [np.empty(0, np.int64)]
+        for first in range(0, len(titles), BLOCK):  # an array for each of 10^7 titles would take 1 GB
+            ids = encode_texts(titles[first : first + BLOCK], tokenizer)
+            lengths[first : first + BLOCK] = torch.tensor([len(title) for title in ids])
+            words.append(np.concatenate(ids))
         return cls(
-            torch.arange(len(ids)).repeat_interleave(lengths),
-            words,
+            torch.arange(len(titles)).repeat_interleave(lengths),
+            torch.from_numpy(np.concatenate(words)),
             (1 / lengths.clamp(min=1)).repeat_interleave(lengths),
         )
 

@@ -36,8 +36,9 @@ from llmrec.training.mixture import choose_mixture
 from llmrec.training.regime import warnings_of
 from llmrec.training.sft.captured_step import CapturedLoss
 from llmrec.training.sft.content import CONTENT, ContentExamples, ContentTrainer
+from llmrec.training.sft.cutting import cut
 from llmrec.training.sft.dropout import residual_dropout
-from llmrec.training.sft.examples import HistoryCollator, add_draws, build_dataset, fill_last_batch, num_targets
+from llmrec.training.sft.examples import HistoryCollator, add_draws, fill_last_batch, num_targets
 from llmrec.training.sft.item_loss import ItemLoss
 from llmrec.training.sft.losses import IGNORED, ExtraLoss, sid_loss_in_forward
 from llmrec.training.sft.mutual import MutualTerm
@@ -270,7 +271,7 @@ def make_examples(
     Raises:
         ValueError: If a task has nothing to draw, or does not fit the model's context.
     """
-    histories = build_dataset(catalog.train.sequences(), config.max_history, config.targets)
+    histories = cut(*catalog.train.joined(), config.max_history, config.targets)
     tasks = build_tasks(config, catalog, tokenizer, len(histories))
     content = ContentExamples.of(config, catalog, tokenizer, vocabulary) if config.content_passes else None
     drawn: Tasks = {**tasks} if content is None else {**tasks, CONTENT: content}

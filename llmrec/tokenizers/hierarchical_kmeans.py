@@ -65,7 +65,7 @@ class HierarchicalKMeans(ItemTokenizer):
 
     def fit(self, catalog: Catalog, views: ItemViews) -> Self:
         vectors, device = JointVectors(catalog, views, self.view_weights), resolve_device(self.device)
-        points_ND = vectors.to_fit(2).to(device)  # a node with fewer items than children has fewer children
+        points_ND = vectors.to_fit(2, everyone=self.balanced).to(device)  # nodes may have fewer items than children
         sizes, generator = self.planned_sizes(catalog.num_items), torch.Generator().manual_seed(self.seed)
         tree, codes_NL = grow_tree(points_ND, sizes, self.iterations, self.balanced, generator)
         coder = VectorCoder(vectors.dims, tree, device, self.view_weights)

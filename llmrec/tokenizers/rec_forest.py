@@ -63,7 +63,7 @@ class RecForest(ItemTokenizer):
 
     def fit(self, catalog: Catalog, views: ItemViews) -> Self:
         vectors, device = JointVectors(catalog, views, self.view_weights), resolve_device(self.device)
-        points_ND = vectors.to_fit(2).to(device)
+        points_ND = vectors.to_fit(2, everyone=True).to(device)
         sizes, generator = self.planned_sizes(catalog.num_items), torch.Generator().manual_seed(self.seed)
         coders = []
         for _ in range(self.num_trees):

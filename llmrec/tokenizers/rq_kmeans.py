@@ -63,12 +63,13 @@ class RQKMeans(ItemTokenizer):
 
     def fit(self, catalog: Catalog, views: ItemViews) -> Self:
         vectors = JointVectors(catalog, views, self.view_weights)
-        points_ND, device = vectors.to_fit(self.codebook_size), resolve_device(self.device)
+        is_balanced, device = self.balance != "none", resolve_device(self.device)
+        points_ND = vectors.to_fit(self.codebook_size, everyone=is_balanced)
         codebooks, codes_NL = residual_kmeans(
             points_ND.to(device), self.num_levels, self.codebook_size, self.iterations, self.seed, self.balance
         )
         coder = VectorCoder(vectors.dims, codebooks, device, self.view_weights)
-        if self.balance != "none":
+        if is_balanced:
             coder.assign(vectors, codes_NL)
         self.coder = coder
         return self

@@ -22,6 +22,7 @@ from llmrec import __version__
 from llmrec.data.catalog import Catalog
 from llmrec.runtime import disk
 from llmrec.runtime.manifest import MANIFEST, content_hash, read_manifest, verify
+from llmrec.runtime.mapped import let_go
 
 SUFFIX = ".safetensors"
 BLOCK = 65536  # items checked together
@@ -240,9 +241,12 @@ def _check_arrays(vectors: np.ndarray, missing: np.ndarray) -> None:
 
 def _check_values(vectors: np.ndarray) -> None:
     """Refuse vectors that are not finite, or so long that their distances are not."""
-    parts = (vectors[first : first + BLOCK] for first in range(0, len(vectors), BLOCK))
-    with np.errstate(over="ignore", invalid="ignore"):  # of which the sums tell
-        squares = np.concatenate([np.zeros(0, np.float32), *(np.einsum("nd,nd->n", part, part) for part in parts)])
+    squares = np.zeros(len(vectors), np.float32)
+    for first in range(0, len(vectors), BLOCK):
+        rows = slice(first, first + BLOCK)
+        with np.errstate(over="ignore", invalid="ignore"):  # of which the sums tell
+            squares[rows] = np.einsum("nd,nd->n", vectors[rows], vectors[rows])
+        let_go(vectors, rows)
     suspects = np.flatnonzero(~(squares <= LARGEST_NORM**2))
     if not len(suspects):
         return

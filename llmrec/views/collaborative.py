@@ -54,8 +54,14 @@ def collaborative_view(catalog: Catalog, dim: int, window: int, seed: int) -> Vi
     return View(vectors.astype(np.float32), missing, facts)
 
 
-def cooccurrence(train: Examples, num_items: int, window: int) -> sparse.csr_array:
+def cooccurrence(train: Examples, num_items: int, window: int, is_asked: np.ndarray | None = None) -> sparse.csr_array:
     """Count how often each pair of items lies within `window` steps in one sequence.
+
+    Args:
+        train: Training examples.
+        num_items: Number of items of the catalogue.
+        window: Number of items on either side.
+        is_asked: (N,) bool, items whose rows are wanted; only these rows are complete. All when left out.
 
     Returns:
         (N, N) float64, symmetric, zero diagonal.
@@ -66,6 +72,8 @@ def cooccurrence(train: Examples, num_items: int, window: int) -> sparse.csr_arr
     for distance in range(1, window + 1):
         left, right = items[:-distance], items[distance:]
         keep = (owner[:-distance] == owner[distance:]) & (left != right)
+        if is_asked is not None:
+            keep &= is_asked[left] | is_asked[right]
         pairs = (np.ones(keep.sum()), (left[keep], right[keep]))
         counts = counts + sparse.coo_array(pairs, shape=counts.shape).tocsr()
     return (counts + counts.T).tocsr()

@@ -268,7 +268,7 @@ def test_sentence_transformers_model_made_here(tmp_path, catalog, tokenizer):
     tokenizer.save_pretrained(tmp_path / "encoder")
     encoder = load_encoder(str(tmp_path / "encoder"), "cpu")
     view = encoder_view(catalog, encoder, "tiny", "{title}", 4, tmp_path / "scratch")
-    np.testing.assert_allclose(view.vectors, encoder.encode(catalog.titles), atol=1e-5)
+    np.testing.assert_allclose(view.vectors, encoder.encode(list(catalog.titles)), atol=1e-5)
 
 
 def test_markers_in_a_text_are_none_to_the_encoder(tmp_path, catalog, tokenizer):
@@ -343,3 +343,12 @@ def test_no_cooccurrence_is_an_error(item_ids):
     items = pa.table({"item_id": item_ids, "title": item_ids})
     with pytest.raises(ValueError, match="No two items co-occur"):
         collaborative_view(Catalog(items, split_table(train=[["item-0"], ["item-1"]])), 4, 3, seed=0)
+
+
+def test_counts_of_some_items_are_those_of_all():
+    rng = np.random.default_rng(0)
+    rows = train_rows(*(rng.integers(0, 12, rng.integers(2, 9)).tolist() for _ in range(20)))
+    asked = rng.random(12) < 0.3
+    some, everything = (cooccurrence(rows, 12, 3, is_asked)[asked] for is_asked in (asked, None))
+    for name in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(getattr(some, name), getattr(everything, name))

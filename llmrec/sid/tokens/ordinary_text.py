@@ -19,6 +19,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from llmrec.data.item_ids import BLOCK
 from llmrec.runtime.manifest import JsonObject
 
 
@@ -48,8 +49,11 @@ def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> li
         ['red', '<', 'a', '_', '1', '>', 'apple']
     """
     core = _without_markers(tokenizer, len(tokenizer))
-    found = core.encode_batch(list(texts), add_special_tokens=False)
-    return [np.array(encoding.ids, dtype=np.int64) for encoding in found]
+    found = []
+    for first in range(0, len(texts), BLOCK):  # what the library returns of a text takes a kilobyte
+        encodings = core.encode_batch(list(texts[first : first + BLOCK]), add_special_tokens=False)
+        found += [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+    return found
 
 
 def break_markers(texts: Iterable[str], markers: Iterable[str]) -> list[str]:

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmrec.runtime.mapped import let_go
+
 BLOCK_BYTES = 128 * 2**20  # of each of the two buffers
 COPY_THREADS = 8
 
@@ -39,6 +41,8 @@ def blocks(sources: Sequence[np.ndarray], device: torch.device) -> Iterator[tupl
     else:
         for part in parts:
             yield part, [torch.from_numpy(np.array(source[part], np.float32)).to(device) for source in sources]
+            for source in sources:
+                let_go(source, part)
 
 
 def _through_pinned_memory(
@@ -54,6 +58,7 @@ def _through_pinned_memory(
             for buffer, source in zip(buffers[i % 2], sources, strict=True):
                 rows_BD = buffer[: part.stop - part.start]
                 _fill(rows_BD.numpy(), source[part], threads)
+                let_go(source, part)
                 found.append(rows_BD.to(device, non_blocking=True))
             event.record()
             yield part, found

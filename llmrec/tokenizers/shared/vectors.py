@@ -16,10 +16,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from llmrec.data.catalog import Catalog
+from llmrec.runtime.console import say
+from llmrec.runtime.mapped import let_go
 from llmrec.tokenizers.shared.row_blocks import blocks
 from llmrec.views import ItemViews
 
 CHUNK = 65536  # vectors that go through a network together
+MOST_FITTED = 2**20  # items that codes are learned from
 
 
 class JointVectors:
@@ -63,21 +66,36 @@ class JointVectors:
         Returns:
             (n, D) float32 on the CPU.
         """
-        return self._join(rows, [torch.from_numpy(np.array(view.vectors[rows])) for view in self._views])
+        points_ND = torch.empty(len(rows), sum(self.dims.values()))
+        for first in range(0, len(rows), CHUNK):  # every copy of all vectors counts
+            part = rows[first : first + CHUNK]
+            parts = [torch.from_numpy(view.vectors[part]) for view in self._views]
+            points_ND[first : first + CHUNK] = self._join(part, parts)
+            for view in self._views:
+                let_go(view.vectors, slice(int(part.min()), int(part.max()) + 1))
+        return points_ND
 
-    def to_fit(self, least_distinct: int) -> Tensor:
-        """Join the vectors of all items that some view knows.
+    def to_fit(self, least_distinct: int, everyone: bool = False) -> Tensor:
+        """Join the vectors of the items that a tokenizer is fitted to: those that some view knows.
+
+        Above MOST_FITTED items they are a random sample, the same every time: 4,000 items for each of 256 codes place
+        the codes as well as ten times as many do, and the memory stays the same.
 
         Args:
             least_distinct: Number of distinct vectors that a codebook needs.
+            everyone: Take all items, where each is given its place while the tokenizer is fitted.
 
         Returns:
-            (n, D) float32 on the CPU.
+            (n, D) float32 on the CPU, in the order of item rows.
 
         Raises:
             ValueError: If no view knows any item, or there are fewer distinct vectors.
         """
-        points_ND = self.of(np.flatnonzero(self.known))
+        rows = np.flatnonzero(self.known)
+        if len(rows) > MOST_FITTED and not everyone:
+            say(f"tokenize: codes are learned from {MOST_FITTED:,} of {len(rows):,} items, drawn at random.")
+            rows = np.sort(np.random.default_rng(0).choice(rows, MOST_FITTED, replace=False))
+        points_ND = self.of(rows)
         if not len(points_ND):
             raise ValueError(
                 f"no view has a vector for any item of '{self._source}'. Run `llmrec embed` with other views."

@@ -15,16 +15,17 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypedDict
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset, Features, Value, concatenate_datasets
 from torch import Tensor
 
-from llmrec.data.windows import windows
 from llmrec.model.history.encoder import EncodedPrompts, HistoryEncoder
+from llmrec.training.sft.cutting import HISTORY_COLUMNS, cut
 from llmrec.training.sft.losses import IGNORED
 from llmrec.training.sft.packing import first_fit, pack, row_length
 
-HISTORY_COLUMNS = ("rows", "num_context", "user", "start")
 MOST_MASKED = 0.5  # largest share of a history that masked epochs leave out
 RNG_ROWS = 8  # item rows of a batch that its random numbers depend on, so that they differ between batches
 WORDS_STEP = 64  # label counts of words are rounded up to a multiple of this, so that they have few values
@@ -74,21 +75,17 @@ def build_dataset(
     Returns:
         Dataset with the columns of `Example` that a history has.
     """
-    examples: dict[str, list[object]] = {name: [] for name in HISTORY_COLUMNS}
-    for user, sequence in enumerate(sequences):
-        for start, end, first_target in windows(len(sequence), max_history):
-            ends = [end] if targets == "every_item" else range(first_target + 1, end + 1)
-            for stop in ends:
-                target = first_target if targets == "every_item" else stop - 1
-                values = (sequence[start:stop].tolist(), target - start, user, start)
-                for name, value in zip(HISTORY_COLUMNS, values, strict=True):
-                    examples[name].append(value)
-    return Dataset.from_dict(examples)
+    sequences = list(sequences)
+    rows = np.concatenate([np.empty(0, np.int64), *sequences])
+    return cut(rows, np.cumsum([0, *map(len, sequences)]), max_history, targets)
 
 
 def num_targets(examples: Dataset) -> int:
     """Count the items of histories that are trained on in an epoch."""
-    return sum(map(len, examples["rows"])) - sum(examples["num_context"])
+    table = examples.with_format("arrow")[:]
+    counts = (pc.list_value_length(table["rows"]), table["num_context"])
+    entries, context = (pc.sum(column).as_py() or 0 for column in counts)
+    return entries - context
 
 
 def fill_last_batch(examples: Dataset, batch_size: int) -> Dataset:
@@ -115,15 +112,18 @@ def add_draws(histories: Dataset, num_draws: dict[str, int]) -> Dataset:
         Dataset with all columns of `Example`.
     """
     draws = [(name, index) for name, count in num_draws.items() for index in range(count)]
-    columns = histories.to_dict()
-    return Dataset.from_dict(
-        {
-            **{name: columns[name] + [BLANK.get(name)] * len(draws) for name in HISTORY_COLUMNS},
-            "task": [""] * len(histories) + [name for name, _ in draws],
-            "index": [0] * len(histories) + [index for _, index in draws],
-        },
-        features=Features({**histories.features, "task": Value("string"), "index": Value("int64")}),
-    )
+    features = Features({**histories.features, "task": Value("string"), "index": Value("int64")})
+    drawn = {
+        **{name: [BLANK.get(name)] * len(draws) for name in HISTORY_COLUMNS},
+        "task": [name for name, _ in draws],
+        "index": [index for _, index in draws],
+    }
+    table = histories.with_format("arrow")[:]
+    for name, fill in (("task", ""), ("index", 0)):
+        table = table.append_column(
+            name, pa.repeat(pa.scalar(fill, features.arrow_schema.field(name).type), len(table))
+        )
+    return concatenate_datasets([Dataset(table), Dataset.from_dict(drawn, features=features)])
 
 
 @dataclass

@@ -15,7 +15,7 @@ from llmrec.model.history.sids import SidHistoryEncoder
 from llmrec.model.prompts import Prompt
 from llmrec.sid.table import SidTable
 from llmrec.sid.vocabulary import SidVocabulary
-from llmrec.training.sft.examples import HistoryCollator, add_draws, build_dataset, fill_last_batch, masked
+from llmrec.training.sft.examples import HistoryCollator, add_draws, build_dataset, fill_last_batch, masked, num_targets
 from llmrec.training.sft.losses import sid_loss_in_forward
 from llmrec.training.weights import add_adapter
 from tests.conftest import tiny_llm
@@ -118,9 +118,9 @@ def test_only_the_last_epochs_are_masked(tokenizer, sid_table, vocabulary):
     collator = make_collator(tokenizer, sid_table, vocabulary)
     collator.masked_from = 2
     examples = [{"rows": list(range(12)), "num_context": 0, "user": 0, "start": 0}]
-    for epoch, num_targets in ((0, 12), (1, 12), (2, 1), (3, 1)):
+    for epoch, count in ((0, 12), (1, 12), (2, 1), (3, 1)):
         collator.epoch = epoch
-        assert (collator(examples)["labels"] != -100).sum() == 3 * num_targets
+        assert (collator(examples)["labels"] != -100).sum() == 3 * count
 
 
 def make_collator(tokenizer, sid_table, vocabulary) -> HistoryCollator:
@@ -201,3 +201,22 @@ def test_padding_changes_nothing(llm, tokenizer, sid_table, vocabulary):
     filled = fill_last_batch(dataset, 7)
     assert together == pytest.approx(summed_loss(llm, vocabulary, collator, filled, "level"), rel=1e-6)
     assert summed_loss(llm, vocabulary, collator, filled.select([3]), "level") == 0
+
+
+@pytest.mark.parametrize("targets", ["every_item", "last_item"])
+def test_the_table_of_all_windows_is_that_of_a_loop(targets, monkeypatch):
+    """Sequences of all lengths around the window, cut in several parts, against windows one by one."""
+    monkeypatch.setattr("llmrec.training.sft.cutting.SEQUENCES_AT_ONCE", 7)
+    for max_history in (1, 2, 5):
+        sequences = [np.arange(length) + 100 * length for length in (1, 2, *range(30), 0, 9)]
+        expected = []
+        for user, sequence in enumerate(sequences):
+            for start, end, first_target in windows(len(sequence), max_history):
+                stops = [end] if targets == "every_item" else range(first_target + 1, end + 1)
+                for stop in stops:
+                    target = first_target if targets == "every_item" else stop - 1
+                    rows = sequence[start:stop].tolist()
+                    expected.append({"rows": rows, "num_context": target - start, "user": user, "start": start})
+        dataset = build_dataset(sequences, max_history, targets)
+        assert dataset.to_list() == expected
+        assert num_targets(dataset) == sum(len(each["rows"]) - each["num_context"] for each in expected)
