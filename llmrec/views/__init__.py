@@ -22,7 +22,7 @@ from llmrec import __version__
 from llmrec.data.catalog import Catalog
 from llmrec.runtime import disk
 from llmrec.runtime.manifest import MANIFEST, content_hash, read_manifest, verify
-from llmrec.runtime.mapped import let_go
+from llmrec.views.mapped import let_go
 
 SUFFIX = ".safetensors"
 BLOCK = 65536  # items checked together

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmrec.runtime.mapped import let_go
+from llmrec.views.mapped import let_go
 
 BLOCK_BYTES = 128 * 2**20  # of each of the two buffers
 COPY_THREADS = 8

@@ -17,9 +17,9 @@ from torch.nn.functional import normalize
 
 from llmrec.data.catalog import Catalog
 from llmrec.runtime.console import say
-from llmrec.runtime.mapped import let_go
 from llmrec.tokenizers.shared.row_blocks import blocks
 from llmrec.views import ItemViews
+from llmrec.views.mapped import let_go
 
 CHUNK = 65536  # vectors that go through a network together
 MOST_FITTED = 2**20  # items that codes are learned from

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from llmrec.runtime.mapped import let_go
 from llmrec.views import View, read_view
+from llmrec.views.mapped import let_go
 
 
 def resident() -> int:
