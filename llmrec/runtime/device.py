@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -49,6 +50,20 @@ def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision not in DTYPES:
         raise ValueError(f"Unknown precision '{precision}'; choose auto, {' or '.join(DTYPES)}.")
     return DTYPES[precision]
+
+
+@contextmanager
+def tf32_products() -> Iterator[None]:
+    """Round the factors of float32 products on a GPU to TF32 within the block; and restore the setting afterwards."""
+    matmul = torch.backends.cuda.matmul
+    # Since torch 2.9 the first name; reading the second after someone has set the first raises.
+    name, value = ("fp32_precision", "tf32") if hasattr(matmul, "fp32_precision") else ("allow_tf32", True)
+    before = getattr(matmul, name)
+    setattr(matmul, name, value)
+    try:
+        yield
+    finally:
+        setattr(matmul, name, before)
 
 
 def from_host(array: np.ndarray, device: torch.device) -> Tensor:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -93,3 +94,43 @@ def gather(values: list[T]) -> list[T]:
 
     join()
     return gather_object(values)
+
+
+def share(num_rows: int) -> slice:
+    """Rows of this process, where those of all processes follow one another in the order of their ranks."""
+    return slice(num_rows * rank() // count(), num_rows * (rank() + 1) // count())
+
+
+def total(part: Tensor) -> Tensor:
+    """Sum a tensor over the processes; every process gets the same, on its own device."""
+    if count() == 1:
+        return part
+    from accelerate.utils import reduce
+
+    return reduce(part.to(join().device), "sum").to(part.device)
+
+
+def joined(part: Tensor) -> Tensor:
+    """Join the rows of all processes' tensors in the order of their ranks; every process gets them all.
+
+    Args:
+        part: (n, …) rows of this process, on any device; n may differ, and may be 0.
+    """
+    if count() == 1:
+        return part
+    import torch
+    from accelerate.utils import gather, pad_across_processes
+
+    device = join().device
+    lengths = gather(torch.tensor([len(part)], device=device)).tolist()
+    every = gather(pad_across_processes(part.to(device))).split(max(lengths))
+    return torch.cat([rows[:length] for rows, length in zip(every, lengths, strict=True)]).to(part.device)
+
+
+def from_first(part: Tensor) -> Tensor:
+    """The tensor that the first process has; those of the others are of the same shape and type."""
+    if count() == 1:
+        return part
+    from accelerate.utils import broadcast
+
+    return broadcast(part.detach().clone().to(join().device)).to(part.device)

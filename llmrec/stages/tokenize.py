@@ -1,5 +1,8 @@
 """tokenize: catalogue + views -> a semantic ID for every item, and a report on their quality.
 
+Under `accelerate launch` every process makes the same semantic IDs: they share out k-means, the batches of trained
+tokenizers and the encoding of the items. The first one writes them.
+
 With `append` the new items of a catalogue get semantic IDs, and the published ones stay as they are. With `compare` the
 reports of finished directories are compared, and nothing is made.
 """
@@ -82,8 +85,6 @@ def main(config: TokenizeConfig) -> JsonObject:
         collisions.check_capacity(policy, catalog.num_items, planned)
 
     def build(workdir: Path) -> JsonObject:
-        if not processes.is_main():
-            return {}
         views = ItemViews.load(directory, catalog) if directory else ItemViews()
         used = ItemViews({name: views[name] for name in files})
         started = time.monotonic()
@@ -92,6 +93,8 @@ def main(config: TokenizeConfig) -> JsonObject:
         else:
             result = fit_semantic_ids(tokenizer, catalog, used, policy, config.allow_collapse)
         seconds = time.monotonic() - started
+        if not processes.is_main():
+            return {}
         result.table.save(workdir)
         result.tokenizer.save_pretrained(workdir)
         write_report(workdir, config, catalog, views, result)

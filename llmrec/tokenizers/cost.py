@@ -67,6 +67,8 @@ class CoSTObjective(AutoencoderObjective):
         options: Weights, temperature and seed.
     """
 
+    divides = False  # items are compared with the others of their batch
+
     def __init__(self, points_ND: Tensor, network: Autoencoder, quantizer: ResidualQuantizer, options: CoST):
         super().__init__(points_ND, network, quantizer, options.seed)
         self.options = options

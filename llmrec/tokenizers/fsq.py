@@ -69,6 +69,8 @@ class BoundedAutoencoder(Autoencoder):
 class FSQObjective(Objective):
     """Reconstruction of the vectors (N, D) of one device from rounded latent numbers."""
 
+    divides = True
+
     def __init__(self, points_ND: Tensor, network: BoundedAutoencoder):
         super().__init__()
         self.points, self.network = points_ND, network

@@ -154,6 +154,8 @@ class LetterObjective(AutoencoderObjective):
         options: Weights, number of clusters and seed.
     """
 
+    divides = False  # items are compared with the others of their batch
+
     def __init__(
         self,
         points_ND: Tensor,
@@ -272,14 +274,10 @@ class Letter(ItemTokenizer):
             targets: Of the same items.
             generator: CPU generator of the starting weights and codes.
         """
-        latent_dim = targets.vectors.shape[1]
+        latent_dim, epsilon = targets.vectors.shape[1], self.sinkhorn_epsilon
         network = Autoencoder(points_ND.shape[1], self.encoder_layers, latent_dim, generator)
         quantizer = ResidualQuantizer(
-            self.num_levels,
-            self.codebook_size,
-            latent_dim,
-            self.commitment,
-            sinkhorn_epsilon=self.sinkhorn_epsilon,
+            self.num_levels, self.codebook_size, latent_dim, self.commitment, sinkhorn_epsilon=epsilon
         )
         return LetterObjective(points_ND, *start_from_kmeans(network, quantizer, points_ND, generator), targets, self)
 

@@ -10,6 +10,8 @@ items to codes at a low total cost, as MiniOneRec (arXiv:2510.24431) does with k
 `onerec_assignment`; `capacity` goes by prices (balanced.py), so that it needs no solver and has no limit of size.
 Balanced codes of fitted items are remembered by item id; new items get the nearest code.
 
+Under `accelerate launch` each process holds the vectors of its share of the items, except with `balance`.
+
 Shapes: N items, L levels, K codes per level, D dimension of the vectors.
 """
 
@@ -64,10 +66,9 @@ class RQKMeans(ItemTokenizer):
     def fit(self, catalog: Catalog, views: ItemViews) -> Self:
         vectors = JointVectors(catalog, views, self.view_weights)
         is_balanced, device = self.balance != "none", resolve_device(self.device)
-        points_ND = vectors.to_fit(self.codebook_size, everyone=is_balanced)
-        codebooks, codes_NL = residual_kmeans(
-            points_ND.to(device), self.num_levels, self.codebook_size, self.iterations, self.seed, self.balance
-        )
+        points_ND = vectors.to_fit(self.codebook_size, everyone=is_balanced, is_share=not is_balanced).to(device)
+        sizes = (self.num_levels, self.codebook_size, self.iterations)
+        codebooks, codes_NL = residual_kmeans(points_ND, *sizes, self.seed, self.balance, is_share=not is_balanced)
         coder = VectorCoder(vectors.dims, codebooks, device, self.view_weights)
         if is_balanced:
             coder.assign(vectors, codes_NL)
@@ -82,7 +83,13 @@ class RQKMeans(ItemTokenizer):
 
 
 def residual_kmeans(
-    points_ND: Tensor, num_levels: int, codebook_size: int, iterations: int, seed: int, balance: Balance = "none"
+    points_ND: Tensor,
+    num_levels: int,
+    codebook_size: int,
+    iterations: int,
+    seed: int,
+    balance: Balance = "none",
+    is_share: bool = False,
 ) -> tuple[ResidualCodebooks, Tensor]:
     """Fit codebooks by k-means on the residuals of the vectors, level after level.
 
@@ -93,6 +100,7 @@ def residual_kmeans(
         iterations: k-means iterations per level.
         seed: Of the starts of k-means.
         balance: Whether codes get the same number of points, and how.
+        is_share: As for `kmeans`; balanced codes need all points in every process.
 
     Returns:
         Codebooks on the device of the points, and (N, L) int64 codes of the points.
@@ -100,7 +108,7 @@ def residual_kmeans(
     generator, books, codes = torch.Generator().manual_seed(seed), [], []
     for _ in progress(range(num_levels), "k-means", unit="levels"):
         if balance == "none":
-            book_KD = kmeans(points_ND, codebook_size, iterations, generator)
+            book_KD = kmeans(points_ND, codebook_size, iterations, generator, is_share)
             codes_N = nearest(points_ND, book_KD)[0]
         else:
             by_turns = balance == "onerec"

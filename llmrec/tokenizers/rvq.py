@@ -52,6 +52,8 @@ class CodebookObjective(Objective):
         seed: Of the restarts.
     """
 
+    divides = True
+
     def __init__(self, points_ND: Tensor, codebook_size: int, seed: int):
         super().__init__()
         self.points, self.generator = points_ND, torch.Generator(points_ND.device).manual_seed(seed)
@@ -64,6 +66,9 @@ class CodebookObjective(Objective):
         with torch.no_grad():
             buffer_ND = self.points[rows.to(self.points.device)]
             self.quantizer.codebooks[0].copy_(kmeans_plus_plus(buffer_ND, size, generator))
+
+    def running_means(self) -> list[Tensor]:
+        return [self.quantizer.usage]
 
     def loss(self, rows_B: Tensor) -> Tensor:
         """Mean over items of the squared distance to the nearest code."""

@@ -12,7 +12,8 @@ from sklearn.cluster import KMeans
 
 from llmrec.tokenizers.rq_kmeans import RQKMeans
 from llmrec.tokenizers.shared import kmeans as residual
-from llmrec.tokenizers.shared.kmeans import kmeans, nearest, sinkhorn, squared_distances
+from llmrec.tokenizers.shared.balanced import sinkhorn
+from llmrec.tokenizers.shared.kmeans import kmeans, nearest, squared_distances
 from llmrec.views import ItemViews, View
 from tests.support.clustered import books_of, catalog_of, points, rebuilt_cosine
 
@@ -63,7 +64,7 @@ def test_empty_code_restarts_at_the_farthest_point():
     x = torch.tensor([[0.0], [0.1], [5.0], [9.0]])
     codebook = torch.tensor([[0.05], [100.0], [200.0]])
     codes, distances = nearest(x, codebook)
-    residual._restart_empty(codebook, x, codes, distances)
+    residual._restart_empty(codebook, torch.bincount(codes, minlength=3), x, distances)
     assert codebook.flatten().tolist() == pytest.approx([0.05, 9.0, 5.0])
 
 

@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from llmrec.sid.groups import buckets, num_collisions
-from llmrec.tokenizers.shared.kmeans import sinkhorn
+from llmrec.tokenizers.shared.balanced import sinkhorn
 
 ROUNDS = 20  # LC-Rec, official code
 GROUP_BYTES = 64 * 2**20  # largest block of distances that one Sinkhorn call gets

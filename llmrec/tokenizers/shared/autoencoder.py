@@ -171,18 +171,18 @@ class AutoencoderObjective(Objective):
     """
 
     points: Tensor
+    divides = True
 
     def __init__(
-        self,
-        points_ND: Tensor,
-        network: Autoencoder,
-        quantizer: ResidualQuantizer,
-        seed: int,
-        restarts: bool = True,
+        self, points_ND: Tensor, network: Autoencoder, quantizer: ResidualQuantizer, seed: int, restarts: bool = True
     ):
         super().__init__()
         self.points, self.network, self.quantizer, self.restarts = points_ND, network, quantizer, restarts
         self.generator = torch.Generator(points_ND.device).manual_seed(seed)
+        self.divides = self.divides and not quantizer.sinkhorn_epsilon  # which spreads the items of a batch
+
+    def running_means(self) -> list[Tensor]:
+        return [self.quantizer.usage]
 
     def loss(self, rows_B: Tensor) -> Tensor:
         points_BD = self.points[rows_B]

@@ -2,15 +2,17 @@
 
 By prices: each code has a price, at which each point's cheapest code leaves the codes almost balanced; points that are
 still too many for a code move where that costs least. It needs only passes over the costs, on any device. By turns:
-OneRec's loop over the codes.
+OneRec's loop over the codes. Within small groups: LC-Rec's Sinkhorn assignment.
 
 On 20,000 vectors of 300 clusters of uneven size with 256 codes, prices cost 0.6 % more than the exact minimum-cost flow
 of OR-Tools at the first level and 0.15 % at the second; OneRec's loop 31 and 14 %.
 
-Shapes: N points, K codes, D dimension.
+Shapes: N points, K codes, D dimension, G groups, B points of a group.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -190,3 +192,29 @@ def _costs(points_ND: Tensor, codebook_KD: Tensor) -> Tensor:
     for part, block in zip(parts, cost_NK.split(len(parts[0])), strict=True):
         block.copy_(squared_distances(part, codebook_KD))
     return cost_NK
+
+
+def sinkhorn(cost_GBK: Tensor, epsilon: float = 0.003, iterations: int = 50) -> Tensor:
+    """Assign the points of each group so that the codes are used evenly and the cost is low.
+
+    Args:
+        cost_GBK: (G, B, K) distances; every group is a problem of its own.
+        epsilon: Entropic regularisation; .003 is LC-Rec's last level.
+        iterations: Rounds of "each point has mass 1/B, then each code has mass 1/K". LC-Rec runs exactly 50, which
+            does not converge at this epsilon; another number gives another assignment.
+
+    Returns:
+        (G, B, K) float64, logarithm of the mass of each point on each code; a point's code is its argmax.
+
+    Source: LC-Rec (arXiv:2311.09049), official code: costs centred and scaled by the whole matrix. Departure: in the
+        logarithmic domain, where exp cannot overflow.
+    """
+    cost = cost_GBK.double()
+    high, low = cost.amax((1, 2), keepdim=True), cost.amin((1, 2), keepdim=True)
+    middle = (high + low) / 2
+    log_q = -(cost - middle) / (high - middle + 1e-5) / epsilon
+    num_points, num_codes = cost.shape[1:]
+    for _ in range(iterations):
+        log_q = log_q - log_q.logsumexp(2, keepdim=True) - math.log(num_points)
+        log_q = log_q - log_q.logsumexp(1, keepdim=True) - math.log(num_codes)
+    return log_q

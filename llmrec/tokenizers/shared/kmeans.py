@@ -1,24 +1,31 @@
-"""Nearest code, k-means and Sinkhorn assignment.
+"""Nearest code and k-means.
 
 Everything here gives the same answer twice on one machine. Random draws come from a CPU generator, sums over the items
 of a code are deterministic (no atomic adds on a GPU, see _sums), and ties go to the lower index.
 
-Shapes: N points, K codes, D dimension, G groups, B points of a group, P pieces of a sum.
+Under `accelerate launch` every process calls k-means, and each finds the nearest codes of a share of the points and
+sums them; the sums are added up over the processes once in an iteration. All get the same codes, which are those of one
+process up to the rounding of the sums: on a CPU these are in float64, and the codes were equal in every run.
+
+Shapes: N points, K codes, D dimension, P pieces of a sum, S points that starting codes are drawn among.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+from llmrec.runtime import processes
+from llmrec.runtime.device import tf32_products
 
 # Largest (rows, K) block of distances held at once. 10^6 x 768 on an H200, three levels of 20 iterations: .525 s, with
 # 32 MiB, which stay in the L2 cache but are more launches, .541 s.
 CHUNK_BYTES = 128 * 2**20
 START_POINTS_PER_CODE = 256  # k-means++ looks at every point once per code, so at no more points than this
+LEAST_SHARED = 2**32  # products of an iteration, N * K * D; below, adding up over processes takes as long on a GPU
+SUM_ROWS = 8192  # points that are turned into float64 at once
 FEW = 0.25  # share of points whose changes are summed instead of everything: they are summed twice, and gathered
 ROUNDING = 1e-6  # of an expanded square, relative to the squares in it
 DRAW_STEPS = 2**36  # resolution of a k-means++ draw: the sum over 2^26 points still fits into int64
@@ -60,23 +67,26 @@ def _nearest(points_ND: Tensor, codebook_KD: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([part.indices for part in parts]), torch.cat([part.values for part in parts])
 
 
-def kmeans(points_ND: Tensor, num_codes: int, iterations: int, generator: torch.Generator) -> Tensor:
+def kmeans(
+    points_ND: Tensor, num_codes: int, iterations: int, generator: torch.Generator, is_share: bool = False
+) -> Tensor:
     """Lloyd's k-means over all points, from a k-means++ start.
 
     Args:
         points_ND: (N, D) float32 on any device, at least `num_codes` of them.
         iterations: Most updates; stops earlier once no point changes its code.
         generator: CPU generator, so that a start does not depend on the device.
+        is_share: Whether `points_ND` are the rows `processes.share` of all points; else every process has all of them.
 
     Returns:
         (num_codes, D) float32 on the device of the points.
 
     Source: Lloyd 1982; start: Arthur and Vassilvitskii, SODA 2007, see `kmeans_plus_plus`.
     """
-    return lloyd(points_ND, kmeans_plus_plus(points_ND, num_codes, generator), iterations)
+    return lloyd(points_ND, kmeans_plus_plus(points_ND, num_codes, generator, is_share), iterations, is_share)
 
 
-def lloyd(points_ND: Tensor, codebook_KD: Tensor, iterations: int) -> Tensor:
+def lloyd(points_ND: Tensor, codebook_KD: Tensor, iterations: int, is_share: bool = False) -> Tensor:
     """Move codes to the means of their points; a code that loses all its points restarts at the farthest point.
 
     On a GPU the products are in TF32: a point halfway between two codes may go to either, which costs next to nothing.
@@ -85,12 +95,18 @@ def lloyd(points_ND: Tensor, codebook_KD: Tensor, iterations: int) -> Tensor:
     Args:
         points_ND: (N, D) float32 on any device.
         codebook_KD: (K, D) float32, starting codes.
-        iterations: Most updates, at least one; stops earlier once no point changes its code. It is asked every time:
-            an iteration over 10^6 points takes milliseconds, much longer than the wait for an answer.
+        iterations: Most updates, at least one; stops earlier once no point changes its code.
+        is_share: As for `kmeans`.
 
     Returns:
         (K, D) float32 on the device of the points.
     """
+    if not is_share and processes.count() > 1 and points_ND.numel() * len(codebook_KD) >= LEAST_SHARED:
+        points_ND, is_share = points_ND[processes.share(len(points_ND))], True
+
+    def total(part: Tensor) -> Tensor:
+        return processes.total(part) if is_share else part
+
     previous_N: Tensor | None = None
     sums_KD: Tensor | None = None
     with tf32_products():
@@ -100,15 +116,16 @@ def lloyd(points_ND: Tensor, codebook_KD: Tensor, iterations: int) -> Tensor:
                 sums_KD = _sums(points_ND, codes_N, len(codebook_KD))
             else:
                 moved = (codes_N != previous_N).nonzero().flatten()
-                if not len(moved):
+                if not total(torch.tensor(len(moved))):  # the wait is short beside the iteration
                     break
                 sums_KD = _sums_after(points_ND, moved, codes_N, previous_N, sums_KD)
-            codebook_KD, counts_K = _means(sums_KD, codes_N, codebook_KD)
+            counts_K = total(_counts(codes_N, codebook_KD))
+            codebook_KD = _means(total(sums_KD), counts_K, codebook_KD)
             if counts_K.min() == 0:
                 distances_N = _distances_to(points_ND, codes_N, codebook_KD)
-                _restart_empty(codebook_KD, points_ND, codes_N, distances_N)
+                _restart_empty(codebook_KD, counts_K, points_ND, distances_N, is_share)
             previous_N = codes_N
-    return code_means(points_ND, codes_N, codebook_KD)[0]
+    return _means(total(_sums(points_ND, codes_N, len(codebook_KD))), total(_counts(codes_N, codebook_KD)), codebook_KD)
 
 
 def _sums_after(points_ND: Tensor, moved: Tensor, codes_N: Tensor, previous_N: Tensor, sums_KD: Tensor) -> Tensor:
@@ -123,7 +140,7 @@ def _sums_after(points_ND: Tensor, moved: Tensor, codes_N: Tensor, previous_N: T
     return sums_KD + _sums(part, codes_N[moved], num_codes) - _sums(part, previous_N[moved], num_codes)
 
 
-def kmeans_plus_plus(points_ND: Tensor, num_codes: int, generator: torch.Generator) -> Tensor:
+def kmeans_plus_plus(points_ND: Tensor, num_codes: int, generator: torch.Generator, is_share: bool = False) -> Tensor:
     """Draw starting codes among the points, each the best of several candidates.
 
     A candidate is drawn with probability proportional to its squared distance to the codes so far; of 2 + ln K
@@ -134,9 +151,7 @@ def kmeans_plus_plus(points_ND: Tensor, num_codes: int, generator: torch.Generat
 
     Source: Arthur and Vassilvitskii, SODA 2007, whose evaluation is greedy; number of candidates: scikit-learn.
     """
-    if len(points_ND) > START_POINTS_PER_CODE * num_codes:
-        sample = torch.randint(len(points_ND), (START_POINTS_PER_CODE * num_codes,), generator=generator)
-        points_ND = points_ND[sample.to(points_ND.device)]
+    points_ND = _sample(points_ND, num_codes, generator, is_share)
     first = torch.randint(len(points_ND), (1,), generator=generator).to(points_ND.device)
     shape = num_codes - 1, 2 + int(math.log(num_codes))
     draws = torch.rand(shape, generator=generator, dtype=torch.float64).to(points_ND.device)
@@ -151,6 +166,23 @@ def kmeans_plus_plus(points_ND: Tensor, num_codes: int, generator: torch.Generat
         chosen.append(candidates_C[best])
         distances_N = left_NC.index_select(1, best)[:, 0]
     return points_ND[torch.cat(chosen)]
+
+
+def _sample(points_ND: Tensor, num_codes: int, generator: torch.Generator, is_share: bool) -> Tensor:
+    """(S, D) points that starting codes are drawn among, the same in every process; `is_share` as for `kmeans`."""
+    num_points, most = len(points_ND), START_POINTS_PER_CODE * num_codes
+    if is_share:
+        num_points = int(processes.total(torch.tensor(num_points)))
+    if num_points <= most:
+        return processes.joined(points_ND) if is_share else points_ND
+    rows_S = torch.randint(num_points, (most,), generator=generator).to(points_ND.device)
+    if not is_share:
+        return points_ND[rows_S]
+    first = processes.share(num_points).start
+    is_own_S = (rows_S >= first) & (rows_S < first + len(points_ND))
+    sample_SD = points_ND.new_zeros(most, points_ND.shape[1])
+    sample_SD[is_own_S] = points_ND[rows_S[is_own_S] - first]
+    return processes.total(sample_SD)  # each from the process that has it
 
 
 def _distances_of(points_ND: Tensor, rows_C: Tensor, norms_N: Tensor) -> Tensor:
@@ -185,29 +217,36 @@ def code_means(points_ND: Tensor, codes_N: Tensor, codebook_KD: Tensor) -> tuple
     Returns:
         (K, D) means and (K,) int64 numbers of points.
     """
-    return _means(_sums(points_ND, codes_N, len(codebook_KD)), codes_N, codebook_KD)
+    counts_K = _counts(codes_N, codebook_KD)
+    return _means(_sums(points_ND, codes_N, len(codebook_KD)), counts_K, codebook_KD), counts_K
 
 
-def _means(sums_KD: Tensor, codes_N: Tensor, codebook_KD: Tensor) -> tuple[Tensor, Tensor]:
-    counts_K = torch.bincount(codes_N, minlength=len(codebook_KD))
-    means_KD = sums_KD / counts_K.clamp(min=1)[:, None]
-    return torch.where(counts_K[:, None] > 0, means_KD, codebook_KD), counts_K
+def _counts(codes_N: Tensor, codebook_KD: Tensor) -> Tensor:
+    return torch.bincount(codes_N, minlength=len(codebook_KD))
+
+
+def _means(sums_KD: Tensor, counts_K: Tensor, codebook_KD: Tensor) -> Tensor:
+    means_KD = (sums_KD / counts_K.clamp(min=1)[:, None]).to(codebook_KD.dtype)
+    return torch.where(counts_K[:, None] > 0, means_KD, codebook_KD)
 
 
 def _sums(points_ND: Tensor, codes_N: Tensor, num_codes: int) -> Tensor:
     """Sum of the points of each code, deterministic on every device.
 
-    On the CPU index_add_ takes the rows in order, six times as fast as a product with one-hot codes (40,000 x 768, 256
-    codes, one core: 19 and 117 ms). On a GPU the order of its additions would vary, so there it is the product; its few
-    output tiles (12 for 256 x 768) would leave most of the GPU idle, so the rows are summed in pieces, then the pieces.
+    On the CPU index_add_ takes the rows in order, in float64, so that their division among processes does not show in
+    the codes: 28 ms for 40,000 x 768 points of 256 codes on one core, beside 163 ms for the nearest codes. On a GPU the
+    order of its additions would vary, so there it is a product with one-hot codes; its few output tiles (12 for 256 x
+    768) would leave most of the GPU idle, so the rows are summed in pieces, then the pieces.
 
     Returns:
-        (K, D) in the type of the points.
+        (K, D) float64 on the CPU; in the type of the points on a GPU.
     """
-    dim = points_ND.shape[1]
-    if not points_ND.is_cuda:
-        return points_ND.new_zeros(num_codes, dim).index_add_(0, codes_N, points_ND)
-    return _sums_by_product(points_ND, codes_N, num_codes)
+    if points_ND.is_cuda:
+        return _sums_by_product(points_ND, codes_N, num_codes)
+    sums_KD = torch.zeros(num_codes, points_ND.shape[1], dtype=torch.float64)
+    for part, codes in zip(points_ND.split(SUM_ROWS), codes_N.split(SUM_ROWS), strict=True):
+        sums_KD.index_add_(0, codes, part.double())
+    return sums_KD
 
 
 def _sums_by_product(points_ND: Tensor, codes_N: Tensor, num_codes: int) -> Tensor:
@@ -235,52 +274,18 @@ def _distances_to(points_ND: Tensor, codes_N: Tensor, codebook_KD: Tensor) -> Te
     )
 
 
-def _restart_empty(codebook_KD: Tensor, points_ND: Tensor, codes_N: Tensor, distances_N: Tensor) -> None:
+def _restart_empty(
+    codebook_KD: Tensor, counts_K: Tensor, points_ND: Tensor, distances_N: Tensor, is_share: bool = False
+) -> None:
     """Move codes without points to the points that are farthest from their own code, in place."""
-    empty = (torch.bincount(codes_N, minlength=len(codebook_KD)) == 0).nonzero().flatten()
-    if len(empty) == 0:
-        return
-    order_N = distances_N.cpu().argsort(descending=True, stable=True)
-    farthest = order_N[: len(empty)].to(empty.device)
-    farthest = farthest[distances_N[farthest] > 0]  # with fewer distinct points than codes, the rest stays unused
-    codebook_KD[empty[: len(farthest)]] = points_ND[farthest]
+    empty = (counts_K == 0).nonzero().flatten()
+    far_ED, distances_E = _farthest(points_ND, distances_N, len(empty))
+    if is_share:
+        far_ED, distances_E = _farthest(processes.joined(far_ED), processes.joined(distances_E), len(empty))
+    far_ED = far_ED[distances_E > 0]  # with fewer distinct points than codes, the rest stays unused
+    codebook_KD[empty[: len(far_ED)]] = far_ED
 
 
-@contextmanager
-def tf32_products() -> Iterator[None]:
-    """Round the factors of float32 products on a GPU to TF32 within the block; and restore the setting afterwards."""
-    matmul = torch.backends.cuda.matmul
-    # Since torch 2.9 the first name; reading the second after someone has set the first raises.
-    name, value = ("fp32_precision", "tf32") if hasattr(matmul, "fp32_precision") else ("allow_tf32", True)
-    before = getattr(matmul, name)
-    setattr(matmul, name, value)
-    try:
-        yield
-    finally:
-        setattr(matmul, name, before)
-
-
-def sinkhorn(cost_GBK: Tensor, epsilon: float = 0.003, iterations: int = 50) -> Tensor:
-    """Assign the points of each group so that the codes are used evenly and the cost is low.
-
-    Args:
-        cost_GBK: (G, B, K) distances; every group is a problem of its own.
-        epsilon: Entropic regularisation; .003 is LC-Rec's last level.
-        iterations: Rounds of "each point has mass 1/B, then each code has mass 1/K". LC-Rec runs exactly 50, which
-            does not converge at this epsilon; another number gives another assignment.
-
-    Returns:
-        (G, B, K) float64, logarithm of the mass of each point on each code; a point's code is its argmax.
-
-    Source: LC-Rec (arXiv:2311.09049), official code: costs centred and scaled by the whole matrix. Departure: in the
-        logarithmic domain, where exp cannot overflow.
-    """
-    cost = cost_GBK.double()
-    high, low = cost.amax((1, 2), keepdim=True), cost.amin((1, 2), keepdim=True)
-    middle = (high + low) / 2
-    log_q = -(cost - middle) / (high - middle + 1e-5) / epsilon
-    num_points, num_codes = cost.shape[1:]
-    for _ in range(iterations):
-        log_q = log_q - log_q.logsumexp(2, keepdim=True) - math.log(num_points)
-        log_q = log_q - log_q.logsumexp(1, keepdim=True) - math.log(num_codes)
-    return log_q
+def _farthest(points_ND: Tensor, distances_N: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    rows = distances_N.cpu().argsort(descending=True, stable=True)[:most].to(points_ND.device)
+    return points_ND[rows], distances_N[rows]

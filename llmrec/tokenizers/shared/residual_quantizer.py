@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from llmrec.tokenizers.shared.kmeans import kmeans, nearest, sinkhorn, squared_distances
+from llmrec.tokenizers.shared.balanced import sinkhorn
+from llmrec.tokenizers.shared.kmeans import kmeans, nearest, squared_distances
 
 START_POINTS, START_POINTS_PER_CODE, START_ITERATIONS = 4096, 16, 25
 USAGE_DECAY = 0.99  # of the running share of rows that use a code

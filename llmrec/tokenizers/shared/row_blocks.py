@@ -23,20 +23,24 @@ BLOCK_BYTES = 128 * 2**20  # of each of the two buffers
 COPY_THREADS = 8
 
 
-def blocks(sources: Sequence[np.ndarray], device: torch.device) -> Iterator[tuple[slice, list[Tensor]]]:
+def blocks(
+    sources: Sequence[np.ndarray], device: torch.device, rows: slice = slice(None)
+) -> Iterator[tuple[slice, list[Tensor]]]:
     """Rows of several arrays, block after block.
 
     Args:
         sources: (N, D) float32 arrays of one N, memory-mapped ones too; D may differ.
         device: Where the blocks go.
+        rows: Rows that are wanted, all when left out.
 
     Yields:
         The rows of the block, and (B, D) float32 of each source on the device; on a GPU to be used before the next one.
     """
-    num_rows, bytes_per_row = len(sources[0]), 4 * sum(source.shape[1] for source in sources)
+    begin, end, _ = rows.indices(len(sources[0]))
+    bytes_per_row = 4 * sum(source.shape[1] for source in sources)
     size = max(1, BLOCK_BYTES // bytes_per_row)
-    parts = [slice(first, min(first + size, num_rows)) for first in range(0, num_rows, size)]
-    if device.type == "cuda":
+    parts = [slice(first, min(first + size, end)) for first in range(begin, end, size)]
+    if device.type == "cuda" and parts:
         yield from _through_pinned_memory(sources, parts, device)
     else:
         for part in parts:

@@ -9,6 +9,9 @@ starting ones among them. A catalogue too small to spare items is validated by i
 AdamW at a constant rate: a decay needs an end that is known beforehand. Data and random draws live on the device, and
 between readings the host waits for nothing.
 
+Under `accelerate launch` each process takes a part of every batch, if the loss allows it, and their gradients are
+averaged: the batches and, up to rounding, the weights are those of one process.
+
 Every reading goes into a log, with the method's own metrics on a sample of the items; readings 1, 2, 4, 8, … are shown
 in the terminal.
 
@@ -25,6 +28,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from llmrec.runtime import processes
 from llmrec.runtime.console import progress, say
 from llmrec.runtime.manifest import JsonObject
 
@@ -51,9 +55,12 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         least_steps: Steps before which a plateau is no end, for a method that changes what it minimises until then.
+        divides: Whether the loss of a batch is the mean over its items and nothing in it is drawn, so that several
+            processes may take a part each; else all of them compute the whole batch.
     """
 
     least_steps: int = 0
+    divides: bool = False
 
     @abstractmethod
     def loss(self, rows_B: Tensor) -> Tensor:
@@ -66,6 +73,10 @@ class Objective(nn.Module, ABC):
     def metrics(self, rows_N: Tensor) -> JsonObject:
         """Further entries of the log: name -> a number, one per level, or name -> number; in evaluation mode."""
         return {}
+
+    def running_means(self) -> list[Tensor]:
+        """Tensors that `loss` moves towards a mean over the items of its batch, in place."""
+        return []
 
     def order(self, rows_N: Tensor) -> Tensor:
         """Order of the items of a pass, given in random order."""
@@ -201,8 +212,22 @@ def split(num_items: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 def _update(objective: Objective, rows_B: Tensor, optimizer: torch.optim.Optimizer) -> None:
     objective.train()
     optimizer.zero_grad()
-    objective.loss(rows_B).backward()
+    if objective.divides and 1 < processes.count() <= len(rows_B):
+        part_b = rows_B[processes.share(len(rows_B))]
+        objective.loss(part_b).backward()
+        _average(objective, len(part_b) / len(rows_B))
+    else:
+        objective.loss(rows_B).backward()
     optimizer.step()
+
+
+def _average(objective: Objective, share: float) -> None:
+    """Average gradients and running means over the processes, each by its share of the batch, in one piece."""
+    gradients = [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]
+    tensors = [*gradients, *objective.running_means()]
+    mean = processes.total(torch.cat([tensor.flatten() for tensor in tensors]) * share)
+    for tensor, part in zip(tensors, mean.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
 
 
 class _Reader:
@@ -215,6 +240,7 @@ class _Reader:
 
     def read(self, step: int) -> float:
         loss = read_loss(self.objective, self.held_out_rows, self.options.batch_size)
+        loss = float(processes.from_first(torch.tensor(loss, dtype=torch.float64)))  # all stop at the same step
         self.log.append({"step": step, "loss": loss, **self.objective.metrics(self.measured_rows)})
         count = len(self.log) - 1  # the start is not shown
         if count & (count - 1) == 0 < count:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from llmrec.data.catalog import Catalog
+from llmrec.runtime import processes
 from llmrec.runtime.manifest import JsonObject
 from llmrec.tokenizers.base import Encoded
 from llmrec.tokenizers.shared.assigned import AssignedCodes
@@ -105,8 +106,10 @@ class VectorCoder:
 
     @torch.no_grad()
     def _nearest(self, vectors: JointVectors) -> Tensor:
-        """(N, L) int64 codes that the quantiser gives, on the CPU."""
-        return torch.cat([self.quantizer.codes(part_BD) for part_BD in vectors.blocks(self.device)]).cpu()
+        """(N, L) int64 codes that the quantiser gives, on the CPU; several processes share the items out."""
+        none = torch.empty(0, len(self.level_sizes), dtype=torch.int64, device=self.device)
+        codes_nL = torch.cat([none, *(self.quantizer.codes(part_BD) for part_BD in vectors.blocks(self.device))])
+        return processes.joined(codes_nL).cpu()
 
     def encode(self, catalog: Catalog, views: ItemViews) -> Encoded:
         """Give every item of a catalogue its codes; see `ItemTokenizer.encode`."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from llmrec.data.catalog import Catalog
+from llmrec.runtime import processes
 from llmrec.runtime.console import say
 from llmrec.tokenizers.shared.row_blocks import blocks
 from llmrec.views import ItemViews
@@ -75,7 +76,7 @@ class JointVectors:
                 let_go(view.vectors, slice(int(part.min()), int(part.max()) + 1))
         return points_ND
 
-    def to_fit(self, least_distinct: int, everyone: bool = False) -> Tensor:
+    def to_fit(self, least_distinct: int, everyone: bool = False, is_share: bool = False) -> Tensor:
         """Join the vectors of the items that a tokenizer is fitted to: those that some view knows.
 
         Above MOST_FITTED items they are a random sample, the same every time: 4,000 items for each of 256 codes place
@@ -84,6 +85,7 @@ class JointVectors:
         Args:
             least_distinct: Number of distinct vectors that a codebook needs.
             everyone: Take all items, where each is given its place while the tokenizer is fitted.
+            is_share: Join those of this process's share of these items alone.
 
         Returns:
             (n, D) float32 on the CPU, in the order of item rows.
@@ -95,21 +97,22 @@ class JointVectors:
         if len(rows) > MOST_FITTED and not everyone:
             say(f"tokenize: codes are learned from {MOST_FITTED:,} of {len(rows):,} items, drawn at random.")
             rows = np.sort(np.random.default_rng(0).choice(rows, MOST_FITTED, replace=False))
-        points_ND = self.of(rows)
-        if not len(points_ND):
+        if not len(rows):
             raise ValueError(
                 f"no view has a vector for any item of '{self._source}'. Run `llmrec embed` with other views."
             )
-        require_distinct(points_ND, least_distinct)
+        points_ND = self.of(rows[processes.share(len(rows))] if is_share else rows)
+        require_distinct(points_ND, least_distinct, is_share)
         return points_ND
 
     def blocks(self, device: torch.device) -> Iterator[Tensor]:
-        """Join the vectors of all items, block after block.
+        """Join the vectors of this process's share of the items, block after block; those of all in a single process.
 
         Yields:
             (B, D) float32 on the device. The views may be larger than its memory, or than that of the host.
         """
-        for rows, parts in blocks([view.vectors for view in self._views], device):
+        share = processes.share(len(self.known))
+        for rows, parts in blocks([view.vectors for view in self._views], device, share):
             yield self._join(rows, parts)
 
     def _join(self, rows: slice | np.ndarray, parts: Sequence[Tensor]) -> Tensor:
@@ -135,8 +138,13 @@ def require_rows(catalog: Catalog, views: ItemViews) -> None:
             )
 
 
-def require_distinct(points_ND: Tensor, least: int) -> None:
+def require_distinct(points_ND: Tensor, least: int, is_share: bool = False) -> None:
     """Refuse vectors among which fewer than `least` are distinct; counts only as far as needed.
+
+    Args:
+        points_ND: (N, D) on the CPU.
+        least: Number of distinct vectors that are needed.
+        is_share: Whether each process has other vectors, to be counted together.
 
     Raises:
         ValueError: With the option to lower.
@@ -145,13 +153,18 @@ def require_distinct(points_ND: Tensor, least: int) -> None:
     for point_D in points_ND.numpy():
         distinct.add(point_D.tobytes())
         if len(distinct) >= least:
-            return
+            break
+    num_points = len(points_ND)
+    if is_share:
+        distinct, num_points = set(processes.gather(list(distinct))), sum(processes.gather([num_points]))
+    if len(distinct) >= least:
+        return
     if len(distinct) == 1:
         raise ValueError(
-            f"all of the {len(points_ND)} item vectors are equal; items that cannot be told apart get no semantic IDs. "
+            f"all of the {num_points} item vectors are equal; items that cannot be told apart get no semantic IDs. "
             "Check what the views were built from."
         )
     raise ValueError(
-        f"{len(points_ND)} items with a vector, {len(distinct)} distinct vectors, cannot fill codebooks of {least} "
+        f"{num_points} items with a vector, {len(distinct)} distinct vectors, cannot fill codebooks of {least} "
         f"codes. Lower codebook_size to at most {len(distinct)}."
     )

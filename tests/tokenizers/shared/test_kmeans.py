@@ -73,7 +73,7 @@ def test_sums_by_product_equal_sums_by_row(monkeypatch):
     x = torch.randint(-50, 50, (700, 5), generator=seeded()).float()  # whole numbers: float32 sums are exact
     codes = torch.randint(0, 20, (700,), generator=seeded(1))
     expected = torch.stack([x[codes == code].sum(0) for code in range(24)])
-    assert torch.equal(residual._sums(x, codes, 24), expected)
+    assert torch.equal(residual._sums(x, codes, 24), expected.double())
     for rows in (700, 300, 100):  # a whole number of pieces, some rows over, fewer rows than the 170 pieces
         monkeypatch.setattr(residual, "CHUNK_BYTES", 4 * 24 * rows)
         assert torch.equal(residual._sums_by_product(x, codes, 24), expected)
@@ -87,7 +87,7 @@ def test_sums_after_some_points_moved_are_those_of_all_points(num_moved):
     after[torch.randperm(700, generator=seeded(2))[:num_moved]] += 3
     sums, moved = residual._sums(x, before, 24), (after != before).nonzero().flatten()
     expected = torch.stack([x[after == code].sum(0) for code in range(24)])
-    assert torch.equal(residual._sums_after(x, moved, after, before, sums), expected)
+    assert torch.equal(residual._sums_after(x, moved, after, before, sums), expected.double())
 
 
 @pytest.mark.parametrize(("uniform", "row"), [(0.0, 1), (0.24, 1), (0.26, 3), (0.999, 3)])

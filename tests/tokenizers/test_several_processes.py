@@ -1,0 +1,93 @@
+"""k-means, trained tokenizers and encoding in three processes give what one process gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from llmrec.tokenizers import FSQ, RQVAE, RVQ, CoST, HierarchicalKMeans, RQKMeans
+from llmrec.tokenizers.shared import kmeans as shared
+from llmrec.tokenizers.shared.kmeans import kmeans, lloyd
+from tests.support.clustered import books_of, catalog_of, clusters, points, views_of
+from tests.support.several import in_processes
+
+TRAINED = {"num_levels": 2, "batch_size": 100, "learning_rate": 3e-3, "max_epochs": 12, "device": "cpu"}
+CODED = {**TRAINED, "codebook_size": 16}
+TOKENIZERS = {
+    "rq_kmeans": lambda: RQKMeans(num_levels=3, codebook_size=16, device="cpu"),
+    "balanced": lambda: RQKMeans(num_levels=2, codebook_size=16, balance="capacity", device="cpu"),
+    "hierarchical": lambda: HierarchicalKMeans(num_levels=2, branching=[8, 8], device="cpu"),
+    "rq_vae": lambda: RQVAE(**CODED, encoder_layers=[16], latent_dim=4),
+    "rvq": lambda: RVQ(**CODED),
+    "fsq": lambda: FSQ(**TRAINED, encoder_layers=[16], sizes=[4, 4]),
+    "cost": lambda: CoST(**CODED, encoder_layers=[16], latent_dim=4),  # compares the items of a batch
+}
+
+
+def found() -> dict[str, dict[str, object]]:
+    """What this process finds, alone or with others; most vectors are in no cluster, so that ties would show."""
+    shared.LEAST_SHARED = 0
+    seeded, x = torch.Generator().manual_seed, points(3001, 12)
+    start = torch.cat([x[:20], torch.full((4, 12), 99.0)])  # no point is near the last four
+    everywhere = {
+        "few": kmeans(points(301, 6), 9, 25, seeded(0)),
+        "from a sample": kmeans(x, 8, 25, seeded(1)),
+        "empty": lloyd(x, start, 3),
+        "fewer points than codes": kmeans(points(5, 3).repeat(3, 1), 8, 5, seeded(0)),
+    }
+    results = {name: {"books": [book]} for name, book in everywhere.items()}
+    results["rows"] = rows_looked_at(lambda: kmeans(x, 8, 25, seeded(1)))
+    vectors = torch.cat([points(700, 10), clusters(303, 10, 30)])
+    vectors[::50] = 0  # items that no view knows
+    catalog, views = catalog_of(len(vectors)), views_of(text=vectors)
+    for name, make in TOKENIZERS.items():
+        tokenizer = make().fit(catalog, views)
+        results[name] = {
+            "books": [] if name == "hierarchical" else books_of(tokenizer),
+            "codes": tokenizer.encode(catalog, views).codes,
+            "log": [entry["loss"] for log in tokenizer.training_log for entry in log],
+        }
+    return results
+
+
+def rows_looked_at(run) -> int:
+    """Number of points for which this process looks for the nearest code."""
+    rows, nearest = [], shared._nearest
+    shared._nearest = lambda points, codebook: rows.append(len(points)) or nearest(points, codebook)
+    run()
+    shared._nearest = nearest
+    return sum(rows)
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    return in_processes(3, found, tmp_path_factory.mktemp("several"))
+
+
+@pytest.fixture(scope="module")
+def one():
+    before = shared.LEAST_SHARED
+    yield found()
+    shared.LEAST_SHARED = before
+
+
+@pytest.mark.parametrize("name", ["few", "from a sample", "empty", "fewer points than codes", *TOKENIZERS])
+def test_processes_find_the_codes_of_one(one, several, name):
+    for result in several:
+        assert result[name].get("log", []) == pytest.approx(one[name].get("log", []), rel=1e-4)
+        for book, expected in zip(result[name]["books"], one[name]["books"], strict=True):
+            torch.testing.assert_close(book, expected, rtol=1e-3, atol=1e-4)
+        np.testing.assert_array_equal(result[name].get("codes", 0), one[name].get("codes", 0))
+
+
+@pytest.mark.parametrize("name", ["rq_kmeans", "hierarchical", "few", "from a sample", "empty"])
+def test_k_means_is_equal_to_the_last_bit(one, several, name):
+    """Sums are in float64 on a CPU, so that their division does not show in float32."""
+    for result in several:
+        assert all(torch.equal(*books) for books in zip(result[name]["books"], one[name]["books"], strict=True))
+
+
+def test_each_process_looks_at_its_own_points(one, several):
+    rows = [result["rows"] for result in several]
+    assert sum(rows) == one["rows"] and max(rows) - min(rows) <= 25  # one point more in each iteration
