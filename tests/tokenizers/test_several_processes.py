@@ -12,7 +12,7 @@ from llmrec.tokenizers.shared.kmeans import kmeans, lloyd
 from tests.support.clustered import books_of, catalog_of, clusters, points, views_of
 from tests.support.several import in_processes
 
-TRAINED = {"num_levels": 2, "batch_size": 100, "learning_rate": 3e-3, "max_epochs": 12, "device": "cpu"}
+TRAINED = {"num_levels": 2, "batch_size": 100, "learning_rate": 3e-3, "max_epochs": 6, "device": "cpu"}
 CODED = {**TRAINED, "codebook_size": 16}
 TOKENIZERS = {
     "rq_kmeans": lambda: RQKMeans(num_levels=3, codebook_size=16, device="cpu"),
@@ -38,7 +38,7 @@ def found() -> dict[str, dict[str, object]]:
     }
     results = {name: {"books": [book]} for name, book in everywhere.items()}
     results["rows"] = rows_looked_at(lambda: kmeans(x, 8, 25, seeded(1)))
-    vectors = torch.cat([points(700, 10), clusters(303, 10, 30)])
+    vectors = torch.cat([points(400, 10), clusters(203, 10, 30)])
     vectors[::50] = 0  # items that no view knows
     catalog, views = catalog_of(len(vectors)), views_of(text=vectors)
     for name, make in TOKENIZERS.items():
