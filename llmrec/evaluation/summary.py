@@ -76,6 +76,32 @@ def summarise(
     }
 
 
+def sample_of(outcomes: Outcomes, num_held_out: int, cutoffs: list[int], seed: int) -> JsonObject | None:
+    """Facts about a sample of the held-out examples; None if all were evaluated.
+
+    Args:
+        outcomes: Outcomes of the n examples.
+        num_held_out: Number of examples that they were drawn from.
+        cutoffs: Every k of the metrics.
+        seed: Seed of the draw.
+
+    Returns:
+        of: examples that were drawn from. seed. standard_error[column][metric]: that of the first system at the largest
+        cut-off, for the examples that were not drawn: s / sqrt(n) sqrt(1 - n / of).
+    """
+    reference, k = next(iter(outcomes))[0], max(cutoffs)
+    errors: JsonObject = {}
+    for column in COLUMNS:
+        values = per_example(outcomes[reference, column].position, [k])
+        n = len(next(iter(values.values())))
+        if n == num_held_out:
+            return None
+        share_left = 1 - n / num_held_out
+        names = [f"{metric}@{k}" for metric in SHOWN]
+        errors[column] = {name: float(values[name].std(ddof=min(1, n - 1)) * (share_left / n) ** 0.5) for name in names}
+    return {"of": num_held_out, "seed": seed, "standard_error": errors}
+
+
 def _of_slots(outcome: Outcome, cutoffs: list[int], training: np.ndarray) -> dict[str, float]:
     """Measures of the slots of a ranking, whatever the targets are."""
     items = outcome.items

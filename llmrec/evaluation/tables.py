@@ -27,7 +27,7 @@ def show(metrics: JsonObject, ours: str = MODEL) -> None:
         metrics: Content of metrics.json.
         ours: What `ours` is called in the verdict.
     """
-    for sentence in [*of_evaluation(metrics, ours), *overlap_notes(metrics)]:
+    for sentence in [*of_evaluation(metrics, ours), *overlap_notes(metrics), *sample_notes(metrics)]:
         tell(sentence)
     show_systems(
         {column: {name: of[column] for name, of in metrics["systems"].items()} for column in COLUMNS},
@@ -76,6 +76,19 @@ def overlap_notes(metrics: JsonObject) -> list[str]:
     """Sentences on what was left out, if the catalogue is not the one that the checkpoint was trained on."""
     overlap = metrics.get("overlap")  # absent from older evaluations
     return overlap["notes"] if overlap else []
+
+
+def sample_notes(metrics: JsonObject) -> list[str]:
+    """Sentence on the sample of examples and its standard errors, if not all were evaluated."""
+    sample = metrics.get("sample")  # absent from older evaluations
+    if sample is None:
+        return []
+    errors = next(iter(sample["standard_error"].values()))
+    said = ", ".join(f"{name} {error:.2g}" for name, error in errors.items())
+    return [
+        f"These {metrics['num_examples']:,} examples were drawn from {sample['of']:,} with seed {sample['seed']}; the "
+        f"standard errors of {reference_of(metrics)} for all of them are {said}."
+    ]
 
 
 def reference_of(metrics: JsonObject) -> str:

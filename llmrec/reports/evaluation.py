@@ -9,7 +9,7 @@ from llmrec.evaluation.learning import CUTOFF, NEAR, Point
 from llmrec.evaluation.metrics import SHOWN, SLOT_METRICS, shown_names
 from llmrec.evaluation.protocol import COLUMNS
 from llmrec.evaluation.summary import OURS
-from llmrec.evaluation.tables import NOT_VALIDATED, overlap_notes, reference_of, slots_line, strata_of
+from llmrec.evaluation.tables import NOT_VALIDATED, overlap_notes, reference_of, sample_notes, slots_line, strata_of
 from llmrec.evaluation.verdict import MIXTURE, SERVED, of_evaluation
 from llmrec.reports.ensemble import choice
 from llmrec.reports.pages import Estimate, Figure, Table, render_page
@@ -43,7 +43,7 @@ def render(
         f"Evaluation of {name}",
         metrics=metrics,
         verdict=of_evaluation(metrics, *([] if ensemble is None else [MIXTURE])),
-        overlap=overlap_notes(metrics),
+        overlap=[*overlap_notes(metrics), *sample_notes(metrics)],
         answers=_answers(metrics),
         k=max(metrics["k"]),
         trained=_trained(metrics.get("trained")),

@@ -21,12 +21,12 @@ def buckets(codes_NL: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     three levels of 256 codes take .7 s, against 6.8 s by a sort level by level.
 
     Args:
-        codes_NL: (N, L) int64, -1 beyond the end of a semantic ID; L may be 0.
+        codes_NL: (N, L) integers, -1 beyond the end of a semantic ID; L may be 0.
 
     Returns:
         (N,) item rows, ordered by codes and within a bucket by row; (n,) start and (n,) number of items of each bucket.
     """
-    sizes, row_bits = (codes_NL.max(axis=0) + 2).tolist(), len(codes_NL).bit_length()
+    sizes, row_bits = [int(largest) + 2 for largest in codes_NL.max(axis=0)], len(codes_NL).bit_length()
     if math.prod(sizes) << row_bits < 2**63:
         key_N = np.zeros(len(codes_NL), np.int64)
         for size, codes_N in zip(sizes, codes_NL.T, strict=True):

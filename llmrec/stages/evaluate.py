@@ -30,7 +30,7 @@ from llmrec.evaluation.overlap import Overlap
 from llmrec.evaluation.protocol import COLUMNS, Outcome, Rank, evaluate, per_batch, resumed
 from llmrec.evaluation.ranking import default_num_beams
 from llmrec.evaluation.runs import PER_USER, per_user
-from llmrec.evaluation.summary import OURS, Outcomes, drawn_examples, sid_usage, summarise
+from llmrec.evaluation.summary import OURS, Outcomes, drawn_examples, sample_of, sid_usage, summarise
 from llmrec.evaluation.transitions import Transitions
 from llmrec.reports.evaluation import render
 from llmrec.runtime import processes
@@ -127,6 +127,7 @@ class Trial:
         catalog: Items that are ranked, and what the baselines learn from.
         examples: The n examples.
         places: (n,) their ascending positions in the split.
+        num_held_out: Number of examples that they are drawn from.
         table: SIDs of the checkpoint, if there is one.
         overlap: What the catalogue has in common with the checkpoint, if it is not its own.
     """
@@ -135,6 +136,7 @@ class Trial:
     catalog: Catalog
     examples: Examples
     places: np.ndarray
+    num_held_out: int
     table: SidTable | None = None
     overlap: Overlap | None = None
 
@@ -157,7 +159,8 @@ class Trial:
                 say(f"evaluate: {note}")
             catalog, examples, places = overlap.catalog, overlap.examples, overlap.places
         check_baselines(config.named, catalog)
-        return cls(config, catalog, *sample(examples, places, config.max_examples, config.seed), table, overlap)
+        drawn = sample(examples, places, config.max_examples, config.seed)
+        return cls(config, catalog, *drawn, len(examples), table, overlap)
 
     @property
     def table_rows(self) -> np.ndarray:
@@ -262,6 +265,7 @@ def measured(outcomes: Outcomes, trial: Trial, num_beams: int) -> JsonObject:
         "num_beams": num_beams if config.model else None,
         "rank": config.rank if config.model else None,
         "bootstrap_samples": RESAMPLES,
+        "sample": sample_of(outcomes, trial.num_held_out, config.k, config.seed),
         **summarise(
             outcomes,
             examples,

@@ -35,7 +35,7 @@ from llmrec.tokenizers.shared.balanced import balanced_kmeans
 from llmrec.tokenizers.shared.codebooks import ResidualCodebooks
 from llmrec.tokenizers.shared.kmeans import kmeans, nearest
 from llmrec.tokenizers.shared.vector_coder import VectorCoder
-from llmrec.tokenizers.shared.vectors import JointVectors
+from llmrec.tokenizers.shared.vectors import CHUNK, JointVectors
 from llmrec.views import ItemViews
 
 Balance = Literal["none", "capacity", "onerec"]
@@ -105,15 +105,16 @@ def residual_kmeans(
     Returns:
         Codebooks on the device of the points, and (N, L) int64 codes of the points.
     """
-    generator, books, codes = torch.Generator().manual_seed(seed), [], []
+    left_ND, generator, books, codes = points_ND.clone(), torch.Generator().manual_seed(seed), [], []
     for _ in progress(range(num_levels), "k-means", unit="levels"):
         if balance == "none":
-            book_KD = kmeans(points_ND, codebook_size, iterations, generator, is_share)
-            codes_N = nearest(points_ND, book_KD)[0]
+            book_KD = kmeans(left_ND, codebook_size, iterations, generator, is_share)
+            codes_N = nearest(left_ND, book_KD)[0]
         else:
             by_turns = balance == "onerec"
-            book_KD, codes_N = balanced_kmeans(points_ND, codebook_size, iterations, generator, by_turns)
-        points_ND = points_ND - book_KD[codes_N]
+            book_KD, codes_N = balanced_kmeans(left_ND, codebook_size, iterations, generator, by_turns)
+        for part_BD, codes_B in zip(left_ND.split(CHUNK), codes_N.split(CHUNK), strict=True):
+            part_BD -= book_KD[codes_B]  # in place: there are few copies of all vectors to spare
         books.append(book_KD)
         codes.append(codes_N)
     return ResidualCodebooks(books), torch.stack(codes, dim=1)

@@ -2,10 +2,12 @@
 
     python scripts/benchmarks/decode.py --shape qwen3-0.6b --memory-gb 80
     python scripts/benchmarks/decode.py --shape smollm2-135m --memory-gb 80
+    python scripts/benchmarks/decode.py --shape smollm2-135m --items 100000 --sizes 100000 10000000 100000000
 
 Random weights of a real model's shape, a random catalogue of 4 levels of 256 codes, random prompts of one length.
 First, in float32, the answers of the captured and compiled search are held against `generate` with the dict trie, SIDs
-in order and scores; then everything is timed in bfloat16.
+in order and scores; then everything is timed in bfloat16. --sizes times the search alone, with catalogues of several
+sizes in turn.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ def main() -> None:
     parser.add_argument(
         "--long-prompt", type=int, default=256, help="tokens of the prompts at which memory is compared"
     )
+    parser.add_argument("--sizes", type=int, nargs="+", help="numbers of items whose speed is compared, and no more")
     parser.add_argument("--memory-gb", type=float, help="GPU memory to work with, to stand in for a smaller GPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=7)
@@ -56,6 +59,9 @@ def main() -> None:
     if args.memory_gb:
         torch.cuda.set_per_process_memory_fraction(args.memory_gb * 2**30 / torch.cuda.mem_get_info()[1])
     bench = Bench(args)
+    if args.sizes:
+        bench.time_sizes()
+        return
     bench.check_equality()
     bench.time_generate()
     bench.time_search()
@@ -187,6 +193,41 @@ class Bench:
         fused = decoder(ids)
         shared = [len(set(a) & set(b)) for a, b in zip(plain.leaves.tolist(), fused.leaves.tolist(), strict=True)]
         emit("overlap", dtype="bfloat16", of="compiled and not", share=statistics.mean(shared) / self.args.beams)
+
+    def time_sizes(self) -> None:
+        """Compare catalogues of several sizes at each batch, in turn and twice, so that a drift of the clock shows."""
+        model, tries = self.model(torch.bfloat16), {}
+        for num_items in self.args.sizes:
+            before = torch.cuda.memory_allocated() if self.device.type == "cuda" else 0
+            codes = torch.randint(CODEBOOK_SIZE, (num_items, NUM_LEVELS), dtype=torch.uint8, device=self.device)
+            started = time.perf_counter()
+            tries[num_items] = SidTrie.from_codes(codes, SIZES)
+            built, peak = time.perf_counter() - started, 0.0
+            del codes
+            if self.device.type == "cuda":
+                peak = torch.cuda.max_memory_allocated() / 2**30
+                release()
+                before = torch.cuda.memory_allocated() - before
+            emit("trie", items=num_items, build_s=built, build_peak_gib=peak, kept_mib=before / 2**20)
+        for batch_size in self.args.batches:
+            ids, rates = self.prompts(batch_size), {num_items: [] for num_items in tries}
+            for _ in range(2):
+                for num_items, self.trie in tries.items():
+                    rates[num_items].append(self.rate(model, ids))
+            first = statistics.mean(rates[self.args.sizes[0]])
+            for num_items, found in rates.items():
+                rate = statistics.mean(found)
+                rounds = [round(each, 1) for each in found]
+                emit("sizes", batch=batch_size, items=num_items, users_per_s=rate, rounds=rounds,
+                     of_the_first=rate / first)  # fmt: skip
+
+    def rate(self, model: PreTrainedModel, ids: Tensor) -> float:
+        """Users per second of a new decoder over the current trie, all of whose answers must be items."""
+        decoder = self.decoder(model, compiled=self.device.type == "cuda")
+        for _ in range(EAGER_CALLS + 1):
+            beams = decoder(ids)  # the last of them is captured
+        assert bool((self.trie.codes_of(beams.leaves) == beams.codes).all()), "an answer is no item"
+        return len(ids) / seconds(lambda: decoder(ids), self.args.repeats, self.device)
 
     def time_batch(self, decoder: SidDecoder, scores_over: str, batch_size: int) -> None:
         ids = self.prompts(batch_size)
