@@ -7,15 +7,13 @@ Without MPI, `accelerate launch --cpu --num_processes 2` starts one process (acc
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from llmrec.baselines.taught import RANKER, TENSORS
 from llmrec.cli import main
@@ -23,48 +21,17 @@ from llmrec.configs import DpoConfig, EnsembleConfig, RecommendConfig, TeachConf
 from llmrec.runtime.manifest import read_manifest
 from llmrec.stages import dpo, ensemble, recommend, teach
 from tests.support.extended import fine_tune, losses, weights_of
+from tests.support.launched import LAUNCHERS, ROOT, SFT, launched
+from tests.support.reinforced import STEPS, curve, reinforce
 
-ROOT = Path(__file__).parents[1]
-LAUNCHERS = {
-    1: ["accelerate.commands.launch", "--cpu", "--num_processes", "2"],
-    2: ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
-}
-# 27 windows in batches of 8: the last batch of an epoch is not full. No dropout: each process draws its own.
-SFT = {"max_steps": 6, "batch_size": 8, "micro_batch_size": 4, "max_history": 4, "lora_rank": 4,
-       "warmup_steps": 0, "logging_steps": 1, "save_steps": 4, "device": "cpu"}  # fmt: skip
 DPO = {"max_steps": 4, "batch_size": 8, "micro_batch_size": 4, "targets": "every_item", "learning_rate": 1e-3,
        "warmup_steps": 0, "logging_steps": 1, "eval_steps": 2, "device": "cpu"}  # fmt: skip
 EVALUATE = {"batch_size": 4, "device": "cpu", "k": [1, 5], "num_beams": 8}
 
 
-def test_fsdp2_gives_the_losses_and_weights_of_one_process(toy, tmp_path):
-    """Of all weights; accelerate shares them out on the CPU only because it is told that these are accelerators."""
-    options = {**SFT, "train": "full", "catalog": toy[0], "model": str(toy[1]), "out": str(tmp_path / "sft")}
-    (tmp_path / "sft.yaml").write_text(json.dumps(options))
-    recipe = str(ROOT / "recipes" / "accelerate" / "fsdp2.yaml")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "MASTER_"))}
-    ended = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", recipe, "--main_process_port", "0",
-         str(ROOT / "tests" / "support" / "fsdp_on_cpu.py"), "--config", str(tmp_path / "sft.yaml")],
-        env=inherited | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=180,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    fine_tune(tmp_path / "one", *toy, **SFT, train="full")
-    assert losses(tmp_path / "sft") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-    ours, theirs = weights_of(tmp_path / "sft"), weights_of(tmp_path / "one")
-    for name in theirs:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
-
-
 def launch(processes: int, stage: str, options: dict) -> subprocess.CompletedProcess:
     """A stage through its script, as a user would start it."""
-    config = Path(options["out"]).with_suffix(".yaml")
-    config.write_text(json.dumps(options))  # JSON is YAML
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "MASTER_"))}
-    return subprocess.run(
-        [sys.executable, "-m", *LAUNCHERS[processes], str(ROOT / "scripts" / f"{stage}.py"), "--config", str(config)],
-        env=inherited | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=180,
-    )  # fmt: skip
+    return launched(LAUNCHERS[processes], [ROOT / "scripts" / f"{stage}.py"], options)
 
 
 @pytest.fixture(scope="module")
@@ -126,12 +93,29 @@ def test_dpo_gives_the_losses_and_weights_of_one_process(toy, one, tmp_path):
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("way", ["distinct", pytest.param("sampled", marks=pytest.mark.slow)])
+def test_grpo_gives_the_roll_outs_and_weights_of_one_process(toy, one, tmp_path, way):
+    """Each prompt has its own random numbers, whichever process rolls it out."""
+    options = {**STEPS, "rollouts": way, "batch_size": 8, "micro_batch_size": 4}
+    reinforce(tmp_path / "one", toy[0], one / "sft", **options)
+    ended = launch(2, "grpo", {**options, "catalog": toy[0], "model": str(one / "sft"), "out": str(tmp_path / "two")})
+    assert ended.returncode == 0, ended.stderr
+    assert read_manifest(tmp_path / "two")["processes"] == 2
+    for key in ("loss", "reward", "hit_share", "distinct_share"):
+        assert curve(tmp_path / "two", key) == pytest.approx(curve(tmp_path / "one", key), rel=1e-3, abs=1e-6)
+    ours, theirs = weights_of(tmp_path / "two"), weights_of(tmp_path / "one")
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=2e-4)
+
+
 @pytest.mark.parametrize(
     "ranker",
-    [{"ranker": "gru4rec", "options": {"hidden": 16, "max_epochs": 2}}, {"ranker": "item_knn", "search": True}],
+    [{"ranker": "gru4rec", "options": {"hidden": 16, "max_epochs": 3, "dropout": 0.0, "batch_size": 8}},
+     {"ranker": "item_knn", "search": True}],
     ids=lambda ranker: ranker["ranker"],
-)
-def test_teach_keeps_the_ranker_of_the_first_process(toy, tmp_path, ranker):
+)  # fmt: skip
+def test_teach_gives_the_ranker_of_one_process(toy, tmp_path, ranker):
+    """A network is trained by both, which share out its batches; counts are made by each."""
     options = {"catalog": toy[0], "device": "cpu", **ranker}
     ended = launch(2, "teach", {**options, "out": str(tmp_path / "two")})
     assert ended.returncode == 0, ended.stderr
@@ -140,7 +124,11 @@ def test_teach_keeps_the_ranker_of_the_first_process(toy, tmp_path, ranker):
     assert ended.returncode == 0, ended.stderr
     found, expected = (json.loads((tmp_path / name / RANKER).read_text()) for name in ("two", "one"))
     assert found["valid"] == expected["valid"] and found["options"] == expected["options"]
-    assert (tmp_path / "two" / TENSORS).read_bytes() == (tmp_path / "one" / TENSORS).read_bytes()
+    for entry, other in zip(found["log"], expected["log"], strict=True):
+        assert entry["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    ours, theirs = (load_file(tmp_path / name / TENSORS) for name in ("two", "one"))
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("processes", LAUNCHERS)

@@ -14,6 +14,7 @@ Source: Kool et al., Stochastic Beams and Where to Find Them (arXiv:1903.06059),
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,8 @@ from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.model.backbone import causal_lm
 from llmrec.sid.vocabulary import SidVocabulary
+
+Generators = torch.Generator | Sequence[torch.Generator] | None  # one of all prompts, or one of each
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def tree_sample(
     num_samples: int,
     replacement: bool = False,
     temperature: float = 1.0,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     leaf_filter: LeafFilter | None = None,
     prefix_ids: Tensor | None = None,
 ) -> Beams:
@@ -66,7 +69,8 @@ def tree_sample(
         num_samples: Number of SIDs per prompt, M.
         replacement: Draw independently, so that a SID may come up again.
         temperature: Divisor of the logits, above 0.
-        generator: Source of randomness, on the device of the prompts.
+        generator: Source of randomness, on the device of the prompts. With one of each prompt, what is drawn for it
+            does not depend on the others.
         leaf_filter: Leaves that each prompt may reach; all when left out.
         prefix_ids: (P,) int64 tokens that stand before every prompt, such as the instruction; they are run once.
 
@@ -127,8 +131,14 @@ def _draw(
     return sampler.drawn
 
 
-def _gumbel(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return -torch.empty_like(like, memory_format=torch.contiguous_format).exponential_(generator=generator).log()
+def _gumbel(like: Tensor, generator: Generators) -> Tensor:
+    drawn = torch.empty_like(like, memory_format=torch.contiguous_format)
+    if isinstance(generator, Sequence):
+        for row, own in zip(drawn, generator, strict=True):
+            row.exponential_(generator=own)
+    else:
+        drawn.exponential_(generator=generator)
+    return -drawn.log()
 
 
 class _Independent:
@@ -139,7 +149,7 @@ class _Independent:
         generator: Source of randomness.
     """
 
-    def __init__(self, none: Beams, generator: torch.Generator | None):
+    def __init__(self, none: Beams, generator: Generators):
         self.drawn, self.generator = none, generator
 
     def choose(self, continuations: Continuations) -> Tensor:
@@ -169,7 +179,7 @@ class _Distinct:
         generator: Source of randomness.
     """
 
-    def __init__(self, none: Beams, num_samples: int, generator: torch.Generator | None):
+    def __init__(self, none: Beams, num_samples: int, generator: Generators):
         self.num_samples, self.generator = num_samples, generator
         self.drawn = Draws(none.codes, none.scores, none.leaves, none.scores)
         # The root's key does not decide which SIDs are drawn, but it decides the distribution of their keys.

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmrec import __version__
-from llmrec.runtime import disk
+from llmrec.runtime import disk, processes
 from llmrec.runtime.console import inert
 from llmrec.runtime.manifest import ERROR_LOG
 
@@ -38,6 +38,12 @@ def explain(error: BaseException, argv: Sequence[str], out: str | None, lighter:
     text = inert(" ".join(str(error).split())) or type(error).__name__
     if is_out_of_memory(error):
         return OF_INPUT, f"{first_sentences(text)} {lighter}"
+    if processes.count() > 1 and is_lost_process(error):
+        return OF_INPUT, (
+            f"another of the {processes.count()} processes has ended or does not answer, so process "
+            f"{processes.rank()} stops; the launcher names the first that failed. Run the same command again to "
+            "continue."
+        )
     if isinstance(error, OSError) and error.filename and error.strerror:
         return OF_INPUT, inert(f"{error.filename}: {error.strerror}. {disk.remedy(error.errno)}")
     if isinstance(error, ValueError | OSError | ModuleNotFoundError) and is_ours(error):
@@ -60,6 +66,12 @@ def is_out_of_memory(error: BaseException) -> bool:
         or type(error).__name__ == "OutOfMemoryError"  # torch's, not imported here
         or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in text)
     )
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """True if torch could not reach another process of the launch; gloo and NCCL say so in their own ways."""
+    is_named = type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError")
+    return is_named or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
 
 
 def first_sentences(text: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import transformers
 from transformers import TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME_BIN, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from llmrec.runtime import processes
@@ -147,6 +147,21 @@ def check_best(state: TrainerState) -> None:
         raise ValueError(
             f"{best.name} holds the best weights, those of step {state.best_global_step}, but {problem}. Run the same "
             "command again; it trains again from the newest checkpoint that is whole."
+        )
+
+
+def check_sharding(checkpoint: Path) -> None:
+    """Refuse a checkpoint whose optimiser was saved by processes that shared it out otherwise than those of this run.
+
+    Raises:
+        ValueError: If it was shared out and is not now, or the other way round.
+    """
+    was, now = (checkpoint / OPTIMIZER_NAME_BIN).is_file(), processes.sharding() == "FSDP"
+    if was != now:
+        recipes = {True: "under FSDP (recipes/accelerate/fsdp2.yaml)", False: "without FSDP"}
+        raise ValueError(
+            f"{checkpoint.name} was written {recipes[was]} and this run was launched {recipes[now]}, which cannot read "
+            f"its optimiser. Launch it {recipes[was]}, with any number of processes, or add --overwrite to begin anew."
         )
 
 

@@ -36,7 +36,7 @@ from llmrec.runtime.manifest import JsonObject, read_json, write_json
 from llmrec.runtime.quiet import without_tensor_bars
 from llmrec.runtime.stage_directory import SCRATCH
 from llmrec.training.callbacks import Divergence, LogLines, TrainingBar
-from llmrec.training.checkpoints import check_best, newest_whole, saved_whole
+from llmrec.training.checkpoints import check_best, check_sharding, newest_whole, saved_whole
 from llmrec.training.preference.averages import Averages
 from llmrec.training.regime import STOPPED_AT, rate_at_stop, warning_of_rate
 from llmrec.training.validation import Validation
@@ -191,14 +191,36 @@ class EarlierLosses(TrainerCallback):
     """
 
     def __init__(self, trainer: SidTrainer, checkpoint: Path):
-        self.trainer, self.file = trainer, checkpoint / LOSSES.format(processes.rank())
+        self.trainer, self.checkpoint = trainer, checkpoint
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Read the sums; a checkpoint of an earlier version, or of fewer processes, may have none."""
-        if self.file.is_file():
-            self.trainer.continue_sums(read_json(self.file))
+        """Read the sums, those of all processes if there were more or fewer; an earlier version wrote none."""
+        number = len(list(self.checkpoint.glob(LOSSES.format("*"))))
+        sums = [read_json(self.checkpoint / LOSSES.format(rank)) for rank in range(number)]
+        if number == processes.count():
+            self.trainer.continue_sums(sums[processes.rank()])
+        elif sums:
+            self.trainer.continue_sums(dealt_anew(sums, processes.is_main()))
+
+
+def dealt_anew(sums: Sequence[JsonObject], is_main: bool) -> JsonObject:
+    """Sums for a process of a run that had another number of processes.
+
+    Args:
+        sums: What each of the processes of before has saved.
+        is_main: Whether they are for the first process, which takes the averages; losses are means over processes.
+    """
+    means = {name: sum(each[name] for each in sums) / len(sums) for name in ("since_log", "before_log", "logged_at")}
+    if sums[0]["averages"] is None:
+        return {**means, "averages": None}
+    averages = {}
+    for name in sums[0]["averages"]:
+        of_batches = zip(*(each["averages"][name] for each in sums), strict=True)
+        added = [[sum(column) for column in zip(*parts, strict=True)] for parts in of_batches]
+        averages[name] = added if is_main else [[0.0, 0.0] for _ in added]
+    return {**means, "averages": averages}
 
 
 def train(trainer: SidTrainer, directory: Path) -> tuple[JsonObject, float]:
@@ -213,6 +235,7 @@ def train(trainer: SidTrainer, directory: Path) -> tuple[JsonObject, float]:
     """
     newest = newest_whole(directory / SCRATCH / "trainer")
     if newest is not None:
+        check_sharding(newest)
         say(f"{trainer.config.stage}: continuing from {newest.name}")
     done = int(newest.name.rsplit("-", 1)[1]) if newest else 0
     with without_tensor_bars():

@@ -37,8 +37,8 @@ SELECTION_K = 10  # the best epoch is that of the largest ndcg at this cut-off, 
 class NeuralRanker:
     """A baseline that trains a network on `Catalog.train`.
 
-    The same seed gives the same weights on a CPU with the same number of threads. Under `accelerate launch` every
-    process trains, and all use the weights of the first one.
+    The same seed gives the same weights on a CPU with the same number of threads. Under `accelerate launch` the
+    processes share out the windows of each step and the valid examples, and all use the weights of the first one.
 
     Args:
         network: Class to train, such as SASRec.
@@ -155,6 +155,9 @@ class NeuralRanker:
         )
 
     def _ndcg(self, examples: Examples) -> float:
-        """Mean ndcg of held-out examples in the column `plain`."""
-        ranking = self.rank([examples.history(i) for i in range(len(examples))], SELECTION_K)
-        return float(ndcg(target_position(ranking, examples.targets), SELECTION_K).mean())
+        """Mean ndcg of held-out examples in the column `plain`; each process ranks its part."""
+        rows = np.arange(len(examples))
+        own = rows[processes.rank() :: processes.count()] if len(rows) >= processes.count() else rows
+        ranking = self.rank([examples.history(i) for i in own], SELECTION_K)
+        values = ndcg(target_position(ranking, examples.targets[own]), SELECTION_K)
+        return float(processes.joined(torch.from_numpy(values)).numpy().mean())

@@ -4,6 +4,10 @@ The windows are those of `llmrec sft`; the network defines what is predicted in 
 right predicts each item of a training sequence once, except the first. After each epoch a function of the caller
 evaluates the network; the weights of the best epoch are kept.
 
+Under `accelerate launch` each process takes every n-th window of a batch, and their gradients are added: the steps are
+those of one process, but for rounding and for what each process draws by itself (dropout, negatives). Every process
+computes the whole of a batch that may not be divided; their gradients are averaged.
+
 Shapes: S supervised places of a batch, D hidden, N items.
 """
 
@@ -21,6 +25,7 @@ from llmrec.baselines.networks.losses import Loss, loss_of, softmax
 from llmrec.baselines.networks.network import Network
 from llmrec.baselines.networks.training_options import TrainingOptions
 from llmrec.evaluation.learning import Epoch
+from llmrec.runtime import processes
 from llmrec.runtime.console import progress
 
 LEAST_STEPS = 32  # per epoch: with fewer, on a tiny catalogue, patience ends training before anything is learned
@@ -58,6 +63,8 @@ def train(
     optimizer = torch.optim.AdamW(
         network.parameters(), training.learning_rate, betas=BETAS, weight_decay=training.weight_decay, fused=True
     )
+    if not processes.is_main():  # what one draws shall not be what another draws
+        torch.manual_seed(int(np.random.SeedSequence([seed, processes.rank()]).generate_state(1)[0]))
     rng, started, log, kept, supervised = np.random.default_rng(seed), time.monotonic(), list[Epoch](), {}, 0
     for epoch in progress(range(training.max_epochs), f"train {network.name}", unit="epochs at most"):
         examples = network.examples(pieces, rng)
@@ -95,13 +102,28 @@ def _epoch(
     for chosen in order:
         count = int(examples.supervised[chosen].sum())
         optimizer.zero_grad()
-        divided = [chosen] if network.contrasts else passes(examples.lengths, chosen, device)
+        if network.contrasts or len(chosen) < processes.count():
+            part, count = chosen, count * processes.count()
+        else:
+            part = chosen[processes.rank() :: processes.count()]
+        divided = [part] if network.contrasts else passes(examples.lengths, part, device)
         for batch in batches(examples, divided, device):
             loss = summed_loss(network, batch, loss_function)
             (loss / count).backward()
-            total += loss.detach()
+            total += loss.detach() / (1 if len(part) < len(chosen) else processes.count())
+        _add_gradients(network)
         optimizer.step()
-    return total.item()
+    return processes.total(total).item()
+
+
+def _add_gradients(network: Network) -> None:
+    """Add up the gradients of all processes, in one piece."""
+    if processes.count() == 1:
+        return
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    sums = processes.total(torch.cat([gradient.flatten() for gradient in gradients]))
+    for gradient, part in zip(gradients, sums.split([each.numel() for each in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def passes(lengths: np.ndarray, chosen: np.ndarray, device: torch.device) -> list[np.ndarray]:

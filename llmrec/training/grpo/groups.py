@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llmrec.configs import GrpoConfig
 from llmrec.decoding.ranker import PADDING, SidRanker
+from llmrec.decoding.sampling import Generators
 from llmrec.evaluation.ranking import ScoresNotFinite
 from llmrec.training.callbacks import DIVERGED
 from llmrec.training.grpo.advantages import distinct_advantages, group_advantages, is_idle
@@ -72,23 +73,24 @@ class GroupSampler:
         self.trie, self.vocabulary = ranker.trie, ranker.sid_config.vocabulary
 
     @torch.no_grad()
-    def draw(self, examples: Sequence[int], generator: torch.Generator) -> list[Group]:
+    def draw(self, examples: Sequence[int], generator: Generators) -> list[Group]:
         """Roll out and reward the prompts of some examples.
 
         Args:
             examples: Positions among `sequences`.
-            generator: Source of randomness, on the device of the model.
+            generator: Source of randomness, on the device of the model; see `tree_sample`.
 
         Raises:
             ValueError: If the model gives no probabilities any more.
         """
         groups: list[Group] = []
-        # Not in micro-batches: the prompts that are drawn together decide what is drawn.
         for first in range(0, len(examples), PROMPTS_AT_ONCE):
-            groups += self._draw([self.sequences[i] for i in examples[first : first + PROMPTS_AT_ONCE]], generator)
+            part = slice(first, first + PROMPTS_AT_ONCE)
+            own = generator[part] if isinstance(generator, Sequence) else generator
+            groups += self._draw([self.sequences[i] for i in examples[part]], own)
         return groups
 
-    def _draw(self, sequences: Sequence[np.ndarray], generator: torch.Generator) -> list[Group]:
+    def _draw(self, sequences: Sequence[np.ndarray], generator: Generators) -> list[Group]:
         histories = [sequence[:-1][-self.ranker.sid_config.max_history :] for sequence in sequences]
         targets = np.array([sequence[-1] for sequence in sequences])
         wanted = self.leaves_of(targets).unsqueeze(1) if self.config.inject_target else None

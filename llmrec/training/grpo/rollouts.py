@@ -30,7 +30,7 @@ from torch.nn.functional import pad
 
 from llmrec.decoding.beam_search import tree_beam_search
 from llmrec.decoding.ranker import PADDING, SidRanker
-from llmrec.decoding.sampling import Draws, tree_sample
+from llmrec.decoding.sampling import Draws, Generators, tree_sample
 from llmrec.training.grpo.advantages import importance_weights
 
 
@@ -57,7 +57,7 @@ def roll_out(
     targets: Tensor | None,
     count: int,
     way: Literal["sampled", "distinct", "beams"],
-    generator: torch.Generator,
+    generator: Generators,
 ) -> RollOutSample:
     """Draw the roll-outs of each history.
 
@@ -67,7 +67,7 @@ def roll_out(
         targets: (U, 1) leaf ranks to inject where they are not drawn; None injects nothing.
         count: G, roll-outs of each history.
         way: How to draw them; see the file header.
-        generator: Source of randomness, on the device of the model.
+        generator: Source of randomness, on the device of the model; see `tree_sample`.
 
     Raises:
         ScoresNotFinite: If the model gives a SID the probability NaN.

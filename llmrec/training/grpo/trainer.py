@@ -163,20 +163,22 @@ class SidGRPOTrainer(SidTrainer):
     def roll_out(self, places: Sequence[int]) -> list[Group]:
         """Draw the groups of an optimiser step.
 
-        What is drawn depends on the seed, the step and the rank of the process alone, so a resumed run goes on with
-        the roll-outs that it would have had.
+        What is drawn for a prompt depends on the seed, the step and its place alone, so a resumed run goes on with the
+        roll-outs that it would have had, in any number of processes.
 
         Args:
             places: Places in the order of the epoch.
         """
         examples = epoch_order(self.config.seed, int(self.state.epoch or 0), len(self.sampler.sequences))[places]
-        entropy = np.random.SeedSequence([self.config.seed, self.state.global_step, processes.rank()])
-        generator = torch.Generator(self.sampler.trie.device)
-        generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+        generators = [self._generator(place) for place in places]
         with evaluation_mode(self.policy), self.accelerator.autocast():
-            groups = self.sampler.draw(examples.tolist(), generator)
+            groups = self.sampler.draw(examples.tolist(), generators)
         self._log_groups(groups)
         return groups
+
+    def _generator(self, place: int) -> torch.Generator:
+        entropy = np.random.SeedSequence([self.config.seed, self.state.global_step, place])
+        return torch.Generator(self.sampler.trie.device).manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
 
     def _log_groups(self, groups: Sequence[Group]) -> None:
         values: dict[str, list[float]] = {
