@@ -40,11 +40,11 @@ def test_each_process_rolls_out_consecutive_prompts():
     assert deal(25, 3, 2, 1) == list(range(24)), "the last prompt fills no step"
 
 
-def test_roll_outs_depend_on_the_step_and_the_process_and_on_nothing_else(trainer_of, tuned, monkeypatch):
+def test_roll_outs_depend_on_the_step_and_the_place_and_on_nothing_else(trainer_of, tuned, monkeypatch):
     trainer = trainer_of(tuned)
 
-    def drawn() -> list:
-        return [group.completions.tolist() for group in trainer.roll_out(range(6))]
+    def drawn(places=range(6)) -> list:
+        return [group.completions.tolist() for group in trainer.roll_out(places)]
 
     with scored(trainer):
         first = drawn()
@@ -52,8 +52,9 @@ def test_roll_outs_depend_on_the_step_and_the_process_and_on_nothing_else(traine
         assert drawn() == first
         trainer.state.global_step = 1
         second_step = drawn()
+        assert first != second_step
         monkeypatch.setenv("RANK", "1")
-        assert first != second_step != drawn()
+        assert drawn([4, 5]) == second_step[4:], "whoever rolls them out, and with which others"
 
 
 @pytest.mark.parametrize(
