@@ -69,8 +69,7 @@ def tree_sample(
         num_samples: Number of SIDs per prompt, M.
         replacement: Draw independently, so that a SID may come up again.
         temperature: Divisor of the logits, above 0.
-        generator: Source of randomness, on the device of the prompts. With one of each prompt, what is drawn for it
-            does not depend on the others.
+        generator: Source of randomness, on the device of the prompts; one of all prompts, or one of each.
         leaf_filter: Leaves that each prompt may reach; all when left out.
         prefix_ids: (P,) int64 tokens that stand before every prompt, such as the instruction; they are run once.
 
