@@ -345,7 +345,10 @@ def test_two_processes(tmp_path, toy, forks, two_uninterrupted, victim, function
     out = tmp_path / "sft"
     pids = start_two(forks, out, toy, **{f"rank_{victim}": (function, call)})
     assert forks.wait(pids[victim]) == -signal.SIGKILL, (tmp_path / f"stderr-{victim}").read_text()
-    assert forks.wait(pids[1 - victim]) == 1  # it lost the other one while it waited for it
+    assert forks.wait(pids[1 - victim]) == 2  # it lost the other one while it waited for it, and says so in a line
+    lost = f"another of the 2 processes has ended or does not answer, so process {1 - victim} stops"
+    last = (tmp_path / f"stderr-{1 - victim}").read_text().splitlines()[-1]
+    assert lost in last and last.endswith("Run the same command again to continue.")
     saved = checkpoints_of(out)
     assert {"rng_state_0.pth", "rng_state_1.pth"} < json.loads((saved / "checkpoint-2" / SEAL).read_text()).keys()
     assert names(saved) == (["checkpoint-2"] if victim == 1 else ["checkpoint-2", ASIDE])
