@@ -187,14 +187,16 @@ class Validation(TrainerCallback):
 
     def _ranked(self, ranker: SidRanker, label: str) -> Outcome:
         """Rank the validation examples in the column plain."""
-        rank = functools.partial(rank_or_nothing, ranker)
+        rank = functools.partial(rank_or_nothing, ranker, label=label)
         return evaluate(rank, self.examples, CUTOFF, COLUMNS[0], self.batch_size, label)
 
 
-def rank_or_nothing(ranker: SidRanker, batches: Iterable[Batch], k: int) -> Iterator[Ranking]:
+def rank_or_nothing(ranker: SidRanker, batches: Iterable[Batch], k: int, label: str) -> Iterator[Ranking]:
     """Rank batch after batch; from the first whose scores are NaN, answers are empty and all targets are missed.
 
-    A run that has diverged ends at its next log entry and keeps its best step, so validation must not end it.
+    A run that has diverged ends at its next log entry and keeps its best step, so validation must not end it. If the
+    loss stays finite, the message after `label` is the only sign: the GPU computes wrongly, or an operation of decoding
+    overflows that training does not have.
     """
     waiting = list(batches)
     answered = 0
@@ -203,6 +205,8 @@ def rank_or_nothing(ranker: SidRanker, batches: Iterable[Batch], k: int) -> Iter
             yield ranking
             answered += 1
     except ScoresNotFinite:
+        left = sum(len(histories) for histories, *_ in waiting[answered:])
+        say(f"{label}: scores are not finite; the last {left:,} examples count as not found.")
         for histories, *_ in waiting[answered:]:
             empty = np.full((len(histories), k), UNFILLED)
             yield Ranking(empty, np.zeros_like(empty), np.full(empty.shape, -np.inf))
