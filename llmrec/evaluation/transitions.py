@@ -28,13 +28,20 @@ class Transitions:
     Args:
         train: Training examples.
         num_items: Number of items of the catalogue.
+        asked: Examples whose last items and targets are asked about; only their pairs are kept, which is a small part
+            of those of a large catalogue. All pairs when left out.
     """
 
-    def __init__(self, train: Examples, num_items: int):
+    def __init__(self, train: Examples, num_items: int, asked: Examples | None = None):
         owner, last = np.repeat(np.arange(len(train)), np.diff(train.offsets)), train.last_items()
         inside, at_end = owner[1:] == owner[:-1], last != NONE
         before = np.concatenate([train.values[:-1][inside], last[at_end]])
         after = np.concatenate([train.values[1:][inside], train.targets[at_end]])
+        if asked is not None:
+            is_before, is_after, asked_last = np.zeros(num_items, bool), np.zeros(num_items, bool), asked.last_items()
+            is_before[asked_last[asked_last != NONE]] = is_after[asked.targets] = True
+            is_kept = is_before[before] | is_after[after]
+            before, after = before[is_kept], after[is_kept]
         self.num_items = num_items
         self.keys, self.times = np.unique(before * num_items + after, return_counts=True)
         places = self.keys // num_items, self.keys % num_items

@@ -60,7 +60,7 @@ def make_prefix_free(codes: np.ndarray, level_sizes: list[int]) -> tuple[np.ndar
     is_prefix = np.empty(len(codes), bool)
     is_prefix[order] = np.repeat(np.append(goes_on, False), counts)
     codes, sizes = codes.copy(), list(level_sizes)
-    for level in np.unique(lengths[is_prefix]):
+    for level in np.flatnonzero(np.bincount(lengths[is_prefix])):
         codes[is_prefix & (lengths == level), level] = level_sizes[level]
         sizes[level] = level_sizes[level] + 1
     return codes, sizes

@@ -222,7 +222,7 @@ def measured(
             examples,
             config.k,
             catalog.training_counts,
-            Transitions(catalog.train, catalog.num_items),
+            Transitions(catalog.train, catalog.num_items, examples),
             config.seed,
         ),
         "examples": drawn_examples(outcomes, examples, catalog, config.seed),

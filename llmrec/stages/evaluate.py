@@ -271,7 +271,7 @@ def measured(outcomes: Outcomes, trial: Trial, num_beams: int) -> JsonObject:
             examples,
             config.k,
             catalog.training_counts,
-            Transitions(catalog.train, catalog.num_items),
+            Transitions(catalog.train, catalog.num_items, examples),
             config.seed,
         ),
         "sid_usage": sid_usage(table, trial.table_rows, outcomes) if table else None,

@@ -80,3 +80,15 @@ def test_a_large_catalogue_needs_no_square():
     before, after = np.array([0, 0, 5, 7, 1_500_000]), np.array([3, 0, 0, 9, 3])
     assert found.counts(before, after).tolist() == [2, 0, 1, 0, 0]
     assert found.are_composable(before, after).tolist() == [False, True, False, True, False]
+
+
+@given(st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=6), max_size=9), st.integers(0, 8))
+def test_the_pairs_of_some_examples_answer_as_all_do(sequences, count):
+    train = examples_of(*sequences)
+    asked = examples_of(*[[each % 8, (each * 3) % 8, 7 - each] for each in range(count)], [5])
+    kept, whole = Transitions(train, 8, asked), Transitions(train, 8)
+    filled = np.flatnonzero(asked.last_items() != NONE)
+    pairs = asked.last_items()[filled], asked.targets[filled]
+    assert kept.counts(*pairs).tolist() == whole.counts(*pairs).tolist()
+    assert kept.are_composable(*pairs).tolist() == whole.are_composable(*pairs).tolist()
+    assert len(kept.keys) <= len(whole.keys)

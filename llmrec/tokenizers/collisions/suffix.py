@@ -38,7 +38,7 @@ def add_suffix(
     chosen_N = np.ones(len(codes_NL), bool) if chosen_N is None else chosen_N
     length_N = (codes_NL != EMPTY).sum(axis=1)
     codes, sizes = np.column_stack([codes_NL, np.full(len(codes_NL), EMPTY)]), [*level_sizes, suffix_size]
-    for level in np.unique(length_N[chosen_N]):
+    for level in np.flatnonzero(np.bincount(length_N[chosen_N])):
         rows, first = np.flatnonzero(chosen_N & (length_N == level)), 0 if level == num_levels else level_sizes[level]
         codes[rows, level] = first + ordinal_N[rows]
         sizes[level] = max(sizes[level], first + int(ordinal_N[rows].max()) + 1)
