@@ -8,6 +8,7 @@ and baselines learn behaviour from `Catalog.train` alone, so held-out items cann
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow.dataset import Dataset, dataset
 
 from llmrec.data import columns
 from llmrec.data.conditions import matches
@@ -31,7 +33,8 @@ class Catalog:
 
     Args:
         items: Table with `item_id` and `title` and any further columns; its order defines the item rows.
-        split: Table with `user_id`, `split`, `history` (list of item_id, oldest first) and `target`.
+        split: Table with `user_id`, `split`, `history` (list of item_id, oldest first) and `target`, or a file of it,
+            of which `examples` reads one split at a time.
         source: Directory that error messages name.
 
     Attributes:
@@ -52,12 +55,12 @@ class Catalog:
     ([2, 0, 1], 0)
     """
 
-    def __init__(self, items: pa.Table, split: pa.Table, source: str = "catalog"):
-        _require(items, {columns.ITEM_ID: _is_id, columns.TITLE: _is_title}, f"{source}/items.parquet")
-        _require(split, SPLIT_TYPES, f"{source}/split.parquet")
-        empty_cells = [name for name in SPLIT_TYPES if split[name].null_count]
-        if empty_cells:
-            raise ValueError(f"{source}/split.parquet has empty cells in {empty_cells}; run `llmrec prepare` again.")
+    def __init__(self, items: pa.Table, split: pa.Table | Dataset, source: str = "catalog"):
+        of_items = {columns.ITEM_ID: _is_id, columns.TITLE: _is_title}
+        _require(items.schema, items.num_rows, of_items, f"{source}/items.parquet")
+        if isinstance(split, pa.Table):
+            _require(split.schema, split.num_rows, SPLIT_TYPES, f"{source}/split.parquet")
+            _refuse_empty_cells(split, source)
         self.items, self.source = items, source
         self.item_ids = ItemIds(items[columns.ITEM_ID].cast(pa.string()).fill_null(""))
         repeated = self.item_ids.first_repeated
@@ -81,7 +84,12 @@ class Catalog:
             ValueError: If it is unfinished, was changed, or a file of it is not what docs/formats.md says.
         """
         path = verify(path, "prepare")
-        return cls(_read(path / "items.parquet"), _read(path / "split.parquet"), str(path))
+        items, file = _read(path / "items.parquet"), path / "split.parquet"
+        with _reading(file):
+            split = dataset(file, format="parquet", partitioning=None)
+            num_rows = split.count_rows()
+        _require(split.schema, num_rows, SPLIT_TYPES, str(file))
+        return cls(items, split, str(path))
 
     @property
     def num_items(self) -> int:
@@ -142,16 +150,21 @@ class Catalog:
         """
         if split not in SPLITS:
             raise ValueError(f"Unknown split '{split}'; choose from {', '.join(SPLITS)}.")
-        table = self._split.filter(pc.equal(self._split[columns.SPLIT], split)).combine_chunks()
+        with _reading(Path(self.source) / "split.parquet"):
+            name = pc.field(columns.SPLIT)
+            is_asked = (name == split) | name.is_null()
+            rows = self._split.filter(is_asked)
+            table = rows if isinstance(rows, pa.Table) else rows.to_table(list(SPLIT_TYPES))
+        _refuse_empty_cells(table, self.source)
         if table.num_rows == 0:
             return Examples([], np.empty(0, np.int64), np.zeros(1, np.int64), np.empty(0, np.int64))
-        history = table[columns.HISTORY].combine_chunks()
-        lengths = pc.list_value_length(history).to_numpy(zero_copy_only=False).astype(np.int64)
+        history = table[columns.HISTORY]
+        lengths = pc.list_value_length(history).to_numpy().astype(np.int64)
         return Examples(
             user_ids=table[columns.USER_ID].cast(pa.string()).to_pylist(),
-            values=self.item_rows(history.flatten()),
+            values=self.item_rows(pa.chunked_array([part.flatten() for part in history.chunks])),
             offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
-            targets=self.item_rows(table[columns.TARGET].combine_chunks()),
+            targets=self.item_rows(table[columns.TARGET]),
         )
 
     def histories(self, split: str) -> list[list[str]]:
@@ -192,7 +205,7 @@ class Catalog:
                 f"'{path}' does not exist, so no histories of users are known; run `llmrec prepare` again."
             )
         table = _read(path)
-        _require(table, {columns.USER_ID: _is_id, columns.ITEM_ID: _is_id}, str(path))
+        _require(table.schema, table.num_rows, {columns.USER_ID: _is_id, columns.ITEM_ID: _is_id}, str(path))
         table = table.filter(pc.is_in(table[columns.USER_ID], pa.array(user_ids, pa.string())))
         found: dict[str, list[str]] = {}
         pairs = (table[name].to_pylist() for name in (columns.USER_ID, columns.ITEM_ID))
@@ -226,12 +239,22 @@ class Catalog:
                 f"{found.null_count} item ids are not in {self.source}/items.parquet; first: {missing}. "
                 "Run `llmrec prepare` again, or remove them."
             )
-        return found.to_numpy(zero_copy_only=False).astype(np.int64)
+        return np.asarray(found).astype(np.int64)
+
+
+def _reading(path: Path) -> AbstractContextManager[None]:
+    return reading(path, "a parquet file", "run `llmrec prepare` again")
 
 
 def _read(path: Path) -> pa.Table:
-    with reading(path, "a parquet file", "run `llmrec prepare` again"):
+    with _reading(path):
         return pq.read_table(path, partitioning=None)
+
+
+def _refuse_empty_cells(split: pa.Table, source: str) -> None:
+    empty_cells = [name for name in SPLIT_TYPES if split[name].null_count]
+    if empty_cells:
+        raise ValueError(f"{source}/split.parquet has empty cells in {empty_cells}; run `llmrec prepare` again.")
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -260,14 +283,14 @@ SPLIT_TYPES = {
 }
 
 
-def _require(table: pa.Table, types: Mapping[str, Callable[[pa.DataType], bool]], source: str) -> None:
+def _require(schema: pa.Schema, num_rows: int, types: Mapping[str, Callable[[pa.DataType], bool]], source: str) -> None:
     """Refuse a table that lacks a column, has it twice, or has it in another type; one without rows has any types."""
-    missing = [name for name in types if name not in table.column_names]
+    missing = [name for name in types if name not in schema.names]
     if missing:
-        raise ValueError(f"{source} lacks the columns {missing}; it has {table.column_names}.")
-    repeated = [name for name in types if table.column_names.count(name) > 1]
+        raise ValueError(f"{source} lacks the columns {missing}; it has {schema.names}.")
+    repeated = [name for name in types if schema.names.count(name) > 1]
     if repeated:
         raise ValueError(f"{source} has the columns {repeated} more than once; write each once.")
-    wrong = [f"{name} is {table.schema.field(name).type}" for name in types if not types[name](table[name].type)]
-    if wrong and table.num_rows:
+    wrong = [f"{name} is {schema.field(name).type}" for name in types if not types[name](schema.field(name).type)]
+    if wrong and num_rows:
         raise ValueError(f"{source} has columns of other types than docs/formats.md says: {', '.join(wrong)}.")

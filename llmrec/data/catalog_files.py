@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmrec.data.columns import HISTORY, ITEM_ID, SPLIT, TARGET, TIMESTAMP, USER_ID, WEIGHT
+from llmrec.data.split import with_texts
 
 WRITTEN_AT_A_TIME = 200_000  # examples
 
@@ -17,7 +18,8 @@ WRITTEN_AT_A_TIME = 200_000  # examples
 def write(directory: Path, items: pl.DataFrame, interactions: pl.DataFrame, rows: pl.DataFrame) -> None:
     """Write items.parquet, interactions.parquet and split.parquet."""
     items.write_parquet(directory / "items.parquet")
-    interactions.select(USER_ID, ITEM_ID, TIMESTAMP, WEIGHT).write_parquet(directory / "interactions.parquet")
+    log = with_texts(interactions.select(USER_ID, ITEM_ID, TIMESTAMP, WEIGHT))
+    log.write_parquet(directory / "interactions.parquet")
     write_examples(directory / "split.parquet", rows)
 
 
@@ -36,7 +38,7 @@ def examples_table(rows: pl.DataFrame) -> pa.Table:
     """The columns of split.parquet, with the histories as offsets into one column of ids."""
     history = rows[HISTORY]
     ends = np.cumsum(history.list.len().to_numpy(), dtype=np.int64)
-    ids = history.explode().drop_nulls().to_arrow()  # an empty history explodes to null
-    table = {name: rows[name].to_arrow() for name in (USER_ID, SPLIT, TARGET)}
+    ids = history.explode().drop_nulls().cast(pl.String).to_arrow()  # an empty history explodes to null
+    table = {name: rows[name].cast(pl.String).to_arrow() for name in (USER_ID, SPLIT, TARGET)}
     table[HISTORY] = pa.LargeListArray.from_arrays(np.concatenate([[0], ends]), ids)
     return pa.table(table).select([USER_ID, SPLIT, HISTORY, TARGET])

@@ -27,7 +27,8 @@ from llmrec.data.public_formats import Dataset, compose_text
 
 NAME = re.compile(r"simulated(?::([1-9]\d*)x([1-9]\d*))?")
 DEFAULT_SIZE = (2000, 500)
-MAX_SIZE = 1_000_000  # users, and items: their arrays take some GB of memory
+MAX_SIZE = 10_000_000  # users, and items: the tables of both take some GB of memory
+USERS_AT_A_TIME = 1_000_000  # each block has a stream of random numbers of its own, and takes 3 GB while it is drawn
 MAX_CLUSTERS = 16
 HOME, STAY, ADVANCE = 0.3, 0.3, 0.5  # what remains of a transition row is spread over all clusters
 MIN_LENGTH, MAX_LENGTH, MEAN_EXTRA = 5, 50, 7.0
@@ -102,11 +103,17 @@ def simulate(num_users: int, num_items: int, seed: int = 0) -> Simulation:
     popularity = np.empty(num_items)
     popularity[by_cluster] = _zipf(sizes)
     home, transition = rng.integers(num_clusters, size=num_users), _transition(num_clusters)
-    walk_UT, lengths = _walk(rng, home, transition)
-    picked = _pick(rng, walk_UT, popularity[by_cluster], starts, sizes)
-    items = _items(rng, clusters)
-    interactions = _interactions(rng, by_cluster[picked], lengths, items[ITEM_ID])
-    return Simulation(Dataset(items, interactions), clusters, popularity, transition, home)
+    firsts = range(0, num_users, USERS_AT_A_TIME)
+    streams = [rng, *(np.random.default_rng([seed, number]) for number in range(1, len(firsts)))]
+    cumulative, items = popularity[by_cluster].cumsum(), pl.DataFrame()
+    logs: list[pl.DataFrame] = []
+    for first, stream in zip(firsts, streams, strict=True):
+        walk_UT, lengths = _walk(stream, home[first : first + USERS_AT_A_TIME], transition)
+        counts_UT = np.arange(walk_UT.shape[1]) < lengths[:, None]
+        picked = _pick(stream, walk_UT, counts_UT, cumulative, starts, sizes)
+        items = items if logs else _items(rng, clusters)
+        logs.append(_interactions(stream, items[ITEM_ID][by_cluster[picked]], counts_UT, first))
+    return Simulation(Dataset(items, pl.concat(logs)), clusters, popularity, transition, home)
 
 
 def _zipf(sizes: np.ndarray) -> np.ndarray:
@@ -135,16 +142,21 @@ def _walk(rng: np.random.Generator, home: np.ndarray, transition: np.ndarray) ->
 
 
 def _pick(
-    rng: np.random.Generator, walk_UT: np.ndarray, popularity: np.ndarray, starts: np.ndarray, sizes: np.ndarray
+    rng: np.random.Generator,
+    walk_UT: np.ndarray,
+    counts_UT: np.ndarray,
+    cumulative: np.ndarray,
+    starts: np.ndarray,
+    sizes: np.ndarray,
 ) -> np.ndarray:
-    """(U, T) position of an item drawn from the cluster of each step, in the order by cluster.
+    """Position of an item drawn from the cluster of each step that counts, in the order by cluster.
 
     The cumulative popularity of all clusters, one after another, rises by 1 per cluster, so one sorted search serves
     every draw.
     """
-    drawn = walk_UT + rng.random(walk_UT.shape)
-    found = np.searchsorted(popularity.cumsum(), drawn, side="right")
-    return np.clip(found, starts[walk_UT], (starts + sizes - 1)[walk_UT])  # rounding must not leave the cluster
+    drawn, clusters = rng.random(walk_UT.shape)[counts_UT], walk_UT[counts_UT]
+    found = np.searchsorted(cumulative, clusters + drawn, side="right")
+    return np.clip(found, starts[clusters], (starts + sizes - 1)[clusters])  # rounding must not leave the cluster
 
 
 def _items(rng: np.random.Generator, clusters: np.ndarray) -> pl.DataFrame:
@@ -180,13 +192,12 @@ def _words(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def _interactions(
-    rng: np.random.Generator, items_UT: np.ndarray, lengths: np.ndarray, item_ids: pl.Series
+    rng: np.random.Generator, item_ids: pl.Series, counts_UT: np.ndarray, first_user: int
 ) -> pl.DataFrame:
-    num_users, longest = items_UT.shape
-    counts = np.arange(longest) < lengths[:, None]  # (U, T)
-    gaps = rng.exponential(MEAN_GAP_S, size=items_UT.shape)
+    num_users = len(counts_UT)
+    gaps = rng.exponential(MEAN_GAP_S, size=counts_UT.shape)
     times = START_S + rng.uniform(0, YEAR_S, size=(num_users, 1)) + gaps.cumsum(axis=1)
-    users = np.repeat(np.arange(num_users), lengths)
-    return pl.DataFrame(
-        {USER_ID: users, ITEM_ID: item_ids[items_UT[counts]], TIMESTAMP: times[counts].astype(np.int64)}
-    ).with_columns(pl.format("user-{}", USER_ID).alias(USER_ID), pl.lit(1.0).alias(WEIGHT))
+    users = np.repeat(np.arange(first_user, first_user + num_users), counts_UT.sum(axis=1))
+    return pl.DataFrame({USER_ID: users, ITEM_ID: item_ids, TIMESTAMP: times[counts_UT].astype(np.int64)}).with_columns(
+        pl.format("user-{}", USER_ID).alias(USER_ID), pl.lit(1.0).alias(WEIGHT)
+    )

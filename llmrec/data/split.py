@@ -23,13 +23,37 @@ DIFFER = "differ from the interactions"
 CHECKED_AT_A_TIME = 50_000  # examples
 
 
+def with_codes(log: pl.DataFrame) -> pl.DataFrame:
+    """Write the ids of users and items as codes of four bytes, which have the order of the ids.
+
+    >>> log = pl.DataFrame({"user_id": ["b", "a", "b"], "item_id": ["x", "x", "y"]})
+    >>> with_codes(log)["user_id"].to_physical().to_list(), with_codes(log)["user_id"].to_list()
+    ([1, 0, 1], ['b', 'a', 'b'])
+    """
+    return log.with_columns(log[name].cast(pl.Enum(different(log[name]).sort())) for name in (USER_ID, ITEM_ID))
+
+
+def with_texts(log: pl.DataFrame) -> pl.DataFrame:
+    """Write ids that are codes as texts again; others stay."""
+    return log.with_columns(pl.col(USER_ID, ITEM_ID).cast(pl.String))
+
+
+def different(ids: pl.Series) -> pl.Series:
+    """Different ids of a column as texts, in the order of their first rows."""
+    return ids.unique(maintain_order=True).cast(pl.String)
+
+
 def numbers(ids: pl.Series) -> np.ndarray:
     """Number of each id among the distinct ones, which are in order: numbers count and sort faster than text.
+
+    Args:
+        ids: Texts, or codes, whose numbers are those among all ids that were coded.
 
     Returns:
         (len(ids),) uint32.
     """
-    return ids.cast(pl.Enum(ids.unique().sort())).to_physical().to_numpy()
+    codes = ids if isinstance(ids.dtype, pl.Enum) else ids.cast(pl.Enum(ids.unique().sort()))
+    return codes.to_physical().to_numpy()
 
 
 def k_core(interactions: pl.DataFrame, k: int) -> pl.DataFrame:
@@ -125,7 +149,7 @@ def sample_users(interactions: pl.DataFrame, num_users: int, seed: int) -> pl.Da
     """Keep the interactions of `num_users` random users; all users stay if there are no more."""
     users = interactions[USER_ID].unique().sort()
     chosen = np.random.default_rng(seed).permutation(len(users))[:num_users]
-    return interactions.filter(pl.col(USER_ID).is_in(users[chosen].to_list()))
+    return interactions.filter(pl.col(USER_ID).is_in(users[chosen].implode()))
 
 
 def shuffle_items(items: pl.DataFrame, seed: int) -> pl.DataFrame:

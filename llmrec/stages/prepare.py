@@ -7,12 +7,13 @@ from pathlib import Path
 
 import polars as pl
 import pyarrow.parquet as pq
+from pyarrow.dataset import dataset as of_file
 
 from llmrec.configs import PrepareConfig
 from llmrec.data import split as splits
 from llmrec.data.catalog import SPLITS, Catalog
 from llmrec.data.catalog_files import write
-from llmrec.data.columns import ITEM_ID, SPLIT, USER_ID
+from llmrec.data.columns import HISTORY, ITEM_ID, SPLIT, TARGET, TITLE, USER_ID
 from llmrec.data.filters.append import SETTLED, Published
 from llmrec.data.filters.keep import keep
 from llmrec.data.intake.read import read_items, read_tables
@@ -95,6 +96,7 @@ def make(config: PrepareConfig, files: dict[str, Path], directory: Path) -> Json
     published = Published.load(files[APPEND_TO]) if APPEND_TO in files else None
     config = settled(config, published) if published else config
     dataset = read(config, files, published)
+    dataset = dataclasses.replace(dataset, interactions=splits.with_codes(dataset.interactions))
     check_split(config, dataset)
     if not dataset.order_only:
         refuse_mixed_units(dataset.interactions, config.dataset or str(config.interactions))
@@ -106,7 +108,7 @@ def make(config: PrepareConfig, files: dict[str, Path], directory: Path) -> Json
         items = pl.concat([old, splits.shuffle_items(added, config.seed)])
     else:
         if report["k_core"] or config.min_weight is not None:
-            items = items.filter(pl.col(ITEM_ID).is_in(interactions[ITEM_ID].unique().implode()))
+            items = items.filter(pl.col(ITEM_ID).is_in(splits.different(interactions[ITEM_ID]).implode()))
         items = splits.shuffle_items(items, config.seed)
     for note in notes:
         say(note)
@@ -146,8 +148,8 @@ def held_out_facts(directory: Path, seed: int) -> JsonObject:
     """Facts about the split that was written, and what a model has to beat."""
     from llmrec.baselines.reach import reach  # torch, whose import takes seconds
 
-    items, examples = (pq.read_table(directory / name) for name in ("items.parquet", "split.parquet"))
-    catalog = Catalog(items, examples, str(directory))
+    items = pq.read_table(directory / "items.parquet", columns=[ITEM_ID, TITLE])
+    catalog = Catalog(items, of_file(directory / "split.parquet", format="parquet"), str(directory))
     return {"split": split_facts(catalog), "baselines": reach(catalog, seed=seed)}
 
 
@@ -258,7 +260,10 @@ def split(config: PrepareConfig, dataset: Dataset, interactions: pl.DataFrame) -
         ValueError: If train, valid or test would have no example.
     """
     if config.split == "published" and dataset.split is not None:
-        rows = dataset.split.join(interactions, on=USER_ID, how="semi", maintain_order="left")
+        user, item = interactions.schema[USER_ID], interactions.schema[ITEM_ID]
+        kinds = {USER_ID: user, HISTORY: pl.List(item), TARGET: item}
+        rows = dataset.split.cast(kinds, strict=False)  # type: ignore[arg-type]
+        rows = rows.join(interactions, on=USER_ID, how="semi", maintain_order="left")
     else:
         rows = METHODS[config.split](interactions, config.max_history)
     without = [name for name in SPLITS if name not in rows[SPLIT]]

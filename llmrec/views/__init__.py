@@ -10,18 +10,17 @@ Shapes: N items, D dimension of the view.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from llmrec import __version__
 from llmrec.data.catalog import Catalog
-from llmrec.runtime import disk
 from llmrec.runtime.manifest import MANIFEST, content_hash, read_manifest, verify
+from llmrec.views import written
 from llmrec.views.mapped import let_go
 
 SUFFIX = ".safetensors"
@@ -77,10 +76,13 @@ class View:
 
     def save(self, path: Path) -> None:
         """Write the view; the file appears only when it is complete."""
-        tensors = {"vectors": np.ascontiguousarray(self.vectors, np.float32), "missing": self.missing}
-        # One metadata key: safetensors writes several in any order, and equal views must be equal files.
-        with disk.replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={"provenance": json.dumps(self.provenance, sort_keys=True)})
+        written.write(path, self._blocks(), self.vectors.shape[1], self.missing, self.provenance)
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        for first in range(0, len(self.vectors), BLOCK):
+            yield self.vectors[first : first + BLOCK]
+            if not self.vectors.flags.writeable:  # changes of others are lost
+                let_go(self.vectors, slice(first, first + BLOCK))
 
 
 class ItemViews(dict[str, View]):

@@ -150,9 +150,15 @@ def encoder_view(
     processes.wait()
     if not processes.is_main() or not files:
         return None
-    embedded = np.concatenate([np.load(file, allow_pickle=False) for file in files])
+    # In a file: all vectors of a large catalogue may not fit into memory.
+    shape, place = (catalog.num_items, np.load(files[0]).shape[1]), scratch / "text-joined.npy"
+    vectors = np.lib.format.open_memmap(place, "w+", np.float32, shape)
+    missing = np.ones(catalog.num_items, bool)
+    for file, chunk in zip(files, chunks, strict=True):
+        vectors[chunk], missing[chunk] = np.load(file, allow_pickle=False), False
+    vectors.flush()
     facts = describe("text", catalog, encoder=name, template=template)
-    return scatter(embedded, rows, catalog.num_items, facts)
+    return View(np.load(place, mmap_mode="r"), missing, facts)
 
 
 def markers_of(encoder: SentenceTransformer) -> list[str]:

@@ -85,3 +85,16 @@ def test_smallest_sizes(size):
 def test_empty_sizes_are_refused():
     with pytest.raises(ValueError, match="at least 1; given 0 and 5"):
         simulate(0, 5)
+
+
+def test_users_are_drawn_in_blocks(monkeypatch):
+    """The first block and the items are those of a smaller log; later blocks go on with the numbers of the users."""
+    whole = simulate(25, 40, seed=1).dataset
+    monkeypatch.setattr("llmrec.data.simulator.USERS_AT_A_TIME", 10)
+    blocks = simulate(25, 40, seed=1).dataset
+    again = simulate(25, 40, seed=1).dataset
+    assert blocks.interactions.equals(again.interactions)
+    users = blocks.interactions["user_id"].unique(maintain_order=True).to_list()
+    assert users == [f"user-{number}" for number in range(25)]
+    assert blocks.interactions["item_id"].is_in(blocks.items["item_id"].implode()).all()
+    assert not blocks.interactions.equals(whole.interactions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,8 @@ from llmrec.data.split import (
     sample_users,
     shuffle_items,
     temporal,
+    with_codes,
+    with_texts,
 )
 
 PROPERTY = settings(derandomize=True, max_examples=25, deadline=None)
@@ -167,3 +170,20 @@ def test_shuffle_and_sample_depend_on_the_seed_alone():
     interactions = sequences(u1="ab", u2="abc", u3="abcd")
     assert sample_users(interactions, 2, 0)["user_id"].n_unique() == 2
     assert sample_users(interactions, 9, 0).equals(interactions)
+
+
+def test_codes_give_the_sequences_of_texts():
+    """Codes have the order of the ids, which is not that of their first rows."""
+    rng = np.random.default_rng(0)
+    users, items = (pl.Series(rng.integers(0, 30, 400)).cast(pl.String) for _ in range(2))
+    log = pl.DataFrame({"user_id": users, "item_id": items, "timestamp": rng.integers(0, 50, 400), "weight": 1.0})
+    of_texts, of_codes = in_sequence(log), in_sequence(with_codes(log))
+    assert with_texts(of_codes).equals(of_texts)
+    rows, coded = (leave_one_out(each, 5) for each in (of_texts, of_codes))
+    assert coded.with_columns(
+        pl.col("history").cast(pl.List(pl.String)), pl.col("target", "user_id").cast(pl.String)
+    ).equals(rows)
+    check_no_leak(coded, of_codes)
+    swapped = coded.with_columns(target=pl.col("target").shift(-1).fill_null(pl.col("target").first()))
+    with pytest.raises(ValueError, match="differ from the interactions"):
+        check_no_leak(swapped, of_codes)

@@ -113,7 +113,7 @@ REFUSED = {
     "items of a known dataset": (["--dataset", "simulated", "--items", "items.csv"], "--items goes with"),
     "bad numbers": (["--dataset", "simulated", "--max-history", "0", "--num-users", "0"], "history is 0.*users is 0"),
     "malformed size": (["--dataset", "simulated:0x5"], "unknown dataset 'simulated:0x5'; did you mean 'simulated:20"),
-    "too large": (["--dataset", "simulated:60x1000001"], "at most 1,000,000 users and 1,000,000 items"),
+    "too large": (["--dataset", "simulated:60x10000001"], "at most 10,000,000 users and 10,000,000 items"),
     "half a size": (["--dataset", "simulated:60"], "unknown dataset 'simulated:60'; choose from simulated:2000x500"),
     "size as a flag": (["--simulated-users", "60"], "'simulated_users' in the command line; removed: .*:2000x500"),
     "unknown dataset": (["--dataset", "movietweeting"], "did you mean 'movietweetings'"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.dataset import Dataset
 
 from llmrec.cli import main
 from llmrec.configs import PrepareConfig
@@ -14,10 +15,12 @@ from llmrec.data.catalog import Catalog
 from llmrec.runtime.stage_directory import run_stage
 
 
-def write_catalog(path: Path, items: pa.Table, split: pa.Table, inputs: dict[str, str] | None = None) -> Catalog:
+def write_catalog(
+    path: Path, items: pa.Table, split: pa.Table | Dataset, inputs: dict[str, str] | None = None
+) -> Catalog:
     def build(workdir: Path) -> None:
         pq.write_table(items, workdir / "items.parquet")
-        pq.write_table(split, workdir / "split.parquet")
+        pq.write_table(split if isinstance(split, pa.Table) else split.to_table(), workdir / "split.parquet")
 
     run_stage("prepare", PrepareConfig(out=str(path)), inputs or {}, build)
     return Catalog.load(path)

@@ -1,6 +1,10 @@
 """Rows of mapped files that are handed back: their content stays, the memory of the process does not."""
 
+import json
+
 import numpy as np
+import pytest
+from safetensors.numpy import save_file
 
 from llmrec.views import View, read_view
 from llmrec.views.mapped import let_go
@@ -30,3 +34,13 @@ def test_other_arrays_are_left_alone():
     array = np.arange(12).reshape(4, 3)
     let_go(array, slice(0, 4))
     assert array.tolist() == np.arange(12).reshape(4, 3).tolist()
+
+
+@pytest.mark.parametrize("num_items", [1, 7, 70_000])
+def test_a_file_written_in_blocks_is_that_of_safetensors(tmp_path, num_items):
+    vectors, missing = np.random.default_rng(0).random((num_items, 3), np.float32), np.zeros(num_items, bool)
+    view = View(vectors, missing, {"encoder": 'a "b" é', "dim": "3"})
+    view.save(tmp_path / "ours")
+    provenance = json.dumps(view.provenance, sort_keys=True)
+    save_file({"vectors": vectors, "missing": missing}, tmp_path / "theirs", metadata={"provenance": provenance})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()

@@ -42,8 +42,8 @@ def keep(
     if config.min_weight is not None:
         log = steps.note(f"weight of at least {config.min_weight:g}", at_least(config.min_weight, log))
     if published:
-        dataset = published.join(replace(dataset, interactions=log))
-        log = steps.note("joined with the catalogue", splits.in_order(dataset.interactions))
+        dataset = published.join(replace(dataset, interactions=splits.with_texts(log)))
+        log = steps.note("joined with the catalogue", splits.in_order(splits.with_codes(dataset.interactions)))
     repeats = splits.exact_repeats(log)
     is_dropped = config.duplicates == "drop" and bool(repeats.any())
     if is_dropped:
@@ -93,6 +93,6 @@ def core(log: pl.DataFrame, k: int, steps: Steps) -> pl.DataFrame:
 def core_of_new_users(log: pl.DataFrame, published: Published, k: int, steps: Steps) -> pl.DataFrame:
     """Keep the users of a catalogue, and new ones with at least k interactions; items are kept in any case."""
     before = published.interactions[USER_ID].unique()
-    enough = (pl.len().over(USER_ID) >= k) | pl.col(USER_ID).is_in(before.implode())
+    enough = (pl.len().over(USER_ID) >= k) | pl.col(USER_ID).cast(pl.String).is_in(before.implode())
     kept = log.filter(enough)
     return steps.note(f"new users with {k} or more", kept) if kept.height < log.height else log

@@ -17,6 +17,7 @@ from llmrec.data.public_formats import Dataset
 from llmrec.data.report.ids import known_look_alike
 from llmrec.data.report.steps import Steps
 from llmrec.data.report.verdicts import shown
+from llmrec.data.split import different
 from llmrec.runtime.manifest import JsonObject
 
 
@@ -42,8 +43,9 @@ def settle_unknown_items(
         return dataset, {"items": 0, "interactions": 0, "dropped": False, "look_alike": None}
     items, log = dataset.items, dataset.interactions
     known = pl.concat([items[ITEM_ID], published.items[ITEM_ID]]).unique() if published else items[ITEM_ID]
-    is_unknown = ~log[ITEM_ID].is_in(known.implode())
-    ids = log[ITEM_ID].filter(is_unknown).unique(maintain_order=True)
+    ids = different(log[ITEM_ID])
+    ids = ids.filter(~ids.is_in(known.implode()))
+    is_unknown = log[ITEM_ID].is_in(ids.cast(log[ITEM_ID].dtype).implode())
     is_dropped = config.unknown_items == "drop" and not ids.is_empty()
     alike = known_look_alike(ids, known)
     facts = {"items": len(ids), "interactions": int(is_unknown.sum()), "dropped": is_dropped, "look_alike": alike}

@@ -6,9 +6,11 @@ import numpy as np
 import polars as pl
 
 from llmrec.data.columns import ITEM_ID, TIMESTAMP, USER_ID
+from llmrec.data.split import numbers
 from llmrec.runtime.manifest import JsonObject
 
 CURVE_POINTS = 40
+USERS_AT_A_TIME = 500_000
 LENGTHS_FROM = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)  # shortest history of each bin
 QUANTILES = {"least": 0.0, "quarter": 0.25, "median": 0.5, "three_quarters": 0.75, "most": 1.0}
 
@@ -20,12 +22,10 @@ def coded(ordered: pl.DataFrame) -> pl.DataFrame:
         ordered: Interactions sorted by user and time.
 
     Returns:
-        user and item (uint32, from 0) and timestamp, in the same order.
+        user (uint32, from 0), item (uint32) and timestamp, in the same order.
     """
     return ordered.select(
-        pl.col(USER_ID).rle_id().alias("user"),
-        pl.col(ITEM_ID).cast(pl.Categorical).to_physical().rank("dense").sub(1).cast(pl.UInt32).alias("item"),
-        TIMESTAMP,
+        pl.col(USER_ID).rle_id().alias("user"), pl.Series("item", numbers(ordered[ITEM_ID])), TIMESTAMP
     )
 
 
@@ -107,10 +107,13 @@ def repeat_facts(log: pl.DataFrame) -> JsonObject:
     Returns:
         As `behaviour_facts` says.
     """
-    pair = pl.col("user").cast(pl.UInt64) * 2**32 + pl.col("item")
-    pairs = log.lazy().select("user", pair.alias("pair")).unique("pair").group_by("user").len("different")
-    users = log.lazy().group_by("user").len("all").join(pairs, on="user")
-    again = users.select(pl.col("all") - pl.col("different")).collect().to_series().to_numpy()
+    user, item = log["user"].to_numpy(), log["item"].to_numpy().astype(np.uint64)
+    lengths, again = np.bincount(user), np.zeros(int(user[-1]) + 1, np.int64)
+    ends = np.cumsum(lengths)
+    for first in range(0, len(lengths), USERS_AT_A_TIME):
+        rows = slice(ends[first] - lengths[first], ends[min(first + USERS_AT_A_TIME, len(lengths)) - 1])
+        pairs = np.sort(user[rows].astype(np.uint64) << 32 | item[rows])
+        again += np.bincount(pairs[1:][pairs[1:] == pairs[:-1]] >> 32, minlength=len(again))
     return {"rows": int(again.sum()), "share": float(again.sum() / log.height), "users": float((again > 0).mean())}
 
 

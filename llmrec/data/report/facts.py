@@ -10,6 +10,7 @@ from llmrec.data.report.behaviour import behaviour_facts, coded
 from llmrec.data.report.fields import field_facts
 from llmrec.data.report.ids import look_alikes, names_of_nothing
 from llmrec.data.report.times import tie_facts, time_facts
+from llmrec.data.split import different
 from llmrec.runtime.manifest import JsonObject
 
 NAMED = {"users": USER_ID, "items": ITEM_ID}
@@ -48,8 +49,9 @@ def id_facts(dataset: Dataset, column: str) -> JsonObject:
         look_alikes: as `ids.look_alikes` says; nothing: id -> interactions.
     """
     ids = dataset.interactions[column]
+    used = different(ids)
     listed = [dataset.items[ITEM_ID]] if column == ITEM_ID else []
-    different = pl.concat([ids.unique(), *listed]).unique()
-    nothing = names_of_nothing(different)
-    rows = {name: int((ids == name).sum()) for name in nothing}
-    return {"look_alikes": look_alikes(different.sort()), "nothing": rows}
+    every = pl.concat([used, *listed]).unique()
+    nothing = names_of_nothing(every)
+    rows = {name: int((ids == name).sum()) if name in used else 0 for name in nothing}
+    return {"look_alikes": look_alikes(every.sort()), "nothing": rows}
