@@ -80,6 +80,16 @@ def _leave_at_exit() -> None:
     atexit.register(lambda: distributed.destroy_process_group() if distributed.is_initialized() else None)
 
 
+def refuse_several(stage: str) -> None:
+    """Refuse several processes where each would write the same files.
+
+    Raises:
+        ValueError: If there are several.
+    """
+    if count() > 1:
+        raise ValueError(f"{stage} works in one process and {count()} were started; run `llmrec {stage}` by itself.")
+
+
 def wait() -> None:
     """Wait until every process has arrived here."""
     if count() > 1:

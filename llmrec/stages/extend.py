@@ -23,6 +23,7 @@ from llmrec.model.micro import micro_model, word_tokenizer
 from llmrec.model.new_rows import InitialVectors, TitleTokens, add_rows, feature_table, title_vectors
 from llmrec.model.origin import BASE_IS_RANDOM, is_untrained
 from llmrec.model.prompts import Prompt
+from llmrec.runtime import processes
 from llmrec.runtime.console import tell
 from llmrec.runtime.manifest import JsonObject, read_manifest, verify
 from llmrec.runtime.stage_directory import run_stage
@@ -47,6 +48,7 @@ def main(config: ExtendConfig) -> JsonObject:
     Raises:
         ValueError: If the SID table, the catalogue or the model are not usable.
     """
+    processes.refuse_several("extend")
     verify(config.sid, "tokenize")
     table = SidTable.load(config.sid)
     if (Path(config.model) / FILE).is_file():

@@ -26,6 +26,7 @@ from llmrec.data.report.times import refuse_mixed_units
 from llmrec.data.report.verdicts import verdicts
 from llmrec.data.simulator import simulate, simulated_size
 from llmrec.reports.catalog import PAGE, render
+from llmrec.runtime import processes
 from llmrec.runtime.console import say, table, tell
 from llmrec.runtime.manifest import JsonObject, read_manifest
 from llmrec.runtime.stage_directory import run_stage
@@ -43,6 +44,7 @@ def main(config: PrepareConfig) -> JsonObject:
     Raises:
         ValueError: If the config, the input files or their split cannot be used; see docs/prepare.md.
     """
+    processes.refuse_several("prepare")
     check(config)
     files = find_files(config)
     out = run_stage("prepare", config, files, lambda directory: build(config, files, directory))
