@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from llmrec.cli import main
 from llmrec.runtime.manifest import read_manifest
 from tests.support.extended import toy_sequences
 
@@ -56,6 +57,15 @@ def test_every_stage_has_a_command():
     assert [stage_of(command) for command in COMMANDS] == [
         "prepare", "embed", "tokenize", "teach", "extend", "sft", "dpo", "grpo", "evaluate", "recommend", "sft"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "command", [["prepare", "--interactions", "log.csv"], ["extend", "--sid", "s", "--model", "m"]]
+)
+def test_stages_of_one_process_refuse_several(monkeypatch, capsys, command):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([*command, "--out", "out"]) == 2
+    assert f"{command[0]} works in one process and 2 were started" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -365,6 +365,21 @@ def two_uninterrupted(toy, forks, tmp_path_factory):
     return out
 
 
+def test_sums_of_two_processes_for_another_number_by_hand():
+    """Losses are means over processes; averages are added over them, so that the first process takes all."""
+    sums = [
+        {"since_log": 3.0, "before_log": 10.0, "logged_at": 4, "averages": {"kl": [[1.0, 2.0], [3.0, 4.0]]}},
+        {"since_log": 5.0, "before_log": 12.0, "logged_at": 4, "averages": {"kl": [[5.0, 6.0], [7.0, 8.0]]}},
+    ]
+    means = {"since_log": 4.0, "before_log": 11.0, "logged_at": 4}
+    assert trainer.dealt_anew(sums, is_main=True) == {**means, "averages": {"kl": [[6.0, 8.0], [10.0, 12.0]]}}
+    assert trainer.dealt_anew(sums, is_main=False) == {**means, "averages": {"kl": [[0.0, 0.0], [0.0, 0.0]]}}
+    assert trainer.dealt_anew([{**each, "averages": None} for each in sums], is_main=True) == {
+        **means,
+        "averages": None,
+    }
+
+
 def test_counts_of_a_resumed_run_by_hand(monkeypatch, tmp_path, item_ids):
     """Of 4 steps, 2 epochs over items 0 1 2 and 3 0 behind 4 prompt tokens, the last one took 2 seconds.
 
