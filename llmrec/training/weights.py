@@ -29,6 +29,7 @@ from llmrec.model.heads.content_rows import add_content_rows
 from llmrec.model.heads.own_files import FILES
 from llmrec.model.trained_rows import look_up_apart
 from llmrec.sid.vocabulary import SidVocabulary
+from llmrec.training.joined_lora import join_lora
 
 
 def nf4_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -103,6 +104,7 @@ def add_adapter(model: PreTrainedModel, config: SftConfig, vocabulary: SidVocabu
     if config.gradient_checkpointing:
         adapted.enable_input_require_grads()  # transformers#42489: its Trainer should do so, and does not
     train_in_float32(adapted)
+    join_lora(adapted)
     if rows is not None:
         look_up_apart(model.get_input_embeddings())
     return adapted

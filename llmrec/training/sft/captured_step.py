@@ -160,9 +160,9 @@ def _with_gradients(loss: Callable[..., Tensor], parameters: Sequence[Tensor], *
 
 
 def _round_up(tensor: Tensor, fill: int) -> Tensor:
-    """Add rows of `fill` to (R, T) up to a multiple of a sixteenth of the power of two above, so that sizes are few."""
+    """Add rows of `fill` to (R, T) up to a multiple of a 32nd of the power of two above, so that sizes are few."""
     rows = len(tensor)
-    step = max(LEAST_STEP, (1 << (rows - 1).bit_length()) // 16)
+    step = max(LEAST_STEP, (1 << (rows - 1).bit_length()) // 32)
     return pad(tensor, (0, 0, 0, -rows % step), value=fill)
 
 

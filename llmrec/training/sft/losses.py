@@ -66,7 +66,7 @@ def sid_cross_entropy(
 
     def loss_over(rows: slice, chosen_P: Tensor, limit: int | None, level: int | None = None) -> Tensor:
         places = _places(chosen_P, limit)
-        scores = logits(model, hidden_PH[places], rows)
+        scores = logits(model, hidden_PH.index_select(0, places), rows)
         first = rows.start or 0
         targets = torch.where(chosen_P, labels_P - first, IGNORED)[places]
         if taught is None or level is None:
