@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 from llmrec.configs.recommend import RankBy
 from llmrec.configs.serve import ServeConfig
 from llmrec.data.catalog import Catalog
-from llmrec.data.item_ids import UNKNOWN_ROW
+from llmrec.data.item_ids import UNKNOWN_ROW, ItemIds, TextOf, Texts
 from llmrec.decoding.answering import Answerer
 from llmrec.decoding.ranker import SidRanker
 from llmrec.model.checkpoint import FILE
@@ -21,6 +21,7 @@ from llmrec.recommender import Recommender
 from llmrec.runtime.manifest import sha256_file
 from llmrec.serve.page.item_index import ItemIndex
 
+NO_TITLES = TextOf(ItemIds([]), Texts([]))
 _numbers = itertools.count(1)
 
 
@@ -34,7 +35,6 @@ class Generation:
         items: What a person is told of the items, and by which conditions they are filtered.
         model_sha256: Hash of llmrec.json, which holds the hashes of weights, tokenizer and SID table.
         catalog: Catalogue that says what may be shown; None if every item may.
-        titles: Title of each item_id of the catalogue.
         removed: item_ids that are not shown although the catalogue has them.
         number: Grows from one generation of a process to the next.
     """
@@ -44,7 +44,6 @@ class Generation:
     items: ItemIndex
     model_sha256: str
     catalog: Catalog | None = None
-    titles: Mapping[str, str] = field(default_factory=dict)
     removed: frozenset[str] = frozenset()
     number: int = field(default_factory=lambda: next(_numbers))
 
@@ -64,9 +63,9 @@ class Generation:
             config.model, config.device, config.precision, config.compile, rank=config.rank, catalog=catalog
         )
         assert recommender.directory is not None, "it was loaded from one"
-        titles = {} if catalog is None else catalog.title_of
         items = ItemIndex(recommender, catalog, config.pictures)
-        whole = cls(config, recommender, items, sha256_file(Path(recommender.directory) / FILE), catalog, titles)
+        sha256 = sha256_file(Path(recommender.directory) / FILE)
+        whole = cls(config, recommender, items, sha256, catalog)
         return whole.without(removed) if removed else whole
 
     def without(self, item_ids: Collection[str]) -> Generation:
@@ -88,6 +87,11 @@ class Generation:
     def sid_table_sha256(self) -> str:
         """Hash of the SID table."""
         return self.recommender.table.sha256
+
+    @property
+    def titles(self) -> TextOf:
+        """Title of each item_id of the catalogue."""
+        return NO_TITLES if self.catalog is None else self.catalog.title_of
 
     @cached_property
     def num_shown(self) -> int:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import functools
 from types import FrameType
+from typing import Any
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from llmrec.serve.refusals import Refusal
 from llmrec.serve.service import Service
 
+MAX_HEAD = 16_384  # bytes of names and values
 
-class TimedProtocol(H11Protocol):
+
+class TimedProtocol(HttpToolsProtocol):
     """HTTP/1.1 whose connections end if the client does not go on sending what it has begun.
 
     Args:
@@ -22,10 +24,12 @@ class TimedProtocol(H11Protocol):
         options: As uvicorn gives them.
     """
 
-    def __init__(self, *, receive_s: float, **options: object):
-        super().__init__(**options)  # type: ignore[arg-type]
+    def __init__(self, *, receive_s: float, **options: Any):
+        super().__init__(**options)
         self.receive_s = receive_s
         self._clock: asyncio.TimerHandle | None = None
+        self._head_bytes = 0  # of a head that is not whole yet
+        self._is_in_body = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock."""
@@ -33,9 +37,33 @@ class TimedProtocol(H11Protocol):
         self._set_clock()
 
     def data_received(self, data: bytes) -> None:
-        """Stop the clock once the head of a request is there."""
+        """Stop the clock once the head of a request is there, and refuse a head that does not end."""
+        self._head_bytes = 0 if self._is_in_body else self._head_bytes + len(data)
         super().data_received(data)
+        if self._waits and not self._is_in_body and self._head_bytes > MAX_HEAD and not self.transport.is_closing():
+            self.send_400_response("")
         self._set_clock()
+
+    def on_headers_complete(self) -> None:
+        """Take a head, of which the parser bounds nothing.
+
+        Raises:
+            ValueError: If it is too large, or does not name one host; the parser makes a 400 of it.
+        """
+        hosts = 0
+        size = len(self.url)
+        for name, value in self.headers:
+            hosts += name == b"host"
+            size += len(name) + len(value)
+        if size > MAX_HEAD or hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+            raise ValueError
+        self._head_bytes, self._is_in_body = 0, True
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Expect the next head."""
+        self._is_in_body = False
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Start the clock if the client is still sending."""
@@ -45,25 +73,25 @@ class TimedProtocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP in the words of all refusals, and end the connection."""
         answer = Refusal(400, "This is no HTTP/1.1 that can be read, or its head is too large.").answer()
-        headers = [(name.lower(), value) for name, value in answer.headers.items()]
-        length = ("content-length", str(len(answer.body)))
-        response = h11.Response(status_code=400, headers=[*headers, length, ("connection", "close")])
-        for event in (response, h11.Data(data=answer.body), h11.EndOfMessage()):
-            self.transport.write(self.conn.send(event) or b"")
+        headers = {**answer.headers, "Content-Length": str(len(answer.body)), "Connection": "close"}
+        lines = ["HTTP/1.1 400 Bad Request", *(f"{name.lower()}: {value}" for name, value in headers.items())]
+        self.transport.write("\r\n".join([*lines, "", ""]).encode("latin-1") + answer.body)
         self.transport.close()
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
-        super().connection_lost(error)
+        super().connection_lost(exc)
         if self._clock is not None:
             self._clock.cancel()
 
+    @property
+    def _waits(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
     def _set_clock(self) -> None:
-        is_answered = self.cycle is None or self.cycle.response_complete
-        waits = is_answered and self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
-        if self._clock is None and waits:
+        if self._clock is None and self._waits:
             self._clock = self.loop.call_later(self.receive_s, self.transport.abort)
-        elif self._clock is not None and not waits:
+        elif self._clock is not None and not self._waits:
             self._clock.cancel()
             self._clock = None
 
@@ -101,7 +129,7 @@ def server_of(app: object, service: Service, receive_s: float, deadline_s: float
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         http=functools.partial(TimedProtocol, receive_s=receive_s),  # type: ignore[arg-type]
-        loop="asyncio",
+        loop="auto",
         ws="none",
         lifespan="off",
         access_log=False,

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -14,11 +15,12 @@ import numpy as np
 from llmrec.configs.recommend import RankBy
 from llmrec.configs.serve import Limits
 from llmrec.decoding.answering import AnswerSize
-from llmrec.decoding.requests import ItemRequests, read_requests
+from llmrec.decoding.requests import ItemRequests
 from llmrec.serve.batcher import Batcher, Closed, Job, QueueFull, Task
 from llmrec.serve.generation import Generation
 from llmrec.serve.messages import Request
 from llmrec.serve.metrics import Metrics
+from llmrec.serve.reading import joined, read
 from llmrec.serve.refusals import Refusal
 from llmrec.serve.warm_up import batch_sizes, warm_up
 
@@ -51,10 +53,11 @@ class Recommending:
         ranked = recommender.answerer.start(joined(users), self.size)
 
         def wait() -> list[list[Answered]]:
-            names, answers = recommender.table.item_ids, []
-            for best, asked in zip(ranked(), users, strict=True):
+            found, answers = ranked(), []
+            names = iter(recommender.table.item_ids.of(np.concatenate([best.rows for best in found])))
+            for best, asked in zip(found, users, strict=True):
                 unknown = list(dict.fromkeys([*asked.unknown[0], *asked.unknown_filters]))
-                item_ids = names.of(best.rows)
+                item_ids = list(islice(names, len(best.rows)))
                 answers.append(Answered(item_ids, best.scores.tolist(), unknown, not len(asked.histories[0])))
             left = iter(answers)
             return [[next(left) for _ in payload] for payload in payloads]
@@ -136,22 +139,7 @@ class Service:
         Raises:
             Refusal: If one cannot be answered, with every such request.
         """
-        recommender, found, problems = self.generation.recommender, [], []
-        for place, each in enumerate(requests):
-            try:
-                allow = None if each.allow is None else [each.allow]  # of the only user; it may be empty
-                asked = read_requests(recommender.table, [each.history], each.exclude, allow, each.unknown)
-                if each.is_filtered:
-                    asked = self.generation.items.restrict(asked, tuple(each.where), each.max_popularity)
-                recommender.sid_config.vocabulary.check_rank(each.rank or "sid")
-                recommender.answerer.check(asked, self._size(each))
-                found.append(asked)
-            except ValueError as error:
-                problems.append(f"{f'request {place}: ' if len(requests) > 1 else ''}{error}")
-        if problems:
-            more = f" {len(problems) - 5} more such requests." if len(problems) > 5 else ""
-            raise Refusal(422, " ".join(problems[:5]) + more)
-        return found
+        return read(self.generation, requests, self._size)
 
     async def find_items(self, requests: Sequence[Request]) -> None:
         """Find the items that meet the conditions of requests beside the event loop, as all items are read for that.
@@ -280,15 +268,3 @@ def settle(future: asyncio.Future, result: object) -> None:
             future.set_exception(result)
         else:
             future.set_result(result)
-
-
-def joined(users: Sequence[ItemRequests]) -> ItemRequests:
-    """Requests of one user each as those of one batch."""
-    return ItemRequests(
-        [each.histories[0] for each in users],
-        [np.concatenate([each.exclude[0], each.exclude_all]) for each in users],
-        np.empty(0, np.int64),
-        [each.allow[0] for each in users],
-        [each.unknown[0] for each in users],
-        [],
-    )

@@ -16,7 +16,7 @@ from llmrec.data.catalog import Catalog
 from llmrec.runtime.console import say, tell
 from llmrec.runtime.manifest import JsonObject
 
-LIBRARIES = ("fastapi", "uvicorn", "prometheus_client")
+LIBRARIES = ("fastapi", "uvicorn", "httptools", "prometheus_client")
 # After so long a thread that computes lets the one that answers /health run; Python waits five times as long.
 SWITCH_S = 0.001
 LEAST_KEY = 16  # characters

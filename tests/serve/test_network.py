@@ -92,6 +92,23 @@ def test_what_is_no_http_ends_the_connection_and_nothing_else(running, garbage):
     assert server.health_s() < 2
 
 
+@pytest.mark.parametrize(("size", "status"), [(16_000, b"200"), (16_400, b"400")])
+@pytest.mark.parametrize("has_end", [True, False])
+def test_a_head_is_bounded_whether_or_not_it_ends(running, size, status, has_end):
+    connection = running(receive_s=0.3).connect()
+    connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX: " + b"x" * size)
+    if has_end:
+        connection.sendall(b"\r\n\r\n")
+    answer = received(connection)
+    assert answer[9:12] == (status if has_end or status == b"400" else b"")
+
+
+def test_a_request_without_a_host_is_refused(running):
+    connection = running().connect()
+    connection.sendall(b"GET /health HTTP/1.1\r\n\r\n")
+    assert received(connection).startswith(b"HTTP/1.1 400")
+
+
 def test_a_connection_is_kept_after_a_refusal(running):
     server = running()
     connection = server.connect()

@@ -91,7 +91,6 @@ def run(serving, generation) -> Iterator:
         catalog = Catalog(pa.table(columns), pa.table(empty))
         service.generation = dataclasses.replace(
             generation, catalog=catalog, items=ItemIndex(generation.recommender, catalog),
-            titles=dict(zip(catalog.item_ids, catalog.titles, strict=True)),
         )  # fmt: skip
         started.append(Running(service, access))
         return started[-1]

@@ -116,7 +116,7 @@ def test_the_catalogue_is_described(send, columned):
 def test_without_a_catalogue_items_are_found_by_their_ids(generation, send, serving, ask):
     service = serving()
     bare = ItemIndex(generation.recommender, None)
-    service.generation = dataclasses.replace(generation, catalog=None, titles={}, items=bare)
+    service.generation = dataclasses.replace(generation, catalog=None, items=bare)
     answer = ask(path="/v1/items?query=item-1&limit=3", method="GET", service=service).json()
     assert answer["items"][0]["item_id"] == "item-1" and answer["items"][0]["title"] is None
     described = ask(path="/v1/catalog", method="GET", service=service).json()

@@ -41,11 +41,11 @@ def router(service: Service) -> APIRouter:
 
 def described(generation: Generation, answers: Sequence[Answered]) -> list[dict[str, object]]:
     """Answers as they are sent."""
-    title_of = generation.titles.get
+    titles = iter(generation.titles.of([item_id for answer in answers for item_id in answer.item_ids]))
     return [
         {
             "items": [
-                {"item_id": item_id, "score": score, "title": title_of(item_id)}
+                {"item_id": item_id, "score": score, "title": next(titles)}
                 for item_id, score in zip(answer.item_ids, answer.scores, strict=True)
             ],
             "unknown": answer.unknown,
