@@ -34,6 +34,12 @@ from llmrec.tokenizers.shared.kmeans import kmeans, squared_distances
 
 TOLERANCE = 0.015  # cost above flow's
 FLOW_STEPS = 2**30  # resolution of the integer costs of flow
+KEY_FIGURES = [
+    {"case": "assignment", "solver": "flow", "figure": "seconds", "over": {"case": "assignment", "solver": "prices"},
+     "by": ["items", "codes"]},
+]  # fmt: skip
+RUNS = {"h200-balanced": []}
+NEEDS = ["ortools"]
 
 
 def main() -> None:

@@ -31,6 +31,10 @@ from llmrec.sid.vocabulary import SidVocabulary
 
 LEVELS, FEW = 3, 500
 ONE = [sys.executable, "-m", "llmrec", "recommend"]
+KEY_FIGURES = [
+    {"case": "--input", "figure": "cpu_seconds", "over": {"case": "--users on as many"}, "by": ["users"]},
+]  # fmt: skip
+RUNS = {"cpu-batch": []}
 
 
 def main() -> None:

@@ -19,6 +19,8 @@ import torch
 ROOT = Path(__file__).parents[2]
 CPU_INFO = Path("/proc/cpuinfo")
 CALLS_PER_GRAPH = 20
+# On a busy machine CPU seconds say more than wall time: CPU_SECONDS=1 python scripts/benchmarks/…
+clock = time.process_time if os.environ.get("CPU_SECONDS") else time.perf_counter
 
 
 def emit(case: str, **values: object) -> None:
@@ -37,6 +39,7 @@ def emit_machine() -> None:
         cores=os.cpu_count(),
         threads=torch.get_num_threads(),
         load=os.getloadavg()[0],
+        clock=clock.__name__,
         gpus=[torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         python=platform.python_version(),
         **{package: version(package) for package in packages},
@@ -48,14 +51,14 @@ def _cpu_info() -> list[str]:
 
 
 def seconds(call: Callable[[], object], repeats: int, device: torch.device | str = "cpu") -> float:
-    """Median wall time of a call after one that does not count."""
+    """Median time of a call after one that does not count, by `clock`."""
     times = []
     for _ in range(repeats + 1):
         _wait(device)
-        started = time.perf_counter()
+        started = clock()
         call()
         _wait(device)
-        times.append(time.perf_counter() - started)
+        times.append(clock() - started)
     return statistics.median(times[1:])
 
 

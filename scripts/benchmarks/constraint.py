@@ -31,6 +31,15 @@ NUM_LEVELS, CODEBOOK_SIZE = 4, 256
 EOS, PROMPT = 0, 1  # tokens
 DICT_UP_TO = 10**6  # items; 450 bytes of dict for each
 FILTER_ROWS, FILTER_BEAMS, SEEN = 128, 50, 50
+KEY_FIGURES = [
+    {"case": "against_dicts", "level": "all", "figure": "processor_ratio", "by": ["items"]},
+    {"case": "graph_mask", "figure": "eager_us", "over": "graph_us", "by": ["items", "level"]},
+]
+RUNS = {
+    "quick-constraint": ["--device", "cpu", "--items", "10000", "--rows", "400"],
+    "cpu-constraint": ["--device", "cpu"],
+    "h200-constraint": ["--device", "cuda", "--items", "10000", "100000", "1000000", "10000000", "100000000"],
+}
 
 
 def main() -> None:

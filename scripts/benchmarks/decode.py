@@ -36,6 +36,15 @@ KERNELS = {
     "fused by the compiler": ("triton",),
     "copies": ("copy", "Memcpy", "memcpy", "Memset", "cat"),
 }
+KEY_FIGURES = [
+    {"case": "search", "figure": "users_per_s", "over": {"case": "generate", "constraint": "dict trie"},
+     "by": ["mode", "scores_over", "batch"]},
+]  # fmt: skip
+RUNS = {
+    "quick-decode": ["--device", "cpu", "--shape", "tiny", "--items", "20000", "--generate-batches", "4"],
+    "h200-decode-qwen3-0.6b": ["--shape", "qwen3-0.6b", "--memory-gb", "80"],
+    "h200-decode-smollm2-135m": ["--shape", "smollm2-135m", "--memory-gb", "80"],
+}
 
 
 def main() -> None:

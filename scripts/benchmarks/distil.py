@@ -28,6 +28,7 @@ VARIANTS = {
     "teacher": {"teacher_weight": 0.5},
     "teacher and drawn answers": {"teacher_weight": 0.5, "drawn_answers": True},
 }
+KEY_FIGURES = [{"case": "sft", "figure": "steps_per_s", "over": {"case": "sft", "variant": "plain"}, "by": ["variant"]}]
 
 
 def main() -> None:

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 SAMPLES, TOP, REPEATS = 20, 10, 3
 Answers = list[list[list[int]]]  # the token ids of each answer of each user, best first where they are ranked
+KEY_FIGURES = [
+    {"case": "ours, beams", "figure": "users_per_cpu_s", "over": {"case": "transformers, beams"}, "by": ["users"]},
+]  # fmt: skip
+RUNS = {"cpu-engines-micro": None}
 
 
 def main() -> None:

@@ -22,6 +22,9 @@ from llmrec.tokenizers.shared.kmeans import kmeans, kmeans_plus_plus, lloyd, nea
 
 TOLERANCE = 0.005  # of the distortions
 SAMPLE_PER_CODE = 64
+KEY_FIGURES = [{"case": "ratio", "figure": "faster", "by": []}]
+RUNS = {"h200-kmeans": ["--repeats", "5"]}
+NEEDS = ["faiss"]
 
 
 def main() -> None:

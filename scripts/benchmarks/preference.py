@@ -34,6 +34,12 @@ NUM_ITEMS, PREFIX, PAD = 10_000, tuple(range(10, 23)), 0
 TOLERANCE = 1e-4  # relative, of sums over all weights in float32
 CASES = {"dpo": 2, "sdpo": 4, "grpo": 16}  # completions of a prompt
 Scores = Callable[[PeftModel, dict[str, Tensor]], Tensor]
+KEY_FIGURES = [{"case": "ratio", "figure": "shared_over_repeated", "by": ["of"]}]
+RUNS = {
+    "quick-preference": ["--device", "cpu", "--shape", "tiny", "--batch-sizes", "16"],
+    "h200-preference-smollm2-135m": ["--shape", "smollm2-135m"],
+    "h200-preference-qwen3-0.6b": ["--shape", "qwen3-0.6b"],
+}
 
 
 def main() -> None:

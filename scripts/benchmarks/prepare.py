@@ -28,6 +28,8 @@ FORMATS = ["csv", "csv.gz", "jsonl", "parquet"]
 SLOW_UP_TO = 10**6  # rows
 K_CORE, MAX_HISTORY = 5, 50  # defaults of prepare
 Example = tuple[str, str, tuple[str, ...], str]
+KEY_FIGURES = [{"case": "slow way", "figure": "cpu_seconds", "over": {"case": "beside it"}, "by": ["interactions"]}]
+RUNS = {"cpu-prepare": [], "cpu-prepare-idle": None}
 
 
 def main() -> None:

@@ -35,6 +35,11 @@ from llmrec.sid.table import SidTable
 
 PREFIX = range(10, 23)
 RANKS: tuple[RankBy, ...] = ("sid", "items", "mixture")
+KEY_FIGURES = [{"case": "rank", "figure": "users_per_s", "over": {"case": "generate"}, "by": ["by", "batch"]}]
+RUNS = {
+    "quick-rank": ["--device", "cpu", "--shape", "tiny", "--batches", "1", "8"],
+    "cpu-rank-smollm2-135m": ["--shape", "smollm2-135m", "--batches", "1", "8"],
+}
 
 
 def main() -> None:

@@ -34,6 +34,12 @@ from llmrec.training.weights import lora_config
 
 PREFIX = range(10, 23)
 WAYS = ("sampled", "distinct", "beams")
+KEY_FIGURES = [{"case": "rollout", "figure": "times_generate", "by": ["way", "batch"]}]
+RUNS = {
+    "quick-rollout": ["--device", "cpu", "--shape", "tiny", "--batch-sizes", "16"],
+    "h200-rollout-smollm2-135m": ["--shape", "smollm2-135m"],
+    "h200-rollout-qwen3-0.6b": ["--shape", "qwen3-0.6b"],
+}
 
 
 def main() -> None:

@@ -32,6 +32,15 @@ from llmrec.data.catalog import Catalog
 from llmrec.sid.table import SidTable
 
 USERS_PER_LIST, NUM_REQUESTS, NUM_CLIENTS, NUM_LIST_CLIENTS = 64, 2000, 128, 6
+KEY_FIGURES = [
+    {"case": "twice the capacity", "figure": "share_of_capacity", "by": []},
+    {"case": "lists of 64, exclude None", "figure": "users_per_s", "over": {"case": "decoder"}, "by": []},
+]
+RUNS = {
+    "cpu-serve-quickstart": None,
+    "h200-serve-smollm2-135m": ["--shape", "smollm2-135m", "--compile", "true"],
+    "h200-serve-qwen3-0.6b": ["--shape", "qwen3-0.6b", "--compile", "true"],
+}
 
 
 def main() -> None:

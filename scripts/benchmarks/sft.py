@@ -41,6 +41,11 @@ from llmrec.training.weights import add_adapter
 
 NUM_ITEMS, PREFIX, PAD = 10_000, tuple(range(10, 23)), 0
 TOLERANCE = 1e-5
+KEY_FIGURES = [{"case": "ratio", "figure": "ours_over_trl", "by": []}]
+RUNS = {
+    "h200-sft-smollm2-135m": ["--shape", "smollm2-135m"],
+    "h200-sft-qwen3-0.6b": ["--shape", "qwen3-0.6b", "--batch-size", "512", "--trl-batch-size", "128"],
+}
 
 
 def main() -> None:

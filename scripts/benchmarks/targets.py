@@ -27,6 +27,12 @@ from llmrec.training.weights import add_adapter
 
 NUM_ITEMS, PREFIX, PAD = 10_000, tuple(range(10, 23)), 0
 TOLERANCE = 1e-5
+KEY_FIGURES = [{"case": "ratio", "figure": "one_pass_over_rows", "by": ["items"]}]
+RUNS = {
+    "quick-targets": ["--device", "cpu", "--shape", "tiny", "--items", "20", "--users", "16"],
+    "h200-targets-smollm2-135m": ["--shape", "smollm2-135m"],
+    "h200-targets-qwen3-0.6b": ["--shape", "qwen3-0.6b", "--items", "20"],
+}
 
 
 def main() -> None:

@@ -27,6 +27,12 @@ from llmrec.sid.vocabulary import SidVocabulary
 
 END = FIRST_TEXT_TOKEN  # token that ends a title
 SHORTEST = 3
+KEY_FIGURES = [{"case": "search", "figure": "users_per_s", "over": {"case": "generate"}, "by": ["batch"]}]
+RUNS = {
+    "quick-titles": ["--device", "cpu", "--shape", "tiny", "--items", "20000", "--batches", "1", "4",
+                     "--generate-batches", "1", "4"],
+    "cpu-titles-smollm2-135m": ["--shape", "smollm2-135m", "--batches", "1", "4", "--generate-batches", "1"],
+}  # fmt: skip
 
 
 def main() -> None:
