@@ -3,7 +3,8 @@
 `PromptReader` reads prompts at the speed of the device. On a GPU the whole pass becomes one CUDA graph for each size of
 batch and prompt that comes up repeatedly. Sizes are rounded up so that there are few of them: prompts are repeated and
 padded, which changes no answer. `compiled` joins the projections that read the same input
-(`llmrec.model.fused_projections`) and fuses the operations between the matrix products of a layer.
+(`llmrec.model.linear_layers`) and fuses the operations between the matrix products of a layer. On a CPU, products
+in float32 are oneDNN's.
 
 Shapes: B prompts, T prompt tokens, P prefix tokens, M beams, S columns written so far.
 """
@@ -22,7 +23,7 @@ from transformers import PreTrainedModel
 from llmrec.decoding.tree_attention import TreeCache, check_attention
 from llmrec.decoding.trie.leaf_mask import MIN_WIDTH, LeafMask
 from llmrec.model.backbone import causal_lm, check_context, compile_layers, run_backbone
-from llmrec.model.fused_projections import join_projections
+from llmrec.model.linear_layers import join_projections, use_onednn
 from llmrec.runtime.cuda_graphs import CudaGraphs
 
 LEAST_STEP, ROWS_STEP = 8, 16
@@ -152,8 +153,11 @@ class PromptReader:
     ):
         self.model, self.prefix_ids = causal_lm(model), prefix_ids
         check_attention(self.model)
-        if compiled:
+        if self.model.device.type == "cpu":
+            use_onednn(self.model)
+        elif compiled:
             join_projections(self.model)
+        if compiled:
             compile_layers(self.model)
         capture = self.model.device.type == "cuda" if capture is None else capture
         self._graphs = CudaGraphs() if capture else None

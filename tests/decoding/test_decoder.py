@@ -13,7 +13,7 @@ from llmrec.decoding.tree_forward import LEAST_STEP, ROWS_STEP, _round_up, pad_r
 from llmrec.decoding.trie.filter import LeafFilter
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.model.backbone import compile_layers
-from llmrec.model.fused_projections import join_projections
+from llmrec.model.linear_layers import join_projections
 from llmrec.runtime import cuda_graphs
 from llmrec.runtime.cuda_graphs import EAGER_CALLS, CudaGraphs
 from llmrec.sid.table import SidTable
