@@ -46,6 +46,8 @@ PER_USER, PER_ITEM = 20, 10  # interactions
 BLOCK = 2**17  # vectors made at once
 ROWS = 1600  # prompts times beams of a mask
 STAGES = ("tokenize", "extend", "sft", "evaluate", "recommend")
+KEY_FIGURES = []  # it has no slow way beside it
+RUNS = {"cpu-scaling": None, "h200-stream": None}
 
 
 def main() -> None:

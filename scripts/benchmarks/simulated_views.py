@@ -22,6 +22,7 @@ from llmrec.views import BLOCK, SUFFIX, describe
 from llmrec.views.written import write
 
 NOISE = 0.5  # length of the noise, beside a mean of unit vectors
+KEY_FIGURES = []  # it has no slow way beside it
 
 
 def main() -> None:
