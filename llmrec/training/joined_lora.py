@@ -23,7 +23,7 @@ import torch
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
-from llmrec.model.fused_projections import GROUPS
+from llmrec.model.linear_layers import GROUPS
 from llmrec.model.trained_rows import matrix_of
 
 

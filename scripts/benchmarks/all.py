@@ -33,6 +33,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 TOLERANCE = 0.3  # of a ratio; repeated quick runs on two busy cores stay within it
+STATED = ("threads", "load", "torch")  # of the machine line, beside its hardware
 FAILURES = ("SLOWER", "MISSING")
 Line = Mapping[str, Any]
 Ratios = dict[str, float]
@@ -167,8 +168,9 @@ def described(lines: list[Line]) -> str:
     on = next((line for line in lines if line["case"] == "machine"), None)
     if on is None:
         return "no record; --record makes one"
-    gpus = f", {on['gpus'][0]}" if on["gpus"] else ""
-    return f"recorded on {on['cpu']}{gpus}, {on['threads']} threads, load {on['load']:.2g}, torch {on['torch']}"
+    hardware = ", ".join([*filter(None, [on.get("cpu")]), *on["gpus"][:1]])
+    facts = [f"{name} {on[name]:.2g}" if name == "load" else f"{name} {on[name]}" for name in STATED if name in on]
+    return f"recorded on {', '.join([hardware, *facts])}"
 
 
 def ratios(lines: list[Line], key_figures: list[dict[str, Any]]) -> Ratios:

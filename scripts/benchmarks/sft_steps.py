@@ -30,6 +30,13 @@ from llmrec.training.weights import add_adapter
 WAYS = ("sft", "peft", "full")
 TOLERANCE, PASSES = 1e-4, 2
 DENSE_RATE = 790e12  # bf16 FLOP per second that large matrix products reach on one H200
+KEY_FIGURES = [
+    {"case": "step", "way": "sft", "figure": "tokens_per_s", "over": {"case": "step", "way": "peft"}, "by": ["batch"]},
+]
+RUNS = {
+    "h200-sft-steps-smollm2-135m": ["--shape", "smollm2-135m"],
+    "h200-sft-steps-qwen3-0.6b": ["--shape", "qwen3-0.6b", "--batch-size", "512"],
+}
 
 
 def main() -> None:

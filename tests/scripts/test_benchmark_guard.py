@@ -16,7 +16,7 @@ SPEC.loader.exec_module(guard)
 
 # faiss was stopped; sizes that plain Python is too slow for; stages alone
 WITHOUT_SLOW_WAY = {"h200-kmeans", "cpu-prepare-idle", "cpu-scaling", "h200-stream"}
-WITHOUT_SCRIPT = {"h200-sizes-smollm2-135m", "h200-sizes-qwen3-0.6b"}
+WITHOUT_SCRIPT = {"h200-sizes-smollm2-135m", "h200-sizes-qwen3-0.6b", "h200-decode-profile-qwen3-0.6b"}
 MACHINE = {"case": "machine", "cpu": "a CPU", "gpus": [], "threads": 1, "load": 0.5, "torch": "2"}
 DECLARED = """
 import a_package_that_is_not_installed
