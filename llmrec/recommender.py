@@ -27,7 +27,8 @@ from llmrec.decoding.requests import read_requests, whole_number
 from llmrec.model.backbone import check_rows, moved
 from llmrec.model.card import write_card
 from llmrec.model.checkpoint import SidConfig, load_model, load_tokenizer, resolve, save_model
-from llmrec.model.sharing.push import push_checkpoint, read_metrics
+from llmrec.model.sharing.metadata import read_metrics
+from llmrec.model.sharing.push import push_checkpoint
 from llmrec.runtime import disk
 from llmrec.runtime.device import resolve_device, resolve_dtype
 from llmrec.runtime.hub.repository import check_repo_id
@@ -281,9 +282,10 @@ class Recommender:
                 the licence.
         """
         check_repo_id(repo_id)
+        measured = None if metrics is None else read_metrics(metrics)
         with tempfile.TemporaryDirectory() as directory, disk.naming(Path(directory)):
             self._save(directory)
-            return push_checkpoint(Path(directory), repo_id, metrics, private, license).address
+            return push_checkpoint(Path(directory), repo_id, measured, private, license).address
 
     def _save(self, directory: str | Path) -> None:
         Path(directory).mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,33 @@ ROOT = Path(__file__).parents[1]
 QUICK_S = 0.3
 TRAINING_LINE = ("prepare", "embed", "tokenize", "extend", "teach", "sft", "dpo", "evaluate", "ensemble")
 SIMULATED = ["prepare", "--dataset", "simulated:60x60", "--k-core", "3"]
+FOREIGN = "--layout minionerec --model theirs --index index.json"
+# Stage -> command line -> what is said of it.
+REFUSED = {
+    "export": {
+        "--model absent --to vllm --out out": "'absent' is neither a checkpoint directory nor",
+        "--model plain --to vllm --out out": "'plain' has no llmrec.json",
+        "--model ours --to elsewhere --out out": "'elsewhere'",
+        "--model ours --to vllm --catalog plain --out out": "catalog is for a Space",
+        "--model ours --to space --catalog plain --out out": "'plain' is not a directory that llmrec finished",
+        "--model ours --to vllm --out theirs": "'theirs' exists and was not written by llmrec",
+    },
+    "import": {
+        f"{FOREIGN} --layout elsewhere --out out": "'elsewhere'",
+        f"{FOREIGN} --index absent.json --out out": "'absent.json' does not exist",
+        f"{FOREIGN} --info absent.txt --out out": "'absent.txt' does not exist",
+        f"{FOREIGN} --model absent --out out": "'absent' is neither a checkpoint directory nor",
+        f"{FOREIGN} --model adapter --out out": "model 'adapter' is an adapter",
+        f"{FOREIGN} --out plain": "'plain' exists and was not written by llmrec",
+    },
+    "push": {
+        "--source absent --repo-id ann/shop": "source 'absent' is no directory",
+        "--source plain --repo-id ann/shop": "'plain' has no llmrec.json",
+        "--source ours --repo-id shop": "repo_id is 'shop'; give owner/name",
+        "--source ours --repo-id ann/a/shop": "repo_id is 'ann/a/shop', which the Hub does not take",
+        "--source ours --repo-id ann/shop --metrics absent.json": "'absent.json' does not exist",
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments", [["-c", "import llmrec"], ["-m", "llmrec", "--help"]])
@@ -56,6 +83,28 @@ heavy = [name for name in ("torch", "transformers", "numpy", "polars", "yaml") i
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("stage", REFUSED)
+def test_bad_input_of_a_checkpoint_that_is_exchanged_is_refused_without_torch(stage, tmp_path):
+    """Their imports take seconds; each command line is at fault in one thing."""
+    places = {"plain": "a.txt", "ours": "llmrec.json", "theirs": "b.txt", "adapter": "adapter_config.json"}
+    for name, file in places.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("{}")
+    (tmp_path / "index.json").write_text('{"7": ["<a_1>", "<b_2>"]}')
+    code = f"""
+import sys
+from llmrec.cli import main
+for words in {list(REFUSED[stage])!r}:
+    assert main([{stage!r}, *words.split()]) == 2, words
+    heavy = [name for name in ("torch", "transformers") if name in sys.modules]
+    assert not heavy, (words, heavy)
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    for line, said in zip(run.stderr.splitlines(), REFUSED[stage].values(), strict=True):
+        assert said in line
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -21,15 +21,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from llmrec.configs import CHECKPOINTS
 from llmrec.model.heads.own_files import saved_apart
 from llmrec.model.heads.weights import load_head
 from llmrec.model.history.choice import make_history_encoder
 from llmrec.model.prompts import Prompt
 from llmrec.runtime.finite import check_weights
-from llmrec.runtime.hub.repository import download
-from llmrec.runtime.manifest import MANIFEST, PARTIAL, JsonObject, read_json, verify, write_json
-from llmrec.runtime.model_files import BINDING, binding, check_binding, check_sizes
+from llmrec.runtime.hub.checkpoints import check_is_ours
+from llmrec.runtime.hub.checkpoints import resolve as resolve
+from llmrec.runtime.manifest import JsonObject, read_json, write_json
+from llmrec.runtime.model_files import BINDING, OURS, binding, check_sizes
 from llmrec.runtime.quiet import loading, without_tensor_bars
 from llmrec.sid import table as sid
 from llmrec.sid.normalization import NormalizeOver, check_length_penalty, check_normalize_over
@@ -37,7 +37,7 @@ from llmrec.sid.table import SidTable
 from llmrec.sid.tokens.llm_tokenizer import load_tokenizer as load_tokenizer
 from llmrec.sid.vocabulary import SidVocabulary
 
-FILE = "llmrec.json"
+FILE = OURS
 SCHEMA_VERSION = 1
 
 
@@ -178,10 +178,7 @@ class SidConfig:
             True
         """
         path = Path(directory) / FILE
-        if not path.is_file():
-            raise ValueError(
-                f"'{directory}' has no {FILE}: it is not a checkpoint of llmrec. `llmrec extend` makes one."
-            )
+        check_is_ours(Path(directory))
         unreadable = f"{path} cannot be read ({{!r}}); run the stage that wrote it again."
         try:
             values = read_json(path)
@@ -206,36 +203,6 @@ class SidConfig:
             raise ValueError(unreadable.format(error)) from error
         vocabulary.check_table(table)
         return sid_config, table, details
-
-
-def resolve(source: str | Path) -> Path:
-    """Find the local directory of a checkpoint, and verify it if llmrec wrote a manifest.
-
-    Args:
-        source: Path or Hub id; `owner/name@revision` is the state of a branch, tag or commit.
-
-    Raises:
-        ValueError: If it is neither a directory nor reachable on the Hub, or a file was changed.
-    """
-    path = Path(source)
-    if path.is_dir():
-        return verify(path, *CHECKPOINTS) if (path / MANIFEST).is_file() else _bound(path)
-    if path.with_name(path.name + PARTIAL).is_dir():
-        return verify(path)
-    try:
-        downloaded = download(str(source))
-    except ValueError as error:
-        raise ValueError(
-            f"'{source}' is neither a checkpoint directory nor a model that could be fetched from the Hub: {error}."
-        ) from error
-    return _bound(downloaded)
-
-
-def _bound(path: Path) -> Path:
-    """Check the files of a checkpoint without a manifest by its llmrec.json, if there is one."""
-    if (path / FILE).is_file():
-        check_binding(path)
-    return path
 
 
 def load_model(source: str | Path, **options: object) -> PreTrainedModel:

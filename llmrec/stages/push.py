@@ -5,15 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from llmrec.configs import CHECKPOINTS, PushConfig
-from llmrec.model.checkpoint import resolve
-from llmrec.model.sharing.push import push_checkpoint
+from llmrec.model.sharing.metadata import read_metrics
 from llmrec.runtime.console import tell
-from llmrec.runtime.hub.repository import Upload, upload
+from llmrec.runtime.hub.checkpoints import check_is_ours, resolve
+from llmrec.runtime.hub.repository import Upload, check_repo_id, upload
 from llmrec.runtime.manifest import MANIFEST, JsonObject, content_hash, read_manifest
-from llmrec.serve.exchange.space import CATALOG, CHECKPOINT
-from llmrec.sid.sharing import push_sids
-
-SPACE_FOLDERS = (f"{CHECKPOINT}/*", f"{CATALOG}/*")
 
 
 def main(config: PushConfig) -> JsonObject:
@@ -26,6 +22,7 @@ def main(config: PushConfig) -> JsonObject:
         ConnectionError: If the Hub cannot be reached or refuses.
         ValueError: If the directory is of another stage or was changed, or an option does not go with it.
     """
+    check_repo_id(config.repo_id)
     source = Path(config.source)
     if not source.is_dir():
         raise ValueError(f"source '{source}' is no directory; give that of a checkpoint or of `llmrec tokenize`.")
@@ -41,9 +38,15 @@ def main(config: PushConfig) -> JsonObject:
     if is_space:
         sent = push_folder(source, config.repo_id, config.private)
     elif stage == "tokenize":
+        from llmrec.sid.sharing import push_sids  # torch, whose import takes seconds
+
         sent = push_sids(source, config.repo_id, config.private, config.license)
     elif stage in CHECKPOINTS:
-        sent = push_checkpoint(resolve(source), config.repo_id, config.metrics, config.private, config.license)
+        checkpoint = check_is_ours(resolve(source))
+        metrics = None if config.metrics is None else read_metrics(config.metrics)
+        from llmrec.model.sharing.push import push_checkpoint  # torch, whose import takes seconds
+
+        sent = push_checkpoint(checkpoint, config.repo_id, metrics, config.private, config.license)
     else:
         raise ValueError(
             f"'{source}' was written by `llmrec {stage}`. A checkpoint, the output of `llmrec tokenize` or of `llmrec "
@@ -70,11 +73,13 @@ def push_folder(directory: Path, repo_id: str, private: bool) -> Upload:
 
     Its manifest has paths of this machine, and files whose names begin with a dot may hold keys: they are not sent.
     """
+    from llmrec.serve.exchange.space import CATALOG, CHECKPOINT  # torch, whose import takes seconds
+
     paths = [path for path in sorted(directory.rglob("[!.]*")) if path.is_file()]
     names = [path.relative_to(directory).as_posix() for path in paths]
     files = {name: path for name, path in zip(names, paths, strict=True) if "/." not in f"/{name}"}
     files.pop(MANIFEST)
-    return upload(files, repo_id, "space", private, SPACE_FOLDERS)
+    return upload(files, repo_id, "space", private, (f"{CHECKPOINT}/*", f"{CATALOG}/*"))
 
 
 def show(result: JsonObject) -> None:

@@ -27,6 +27,7 @@ from llmrec.data.requests.user_files import UserFiles
 from llmrec.data.requests.user_table import UserTable
 from llmrec.runtime import disk, processes
 from llmrec.runtime.console import bar, progress, say
+from llmrec.runtime.hub.checkpoints import resolve
 from llmrec.runtime.manifest import JsonObject, read_manifest
 from llmrec.runtime.stage_directory import SCRATCH, run_stage
 from llmrec.serve.batch.permitted import REMEDY, local_table, permitted_by
@@ -84,8 +85,6 @@ def load_table(model: str) -> SidTable:
     """
     table = local_table(model)
     if table is None:
-        from llmrec.model.checkpoint import resolve  # imports torch, which takes seconds
-
         table = SidTable.load(resolve(model))
     return table
 

@@ -6,9 +6,13 @@ excluded, since the names recall@10 and ndcg@10 alone do not.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from huggingface_hub import EvalResult, ModelCardData
 
 from llmrec.runtime.manifest import JsonObject
+from llmrec.runtime.reading import reading
 
 TAGS = ("llmrec", "recommendation", "semantic-ids")
 OURS = "ours"
@@ -66,3 +70,16 @@ def results(metrics: JsonObject, data: JsonObject, num_items: int) -> list[EvalR
         for metric, value in values.items()
         if metric.startswith(RANKING) and isinstance(value, float)
     ]
+
+
+def read_metrics(path: str | Path) -> JsonObject:
+    """Read metrics.json of `llmrec evaluate`.
+
+    Raises:
+        ValueError: If it is absent or something else.
+    """
+    path = Path(path)
+    with reading(path, "metrics.json of `llmrec evaluate`", "give the file that `llmrec evaluate` wrote"):
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        metrics["systems"], metrics["split"], metrics["num_beams"]
+    return metrics

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from llmrec.runtime import disk
 from llmrec.runtime.hub.repository import Upload, upload
 from llmrec.runtime.manifest import JsonObject
 from llmrec.runtime.model_files import READ
-from llmrec.runtime.reading import reading
 from llmrec.sid.catalogs.catalog_record import FILE as RECORD
 from llmrec.sid.table import FILE as TABLE
 
@@ -21,24 +19,23 @@ SENT = (*READ, CONFIG, TABLE, RECORD)  # patterns of names; manifests and logs n
 
 
 def push_checkpoint(
-    directory: Path, repo_id: str, metrics: str | Path | None, private: bool, license: str | None
+    directory: Path, repo_id: str, metrics: JsonObject | None, private: bool, license: str | None
 ) -> Upload:
     """Send a checkpoint as one commit, with a card made for it.
 
     Args:
         directory: Checkpoint, which the caller has verified.
         repo_id: owner/name on the Hub.
-        metrics: Path of metrics.json of `llmrec evaluate`, for the card.
+        metrics: Content of metrics.json of `llmrec evaluate`, for the card.
         private: Visibility of a repository that is made.
         license: Id of a licence, for the card.
 
     Raises:
         ConnectionError: If the Hub cannot be reached or refuses.
-        ValueError: If `repo_id` is no name, metrics.json cannot be read, or the card is refused.
+        ValueError: If `repo_id` is no name, or the card is refused.
     """
-    measured = None if metrics is None else read_metrics(metrics)
     with tempfile.TemporaryDirectory() as scratch, disk.naming(Path(scratch)):
-        write_card(directory, repo_id, measured, license, Path(scratch))
+        write_card(directory, repo_id, metrics, license, Path(scratch))
         files = {**checkpoint_files(directory), CARD: Path(scratch, CARD)}
         return upload(files, repo_id, "model", private, SENT)
 
@@ -46,16 +43,3 @@ def push_checkpoint(
 def checkpoint_files(directory: Path) -> dict[str, Path]:
     """Name -> path of the files of a checkpoint that others may have."""
     return {path.name: path for path in sorted(directory.iterdir()) if any(map(path.match, SENT))}
-
-
-def read_metrics(path: str | Path) -> JsonObject:
-    """Read metrics.json of `llmrec evaluate`.
-
-    Raises:
-        ValueError: If it is absent or something else.
-    """
-    path = Path(path)
-    with reading(path, "metrics.json of `llmrec evaluate`", "give the file that `llmrec evaluate` wrote"):
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        metrics["systems"], metrics["split"], metrics["num_beams"]
-    return metrics

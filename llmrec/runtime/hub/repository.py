@@ -17,6 +17,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, sn
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -72,7 +73,10 @@ def check_repo_id(repo_id: str) -> None:
     """
     if "/" not in repo_id:
         raise ValueError(f"repo_id is '{repo_id}'; give owner/name, as `hf auth whoami` tells who you are.")
-    validate_repo_id(repo_id)
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"repo_id is '{repo_id}', which the Hub does not take: {first_line(error)}") from error
 
 
 def upload(

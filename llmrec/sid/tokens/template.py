@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:  # it takes a second to import
+    from transformers import PreTrainedTokenizerBase
 
 DEFAULT_TEMPLATE = "<{letter}_{code}>"
 LONG_TEMPLATE = "<{level}_{code}>"  # for more levels than there are letters
