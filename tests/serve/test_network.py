@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import threading
 import time
 
 import pytest
 
+from llmrec.serve.service import Recommending
 from tests.serve.conftest import HISTORY
 
 BODY = json.dumps({"history": HISTORY, "k": 2}).encode()
@@ -120,17 +122,28 @@ def test_a_connection_is_kept_after_a_refusal(running):
         assert answer.split()[1] == status
 
 
-def test_at_a_signal_what_waits_is_answered_and_the_server_ends(running):
-    server = running()
-    server.hold()
-    waiting = server.connect()
-    waiting.sendall(full_post(b"Connection: close\r\n"))
-    until(lambda: server.service.waiting == 1)
+def test_at_a_signal_the_batch_and_the_queue_are_answered_and_the_server_ends(running, monkeypatch):
+    server, begun, gone = running(max_batch=2), threading.Event(), threading.Event()
+    start = Recommending.start
+
+    def held_start(self, payloads):
+        begun.set()
+        assert gone.wait(10)
+        return start(self, payloads)
+
+    monkeypatch.setattr(Recommending, "start", held_start)
+    taken = [server.connect() for _ in range(7)]
+    for connection in taken:
+        connection.sendall(full_post())
+    until(lambda: begun.is_set() and server.service.in_flight == 7)
+    assert 5 <= server.service.waiting < 7  # the others are in the batch
     server.server.handle_exit(15, None)
     late = server.connect()
     late.sendall(full_post(b"Connection: close\r\n"))
     assert received(late).startswith(b"HTTP/1.1 503")
-    server.held.gone.set()
-    assert received(waiting).startswith(b"HTTP/1.1 200")
+    gone.set()
+    assert [received(connection).split()[1] for connection in taken] == [b"200"] * 7
     server.thread.join(5)
     assert not server.thread.is_alive()
+    with pytest.raises(ConnectionRefusedError):
+        server.connect()

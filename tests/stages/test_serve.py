@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -96,6 +97,14 @@ def ask(port: int, path: str, body: object = None) -> dict:
         return json.load(answer)
 
 
+def asked(port: int) -> http.client.HTTPConnection:
+    """Connection that has sent a request of 16 users."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    body = json.dumps([{"history": ["item-1"], "k": 2}] * 16)
+    connection.request("POST", "/v1/recommend", body, {"Content-Type": "application/json", "Connection": "close"})
+    return connection
+
+
 def test_the_command_answers_survives_a_kill_and_ends_at_a_signal(tuned, toy, forks, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -110,7 +119,12 @@ def test_the_command_answers_survives_a_kill_and_ends_at_a_signal(tuned, toy, fo
             except OSError:
                 time.sleep(0.05)
         answers.append(ask(port, "/v1/recommend", {"history": ["item-1"], "k": 2}))
+        first, *others = [asked(port) for _ in range(8 if end == signal.SIGTERM else 1)]
+        assert first.getresponse().status == 200
         os.kill(pid, end)
+        answered = [each.getresponse() for each in others]  # those that it has not read yet are refused
+        assert {each.status for each in answered} <= {200, 503}
+        assert all(each.read() for each in answered)  # whole: a part is an IncompleteRead
         assert forks.wait(pid) == (-signal.SIGKILL if end == signal.SIGKILL else 0)
     assert answers[0] == answers[1] and len(answers[0]["items"]) == 2
     assert "requests answered" in (tmp_path / "log").read_text()
