@@ -48,6 +48,27 @@ def test_a_client_that_goes_away_frees_its_place_within_250_ms(running):
     assert until(lambda: server.service.waiting == 0) < 0.25
 
 
+def test_300_clients_who_leave_at_once_make_room_for_a_new_one_within_250_ms(running):
+    server = running(max_queue=300)
+    server.hold()
+    leaving = [server.connect() for _ in range(300)]
+    for connection in leaving:
+        connection.sendall(full_post())
+    until(lambda: server.service.waiting == 300)
+    fresh = server.connect()
+    fresh.sendall(full_post())
+    assert fresh.recv(65536).startswith(b"HTTP/1.1 429")
+    started = time.perf_counter()
+    for connection in leaving:
+        connection.close()
+    until(lambda: server.service.waiting == 0)
+    fresh.sendall(full_post(b"Connection: close\r\n"))
+    until(lambda: server.service.waiting == 1)
+    assert time.perf_counter() - started < 0.25
+    server.held.gone.set()
+    assert received(fresh).startswith(b"HTTP/1.1 200")
+
+
 def test_slow_heads_and_bodies_end_and_disturb_nobody(running):
     server = running(receive_s=0.3)
     slow = [server.connect() for _ in range(30)]
