@@ -98,8 +98,8 @@ class Gate:
             if scope["method"] in ("GET", "HEAD"):
                 await self.app(scope, receive, counting_send)
             else:
-                self.service.check_room(scope["path"])
-                body = await self._read(headers, receive)
+                self._check_room(scope["path"], headers)
+                body = await self._read(receive)
                 await self._run(scope, body, receive, counting_send)
         except Refusal as refusal:
             await send_answer(counting_send, refusal.answer())
@@ -112,14 +112,28 @@ class Gate:
             route = getattr(scope.get("route"), "path", "other")
             self.service.metrics.count_request(route, status, time.perf_counter() - started)
 
-    async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
-        most, seconds = self.limits.max_body_kib * 1024, self.limits.receive_s
-        too_large = Refusal(
-            413, f"The body is larger than {self.limits.max_body_kib} KiB; send less.", {"Connection": "close"}
-        )
+    def _check_room(self, path: str, headers: dict[bytes, bytes]) -> None:
+        """Refuse a request before its body is read; the connection stays open if the rest of the body is bounded.
+
+        Raises:
+            Refusal: If the body is announced as too large, or there is no place in the queue.
+        """
         length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length[:20]) > most:
-            raise too_large
+        if length.isdigit() and int(length[:20]) > self.limits.max_body_kib * 1024:
+            raise self._too_large()
+        try:
+            self.service.check_room(path)
+        except Refusal as refusal:
+            if b"transfer-encoding" in headers:
+                refusal.headers["Connection"] = "close"
+            raise
+
+    def _too_large(self) -> Refusal:
+        message = f"The body is larger than {self.limits.max_body_kib} KiB; send less."
+        return Refusal(413, message, {"Connection": "close"})
+
+    async def _read(self, receive: Receive) -> bytes:
+        most, seconds = self.limits.max_body_kib * 1024, self.limits.receive_s
         body = b""
         try:
             async with asyncio.timeout(seconds):
@@ -129,7 +143,7 @@ class Gate:
                         raise ClientGone
                     body += message.get("body", b"")
                     if len(body) > most:
-                        raise too_large
+                        raise self._too_large()
                     if not message.get("more_body"):
                         return body
         except TimeoutError:

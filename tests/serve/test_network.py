@@ -26,6 +26,16 @@ def received(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
+def answer_of(connection: socket.socket) -> bytes:
+    """An answer of a connection that goes on."""
+    answer = b""
+    while not answer.endswith(b"}"):
+        part = connection.recv(65536)
+        assert part, answer
+        answer += part
+    return answer
+
+
 def until(condition) -> float:
     started = time.perf_counter()
     while not condition():
@@ -137,10 +147,38 @@ def test_a_connection_is_kept_after_a_refusal(running):
     connection = server.connect()
     for request, status in ((POST + b"Content-Length: 2\r\n\r\n{}", b"422"), (full_post(), b"200")):
         connection.sendall(request)
-        answer = b""
-        while not answer.endswith(b"}"):
-            answer += connection.recv(65536)
-        assert answer.split()[1] == status
+        assert answer_of(connection).split()[1] == status
+
+
+def test_a_full_queue_refuses_before_the_body_is_there_and_keeps_the_connection(running):
+    server = running(max_batch=1, max_queue=1)
+    server.hold()
+    waiting, late = server.connect(), server.connect()
+    waiting.sendall(full_post(b"Connection: close\r\n"))
+    until(lambda: server.service.waiting == 1)
+    late.sendall(POST + b"Content-Length: 9\r\n\r\n")
+    assert answer_of(late).split()[1] == b"429"
+    late.sendall(b"no JSON {" + POST + b"Content-Length: 9\r\n\r\nno JSON {")
+    assert answer_of(late).split()[1] == b"429"  # nobody has looked into the body
+    server.held.gone.set()
+    assert received(waiting).startswith(b"HTTP/1.1 200")
+    late.sendall(full_post())
+    assert answer_of(late).split()[1] == b"200"
+
+
+@pytest.mark.parametrize(
+    ("head", "status"), [(b"Transfer-Encoding: chunked\r\n\r\n", b"429"), (b"Content-Length: 9999999\r\n\r\n", b"413")]
+)
+def test_a_full_queue_ends_connections_whose_body_has_no_bound(running, head, status):
+    server = running(max_batch=1, max_queue=1)
+    server.hold()
+    waiting = server.connect()
+    waiting.sendall(full_post())
+    until(lambda: server.service.waiting == 1)
+    late = server.connect()
+    late.sendall(POST + head)
+    answer = received(late)
+    assert answer.split()[1] == status and b"connection: close" in answer
 
 
 def test_at_a_signal_the_batch_and_the_queue_are_answered_and_the_server_ends(running, monkeypatch):
