@@ -23,6 +23,7 @@ from llmrec.serve.service import Service
 OPEN = ("/health", "/ready", "/")  # routes without a key; so is everything below OPEN_FOLDER
 OPEN_FOLDER = "/page/"
 ADMIN = "/v1/catalog:"
+PROBES = ("/health", "/ready")  # for load balancers, some of which ask by HTTP/1.0 and name no host
 GONE = 499  # in the metrics, as nginx says of a client that did not wait
 
 
@@ -34,7 +35,7 @@ class Access:
         api_key: Key of all routes but the open ones; None lets everybody ask.
         admin_token: Key of the routes that change the catalogue; None turns them off.
         hosts: Names that a Host header may have; None for any. Without a key this keeps pages of other sites, whose
-            names can be made to point to this machine, from asking.
+            names can be made to point to this machine, from asking. A service with them listens on loopback alone.
     """
 
     api_key: str | None = None
@@ -49,7 +50,8 @@ class Access:
         """
         host = headers.get(b"host", b"").decode("latin-1").rpartition("]")
         name = host[0].lstrip("[") or host[2].partition(":")[0]
-        if self.hosts is not None and name.lower() not in self.hosts:
+        is_probe = path in PROBES and b"host" not in headers  # browsers always send it
+        if self.hosts is not None and name.lower() not in self.hosts and not is_probe:
             raise Refusal(403, f"The Host header is {name[:80]!r}; ask for one of {', '.join(sorted(self.hosts))}.")
         if path.startswith(ADMIN):
             if self.admin_token is None:
@@ -95,7 +97,9 @@ class Gate:
         try:
             headers = dict(scope["headers"])
             self.access.check(scope["path"], headers)
-            if scope["method"] in ("GET", "HEAD"):
+            if scope["method"] == "HEAD":  # the server leaves the body out
+                scope = {**scope, "method": "GET"}
+            if scope["method"] == "GET":
                 await self.app(scope, receive, counting_send)
             else:
                 self._check_room(scope["path"], headers)

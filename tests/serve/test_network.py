@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import socket
 import threading
@@ -10,6 +11,7 @@ import time
 
 import pytest
 
+from llmrec.serve.gate import Access
 from llmrec.serve.service import Recommending
 from tests.serve.conftest import HISTORY
 
@@ -136,10 +138,30 @@ def test_a_head_is_bounded_whether_or_not_it_ends(running, size, status, has_end
     assert answer[9:12] == (status if has_end or status == b"400" else b"")
 
 
-def test_a_request_without_a_host_is_refused(running):
-    connection = running().connect()
-    connection.sendall(b"GET /health HTTP/1.1\r\n\r\n")
-    assert received(connection).startswith(b"HTTP/1.1 400")
+@pytest.mark.parametrize(
+    ("path", "status"), [("/health", 200), ("/ready", 200), ("/", 200), ("/v1/recommend", 405), ("/nothing", 404)]
+)
+def test_head_answers_as_get_without_a_body(running, path, status):
+    server = running()
+    connection, answers = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5), []
+    for method in ("HEAD", "GET", "HEAD"):  # on one connection, which a body would disturb
+        connection.request(method, path)
+        answer = connection.getresponse()
+        answers.append((answer.status, [pair for pair in answer.getheaders() if pair[0] != "date"], answer.read()))
+    assert answers[0] == answers[2] == (status, answers[1][1], b"") and answers[1][0] == status and answers[1][2]
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [(b"GET /health HTTP/1.0\r\n\r\n", b"200"), (b"HEAD /ready HTTP/1.0\r\n\r\n", b"200"),
+     (b"GET /health HTTP/1.1\r\n\r\n", b"400"), (b"GET /version HTTP/1.0\r\n\r\n", b"403"),
+     (b"GET /health HTTP/1.0\r\nHost: evil.example\r\n\r\n", b"403"),
+     (b"GET /health HTTP/1.0\r\nHost:\r\n\r\n", b"403")],
+)  # fmt: skip
+def test_a_health_check_of_http_1_0_needs_no_host(running, request_, status):
+    connection = running(access=Access(hosts=frozenset({"localhost"}))).connect()
+    connection.sendall(request_)
+    assert received(connection).split()[1] == status
 
 
 def test_a_connection_is_kept_after_a_refusal(running):
