@@ -6,7 +6,8 @@ import peft
 import pytest
 import torch
 
-from llmrec.training.joined_lora import join_lora
+from llmrec.model.linear_layers import use_onednn
+from llmrec.training.joined_lora import _First, join_lora
 from llmrec.training.weights import lora_config
 from tests.conftest import tiny_llm
 from tests.support.extended import sft_config
@@ -66,3 +67,34 @@ def test_a_lora_that_is_off_or_merged_acts_as_in_peft():
     merged = joined.merge_and_unload()
     assert not any(type(module).__name__ in ("_First", "_Later") for module in merged.modules())
     assert torch.allclose(merged(input_ids=ids).logits, on, atol=1e-4)
+
+
+def test_without_gradients_the_products_are_those_of_peft():
+    plain, joined = adapted("qwen3")
+    ids = torch.arange(12).view(1, 12)
+    with torch.no_grad():
+        assert torch.equal(joined(input_ids=ids).logits, plain(input_ids=ids).logits)
+
+
+def test_no_copy_of_the_frozen_weights_is_kept_for_the_gradient():
+    _, joined = adapted("qwen3")
+    mlp = joined.base_model.model.model.layers[0].mlp
+    own = {parameter.untyped_storage().data_ptr() for parameter in joined.parameters()}
+    kept = []
+
+    def note(tensor):
+        kept.append((tensor.untyped_storage().data_ptr() in own, tuple(tensor.shape)))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        joined(input_ids=torch.arange(24).view(2, 12), use_cache=False)
+    width, inner = mlp.gate_proj.out_features, mlp.gate_proj.in_features
+    assert (True, (width, inner)) in kept and (False, (2 * width, inner)) not in kept
+
+
+def test_a_model_that_a_cpu_has_decoded_with_is_joined_too():
+    model = tiny_llm(40, "qwen3")
+    use_onednn(model)
+    adapter = peft.get_peft_model(model, lora_config(sft_config("", "", "", lora_rank=4, lora_alpha=12)))
+    join_lora(adapter)
+    assert sum(isinstance(module, _First) for module in adapter.modules()) == 4  # two groups of two layers
