@@ -107,6 +107,10 @@ class ItemIds(Texts):
     def __contains__(self, item_id: object) -> bool:
         return item_id in self.row_of
 
+    def __reduce__(self) -> tuple[type[ItemIds], tuple[pa.Array]]:
+        """Leave the look-up behind when another process gets the ids: hashes differ between processes."""
+        return ItemIds, (self.array,)
+
     def hash_into(self, digest: hashlib._Hash) -> None:
         """Add the ids to a hash: their lines, or JSON if an id has several lines."""
         if pc.any(pc.match_substring(self.array, "\n")).as_py():
@@ -130,6 +134,10 @@ class RowOf(Mapping[str, int]):
         order_N = np.argsort(hashes_N, kind="stable")
         self._hashes_N = hashes_N[order_N]
         self._rows_N = order_N.astype(np.int32 if len(order_N) < 2**31 else np.int64)
+
+    def __reduce__(self) -> tuple[type[RowOf], tuple[ItemIds]]:
+        """Make the look-up anew in another process, which has other hashes."""
+        return RowOf, (self.item_ids,)
 
     def rows(self, item_ids: Sequence[str] | pa.Array) -> np.ndarray:
         """Find the item rows of ids.

@@ -209,7 +209,7 @@ def per_user(outcomes: Outcomes, places: np.ndarray, examples: Examples, catalog
         Table with system, column, user_id, example (position in the split), target (item_id), start, size, group; the
         last three as in `llmrec.evaluation.metrics.Position`.
     """
-    targets = [catalog.item_ids[row] for row in examples.targets]
+    targets = catalog.item_ids.of(examples.targets)
     parts = []
     for (system, column), outcome in outcomes.items():
         data = {

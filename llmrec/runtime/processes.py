@@ -133,7 +133,7 @@ def joined(part: Tensor) -> Tensor:
 
     device = join().device
     lengths = gather(torch.tensor([len(part)], device=device)).tolist()
-    every = gather(pad_across_processes(part.to(device))).split(max(lengths))
+    every = gather(pad_across_processes(part.to(device))).unflatten(0, (len(lengths), max(lengths)))
     return torch.cat([rows[:length] for rows, length in zip(every, lengths, strict=True)]).to(part.device)
 
 

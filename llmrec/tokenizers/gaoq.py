@@ -85,9 +85,7 @@ class GAOQ(ItemTokenizer):
     def fit(self, catalog: Catalog, views: ItemViews) -> Self:
         vectors, device = JointVectors(catalog, views, self.view_weights), resolve_device(self.device)
         sizes = self.planned_sizes(catalog.num_items)
-        points_ND = vectors.to_fit(2, everyone=True).to(
-            device
-        )  # a node with fewer items than children has fewer children
+        points_ND = vectors.to_fit(2, everyone=True).to(device)  # nodes may have fewer items than children
         tree, codes_NL = grow_anchored_tree(points_ND, sizes, self.iterations, torch.Generator().manual_seed(self.seed))
         unknown_BD = points_ND.new_zeros(int((~vectors.known).sum()), points_ND.shape[1])
         self.coder = VectorCoder(vectors.dims, tree, device, self.view_weights)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +48,16 @@ def test_rows_are_those_of_a_dict(one_hash, texts, asked):
         assert [item_id in ids for item_id in asked] == [item_id in expected for item_id in asked]
         titles = [item_id * 2 for item_id in texts]
         assert TextOf(ids, Texts(titles)).of(asked) == [titles[row] if row >= 0 else None for row in rows]
+
+
+@pytest.mark.parametrize("of", [lambda ids: ids.row_of, lambda ids: TextOf(ids, Texts(["A", "B", "C"])).row_of])
+def test_another_process_with_other_hashes_finds_the_same_rows(of, monkeypatch):
+    monkeypatch.setattr(module, "hash", lambda text: -ord(text), raising=False)
+    ids = ItemIds(["c", "a", "b"])
+    sent = pickle.dumps((ids, of(ids)))
+    monkeypatch.setattr(module, "hash", ord, raising=False)
+    for row_of in (pickle.loads(sent)[0].row_of, pickle.loads(sent)[1]):
+        assert row_of.rows(["a", "b", "c", "d"]).tolist() == [1, 2, 0, -1] and row_of["b"] == 2
 
 
 @pytest.mark.parametrize("one_hash", [False, True])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from llmrec.runtime import processes
 from llmrec.tokenizers import FSQ, RQVAE, RVQ, CoST, HierarchicalKMeans, RQKMeans
 from llmrec.tokenizers.shared import kmeans as shared
 from llmrec.tokenizers.shared.kmeans import kmeans, lloyd
@@ -37,6 +38,8 @@ def found() -> dict[str, dict[str, object]]:
         "few distinct points": kmeans(points(5, 3).repeat(3, 1), 8, 5, seeded(0)),
     }
     results = {name: {"books": [book]} for name, book in everywhere.items()}
+    shares = [points(count, 3)[processes.share(count)] for count in (5, 1, 0)]  # a process without a row, then both
+    results["joined"] = {"books": [processes.joined(part) for part in shares]}
     results["rows"] = rows_looked_at(lambda: kmeans(x, 8, 25, seeded(1)))
     vectors = torch.cat([points(400, 10), clusters(203, 10, 30)])
     vectors[::50] = 0  # items that no view knows
@@ -80,6 +83,13 @@ def test_trained_tokenizers_have_the_losses_and_codes_of_one_process(one, severa
         for book, expected in zip(result[name]["books"], one[name]["books"], strict=True):
             torch.testing.assert_close(book, expected, rtol=1e-3, atol=1e-3)
         assert (result[name]["codes"] == one[name]["codes"]).mean() > 0.99
+
+
+def test_rows_are_joined_where_a_process_has_none(several):
+    for result in several:
+        assert all(
+            torch.equal(*pair) for pair in zip(result["joined"]["books"], map(points, (5, 1, 0), [3] * 3), strict=True)
+        )
 
 
 @pytest.mark.parametrize("name", ["rq_kmeans", "hierarchical", "few", "from a sample", "empty", "few distinct points"])

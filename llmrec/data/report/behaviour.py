@@ -113,7 +113,8 @@ def repeat_facts(log: pl.DataFrame) -> JsonObject:
     for first in range(0, len(lengths), USERS_AT_A_TIME):
         rows = slice(ends[first] - lengths[first], ends[min(first + USERS_AT_A_TIME, len(lengths)) - 1])
         pairs = np.sort(user[rows].astype(np.uint64) << 32 | item[rows])
-        again += np.bincount(pairs[1:][pairs[1:] == pairs[:-1]] >> 32, minlength=len(again))
+        owners = pairs[1:][pairs[1:] == pairs[:-1]] >> 32
+        again += np.bincount(owners.astype(np.int64), minlength=len(again))  # numpy 2.0 counts no uint64
     return {"rows": int(again.sum()), "share": float(again.sum() / log.height), "users": float((again > 0).mean())}
 
 
