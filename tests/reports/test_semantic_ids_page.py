@@ -20,8 +20,8 @@ from tests.reports.test_evaluation_page import Balanced
 def tokenized():
     """Catalogue with odd titles, SIDs and report."""
     rng = np.random.default_rng(0)
-    catalog = build_catalog(40, rng.integers(0, 37, (30, 6)).tolist())
-    catalog.titles[:2] = ["<script>alert(1)</script> & more", ""]
+    titles = ["<script>alert(1)</script> & more", "", *(f"title {row}" for row in range(2, 40))]
+    catalog = build_catalog(40, rng.integers(0, 37, (30, 6)).tolist(), title=titles)
     codes = rng.integers(0, 4, (40, 3))
     table = SidTable(catalog.item_ids, codes)
     vectors = torch.from_numpy(rng.normal(size=(40, 8))).float()

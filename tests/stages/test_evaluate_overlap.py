@@ -119,7 +119,7 @@ def test_a_part_with_other_rows_gives_the_places_of_the_whole(toy, tuned, tmp_pa
     """The same items in another order: every place is that of the evaluation on the own catalogue."""
     own = Catalog.load(toy[0])
     order = np.random.default_rng(0).permutation(12)
-    part = write_catalog(tmp_path / "part", own.items.take(order), own._split.slice(0, own._split.num_rows // 2))
+    part = write_catalog(tmp_path / "part", own.items.take(order), own._split.head(own._split.count_rows() // 2))
     for name, catalog in (("own", own), ("part", part)):
         evaluated(capsys, tuned, catalog, tmp_path / f"eval-{name}", "--baselines", "popularity")
     places = []
@@ -152,7 +152,7 @@ def test_strangers_are_refused(refusal, tmp_path):
 def test_a_catalogue_whose_targets_may_all_be_learned_is_refused(refusal, toy, tmp_path):
     """The log of `toy` without each user's last item: every target is one that chose the weights."""
     own = Catalog.load(toy[0])
-    split = own._split.to_pylist()
+    split = own._split.to_table().to_pylist()
     before = {"train": "train", "valid": "test"}
     rows = [{**row, "split": before[row["split"]]} for row in split if row["split"] in before]
     earlier = write_catalog(tmp_path / "earlier", own.items, pa.Table.from_pylist(rows))

@@ -129,7 +129,7 @@ def test_prompts_are_titles_and_histories_of_the_training_data(loaded):
 
 def test_validation_and_test_interactions_are_not_read(loaded):
     catalog = loaded[0]
-    split = catalog._split.to_pandas()
+    split = catalog._split.to_table().to_pandas()
     is_held_out = split["split"] != "train"
     split.loc[is_held_out, "target"] = split.loc[is_held_out, "target"].to_numpy()[::-1].copy()
     other = Catalog(catalog.items, pa.Table.from_pandas(split, preserve_index=False))
