@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 
-def windows(length: int, max_history: int) -> Iterator[tuple[int, int, int]]:
-    """Yield windows of at most `max_history` + 1 items in which each item is a target once.
+def windows(lengths: np.ndarray, max_history: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Windows of at most `max_history` + 1 items, in which each item of each sequence is a target once.
 
     Args:
-        length: Number of items in the sequence.
-        max_history: Largest number of items before a target.
-
-    Yields:
-        (start, end, first_target): the window is [start, end), its targets are [first_target, end). After the first
-        window, every target has at least half of `max_history` before it.
-    """
-    size, stride = max_history + 1, max_history // 2 + 1
-    end = min(size, length)
-    yield 0, end, 0
-    while end < length:
-        first_target, end = end, min(end + stride, length)
-        yield max(0, end - size), end, first_target
-
-
-def all_windows(lengths: np.ndarray, max_history: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Windows of many sequences, one after another.
-
-    Args:
-        lengths: (S,) number of items of each sequence.
+        lengths: (S,) number of items of each sequence; one without items has an empty window.
         max_history: Largest number of items before a target.
 
     Returns:
-        (W,) int64 sequence, start, end and first target of each window, as `windows` yields the last three.
+        (W,) int64 sequence, start, end and first_target of each window, sequence after sequence: it is [start, end),
+        its targets are [first_target, end). After the first window of a sequence, every target has at least half of
+        `max_history` before it.
+
+    >>> for column in windows(np.array([5, 12]), 4):
+    ...     print(column.tolist())
+    [0, 1, 1, 1, 1]
+    [0, 0, 3, 6, 7]
+    [5, 5, 8, 11, 12]
+    [0, 0, 5, 8, 11]
     """
     size, stride = max_history + 1, max_history // 2 + 1
     counts = 1 + -(-np.maximum(lengths - size, 0) // stride)

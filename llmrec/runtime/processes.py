@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -118,6 +119,22 @@ def total(part: Tensor) -> Tensor:
     from accelerate.utils import reduce
 
     return reduce(part.to(join().device), "sum").to(part.device)
+
+
+def add_up(tensors: Sequence[Tensor], factor: float = 1) -> None:
+    """Put in the place of tensors the sums of all processes' ones, in one message.
+
+    Args:
+        tensors: Of one type and device; in every process of the same shapes.
+        factor: Multiplier of those of this process.
+    """
+    if count() == 1:
+        return
+    import torch
+
+    sums = total(torch.cat([tensor.flatten() for tensor in tensors]) * factor)
+    for tensor, part in zip(tensors, sums.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
 
 
 def joined(part: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from llmrec.runtime import processes
 from llmrec.tokenizers import FSQ, RQVAE, RVQ, CoST, HierarchicalKMeans, RQKMeans
 from llmrec.tokenizers.shared import kmeans as shared
 from llmrec.tokenizers.shared.kmeans import kmeans, lloyd
+from llmrec.tokenizers.shared.training_loop import Objective, train
 from tests.support.clustered import books_of, catalog_of, clusters, points, views_of
 from tests.support.several import in_processes
 
@@ -40,6 +41,7 @@ def found() -> dict[str, dict[str, object]]:
     results = {name: {"books": [book]} for name, book in everywhere.items()}
     shares = [points(count, 3)[processes.share(count)] for count in (5, 1, 0)]  # a process without a row, then both
     results["joined"] = {"books": [processes.joined(part) for part in shares]}
+    results["apart"] = {"books": [weight_of_one_that_differs()]}
     results["rows"] = rows_looked_at(lambda: kmeans(x, 8, 25, seeded(1)))
     vectors = torch.cat([points(400, 10), clusters(203, 10, 30)])
     vectors[::50] = 0  # items that no view knows
@@ -52,6 +54,24 @@ def found() -> dict[str, dict[str, object]]:
             "log": [entry["loss"] for log in tokenizer.training_log for entry in log],
         }
     return results
+
+
+def weight_of_one_that_differs() -> torch.Tensor:
+    """Weight of an objective that is trained towards 1 in the first process and 2 in the second."""
+    objective = Rank()
+    train(objective, 40, torch.device("cpu"), RVQ(**TRAINED, codebook_size=4))
+    return objective.weight.detach()
+
+
+class Rank(Objective):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def loss(self, rows_B):
+        return (self.weight - 1 - processes.rank()).square().sum()
+
+    validation_loss = loss
 
 
 def rows_looked_at(run) -> int:
@@ -83,6 +103,12 @@ def test_trained_tokenizers_have_the_losses_and_codes_of_one_process(one, severa
         for book, expected in zip(result[name]["books"], one[name]["books"], strict=True):
             torch.testing.assert_close(book, expected, rtol=1e-3, atol=1e-3)
         assert (result[name]["codes"] == one[name]["codes"]).mean() > 0.99
+
+
+def test_all_processes_end_with_the_weights_of_the_first(one, several):
+    weight = one["apart"]["books"][0]
+    assert 0 < weight < 1.1
+    assert all(torch.equal(result["apart"]["books"][0], weight) for result in several)
 
 
 def test_rows_are_joined_where_a_process_has_none(several):

@@ -82,14 +82,11 @@ def training_windows(sequences: Sequence[np.ndarray], max_history: int) -> Windo
         sequences: Item rows of each user, oldest first. A sequence of one item yields no window.
         max_history: A window has at most one item more.
     """
-    pieces = [
-        (sequence[start:end], max(1, first_target - start))
-        for sequence in sequences
-        for start, end, first_target in windows(len(sequence), max_history)
-        if end - start > 1
-    ]
-    items, lengths = pad_right([window for window, _ in pieces])
-    return Windows(items, lengths, np.array([context for _, context in pieces]))
+    user, start, end, first_target = windows(np.fromiter(map(len, sequences), np.int64, len(sequences)), max_history)
+    kept = np.flatnonzero(end - start > 1)
+    cuts = zip(user[kept].tolist(), start[kept].tolist(), end[kept].tolist(), strict=True)
+    items, lengths = pad_right([sequences[place][begin:stop] for place, begin, stop in cuts])
+    return Windows(items, lengths, np.maximum(1, first_target - start)[kept])
 
 
 def next_items(pieces: Windows) -> Examples:

@@ -111,19 +111,9 @@ def _epoch(
             loss = summed_loss(network, batch, loss_function)
             (loss / count).backward()
             total += loss.detach() / (1 if len(part) < len(chosen) else processes.count())
-        _add_gradients(network)
+        processes.add_up([parameter.grad for parameter in network.parameters() if parameter.grad is not None])
         optimizer.step()
     return processes.total(total).item()
-
-
-def _add_gradients(network: Network) -> None:
-    """Add up the gradients of all processes, in one piece."""
-    if processes.count() == 1:
-        return
-    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-    sums = processes.total(torch.cat([gradient.flatten() for gradient in gradients]))
-    for gradient, part in zip(gradients, sums.split([each.numel() for each in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
 
 
 def passes(lengths: np.ndarray, chosen: np.ndarray, device: torch.device) -> list[np.ndarray]:

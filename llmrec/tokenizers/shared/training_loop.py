@@ -192,6 +192,8 @@ def train(
                 break
         # After the reading: codes that restart here have until the next one to settle.
         objective.after_step(step, rows_B, optimizer, max(step / most, plateau.stale / options.patience))
+    if processes.count() > 1:  # on GPUs their weights may differ by rounding, and each encodes a part of the items
+        late = [{name: processes.from_first(tensor) for name, tensor in weights.items()} for weights in late]
     objective.load_state_dict(late[-1])
     objective.eval()
     held_out = len(held_out_rows) if len(training_rows) < num_items else 0
@@ -215,19 +217,11 @@ def _update(objective: Objective, rows_B: Tensor, optimizer: torch.optim.Optimiz
     if objective.divides and 1 < processes.count() <= len(rows_B):
         part_b = rows_B[processes.share(len(rows_B))]
         objective.loss(part_b).backward()
-        _average(objective, len(part_b) / len(rows_B))
+        gradients = [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]
+        processes.add_up([*gradients, *objective.running_means()], len(part_b) / len(rows_B))
     else:
         objective.loss(rows_B).backward()
     optimizer.step()
-
-
-def _average(objective: Objective, share: float) -> None:
-    """Average gradients and running means over the processes, each by its share of the batch, in one piece."""
-    gradients = [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]
-    tensors = [*gradients, *objective.running_means()]
-    mean = processes.total(torch.cat([tensor.flatten() for tensor in tensors]) * share)
-    for tensor, part in zip(tensors, mean.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
 
 
 class _Reader:

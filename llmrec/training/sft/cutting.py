@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from llmrec.data.windows import all_windows
+from llmrec.data.windows import windows
 from llmrec.decoding.trie.leaf_items import ragged
 
 HISTORY_COLUMNS = ("rows", "num_context", "user", "start")
-SEQUENCES_AT_ONCE = 2**20  # which are cut together
+SEQUENCES_AT_ONCE = 2**14  # which are cut together; the rows of their examples must be fewer than 2^31
 
 
 def cut(
@@ -32,12 +32,13 @@ def cut(
     parts = []
     for first in range(0, max(1, len(offsets) - 1), SEQUENCES_AT_ONCE):
         bounds = offsets[first : first + SEQUENCES_AT_ONCE + 1]
-        user, start, end, target = all_windows(np.diff(bounds), max_history)
+        user, start, end, target = windows(np.diff(bounds), max_history)
         if targets == "last_item":
             each, place = ragged(target, end - target)
             user, start, end, target = user[each], start[each], place + 1, place
         places = ragged(bounds[user] + start, end - start)[1]
-        lists = pa.ListArray.from_arrays(np.append(0, np.cumsum(end - start)).astype(np.int32), rows[places])
+        ends = pa.array(np.append(0, np.cumsum(end - start)), pa.int32())  # refuses what int32 does not hold
+        lists = pa.ListArray.from_arrays(ends, rows[places])
         columns = (lists, target - start, user + first, start)
         parts.append(pa.table(dict(zip(HISTORY_COLUMNS, columns, strict=True))))
     return Dataset(pa.concat_tables(parts))

@@ -9,7 +9,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec.data.windows import windows
+from llmrec.data.windows import windows as all_windows
 from llmrec.model.backbone import causal_lm
 from llmrec.model.history.sids import SidHistoryEncoder
 from llmrec.model.prompts import Prompt
@@ -24,6 +24,24 @@ from tests.support.extended import sft_config, write_toy_catalog
 property_test = settings(derandomize=True, max_examples=25, deadline=None)
 lengths = st.integers(1, 60)
 caps = st.integers(1, 12)
+
+
+def windows(length, max_history):
+    """Windows of one sequence, one by one: the slow way."""
+    size, stride = max_history + 1, max_history // 2 + 1
+    end = min(size, length)
+    yield 0, end, 0
+    while end < length:
+        first_target, end = end, min(end + stride, length)
+        yield max(0, end - size), end, first_target
+
+
+@property_test
+@given(st.lists(st.integers(0, 60), max_size=5), caps)
+def test_windows_of_all_sequences_are_those_of_each(sizes, max_history):
+    expected = [(place, *window) for place, size in enumerate(sizes) for window in windows(size, max_history)]
+    found = all_windows(np.array(sizes, dtype=np.int64), max_history)
+    assert list(zip(*(column.tolist() for column in found), strict=True)) == expected
 
 
 @property_test
