@@ -22,7 +22,7 @@ from polars.exceptions import PolarsError
 from llmrec.configs.options import suggestion
 
 WORDS = ("AND", "OR", "NOT", "IN", "IS", "NULL", "LIKE", "ILIKE", "BETWEEN", "TRUE", "FALSE", "AS", "DOUBLE", "VARCHAR")
-FUNCTIONS = ("array_contains", "array_length", "cast", "try_cast")
+FUNCTIONS = ("array_contains", "array_length", "cast", "lower", "replace", "try_cast")
 TOKEN = re.compile(
     r"""(?P<text>'(?:[^']|'')*')
     | "(?P<quoted>(?:[^"]|"")+)"

@@ -54,6 +54,8 @@ def rows(*conditions: str) -> list[int]:
         ("\"list price\" = '9.50'", [1]),
         ("title ILIKE '%red%'", [0, 1]),
         ("title LIKE '%, p%'", [3]),
+        ("replace(lower(title), lower('RED P'), '') != lower(title)", [1]),  # of every character only itself
+        ("NOT replace(title, 'e', '') != title", [4]),
         ("category = 'Books'", [0, 2]),
         ("category = 'books'", []),
         ("category <> 'Books'", [1, 4]),
@@ -76,6 +78,14 @@ def test_a_condition(condition, met):
 def test_all_conditions_hold_and_none_is_no_condition():
     assert rows("category = 'Books'", "year > 1995") == [2]
     assert rows() == [0, 1, 2, 3, 4]
+
+
+def test_a_part_of_text_may_have_the_signs_of_like():
+    table = pa.table({"t": ["50% off", "50 cents off", "a_b", "axb", "A_B$1.", None]})
+    met = {"50%": [0], "%": [0], "_": [2, 4], "a_b": [2, 4], "$1": [4], ".": [4], "\\": []}
+    for part, expected in met.items():
+        condition = f"replace(lower(t), lower('{part}'), '') != lower(t)"
+        assert np.flatnonzero(matches(table, [condition])).tolist() == expected, part
 
 
 def test_quotes_within_names_and_text():
@@ -129,6 +139,7 @@ def test_conditions_equal_a_loop_over_the_rows(items, symbol, number, words):
     expected = {
         f"n {symbol} {number!r}": [n is not None and compare(n, number) for n in numbers],
         f"t ILIKE '%{texts_of[0][1:-1]}%'": [t is not None and words[0].lower() in t.lower() for t in texts],
+        f"replace(t, {texts_of[0]}, '') != t": [t is not None and words[0] in t for t in texts],
         f"t IN ({', '.join(texts_of)})": [t in words for t in texts],
         f"t != {texts_of[0]}": [t is not None and t != words[0] for t in texts],
         any_of: [not set(words).isdisjoint(found or []) for found in lists],

@@ -86,6 +86,7 @@ def run(serving, generation) -> Iterator:
         columns = {
             "item_id": [f"item-{row}" for row in range(12)], "title": list(titles),
             "year": [1990 + 2 * row for row in range(12)], "kind": ["<i>fruit</i>"] * 7 + ["it's a \"drink\""] * 5,
+            "note": [f"{50 + row}{'%_' if row % 2 else ' x'} " + "w" * 200 for row in range(12)],
         }  # fmt: skip
         empty = {name: pa.array([], pa.string()) for name in ("user_id", "split", "history", "target")}
         catalog = Catalog(pa.table(columns), pa.table(empty))
@@ -215,6 +216,19 @@ def test_a_filter_that_leaves_nothing_and_one_that_is_wrong(page, run):
     page.get_by_role("button", name="Remove condition 1").click()
     page.wait_for_selector(".result")
     assert page.get_by_role("alert").inner_text() == ""
+
+
+def test_a_text_contains_signs_that_sql_reads_otherwise(page, run):
+    page.goto(run().address)
+    find(page, "plum")
+    page.get_by_role("button", name="Add a condition").click()
+    page.get_by_label("Condition 1: column").select_option("note")
+    page.get_by_label("Condition 1: comparison").select_option("contains")
+    for part, rows in {"5%_ W": [5], "_": [1, 3, 5, 7, 9]}.items():  # 11 was liked already
+        page.get_by_label("Condition 1: value").fill(part)
+        shown = page.locator(".result > .row .title")
+        playwright.expect(shown).to_have_count(len(rows))
+        assert {*shown.all_inner_texts()} == {TITLES[row] for row in rows}, part
 
 
 def test_a_service_that_is_gone_and_one_that_wants_a_key(page, run):

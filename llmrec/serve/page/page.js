@@ -6,7 +6,7 @@ const byId = (id) => document.getElementById(id);
 const SCORES = { sid: "Semantic IDs", items: "Item rows", mixture: "Mixture", ground: "Titles" };
 const OPERATORS = {
   number: { "at least": ">=", "at most": "<=", is: "=" },
-  text: { is: "=", contains: "ILIKE" },
+  text: { is: "=", contains: "replace" },
   list: { includes: "array_contains", "does not include": "NOT array_contains" },
   boolean: { "is true": "", "is false": "NOT" },
   sql: { "SQL": "" },
@@ -243,7 +243,8 @@ function sqlOf(row) {
   if (!value) return null;
   if (row.dataset.kind === "number") return Number.isFinite(Number(value)) ? `${name} ${sign} ${Number(value)}` : null;
   if (row.dataset.kind === "list") return `${sign}(${name}, ${text})`;
-  return sign === "ILIKE" ? `${name} ILIKE '%${value.replaceAll("'", "''")}%'` : `${name} = ${text}`;
+  // in ILIKE, % and _ of a value would stand for other characters
+  return sign === "replace" ? `replace(lower(${name}), lower(${text}), '') != lower(${name})` : `${name} = ${text}`;
 }
 
 let numberOfConditions = 0;
