@@ -1,9 +1,12 @@
-"""Device and precision that a stage computes with, and copies between host and device."""
+"""Device and precision that a stage computes with, the memory it has, and copies between host and device."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +15,8 @@ from torch import Tensor
 from llmrec.runtime import processes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Limit of a container, in the two versions of cgroups; the first holds "max" where there is none.
+LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def resolve_device(name: str) -> torch.device:
@@ -50,6 +55,44 @@ def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision not in DTYPES:
         raise ValueError(f"Unknown precision '{precision}'; choose auto, {' or '.join(DTYPES)}.")
     return DTYPES[precision]
+
+
+def memory_of(device: torch.device) -> int:
+    """Memory of a GPU, or of the host; of its container where that has a limit. What is unknown counts as enough."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else []
+    for limit in LIMITS:
+        with suppress(OSError, ValueError):
+            found.append(int(limit.read_text()))
+    return min(found, default=sys.maxsize)
+
+
+def refuse_beyond(needed: int, device: torch.device, what: str, remedy: str) -> None:
+    """Refuse what needs more memory than a device has.
+
+    Args:
+        needed: Bytes.
+        device: Where they are needed.
+        what: What needs them, as the beginning of a sentence with its verb.
+        remedy: Next step of the user, as a sentence.
+
+    Raises:
+        ValueError: If the device has less.
+    """
+    present = memory_of(device)
+    if needed > present:
+        where = "this GPU" if device.type == "cuda" else "this machine"
+        raise ValueError(f"{what} {gigabytes(needed)} of memory, and {where} has {gigabytes(present)}. {remedy}")
+
+
+def gigabytes(count: int) -> str:
+    """Number of bytes as text.
+
+    >>> gigabytes(30_720_000_000)
+    '30.7 GB (30,720,000,000 bytes)'
+    """
+    return f"{count / 1e9:,.1f} GB ({count:,} bytes)"
 
 
 @contextmanager

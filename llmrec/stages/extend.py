@@ -11,7 +11,10 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from transformers import AddedToken, AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.configs import ExtendConfig
 from llmrec.data.catalog import Catalog
@@ -24,13 +27,16 @@ from llmrec.model.new_rows import InitialVectors, TitleTokens, add_rows, feature
 from llmrec.model.origin import BASE_IS_RANDOM, is_untrained
 from llmrec.model.prompts import Prompt
 from llmrec.runtime import processes
-from llmrec.runtime.console import tell
+from llmrec.runtime.console import say, tell
+from llmrec.runtime.device import gigabytes, memory_of, refuse_beyond, resolve_device
 from llmrec.runtime.manifest import JsonObject, read_manifest, verify
+from llmrec.runtime.quiet import loading
 from llmrec.runtime.stage_directory import run_stage
 from llmrec.sid.aliases import refuse_aliases
 from llmrec.sid.answer_head import AnswerHead
 from llmrec.sid.catalogs.catalog_record import CatalogRecord
 from llmrec.sid.item_layout import BEGIN, END, ONEREC_TEMPLATE, ItemLayout
+from llmrec.sid.table import FILE as TABLE
 from llmrec.sid.table import SidTable
 from llmrec.sid.tokens.llm_tokenizer import MICRO as MICRO
 from llmrec.sid.tokens.template import check_new, end_of_sequence
@@ -49,6 +55,8 @@ def main(config: ExtendConfig) -> JsonObject:
         ValueError: If the SID table, the catalogue or the model are not usable.
     """
     processes.refuse_several("extend")
+    if config.item_rows:
+        check_memory(config)
     verify(config.sid, "tokenize")
     table = SidTable.load(config.sid)
     if (Path(config.model) / FILE).is_file():
@@ -104,6 +112,32 @@ def show(result: JsonObject) -> None:
         return
     items = f", {result['item_tokens']} item tokens" if "item_tokens" in result else ""
     tell(f"extend: {result['sid_tokens']} SID tokens{items}, {result['parameters']:,} parameters -> {result['out']}")
+
+
+def check_memory(config: ExtendConfig) -> None:
+    """Refuse item rows that would not fit, before the table is read; and say what it takes to train them.
+
+    Raises:
+        ValueError: If they need more memory than the machine has, or the config of the model cannot be read.
+    """
+    try:
+        num_items = pq.read_metadata(Path(config.sid) / TABLE).num_rows
+    except (OSError, pa.ArrowException):
+        return  # `verify` says what is wrong with it
+    hidden, width, matrices = config.micro_hidden, 4, 1
+    if config.model != MICRO:
+        with loading(config.model, "AutoConfig"):
+            llm = AutoConfig.from_pretrained(config.model, trust_remote_code=False).get_text_config()
+            hidden, width = llm.hidden_size, (llm.dtype or torch.float32).itemsize
+            matrices = 1 if llm.tie_word_embeddings else 2
+    values = num_items * hidden * matrices
+    what = f"rows of {hidden} values for {num_items:,} items{' in two matrices' if matrices > 1 else ''} take"
+    remedy = "Leave item_rows out; the tokens of semantic IDs do not grow with the catalogue."
+    refuse_beyond(values * width, torch.device("cpu"), what, remedy)
+    trained, device = 12 * values, resolve_device("auto")  # in float32, with the two moments of AdamW
+    if trained > memory_of(device):
+        present = gigabytes(memory_of(device))
+        say(f"extend: {what} {gigabytes(trained)} in training with AdamW, and here are {present}. {remedy}")
 
 
 def check_written(config: ExtendConfig, table: SidTable) -> None:

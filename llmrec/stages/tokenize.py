@@ -13,8 +13,11 @@ import dataclasses
 import itertools
 import json
 import time
+from math import prod
 from pathlib import Path
 from typing import cast
+
+import torch
 
 from llmrec import diagnostics
 from llmrec.configs import TokenizeConfig
@@ -23,7 +26,7 @@ from llmrec.data.catalog import Catalog
 from llmrec.reports import semantic_ids as page
 from llmrec.runtime import processes
 from llmrec.runtime.console import tell
-from llmrec.runtime.device import resolve_device
+from llmrec.runtime.device import refuse_beyond, resolve_device
 from llmrec.runtime.manifest import JsonObject, verify, write_json
 from llmrec.runtime.stage_directory import run_stage
 from llmrec.sid.aliases import first_alias, join_aliases
@@ -32,7 +35,8 @@ from llmrec.tokenizers import Encoded, ItemTokenizer, collisions
 from llmrec.tokenizers.append import REPORT, PublishedSids, append
 from llmrec.tokenizers.config import make_tokenizer, method_options, sized_for, with_defaults
 from llmrec.tokenizers.shared.collapse import collapsed
-from llmrec.views import ItemViews, view_files
+from llmrec.tokenizers.shared.vectors import MOST_FITTED
+from llmrec.views import ItemViews, vector_shapes, view_files
 
 PAGE = "report.html"
 
@@ -73,6 +77,8 @@ def main(config: TokenizeConfig) -> JsonObject:
     policy = config.collision or default_policy(tokenizer, published)
     config = dataclasses.replace(config, collision=policy)
     check(config, tokenizer)
+    if not published:
+        check_memory(config, tokenizer)
     catalog = Catalog.load(config.catalog)
     if not published:
         config = with_defaults(sized_for(config, catalog.num_items))
@@ -256,3 +262,22 @@ def check(config: TokenizeConfig, tokenizer: ItemTokenizer) -> None:
     if problems:
         raise ValueError("; ".join(problems) + ".")
     resolve_device(config.device)
+
+
+def check_memory(config: TokenizeConfig, tokenizer: ItemTokenizer) -> None:
+    """Refuse vectors of all items that would not fit, before the files of the views are verified, which takes long.
+
+    Raises:
+        ValueError: If the tokenizer holds more of them than the machine, or its GPU, has memory for.
+    """
+    if config.views is None or not tokenizer.holds_all_items:
+        return
+    shapes, device = vector_shapes(config.views, config.view_names), resolve_device(config.device)
+    num_items, size = max((rows for rows, _ in shapes), default=0), 4 * sum(map(prod, shapes))  # of a copy in float32
+    what = f"method '{tokenizer.method}' holds the vectors of all {num_items:,} items while it is fitted, which take"
+    remedy = (
+        f"Methods that do not place every item, such as rq_kmeans with balance none, learn from {MOST_FITTED:,} of "
+        "them; or give fewer views."
+    )
+    refuse_beyond(2 * size, device, what, remedy)  # with what the codes leave of them
+    refuse_beyond(size, torch.device("cpu"), what, remedy)  # on their way to a GPU

@@ -100,6 +100,7 @@ class ItemTokenizer(Config, ABC):
     method: ClassVar[str]
     needs_views: ClassVar[bool] = True
     tells_apart: ClassVar[bool] = False  # the method itself gives no two items the same codes
+    reads_all_items: ClassVar[bool] = False  # `fit` holds the vectors of all items, however many they are
     shares_codes: ClassVar[bool] = True  # a code means the same in all aliases
     renamed: ClassVar[dict[str, str]] = {}  # option of an earlier version -> its name now, or "removed: why"
 
@@ -152,6 +153,11 @@ class ItemTokenizer(Config, ABC):
     def num_aliases(self) -> int:
         """Number of semantic IDs that `fit` gives each item."""
         return 1
+
+    @property
+    def holds_all_items(self) -> bool:
+        """True if `fit` holds the vectors of all items with these options, and not a sample of many."""
+        return self.reads_all_items
 
     @property
     def level_sizes(self) -> list[int]:

@@ -51,6 +51,7 @@ class GAOQ(ItemTokenizer):
     """Balanced clusters of clusters, coded by anchors."""
 
     method: ClassVar[str] = "gaoq"
+    reads_all_items: ClassVar[bool] = True
 
     view_weights: list[float] | None = options.view_weights()
     iterations: int = options.kmeans_iterations(25)
@@ -85,7 +86,8 @@ class GAOQ(ItemTokenizer):
     def fit(self, catalog: Catalog, views: ItemViews) -> Self:
         vectors, device = JointVectors(catalog, views, self.view_weights), resolve_device(self.device)
         sizes = self.planned_sizes(catalog.num_items)
-        points_ND = vectors.to_fit(2, everyone=True).to(device)  # nodes may have fewer items than children
+        # Nodes may have fewer items than children.
+        points_ND = vectors.to_fit(2, everyone=self.holds_all_items).to(device)
         tree, codes_NL = grow_anchored_tree(points_ND, sizes, self.iterations, torch.Generator().manual_seed(self.seed))
         unknown_BD = points_ND.new_zeros(int((~vectors.known).sum()), points_ND.shape[1])
         self.coder = VectorCoder(vectors.dims, tree, device, self.view_weights)

@@ -60,12 +60,17 @@ class HierarchicalKMeans(ItemTokenizer):
             return []
         return [f"branching is {branching}; give a number above 1 for each of the {self.num_levels} levels"]
 
+    @property
+    def holds_all_items(self) -> bool:
+        return self.balanced
+
     def planned_sizes(self, num_items: int) -> list[int]:
         return self.branching or [least_base(num_items, self.num_levels)] * self.num_levels
 
     def fit(self, catalog: Catalog, views: ItemViews) -> Self:
         vectors, device = JointVectors(catalog, views, self.view_weights), resolve_device(self.device)
-        points_ND = vectors.to_fit(2, everyone=self.balanced).to(device)  # nodes may have fewer items than children
+        # Nodes may have fewer items than children.
+        points_ND = vectors.to_fit(2, everyone=self.holds_all_items).to(device)
         sizes, generator = self.planned_sizes(catalog.num_items), torch.Generator().manual_seed(self.seed)
         tree, codes_NL = grow_tree(points_ND, sizes, self.iterations, self.balanced, generator)
         coder = VectorCoder(vectors.dims, tree, device, self.view_weights)

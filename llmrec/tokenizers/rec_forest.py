@@ -44,6 +44,7 @@ class RecForest(ItemTokenizer):
     """Trees of balanced clusters, one alias each."""
 
     method: ClassVar[str] = "rec_forest"
+    reads_all_items: ClassVar[bool] = True
     shares_codes: ClassVar[bool] = False
 
     view_weights: list[float] | None = options.view_weights()
@@ -63,7 +64,7 @@ class RecForest(ItemTokenizer):
 
     def fit(self, catalog: Catalog, views: ItemViews) -> Self:
         vectors, device = JointVectors(catalog, views, self.view_weights), resolve_device(self.device)
-        points_ND = vectors.to_fit(2, everyone=True).to(device)
+        points_ND = vectors.to_fit(2, everyone=self.holds_all_items).to(device)
         sizes, generator = self.planned_sizes(catalog.num_items), torch.Generator().manual_seed(self.seed)
         coders = []
         for _ in range(self.num_trees):

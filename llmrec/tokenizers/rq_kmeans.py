@@ -60,12 +60,16 @@ class RQKMeans(ItemTokenizer):
         "none",
     )
 
+    @property
+    def holds_all_items(self) -> bool:
+        return self.balance != "none"
+
     def planned_sizes(self, num_items: int) -> list[int]:
         return [self.codebook_size] * self.num_levels
 
     def fit(self, catalog: Catalog, views: ItemViews) -> Self:
         vectors = JointVectors(catalog, views, self.view_weights)
-        is_balanced, device = self.balance != "none", resolve_device(self.device)
+        is_balanced, device = self.holds_all_items, resolve_device(self.device)
         points_ND = vectors.to_fit(self.codebook_size, everyone=is_balanced, is_share=not is_balanced).to(device)
         sizes = (self.num_levels, self.codebook_size, self.iterations)
         codebooks, codes_NL = residual_kmeans(points_ND, *sizes, self.seed, self.balance, is_share=not is_balanced)

@@ -9,6 +9,7 @@ Shapes: N items, D dimension of the view.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -136,6 +137,25 @@ def view_files(directory: str | Path, names: Sequence[str] | None = None) -> dic
             "others with `llmrec embed --views`."
         )
     return {name: found[name] for name in names or found}
+
+
+def vector_shapes(directory: str | Path, names: Sequence[str] | None = None) -> list[tuple[int, int]]:
+    """Read the sizes of the views from the heads of their files, before anything is verified.
+
+    Args:
+        directory: Directory of view files.
+        names: Views that are meant; all when left out.
+
+    Returns:
+        (N, D) of each; a file that cannot be read has none, and `view_files` or `read_view` says what is wrong with it.
+    """
+    shapes = []
+    for path in Path(directory).glob("*" + SUFFIX):
+        if names is None or path.stem in names:
+            with contextlib.suppress(SafetensorError, OSError, ValueError), safe_open(path, framework="numpy") as file:
+                num_items, dim = file.get_slice("vectors").get_shape()
+                shapes.append((num_items, dim))
+    return shapes
 
 
 def describe(view: str, catalog: Catalog, **settings: object) -> dict[str, str]:

@@ -19,8 +19,9 @@ from llmrec.decoding.logits_processor import SidLogitsProcessor
 from llmrec.decoding.trie.trie import SidTrie
 from llmrec.model.checkpoint import SidConfig
 from llmrec.recommender import Recommender
+from llmrec.runtime import device
 from llmrec.sid.table import SidTable
-from llmrec.stages import dpo
+from llmrec.stages import dpo, extend
 from tests.conftest import CODES
 from tests.stages.test_evaluate_overlap import check_places
 from tests.support.extended import extended, fine_tune, losses, same_weights, write_llm, write_sid
@@ -261,3 +262,22 @@ def test_law_5_preference_stages_start_from_the_checkpoint_and_keep_its_item_row
     assert torch.equal(embedding_of(out), embedding_of(tuned_items))
     sids = recommended(out)
     assert generated(out) == sids and len(sids) == 11
+
+
+@pytest.mark.parametrize(("is_tied", "needed"), [(True, 12 * 32 * 4), (False, 12 * 32 * 4 * 2)])
+def test_rows_that_do_not_fit_are_refused_before_the_table_is_read(
+    capsys, tmp_path, sid_table, monkeypatch, is_tied, needed
+):
+    llm = write_llm(tmp_path / "llm", tied=is_tied)
+    sid = write_sid(tmp_path / "sid", sid_table)
+    command = ["extend", "--sid", str(sid), "--model", str(llm), "--item-rows", "--out", str(tmp_path / "base")]
+    monkeypatch.setattr(device, "memory_of", lambda _: needed - 1)
+    monkeypatch.setattr(SidTable, "load", None)
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "for 12 items" in said and f"({needed:,} bytes) of memory" in said and "Leave item_rows out" in said
+    monkeypatch.undo()
+    for module in (device, extend):
+        monkeypatch.setattr(module, "memory_of", lambda _: needed)
+    assert main(command) == 0
+    assert f"({3 * needed:,} bytes) in training with AdamW" in capsys.readouterr().err

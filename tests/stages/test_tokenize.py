@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from llmrec.cli import main
 from llmrec.configs import TokenizeConfig
+from llmrec.runtime import device
 from llmrec.runtime.manifest import read_manifest
 from llmrec.sid.table import SidTable
 from llmrec.stages import tokenize
@@ -307,3 +309,41 @@ def test_the_defaults_suit_a_small_catalogue_and_say_so(method, capsys, tmp_path
 def test_methods_without_a_codebook_size_stay_as_they_are(method):
     config = TokenizeConfig(out="o", catalog="c", method=method)
     assert sized_for(config, 12) == config
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("rq_kmeans", ["--balance", "capacity"]),
+        ("hierarchical_kmeans", []),
+        ("gaoq", []),
+        ("letter", []),
+        ("rec_forest", []),
+    ],
+)
+def test_vectors_that_do_not_fit_are_refused_before_they_are_read(capsys, tmp_path, monkeypatch, method, more):
+    """10^7 x 384: a file of 15 GB, of which the head alone is written. That there is no catalogue is said later."""
+    (tmp_path / "views").mkdir()
+    path, sizes = tmp_path / "views" / "text.safetensors", (10**7 * 384 * 4, 10**7)
+    head = json.dumps({
+        "vectors": {"dtype": "F32", "shape": [10**7, 384], "data_offsets": [0, sizes[0]]},
+        "missing": {"dtype": "BOOL", "shape": [10**7], "data_offsets": [sizes[0], sum(sizes)]},
+    }).encode()  # fmt: skip
+    path.write_bytes(len(head).to_bytes(8, "little") + head)
+    os.truncate(path, path.stat().st_size + sum(sizes))
+    command = ["tokenize", "--catalog", "absent", "--views", str(tmp_path / "views"), "--out", str(tmp_path / "out"),
+               "--device", "cpu", "--method", method]  # fmt: skip
+    monkeypatch.setattr(device, "memory_of", lambda _: 16 * 10**9)
+    assert main([*command, *more]) == 2
+    said = capsys.readouterr().err
+    assert f"'{method}' holds the vectors of all 10,000,000 items" in said and "has 16.0 GB" in said
+    assert "30.7 GB (30,720,000,000 bytes)" in said
+    monkeypatch.setattr(device, "memory_of", lambda _: 64 * 10**9)
+    assert main([*command, *more]) == 2 and "'absent' is not a directory" in capsys.readouterr().err
+
+
+def test_a_sample_of_the_vectors_is_not_refused(capsys, tmp_path, prepared, views, monkeypatch):
+    monkeypatch.setattr(device, "memory_of", lambda _: 1)
+    assert main([str(word) for word in flags(prepared, views, tmp_path / "sid")]) == 0
+    assert main([str(word) for word in flags(prepared, views, tmp_path / "even", "--balance", "onerec")]) == 2
+    assert "holds the vectors of all 12 items" in capsys.readouterr().err
