@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from llmrec.decoding.tree_attention import TreeCache, check_attention
 from llmrec.decoding.trie.leaf_mask import MIN_WIDTH, LeafMask
 from llmrec.model.backbone import causal_lm, check_context, compile_layers, run_backbone
-from llmrec.model.linear_layers import join_projections, use_onednn
+from llmrec.model.linear_layers import join_projections, onednn_products, use_onednn
 from llmrec.runtime.cuda_graphs import CudaGraphs
 
 LEAST_STEP, ROWS_STEP = 8, 16
@@ -122,7 +122,7 @@ class TreeForward:
 
     def _run(self, cache: TreeCache, tokens: Tensor, positions: Tensor, visible: Tensor | None = None) -> Tensor:
         positions = positions.contiguous()  # the compiler makes code of its own for an expanded one
-        with cache.block(self.model, tokens.shape[1], visible):
+        with cache.block(self.model, tokens.shape[1], visible), onednn_products():
             output = run_backbone(self.model, input_ids=tokens, position_ids=positions, use_cache=False)
         return output.last_hidden_state
 

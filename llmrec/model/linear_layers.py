@@ -21,6 +21,9 @@ Source: the fused QKV and gate-up projections of inference engines such as vLLM,
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from typing import TypeVar, cast
 
 import torch
@@ -110,8 +113,8 @@ def _turned_into(kind: type[Kind], member: nn.Linear) -> Kind:
 def use_onednn(model: nn.Module) -> None:
     """Let the linear layers of a model compute by oneDNN in float32 on a CPU, where it stands beside MKL.
 
-    It changes the class of modules in place; parameters and state dict keep their names. With gradients, on a GPU, and
-    in other types, the layers do what `nn.Linear` does.
+    It changes the class of modules in place; parameters and state dict keep their names. Outside of
+    `onednn_products`, with gradients, on a GPU, and in other types, the layers do what `nn.Linear` does.
     """
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         return
@@ -120,13 +123,31 @@ def use_onednn(model: nn.Module) -> None:
             module.__class__ = OneDnnLinear
 
 
+class _Thread(threading.local):
+    uses_onednn = False
+
+
+_thread = _Thread()
+
+
+@contextlib.contextmanager
+def onednn_products() -> Iterator[None]:
+    """Use oneDNN's products in this thread: training rounds as if its model had never been decoded with."""
+    before, _thread.uses_onednn = _thread.uses_onednn, True
+    try:
+        yield
+    finally:
+        _thread.uses_onednn = before
+
+
 class OneDnnLinear(nn.Linear):
-    """Linear layer whose products in float32 on a CPU are oneDNN's, unless a gradient is asked for."""
+    """Linear layer whose products in float32 on a CPU are oneDNN's where they are asked for, and no gradient is."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Multiply by the weight and add the bias; (…, in) -> (…, out)."""
         is_plain = input.is_cpu and input.dtype == self.weight.dtype == torch.float32
-        if not is_plain or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        is_asked = torch.compiler.is_compiling() or _thread.uses_onednn  # a decoder alone compiles layers on a CPU
+        if not is_plain or not is_asked or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return super().forward(input)
         return torch.ops.llmrec.onednn_linear(input, self.weight, self.bias)
 
