@@ -147,9 +147,9 @@ def codes_and_texts(config: TeachConfig, catalog: Catalog) -> dict[str, torch.Te
     hidden = int(str(config.options["hidden"]))
     texts = torch.zeros(len(views), catalog.num_items, hidden)
     for text_ND, view in zip(texts, views.values(), strict=True):
-        vectors, known = torch.from_numpy(view.vectors), torch.from_numpy(~view.missing)
-        mean_D, into_DE, _ = whitening(vectors[known], hidden)
-        text_ND[known, : into_DE.shape[1]] = (vectors[known] - mean_D) @ into_DE
+        known_nD = torch.from_numpy(view.vectors[~view.missing])
+        mean_D, into_DE, _ = whitening(known_nD, hidden)
+        text_ND[torch.from_numpy(~view.missing), : into_DE.shape[1]] = (known_nD - mean_D) @ into_DE
     sizes = torch.tensor(table.level_sizes)
     return {"codes": torch.from_numpy(codes), "level_sizes": sizes, "texts": texts}
 

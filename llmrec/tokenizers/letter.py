@@ -262,8 +262,7 @@ class Letter(ItemTokenizer):
                 f"latent_dim is {self.latent_dim} but the view '{self.collaborative_view}' has dimension {dim}, and "
                 f"letter compares the two; leave latent_dim out, or build the view with {self.latent_dim}."
             )
-        known_N = torch.from_numpy(known)
-        return CollaborativeTargets(torch.from_numpy(view.vectors)[known_N], ~torch.from_numpy(view.missing)[known_N])
+        return CollaborativeTargets(torch.from_numpy(view.vectors[known]), torch.from_numpy(~view.missing[known]))
 
     def objective(
         self, points_ND: Tensor, targets: CollaborativeTargets, generator: torch.Generator

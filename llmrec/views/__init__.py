@@ -82,8 +82,7 @@ class View:
     def _blocks(self) -> Iterator[np.ndarray]:
         for first in range(0, len(self.vectors), BLOCK):
             yield self.vectors[first : first + BLOCK]
-            if not self.vectors.flags.writeable:  # changes of others are lost
-                let_go(self.vectors, slice(first, first + BLOCK))
+            let_go(self.vectors, slice(first, first + BLOCK))
 
 
 class ItemViews(dict[str, View]):
@@ -220,14 +219,14 @@ def _tensor(file: safe_open, name: str, path: Path) -> np.ndarray:
 
 
 def _mapped(path: Path, name: str) -> np.ndarray:
-    """Map a float32 tensor of a safetensors file copy-on-write.
+    """Map a float32 tensor of a safetensors file, for reading alone.
 
     Source: https://huggingface.co/docs/safetensors; the format is the length of a JSON header, the header, the data.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         of = json.loads(file.read(length))[name]
-    return np.memmap(path, "<f4", "c", 8 + length + of["data_offsets"][0], tuple(of["shape"]))
+    return np.memmap(path, "<f4", "r", 8 + length + of["data_offsets"][0], tuple(of["shape"]))
 
 
 def _check(view: View, catalog: Catalog, path: Path) -> None:

@@ -8,17 +8,17 @@ import numpy as np
 
 
 def let_go(array: np.ndarray, rows: slice) -> None:
-    """Hand back the memory of some rows of a mapped file; other arrays keep theirs.
+    """Hand back the memory of some rows of a file that is mapped for reading; other arrays keep theirs.
 
-    The rows stay in the cache of the system and are read from there, or from the file, when they are used again.
-    Changes of a copy-on-write array are lost.
+    The rows stay in the cache of the system and are read from there, or from the file, when they are used again. An
+    array that may be written to is left alone: its changes would be lost.
 
     Args:
         array: Whole array as it was mapped, or any other.
         rows: Rows that were read.
     """
     mapped = getattr(array, "_mmap", None)
-    if mapped is None or not array.flags.c_contiguous or not len(array):
+    if mapped is None or array.flags.writeable or not array.flags.c_contiguous or not len(array):
         return
     begin, end, _ = rows.indices(len(array))
     start, size = array.offset % mmap.ALLOCATIONGRANULARITY, array.nbytes // len(array)  # type: ignore[attr-defined]

@@ -99,7 +99,9 @@ def test_finished_runs_are_kept_and_a_changed_view_is_another_run(capsys, tmp_pa
     run_json(capsys, *flags(prepared, views, tmp_path / "sid"))
     assert (tmp_path / "sid" / "manifest.json").stat().st_mtime_ns == written
     changed = ItemViews.load(views, prepared)
-    changed["one"].vectors[0] += 1
+    vectors = np.array(changed["one"].vectors)
+    vectors[0] += 1
+    changed["one"] = View(vectors, changed["one"].missing, changed["one"].provenance)
     changed.save(views)
     assert main([str(part) for part in flags(prepared, views, tmp_path / "sid")]) == 2
     assert "has changed" in capsys.readouterr().err
