@@ -19,7 +19,7 @@ REASONS = {
     422: ("invalid", "A value is not what is allowed, or an item is unknown and must not be."),
     429: ("busy", "The queue is full; try again after Retry-After seconds."),
     500: ("internal", "An error that llmrec did not foresee; the log of the service has it."),
-    503: ("unavailable", "The service is shutting down."),
+    503: ("unavailable", "The service is shutting down, or has too many connections."),
     504: ("deadline", "The answer took too long."),
 }
 JSON = "application/json"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sys
+from http import HTTPStatus
 from types import FrameType
 from typing import Any
 
@@ -14,6 +16,7 @@ from llmrec.serve.refusals import Refusal
 from llmrec.serve.service import Service
 
 MAX_HEAD = 16_384  # bytes of names and values
+KEPT_FILES = 128  # that connections leave to libraries, and to a change of the catalogue
 
 
 class TimedProtocol(HttpToolsProtocol):
@@ -21,20 +24,25 @@ class TimedProtocol(HttpToolsProtocol):
 
     Args:
         receive_s: Seconds for the head of a request, and for a body that is still sent after the answer.
+        max_connections: Number of connections beyond which another one is told so and ended.
         options: As uvicorn gives them.
     """
 
-    def __init__(self, *, receive_s: float, **options: Any):
+    def __init__(self, *, receive_s: float, max_connections: int, **options: Any):
         super().__init__(**options)
-        self.receive_s = receive_s
+        self.receive_s, self.max_connections = receive_s, max_connections
         self._clock: asyncio.TimerHandle | None = None
         self._head_bytes = 0  # of a head that is not whole yet
         self._is_in_body = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the clock."""
+        """Start the clock, or end a connection that is one too many."""
         super().connection_made(transport)
-        self._set_clock()
+        if len(self.connections) > self.max_connections:
+            message = f"The service has {self.max_connections} connections already; try again later."
+            self._end(Refusal(503, message, retry_after_s=1))
+        else:
+            self._set_clock()
 
     def data_received(self, data: bytes) -> None:
         """Stop the clock once the head of a request is there, and refuse a head that does not end."""
@@ -72,17 +80,22 @@ class TimedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP in the words of all refusals, and end the connection."""
-        answer = Refusal(400, "This is no HTTP/1.1 that can be read, or its head is too large.").answer()
-        headers = {**answer.headers, "Content-Length": str(len(answer.body)), "Connection": "close"}
-        lines = ["HTTP/1.1 400 Bad Request", *(f"{name.lower()}: {value}" for name, value in headers.items())]
-        self.transport.write("\r\n".join([*lines, "", ""]).encode("latin-1") + answer.body)
-        self.transport.close()
+        self._end(Refusal(400, "This is no HTTP/1.1 that can be read, or its head is too large."))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
         super().connection_lost(exc)
         if self._clock is not None:
             self._clock.cancel()
+
+    def _end(self, refusal: Refusal) -> None:
+        """Send a refusal, and end the connection."""
+        answer = refusal.answer()
+        headers = {**answer.headers, "Content-Length": str(len(answer.body)), "Connection": "close"}
+        status = HTTPStatus(answer.status)
+        lines = [f"HTTP/1.1 {status} {status.phrase}", *(f"{name.lower()}: {value}" for name, value in headers.items())]
+        self.transport.write("\r\n".join([*lines, "", ""]).encode("latin-1") + answer.body)
+        self.transport.close()
 
     @property
     def _waits(self) -> bool:
@@ -124,11 +137,29 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def server_of(app: object, service: Service, receive_s: float, deadline_s: float) -> Server:
-    """Make the server of an application."""
+def most_connections() -> int:
+    """Number of connections that the limit of open files leaves room for."""
+    if sys.platform == "win32":
+        return sys.maxsize
+    import resource
+
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if files == resource.RLIM_INFINITY else max(files - KEPT_FILES, files // 2)
+
+
+def server_of(app: object, service: Service, max_connections: int) -> Server:
+    """Make the server of an application.
+
+    Args:
+        app: The application.
+        service: What it asks, with the bounds of time.
+        max_connections: Number of connections that may be open.
+    """
+    limits = service.limits
+    protocol = functools.partial(TimedProtocol, receive_s=limits.receive_s, max_connections=max_connections)
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
-        http=functools.partial(TimedProtocol, receive_s=receive_s),  # type: ignore[arg-type]
+        http=protocol,  # type: ignore[arg-type]
         loop="auto",
         ws="none",
         lifespan="off",
@@ -136,6 +167,6 @@ def server_of(app: object, service: Service, receive_s: float, deadline_s: float
         log_level="warning",
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=int(deadline_s) + 1,
+        timeout_graceful_shutdown=int(limits.deadline_s) + 1,
     )
     return Server(config, service)

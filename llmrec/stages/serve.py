@@ -40,7 +40,7 @@ def main(config: ServeConfig) -> JsonObject:
         from llmrec.serve.app import create_app
         from llmrec.serve.gate import Access
         from llmrec.serve.generation import Generation
-        from llmrec.serve.server import server_of
+        from llmrec.serve.server import most_connections, server_of
         from llmrec.serve.service import Service
         from llmrec.serve.warm_up import batch_sizes, warm_up
 
@@ -58,7 +58,7 @@ def main(config: ServeConfig) -> JsonObject:
         key = os.environ.get(API_KEY) or None
         access = Access(key, os.environ.get(ADMIN_TOKEN) or None, None if key else own_names(config, host))
         app = create_app(service, config, access, config.admin_dir)
-        server = server_of(app, service, config.receive_s, config.deadline_s)
+        server = server_of(app, service, most_connections())
         server.run(sockets=[listener])
         service.close()
     return {"requests": server.server_state.total_requests}

@@ -104,12 +104,19 @@ def held() -> Iterator[Callable[[Service], Held]]:
 class Running:
     """A service with uvicorn in a thread."""
 
-    def __init__(self, generation, access: Access | None = None, admin_dir: str | None = None, **limits):
+    def __init__(
+        self,
+        generation,
+        access: Access | None = None,
+        admin_dir: str | None = None,
+        max_connections: int = 1000,
+        **limits,
+    ):
         config = ServeConfig(model="m", port=0, **limits)
         self.service, self.listener = Service(generation, config), bind(config)
         self.port = self.listener.getsockname()[1]
         app = create_app(self.service, config, access, admin_dir)
-        self.server = server_of(app, self.service, config.receive_s, config.deadline_s)
+        self.server = server_of(app, self.service, max_connections)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]})
         self.thread.start()
         self.held = Held(self.service)

@@ -6,12 +6,14 @@ import contextlib
 import http.client
 import json
 import socket
+import sys
 import threading
 import time
 
 import pytest
 
 from llmrec.serve.gate import Access
+from llmrec.serve.server import most_connections
 from llmrec.serve.service import Recommending
 from tests.serve.conftest import HISTORY
 
@@ -201,6 +203,28 @@ def test_a_full_queue_ends_connections_whose_body_has_no_bound(running, head, st
     late.sendall(POST + head)
     answer = received(late)
     assert answer.split()[1] == status and b"connection: close" in answer
+
+
+def test_a_connection_too_many_is_told_so_and_the_others_go_on(running):
+    server = running(max_connections=3)
+    kept = [server.connect() for _ in range(3)]
+    until(lambda: len(server.server.server_state.connections) == 3)
+    for _ in range(20):
+        answer = received(server.connect())
+        assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n") and b"retry-after: 1\r\n" in answer
+        assert answer.endswith(b'"The service has 3 connections already; try again later."}}')
+    for connection in kept:
+        connection.sendall(full_post())
+        assert answer_of(connection).startswith(b"HTTP/1.1 200")
+    kept[0].close()
+    until(lambda: len(server.server.server_state.connections) == 2)
+    assert server.health_s() < 2
+
+
+@pytest.mark.parametrize(("files", "most"), [(1024, 896), (65536, 65408), (100, 50), (-1, sys.maxsize)])
+def test_connections_leave_some_of_the_files_that_may_be_open(monkeypatch, files, most):
+    monkeypatch.setattr("resource.getrlimit", lambda what: (files, -1))
+    assert most_connections() == most
 
 
 def test_at_a_signal_the_batch_and_the_queue_are_answered_and_the_server_ends(running, monkeypatch):
