@@ -79,7 +79,7 @@ class Texts(Sequence[str]):
         return pa.chunked_array([part.cast(type or pa.string()) for part in parts])
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self[:], dtype=dtype)
+        return np.array(self[:], dtype=str if dtype is None else dtype)  # no texts, too, are texts
 
     def of(self, rows: np.ndarray | Sequence[int]) -> list[str]:
         """Read the texts of item rows (n,)."""

@@ -87,7 +87,7 @@ class GAOQ(ItemTokenizer):
         vectors, device = JointVectors(catalog, views, self.view_weights), resolve_device(self.device)
         sizes = self.planned_sizes(catalog.num_items)
         # Nodes may have fewer items than children.
-        points_ND = vectors.to_fit(2, everyone=self.holds_all_items).to(device)
+        points_ND = vectors.to_fit(2, all_items=self.holds_all_items).to(device)
         tree, codes_NL = grow_anchored_tree(points_ND, sizes, self.iterations, torch.Generator().manual_seed(self.seed))
         unknown_BD = points_ND.new_zeros(int((~vectors.known).sum()), points_ND.shape[1])
         self.coder = VectorCoder(vectors.dims, tree, device, self.view_weights)

@@ -70,7 +70,7 @@ class HierarchicalKMeans(ItemTokenizer):
     def fit(self, catalog: Catalog, views: ItemViews) -> Self:
         vectors, device = JointVectors(catalog, views, self.view_weights), resolve_device(self.device)
         # Nodes may have fewer items than children.
-        points_ND = vectors.to_fit(2, everyone=self.holds_all_items).to(device)
+        points_ND = vectors.to_fit(2, all_items=self.holds_all_items).to(device)
         sizes, generator = self.planned_sizes(catalog.num_items), torch.Generator().manual_seed(self.seed)
         tree, codes_NL = grow_tree(points_ND, sizes, self.iterations, self.balanced, generator)
         coder = VectorCoder(vectors.dims, tree, device, self.view_weights)

@@ -284,7 +284,7 @@ class Letter(ItemTokenizer):
     def fit(self, catalog: Catalog, views: ItemViews) -> Self:
         vectors = JointVectors(catalog, views, self.view_weights, self.unquantised_view)
         targets, device = self.targets(views, vectors.known), resolve_device(self.device)
-        points_ND = vectors.to_fit(self.codebook_size, everyone=self.holds_all_items).to(device)
+        points_ND = vectors.to_fit(self.codebook_size, all_items=self.holds_all_items).to(device)
         objective = self.objective(points_ND, targets, torch.Generator().manual_seed(self.seed))
         codebooks, result = train_codebooks(objective, self)
         self.coder = VectorCoder(vectors.dims, codebooks, device, self.view_weights, self.unquantised_view)

@@ -64,7 +64,7 @@ class RecForest(ItemTokenizer):
 
     def fit(self, catalog: Catalog, views: ItemViews) -> Self:
         vectors, device = JointVectors(catalog, views, self.view_weights), resolve_device(self.device)
-        points_ND = vectors.to_fit(2, everyone=self.holds_all_items).to(device)
+        points_ND = vectors.to_fit(2, all_items=self.holds_all_items).to(device)
         sizes, generator = self.planned_sizes(catalog.num_items), torch.Generator().manual_seed(self.seed)
         coders = []
         for _ in range(self.num_trees):

@@ -70,7 +70,7 @@ class RQKMeans(ItemTokenizer):
     def fit(self, catalog: Catalog, views: ItemViews) -> Self:
         vectors = JointVectors(catalog, views, self.view_weights)
         is_balanced, device = self.holds_all_items, resolve_device(self.device)
-        points_ND = vectors.to_fit(self.codebook_size, everyone=is_balanced, is_share=not is_balanced).to(device)
+        points_ND = vectors.to_fit(self.codebook_size, all_items=is_balanced, is_share=not is_balanced).to(device)
         sizes = (self.num_levels, self.codebook_size, self.iterations)
         codebooks, codes_NL = residual_kmeans(points_ND, *sizes, self.seed, self.balance, is_share=not is_balanced)
         coder = VectorCoder(vectors.dims, codebooks, device, self.view_weights)

@@ -29,7 +29,7 @@ def test_texts_read_like_a_list(texts):
         ours[1:3] == texts[1:3] and len(ours) == len(texts) and [ours[np.int64(i)] for i in range(len(texts))] == texts
     )
     assert ours != [*texts, "x"] and pa.array(ours, pa.string()).to_pylist() == texts
-    assert np.array(ours, dtype=object).tolist() == texts
+    assert np.array(ours, dtype=object).tolist() == texts and np.array(ours).dtype.kind == "U"
 
 
 @pytest.mark.parametrize("one_hash", [False, True])

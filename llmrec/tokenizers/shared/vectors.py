@@ -76,7 +76,7 @@ class JointVectors:
                 let_go(view.vectors, slice(int(part.min()), int(part.max()) + 1))
         return points_ND
 
-    def to_fit(self, least_distinct: int, everyone: bool = False, is_share: bool = False) -> Tensor:
+    def to_fit(self, least_distinct: int, all_items: bool = False, is_share: bool = False) -> Tensor:
         """Join the vectors of the items that a tokenizer is fitted to: those that some view knows.
 
         Above MOST_FITTED items they are a random sample, the same every time. These are 4,096 items for each of 256
@@ -84,7 +84,7 @@ class JointVectors:
 
         Args:
             least_distinct: Number of distinct vectors that a codebook needs.
-            everyone: Take all items, where each is given its place while the tokenizer is fitted.
+            all_items: Take all items, where each is given its place while the tokenizer is fitted.
             is_share: Join those of this process's share of these items alone.
 
         Returns:
@@ -94,7 +94,7 @@ class JointVectors:
             ValueError: If no view knows any item, or there are fewer distinct vectors.
         """
         rows = np.flatnonzero(self.known)
-        if len(rows) > MOST_FITTED and not everyone:
+        if len(rows) > MOST_FITTED and not all_items:
             say(f"tokenize: codes are learned from {MOST_FITTED:,} of {len(rows):,} items, drawn at random.")
             rows = np.sort(np.random.default_rng(0).choice(rows, MOST_FITTED, replace=False))
         if not len(rows):

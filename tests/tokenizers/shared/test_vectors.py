@@ -47,4 +47,4 @@ def test_many_items_are_sampled_unless_everyone_is_needed(views, monkeypatch, ca
     places = [int((known == point).all(1).nonzero()[0]) for point in sample]
     assert places == sorted(set(places))
     assert f"codes are learned from 20 of {len(known)} items" in capsys.readouterr().err
-    assert joint(views).to_fit(2, everyone=True).equal(known)
+    assert joint(views).to_fit(2, all_items=True).equal(known)
