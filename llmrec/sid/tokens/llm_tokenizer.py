@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llmrec.configs.sft import DEFAULT_INSTRUCTION
 from llmrec.runtime.quiet import loading
+
+if TYPE_CHECKING:  # it takes a second to import
+    from transformers import PreTrainedTokenizerBase
 
 MICRO = "micro"  # in place of a path: the small model whose tokenizer is made of the titles
 SPECIAL_TOKENS = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
@@ -22,6 +25,8 @@ def load_tokenizer(source: str | Path, **options: object) -> PreTrainedTokenizer
     Raises:
         ValueError: If it cannot be loaded.
     """
+    from transformers import AutoTokenizer
+
     with loading(source, "AutoTokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False, **options)
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one up if there are no files
@@ -41,6 +46,8 @@ def word_tokenizer(texts: Iterable[str], max_words: int) -> PreTrainedTokenizerB
     Raises:
         ValueError: If the vocabulary does not hold the instruction.
     """
+    from transformers import PreTrainedTokenizerFast
+
     core = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
     core.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from llmrec.data.catalog import Catalog
 from llmrec.runtime.console import progress
@@ -171,6 +170,8 @@ def _encode(encoder: SentenceTransformer, texts: Sequence[str]) -> list[tuple[Te
 
 def _word_vectors(encoder: SentenceTransformer) -> Tensor:
     """(W, D) float32 vectors of the encoder's whole vocabulary, without context."""
+    from transformers import PreTrainedModel  # it takes a second to import
+
     model = next(module for module in encoder.modules() if isinstance(module, PreTrainedModel))
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, Tensor), "an embedding has one matrix"

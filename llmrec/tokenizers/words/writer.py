@@ -12,14 +12,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from llmrec.configs import ExtendConfig
 from llmrec.data.catalog import Catalog
 from llmrec.sid.tokens.llm_tokenizer import MICRO, load_tokenizer, word_tokenizer
 from llmrec.sid.tokens.ordinary_text import encode_texts
 from llmrec.sid.tokens.template import end_of_sequence
+
+if TYPE_CHECKING:  # it takes a second to import
+    from transformers import PreTrainedTokenizerBase
 
 Sequences = list[tuple[int, ...]]  # tokens of items
 
