@@ -31,6 +31,9 @@ class Texts(Sequence[str]):
     Attributes:
         array: (N,) large_string.
 
+    Raises:
+        ValueError: If one of the texts is no text.
+
     >>> titles = Texts(["Saw", "Jaws", "Up"])
     >>> titles[1], titles[:2], len(titles), titles == ["Saw", "Jaws", "Up"]
     ('Jaws', ['Saw', 'Jaws'], 3, True)
@@ -41,7 +44,12 @@ class Texts(Sequence[str]):
             self.array: pa.LargeStringArray = texts.array
             return
         if not isinstance(texts, pa.Array | pa.ChunkedArray):
-            texts = pa.array(texts if isinstance(texts, np.ndarray) else list(texts), pa.large_string())
+            texts = texts if isinstance(texts, np.ndarray) else list(texts)
+            wrong = next((place for place, text in enumerate(texts) if not isinstance(text, str)), None)
+            if wrong is not None:
+                given = f"{texts[wrong]!r} ({type(texts[wrong]).__name__})"
+                raise ValueError(f"{given} at place {wrong} is no text; write ids and titles as text, such as '5'.")
+            texts = pa.array(texts, pa.large_string())
         texts = texts.cast(pa.large_string())
         self.array = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
 

@@ -32,6 +32,12 @@ def test_texts_read_like_a_list(texts):
     assert np.array(ours, dtype=object).tolist() == texts and np.array(ours).dtype.kind == "U"
 
 
+@pytest.mark.parametrize("wrong", [5, None, float("nan"), b"b", np.int64(5)])
+def test_what_is_no_text_is_refused_by_its_place(wrong):
+    with pytest.raises(ValueError, match=r"at place 1 is no text; write ids and titles as text"):
+        ItemIds(["a", wrong])
+
+
 @pytest.mark.parametrize("one_hash", [False, True])
 @given(IDS, st.lists(st.text(max_size=3), max_size=9))
 def test_rows_are_those_of_a_dict(one_hash, texts, asked):
