@@ -16,7 +16,8 @@ MOST_FOUND, MOST_GIVEN, LONGEST_QUERY = 50, 100, 200
 
 def router(service: Service) -> APIRouter:
     """Make the routes of a service; their functions are run beside the event loop, as they read all titles."""
-    routes = APIRouter(prefix="/v1", tags=["items"], responses=documented(ErrorAnswer, 422))
+    refused = documented(ErrorAnswer, 400, 422)  # 400: the address is too long
+    routes = APIRouter(prefix="/v1", tags=["items"], responses=refused)
 
     @routes.get("/items", response_model=ItemsAnswer)
     def items(
