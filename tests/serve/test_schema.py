@@ -15,6 +15,7 @@ import urllib.request
 import pytest
 
 from llmrec.serve.gate import Access
+from llmrec.serve.messages import MAX_ID
 from llmrec.sid.table import SidTable
 
 KEY, TOKEN = "a-long-enough-api-key", "a-long-enough-admin-token"
@@ -33,7 +34,8 @@ include-name = "GET /v1/items"
 checks.negative_data_rejection.enabled = false
 """
 
-# Made-up text is never an item, and an unknown item has no explanation, so three in four item_ids become known ones.
+# Made-up text is never an item, and an unknown item has no explanation, so three in four item_ids become known ones;
+# those that break the bounds of an item_id stay, as the request has to be refused.
 HOOKS = """
 import zlib
 import schemathesis
@@ -47,7 +49,8 @@ def known(value, is_id=False):
     if isinstance(value, list):
         return [known(each, is_id) for each in value]
     drawn = zlib.crc32(repr(value).encode())
-    return ITEMS[drawn % len(ITEMS)] if is_id and isinstance(value, str) and value != "seen" and drawn % 4 else value
+    is_id = is_id and isinstance(value, str) and 0 < len(value) <= {longest} and value != "seen"
+    return ITEMS[drawn % len(ITEMS)] if is_id and drawn % 4 else value
 
 
 @schemathesis.hook
@@ -62,7 +65,7 @@ def test_no_made_up_request_breaks_the_service(running, tuned, tmp_path, routes,
     if shutil.which(COMMAND) is None:
         pytest.skip("schemathesis is not installed")
     (tmp_path / "schemathesis.toml").write_text(CONFIG)
-    (tmp_path / "hooks.py").write_text(HOOKS.format(items=SidTable.load(tuned).item_ids[:7]))
+    (tmp_path / "hooks.py").write_text(HOOKS.format(items=[*SidTable.load(tuned).item_ids[:7]], longest=MAX_ID))
     server = running(access=Access(KEY, TOKEN), admin_dir=str(tmp_path))
     url = f"http://127.0.0.1:{server.port}/openapi.json"
     command = [COMMAND, "run", url, f"--{routes}-path-regex", "/v1/catalog:", "-H", f"Authorization: Bearer {key}",
