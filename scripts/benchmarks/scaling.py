@@ -47,7 +47,7 @@ BLOCK = 2**17  # vectors made at once
 ROWS = 1600  # prompts times beams of a mask
 STAGES = ("tokenize", "extend", "sft", "evaluate", "recommend")
 KEY_FIGURES = []  # it has no slow way beside it
-RUNS = {"cpu-scaling": None, "cpu-scaling-10m": None, "h200-stream": None}
+RUNS = {"cpu-scaling": None, "cpu-scaling-10m": None, "cpu-scaling-10m-384": None, "h200-stream": None}
 
 
 def main() -> None:

@@ -15,7 +15,14 @@ sys.modules[SPEC.name] = guard
 SPEC.loader.exec_module(guard)
 
 # faiss was stopped; sizes that plain Python is too slow for; stages alone
-WITHOUT_SLOW_WAY = {"h200-kmeans", "cpu-prepare-idle", "cpu-scaling", "cpu-scaling-10m", "h200-stream"}
+WITHOUT_SLOW_WAY = {
+    "h200-kmeans",
+    "cpu-prepare-idle",
+    "cpu-scaling",
+    "cpu-scaling-10m",
+    "cpu-scaling-10m-384",
+    "h200-stream",
+}
 WITHOUT_SCRIPT = {"h200-sizes-smollm2-135m", "h200-sizes-qwen3-0.6b", "h200-decode-profile-qwen3-0.6b"}
 MACHINE = {"case": "machine", "cpu": "a CPU", "gpus": [], "threads": 1, "load": 0.5, "torch": "2"}
 DECLARED = """
