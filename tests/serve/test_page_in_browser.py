@@ -101,6 +101,12 @@ def run(serving, generation) -> Iterator:
         each.stop()
 
 
+def add_condition(page, column: str) -> None:
+    """Add the first condition, on a column."""
+    page.get_by_role("button", name="Add a condition").click()
+    page.get_by_label("Condition 1: column").select_option(column)
+
+
 def find(page, words: str) -> None:
     """Find a title and take the first, by keyboard."""
     page.get_by_role("combobox", name="Find a title").fill(words)
@@ -206,8 +212,7 @@ def test_a_narrow_screen_scrolls_in_one_direction(page, run):
 def test_a_filter_that_leaves_nothing_and_one_that_is_wrong(page, run):
     page.goto(run().address)
     find(page, "plum")
-    page.get_by_role("button", name="Add a condition").click()
-    page.get_by_label("Condition 1: column").select_option("SQL condition")
+    add_condition(page, "SQL condition")
     page.get_by_label("Condition 1: value").fill("year > 3000")
     page.get_by_text("No item is left. Loosen a filter.").wait_for()
     page.get_by_label("Condition 1: value").fill("yeer > 2000")
@@ -221,8 +226,7 @@ def test_a_filter_that_leaves_nothing_and_one_that_is_wrong(page, run):
 def test_a_text_contains_signs_that_sql_reads_otherwise(page, run):
     page.goto(run().address)
     find(page, "plum")
-    page.get_by_role("button", name="Add a condition").click()
-    page.get_by_label("Condition 1: column").select_option("note")
+    add_condition(page, "note")
     page.get_by_label("Condition 1: comparison").select_option("contains")
     for part, rows in {"5%_ W": [5], "_": [1, 3, 5, 7, 9]}.items():  # 11 was liked already
         page.get_by_label("Condition 1: value").fill(part)

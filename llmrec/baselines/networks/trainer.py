@@ -102,15 +102,14 @@ def _epoch(
     for chosen in order:
         count = int(examples.supervised[chosen].sum())
         optimizer.zero_grad()
-        if network.contrasts or len(chosen) < processes.count():
-            part, count = chosen, count * processes.count()
-        else:
-            part = chosen[processes.rank() :: processes.count()]
+        is_shared = not network.contrasts and len(chosen) >= processes.count()
+        part = chosen[processes.rank() :: processes.count()] if is_shared else chosen
+        times = 1 if is_shared else processes.count()  # that a window is counted in the sums of all processes
         divided = [part] if network.contrasts else passes(examples.lengths, part, device)
         for batch in batches(examples, divided, device):
             loss = summed_loss(network, batch, loss_function)
-            (loss / count).backward()
-            total += loss.detach() / (1 if len(part) < len(chosen) else processes.count())
+            (loss / (count * times)).backward()
+            total += loss.detach() / times
         processes.add_up([parameter.grad for parameter in network.parameters() if parameter.grad is not None])
         optimizer.step()
     return processes.total(total).item()
